@@ -1,0 +1,81 @@
+"""The noised label that an assisted teacher sees next to the image (LAD, train_baseline.py:387-450)."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from utils.errors import lookup
+from utils.types import IGNORE_INDEX, Draw
+
+
+def fixed_table(num_classes: int, **kind: object) -> Tensor:
+    """K + 1 codes, evenly spaced over [-1.1, 1]; the last one is the ignore class's.
+
+    The release has (k - 11) / 10 for K = 21, which this reproduces exactly. Its interval rather than its step is kept
+    for other K: the teacher is trained on codes drawn from N(0, 1), and a step of 0.1 would put ADE20K's 150 classes
+    out to 13 standard deviations.
+    """
+    k = torch.arange(num_classes + 1, dtype=torch.float64)
+    return (k * 21 / num_classes - 11).div(10).to(**kind)
+
+
+def _random(table: Tensor, batch: int, draw: Draw, stream: int) -> Tensor:
+    """A code ~ N(0, 1) per image and class: the teacher phase."""
+    return draw.normal((batch, len(table)), stream, table.device, table.dtype)
+
+
+def _fixed(table: Tensor, batch: int, draw: Draw, stream: int) -> Tensor:
+    """The same table for every image: the student phase."""
+    return table.expand(batch, -1)
+
+
+def _shuffled(table: Tensor, batch: int, draw: Draw, stream: int) -> Tensor:
+    """The fixed table in an order of its own for every image (present but commented out in the release)."""
+    return table[_random(table, batch, draw, stream).argsort(1)]
+
+
+CODES: dict[str, Callable[[Tensor, int, Draw, int], Tensor]] = {
+    "random": _random,
+    "fixed": _fixed,
+    "shuffled": _shuffled,
+}
+
+
+def noised_plane(label: Tensor, codes: Tensor, noise: Tensor, pixel_std: float, scale: float) -> Tensor:
+    """``scale * (code of each pixel's class + pixel_std * noise)``.
+
+    label: integer ``[B, H, W]``, classes 0..K-1 or the ignore index, which is class K here.
+    codes: ``[B, K + 1]``. noise: standard normal ``[B, H, W]``. Result: ``[B, 1, H, W]`` in the type of ``codes``.
+    """
+    ignore_class = codes.shape[1] - 1
+    index = label.long().masked_fill(label == IGNORE_INDEX, ignore_class)
+    plane = codes.gather(1, index.flatten(1)).view_as(noise)
+    return torch.add(plane, noise, alpha=pixel_std).mul_(scale).unsqueeze(1)
+
+
+class LabelNoise(nn.Module):
+    """Label map -> one noised plane: a random scalar per image and class, plus Gaussian noise per pixel.
+
+    codes: "random" (one draw of N(0, 1) per image and class), "fixed" (one table) or "shuffled" (that table permuted
+    per image). pixel_std: before scaling. scale: brings the plane to the range of the image's pixel convention.
+
+    Raises:
+        UserError: unknown kind of codes.
+    """
+
+    planes = 1  # input channels it adds to the image's
+
+    def __init__(self, num_classes: int, codes: str, pixel_std: float, scale: float) -> None:
+        super().__init__()
+        self.draw_codes = lookup(CODES, codes, "label codes")
+        self.config = {"codes": codes, "pixel_std": pixel_std, "scale": scale}
+        self.pixel_std, self.scale = pixel_std, scale
+        self.register_buffer("table", fixed_table(num_classes, dtype=torch.float64), persistent=False)
+
+    def forward(self, label: Tensor, draw: Draw, path: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+        """``label [B, H, W] -> plane [B, 1, H, W]``; each ``path`` of one ``draw`` is an independent noise."""
+        table = self.table.to(dtype)
+        codes = self.draw_codes(table, len(label), draw, 2 * path)
+        noise = draw.normal(tuple(label.shape), 2 * path + 1, label.device, dtype)
+        return noised_plane(label, codes, noise, self.pixel_std, self.scale)

@@ -1,0 +1,127 @@
+"""Train an image-only student, with distillation from a frozen teacher or (--kd none) as the baseline.
+
+    python train_student.py --recipe toy --teacher-pretrained runs/teacher-toy-fcn-resnet18/best.pth
+    torchrun --nproc-per-node 2 train_student.py --recipe voc --data VOCdevkit/VOC2012 --pretrained BASELINE \
+        --teacher-pretrained TEACHER
+
+The teacher may be label-assisted (train_teacher.py) or an ordinary network (train_student.py --kd none).
+Settings: default < recipe < flag. The run goes to --save-dir: last.pth, best.pth, config.yaml, metrics.jsonl, events.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from datasets import train_and_val
+from losses import WeightedLosses, build_kd, parse_losses
+from losses.task import TaskLoss
+from models import build_model, sync_batchnorm
+from models.label_noise import LabelNoise
+from models.loading import from_checkpoint, initialise, make_card
+from models.segmentor import Segmentor
+from utils.config import StudentConfig, parse
+from utils.distributed import world
+from utils.engine import AMP_DTYPES, fit, open_run
+from utils.errors import UserError, run
+from utils.evaluate import Predictor
+from utils.pixels import CONVENTIONS
+from utils.types import Draw, Output
+
+
+class StudentStep(nn.Module):
+    """One training step of the student (the paper's distillation stage; LAD train_baseline.py:438-491).
+
+    L = CE(z_S, y) + aux_weight * CE(a_S, y) + sum over losses i of w_i * KD_i(z_S, z_T)
+
+    where z_T = teacher(image, noise(y)) in eval mode without gradient, or teacher(image) when it has no ``noise``.
+    Without a teacher it is the baseline.
+    """
+
+    def __init__(
+        self,
+        model: Segmentor,
+        task: TaskLoss,
+        teacher: Segmentor | None = None,
+        noise: LabelNoise | None = None,
+        kd: WeightedLosses | None = None,
+    ) -> None:
+        super().__init__()
+        self.model, self.task, self.noise, self.kd = model, task, noise, kd
+        self.teacher = teacher and teacher.eval().requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "StudentStep":
+        """The teacher stays in eval mode."""
+        super().train(mode)
+        if self.teacher is not None:
+            self.teacher.eval()
+        return self
+
+    def forward(self, image: Tensor, label: Tensor, draw: Draw | None = None) -> dict[str, Tensor]:
+        """Normalised image ``[B, 3, H, W]``, label ``[B, H, W]`` -> loss, ce, aux, and each unweighted KD term.
+
+        Without a ``draw`` the noise follows torch's global random state.
+        """
+        output = self.model(image)
+        terms = self.task(output, label)
+        loss = terms.pop("task")
+        if self.teacher is not None:
+            distilled, kd_terms = self.kd(output, self.teach(image, label, draw), label)
+            loss = loss + distilled
+            terms |= kd_terms
+        return {"loss": loss, **terms}
+
+    @torch.no_grad()
+    def teach(self, image: Tensor, label: Tensor, draw: Draw | None) -> Output:
+        if self.noise is not None:
+            draw = draw or Draw(int(torch.randint(2**62, ())))
+            image = torch.cat([image, self.noise(label, draw, dtype=image.dtype)], 1)
+        return self.teacher(image)
+
+
+def load_teacher(config: StudentConfig, num_classes: int) -> tuple[Segmentor, LabelNoise | None]:
+    """The frozen teacher, and for an assisted one the label noise of the student phase.
+
+    Raises:
+        UserError: no teacher given, or one of other classes or another pixel convention.
+    """
+    path = config.teacher_pretrained
+    if not path:
+        raise UserError(f"--kd {config.kd} needs --teacher-pretrained FILE (--kd none trains the baseline)")
+    teacher, card = from_checkpoint(path)
+    if card["num_classes"] != num_classes:
+        raise UserError(
+            f"--teacher-pretrained {path} has {card['num_classes']} classes, {config.dataset} {num_classes}"
+        )
+    if card["pixels"] != config.pixels:
+        raise UserError(f"--teacher-pretrained {path} was trained on other pixels: use --pixels {card['pixels']}")
+    if card["label_noise"] is None:
+        return teacher, None
+    scale = card["label_noise"]["scale"] if config.label_scale is None else config.label_scale
+    return teacher, LabelNoise(num_classes, config.label_codes, config.label_std, scale)
+
+
+def main() -> None:
+    config = parse(StudentConfig, "student", __doc__)
+    with world(config.device) as w:
+        torch.manual_seed(config.seed)
+        convention = CONVENTIONS[config.pixels]
+        spec, train_set, val_set = train_and_val(config.dataset, config.data, config.crop_size, convention, config.seed)
+        model = build_model(config.model, config.backbone, len(spec.names))
+        model.set_dropout(config.dropout)
+        task = TaskLoss(model.supervision, config.aux_weight)
+        teacher, noise, kd = None, None, None
+        if parse_losses(config.kd):
+            teacher, noise = load_teacher(config, len(spec.names))
+            widths = model.main.head.out_channels, teacher.main.head.out_channels
+            kd = build_kd(config.kd, *widths, len(spec.names))
+
+        folder, state = open_run(config, w)
+        if state is None:
+            initialise(model, config.pretrained_base, config.pretrained, config.pixels)
+        step = sync_batchnorm(StudentStep(model, task, teacher, noise, kd), w)
+        card = make_card(model, spec.names, spec.palette, config)
+        predict = Predictor(model, convention, amp=AMP_DTYPES[config.amp])
+        fit(step, model, train_set, val_set, predict, config, w, folder, state, card)
+
+
+if __name__ == "__main__":
+    run(main)

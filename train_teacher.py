@@ -1,0 +1,93 @@
+"""Train a label-assisted teacher: a light network that sees the image and a noised copy of the label.
+
+    python train_teacher.py --recipe toy
+    torchrun --nproc-per-node 2 train_teacher.py --recipe voc --data VOCdevkit/VOC2012
+
+Settings: default < recipe < flag. The run goes to --save-dir: last.pth, best.pth, config.yaml, metrics.jsonl, events.
+Its mIoU is that of a network that reads the label: it measures the teacher, not segmentation.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from datasets import train_and_val
+from losses import WeightedLosses, build_kd
+from losses.consistency import Consistency
+from losses.task import TaskLoss
+from models import build_model, sync_batchnorm
+from models.label_noise import LabelNoise
+from models.loading import initialise, make_card
+from models.segmentor import Segmentor
+from utils.config import TeacherConfig, parse
+from utils.distributed import world
+from utils.engine import AMP_DTYPES, fit, open_run
+from utils.errors import run
+from utils.evaluate import Predictor
+from utils.pixels import CONVENTIONS
+from utils.types import Draw
+
+
+class TeacherStep(nn.Module):
+    """One training step of LAD's teacher (the paper's dual-path training; LAD train_baseline.py:387-434).
+
+    L = sum over paths p of [CE(z_p, y) + aux_weight * CE(a_p, y)] + w * [D(z_1, sg z_2) + D(z_2, sg z_1)]
+
+    where z_p, a_p = model(image, noise_p(y)): each path has its own codes and pixel noise. Two forward passes, not one
+    of a doubled batch: BatchNorm statistics are per path. A single path has no D.
+    """
+
+    def __init__(
+        self,
+        model: Segmentor,
+        noise: LabelNoise,
+        task: TaskLoss,
+        distance: WeightedLosses,
+        single_path: bool = False,
+    ) -> None:
+        super().__init__()
+        self.model, self.noise, self.task = model, noise, task
+        self.paths = 1 if single_path else 2
+        self.consistency = Consistency(distance) if self.paths == 2 and distance.weights else None
+
+    def forward(self, image: Tensor, label: Tensor, draw: Draw | None = None) -> dict[str, Tensor]:
+        """Normalised image ``[B, 3, H, W]``, label ``[B, H, W]`` -> loss, task1, task2, consistency (unweighted).
+
+        Without a ``draw`` the noise follows torch's global random state.
+        """
+        draw = draw or Draw(int(torch.randint(2**62, ())))
+        outputs = [
+            self.model(torch.cat([image, self.noise(label, draw, path, image.dtype)], 1)) for path in range(self.paths)
+        ]
+        terms = {f"task{p}": self.task(z, label)["task"] for p, z in enumerate(outputs, 1)}
+        loss = sum(terms.values())
+        if self.consistency is not None:
+            weighted, terms["consistency"] = self.consistency(*outputs, label)
+            loss = loss + weighted
+        return {"loss": loss, **terms}
+
+
+def main() -> None:
+    config = parse(TeacherConfig, "teacher", __doc__)
+    with world(config.device) as w:
+        torch.manual_seed(config.seed)
+        convention = CONVENTIONS[config.pixels]
+        spec, train_set, val_set = train_and_val(config.dataset, config.data, config.crop_size, convention, config.seed)
+        scale = convention.label_scale if config.label_scale is None else config.label_scale
+        noise = LabelNoise(len(spec.names), config.label_codes, config.label_std, scale)
+        model = build_model(config.model, config.backbone, len(spec.names), in_channels=3 + noise.planes)
+        model.set_dropout(config.dropout)
+        width = model.main.head.out_channels
+        distance = build_kd(config.consistency, width, width, len(spec.names), "--consistency")
+        task = TaskLoss(model.supervision, config.aux_weight)
+
+        folder, state = open_run(config, w)
+        if state is None:
+            initialise(model, config.pretrained_base, config.pretrained, config.pixels)
+        step = sync_batchnorm(TeacherStep(model, noise, task, distance, config.single_path), w)
+        card = make_card(model, spec.names, spec.palette, config, noise)
+        predict = Predictor(model, convention, noise, amp=AMP_DTYPES[config.amp])
+        fit(step, model, train_set, val_set, predict, config, w, folder, state, card)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,81 @@
+"""Checkpoints: tensors and plain values only, written atomically, read without running code."""
+
+import os
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from utils.errors import UserError
+
+
+def save(state: Mapping[str, Any], path: Path) -> None:
+    """Write ``state`` so that ``path`` holds either the old file or the whole new one, whatever happens.
+
+    Raises:
+        UserError: the file cannot be written (folder read-only, disk full); the old one is intact.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            torch.save(dict(state), file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {error}") from error
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """The content of a checkpoint, on the CPU.
+
+    Raises:
+        UserError: no such file, a damaged one, or one that holds anything but tensors and plain values.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise UserError(f"checkpoint not found: {path}")
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()  # torch.load does not compare the checksums
+            if damaged:
+                raise UserError(f"{path} is damaged (checksum of {damaged})")
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path} is no plain checkpoint, or a damaged one; nothing in it was run ({reason})") from error
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is damaged or no checkpoint: {str(error).splitlines()[0]}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__}, not a checkpoint's dictionary")
+    return content
+
+
+def load_weights(module: nn.Module, weights: Mapping[str, Tensor], source: str | Path) -> None:
+    """Load a state dict strictly.
+
+    Raises:
+        UserError: keys or shapes differ; the message names the first of them and says how many there are.
+    """
+    own = module.state_dict()
+    missing = sorted(own.keys() - weights.keys())
+    unexpected = sorted(weights.keys() - own.keys())
+    shapes = [
+        f"{key} {list(weights[key].shape)} for {list(own[key].shape)}"
+        for key in own.keys() & weights.keys()
+        if own[key].shape != weights[key].shape
+    ]
+    problems = [
+        f"{len(items)} {what} ({items[0]}{', ...' if len(items) > 1 else ''})"
+        for what, items in (("keys missing", missing), ("unknown keys", unexpected), ("other shapes", sorted(shapes)))
+        if items
+    ]
+    if problems:
+        raise UserError(f"{source} does not fit this network: {'; '.join(problems)}")
+    module.load_state_dict(dict(weights))

@@ -1,0 +1,42 @@
+"""Errors for people: one line that says what was wrong, where, and what to do."""
+
+import difflib
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+
+class UserError(Exception):
+    """Bad input, named with its file, key or flag. Entry scripts print it as one line and exit with status 2."""
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """``"; did you mean 'x'?"`` for the choice closest to ``name``, or an empty string."""
+    close = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def lookup(table: Mapping[str, T], name: str, what: str) -> T:
+    """``table[name]``, or a UserError that names the nearest key and lists all of them."""
+    if name in table:
+        return table[name]
+    raise UserError(f"unknown {what} {name!r}{nearest(name, table)} (choices: {', '.join(table)})")
+
+
+def run(main: Callable[[], None]) -> None:
+    """Call an entry script's ``main``, turning a UserError into one line on stderr and exit status 2."""
+    try:
+        main()
+    except UserError as error:
+        sys.exit(_fail(str(error)))
+    except torch.OutOfMemoryError as error:
+        sys.exit(_fail(f"{str(error).splitlines()[0]} Try a smaller --batch-size or --crop-size, or --amp bf16."))
+
+
+def _fail(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    return 2

@@ -1,0 +1,70 @@
+"""Batches in an order that is a function of the position alone, not of workers, processes or the past."""
+
+import signal
+from collections.abc import Iterator, Sequence
+
+import cv2
+import torch
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from utils.distributed import World
+
+
+def _collate(samples: list[object]) -> object:
+    """A sample that could not be read travels as the exception itself: its message reaches the user unwrapped."""
+    errors = [sample for sample in samples if isinstance(sample, Exception)]
+    return errors[0] if errors else default_collate(samples)
+
+
+def _init_worker(_: int) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the training loop's handlers are not for its workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+
+
+def _batches(dataset: Dataset, batches: Sequence[Sequence[int]], workers: int, device: torch.device) -> Iterator:
+    loader = DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=min(workers, len(batches)),
+        collate_fn=_collate,
+        worker_init_fn=_init_worker,
+        pin_memory=device.type == "cuda",
+    )
+    for batch in loader:
+        if isinstance(batch, Exception):
+            raise batch
+        yield [part.to(device, non_blocking=True) for part in batch]
+
+
+class _TrainBatches(Sequence):
+    """Positions of this process's share of each global batch, from ``start`` to ``stop``."""
+
+    def __init__(self, start: int, stop: int, batch_size: int, rank: int, size: int) -> None:
+        self.start, self.stop, self.batch_size, self.share = start, stop, batch_size, batch_size // size
+        self.offset = rank * self.share
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __getitem__(self, i: int) -> range:
+        if i >= len(self):
+            raise IndexError(i)
+        first = (self.start + i) * self.batch_size + self.offset
+        return range(first, first + self.share)
+
+
+def train_batches(stream: Dataset, start: int, stop: int, batch_size: int, workers: int, world: World) -> Iterator:
+    """``(image, label)`` on the device for iterations ``start .. stop - 1``.
+
+    ``stream[position]`` is sample number ``position`` of an endless training sequence; iteration i of a global batch
+    of B takes positions i*B .. i*B + B - 1, split over the processes in rank order.
+    """
+    return _batches(stream, _TrainBatches(start, stop, batch_size, world.rank, world.size), workers, world.device)
+
+
+def eval_batches(dataset: Dataset, workers: int, world: World) -> Iterator:
+    """``(image, label, index)`` one image at a time: every ``size``-th from ``rank``, each exactly once."""
+    indices = [[i] for i in range(world.rank, len(dataset), world.size)]
+    return _batches(dataset, indices, workers, world.device) if indices else iter(())

@@ -1,0 +1,33 @@
+"""Pixel conventions: how a uint8 RGB image becomes a network input. A checkpoint names the one it was trained with."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class PixelConvention(NamedTuple):
+    channels: tuple[int, int, int]  # order in which the network sees the RGB planes
+    mean: tuple[float, float, float]  # RGB, 0..255
+    std: tuple[float, float, float]  # RGB, 0..255
+    label_scale: float  # factor on the label plane that keeps its strength relative to the image
+
+    @property
+    def pad_color(self) -> tuple[int, int, int]:
+        """RGB grey levels nearest to the mean: padding that is zero (to half a grey level) after normalisation."""
+        return tuple(round(m) for m in self.mean)
+
+    def normalize(self, image: Tensor) -> Tensor:
+        """uint8 RGB ``[B, 3, H, W]`` -> float32 network input of the same shape, on the image's device."""
+        mean = torch.tensor(self.mean, device=image.device).view(3, 1, 1)
+        std = torch.tensor(self.std, device=image.device).view(3, 1, 1)
+        image = (image.float() - mean) / std
+        return image if self.channels == (0, 1, 2) else image[:, list(self.channels)]
+
+
+CONVENTIONS = {
+    # LAD and CIRKD (dataset/*.py): BGR minus the mean, no division; LAD's label plane is multiplied by 100.
+    "bgr_mean": PixelConvention((2, 1, 0), (122.67891434, 116.66876762, 104.00698793), (1.0, 1.0, 1.0), 100.0),
+    # torchvision, timm and MMSegmentation: RGB standardised; 100 / mean(std) keeps the plane's relative strength.
+    "imagenet": PixelConvention((0, 1, 2), (123.675, 116.28, 103.53), (58.395, 57.12, 57.375), 1.74),
+}
