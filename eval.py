@@ -8,6 +8,7 @@ reads the label, is marked. JSON scores are fractions.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from models.loading import Loaded, from_checkpoint
 from utils.config import option, parse_flags
 from utils.distributed import world
 from utils.engine import AMP_DTYPES
-from utils.errors import UserError, run
+from utils.errors import UserError, run_main
 from utils.evaluate import Predictor, evaluate
 from utils.pixels import CONVENTIONS
 
@@ -70,8 +71,8 @@ def protocol(config: EvalConfig, assisted: bool) -> str:
     return ", ".join(parts)
 
 
-def main() -> None:
-    config = EvalConfig(**parse_flags(EvalConfig, __doc__))
+def main(argv: Sequence[str] | None = None) -> None:
+    config = EvalConfig(**parse_flags(EvalConfig, __doc__, argv))
     if not config.pretrained:
         raise UserError("--pretrained FILE is missing: the checkpoint to evaluate")
     with world(config.device) as w:
@@ -117,8 +118,15 @@ def main() -> None:
         print(metrics.table(spec.names))
         report(result)
         if config.json:
-            Path(config.json).parent.mkdir(parents=True, exist_ok=True)
-            Path(config.json).write_text(json.dumps(result, indent=1) + "\n")
+            write_json(result, Path(config.json))
+
+
+def write_json(result: dict[str, Any], path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result, indent=1) + "\n")
+    except OSError as error:
+        raise UserError(f"--json {path} cannot be written: {error.strerror}") from error
 
 
 def report(result: dict[str, Any]) -> None:
@@ -136,4 +144,4 @@ def report(result: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_main(main)

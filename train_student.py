@@ -8,6 +8,8 @@ The teacher may be label-assisted (train_teacher.py) or an ordinary network (tra
 Settings: default < recipe < flag. The run goes to --save-dir: last.pth, best.pth, config.yaml, metrics.jsonl, events.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -21,7 +23,7 @@ from models.segmentor import Segmentor
 from utils.config import StudentConfig, parse
 from utils.distributed import world
 from utils.engine import AMP_DTYPES, fit, open_run
-from utils.errors import UserError, run
+from utils.errors import UserError, run_main
 from utils.evaluate import Predictor
 from utils.pixels import CONVENTIONS
 from utils.types import Draw, Output
@@ -99,8 +101,8 @@ def load_teacher(config: StudentConfig, num_classes: int) -> tuple[Segmentor, La
     return teacher, LabelNoise(num_classes, config.label_codes, config.label_std, scale)
 
 
-def main() -> None:
-    config = parse(StudentConfig, "student", __doc__)
+def main(argv: Sequence[str] | None = None) -> None:
+    config = parse(StudentConfig, "student", __doc__, argv)
     with world(config.device) as w:
         torch.manual_seed(config.seed)
         convention = CONVENTIONS[config.pixels]
@@ -114,14 +116,14 @@ def main() -> None:
             widths = model.main.head.out_channels, teacher.main.head.out_channels
             kd = build_kd(config.kd, *widths, len(spec.names))
 
-        folder, state = open_run(config, w)
-        if state is None:
+        run = open_run(config, w)
+        if run.state is None:
             initialise(model, config.pretrained_base, config.pretrained, config.pixels)
         step = sync_batchnorm(StudentStep(model, task, teacher, noise, kd), w)
         card = make_card(model, spec.names, spec.palette, config)
         predict = Predictor(model, convention, amp=AMP_DTYPES[config.amp])
-        fit(step, model, train_set, val_set, predict, config, w, folder, state, card)
+        fit(step, model, train_set, val_set, predict, config, w, run, card)
 
 
 if __name__ == "__main__":
-    run(main)
+    run_main(main)

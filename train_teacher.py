@@ -7,6 +7,8 @@ Settings: default < recipe < flag. The run goes to --save-dir: last.pth, best.pt
 Its mIoU is that of a network that reads the label: it measures the teacher, not segmentation.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -21,7 +23,7 @@ from models.segmentor import Segmentor
 from utils.config import TeacherConfig, parse
 from utils.distributed import world
 from utils.engine import AMP_DTYPES, fit, open_run
-from utils.errors import run
+from utils.errors import run_main
 from utils.evaluate import Predictor
 from utils.pixels import CONVENTIONS
 from utils.types import Draw
@@ -66,8 +68,8 @@ class TeacherStep(nn.Module):
         return {"loss": loss, **terms}
 
 
-def main() -> None:
-    config = parse(TeacherConfig, "teacher", __doc__)
+def main(argv: Sequence[str] | None = None) -> None:
+    config = parse(TeacherConfig, "teacher", __doc__, argv)
     with world(config.device) as w:
         torch.manual_seed(config.seed)
         convention = CONVENTIONS[config.pixels]
@@ -80,14 +82,14 @@ def main() -> None:
         distance = build_kd(config.consistency, width, width, len(spec.names), "--consistency")
         task = TaskLoss(model.supervision, config.aux_weight)
 
-        folder, state = open_run(config, w)
-        if state is None:
+        run = open_run(config, w)
+        if run.state is None:
             initialise(model, config.pretrained_base, config.pretrained, config.pixels)
         step = sync_batchnorm(TeacherStep(model, noise, task, distance, config.single_path), w)
         card = make_card(model, spec.names, spec.palette, config, noise)
         predict = Predictor(model, convention, noise, amp=AMP_DTYPES[config.amp])
-        fit(step, model, train_set, val_set, predict, config, w, folder, state, card)
+        fit(step, model, train_set, val_set, predict, config, w, run, card)
 
 
 if __name__ == "__main__":
-    run(main)
+    run_main(main)

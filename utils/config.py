@@ -88,16 +88,17 @@ def parse(config_class: type[C], role: str, description: str, argv: Sequence[str
         UserError: an unknown flag or recipe key, a value of the wrong type or out of range.
     """
     flags = parse_flags(config_class, description, argv)
-    recipe = {}
-    if flags.get("recipe"):
-        if role == "student" and str(flags.get("kd", "")).strip() == "none":
-            role = "baseline"
-        recipe = load_recipe(flags["recipe"], role)
+    if role == "student" and flags.get("kd", "").strip() == "none":
+        role = "baseline"
+    recipe = load_recipe(flags["recipe"], role) if flags.get("recipe") else {}
     config = config_class(**{**recipe, **flags})
     for field in dataclasses.fields(config):
         if getattr(config, field.name) == REQUIRED:
             flag = _flag(field.name)
             raise UserError(f"recipe {flags['recipe']} needs {flag}: {field.metadata['help']}")
+    if not config.save_dir:
+        name = "-".join((role, config.dataset, config.model, config.backbone))
+        config = dataclasses.replace(config, save_dir=f"runs/{name}")
     return config
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -45,8 +45,20 @@ def learning_rate(config: TrainConfig, iteration: int) -> float:
     return decayed
 
 
-def open_run(config: TrainConfig, world: World) -> tuple[Path, dict[str, Any] | None]:
-    """The run's folder, and the state to continue from, if any. Nothing that exists is touched.
+class Run(NamedTuple):
+    """A run's folder, locked against other runs until ``close`` or the end of the process."""
+
+    folder: Path
+    state: dict[str, Any] | None  # of the checkpoint it continues from
+    lock: IO[str] | None
+
+    def close(self) -> None:
+        if self.lock is not None:
+            self.lock.close()
+
+
+def open_run(config: TrainConfig, world: World) -> Run:
+    """Lock the run's folder and read the state to continue from, if any. Nothing that exists is changed.
 
     Raises:
         UserError: the folder cannot be written, holds a run that is neither resumed nor overwritten, the checkpoint
@@ -61,10 +73,9 @@ def open_run(config: TrainConfig, world: World) -> tuple[Path, dict[str, Any] | 
         probe.unlink()
     except OSError as error:
         raise UserError(f"--save-dir {folder} cannot be written: {error.strerror}") from error
-    if world.is_main:
-        _lock(folder)
+    lock = _lock(folder) if world.is_main else None
     if config.resume == "auto":
-        source = last if last.exists() else None
+        source = last if last.exists() and not config.overwrite else None
     else:
         source = Path(config.resume).expanduser() if config.resume else None
         if source is not None and not source.is_file():
@@ -72,7 +83,7 @@ def open_run(config: TrainConfig, world: World) -> tuple[Path, dict[str, Any] | 
         if last.exists() and not config.overwrite and (source is None or source.resolve() != last.resolve()):
             raise UserError(f"--save-dir {folder} holds a run: --resume auto continues it, --overwrite starts anew")
     if source is None:
-        return folder, None
+        return Run(folder, None, lock)
     state = checkpoint.read(source)
     if "optimizer" not in state:
         raise UserError(f"--resume {source} holds no training state; --pretrained starts a new run from its weights")
@@ -80,20 +91,25 @@ def open_run(config: TrainConfig, world: World) -> tuple[Path, dict[str, Any] | 
     changed = [f"{k}: {old.get(k)!r} -> {new[k]!r}" for k in new if k not in RESUMABLE and _plain(new[k]) != old.get(k)]
     if changed:
         raise UserError(f"--resume {source} is of a run with other settings ({'; '.join(changed)})")
-    return folder, state
+    return Run(folder, state, lock)
 
 
-def _lock(folder: Path) -> None:
-    """Keep a second run out of the folder for as long as this process lives."""
+def _clear(folder: Path) -> None:
+    """Remove what an earlier run wrote, when a run starts anew; other files are left alone."""
+    for pattern in ("last.pth", "best.pth", "metrics.jsonl", "events.out.tfevents.*"):
+        for path in folder.glob(pattern):
+            path.unlink()
+
+
+def _lock(folder: Path) -> IO[str]:
+    """An open file whose lock ends with it, however the process ends."""
     file = (folder / ".lock").open("w")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
+        file.close()
         raise UserError(f"--save-dir {folder} is in use by another run") from None
-    _locks.append(file)
-
-
-_locks: list[Any] = []  # open files: the lock ends with the process, however that ends
+    return file
 
 
 def fit(
@@ -104,21 +120,21 @@ def fit(
     predict: Predictor,
     config: TrainConfig,
     world: World,
-    folder: Path,
-    state: Mapping[str, Any] | None,
+    run: Run,
     card: Mapping[str, Any],
     picture: Callable[[], np.ndarray] | None = None,
 ) -> Metrics | None:
     """Train ``step`` and return the last validation's metrics.
 
     step: ``(image, label, draw) -> {"loss": ..., named terms}``; model: the network inside it that is being trained.
-    train_set: an endless sequence of samples (see ``loader.train_batches``). folder, state: of ``open_run``.
+    train_set: an endless sequence of samples (see ``loader.train_batches``). run: of ``open_run``.
     card: what ``eval.py`` needs to rebuild the model, stored in every checkpoint. picture: RGB for TensorBoard.
 
     Raises:
         UserError: batch size not divisible, non-finite loss, BatchNorm on a single value.
         SystemExit: a signal asked to stop; the run is saved first.
     """
+    folder, state, _ = run
     if config.batch_size % world.size:
         raise UserError(f"--batch-size {config.batch_size} does not divide over {world.size} processes")
     step.to(world.device)
@@ -136,6 +152,7 @@ def fit(
     wrapped = wrap(step, world.device)
     start = progress["iteration"]
     if start >= config.max_iterations:
+        run.close()
         if world.is_main:
             print(f"{folder} is finished: {start} iterations, best mIoU {_percent(progress['best_miou'])}")
         return None
@@ -147,6 +164,8 @@ def fit(
         "card": dict(card),
     }
     if world.is_main:
+        if state is None:
+            _clear(folder)
         save_yaml(config, folder / "config.yaml")
     logger = RunLogger(folder, world.is_main, start, config.max_iterations, header)
     convention = CONVENTIONS[config.pixels]
@@ -230,6 +249,7 @@ def fit(
         batches.close()
         stopping.restore()
         logger.close()
+        run.close()
     return metrics
 
 

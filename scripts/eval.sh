@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Evaluate a checkpoint:  [NGPUS=4] bash scripts/eval.sh FILE [flags]
+#   bash scripts/eval.sh runs/student-voc-deeplabv3-resnet18_v1s/best.pth --data VOCdevkit/VOC2012 --json scores.json
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source scripts/launch.sh
+[ $# -ge 1 ] || { sed -n '2,3s/^# *//p' "$0" >&2; exit 2; }
+file=$1
+shift
+launch eval.py --pretrained "$file" "$@"

@@ -1,0 +1,60 @@
+"""Small runs on the CPU, in this process (``train``) or in one of their own (``command``)."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = [
+    *("--dataset", "toy", "--model", "fcn", "--backbone", "resnet10t", "--crop-size", "32", "32", "--batch-size", "4"),
+    *("--workers", "0", "--device", "cpu", "--lr", "0.01", "--log-iter", "1", "--val-per-iters", "100"),
+    *("--save-per-iters", "2", "--max-iterations", "6"),
+]
+
+
+@pytest.fixture(autouse=True)
+def small_toy(monkeypatch):
+    """Six images a split: what a run of a few iterations needs."""
+    from datasets import toy
+
+    monkeypatch.setattr(toy, "IMAGES", {"train": 6, "val": 3})
+
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def _line(script: str, flags: tuple, processes: int) -> list[str]:
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    return [sys.executable, *(launcher if processes > 1 else []), script, *map(str, flags)]
+
+
+@pytest.fixture
+def command() -> Callable[..., subprocess.CompletedProcess]:
+    """``command("eval.py", "--flag", ..., processes=2)``: run it to its end, output captured."""
+
+    def call(script: str, *flags: str, processes: int = 1, check: bool = True) -> subprocess.CompletedProcess:
+        line = _line(script, flags, processes)
+        result = subprocess.run(line, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+        assert result.returncode == 0 or not check, result.stderr
+        return result
+
+    return call
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., subprocess.Popen]]:
+    """``start("train_teacher.py", ...)``: a process at work; it does not outlive the test."""
+    processes = []
+
+    def call(script: str, *flags: str) -> subprocess.Popen:
+        line = _line(script, flags, 1)
+        processes.append(subprocess.Popen(line, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL))
+        return processes[-1]
+
+    yield call
+    for process in processes:
+        process.kill()

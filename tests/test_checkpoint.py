@@ -1,0 +1,92 @@
+import os
+import pickle
+import zipfile
+
+import pytest
+import torch
+
+from utils import checkpoint
+from utils.errors import UserError
+
+
+class Payload:
+    """A pickle that creates a file when it is run."""
+
+    def __init__(self, canary):
+        self.canary = canary
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.canary),)
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "last.pth"
+    checkpoint.save({"model": {"w": torch.arange(5000.0)}, "iteration": 3, "name": "a"}, path)
+    return path
+
+
+def test_round_trip(file):
+    content = checkpoint.read(file)
+    assert content["iteration"] == 3
+    assert torch.equal(content["model"]["w"], torch.arange(5000.0))
+    assert [path.name for path in file.parent.iterdir()] == ["last.pth"]
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"not found: .*none\.pth"):
+        checkpoint.read(tmp_path / "none.pth")
+
+
+@pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.99])
+def test_a_truncated_file_is_refused(file, share):
+    data = file.read_bytes()
+    file.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(UserError, match=r"last\.pth"):
+        checkpoint.read(file)
+
+
+def test_a_flipped_byte_in_the_weights_is_found(file):
+    data = bytearray(file.read_bytes())
+    with zipfile.ZipFile(file) as archive:
+        largest = max(archive.infolist(), key=lambda info: info.file_size)
+    for offset in range(200, largest.file_size, 2000):
+        changed = data.copy()
+        changed[largest.header_offset + offset] ^= 1
+        file.write_bytes(changed)
+        with pytest.raises(UserError, match="damaged"):
+            checkpoint.read(file)
+
+
+@pytest.mark.parametrize("save", [torch.save, lambda x, path: path.write_bytes(pickle.dumps(x))])
+def test_a_pickle_that_wants_to_run_code_is_refused(tmp_path, save):
+    canary, path = tmp_path / "canary", tmp_path / "evil.pth"
+    save({"model": Payload(canary)}, path)
+    with pytest.raises(UserError, match="nothing in it was run"):
+        checkpoint.read(path)
+    assert not canary.exists()
+
+
+def test_something_else_than_a_dictionary_is_refused(tmp_path):
+    torch.save(torch.zeros(3), tmp_path / "tensor.pth")
+    with pytest.raises(UserError, match="holds a Tensor"):
+        checkpoint.read(tmp_path / "tensor.pth")
+
+
+def test_a_failed_save_keeps_the_old_file(file, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=r"last\.pth: .*No space"):
+        checkpoint.save({"model": {}}, file)
+    assert checkpoint.read(file)["iteration"] == 3
+    assert [path.name for path in file.parent.iterdir()] == ["last.pth"]
+
+
+def test_weights_that_do_not_fit_are_listed():
+    module = torch.nn.Conv2d(3, 4, 1)
+    with pytest.raises(UserError, match=r"x does not fit.*1 keys missing \(bias\).*1 unknown keys \(b\)"):
+        checkpoint.load_weights(module, {"weight": torch.zeros(4, 3, 1, 1), "b": torch.zeros(4)}, "x")
+    with pytest.raises(UserError, match=r"weight \[4, 2, 1, 1\] for \[4, 3, 1, 1\]"):
+        checkpoint.load_weights(module, {"weight": torch.zeros(4, 2, 1, 1), "bias": torch.zeros(4)}, "x")

@@ -1,0 +1,183 @@
+"""Teacher, student and evaluation from the command line, and the one-line errors of bad input."""
+
+import json
+import stat
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import eval as evaluation
+import train_student
+import train_teacher
+from datasets import build_dataset
+from tests.conftest import TINY
+from tests.test_engine import records
+from utils.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    from datasets import toy
+
+    folder = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(toy, "IMAGES", {"train": 6, "val": 3})
+        train_teacher.main([*TINY, "--save-dir", f"{folder}/teacher"])
+        train_student.main([*TINY, "--kd", "none", "--save-dir", f"{folder}/baseline"])
+        teacher, baseline = f"{folder}/teacher/last.pth", f"{folder}/baseline/last.pth"
+        student = [*TINY, "--save-dir", f"{folder}/student", "--pretrained", baseline]
+        train_student.main([*student, "--teacher-pretrained", teacher])
+        train_student.main([*TINY, "--save-dir", f"{folder}/plain-kd", "--teacher-pretrained", baseline])
+    return folder
+
+
+def score(runs, tmp_path, name, *flags):
+    evaluation.main(["--pretrained", f"{runs}/{name}/last.pth", "--json", f"{tmp_path}/out.json", *flags])
+    return json.loads((tmp_path / "out.json").read_text())
+
+
+@pytest.mark.parametrize("name", ["teacher", "baseline", "student", "plain-kd"])
+def test_evaluation_is_the_validation_of_the_run(runs, tmp_path, name):
+    result = score(runs, tmp_path, name)
+    last = records(runs / name, "val")[-1]
+    assert result["miou"] == last["miou"]
+    assert result["pixel_accuracy"] == last["pixel_accuracy"]
+    assert result["label_assisted"] == (name == "teacher")
+    assert ("LABEL-ASSISTED" in result["protocol"]) == (name == "teacher")
+
+
+def test_scores_are_those_of_the_saved_predictions(runs, tmp_path):
+    result = score(runs, tmp_path, "student", "--save-pred", f"{tmp_path}/pred")
+    dataset = build_dataset("toy", "", "val")
+    confusion = np.zeros((7, 7), np.int64)
+    for i, (image, _) in enumerate(dataset.pairs):
+        label = dataset.read(i)[1]
+        prediction = np.array(Image.open(tmp_path / f"pred/{image.name}"))
+        np.add.at(confusion, (label[label != 255], prediction[label != 255]), 1)
+    assert confusion.tolist() == result["confusion"]
+    union = confusion.sum(0) + confusion.sum(1) - np.diag(confusion)
+    iou = np.diag(confusion)[union > 0] / union[union > 0]
+    assert result["miou"] == pytest.approx(iou.mean(), rel=1e-12)
+
+
+def test_a_teacher_may_be_shown_other_codes(runs, tmp_path):
+    train_teacher.main([*TINY, "--save-dir", f"{runs}/untrained", "--lr", "0", "--max-iterations", "1"])
+
+    def confusion(*flags):
+        return score(runs, tmp_path, "untrained", *flags)["confusion"]
+
+    fixed = ["--label-codes", "fixed", "--label-std", "0"]
+    assert confusion(*fixed) == confusion(*fixed, "--seed", "3")
+    assert confusion() != confusion(*fixed)
+    assert confusion() != confusion("--seed", "3")
+    with pytest.raises(UserError, match="sees the image only"):
+        score(runs, tmp_path, "student", "--label-codes", "fixed")
+
+
+@pytest.fixture
+def camvid(tmp_path):
+    """Two images a split in CamVid's layout."""
+    for split in ("train", "val"):
+        for folder, shape in ((split, (40, 60, 3)), (f"{split}annot", (40, 60))):
+            (tmp_path / "camvid" / folder).mkdir(parents=True)
+            for i in range(2):
+                array = np.full(shape, 3 + i, np.uint8)
+                Image.fromarray(array).save(tmp_path / f"camvid/{folder}/{split}{i}.png")
+    return tmp_path / "camvid"
+
+
+def teach(camvid, tmp_path, *flags):
+    train_teacher.main([*TINY, "--dataset", "camvid", "--data", str(camvid), "--save-dir", f"{tmp_path}/run", *flags])
+
+
+def test_a_good_tree_trains(camvid, tmp_path):
+    teach(camvid, tmp_path, "--max-iterations", "1")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda root: (root / "valannot/val1.png").unlink(), r"1 of 2 .* first missing: .*valannot/val1\.png"),
+        (lambda root: (root / "train/train0.png").write_bytes(b""), r"train/train0\.png cannot be read"),
+        (
+            lambda root: (root / "train/train0.png").write_bytes((root / "train/train0.png").read_bytes()[:60]),
+            r"train0\.png cannot be read",
+        ),
+        (
+            lambda root: Image.fromarray(np.zeros((41, 60), np.uint8)).save(root / "trainannot/train0.png"),
+            r"differ in size: .*train0\.png is 60x40, .*train0\.png is 60x41",
+        ),
+        (
+            lambda root: Image.fromarray(np.full((40, 60), 77, np.uint8)).save(root / "trainannot/train1.png"),
+            r"train1\.png holds ids that are no class: 77 \(2400 px\); 11 classes",
+        ),
+        (
+            lambda root: Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(root / "trainannot/train1.png"),
+            r"train1\.png: a label must hold class ids .* found mode RGB",
+        ),
+    ],
+)
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_a_damaged_tree_is_explained(camvid, tmp_path, damage, message, workers):
+    damage(camvid)
+    with pytest.raises(UserError, match=message) as raised:
+        teach(camvid, tmp_path, "--workers", workers)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--dataset", "camvid"], "--data is missing: the root folder of camvid"),
+        (["--dataset", "camvid", "--data", "/nowhere"], "--data /nowhere: no such folder"),
+        (["--dataset", "camvd"], "unknown data set 'camvd'; did you mean 'camvid'"),
+        (["--model", "deeplab"], "unknown model 'deeplab'; did you mean 'deeplabv3'"),
+        (["--backbone", "resnet18_v1"], r"unknown backbone 'resnet18_v1'; did you mean 'resnet18_v1\w'"),
+        (["--backbone", "vit_base_patch16_224"], "timm does not offer it"),
+        (["--crop-size", "16", "16"], "--crop-size: 16 is too small: at least 32"),
+        (["--consistency", "cwdd=5"], "did you mean 'cwd'"),
+        (["--label-codes", "rand"], "unknown label codes 'rand'"),
+        (["--pretrained", "none.pth"], r"checkpoint not found: none\.pth"),
+        (["--pretrained-base", "none.pth"], r"checkpoint not found: none\.pth"),
+        (["--save-dir", "/proc/run"], "--save-dir /proc/run cannot be written"),
+    ],
+)
+def test_bad_settings_are_explained(tmp_path, flags, message):
+    with pytest.raises(UserError, match=message) as raised:
+        train_teacher.main([*TINY, "--save-dir", f"{tmp_path}/run", *flags])
+    assert "\n" not in str(raised.value)
+
+
+def test_checkpoints_of_another_network_or_class_count_are_refused(runs, camvid, tmp_path):
+    folder = ["--save-dir", f"{tmp_path}/run"]
+    camvid_flags = ["--dataset", "camvid", "--data", str(camvid)]
+    with pytest.raises(UserError, match="is another network: arch 'fcn', here 'pspnet'"):
+        train_teacher.main([*TINY, *folder, "--model", "pspnet", "--pretrained", f"{runs}/teacher/last.pth"])
+    with pytest.raises(UserError, match="is another network: num_classes 7, here 11"):
+        train_student.main([*TINY, *folder, *camvid_flags, "--kd", "none", "--pretrained", f"{runs}/baseline/last.pth"])
+    with pytest.raises(UserError, match="has 7 classes, camvid 11"):
+        train_student.main([*TINY, *folder, *camvid_flags, "--teacher-pretrained", f"{runs}/teacher/last.pth"])
+    with pytest.raises(UserError, match="has 7 classes, camvid 11"):
+        evaluation.main(["--pretrained", f"{runs}/teacher/last.pth", *camvid_flags])
+    with pytest.raises(UserError, match="use --pixels bgr_mean"):
+        train_student.main([*TINY, *folder, "--pixels", "imagenet", "--teacher-pretrained", f"{runs}/teacher/last.pth"])
+    with pytest.raises(UserError, match="needs --teacher-pretrained"):
+        train_student.main([*TINY, *folder])
+    with pytest.raises(UserError, match="--pretrained FILE is missing"):
+        evaluation.main([])
+
+
+def test_errors_are_one_line_and_a_status(command, tmp_path):
+    result = command("train_teacher.py", "--dataset", "camvid", "--data", tmp_path / "none", check=False)
+    assert result.returncode == 2
+    assert result.stderr == f"error: --data {tmp_path}/none: no such folder\n"
+
+
+def test_an_unwritable_json_does_not_hide_the_score(runs, tmp_path, capsys):
+    target = tmp_path / "folder"
+    target.mkdir()
+    with pytest.raises(UserError, match="--json"):
+        evaluation.main(["--pretrained", f"{runs}/student/last.pth", "--json", str(target)])
+    assert stat.S_ISDIR(target.stat().st_mode)
+    assert "mIoU" in capsys.readouterr().out

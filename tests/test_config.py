@@ -1,0 +1,108 @@
+import dataclasses
+
+import pytest
+import yaml
+
+from utils import config
+from utils.config import StudentConfig, TeacherConfig, load_recipe, parse, save_yaml
+from utils.errors import UserError
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    def write(text: str) -> str:
+        path = tmp_path / "recipe.yaml"
+        path.write_text(text)
+        return str(path)
+
+    return write
+
+
+def test_flag_over_recipe_over_default(recipe):
+    path = recipe("lr: 0.5\nmomentum: 0.1\n")
+    settings = parse(TeacherConfig, "teacher", "", ["--recipe", path, "--lr", "0.25"])
+    assert (settings.lr, settings.momentum, settings.power) == (0.25, 0.1, 0.9)
+
+
+def test_a_key_may_be_for_one_role(recipe):
+    path = recipe("lr: 1\nstudent.lr: 2\nbaseline.lr: 3\nteacher.aux_weight: 0.4\nkd: cwd=3\n")
+    assert parse(TeacherConfig, "teacher", "", ["--recipe", path]).lr == 1
+    assert parse(TeacherConfig, "teacher", "", ["--recipe", path]).aux_weight == 0.4
+    student = parse(StudentConfig, "student", "", ["--recipe", path])
+    assert (student.lr, student.kd, student.aux_weight) == (2, "cwd=3", None)
+    assert parse(StudentConfig, "student", "", ["--recipe", path, "--kd", "none"]).lr == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("learning_rate: 1", "unknown key 'learning_rate'"),
+        ("weightdecay: 1", "did you mean 'weight_decay'"),
+        ("studnet.lr: 1", "did you mean 'student.lr'"),
+        ("lr: fast", r"lr: 'fast' is not a float"),
+        ("batch_size: 2.5", "is not a int"),
+        ("batch_size: 0", "at least 1"),
+        ("lr: .nan", "at least 0"),
+        ("skip_val: 3", "true or false"),
+        ("lr: true", "is not a float"),
+        ("crop_size: 512", "is not 2 values"),
+        ("crop_size: [512, 512, 3]", "is not 2 values"),
+        ("crop_size: [8, 8]", "at least 32"),
+        ("pixels: imagnet", "did you mean 'imagenet'"),
+        ("- a", "a recipe is a list"),
+        ("a: [", "no plain yaml"),
+        ("a: !!python/object/apply:os.getcwd []", "no plain yaml"),
+    ],
+)
+def test_a_bad_recipe_is_explained(recipe, text, message):
+    with pytest.raises(UserError, match=message):
+        parse(TeacherConfig, "teacher", "", ["--recipe", recipe(text)])
+
+
+def test_numbers_yaml_reads_as_text(recipe):
+    assert load_recipe(recipe("weight_decay: 1e-4"), "teacher") == {"weight_decay": 1e-4}
+
+
+def test_what_only_the_user_can_give_is_asked_for(recipe):
+    path = recipe('student.pretrained: "?"')
+    with pytest.raises(UserError, match="needs --pretrained: checkpoint to start"):
+        parse(StudentConfig, "student", "", ["--recipe", path])
+    assert parse(StudentConfig, "student", "", ["--recipe", path, "--pretrained", "x.pth"]).pretrained == "x.pth"
+    assert parse(TeacherConfig, "teacher", "", ["--recipe", path]).pretrained == ""
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--batchsize", "3"], "unknown flag --batchsize; did you mean '--batch-size'"),
+        (["--batch-size", "many"], "--batch-size: 'many' is not a int"),
+        (["--recipe", "tony"], "did you mean 'toy'"),
+        (["--device", "gpu"], "choices: auto, cpu, cuda"),
+        (["--crop-size", "512"], "expected 2 arguments"),
+    ],
+)
+def test_a_bad_flag_is_explained(argv, message):
+    with pytest.raises(UserError, match=message):
+        parse(TeacherConfig, "teacher", "", argv)
+
+
+def test_old_launchers_local_rank_is_accepted():
+    parse(TeacherConfig, "teacher", "", ["--local-rank", "0", "--local_rank=1"])
+
+
+def test_the_saved_settings_are_a_recipe(tmp_path):
+    settings = parse(StudentConfig, "student", "", ["--kd", "cwd=3", "--crop-size", "64", "96", "--lr", "0.3"])
+    save_yaml(settings, tmp_path / "config.yaml")
+    again = parse(StudentConfig, "student", "", ["--recipe", str(tmp_path / "config.yaml")])
+    assert dataclasses.replace(again, recipe="") == settings
+
+
+def test_runs_have_a_folder_by_default():
+    assert parse(StudentConfig, "student", "", []).save_dir == "runs/student-toy-deeplabv3-resnet18_v1s"
+    assert parse(StudentConfig, "student", "", ["--kd", "none"]).save_dir == "runs/baseline-toy-deeplabv3-resnet18_v1s"
+
+
+@pytest.mark.parametrize("path", sorted(config.RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("role", config.ROLES)
+def test_every_shipped_recipe_is_valid(path, role):
+    assert load_recipe(str(path), role)["dataset"] in yaml.safe_load(path.read_text()).values()

@@ -1,0 +1,216 @@
+"""The training loop: repeatable, resumable at any moment, and it never loses a checkpoint to bad input."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import train_student
+import train_teacher
+from tests.conftest import TINY
+from utils import checkpoint, engine
+from utils.config import TeacherConfig
+from utils.distributed import World
+from utils.errors import UserError
+
+KD = ["--kd", "cwd=3,kd=1,dist=1"]
+
+
+def train(script, folder: Path, *flags: str) -> dict:
+    script.main([*TINY, "--save-dir", str(folder), *flags])
+    return checkpoint.read(folder / "last.pth")
+
+
+def records(folder: Path, event: str) -> list[dict]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["event"] == event]
+
+
+def losses(folder: Path) -> list[tuple[int, float]]:
+    return [(line["iteration"], line["loss"]) for line in records(folder, "train")]
+
+
+def assert_same(a: dict, b: dict) -> None:
+    """Weights, optimizer state and progress, to the last bit."""
+    for key in a["model"]:
+        assert torch.equal(a["model"][key], b["model"][key]), key
+    for i, state in a["optimizer"]["state"].items():
+        assert torch.equal(state["momentum_buffer"], b["optimizer"]["state"][i]["momentum_buffer"])
+    for key in ("iteration", "best_miou", "best_iteration"):
+        assert a[key] == b[key], key
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """An uninterrupted teacher run, and the student distilled from it."""
+    from datasets import toy
+
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(toy, "IMAGES", {"train": 6, "val": 3})
+        teacher = train(train_teacher, folder / "teacher", "--val-per-iters", "2")
+        flags = ["--teacher-pretrained", str(folder / "teacher/last.pth"), *KD]
+        student = train(train_student, folder / "student", *flags)
+    return folder, teacher, student
+
+
+def test_the_same_seed_gives_the_same_bits(finished, tmp_path):
+    folder, teacher, _ = finished
+    assert_same(teacher, train(train_teacher, tmp_path, "--val-per-iters", "2", "--workers", "2"))
+    assert losses(folder / "teacher") == losses(tmp_path)
+    other = train(train_teacher, tmp_path, "--val-per-iters", "2", "--seed", "1", "--overwrite")
+    assert not torch.equal(teacher["model"]["main.classifier.weight"], other["model"]["main.classifier.weight"])
+
+
+def test_what_a_run_writes(finished):
+    folder, teacher, student = finished
+    assert {path.name for path in (folder / "teacher").iterdir()} >= {"last.pth", "best.pth", "config.yaml"}
+    (start,) = records(folder / "teacher", "start")
+    assert {"torch", "timm", "device", "git", "config", "world_size"} <= start.keys()
+    assert [line["iteration"] for line in records(folder / "teacher", "val")] == [2, 4, 6]
+    train_line = records(folder / "student", "train")[0]
+    assert {"loss", "ce", "aux", "cwd", "kd", "dist", "lr", "images_per_second"} <= train_line.keys()
+    assert not any(key.startswith("teacher") for key in student["model"])
+    assert teacher["arch"]["in_channels"] == 4
+    assert student["arch"]["in_channels"] == 3
+    best = checkpoint.read(folder / "teacher/best.pth")
+    assert best["iteration"] == best["best_iteration"] == teacher["best_iteration"]
+    assert "optimizer" not in best
+
+
+@pytest.mark.parametrize("role", ["teacher", "student"])
+def test_a_stopped_run_continues_to_the_same_bits(finished, tmp_path, monkeypatch, role):
+    folder, teacher, student = finished
+    script, expected, flags = (
+        (train_teacher, teacher, ["--val-per-iters", "2"])
+        if role == "teacher"
+        else (
+            train_student,
+            student,
+            ["--teacher-pretrained", f"{folder}/teacher/last.pth", "--kd", "cwd=3,kd=1,dist=1"],
+        )
+    )
+
+    class Crash(Exception):
+        pass
+
+    def crash(self, iteration):
+        if iteration == 5:  # one iteration after a checkpoint
+            raise Crash
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.RunLogger, "advance", crash)
+        with pytest.raises(Crash):
+            train(script, tmp_path, *flags)
+    assert checkpoint.read(tmp_path / "last.pth")["iteration"] == 4
+    assert_same(expected, train(script, tmp_path, *flags, "--resume", "auto"))
+    assert losses(tmp_path) == losses(folder / role)
+    assert_same(expected, train(script, tmp_path, *flags, "--resume", "auto"))  # finished: nothing happens
+
+
+def test_a_killed_run_continues_to_the_same_bits(tmp_path, start):
+    """SIGKILL at moments that differ from run to run; what is left is continued in new processes until it ends."""
+    flags = [*TINY, "--max-iterations", "12", "--save-per-iters", "1", "--val-per-iters", "4", "--resume", "auto"]
+    for delay in (0.0, 0.3):
+        process = start("train_teacher.py", *flags, "--save-dir", tmp_path / "a")
+        before = progress(tmp_path / "a")
+        while progress(tmp_path / "a") == before and process.poll() is None:
+            time.sleep(0.005)
+        time.sleep(delay)
+        process.kill()
+        process.wait()
+        assert checkpoint.read(tmp_path / "a/last.pth")["iteration"] <= 12
+    for name in ("a", "b"):
+        assert start("train_teacher.py", *flags, "--save-dir", tmp_path / name).wait() == 0
+    assert_same(*(checkpoint.read(tmp_path / name / "last.pth") for name in ("a", "b")))
+    assert losses(tmp_path / "a") == losses(tmp_path / "b")
+
+
+def progress(folder: Path) -> int:
+    """When the last checkpoint was written; 0 before the first."""
+    return (folder / "last.pth").stat().st_mtime_ns if (folder / "last.pth").exists() else 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_saves_before_it_stops(finished, tmp_path, monkeypatch, number):
+    _, teacher, _ = finished
+
+    def send(self, iteration):
+        if iteration == 3:
+            os.kill(os.getpid(), number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.RunLogger, "advance", send)
+        with pytest.raises(SystemExit) as stopped:
+            train(train_teacher, tmp_path, "--val-per-iters", "2")
+    assert stopped.value.code == engine.STOPPED_STATUS
+    assert checkpoint.read(tmp_path / "last.pth")["iteration"] == 3
+    assert_same(teacher, train(train_teacher, tmp_path, "--val-per-iters", "2", "--resume", "auto"))
+
+
+def test_a_loss_that_is_not_finite_names_the_images(tmp_path):
+    with pytest.raises(UserError, match=r"not finite at iteration \d+ .*images: toy/train/000\d\.png, toy/train"):
+        train(train_teacher, tmp_path, "--lr", "1e30", "--save-per-iters", "1")
+    saved = checkpoint.read(tmp_path / "last.pth")
+    assert saved["iteration"] >= 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ((), "holds a run: --resume auto continues it, --overwrite starts anew"),
+        (("--resume", "nowhere.pth"), "--resume nowhere.pth: no such file"),
+        (("--resume", "auto", "--lr", "0.5"), r"other settings \(lr: 0.01 -> 0.5\)"),
+        (("--resume", "auto", "--backbone", "resnet18"), "backbone: 'resnet10t' -> 'resnet18'"),
+        (("--resume", "auto", "--batch-size", "8"), "batch_size: 4 -> 8"),
+    ],
+)
+def test_a_run_is_not_lost_to_a_mistake(finished, flags, message):
+    folder = finished[0] / "teacher"
+    before = {path.name: path.read_bytes() for path in folder.glob("*.*")}
+    with pytest.raises(UserError, match=message):
+        train(train_teacher, folder, "--val-per-iters", "2", *flags)
+    assert before == {path.name: path.read_bytes() for path in folder.glob("*.*")}
+
+
+def test_best_cannot_be_resumed(finished, tmp_path):
+    with pytest.raises(UserError, match="holds no training state"):
+        train(train_teacher, tmp_path, "--resume", f"{finished[0]}/teacher/best.pth")
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path):
+    config, world = TeacherConfig(save_dir=str(tmp_path)), World(0, 1, torch.device("cpu"))
+    run = engine.open_run(config, world)
+    with pytest.raises(UserError, match="in use by another run"):
+        engine.open_run(config, world)
+    run.close()
+    engine.open_run(config, world).close()
+
+
+def test_learning_rate_follows_the_release():
+    config = TeacherConfig(lr=0.001, max_iterations=40000)
+    for i in (0, 1, 20000, 39999):
+        assert engine.learning_rate(config, i) == pytest.approx(0.001 * (1 - i / 40000) ** 0.9, rel=1e-12)
+    warm = TeacherConfig(lr=0.01, min_lr=1e-4, max_iterations=1000, warmup_iterations=100)
+    assert engine.learning_rate(warm, 0) == pytest.approx(0.001)
+    assert engine.learning_rate(warm, 500) == pytest.approx((0.01 - 1e-4) * 0.5**0.9 + 1e-4)
+
+
+def test_frozen_batchnorm_keeps_its_statistics(tmp_path):
+    frozen = train(train_teacher, tmp_path, "--freeze-bn")["model"]
+    assert all(not value.any() for key, value in frozen.items() if key.endswith("running_mean"))
+
+
+def test_one_image_a_process_with_batchnorm_on_one_position(tmp_path):
+    with pytest.raises(UserError, match="needs at least 2 images a process"):
+        train(train_teacher, tmp_path, "--model", "deeplabv3", "--batch-size", "1")
+    train(train_teacher, tmp_path, "--model", "deeplabv3", "--batch-size", "1", "--freeze-bn", "--max-iterations", "1")
+
+
+def test_bf16_autocast_runs(tmp_path):
+    saved = train(train_teacher, tmp_path, "--amp", "bf16", "--max-iterations", "1")
+    assert all(value.dtype != torch.bfloat16 for value in saved["model"].values())

@@ -1,0 +1,99 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from datasets import build_dataset
+from models import build_model
+from models.label_noise import LabelNoise
+from utils.distributed import World
+from utils.evaluate import Predictor, evaluate
+from utils.pixels import CONVENTIONS
+from utils.types import Draw
+
+BGR = CONVENTIONS["bgr_mean"]
+DRAW = Draw(0)
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return build_model("pspnet", "resnet10t", 7).eval()
+
+
+def image(height=45, width=70, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (1, 3, height, width), generator=generator, dtype=torch.uint8)
+
+
+def label(x):
+    return torch.zeros(x.shape[0], *x.shape[-2:], dtype=torch.uint8)
+
+
+def test_logits_are_those_of_the_network_upsampled(model):
+    x = image()
+    logits = Predictor(model, BGR)(x, label(x), DRAW)
+    expected = nn.functional.interpolate(
+        model(BGR.normalize(x)).logits, x.shape[-2:], mode="bilinear", align_corners=True
+    )
+    torch.testing.assert_close(logits, expected)
+
+
+def test_flipping_a_flipped_input_changes_nothing(model):
+    x = image()
+    predict = Predictor(model, BGR, flip=True)
+    mirrored = predict(x.flip(3), label(x), DRAW).flip(3)
+    torch.testing.assert_close(predict(x, label(x), DRAW), mirrored, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"scales": (1.0,)}, {"window": (45, 70)}, {"window": (96, 96)}])
+def test_trivial_options_equal_the_plain_result(model, options):
+    x = image()
+    plain, other = Predictor(model, BGR)(x, label(x), DRAW), Predictor(model, BGR, **options)(x, label(x), DRAW)
+    torch.testing.assert_close(plain, other, rtol=0, atol=1e-5)
+
+
+def test_windows_cover_the_image_and_average(model):
+    x = image(64, 100)
+    logits = Predictor(model, BGR, window=(64, 64), stride=(32, 32))(x, label(x), DRAW)
+    parts = [Predictor(model, BGR)(x[..., a : a + 64], label(x), DRAW) for a in (0, 32, 36)]
+    torch.testing.assert_close(logits[..., :32], parts[0][..., :32])
+    torch.testing.assert_close(logits[..., 36:64], (parts[0][..., 36:] + parts[1][..., 4:32] + parts[2][..., :28]) / 3)
+    torch.testing.assert_close(logits[..., 96:], parts[2][..., 60:])
+
+
+def test_scales_are_averaged(model):
+    x = image()
+    both = Predictor(model, BGR, scales=(0.5, 1.5))(x, label(x), DRAW)
+    single = [Predictor(model, BGR, scales=(s,))(x, label(x), DRAW) for s in (0.5, 1.5)]
+    torch.testing.assert_close(both, (single[0] + single[1]) / 2)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 3), (33, 17), (97, 131)])
+def test_any_size_is_defined(model, size):
+    x = image(*size)
+    logits = Predictor(model, BGR, scales=(0.5, 1.0), flip=True)(x, label(x), DRAW)
+    assert logits.shape == (1, 7, *size)
+    assert torch.isfinite(logits).all()
+
+
+def test_an_assisted_score_does_not_depend_on_the_split_over_processes():
+    torch.manual_seed(0)
+    teacher = build_model("pspnet", "resnet10t", 7, in_channels=4)
+    dataset = build_dataset("toy", "", "val")
+    predict = Predictor(teacher, BGR, LabelNoise(7, "random", 0.03, 100.0))
+    cpu = torch.device("cpu")
+    whole = evaluate(predict, dataset, 7, World(0, 1, cpu)).confusion
+    parts = [evaluate(predict, dataset, 7, World(rank, 2, cpu)).confusion for rank in (0, 1)]
+    assert np.array_equal(whole, sum(parts))
+    assert whole.sum() == sum((dataset.read(i)[1] != 255).sum() for i in range(len(dataset)))
+    other = evaluate(predict, dataset, 7, World(0, 1, cpu), seed=1).confusion
+    assert not np.array_equal(whole, other)
+    assert teacher.training  # as it was before
+
+
+def test_more_processes_than_images():
+    dataset = build_dataset("toy", "", "val")
+    torch.manual_seed(0)
+    predict = Predictor(build_model("pspnet", "resnet10t", 7), BGR)
+    assert evaluate(predict, dataset, 7, World(5, 6, torch.device("cpu"))).confusion.sum() == 0

@@ -1,0 +1,110 @@
+import numpy as np
+import pytest
+import torch
+
+from models import build_model
+from models.backbones import stem_conv
+from models.label_noise import LabelNoise, fixed_table, noised_plane
+from utils.errors import UserError
+from utils.types import Draw
+
+
+def label_map(batch=3, size=(9, 14), classes=5, seed=0):
+    label = torch.randint(0, classes, (batch, *size), generator=torch.Generator().manual_seed(seed))
+    label[:, 0, :4] = 255
+    return label.to(torch.uint8)
+
+
+def test_the_fixed_table_is_the_releases_at_21_classes():
+    assert fixed_table(21).tolist() == [(k - 11) / 10 for k in range(22)]
+
+
+@pytest.mark.parametrize("classes", [2, 11, 19, 21, 150, 171, 182])
+def test_the_fixed_table_spans_the_same_interval_for_any_class_count(classes):
+    table = fixed_table(classes)
+    assert len(table) == classes + 1
+    assert table[0].item() == pytest.approx(-1.1)
+    assert table[-1].item() == pytest.approx(1.0)
+    assert (table.diff() > 0).all()
+
+
+def test_the_plane_by_a_loop_over_pixels():
+    label = label_map()
+    codes, noise = torch.randn(3, 6), torch.randn(3, 9, 14)
+    plane = noised_plane(label, codes, noise, 0.03, 100.0)
+    expected = np.empty((3, 9, 14))
+    for b, y, x in np.ndindex(3, 9, 14):
+        k = min(int(label[b, y, x]), 5)
+        expected[b, y, x] = 100 * (codes[b, k] + 0.03 * noise[b, y, x])
+    np.testing.assert_allclose(plane[:, 0].numpy(), expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
+def test_random_codes_are_one_scalar_an_image_and_class(dtype):
+    label = label_map().to(dtype)
+    plane = LabelNoise(5, "random", 0.0, 10.0)(label, Draw(7))[:, 0]
+    values = set()
+    for b in range(3):
+        for k in (0, 1, 2, 3, 4, 255):
+            codes = plane[b][label[b] == k].unique()
+            assert len(codes) == 1
+            values.add(codes.item())
+    assert len(values) == 18  # every image and class its own, ignore included
+
+
+def test_law_of_codes_and_pixel_noise():
+    label = label_map(500, (20, 20))
+    noise = LabelNoise(5, "random", 0.03, 1.0)
+    plane = noise(label, Draw(1))[:, 0]
+    codes = LabelNoise(5, "random", 0.0, 1.0)(label, Draw(1))[:, 0]
+    assert codes[:, 5, 5].mean().item() == pytest.approx(0, abs=0.15)
+    assert codes[:, 5, 5].std().item() == pytest.approx(1, abs=0.1)
+    residual = plane - codes
+    assert residual.std().item() == pytest.approx(0.03, rel=0.02)
+    assert residual.mean().item() == pytest.approx(0, abs=1e-3)
+
+
+def test_shuffled_codes_are_the_fixed_table_in_another_order():
+    codes = LabelNoise(21, "shuffled", 0.0, 1.0).draw_codes(fixed_table(21), 4, Draw(3), 0)
+    for row in codes:
+        assert sorted(row.tolist()) == fixed_table(21).tolist()
+    assert len({tuple(row.tolist()) for row in codes}) == 4
+
+
+def test_paths_are_independent_and_draws_repeatable():
+    label, noise = label_map(), LabelNoise(5, "random", 0.03, 100.0)
+    first, second = (noise(label, Draw(5), path) for path in (0, 1))
+    assert abs(torch.corrcoef(torch.stack([first.flatten(), second.flatten()]))[0, 1]) < 0.6
+    assert not torch.equal(first, second)
+    assert torch.equal(first, noise(label, Draw(5), 0))
+    assert not torch.equal(first, noise(label, Draw(6), 0))
+
+
+@pytest.mark.parametrize("codes", ["random", "fixed", "shuffled"])
+def test_a_sample_sees_the_same_noise_in_every_split_of_the_batch(codes):
+    label, noise = label_map(4), LabelNoise(5, codes, 0.03, 100.0)
+    whole = noise(label, Draw(5))
+    halves = [noise(label[i : i + 2], Draw(5, i, 4)) for i in (0, 2)]
+    assert torch.equal(whole, torch.cat(halves))
+
+
+def test_unknown_codes_are_named():
+    with pytest.raises(UserError, match="did you mean 'random'"):
+        LabelNoise(5, "randon", 0.03, 100.0)
+
+
+@pytest.mark.parametrize("backbone", ["resnet18_v1s", "resnet18", "mobilenetv2_100", "mobilenetv3_small_100"])
+def test_the_widened_stem_keeps_its_rgb_weights(backbone):
+    torch.manual_seed(0)
+    plain = build_model("fcn", backbone, 5)
+    torch.manual_seed(0)
+    wide = build_model("fcn", backbone, 5, in_channels=4)
+    weight, wider = stem_conv(plain.backbone).weight, stem_conv(wide.backbone).weight
+    assert torch.equal(weight, wider[:, :3])
+    assert wider[:, 3].std().item() == pytest.approx(0.1, rel=0.35)
+    x = torch.randn(2, 3, 33, 33)
+    zero = torch.cat([x, torch.zeros(2, 1, 33, 33)], 1)
+    torch.manual_seed(1)
+    expected = stem_conv(plain.backbone)(x)
+    torch.testing.assert_close(stem_conv(wide.backbone)(zero), expected)
+    assert wide.eval()(zero).logits.shape == (2, 5, 5, 5)
