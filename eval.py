@@ -8,7 +8,7 @@ reads the label, is marked. JSON scores are fractions.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from datasets import build_dataset, dataset_spec
+from datasets.base import DatasetSpec, SegmentationDataset
 from models.loading import Loaded, from_checkpoint
 from utils.config import option, parse_flags
 from utils.distributed import world
@@ -24,6 +25,7 @@ from utils.engine import AMP_DTYPES
 from utils.errors import UserError, run_main
 from utils.evaluate import Predictor, evaluate
 from utils.pixels import CONVENTIONS
+from utils.visualize import colorize
 
 
 @dataclass(frozen=True)
@@ -36,10 +38,14 @@ class EvalConfig:
     flip: bool = option(False, "average with the mirrored input")
     window: tuple[int, int] | None = option(None, "height and width of a sliding window", minimum=32)
     stride: tuple[int, int] | None = option(None, "step of the window (default: two thirds of it)", minimum=1)
+    batch_size: int = option(1, "successive images of equal size that go through the network together", minimum=1)
+    draws: int = option(1, "independent label noises an assisted teacher is scored with", minimum=1)
     absent_as_zero: bool = option(False, "count a class that never occurs as IoU 0, as the LAD release does")
     label_codes: str = option("", "label codes an assisted teacher is shown (default: those it was trained with)")
     label_std: float | None = option(None, "pixel noise it is shown (default: what it was trained with)", minimum=0)
     save_pred: str = option("", "folder for predictions as palette PNG")
+    blend: str = option("", "folder for predictions over the images")
+    per_image: str = option("", "npz file for the pixel counts of every image and class")
     json: str = option("", "file for the scores")
     workers: int = option(2, "loader processes of each process", minimum=0)
     seed: int = option(0, "of an assisted teacher's label noise", minimum=0)
@@ -78,6 +84,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     with world(config.device) as w:
         loaded = load(config)
         card, noise = loaded.card, loaded.noise
+        if config.draws > 1 and noise is None:
+            raise UserError(f"--draws: {config.pretrained} sees the image only")
         name = config.dataset or card["dataset"]
         spec = dataset_spec(name)
         if len(spec.names) != card["num_classes"]:
@@ -94,15 +102,21 @@ def main(argv: Sequence[str] | None = None) -> None:
             AMP_DTYPES[config.amp],
         )
 
-        def save(index: int, prediction: np.ndarray) -> None:
-            picture = Image.fromarray(prediction.astype(np.uint8))
-            picture.putpalette([value for color in spec.palette for value in color])
-            picture.save(Path(config.save_pred) / f"{dataset.pairs[index][0].stem}.png")
-
-        if config.save_pred:
-            Path(config.save_pred).mkdir(parents=True, exist_ok=True)
-        on_prediction = save if config.save_pred else None
-        metrics = evaluate(predict, dataset, len(spec.names), w, config.workers, config.seed, on_prediction, True)
+        keep = Keeper(config, dataset, spec)
+        metrics, *others = (
+            evaluate(
+                predict,
+                dataset,
+                len(spec.names),
+                w,
+                config.workers,
+                config.seed + draw,
+                config.batch_size,
+                keep if draw == 0 and keep.wanted else None,
+                progress=True,
+            )
+            for draw in range(config.draws)
+        )
         if not w.is_main:
             return
         result: dict[str, Any] = {
@@ -115,18 +129,56 @@ def main(argv: Sequence[str] | None = None) -> None:
             "label_assisted": noise is not None,
             **metrics.as_dict(spec.names, config.absent_as_zero),
         }
+        if others:
+            result["draws"] = [m.miou(config.absent_as_zero) for m in (metrics, *others)]
         print(metrics.table(spec.names))
         report(result)
-        if config.json:
-            write_json(result, Path(config.json))
+        write_file("--per-image", config.per_image, lambda path: save_areas(path, metrics.areas, dataset))
+        write_file("--json", config.json, lambda path: path.write_text(json.dumps(result, indent=1) + "\n"))
 
 
-def write_json(result: dict[str, Any], path: Path) -> None:
+class Keeper:
+    """Writes predictions as pictures: palette PNG with the class ids, and blends with the image."""
+
+    def __init__(self, config: EvalConfig, dataset: SegmentationDataset, spec: DatasetSpec) -> None:
+        self.config, self.dataset, self.spec = config, dataset, spec
+        self.wanted = bool(config.save_pred or config.blend)
+        for folder in filter(None, (config.save_pred, config.blend)):
+            Path(folder).mkdir(parents=True, exist_ok=True)
+
+    def __call__(self, index: int, prediction: np.ndarray) -> None:
+        name = f"{self.dataset.pairs[index][0].stem}.png"
+        if self.config.save_pred:
+            picture = Image.fromarray(prediction.astype(np.uint8))
+            picture.putpalette([value for color in self.spec.palette for value in color])
+            picture.save(Path(self.config.save_pred) / name)
+        if self.config.blend:
+            image = self.dataset[index][0].permute(1, 2, 0).numpy()
+            mixed = (image.astype(np.uint16) + colorize(prediction, self.spec.palette)) // 2
+            Image.fromarray(mixed.astype(np.uint8)).save(Path(self.config.blend) / name)
+
+
+def write_file(flag: str, path: str, write: Callable[[Path], object]) -> None:
+    """Write an output file, if one is asked for, with its folder.
+
+    Raises:
+        UserError: it cannot be written; the score has been printed by then.
+    """
+    if not path:
+        return
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result, indent=1) + "\n")
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        write(Path(path))
     except OSError as error:
-        raise UserError(f"--json {path} cannot be written: {error.strerror}") from error
+        raise UserError(f"{flag} {path} cannot be written: {error.strerror}") from error
+
+
+def save_areas(path: Path, areas: np.ndarray, dataset: SegmentationDataset) -> None:
+    """Per image and class ``[n, K]``: pixels of the intersection, the label and the prediction."""
+    names = [image.stem for image, _ in dataset.pairs]
+    counts = dict(zip(("intersection", "label", "prediction"), areas.swapaxes(0, 1), strict=True))
+    with path.open("wb") as file:
+        np.savez_compressed(file, names=names, **counts)
 
 
 def report(result: dict[str, Any]) -> None:
@@ -136,6 +188,9 @@ def report(result: dict[str, Any]) -> None:
     else:
         print(f"mIoU {100 * miou:.2f} %  pixel accuracy {100 * accuracy:.2f} %")
     print(f"{result['dataset']} {result['split']}, {result['images']} images, {result['protocol']}")
+    if "draws" in result:
+        scores = 100 * np.array(result["draws"])
+        print(f"over {len(scores)} label noises: mIoU {scores.mean():.2f} +- {scores.std(ddof=1):.2f} %")
     if result["absent"]:
         how = "counted as 0" if result["absent_as_zero"] else "left out of the mean"
         print(f"classes that never occur ({how}): {', '.join(result['absent'])}")

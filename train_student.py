@@ -9,6 +9,7 @@ Settings: default < recipe < flag. The run goes to --save-dir: last.pth, best.pt
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ from utils.errors import UserError, run_main
 from utils.evaluate import Predictor
 from utils.pixels import CONVENTIONS
 from utils.types import Draw, Output
+from utils.visualize import preview
 
 
 class StudentStep(nn.Module):
@@ -122,7 +124,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         step = sync_batchnorm(StudentStep(model, task, teacher, noise, kd), w)
         card = make_card(model, spec.names, spec.palette, config)
         predict = Predictor(model, convention, amp=AMP_DTYPES[config.amp])
-        fit(step, model, train_set, val_set, predict, config, w, run, card)
+        picture = partial(preview, predict, val_set, spec.palette)
+        fit(step, model, train_set, val_set, predict, config, w, run, card, picture)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ Its mIoU is that of a network that reads the label: it measures the teacher, not
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ from utils.errors import run_main
 from utils.evaluate import Predictor
 from utils.pixels import CONVENTIONS
 from utils.types import Draw
+from utils.visualize import preview
 
 
 class TeacherStep(nn.Module):
@@ -88,7 +90,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         step = sync_batchnorm(TeacherStep(model, noise, task, distance, config.single_path), w)
         card = make_card(model, spec.names, spec.palette, config, noise)
         predict = Predictor(model, convention, noise, amp=AMP_DTYPES[config.amp])
-        fit(step, model, train_set, val_set, predict, config, w, run, card)
+        picture = partial(preview, predict, val_set, spec.palette)
+        fit(step, model, train_set, val_set, predict, config, w, run, card, picture)
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ class Column:
         self.predict = Predictor(self.loaded.model, CONVENTIONS[self.loaded.card["pixels"]], self.noise)
 
     def __call__(self, image: Tensor, label: Tensor, draw: Draw) -> np.ndarray:
-        return self.predict(image[None], label[None], draw)[0].argmax(0).numpy()
+        return self.predict.classes(image[None], label[None], [draw])[0].numpy()
 
 
 def main() -> None:

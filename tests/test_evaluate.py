@@ -7,12 +7,12 @@ from datasets import build_dataset
 from models import build_model
 from models.label_noise import LabelNoise
 from utils.distributed import World
-from utils.evaluate import Predictor, evaluate
+from utils.evaluate import Predictor, evaluate, upsampled_argmax
 from utils.pixels import CONVENTIONS
 from utils.types import Draw
 
 BGR = CONVENTIONS["bgr_mean"]
-DRAW = Draw(0)
+DRAW = [Draw(0)]
 
 
 @pytest.fixture(scope="module")
@@ -97,3 +97,56 @@ def test_more_processes_than_images():
     torch.manual_seed(0)
     predict = Predictor(build_model("pspnet", "resnet10t", 7), BGR)
     assert evaluate(predict, dataset, 7, World(5, 6, torch.device("cpu"))).confusion.sum() == 0
+
+
+@pytest.mark.parametrize("align_corners", [True, False])
+@pytest.mark.parametrize(
+    ("low", "size"), [((5, 7), (33, 50)), ((9, 13), (9, 13)), ((1, 1), (4, 3)), ((30, 40), (11, 17))]
+)
+def test_banded_argmax_is_the_argmax_of_the_upsampled_logits(align_corners, low, size):
+    logits = torch.randn(2, 21, *low, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    expected = nn.functional.interpolate(logits, size, mode="bilinear", align_corners=align_corners).argmax(1)
+    for rows in (1, 8, 64):
+        assert torch.equal(upsampled_argmax(logits, size, align_corners, rows), expected)
+
+
+def test_classes_are_the_argmax_of_the_logits(model):
+    x = image(101, 77)
+    for options in ({}, {"flip": True}, {"scales": (0.5, 1.0)}, {"window": (64, 64)}):
+        predict = Predictor(model, BGR, **options)
+        assert torch.equal(predict.classes(x, label(x), DRAW), predict(x, label(x), DRAW).argmax(1))
+
+
+class Sizes(torch.utils.data.Dataset):
+    """Images of two sizes, the last all ignored."""
+
+    def __len__(self):
+        return 5
+
+    def __getitem__(self, index):
+        if index >= 5:
+            raise IndexError
+        x = image(*((33, 40) if index % 3 else (40, 33)), seed=index)[0]
+        truth = torch.full(x.shape[1:], 255 if index == 4 else index, dtype=torch.uint8)
+        return x, truth, index
+
+
+@pytest.mark.parametrize("assisted", [False, True])
+def test_images_of_equal_size_may_share_a_batch(assisted):
+    torch.manual_seed(0)
+    net = build_model("pspnet", "resnet10t", 7, in_channels=4 if assisted else 3).double()
+    predict = Predictor(net, BGR, LabelNoise(7, "random", 0.03, 100.0) if assisted else None)
+    predict.convention = DoubleConvention
+    cpu = World(0, 1, torch.device("cpu"))
+    one, four = (evaluate(predict, Sizes(), 7, cpu, batch_size=n) for n in (1, 4))
+    assert np.array_equal(one.confusion, four.confusion)
+    assert np.array_equal(one.areas, four.areas)
+    assert np.array_equal(one.areas.sum(0)[1], one.confusion.sum(1))
+    assert np.array_equal(one.areas.sum(0)[2], one.confusion.sum(0))
+    assert not one.areas[4].any()
+
+
+class DoubleConvention:
+    @staticmethod
+    def normalize(x):
+        return BGR.normalize(x).double()

@@ -194,6 +194,7 @@ def fit(
         logger.scalars("val", scores, iteration)
         logger.record({"event": "val_iou", "iteration": iteration, **per_class})
         if picture is not None and world.is_main:
+            predict.model.eval()
             logger.picture("val/prediction", picture(), iteration)
         best = progress["best_miou"]
         if scores["miou"] is not None and (best is None or scores["miou"] > best):

@@ -20,10 +20,10 @@ Window = tuple[int, int]
 
 
 class Predictor:
-    """``(image, label, draw) -> logits`` at label size, with one signature for teacher and student.
+    """``(image, label, draws) -> logits`` at label size, with one signature for teacher and student.
 
     image: uint8 RGB ``[B, 3, H, W]``; label ``[B, H, W]`` is looked at only by an assisted teacher, whose ``noise``
-    turns it into input planes; draw: where that noise comes from.
+    turns it into input planes; draws: where that noise comes from, one for each image.
     scales, flip: logits of the resized and mirrored inputs are averaged (LAD: eval.py). window: height and width of
     a sliding window with the given stride (default two thirds of it); overlapping logits are averaged.
     """
@@ -45,30 +45,40 @@ class Predictor:
         self.align_corners = model.supervision[0].align_corners
 
     @torch.inference_mode()
-    def __call__(self, image: Tensor, label: Tensor, draw: Draw) -> Tensor:
+    def __call__(self, image: Tensor, label: Tensor, draws: Sequence[Draw]) -> Tensor:
         """Logits ``[B, K, H, W]``, float32."""
-        x = self.convention.normalize(image)
-        if self.noise is not None:
-            x = torch.cat([x, self.noise(label, draw)], 1)
-        size = x.shape[-2:]
+        x = self._input(image, label, draws)
         views = [self._view(x, scale) for scale in self.scales]
         views += [self._view(x.flip(3), scale).flip(3) for scale in self.scales if self.flip]
-        total = views[0] if len(views) == 1 else torch.stack(views).mean(0)
-        assert total.shape[-2:] == size
-        return total
+        return views[0] if len(views) == 1 else torch.stack(views).mean(0)
+
+    @torch.inference_mode()
+    def classes(self, image: Tensor, label: Tensor, draws: Sequence[Draw]) -> Tensor:
+        """The class of every pixel, int64 ``[B, H, W]``; a single whole view never holds full-size logits."""
+        if self.scales != (1.0,) or self.flip or self.window:
+            return self(image, label, draws).argmax(1)
+        x = self._input(image, label, draws)
+        return upsampled_argmax(self._logits(x), x.shape[-2:], self.align_corners)
+
+    def _input(self, image: Tensor, label: Tensor, draws: Sequence[Draw]) -> Tensor:
+        x = self.convention.normalize(image)
+        if self.noise is None:
+            return x
+        planes = [self.noise(y[None], draw) for y, draw in zip(label, draws, strict=True)]
+        return torch.cat([x, torch.cat(planes)], 1)
 
     def _view(self, x: Tensor, scale: float) -> Tensor:
         size = x.shape[-2:]
         if scale != 1:
             scaled = [max(1, round(side * scale)) for side in size]
             x = F.interpolate(x, scaled, mode="bilinear", align_corners=True)
-        logits = self._slide(x) if self.window else self._upsampled(x)
+        logits = self._slide(x) if self.window else self._resize(self._logits(x), x.shape[-2:])
         return logits if logits.shape[-2:] == size else self._resize(logits, size)
 
-    def _upsampled(self, x: Tensor) -> Tensor:
+    def _logits(self, x: Tensor) -> Tensor:
+        """At head resolution."""
         with torch.autocast(x.device.type, dtype=self.amp, enabled=self.amp is not None):
-            logits = self.model(x, with_aux=False).logits
-        return self._resize(logits.float(), x.shape[-2:])
+            return self.model(x, with_aux=False).logits.float()
 
     def _resize(self, logits: Tensor, size: Sequence[int]) -> Tensor:
         return F.interpolate(logits, size, mode="bilinear", align_corners=self.align_corners)
@@ -76,14 +86,14 @@ class Predictor:
     def _slide(self, x: Tensor) -> Tensor:
         """Mean of the logits of overlapping windows; the last row and column are moved inwards to fit."""
         height, width = x.shape[-2:]
-        total, count = 0, x.new_zeros(height, width)
+        total, count = None, x.new_zeros(height, width)
         for top in _starts(height, self.window[0], self.stride[0]):
             for left in _starts(width, self.window[1], self.stride[1]):
-                box = slice(top, top + self.window[0]), slice(left, left + self.window[1])
-                logits = self._upsampled(x[..., box[0], box[1]])
-                if isinstance(total, int):
+                box = ..., slice(top, top + self.window[0]), slice(left, left + self.window[1])
+                logits = self._resize(self._logits(x[box]), x[box].shape[-2:])
+                if total is None:
                     total = logits.new_zeros(*logits.shape[:2], height, width)
-                total[..., box[0], box[1]] += logits
+                total[box] += logits
                 count[box] += 1
         return total / count
 
@@ -93,6 +103,28 @@ def _starts(side: int, window: int, stride: int) -> list[int]:
     return sorted({*range(0, last, stride), last})
 
 
+def upsampled_argmax(logits: Tensor, size: Sequence[int], align_corners: bool, rows: int = 64) -> Tensor:
+    """``interpolate(logits, size, "bilinear").argmax(1)`` in bands of ``rows`` rows, so that memory is bounded.
+
+    Rows are interpolated first, then columns of one band at a time, with channels last: the same sums in another
+    order, several times faster where there are many classes. ``[B, K, h, w] -> int64 [B, H, W]``.
+    """
+    (height, width), h = size, logits.shape[2]
+    at = torch.arange(height, device=logits.device, dtype=torch.float64)
+    at = at * ((h - 1) / max(height - 1, 1)) if align_corners else ((at + 0.5) * (h / height) - 0.5).clamp_(min=0)
+    low = at.long().clamp_(max=h - 1)
+    high, share = (low + 1).clamp_(max=h - 1), (at - low).to(logits.dtype).view(-1, 1)
+    logits = logits.contiguous(memory_format=torch.channels_last)
+    classes = torch.empty(len(logits), height, width, dtype=torch.long, device=logits.device)
+    for start in range(0, height, rows):
+        band = slice(start, min(start + rows, height))
+        mixed = torch.lerp(logits[:, :, low[band]], logits[:, :, high[band]], share[band])
+        mixed = mixed.contiguous(memory_format=torch.channels_last)
+        wide = F.interpolate(mixed, (mixed.shape[2], width), mode="bilinear", align_corners=align_corners)
+        classes[:, band] = wide.argmax(1)
+    return classes
+
+
 def evaluate(
     predict: Predictor,
     dataset: Dataset,
@@ -100,24 +132,34 @@ def evaluate(
     world: World,
     workers: int = 0,
     seed: int = 0,
+    batch_size: int = 1,
     on_prediction: Callable[[int, np.ndarray], None] | None = None,
     progress: bool = False,
 ) -> Metrics:
-    """Confusion matrix over the data set, each image counted once for any number of processes.
+    """Scores over the data set, each image counted once for any number of processes.
 
     ``on_prediction(index, prediction [H, W])`` sees every prediction of this process. The label noise of image i is a
-    function of (seed, i). The network is put into eval mode for the duration.
+    function of (seed, i). Images of equal size among ``batch_size`` neighbours go through the network together. The
+    network is put into eval mode for the duration.
     """
     was_training = predict.model.training
     predict.model.eval()
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=world.device)
-    batches = eval_batches(dataset, workers, world)
+    areas = torch.zeros(len(dataset), 3, num_classes, dtype=torch.int64, device=world.device)
     total = len(range(world.rank, len(dataset), world.size))
-    for image, label, index in tqdm(batches, "eval", total, disable=not (progress and world.is_main), leave=False):
-        i = int(index)
-        prediction = predict(image, label, Draw(derive_seed(seed, i))).argmax(1)
-        confusion += confusion_matrix(prediction, label, num_classes)
-        if on_prediction is not None:
-            on_prediction(i, prediction[0].cpu().numpy())
+    with tqdm(total=total, desc="eval", disable=not (progress and world.is_main), leave=False) as bar:
+        for image, label, indices in eval_batches(dataset, workers, world, batch_size):
+            draws = [Draw(derive_seed(seed, i)) for i in indices.tolist()]
+            predictions = predict.classes(image, label, draws)
+            for i, prediction, truth in zip(indices.tolist(), predictions, label, strict=True):
+                counts = confusion_matrix(prediction, truth, num_classes)
+                confusion += counts
+                areas[i] = torch.stack([counts.diagonal(), counts.sum(1), counts.sum(0)])
+                if on_prediction is not None:
+                    on_prediction(i, prediction.cpu().numpy())
+            bar.update(len(indices))
+            if not bar.disable and bar.n % 10 < len(indices):
+                bar.set_postfix_str(f"mIoU so far {100 * Metrics(confusion.cpu().numpy(), bar.n).miou():.2f} %")
     predict.model.train(was_training)
-    return Metrics(all_reduce_sum(confusion).cpu().numpy(), len(dataset))
+    all_reduce_sum(areas)
+    return Metrics(all_reduce_sum(confusion).cpu().numpy(), len(dataset), areas.cpu().numpy())

@@ -11,9 +11,16 @@ from utils.distributed import World
 
 
 def _collate(samples: list[object]) -> object:
-    """A sample that could not be read travels as the exception itself: its message reaches the user unwrapped."""
-    errors = [sample for sample in samples if isinstance(sample, Exception)]
-    return errors[0] if errors else default_collate(samples)
+    """A list of batches, one for each image size among the samples.
+
+    A sample that could not be read travels as the exception itself: its message reaches the user unwrapped.
+    """
+    groups: dict[tuple[int, ...], list[object]] = {}
+    for sample in samples:
+        if isinstance(sample, Exception):
+            return sample
+        groups.setdefault(tuple(sample[0].shape), []).append(sample)
+    return [default_collate(group) for group in groups.values()]
 
 
 def _init_worker(_: int) -> None:
@@ -32,10 +39,11 @@ def _batches(dataset: Dataset, batches: Sequence[Sequence[int]], workers: int, d
         worker_init_fn=_init_worker,
         pin_memory=device.type == "cuda",
     )
-    for batch in loader:
-        if isinstance(batch, Exception):
-            raise batch
-        yield [part.to(device, non_blocking=True) for part in batch]
+    for groups in loader:
+        if isinstance(groups, Exception):
+            raise groups
+        for group in groups:
+            yield [part.to(device, non_blocking=True) for part in group]
 
 
 class _TrainBatches(Sequence):
@@ -64,7 +72,11 @@ def train_batches(stream: Dataset, start: int, stop: int, batch_size: int, worke
     return _batches(stream, _TrainBatches(start, stop, batch_size, world.rank, world.size), workers, world.device)
 
 
-def eval_batches(dataset: Dataset, workers: int, world: World) -> Iterator:
-    """``(image, label, index)`` one image at a time: every ``size``-th from ``rank``, each exactly once."""
-    indices = [[i] for i in range(world.rank, len(dataset), world.size)]
-    return _batches(dataset, indices, workers, world.device) if indices else iter(())
+def eval_batches(dataset: Dataset, workers: int, world: World, batch_size: int = 1) -> Iterator:
+    """``(image, label, indices)``: every ``size``-th image from ``rank``, each exactly once.
+
+    Of ``batch_size`` successive images, those of equal size come together.
+    """
+    own = range(world.rank, len(dataset), world.size)
+    batches = [own[i : i + batch_size] for i in range(0, len(own), batch_size)]
+    return _batches(dataset, batches, workers, world.device) if batches else iter(())

@@ -22,10 +22,15 @@ def confusion_matrix(prediction: Tensor, label: Tensor, num_classes: int) -> Ten
 
 @dataclass(frozen=True)
 class Metrics:
-    """Scores of a confusion matrix, as fractions. ``confusion``: int64 ``[K, K]``, rows = label."""
+    """Scores of a confusion matrix, as fractions.
+
+    confusion: int64 ``[K, K]``, rows = label. areas: int64 ``[images, 3, K]``, of every image the pixels in the
+    intersection, the label and the prediction of each class.
+    """
 
     confusion: np.ndarray
     images: int
+    areas: np.ndarray | None = None
 
     @property
     def iou(self) -> np.ndarray:

@@ -4,14 +4,18 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
+from torch.utils.data import Dataset
 
-from utils.types import IGNORE_INDEX
+from utils.evaluate import Predictor
+from utils.seeding import derive_seed
+from utils.types import IGNORE_INDEX, Draw
 
+Rgb = tuple[int, int, int]
 IGNORE_COLOR = (255, 255, 255)
 ERROR_COLORS = {"right": (235, 235, 235), "wrong": (213, 94, 0), "ignored": (160, 160, 160)}
 
 
-def colorize(label: np.ndarray, palette: Sequence[tuple[int, int, int]]) -> np.ndarray:
+def colorize(label: np.ndarray, palette: Sequence[Rgb]) -> np.ndarray:
     """Class indices ``[H, W]`` -> RGB uint8 ``[H, W, 3]``; ignored pixels are white."""
     table = np.full((256, 3), IGNORE_COLOR, np.uint8)
     table[: len(palette)] = palette
@@ -44,3 +48,19 @@ def tile(rows: Sequence[Sequence[np.ndarray]], height: int = 192, gap: int = 4) 
         strips.append(np.hstack([np.pad(p, ((gap, gap), (gap, gap), (0, 0)), constant_values=255) for p in scaled]))
     width = max(strip.shape[1] for strip in strips)
     return np.vstack([np.pad(s, ((0, 0), (0, width - s.shape[1]), (0, 0)), constant_values=255) for s in strips])
+
+
+def preview(
+    predict: Predictor, dataset: Dataset, palette: Sequence[tuple[int, int, int]], count: int = 4
+) -> np.ndarray:
+    """Rows of image | label | noised label (assisted) | prediction | error for a few fixed images, RGB."""
+    rows = []
+    for i in np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int).tolist():
+        image, label, _ = dataset[i]
+        draw, device = Draw(derive_seed(0, i)), next(predict.model.parameters()).device
+        prediction = predict.classes(image[None].to(device), label[None].to(device), [draw])[0].cpu().numpy()
+        row = [image.permute(1, 2, 0).numpy(), colorize(label.numpy(), palette)]
+        if predict.noise is not None:
+            row.append(diverging(predict.noise(label[None].to(device), draw)[0, 0].cpu().numpy()))
+        rows.append([*row, colorize(prediction, palette), error_map(prediction, label.numpy())])
+    return tile(rows)
