@@ -52,7 +52,8 @@ def start() -> Iterator[Callable[..., subprocess.Popen]]:
 
     def call(script: str, *flags: str) -> subprocess.Popen:
         line = _line(script, flags, 1)
-        processes.append(subprocess.Popen(line, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL))
+        options = {"cwd": ROOT, "env": ENVIRONMENT, "stdout": subprocess.DEVNULL, "start_new_session": True}
+        processes.append(subprocess.Popen(line, **options))
         return processes[-1]
 
     yield call

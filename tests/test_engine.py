@@ -152,6 +152,17 @@ def test_a_signal_saves_before_it_stops(finished, tmp_path, monkeypatch, number)
     assert_same(teacher, train(train_teacher, tmp_path, "--val-per-iters", "2", "--resume", "auto"))
 
 
+def test_a_signal_to_the_whole_job_saves_too(tmp_path, start):
+    """Schedulers signal every process: the loader's workers leave the answer to the main one."""
+    flags = [*TINY, "--workers", "2", "--max-iterations", "1000", "--save-dir", tmp_path]
+    process = start("train_teacher.py", *flags)
+    while not (tmp_path / "last.pth").exists() and process.poll() is None:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGTERM)
+    assert process.wait() == engine.STOPPED_STATUS
+    assert checkpoint.read(tmp_path / "last.pth")["iteration"] == losses(tmp_path)[-1][0]
+
+
 def test_a_loss_that_is_not_finite_names_the_images(tmp_path):
     with pytest.raises(UserError, match=r"not finite at iteration \d+ .*images: toy/train/000\d\.png, toy/train"):
         train(train_teacher, tmp_path, "--lr", "1e30", "--save-per-iters", "1")

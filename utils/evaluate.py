@@ -1,6 +1,7 @@
 """The one evaluator: validation during training and eval.py both call it."""
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 
 import numpy as np
 import torch
@@ -147,8 +148,10 @@ def evaluate(
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=world.device)
     areas = torch.zeros(len(dataset), 3, num_classes, dtype=torch.int64, device=world.device)
     total = len(range(world.rank, len(dataset), world.size))
-    with tqdm(total=total, desc="eval", disable=not (progress and world.is_main), leave=False) as bar:
-        for image, label, indices in eval_batches(dataset, workers, world, batch_size):
+    hidden = not (progress and world.is_main)
+    batches = eval_batches(dataset, workers, world, batch_size)
+    with closing(batches), tqdm(total=total, desc="eval", disable=hidden, leave=False) as bar:
+        for image, label, indices in batches:
             draws = [Draw(derive_seed(seed, i)) for i in indices.tolist()]
             predictions = predict.classes(image, label, draws)
             for i, prediction, truth in zip(indices.tolist(), predictions, label, strict=True):

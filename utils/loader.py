@@ -1,7 +1,7 @@
 """Batches in an order that is a function of the position alone, not of workers, processes or the past."""
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 import cv2
 import torch
@@ -24,13 +24,14 @@ def _collate(samples: list[object]) -> object:
 
 
 def _init_worker(_: int) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the training loop's handlers are not for its workers
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A signal to the whole job is for the main process: it ends its iteration, saves, and lets the workers go.
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
 
 
-def _batches(dataset: Dataset, batches: Sequence[Sequence[int]], workers: int, device: torch.device) -> Iterator:
+def _batches(dataset: Dataset, batches: Sequence[Sequence[int]], workers: int, device: torch.device) -> Generator:
     loader = DataLoader(
         dataset,
         batch_sampler=batches,
@@ -39,11 +40,15 @@ def _batches(dataset: Dataset, batches: Sequence[Sequence[int]], workers: int, d
         worker_init_fn=_init_worker,
         pin_memory=device.type == "cuda",
     )
-    for groups in loader:
-        if isinstance(groups, Exception):
-            raise groups
-        for group in groups:
-            yield [part.to(device, non_blocking=True) for part in group]
+    iterator = iter(loader)
+    try:
+        for groups in iterator:
+            if isinstance(groups, Exception):
+                raise groups
+            for group in groups:
+                yield [part.to(device, non_blocking=True) for part in group]
+    finally:
+        del iterator  # joins the workers, also when the consumer stops early
 
 
 class _TrainBatches(Sequence):
@@ -63,7 +68,7 @@ class _TrainBatches(Sequence):
         return range(first, first + self.share)
 
 
-def train_batches(stream: Dataset, start: int, stop: int, batch_size: int, workers: int, world: World) -> Iterator:
+def train_batches(stream: Dataset, start: int, stop: int, batch_size: int, workers: int, world: World) -> Generator:
     """``(image, label)`` on the device for iterations ``start .. stop - 1``.
 
     ``stream[position]`` is sample number ``position`` of an endless training sequence; iteration i of a global batch
@@ -72,11 +77,11 @@ def train_batches(stream: Dataset, start: int, stop: int, batch_size: int, worke
     return _batches(stream, _TrainBatches(start, stop, batch_size, world.rank, world.size), workers, world.device)
 
 
-def eval_batches(dataset: Dataset, workers: int, world: World, batch_size: int = 1) -> Iterator:
+def eval_batches(dataset: Dataset, workers: int, world: World, batch_size: int = 1) -> Generator:
     """``(image, label, indices)``: every ``size``-th image from ``rank``, each exactly once.
 
     Of ``batch_size`` successive images, those of equal size come together.
     """
     own = range(world.rank, len(dataset), world.size)
     batches = [own[i : i + batch_size] for i in range(0, len(own), batch_size)]
-    return _batches(dataset, batches, workers, world.device) if batches else iter(())
+    return _batches(dataset, batches, workers, world.device)
