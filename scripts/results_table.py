@@ -1,40 +1,101 @@
-"""One Markdown table from the JSON files of eval.py.
+"""Tables from the JSON files of eval.py.
 
-python scripts/results_table.py runs/quickstart/*/eval.json
+    python scripts/results_table.py runs/quickstart/*/eval.json      # one table of these files
+    python scripts/results_table.py --readme README.md               # rewrite the tables of README.md in place
+    python scripts/results_table.py --readme README.md --check       # exit 1 if they are not what the files say
+
+A README's table stands between ``<!-- table: NAME -->`` and ``<!-- end -->``; NAME is a key of results/tables.yaml,
+which lists the rows, their published numbers and commands, and where in results/ their files are. A row without files
+says "not run".
 """
 
 import argparse
 import json
+import re
+import sys
 from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import yaml
+
+from utils.errors import UserError, lookup, run_main
+
+RESULTS = Path(__file__).resolve().parent.parent / "results"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="+", type=Path, help="written by eval.py --json")
-    rows = [row(file, json.loads(file.read_text())) for file in parser.parse_args().files]
-    header = ("run", "network", "input", "iterations", "mIoU %", "pixel accuracy %", "protocol")
-    for cells in (header, ["---"] * len(header), *rows):
-        print("| " + " | ".join(cells) + " |")
+    parser.add_argument("files", nargs="*", type=Path, help="written by eval.py --json")
+    parser.add_argument("--readme", type=Path, help="Markdown file whose marked tables are rewritten")
+    parser.add_argument("--check", action="store_true", help="change nothing, exit 1 where something would change")
+    args = parser.parse_args()
+    if args.files:
+        print(markdown(*files_table(args.files)))
+    if args.readme:
+        old = args.readme.read_text(encoding="utf-8")
+        new = rewrite(old, yaml.safe_load((RESULTS / "tables.yaml").read_text(encoding="utf-8")), RESULTS)
+        if args.check and new != old:
+            raise UserError(f"{args.readme} does not show what results/ holds: run this without --check")
+        if not args.check:
+            args.readme.write_text(new, encoding="utf-8")
 
 
-def row(file: Path, result: dict) -> tuple[str, ...]:
-    seen = "image + label (assisted)" if result["label_assisted"] else "image"
-    where = f"{result['dataset']} {result['split']}, {result['images']} images, {result['protocol']}"
-    network = f"{result['model']['arch']} {result['model']['backbone']}"
-    return (
-        file.parent.name,
-        network,
-        seen,
-        str(result["iteration"]),
-        _percent(result["miou"]),
-        _percent(result["pixel_accuracy"]),
-        where,
-    )
+def files_table(files: list[Path]) -> tuple[list[str], list[list[str]]]:
+    """A row for each file, named after its folder."""
+    rows = []
+    for file in files:
+        result = read(file)
+        seen = "image + label (assisted)" if result["label_assisted"] else "image"
+        where = f"{result['dataset']} {result['split']}, {result['images']} images, {result['protocol']}"
+        network = f"{result['model']['arch']} {result['model']['backbone']}"
+        scores = [percent([result[key]]) for key in ("miou", "pixel_accuracy")]
+        rows.append([file.parent.name, network, seen, str(result["iteration"]), *scores, where])
+    return ["run", "network", "input", "iterations", "mIoU %", "pixel accuracy %", "protocol"], rows
 
 
-def _percent(value: float | None) -> str:
-    return "not defined" if value is None else f"{100 * value:.2f}"
+def rewrite(text: str, tables: dict[str, Any], results: Path) -> str:
+    """``text`` with every marked table made anew."""
+
+    def table(match: re.Match[str]) -> str:
+        spec = lookup(tables, match["name"], "table in results/tables.yaml")
+        return f"<!-- table: {match['name']} -->\n{markdown(*declared_table(spec, results))}\n<!-- end -->"
+
+    return re.sub(r"<!-- table: (?P<name>[\w-]+) -->\n.*?<!-- end -->", table, text, flags=re.DOTALL)
+
+
+def declared_table(spec: dict[str, Any], results: Path) -> tuple[list[str], list[list[str]]]:
+    """columns: headings of each row's ``cells``; then published, ours (mean +- std over files), n, command."""
+    rows = []
+    for row in spec["rows"]:
+        files = sorted(results.glob(row["files"])) if row.get("files") else []
+        scores = [read(file)["miou"] for file in files]
+        published = "-" if row.get("published") is None else f"{row['published']:.2f}"
+        ours = percent(scores) if scores else "not run"
+        rows.append([*row["cells"], published, ours, str(len(scores)), f"`{row['command']}`"])
+    return [*spec["columns"], "published mIoU %", "ours mIoU %", "n", "command"], rows
+
+
+def read(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} is no result of eval.py: {error}") from error
+
+
+def percent(values: list[float | None]) -> str:
+    """``mean +- std`` in percent; the standard deviation needs two values."""
+    if None in values:
+        return "not defined"
+    scaled = [100 * value for value in values]
+    return f"{mean(scaled):.2f}" + (f" +- {stdev(scaled):.2f}" if len(scaled) > 1 else "")
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows))
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)
