@@ -23,10 +23,11 @@ from models.loading import from_checkpoint, initialise, make_card
 from models.segmentor import Segmentor
 from utils.config import StudentConfig, parse
 from utils.distributed import world
-from utils.engine import AMP_DTYPES, fit, open_run
+from utils.engine import AMP_DTYPES, fit
 from utils.errors import UserError, run_main
 from utils.evaluate import Predictor
 from utils.pixels import CONVENTIONS
+from utils.runs import open_run
 from utils.types import Draw, Output
 from utils.visualize import preview
 

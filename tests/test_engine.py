@@ -11,11 +11,14 @@ import torch
 
 import train_student
 import train_teacher
+from datasets.base import TrainStream
 from tests.conftest import TINY
 from utils import checkpoint, engine
 from utils.config import TeacherConfig
 from utils.distributed import World
 from utils.errors import UserError
+from utils.guards import STOPPED_STATUS
+from utils.runs import open_run
 
 KD = ["--kd", "cwd=3,kd=1,dist=1"]
 
@@ -147,7 +150,7 @@ def test_a_signal_saves_before_it_stops(finished, tmp_path, monkeypatch, number)
         patch.setattr(engine.RunLogger, "advance", send)
         with pytest.raises(SystemExit) as stopped:
             train(train_teacher, tmp_path, "--val-per-iters", "2")
-    assert stopped.value.code == engine.STOPPED_STATUS
+    assert stopped.value.code == STOPPED_STATUS
     assert checkpoint.read(tmp_path / "last.pth")["iteration"] == 3
     assert_same(teacher, train(train_teacher, tmp_path, "--val-per-iters", "2", "--resume", "auto"))
 
@@ -159,7 +162,7 @@ def test_a_signal_to_the_whole_job_saves_too(tmp_path, start):
     while not (tmp_path / "last.pth").exists() and process.poll() is None:
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGTERM)
-    assert process.wait() == engine.STOPPED_STATUS
+    assert process.wait() == STOPPED_STATUS
     assert checkpoint.read(tmp_path / "last.pth")["iteration"] == losses(tmp_path)[-1][0]
 
 
@@ -168,6 +171,23 @@ def test_a_loss_that_is_not_finite_names_the_images(tmp_path):
         train(train_teacher, tmp_path, "--lr", "1e30", "--save-per-iters", "1")
     saved = checkpoint.read(tmp_path / "last.pth")
     assert saved["iteration"] >= 1
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_an_unreadable_image_does_not_cost_the_work_so_far(finished, tmp_path, monkeypatch, workers):
+    _, teacher, _ = finished
+    flags = ["--val-per-iters", "2", "--workers", workers]
+    read = TrainStream.__getitem__
+
+    def fail(stream, position):
+        return UserError("a.png cannot be read") if position == 21 else read(stream, position)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainStream, "__getitem__", fail)
+        with pytest.raises(UserError, match=r"a\.png cannot be read"):
+            train(train_teacher, tmp_path, *flags)
+    assert checkpoint.read(tmp_path / "last.pth")["iteration"] == 5
+    assert_same(teacher, train(train_teacher, tmp_path, *flags, "--resume", "auto"))
 
 
 @pytest.mark.parametrize(
@@ -195,11 +215,11 @@ def test_best_cannot_be_resumed(finished, tmp_path):
 
 def test_two_runs_do_not_share_a_folder(tmp_path):
     config, world = TeacherConfig(save_dir=str(tmp_path)), World(0, 1, torch.device("cpu"))
-    run = engine.open_run(config, world)
+    run = open_run(config, world)
     with pytest.raises(UserError, match="in use by another run"):
-        engine.open_run(config, world)
+        open_run(config, world)
     run.close()
-    engine.open_run(config, world).close()
+    open_run(config, world).close()
 
 
 def test_learning_rate_follows_the_release():

@@ -1,13 +1,10 @@
 """The training loop of both scripts: SGD, polynomial decay, logs, validation, checkpoints, resume."""
 
-import fcntl
 import math
-import signal
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,24 +14,19 @@ from torch.utils.data import Dataset
 
 from utils import checkpoint
 from utils.config import TrainConfig, save_yaml
-from utils.distributed import World, all_reduce_mean, any_process, barrier, broadcast_buffers, wrap
+from utils.distributed import World, all_reduce_mean, barrier, broadcast_buffers, wrap
 from utils.errors import UserError
 from utils.evaluate import Predictor, evaluate
+from utils.guards import STOPPED_STATUS, FiniteWatch, NotFinite, StopRequest
 from utils.loader import train_batches
 from utils.logger import RunLogger, environment
 from utils.metrics import Metrics
 from utils.pixels import CONVENTIONS
+from utils.runs import Run, clear, plain
 from utils.seeding import derive_seed
 from utils.types import Draw
 
 AMP_DTYPES = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-STOPPED_STATUS = 3  # exit status of a run that a signal stopped after saving itself
-# settings that may differ between the two halves of a resumed run: none of them changes what is computed
-RESUMABLE = {
-    "recipe", "data", "workers", "save_dir", "save_per_iters", "val_per_iters", "log_iter", "skip_val", "resume",
-    "overwrite", "device", "pretrained_base", "pretrained",
-}  # fmt: skip
 
 
 def learning_rate(config: TrainConfig, iteration: int) -> float:
@@ -43,73 +35,6 @@ def learning_rate(config: TrainConfig, iteration: int) -> float:
     if iteration < config.warmup_iterations:
         return decayed * (0.1 + 0.9 * iteration / config.warmup_iterations)
     return decayed
-
-
-class Run(NamedTuple):
-    """A run's folder, locked against other runs until ``close`` or the end of the process."""
-
-    folder: Path
-    state: dict[str, Any] | None  # of the checkpoint it continues from
-    lock: IO[str] | None
-
-    def close(self) -> None:
-        if self.lock is not None:
-            self.lock.close()
-
-
-def open_run(config: TrainConfig, world: World) -> Run:
-    """Lock the run's folder and read the state to continue from, if any. Nothing that exists is changed.
-
-    Raises:
-        UserError: the folder cannot be written, holds a run that is neither resumed nor overwritten, the checkpoint
-            to resume is missing or damaged, or it is of a run with other settings.
-    """
-    folder = Path(config.save_dir).expanduser()
-    last = folder / "last.pth"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".probe-{world.rank}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"--save-dir {folder} cannot be written: {error.strerror}") from error
-    lock = _lock(folder) if world.is_main else None
-    if config.resume == "auto":
-        source = last if last.exists() and not config.overwrite else None
-    else:
-        source = Path(config.resume).expanduser() if config.resume else None
-        if source is not None and not source.is_file():
-            raise UserError(f"--resume {source}: no such file")
-        if last.exists() and not config.overwrite and (source is None or source.resolve() != last.resolve()):
-            raise UserError(f"--save-dir {folder} holds a run: --resume auto continues it, --overwrite starts anew")
-    if source is None:
-        return Run(folder, None, lock)
-    state = checkpoint.read(source)
-    if "optimizer" not in state:
-        raise UserError(f"--resume {source} holds no training state; --pretrained starts a new run from its weights")
-    old, new = state["config"], asdict(config)
-    changed = [f"{k}: {old.get(k)!r} -> {new[k]!r}" for k in new if k not in RESUMABLE and _plain(new[k]) != old.get(k)]
-    if changed:
-        raise UserError(f"--resume {source} is of a run with other settings ({'; '.join(changed)})")
-    return Run(folder, state, lock)
-
-
-def _clear(folder: Path) -> None:
-    """Remove what an earlier run wrote, when a run starts anew; other files are left alone."""
-    for pattern in ("last.pth", "best.pth", "metrics.jsonl", "events.out.tfevents.*"):
-        for path in folder.glob(pattern):
-            path.unlink()
-
-
-def _lock(folder: Path) -> IO[str]:
-    """An open file whose lock ends with it, however the process ends."""
-    file = (folder / ".lock").open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        raise UserError(f"--save-dir {folder} is in use by another run") from None
-    return file
 
 
 def fit(
@@ -156,16 +81,11 @@ def fit(
         if world.is_main:
             print(f"{folder} is finished: {start} iterations, best mIoU {_percent(progress['best_miou'])}")
         return None
-    settings = _plain(asdict(config))
-    header = {
-        "world_size": world.size,
-        **environment(world.device),
-        "config": settings,
-        "card": dict(card),
-    }
+    settings = plain(asdict(config))
+    header = {"world_size": world.size, **environment(world.device), "config": settings, "card": dict(card)}
     if world.is_main:
         if state is None:
-            _clear(folder)
+            clear(folder)
         save_yaml(config, folder / "config.yaml")
     logger = RunLogger(folder, world.is_main, start, config.max_iterations, header)
     convention = CONVENTIONS[config.pixels]
@@ -175,7 +95,7 @@ def fit(
     def save(name: str, training: bool) -> None:
         """Every process takes part: running statistics are rank 0's from here on."""
         finite.check()
-        broadcast_buffers(model)
+        broadcast_buffers(step)
         if world.is_main:
             content = {**card, **progress, "config": settings, "model": model.state_dict()}
             if training:
@@ -186,7 +106,7 @@ def fit(
 
     def validate(iteration: int) -> Metrics:
         finite.check()
-        broadcast_buffers(model)
+        broadcast_buffers(step)
         result = evaluate(predict, val_set, card["num_classes"], world, config.workers, config.seed)
         scores = {"miou": _or_none(result.miou()), "pixel_accuracy": _or_none(result.pixel_accuracy)}
         names = card["class_names"]
@@ -208,7 +128,7 @@ def fit(
         values = ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
         return f"the loss is not finite at iteration {iteration + 1} ({values}); {folder} is untouched; images: {files}"
 
-    stopping, finite = _StopRequest(), _FiniteWatch(not_finite)
+    stopping, finite = StopRequest(), FiniteWatch(not_finite)
     batches = train_batches(train_set, start, config.max_iterations, config.batch_size, config.workers, world)
     clock, clocked = time.perf_counter(), start
     try:
@@ -246,6 +166,13 @@ def fit(
             if stop and not last:
                 logger.say(f"stopped by a signal after iteration {done}; --resume auto continues")
                 raise SystemExit(STOPPED_STATUS)
+    except NotFinite:
+        raise
+    except UserError:
+        # an unreadable file must not cost the work so far; several processes could not agree on saving here
+        if world.size == 1 and progress["iteration"] > start:
+            save("last.pth", training=True)
+        raise
     finally:
         batches.close()
         stopping.restore()
@@ -283,67 +210,6 @@ def _forward(step: nn.Module, image: Tensor, label: Tensor, draw: Draw) -> dict[
             f"BatchNorm sees one value per channel: this network pools to a 1x1 map, which needs at least 2 images a "
             f"process (here {len(image)}); raise --batch-size, use fewer processes, or --freeze-bn"
         ) from error
-
-
-class _FiniteWatch:
-    """Stops at a non-finite loss. On CUDA it looks one iteration late, so that the host never waits for the device;
-    ``check`` looks at once, before anything is validated or saved.
-    """
-
-    def __init__(self, message: Callable[[int, Mapping[str, float]], str]) -> None:
-        self.message, self.pending = message, None
-
-    def watch(self, iteration: int, terms: Mapping[str, Tensor]) -> None:
-        names = list(terms)
-        values = torch.stack([terms[name].detach().float() for name in names])
-        copied = None
-        if values.is_cuda:
-            values, copied = values.to("cpu", non_blocking=True), torch.cuda.Event()
-            copied.record()
-            self.check()
-        self.pending = iteration, names, values, copied
-        if copied is None:
-            self.check()
-
-    def check(self) -> None:
-        """Raises UserError when the last watched loss is not finite."""
-        if self.pending is None:
-            return
-        iteration, names, values, copied = self.pending
-        self.pending = None
-        if copied is not None:
-            copied.synchronize()
-        terms = dict(zip(names, values.tolist(), strict=True))
-        if not math.isfinite(terms["loss"]):
-            raise UserError(self.message(iteration, terms))
-
-
-class _StopRequest:
-    """Remembers SIGTERM, SIGINT and SIGUSR1 so that the loop can save before it ends."""
-
-    def __init__(self) -> None:
-        self.received = False
-        self.previous = {number: signal.signal(number, self._receive) for number in STOP_SIGNALS}
-
-    def _receive(self, number: int, frame: object) -> None:
-        if self.received and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.received = True
-
-    def requested(self, ask_everyone: bool, world: World) -> bool:
-        """The same answer in every process; asked only at iterations where ``ask_everyone`` is true in all."""
-        return ask_everyone and any_process(self.received, world.device)
-
-    def restore(self) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
-
-
-def _plain(value: Any) -> Any:
-    """Tuples as lists, the form yaml and json give back."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _or_none(value: float) -> float | None:

@@ -1,0 +1,91 @@
+"""The folder of a run: who may write to it, and what a run continues from."""
+
+import fcntl
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from utils import checkpoint
+from utils.config import TrainConfig
+from utils.distributed import World
+from utils.errors import UserError
+
+# settings that may differ between the two halves of a resumed run: none of them changes what is computed
+RESUMABLE = {
+    "recipe", "data", "workers", "save_dir", "save_per_iters", "val_per_iters", "log_iter", "skip_val", "resume",
+    "overwrite", "device", "pretrained_base", "pretrained",
+}  # fmt: skip
+
+
+class Run(NamedTuple):
+    """A run's folder, locked against other runs until ``close`` or the end of the process."""
+
+    folder: Path
+    state: dict[str, Any] | None  # of the checkpoint it continues from
+    lock: IO[str] | None
+
+    def close(self) -> None:
+        if self.lock is not None:
+            self.lock.close()
+
+
+def open_run(config: TrainConfig, world: World) -> Run:
+    """Lock the run's folder and read the state to continue from, if any. Nothing that exists is changed.
+
+    Raises:
+        UserError: the folder cannot be written, holds a run that is neither resumed nor overwritten, the checkpoint
+            to resume is missing or damaged, or it is of a run with other settings.
+    """
+    folder = Path(config.save_dir).expanduser()
+    last = folder / "last.pth"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe-{world.rank}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"--save-dir {folder} cannot be written: {error.strerror}") from error
+    lock = _lock(folder) if world.is_main else None
+    if config.resume == "auto":
+        source = last if last.exists() and not config.overwrite else None
+    else:
+        source = Path(config.resume).expanduser() if config.resume else None
+        if source is not None and not source.is_file():
+            raise UserError(f"--resume {source}: no such file")
+        if last.exists() and not config.overwrite and (source is None or source.resolve() != last.resolve()):
+            raise UserError(f"--save-dir {folder} holds a run: --resume auto continues it, --overwrite starts anew")
+    if source is None:
+        return Run(folder, None, lock)
+    state = checkpoint.read(source)
+    if "optimizer" not in state:
+        raise UserError(f"--resume {source} holds no training state; --pretrained starts a new run from its weights")
+    old, new = state["config"], asdict(config)
+    changed = [f"{k}: {old.get(k)!r} -> {new[k]!r}" for k in new if k not in RESUMABLE and plain(new[k]) != old.get(k)]
+    if changed:
+        raise UserError(f"--resume {source} is of a run with other settings ({'; '.join(changed)})")
+    return Run(folder, state, lock)
+
+
+def clear(folder: Path) -> None:
+    """Remove what an earlier run wrote, when a run starts anew; other files are left alone."""
+    for pattern in ("last.pth", "best.pth", "metrics.jsonl", "events.out.tfevents.*"):
+        for path in folder.glob(pattern):
+            path.unlink()
+
+
+def _lock(folder: Path) -> IO[str]:
+    """An open file whose lock ends with it, however the process ends."""
+    file = (folder / ".lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise UserError(f"--save-dir {folder} is in use by another run") from None
+    return file
+
+
+def plain(value: Any) -> Any:
+    """Tuples as lists, the form yaml and json give back."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
