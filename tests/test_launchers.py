@@ -1,0 +1,60 @@
+"""The shell launchers, as a user calls them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ENVIRONMENT, ROOT
+from tests.test_engine import records
+
+TINY_FLAGS = [
+    "--crop-size",
+    "32",
+    "32",
+    "--batch-size",
+    "4",
+    "--workers",
+    "0",
+    "--device",
+    "cpu",
+    "--max-iterations",
+    "2",
+    "--skip-val",
+]
+
+
+def bash(script, *arguments, **environment):
+    path = f"{Path(sys.executable).parent}:{ENVIRONMENT['PATH']}"
+    return subprocess.run(
+        ["bash", ROOT / "scripts" / script, *map(str, arguments)],
+        cwd="/",
+        env={**ENVIRONMENT, "PATH": path, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_teacher_student_and_score(tmp_path):
+    runs = [("teacher", "2", ()), ("student", "1", ("--teacher-pretrained", tmp_path / "teacher/last.pth"))]
+    for role, processes, flags in runs:
+        folder = ("--save-dir", tmp_path / role)
+        done = bash(f"train_{role}.sh", "toy", "fcn", "resnet10t", *TINY_FLAGS, *flags, *folder, NGPUS=processes)
+        assert done.returncode == 0, done.stderr
+        start = records(tmp_path / role, "start")[0]
+        assert start["world_size"] == int(processes)
+        assert start["config"]["model"] == "fcn"
+        assert start["config"]["lr"] == 0.03  # of the toy recipe
+    done = bash("eval.sh", tmp_path / "student/last.pth", "--device", "cpu", "--json", tmp_path / "s.json", NGPUS="1")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "s.json").read_text())["images"] == 60
+
+
+@pytest.mark.parametrize("script", ["train_teacher.sh", "train_student.sh", "eval.sh"])
+def test_usage_without_arguments(script):
+    done = bash(script)
+    assert done.returncode == 2
+    assert f"scripts/{script}" in done.stderr
