@@ -11,17 +11,7 @@ from tests.conftest import ENVIRONMENT, ROOT
 from tests.test_engine import records
 
 TINY_FLAGS = [
-    "--crop-size",
-    "32",
-    "32",
-    "--batch-size",
-    "4",
-    "--workers",
-    "0",
-    "--device",
-    "cpu",
-    "--max-iterations",
-    "2",
+    *("--crop-size", "32", "32", "--batch-size", "4", "--workers", "0", "--device", "cpu", "--max-iterations", "2"),
     "--skip-val",
 ]
 
