@@ -62,3 +62,12 @@ def test_no_labelled_pixel_is_defined():
 
 def test_counts_beyond_float_precision_stay_exact():
     assert Metrics(np.diag([2**53 + 1, 1]), 1).as_dict(("a", "b"))["confusion"][0][0] == 2**53 + 1
+
+
+def test_torchmetrics_agrees_where_every_class_occurs():
+    from torchmetrics.classification import MulticlassJaccardIndex
+
+    prediction, label = (torch.from_numpy(x) for x in pixels())
+    oracle = MulticlassJaccardIndex(5, average=None, ignore_index=255)
+    metrics = Metrics(confusion_matrix(prediction, label, 5).numpy(), 3)
+    np.testing.assert_allclose(metrics.iou, oracle(prediction, label).numpy(), rtol=1e-6)
