@@ -10,5 +10,5 @@ __all__ = ["ARCHITECTURES", "build_model", "from_checkpoint", "sync_batchnorm"]
 
 
 def from_checkpoint(path: str | Path, assisted: bool = False) -> Segmentor:
-    """The network of any supported file, in eval mode; see ``models.loading.from_checkpoint``, which has its card too."""
+    """The network of any supported file, in eval mode. ``models.loading.from_checkpoint`` returns its card too."""
     return loading.from_checkpoint(path, assisted).model

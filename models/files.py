@@ -18,7 +18,7 @@ CARD = "card"  # the metadata key under which the card lies, as JSON
 
 
 class Inert:
-    """Stands in for what training files carry besides weights (logs, arguments, numpy scalars): takes it, keeps none."""
+    """Stands in for what training files carry besides weights (logs, arguments, numpy scalars) and keeps none of it."""
 
     def __init__(self, *_: object) -> None:
         pass

@@ -62,7 +62,7 @@ class ASPPProjectHead(nn.Module):
 def deeplabv3(
     backbone: nn.Module, num_classes: int, width: int | None = None, aux_width: int | None = None
 ) -> Segmentor:
-    """LAD's models/deeplabv3.py: widths 128 / 256, dropout 0.01 throughout. CIRKD v1 differs in dropout: 0.5 and 0.1."""
+    """LAD's models/deeplabv3.py: widths 128 / 256, dropout 0.01 throughout (CIRKD v1: 0.5 and 0.1)."""
     width = width or head_width(backbone, 128, 256)
     head = ASPPProjectHead(backbone.channels[3], width, nn.Dropout(0.01), nn.Dropout(0.01))
     return release(backbone, head, num_classes, aux_width, aux_dropout=0.01)
