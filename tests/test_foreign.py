@@ -76,8 +76,10 @@ def their_keys(model, form):
         "MMSegmentation STDC": "mmseg_stdc1",
         "MMSegmentation OCRNet": "mmseg_ocrnet_hr18s",
     }[form]
-    known = {ours: theirs for ours, theirs in translate({key: key for key in KEYS[reference]}, form).items()}
     prefix = FORMATS[form].family.prefix
+    known = translate({key: key for key in KEYS[reference]}, form)
+    if "hrnet" in model.config["backbone"]:  # whose stem has its own names
+        known = {ours: theirs for ours, theirs in known.items() if not theirs.startswith(prefix)}
     deeper = {"backbone.encoder.": "backbone.backbone."}
     keys = {}
     for key in model.state_dict():
