@@ -20,7 +20,7 @@ from models.loading import Loaded, from_checkpoint
 from utils.config import option, parse_flags
 from utils.distributed import world
 from utils.engine import AMP_DTYPES
-from utils.errors import UserError, run
+from utils.errors import UserError, run_main
 from utils.evaluate import Predictor, evaluate
 from utils.pixels import CONVENTIONS
 
@@ -138,4 +138,4 @@ def report(result: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_main(main)

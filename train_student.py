@@ -21,7 +21,7 @@ from models.segmentor import Segmentor
 from utils.config import StudentConfig, parse
 from utils.distributed import world
 from utils.engine import AMP_DTYPES, fit, open_run
-from utils.errors import UserError, run
+from utils.errors import UserError, run_main
 from utils.evaluate import Predictor
 from utils.pixels import CONVENTIONS
 from utils.types import Draw, Output
@@ -124,4 +124,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_main(main)

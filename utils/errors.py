@@ -27,14 +27,19 @@ def lookup(table: Mapping[str, T], name: str, what: str) -> T:
     raise UserError(f"unknown {what} {name!r}{nearest(name, table)} (choices: {', '.join(table)})")
 
 
-def run(main: Callable[[], None]) -> None:
+def first_line(error: BaseException) -> str:
+    """Of an error's message, or its kind when it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def run_main(main: Callable[[], None]) -> None:
     """Call an entry script's ``main``, turning a UserError into one line on stderr and exit status 2."""
     try:
         main()
     except UserError as error:
         sys.exit(_fail(str(error)))
     except torch.OutOfMemoryError as error:
-        sys.exit(_fail(f"{str(error).splitlines()[0]} Try a smaller --batch-size or --crop-size, or --amp bf16."))
+        sys.exit(_fail(f"{first_line(error)} Try a smaller --batch-size or --crop-size, or --amp bf16."))
 
 
 def _fail(message: str) -> int:
