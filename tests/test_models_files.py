@@ -146,7 +146,7 @@ def test_safetensors_round_trip(own, network, tmp_path):
         assert "someone" not in json.dumps(file.metadata())
     again = tmp_path / "again.safetensors"
     export(path, again)
-    assert again.read_bytes() == path.read_bytes()
+    assert loading.from_checkpoint(again).card == card
 
 
 def test_export_flags(own, tmp_path):
