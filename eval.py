@@ -59,9 +59,9 @@ def load(config: EvalConfig) -> Loaded:
     Raises:
         UserError: label flags for a network that does not read the label.
     """
-    loaded = from_checkpoint(config.pretrained)
     asked = {"codes": config.label_codes or None, "pixel_std": config.label_std}
     asked = {key: value for key, value in asked.items() if value is not None}
+    loaded = from_checkpoint(config.pretrained, assisted=bool(asked))
     if asked and not loaded.card["label_noise"]:
         raise UserError(f"--label-codes and --label-std: {config.pretrained} sees the image only")
     if asked:
@@ -87,6 +87,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if config.draws > 1 and noise is None:
             raise UserError(f"--draws: {config.pretrained} sees the image only")
         name = config.dataset or card["dataset"]
+        if not name:
+            raise UserError(f"{config.pretrained} does not say its data set: give --dataset and --data")
         spec = dataset_spec(name)
         if len(spec.names) != card["num_classes"]:
             raise UserError(f"{config.pretrained} has {card['num_classes']} classes, {name} {len(spec.names)}")

@@ -91,7 +91,7 @@ def load_teacher(config: StudentConfig, num_classes: int) -> tuple[Segmentor, La
     path = config.teacher_pretrained
     if not path:
         raise UserError(f"--kd {config.kd} needs --teacher-pretrained FILE (--kd none trains the baseline)")
-    teacher, card = from_checkpoint(path)
+    teacher, card = from_checkpoint(path, assisted=True)
     if card["num_classes"] != num_classes:
         raise UserError(
             f"--teacher-pretrained {path} has {card['num_classes']} classes, {config.dataset} {num_classes}"

@@ -1,7 +1,8 @@
-"""The supervised loss: upsample the logits to label size, cross entropy over the pixels that are not ignored."""
+"""The supervised loss: upsample the logits to label size, then cross entropy, OHEM, or the STDC boundary loss."""
 
 from collections.abc import Callable, Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -23,7 +24,66 @@ def cross_entropy(logits: Tensor, label: Tensor, align_corners: bool) -> Tensor:
     return total / valid.clamp(min=1)
 
 
-CRITERIA: dict[str, Callable[[Tensor, Tensor, bool], Tensor]] = {"ce": cross_entropy}
+def ohem(
+    logits: Tensor, label: Tensor, align_corners: bool, threshold: float | None = 0.7, min_kept: int = 10_000
+) -> Tensor:
+    """Cross entropy of hard pixels only, summed and divided by all pixels (MMSegmentation's OHEMPixelSampler).
+
+    Hard is a pixel whose true class has less than ``threshold`` probability, and in any case the ``min_kept`` * B
+    hardest; without a threshold exactly these. The batch is that of one process.
+    """
+    logits = F.interpolate(logits, label.shape[-2:], mode="bilinear", align_corners=align_corners)
+    loss = F.cross_entropy(logits, label, ignore_index=IGNORE_INDEX, reduction="none")
+    return (loss * hard_pixels(loss.detach(), label, threshold, min_kept * len(label))).mean()
+
+
+def hard_pixels(loss: Tensor, label: Tensor, threshold: float | None, min_kept: int) -> Tensor:
+    """Boolean ``[B, H, W]``: where the true class's probability ``exp(-loss)`` is below OHEM's limit.
+
+    The limit is the probability at rank ``min_kept`` (from 0, or the last valid one), or the threshold if that is
+    higher. It stays a tensor: the host does not wait for the device.
+    """
+    valid = label != IGNORE_INDEX
+    probability = (-loss).exp().masked_fill(~valid, torch.inf)
+    limit = probability.flatten().kthvalue(min(min_kept + 1, probability.numel())).values
+    if threshold is not None:
+        highest = probability.masked_fill(~valid, -torch.inf).amax()
+        limit = torch.where(limit.isinf(), highest, limit).clamp(min=threshold)
+    return (probability < limit) & valid
+
+
+def detail_target(label: Tensor) -> Tensor:
+    """Boundaries of a label map ``[B, H, W]``: where its Laplacian at stride 1, or at stride 2, is positive.
+
+    STDC fuses three binary maps, of strides 1, 2 and 4, as 0.6 a + 0.3 b + 0.1 c > 0.1, which c alone never meets. The
+    raw ids are used, so that the border of an ignored region (255) is a boundary too.
+    """
+    with torch.autocast(label.device.type, enabled=False):
+        ids = label.float().unsqueeze(1)
+        kernel = ids.new_full((1, 1, 3, 3), -1)
+        kernel[..., 1, 1] = 8
+        fine, coarse = (F.conv2d(ids, kernel, stride=stride, padding=1) > 0.1 for stride in (1, 2))
+        return (fine | (F.interpolate(coarse.float(), label.shape[-2:]) > 0)).squeeze(1)
+
+
+def detail_loss(logits: Tensor, label: Tensor, align_corners: bool) -> Tensor:
+    """STDC's boundary loss: binary cross entropy plus Dice of 2-channel logits (not boundary, boundary)."""
+    logits = F.interpolate(logits, label.shape[-2:], mode="bilinear", align_corners=align_corners).float()
+    target = F.one_hot(detail_target(label).long(), 2).permute(0, 3, 1, 2).to(logits)
+    return F.binary_cross_entropy_with_logits(logits, target) + dice_loss(logits.sigmoid(), target)
+
+
+def dice_loss(probability: Tensor, target: Tensor, smooth: float = 1e-3) -> Tensor:
+    """Mean over samples of ``1 - 2 p.t / (p.p + t.t)``, each square sum plus ``smooth``."""
+    p, t = probability.flatten(1), target.flatten(1)
+    return (1 - 2 * (p * t).sum(1) / ((p * p).sum(1) + (t * t).sum(1) + 2 * smooth)).mean()
+
+
+CRITERIA: dict[str, Callable[[Tensor, Tensor, bool], Tensor]] = {
+    "ce": cross_entropy,
+    "ohem": ohem,
+    "detail": detail_loss,
+}
 
 
 class TaskLoss(nn.Module):

@@ -1,4 +1,4 @@
-"""Backbones: timm feature extractors that return the maps c1..c4 (strides 4, 8, 8, 8 for ResNets)."""
+"""Backbones: networks that return four maps c1..c4, and say their ``channels`` and ``strides``."""
 
 from collections.abc import Callable
 from functools import partial
@@ -8,6 +8,8 @@ import torch
 from timm.models.resnet import BasicBlock
 from torch import nn
 
+from models.hrnet import refine_fusion
+from models.stdc import BLOCKS, STDC
 from utils.errors import UserError, nearest
 
 OUTPUT_STRIDE = 8
@@ -18,48 +20,56 @@ def _features(name: str, **options: object) -> nn.Module:
     options = {"features_only": True, "out_indices": (1, 2, 3, 4), "pretrained": False} | options
     backbone = timm.create_model(name, **options)
     backbone.channels = tuple(backbone.feature_info.channels())
+    backbone.strides = tuple(backbone.feature_info.reduction())
     return backbone
 
 
-def _resnet(depth: int, stem_width: int) -> nn.Module:
-    """ResNet with a stem of three 3x3 convolutions ``stem_width, stem_width, 2 * stem_width``, output stride 8.
+def _resnet(depth: int, **stem: object) -> nn.Module:
+    """ResNet at output stride 8.
 
     timm leaves the first block of a dilated stage at half the dilation, as LAD, CIRKD and MMSegmentation do. It would
     zero the last BatchNorm weight of each residual branch, which they do not.
     """
-    return _features(
-        f"resnet{depth}",
-        output_stride=OUTPUT_STRIDE,
-        stem_type="deep",
-        stem_width=stem_width,
-        zero_init_last=False,
-    )
+    return _features(f"resnet{depth}", output_stride=OUTPUT_STRIDE, zero_init_last=False, **stem)
 
 
 def _resnet_v1s(depth: int) -> nn.Module:
-    """LAD's and CIRKD's ResNet: stem 64, 64, 128; both convolutions of a basic block are dilated."""
-    return _resnet(depth, 64)
+    """LAD's and CIRKD's ResNet: a stem of three 3x3 convolutions 64, 64, 128; all of a basic block is dilated."""
+    return _resnet(depth, stem_type="deep", stem_width=64)
 
 
-def _resnet_v1c(depth: int) -> nn.Module:
-    """MMSegmentation's ResNetV1c: stem 32, 32, 64; the second convolution of a basic block is never dilated."""
-    backbone = _resnet(depth, 32)
+def _resnet_v1b(depth: int, **stem: object) -> nn.Module:
+    """MMSegmentation's ResNet (7x7 stem): the second convolution of a basic block is never dilated."""
+    backbone = _resnet(depth, **stem)
     for block in backbone.modules():
         if isinstance(block, BasicBlock):
             block.conv2.dilation = block.conv2.padding = (1, 1)
     return backbone
 
 
+def _resnet_v1c(depth: int) -> nn.Module:
+    """MMSegmentation's ResNetV1c: as v1b with a stem of three 3x3 convolutions 32, 32, 64."""
+    return _resnet_v1b(depth, stem_type="deep", stem_width=32)
+
+
+def _hrnet(name: str) -> nn.Module:
+    """HRNet without its classification head, strides 4, 8, 16, 32."""
+    return refine_fusion(_features(name, feature_location=""))
+
+
 BACKBONES: dict[str, Callable[[], nn.Module]] = {
     **{f"resnet{depth}_v1s": partial(_resnet_v1s, depth) for depth in RESNET_DEPTHS},
     **{f"resnet{depth}_v1c": partial(_resnet_v1c, depth) for depth in RESNET_DEPTHS},
+    **{f"resnet{depth}_v1b": partial(_resnet_v1b, depth) for depth in RESNET_DEPTHS},
+    **{name: partial(_hrnet, name) for name in timm.list_models("hrnet_*")},
+    **{name: partial(STDC, name) for name in BLOCKS},
 }
 
 
 def build_backbone(name: str, in_channels: int = 3) -> nn.Module:
     """A named backbone, or any timm network that yields four maps at output stride 8, with random weights.
 
-    The result has ``channels``, the widths of c1..c4.
+    The result has ``channels`` and ``strides``, those of c1..c4.
 
     Raises:
         UserError: the name is neither, or timm cannot run that network at output stride 8.
@@ -97,3 +107,9 @@ def widen_stem(backbone: nn.Module, in_channels: int) -> None:
     weight = torch.empty(conv.out_channels, in_channels, *conv.kernel_size).normal_(0, 0.1)
     weight[:, :3] = conv.weight.detach()
     conv.weight, conv.in_channels = nn.Parameter(weight), in_channels
+
+
+def narrow_stem(backbone: nn.Module) -> None:
+    """Undo ``widen_stem``: exact for a network that was only ever shown zeros in its label planes."""
+    conv = stem_conv(backbone)
+    conv.weight, conv.in_channels = nn.Parameter(conv.weight.detach()[:, :3].clone()), 3

@@ -1,22 +1,37 @@
-"""Networks from files."""
+"""Networks from files: this project's checkpoints, and those of LAD, CIRKD, MMSegmentation and torchvision."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import timm
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from models import build_model
-from models.backbones import stem_conv, widen_stem
-from models.foreign import backbone_weights
+from models import files
+from models.architectures import build_model
+from models.backbones import narrow_stem, stem_conv, widen_stem
+from models.foreign import FORMATS, MMSEG, translate_backbone, unwrap
+from models.inference import OPTIONAL, infer, mmseg_record
 from models.label_noise import LabelNoise
 from models.segmentor import Segmentor
 from utils import checkpoint
 from utils.config import TrainConfig
 from utils.errors import UserError
+from utils.pixels import CONVENTIONS
 
 FORMAT = 1  # of the cards this version writes
+CARD_KEYS = ("num_classes", "class_names", "palette", "dataset", "data", "pixels", "label_noise")
+TRAINING_STATE = ("optimizer", "scaler", "losses")
+# how LAD trained its assisted teachers (train_baseline.py:387-417); its files do not say so
+RELEASE_NOISE = {"codes": "random", "pixel_std": 0.03, "scale": CONVENTIONS["bgr_mean"].label_scale}
+# this project's backbone -> timm's name for its ImageNet weights, where the two differ
+TIMM_WEIGHTS = {
+    **{f"resnet{depth}_v1c": f"resnet{depth}c" for depth in (50, 101, 152)},
+    **{f"resnet{depth}_v1s": f"resnet{depth}s" for depth in (50, 101, 152)},
+    **{f"resnet{depth}_v1b": f"resnet{depth}" for depth in (18, 34, 50, 101, 152)},
+}
+PREFIXES = ("backbone.", "pretrained.")  # under which whole networks keep their backbone
 
 
 class Loaded(NamedTuple):
@@ -51,21 +66,70 @@ def make_card(
     }
 
 
-def from_checkpoint(path: str | Path) -> Loaded:
+def from_checkpoint(path: str | Path, assisted: bool = False) -> Loaded:
     """Rebuild the network of a checkpoint, on the CPU, in eval mode.
+
+    assisted: what to take a foreign file with a label plane (four input channels) for. The LAD release gives its
+    students one too and shows them zeros, so by default it is a student and the plane is folded away: the same output
+    from three channels. True keeps it, as a teacher. This project's own files say which they are.
 
     Raises:
         UserError: no such file, damaged, of unknown content, or weights that do not fit what the file says.
     """
-    content = checkpoint.read(path)
-    if content.get("format") != FORMAT or "arch" not in content:
-        raise UserError(f"{path} is no checkpoint of this project")
-    weights = content.pop("model")
-    for key in ("optimizer", "scaler", "losses"):
+    content = files.read(path)
+    return _own(content, path) if "arch" in content else _foreign(content, str(path), assisted)
+
+
+def _own(content: dict[str, Any], path: str | Path) -> Loaded:
+    weights, config = content.pop("model", None), content["arch"]
+    missing = [key for key in CARD_KEYS if key not in content]
+    if content.get("format") != FORMAT or missing or not isinstance(weights, Mapping):
+        what = f"no {missing[0]!r}" if missing else f"format {content.get('format')!r}, not {FORMAT}, or no weights"
+        raise UserError(f"{path} is no checkpoint of this version: {what}")
+    if not isinstance(config, Mapping) or not {"arch", "backbone", "num_classes"} <= config.keys():
+        raise UserError(f"{path} does not say which network it holds")
+    for key in TRAINING_STATE:
         content.pop(key, None)
-    model = build_model(**content["arch"])
+    model = build_model(**config)
     checkpoint.load_weights(model, weights, path)
     return Loaded(model.eval(), content)
+
+
+def _foreign(content: Mapping[str, Any], source: str, assisted: bool) -> Loaded:
+    weights = unwrap(content, source)
+    if "main.classifier.weight" in weights:
+        raise UserError(f"{source} holds bare weights of this project; use the whole checkpoint (last.pth, best.pth)")
+    form, config, weights, origin = infer(weights, source)
+    family = FORMATS[form].family
+    record = mmseg_record(content, config, source) if family is MMSEG else {"class_names": [], "palette": []}
+    if record.pop("align_corners", False):
+        config["align_corners"] = True
+    if config["in_channels"] not in (3, 4):
+        raise UserError(f"{source} sees {config['in_channels']} channels; an image has 3, and a label plane makes 4")
+    model = build_model(**config)
+    own = model.state_dict()
+    left = [origin[key] for key in weights if key not in own]
+    if left:
+        listed = ", ".join(left[:5]) + (", ..." if len(left) > 5 else "")
+        network = f"{config['arch']} on {config['backbone']}"
+        raise UserError(f"{source}: {len(left)} keys of this {form} file have no place in {network}: {listed}")
+    weights |= {key: value for key, value in own.items() if key.endswith(OPTIONAL) and key not in weights}
+    checkpoint.load_weights(model, weights, source)
+    if config["in_channels"] == 4 and not assisted:
+        narrow_stem(model.backbone)
+        model.config["in_channels"] = 3
+    card = {
+        "format": FORMAT,
+        "arch": dict(model.config),
+        "num_classes": config["num_classes"],
+        **record,
+        "dataset": "",
+        "data": "",
+        "pixels": family.pixels,
+        "label_noise": dict(RELEASE_NOISE) if model.config["in_channels"] == 4 else None,
+        "source": form,
+    }
+    return Loaded(model.eval(), card)
 
 
 def initialise(model: Segmentor, pretrained_base: str, pretrained: str, pixels: str) -> None:
@@ -77,29 +141,58 @@ def initialise(model: Segmentor, pretrained_base: str, pretrained: str, pixels: 
         UserError: the file is of another network, other classes or another pixel convention.
     """
     if pretrained:
-        loaded, card = from_checkpoint(pretrained)
+        loaded, card = from_checkpoint(pretrained, assisted=model.config["in_channels"] > 3)
         if card["pixels"] != pixels:
             raise UserError(f"--pretrained {pretrained} was trained on other pixels: use --pixels {card['pixels']}")
         own, other = model.config, loaded.config
-        different = [f"{k} {other[k]!r}, here {own[k]!r}" for k in own if k != "in_channels" and own[k] != other[k]]
-        if different:
-            raise UserError(f"--pretrained {pretrained} is another network: {'; '.join(different)}")
+        keys = [key for key in own | other if key != "in_channels" and own.get(key) != other.get(key)]
+        if keys:
+            different = "; ".join(f"{key} {other.get(key)!r}, here {own.get(key)!r}" for key in keys)
+            raise UserError(f"--pretrained {pretrained} is another network: {different}")
         if other["in_channels"] == 3 < own["in_channels"]:
             widen_stem(loaded.backbone, own["in_channels"])
             stem_conv(loaded.backbone).weight.data[:, 3:] = stem_conv(model.backbone).weight.data[:, 3:]
         checkpoint.load_weights(model, loaded.state_dict(), f"--pretrained {pretrained}")
     elif pretrained_base:
-        weights = _timm_weights(model) if pretrained_base == "timm" else checkpoint.read(pretrained_base)
-        own = model.backbone.state_dict()
-        mapped = backbone_weights(weights, own, f"--pretrained-base {pretrained_base}")
-        checkpoint.load_weights(model.backbone, mapped, f"--pretrained-base {pretrained_base}")
+        source = f"--pretrained-base {pretrained_base}"
+        weights = _timm_weights(model) if pretrained_base == "timm" else unwrap(files.read(pretrained_base), source)
+        backbone = getattr(model.backbone, "encoder", model.backbone)  # an STDC's context path has no ImageNet weights
+        checkpoint.load_weights(backbone, backbone_weights(weights, backbone, source), source)
+
+
+def backbone_weights(weights: Mapping[str, Tensor], backbone: nn.Module, source: str) -> dict[str, Tensor]:
+    """Weights for ``backbone`` from a classification network's file, or from a whole segmentation network's.
+
+    What lies outside the backbone (classifier, heads) is left out; label planes of the stem keep their own weights.
+
+    Raises:
+        UserError: the two have different stems.
+    """
+    own = backbone.state_dict()
+    for prefix in PREFIXES:
+        if any(key.startswith(prefix) for key in weights):
+            weights = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+    weights = translate_backbone(weights)
+    if "conv1.0.weight" in own and "conv1.0.weight" not in weights and "conv1.weight" in weights:
+        raise UserError(f"{source} has a 7x7 stem, this backbone a deep one (three 3x3 convolutions)")
+    if "conv1.weight" in own and "conv1.0.weight" in weights:
+        raise UserError(f"{source} has a deep stem (three 3x3 convolutions), this backbone a 7x7 one")
+    parts = {key.partition(".")[0] for key in own}
+    result = {key: value for key, value in weights.items() if key.partition(".")[0] in parts}
+    for key, value in own.items():
+        if key.endswith("num_batches_tracked"):
+            result.setdefault(key, value)
+        elif value.ndim == 4 and key in result and result[key].shape[1] == 3 < value.shape[1]:
+            result[key] = torch.cat([result[key], value[:, 3:].to(result[key])], 1)
+    return result
 
 
 def _timm_weights(model: Segmentor) -> dict[str, Tensor]:
     """The ImageNet weights timm offers for the backbone's name, downloaded by timm."""
-    name = model.config["backbone"]
+    backbone = model.config["backbone"]
+    name = TIMM_WEIGHTS.get(backbone, backbone)
     if not (timm.is_model(name) and timm.is_model_pretrained(name)):
-        raise UserError(f"--pretrained-base timm: timm has no weights for {name!r}; give a file")
+        raise UserError(f"--pretrained-base timm: timm has no weights for {backbone!r}; give a file")
     try:
         return timm.create_model(name, pretrained=True).state_dict()
     except Exception as error:  # the hub's client raises many kinds, from no network to a changed hash

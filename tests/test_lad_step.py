@@ -12,13 +12,14 @@ from losses import build_kd
 from losses.kd import kd_loss
 from losses.task import TaskLoss
 from models import build_model
-from models.foreign import RELEASE_DEEPLABV3, rename
+from models.foreign import translate
 from models.label_noise import LabelNoise, noised_plane
 from tests.fill_weights import fill_state
 from train_student import StudentStep
 from train_teacher import TeacherStep
 
 K = 21
+RELEASE = "LAD/CIRKD DeepLabV3"
 
 
 class Planes(nn.Module):
@@ -38,12 +39,18 @@ def reference():
         return {key: data[key] for key in data}
 
 
+def our_names() -> dict[str, str]:
+    """The release's key -> ours."""
+    keys = json.loads((Path(__file__).parent / "data/lad_deeplabv3_resnet18.keys.json").read_text())
+    return {theirs: ours for ours, theirs in translate({key: key for key in keys}, RELEASE).items()}
+
+
 def release_keys() -> dict[str, tuple[int, ...]]:
     """The release's key names with our shapes, from which the reference weights are generated."""
     model = build_model("deeplabv3", "resnet18_v1s", K, 4)
     ours = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     keys = json.loads((Path(__file__).parent / "data/lad_deeplabv3_resnet18.keys.json").read_text())
-    renamed = rename(dict.fromkeys(keys), RELEASE_DEEPLABV3)
+    renamed = translate(dict.fromkeys(keys), RELEASE)
     assert set(renamed) == set(ours)
     return {key: tuple(shape) for key, shape in keys.items()}
 
@@ -52,7 +59,7 @@ def filled(weight_factor: float = 1.0) -> nn.Module:
     model = build_model("deeplabv3", "resnet18_v1s", K, 4)
     weights = fill_state(release_keys())
     weights = {key: value * weight_factor if value.ndim >= 2 else value for key, value in weights.items()}
-    model.load_state_dict(rename(weights, RELEASE_DEEPLABV3))
+    model.load_state_dict(translate(weights, RELEASE))
     model.set_dropout(0.0)
     return model.double()
 
@@ -63,7 +70,8 @@ def tensors(reference, *names):
 
 def assert_grad_norms(model, reference, name):
     parameters = dict(model.named_parameters())
-    ours = rename({str(key): i for i, key in enumerate(reference["grad_keys"])}, RELEASE_DEEPLABV3)
+    names = our_names()
+    ours = {names[str(key)]: i for i, key in enumerate(reference["grad_keys"])}
     assert set(ours) == set(parameters)
     for key, i in ours.items():
         norm = float(parameters[key].grad.norm())
@@ -97,10 +105,10 @@ def test_teacher_step(reference):
     terms["loss"].backward()
     assert_grad_norms(model, reference, "teacher_grad_norms")
     buffers = dict(model.named_buffers())
-    means = rename({str(key): i for i, key in enumerate(reference["running_mean_keys"])}, RELEASE_DEEPLABV3)
-    for key, i in means.items():
+    names = our_names()
+    for i, key in enumerate(reference["running_mean_keys"]):
         expected = float(reference["teacher_running_mean_sum"][i])
-        assert float(buffers[key].sum()) == pytest.approx(expected, rel=1e-5, abs=1e-6), key
+        assert float(buffers[names[str(key)]].sum()) == pytest.approx(expected, rel=1e-5, abs=1e-6), key
 
 
 def test_student_step(reference):

@@ -1,0 +1,66 @@
+"""Networks by name. A new architecture is a file with its function and a line in ARCHITECTURES."""
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+
+from timm.layers import convert_sync_batchnorm
+from torch import nn
+
+from models.backbones import build_backbone
+from models.frames import fcn, fcn_torchvision
+from models.heads.aspp import deeplabv3, deeplabv3_cirkd2, deeplabv3_mmseg, deeplabv3_torchvision
+from models.heads.ocr import ocrnet
+from models.heads.psp import pspnet, pspnet_mmseg
+from models.segmentor import Segmentor
+from models.stdc import stdc
+from utils.distributed import World
+from utils.errors import UserError, lookup
+
+# (backbone, number of classes, widths by keyword) -> network; plain names are the papers', suffixes are variants
+ARCHITECTURES: dict[str, Callable[..., Segmentor]] = {
+    "fcn": fcn,
+    "fcn_torchvision": fcn_torchvision,
+    "pspnet": pspnet,
+    "pspnet_cirkd2": partial(pspnet, wide=256),
+    "pspnet_mmseg": pspnet_mmseg,
+    "deeplabv3": deeplabv3,
+    "deeplabv3_cirkd2": deeplabv3_cirkd2,
+    "deeplabv3_mmseg": deeplabv3_mmseg,
+    "deeplabv3_torchvision": deeplabv3_torchvision,
+    "stdc": stdc,
+    "ocrnet": ocrnet,
+}
+
+
+def build_model(arch: str, backbone: str, num_classes: int, in_channels: int = 3, **widths: int) -> Segmentor:
+    """A network with random weights. ``in_channels`` is 3, or 3 plus the label planes of an assisted teacher.
+
+    widths: what differs from the architecture's own (``width``, ``aux_width``, ... of its function); 0 leaves an
+    auxiliary branch out.
+
+    Raises:
+        UserError: unknown architecture or backbone, or a width the architecture does not have.
+    """
+    build = lookup(ARCHITECTURES, arch, "model")
+    for name in widths:
+        lookup(dict.fromkeys(width_names(arch)), name, f"width of {arch}")
+    if num_classes < 2:
+        raise UserError(f"a network needs at least 2 classes, not {num_classes}")
+    model = build(build_backbone(backbone, in_channels), num_classes, **widths)
+    model.config = {"arch": arch, "backbone": backbone, "num_classes": num_classes, "in_channels": in_channels}
+    model.config |= widths
+    return model
+
+
+def width_names(arch: str) -> tuple[str, ...]:
+    """The keywords of an architecture."""
+    return tuple(inspect.signature(ARCHITECTURES[arch]).parameters)[2:]
+
+
+def sync_batchnorm(module: nn.Module, world: World) -> nn.Module:
+    """Share BatchNorm statistics over the processes of a CUDA run; elsewhere torch has no such layer.
+
+    timm's conversion, because timm's BatchNorm layers carry their activation, which torch's would drop.
+    """
+    return convert_sync_batchnorm(module) if world.size > 1 and world.device.type == "cuda" else module

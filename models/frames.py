@@ -1,0 +1,99 @@
+"""What the architectures of one code base share around their heads: auxiliary branch, alignment, initialisation."""
+
+from torch import nn
+
+from models.heads.fcn import FCNHead
+from models.segmentor import Branch, Segmentor
+from utils.types import Supervision
+
+FINEST = 8  # output stride of a dilated backbone; a coarser last map means a pyramid whose maps must be fused
+
+
+def head_width(backbone: nn.Module, narrow: int, wide: int) -> int:
+    """The releases' head width: ``narrow`` on light backbones (R18, MobileNets), ``wide`` on bottleneck ResNets."""
+    return narrow if backbone.channels[3] < 1024 else wide
+
+
+def is_pyramid(backbone: nn.Module) -> bool:
+    """Whether c4 is coarser than stride 8 (HRNet), so that a head should see all four maps."""
+    return backbone.strides[3] > FINEST
+
+
+def auxiliary(
+    backbone: nn.Module, num_classes: int, width: int | None, dropout: nn.Module, align_corners: bool
+) -> list[Branch]:
+    """One FCN branch on c3, weight 0.4.
+
+    Its width is a quarter of c3 where none is given; 0, or a quarter under 64 (MobileNets, as in CIRKD), is no branch.
+    """
+    c3 = backbone.channels[2]
+    if width is None:
+        width = c3 // 4 if c3 // 4 >= 64 else 0
+    if width == 0:
+        return []
+    return [Branch(FCNHead(c3, width, dropout), 2, num_classes, Supervision(align_corners=align_corners, weight=0.4))]
+
+
+def release(
+    backbone: nn.Module,
+    head: nn.Module,
+    num_classes: int,
+    aux_width: int | None,
+    aux_dropout: float,
+    align_corners: bool = True,
+) -> Segmentor:
+    """LAD's and CIRKD's frame: align_corners everywhere, PyTorch's default initialisation outside the backbone."""
+    main = Branch(head, 3, num_classes, Supervision(align_corners=align_corners))
+    aux = auxiliary(backbone, num_classes, aux_width, nn.Dropout(aux_dropout), align_corners)
+    for branch in (main, *aux):
+        for module in branch.modules():
+            if isinstance(module, nn.Conv2d):
+                module.reset_parameters()
+    return Segmentor(backbone, main, aux)
+
+
+def mmseg(
+    backbone: nn.Module,
+    head: nn.Module,
+    num_classes: int,
+    aux_width: int | None,
+    align_corners: bool,
+    index: int | tuple[int, ...] = 3,
+) -> Segmentor:
+    """MMSegmentation's frame for one head and one auxiliary head."""
+    main = Branch(head, index, num_classes, Supervision(align_corners=align_corners))
+    return mmseg_init(backbone, main, auxiliary(backbone, num_classes, aux_width, nn.Dropout2d(0.1), align_corners))
+
+
+def mmseg_init(backbone: nn.Module, main: Branch, aux: list[Branch]) -> Segmentor:
+    """MMSegmentation's initialisation: Kaiming convolutions (mmcv's), classifiers N(0, 0.01^2)."""
+    for branch in (main, *aux):
+        nn.init.normal_(branch.classifier.weight, 0, 0.01)
+        nn.init.zeros_(branch.classifier.bias)
+    return Segmentor(backbone, main, aux)
+
+
+def fcn(
+    backbone: nn.Module,
+    num_classes: int,
+    width: int | None = None,
+    aux_width: int | None = None,
+    align_corners: bool = False,
+) -> Segmentor:
+    """configs/_base_/models/fcn_r50-d8.py and its R18 child; on HRNet fcn_hr18.py, one 1x1 convolution of all maps."""
+    if is_pyramid(backbone):
+        channels = sum(backbone.channels)
+        head = FCNHead(channels, width or channels, nn.Identity(), kernel_size=1)
+        return mmseg(backbone, head, num_classes, 0, align_corners, index=(0, 1, 2, 3))
+    width = width or head_width(backbone, 128, 512)
+    head = FCNHead(backbone.channels[3], width, nn.Dropout2d(0.1), num_convs=2, concat_input=True)
+    return mmseg(backbone, head, num_classes, aux_width, align_corners)
+
+
+def fcn_torchvision(
+    backbone: nn.Module, num_classes: int, width: int | None = None, aux_width: int | None = None
+) -> Segmentor:
+    """torchvision.models.segmentation.fcn: one convolution to a quarter of c4."""
+    c4 = backbone.channels[3]
+    head = FCNHead(c4, width or c4 // 4, nn.Dropout(0.1))
+    return release(backbone, head, num_classes, aux_width, aux_dropout=0.1, align_corners=False)

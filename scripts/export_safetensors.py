@@ -1,0 +1,53 @@
+"""Write a checkpoint's network as safetensors, the form for publishing: weights, and what is known about them.
+
+    python scripts/export_safetensors.py --pretrained runs/student/best.pth --export student.safetensors
+
+Any file that eval.py reads can be exported, and eval.py reads the result. The metadata's "card" is JSON: network, class
+names, palette, pixel convention, data set, the run's settings and its scores; folders of this machine are left out.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from models.files import SUFFIX, write_safetensors
+from models.loading import from_checkpoint
+from utils.config import option, parse_flags
+from utils.errors import UserError, run_main
+
+FOLDERS = ("data", "save_dir", "resume")  # settings that name places on the machine of the run
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    pretrained: str = option("", "checkpoint to export")
+    export: str = option("", f"file to write (*{SUFFIX})")
+    assisted: bool = option(False, "keep the label plane of a file of the LAD release: it is a teacher")
+
+
+def public(card: dict[str, Any]) -> dict[str, Any]:
+    """The card without folders of this machine."""
+    settings = {key: value for key, value in card.get("config", {}).items() if key not in FOLDERS}
+    return {**card, "data": "", **({"config": settings} if settings else {})}
+
+
+def main() -> None:
+    config = ExportConfig(**parse_flags(ExportConfig, __doc__))
+    if not config.pretrained:
+        raise UserError("--pretrained FILE is missing: the checkpoint to export")
+    if not config.export.endswith(SUFFIX):
+        raise UserError(f"--export {config.export or 'FILE'}: the file's name must end with {SUFFIX}")
+    model, card = from_checkpoint(config.pretrained, config.assisted)
+    card = public(card)
+    write_safetensors(config.export, model.state_dict(), card)
+    arch = card["arch"]
+    print(
+        f"{config.export}: {arch['arch']} on {arch['backbone']}, {card['num_classes']} classes, {card['pixels']} pixels"
+    )
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,212 @@
+"""The download script against a local server that misbehaves in every way it should survive."""
+
+import hashlib
+import re
+import socket
+import sys
+import threading
+import urllib.error
+import urllib.request
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from datasets import DATASETS
+from models import build_model
+from scripts import download_checkpoints as download
+from utils.errors import UserError
+
+CONTENT = bytes(range(256)) * 4096
+SHA = hashlib.sha256(CONTENT).hexdigest()
+BLOB = hashlib.sha1(f"blob {len(CONTENT)}\0".encode() + CONTENT).hexdigest()
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        asked = self.headers.get("Range")
+        self.server.asked.append(asked)
+        fault = self.server.fault
+        if fault == "missing":
+            self.send_error(404)
+            return
+        if fault in ("file:///etc/hostname", "ftp://localhost/x"):
+            self.send_response(302)
+            self.send_header("Location", fault)
+            self.end_headers()
+            return
+        start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1]) if asked and fault != "no ranges" else 0
+        if asked and start >= len(CONTENT):
+            self.send_error(416)
+            return
+        body = CONTENT[start:]
+        body = body[: len(body) // 2] + b"x" + body[len(body) // 2 + 1 :] if fault == "other bytes" else body
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Type", "text/html" if fault == "page" else "application/octet-stream")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body[: len(body) // 2] if fault == "cut" else body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch):
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.fault, server.asked = None, []
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def entry(server):
+    url = f"http://127.0.0.1:{server.server_port}/release/net%2Ba.pth"
+    return download.Entry("net", url, "fcn", "resnet18", "voc", 70.0, "val", f"sha256:{SHA[:8]}", len(CONTENT))
+
+
+@pytest.mark.parametrize("digest", [f"sha256:{SHA[:8]}", f"sha256:{SHA}", f"git-blob:{BLOB}", None])
+def test_a_download_is_verified_and_not_repeated(server, entry, tmp_path, digest):
+    entry = entry._replace(hash=digest)
+    path = download.fetch(entry, tmp_path / "new")
+    assert path.name == "net+a.pth"
+    assert path.read_bytes() == CONTENT
+    assert download.fetch(entry, tmp_path / "new") == path
+    assert len(server.asked) == 1
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_an_interrupted_download_is_continued(server, entry, tmp_path):
+    server.fault = "cut"
+    with pytest.raises(UserError, match=r"interrupted .*run again to continue"):
+        download.fetch(entry, tmp_path)
+    part = tmp_path / "net+a.pth.part"
+    assert part.read_bytes() == CONTENT[: len(CONTENT) // 2]
+    assert not (tmp_path / entry.file).exists()
+    server.fault = None
+    assert download.fetch(entry, tmp_path).read_bytes() == CONTENT
+    assert server.asked[-1] == f"bytes={len(CONTENT) // 2}-"
+
+
+@pytest.mark.parametrize("kept", [len(CONTENT) // 3, len(CONTENT)])
+@pytest.mark.parametrize("fault", [None, "no ranges"])
+def test_a_part_is_used_whatever_the_server_supports(server, entry, tmp_path, kept, fault):
+    (tmp_path / "net+a.pth.part").write_bytes(CONTENT[:kept])
+    server.fault = fault
+    assert download.fetch(entry, tmp_path).read_bytes() == CONTENT
+
+
+def test_without_a_hash_nothing_is_continued(server, entry, tmp_path):
+    (tmp_path / "net+a.pth.part").write_bytes(b"of another version")
+    assert download.fetch(entry._replace(hash=None), tmp_path).read_bytes() == CONTENT
+    assert server.asked == [None]
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("other bytes", "not the published file .sha256"),
+        ("missing", "answers 404"),
+        ("page", "a web page instead of a file"),
+        ("file:///etc/hostname", "(?i)redirect"),
+        ("ftp://localhost/x", "(?i)redirect"),
+    ],
+)
+def test_wrong_bytes_never_get_the_name(server, entry, tmp_path, fault, message):
+    server.fault = fault
+    with pytest.raises(UserError, match=message):
+        download.fetch(entry, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wrong_part_is_thrown_away(server, entry, tmp_path):
+    (tmp_path / "net+a.pth.part").write_bytes(b"y" * 100)
+    with pytest.raises(UserError, match="nothing was kept"):
+        download.fetch(entry, tmp_path)
+    assert download.fetch(entry, tmp_path).read_bytes() == CONTENT
+
+
+def test_a_file_on_disk_that_differs_is_not_overwritten(entry, tmp_path):
+    (tmp_path / entry.file).write_bytes(b"mine")
+    with pytest.raises(UserError, match="delete it and fetch again"):
+        download.fetch(entry, tmp_path)
+    assert (tmp_path / entry.file).read_bytes() == b"mine"
+
+
+def test_offline_and_proxy(entry, tmp_path, monkeypatch):
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}/net.pth"
+        with pytest.raises(UserError, match="cannot be reached; behind a proxy, set https_proxy"):
+            download.fetch(entry._replace(url=url), tmp_path)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    with pytest.raises(UserError, match=r"through the proxy http://127.0.0.1:9"):
+        download.fetch(entry._replace(url="http://example.invalid/net.pth"), tmp_path)
+
+
+def test_no_way_back_from_https():
+    request = urllib.request.Request("https://example.org/net.pth")
+    with pytest.raises(urllib.error.URLError, match="redirected from https"):
+        download.SafeRedirects().redirect_request(request, None, 302, "Found", {}, "http://example.org/net.pth")
+
+
+def test_a_folder_that_cannot_be_written_is_named(entry, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"file.* cannot be written"):
+        download.fetch(entry, tmp_path / "file")
+
+
+def run(monkeypatch, *flags):
+    monkeypatch.setattr(sys, "argv", ["download", *map(str, flags)])
+    download.main()
+
+
+def test_command_line(server, entry, tmp_path, monkeypatch, capsys):
+    manifest = tmp_path / "manifest.yaml"
+    manifest.write_text(yaml.safe_dump([entry._asdict()]))
+    where = ("--manifest", manifest, "--folder", tmp_path / "files")
+    run(monkeypatch, *where)
+    assert "net " in capsys.readouterr().out
+    run(monkeypatch, *where, "--fetch", "n*", "--verify")
+    assert "ok" in capsys.readouterr().out
+    (tmp_path / "files" / entry.file).write_bytes(b"x" * len(CONTENT))
+    with pytest.raises(UserError, match=r"1 files in .* not the published"):
+        run(monkeypatch, *where, "--verify")
+    with pytest.raises(UserError, match="did you mean 'net'"):
+        run(monkeypatch, *where, "--fetch", "nett")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"url": "file:///etc/passwd"}, "no http address"),
+        ({"url": "https://example.org/a/..%2Fb.pth"}, "no http address"),
+        ({"hash": "md5:0"}, "unknown hash of net"),
+        ({"colour": "red"}, "colour"),
+    ],
+)
+def test_a_bad_manifest_is_refused(entry, tmp_path, change, message):
+    (tmp_path / "manifest.yaml").write_text(yaml.safe_dump([{**entry._asdict(), **change}]))
+    with pytest.raises(UserError, match=message):
+        download.read_manifest(tmp_path / "manifest.yaml")
+
+
+def test_the_manifest_names_networks_and_hashes_of_this_project():
+    entries = download.read_manifest(Path(download.ROOT) / "checkpoints/manifest.yaml")
+    for entry in entries:
+        assert entry.url.startswith("https://")
+        kind, _, digits = (entry.hash or "").partition(":")
+        assert kind != "sha256" or entry.file.endswith(f"-{digits}.pth")
+        assert kind != "git-blob" or re.fullmatch("[0-9a-f]{40}", digits)
+    with torch.device("meta"):
+        for arch, backbone in {(entry.arch, entry.backbone) for entry in entries} - {("backbone", "resnet18_v1s")}:
+            build_model(arch, backbone, 19)
+    assert {"voc"} <= {entry.dataset for entry in entries} & set(DATASETS)

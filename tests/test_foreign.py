@@ -1,0 +1,241 @@
+"""Files of LAD, CIRKD, MMSegmentation and torchvision: same outputs; everything else about them inferred or refused."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+
+from models import build_model, from_checkpoint, loading
+from models.foreign import FORMATS, translate
+from models.inference import infer
+from tests.fill_weights import fill_model, fill_state, reference_input
+from utils.errors import UserError
+
+DATA = Path(__file__).parent / "data"
+KEYS = json.loads((DATA / "reference_keys.json").read_text())
+LAD = "lad_deeplabv3_resnet18"
+FCN = "mmseg_fcn_r18-d8"
+
+
+def state(name):
+    return fill_state(KEYS[name])
+
+
+def save(path, content):
+    torch.save(content, path)
+    return path
+
+
+@torch.inference_mode()
+def run(model, shape=(1, 3, 65, 97)):
+    return model(reference_input(shape))
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_same_outputs_as_the_released_network(name, tmp_path):
+    with np.load(DATA / "reference_logits.npz") as data:
+        expected = {key.removeprefix(f"{name}/"): data[key] for key in data if key.startswith(f"{name}/")}
+    weights = state(name)
+    path = save(tmp_path / "net.pth", {"state_dict": weights, "meta": {}} if name.startswith("mmseg") else weights)
+    model, card = loading.from_checkpoint(path, assisted=True)
+    assert card["pixels"] == ("imagenet" if name.startswith("mmseg") else "bgr_mean")
+    output = run(model, tuple(expected.pop("input_shape")))
+    assert len(expected) == 1 + len(output.aux)
+    for key, value in {"logits": output.logits, **{f"aux{i}": a for i, a in enumerate(output.aux)}}.items():
+        assert np.abs(value.numpy() - expected[key]).max() / expected[key].std() < 1e-4, key
+
+
+@pytest.mark.parametrize(("cls", "arch"), [("fcn_resnet50", "fcn"), ("deeplabv3_resnet101", "deeplabv3")])
+def test_torchvision(cls, arch, tmp_path):
+    theirs = getattr(torchvision.models.segmentation, cls)(weights=None, weights_backbone=None, aux_loss=True)
+    fill_model(theirs).eval()
+    ours = from_checkpoint(save(tmp_path / "net.pth", theirs.state_dict()))
+    assert ours.config["arch"] == f"{arch}_torchvision"
+    assert not ours.supervision[0].align_corners
+    x = reference_input((1, 3, 65, 97))
+    with torch.inference_mode():
+        expected = theirs(x)["out"]
+        logits = torch.nn.functional.interpolate(ours(x).logits, x.shape[-2:], mode="bilinear")
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4 * float(expected.std()))
+
+
+def their_keys(model, form):
+    """The keys of a file of ``form`` that holds ``model``: the reference file's own, in the depth of the model.
+
+    Blocks and layers are renamed by the example of a block that the reference has.
+    """
+    reference = {
+        "LAD/CIRKD DeepLabV3": "lad_deeplabv3_resnet18",
+        "LAD/CIRKD PSPNet": "lad_psp_resnet18",
+        "MMSegmentation FCN": "mmseg_fcn_r18-d8",
+        "MMSegmentation PSPNet": "mmseg_pspnet_r18-d8",
+        "MMSegmentation DeepLabV3": "mmseg_deeplabv3_r18-d8",
+        "MMSegmentation STDC": "mmseg_stdc1",
+        "MMSegmentation OCRNet": "mmseg_ocrnet_hr18s",
+    }[form]
+    prefix = FORMATS[form].family.prefix
+    known = translate({key: key for key in KEYS[reference]}, form)
+    if "hrnet" in model.config["backbone"]:  # whose stem has its own names
+        known = {ours: theirs for ours, theirs in known.items() if not theirs.startswith(prefix)}
+    deeper = {"backbone.encoder.": "backbone.backbone."}
+    keys = {}
+    for key in model.state_dict():
+        body = next((new + key.removeprefix(old) for old, new in deeper.items() if key.startswith(old)), None)
+        body = body or prefix + key.removeprefix("backbone.")
+        keys[known.get(key, body)] = key
+    return keys
+
+
+VARIANTS = [
+    ("LAD/CIRKD DeepLabV3", ("deeplabv3", "resnet18_v1s", 21), {}),
+    ("LAD/CIRKD DeepLabV3", ("deeplabv3", "resnet50_v1s", 150), {}),
+    ("LAD/CIRKD DeepLabV3", ("deeplabv3_cirkd2", "resnet18_v1s", 182), {}),
+    ("LAD/CIRKD DeepLabV3", ("deeplabv3", "resnet34_v1s", 11), {"width": 96, "aux_width": 32}),
+    ("LAD/CIRKD PSPNet", ("pspnet", "resnet50_v1s", 19), {}),
+    ("LAD/CIRKD PSPNet", ("pspnet_cirkd2", "resnet50_v1s", 182), {}),
+    ("LAD/CIRKD PSPNet", ("pspnet", "resnet18_v1s", 5), {"width": 48, "branch_width": 24, "aux_width": 0}),
+    ("MMSegmentation FCN", ("fcn", "resnet50_v1c", 150), {}),
+    ("MMSegmentation FCN", ("fcn", "hrnet_w18_small_v2", 19), {}),
+    ("MMSegmentation PSPNet", ("pspnet_mmseg", "resnet50_v1c", 171), {}),
+    ("MMSegmentation DeepLabV3", ("deeplabv3_mmseg", "resnet34_v1c", 21), {"width": 64, "aux_width": 64}),
+    ("MMSegmentation STDC", ("stdc", "stdc2", 19), {}),
+    ("MMSegmentation STDC", ("stdc", "stdc1", 11), {"width": 128, "aux_width": 32, "detail_width": 48}),
+    ("MMSegmentation OCRNet", ("ocrnet", "hrnet_w18", 150), {}),
+    ("MMSegmentation OCRNet", ("ocrnet", "hrnet_w48", 19), {}),
+    ("MMSegmentation OCRNet", ("ocrnet", "resnet101_v1c", 19), {}),
+    ("MMSegmentation OCRNet", ("ocrnet", "hrnet_w18_small_v2", 21), {"width": 96, "key_width": 40, "aux_width": 30}),
+]
+
+
+@pytest.mark.parametrize(("form", "network", "widths"), VARIANTS, ids=lambda v: "-".join(map(str, v)))
+def test_depth_widths_and_classes_are_inferred(form, network, widths):
+    with torch.device("meta"):
+        model = build_model(*network, **widths)
+    keys = their_keys(model, form)
+    own = model.state_dict()
+    assert len(keys) == len(own)
+    found = infer({theirs: own[ours] for theirs, ours in keys.items()}, "file")
+    assert found.format == form
+    with torch.device("meta"):
+        again = build_model(**found.config)
+    assert {k: v.shape for k, v in again.state_dict().items()} == {k: v.shape for k, v in own.items()}
+    assert found.config.items() >= model.config.items()
+    assert widths or found.config == model.config
+
+
+def test_7x7_stems_keep_their_projects_dilation():
+    """Without a deep stem LAD and CIRKD still dilate all of a basic block, MMSegmentation its first convolution."""
+    for form, arch, backbone, dilation in (
+        ("LAD/CIRKD DeepLabV3", "deeplabv3", "resnet18", 4),
+        ("MMSegmentation FCN", "fcn", "resnet18_v1b", 1),
+    ):
+        model = build_model(arch, backbone, 19)
+        keys = their_keys(model, form)
+        found = infer({theirs: model.state_dict()[ours] for theirs, ours in keys.items()}, "file")
+        assert found.config["backbone"] == backbone
+        assert model.backbone.layer4[1].conv2.dilation == (dilation, dilation)
+
+
+def test_mobilenetv2_of_cirkd(tmp_path):
+    """Section by section: stem, a block without and one with expansion, dilations 1, 2, 2, 4 after stride 8."""
+    model = build_model("deeplabv3", "mobilenetv2_100", 19).eval()
+    fill_model(model)
+    own = model.state_dict()
+    blocks = [(stage, i) for stage, n in enumerate((1, 2, 3, 4, 3, 3, 1)) for i in range(n)]
+    parts = {"conv_pw": 0, "bn1": 1, "conv_dw": 3, "bn2": 4, "conv_pwl": 6, "bn3": 7}
+    first = {"conv_dw": 0, "bn1": 1, "conv_pw": 3, "bn2": 4}
+    head = {ours: theirs for theirs, ours in their_keys(model, "LAD/CIRKD DeepLabV3").items()}
+    theirs = {}
+    for key, value in own.items():
+        new = head[key]
+        if key.startswith("backbone.blocks."):
+            _, _, stage, i, part, *rest = key.split(".")
+            n = 1 + blocks.index((int(stage), int(i)))
+            new = ".".join(["pretrained.net.features", str(n), "conv", str((first if n == 1 else parts)[part]), *rest])
+        elif key.startswith(("backbone.conv_stem", "backbone.bn1")):
+            new = f"pretrained.net.features.0.{int('bn1' in key)}.{key.rpartition('.')[2]}"
+        theirs[new] = value
+    assert len(theirs) == len(own)
+    loaded = from_checkpoint(save(tmp_path / "net.pth", theirs))
+    assert loaded.config == model.config
+    assert torch.equal(run(loaded).logits, run(model).logits)
+    dilations = [loaded.backbone.blocks[s][i].conv_dw.dilation[0] for s, i in blocks]
+    assert dilations == [1] * 6 + [1, 2, 2, 2, 2, 2, 2, 2, 4, 4, 4]
+
+
+def test_label_plane_is_folded_for_a_student_and_kept_for_a_teacher(tmp_path):
+    path = save(tmp_path / "lad.pth", state(LAD))
+    student, teacher = loading.from_checkpoint(path), loading.from_checkpoint(path, assisted=True)
+    assert (student.model.config["in_channels"], teacher.model.config["in_channels"]) == (3, 4)
+    assert student.noise is None
+    assert teacher.noise.config == {"codes": "random", "pixel_std": 0.03, "scale": 100.0}
+    x = 60 * reference_input((2, 3, 65, 97))
+    with torch.inference_mode():
+        folded, whole = student.model(x), teacher.model(torch.cat([x, torch.zeros_like(x[:, :1])], 1))
+    torch.testing.assert_close(folded.logits, whole.logits, rtol=1e-5, atol=1e-5 * float(whole.logits.std()))
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda w: {"state_dict": w},
+        lambda w: {"model": {f"module.{k}": v for k, v in w.items()}, "epoch": 3},
+        lambda w: {"state_dict": {"model": w}, "optimizer": {"lr": 1.0}},
+        lambda w: {k: v.half() if v.is_floating_point() else v for k, v in w.items()},
+        lambda w: {k: v for k, v in w.items() if not k.endswith("num_batches_tracked")},
+    ],
+    ids=["state_dict", "module", "nested", "half", "no counters"],
+)
+def test_wrappings(wrap, tmp_path):
+    loaded = from_checkpoint(save(tmp_path / "net.pth", wrap(state(FCN))))
+    assert loaded.config["arch"] == "fcn"
+    assert {p.dtype for p in loaded.parameters()} == {torch.float32}
+
+
+def test_records_of_mmsegmentation_are_read(tmp_path):
+    names = [f"c{i}" for i in range(19)]
+    text = "decode_head=dict(align_corners=True), auxiliary_head=dict(align_corners=True), dilations=(1, 1, 2, 4)"
+    meta = {"cfg": text, "dataset_meta": {"classes": tuple(names), "palette": [[i, 0, 0] for i in range(19)]}}
+    model, card = loading.from_checkpoint(save(tmp_path / "net.pth", {"state_dict": state(FCN), "meta": meta}))
+    assert card["class_names"] == names
+    assert card["palette"][3] == [3, 0, 0]
+    assert all(s.align_corners for s in model.supervision)
+    meta["cfg"] = text.replace("(1, 1, 2, 4)", "(1, 1, 1, 2)")
+    with pytest.raises(UserError, match="dilations=1, 1, 1, 2"):
+        from_checkpoint(save(tmp_path / "net.pth", {"state_dict": state(FCN), "meta": meta}))
+
+
+def without(weights, part):
+    return {key: value for key, value in weights.items() if part not in key}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (lambda: without(state(FCN), "layer4"), r"a ResNet of \(2, 2, 2, 0\) blocks"),
+        (lambda: without(state(FCN), "layer4.1.conv2"), "keys missing .*layer4.1.conv2.weight"),
+        (lambda: without(state(FCN), "decode_head.conv_seg"), "without its classifier"),
+        (lambda: without(state(FCN), "stem.0"), "no first convolution"),
+        (lambda: without(state(FCN), "decode_head"), "holds no network this project knows"),
+        (lambda: {**state(FCN), "decode_head.extra.weight": torch.ones(1)}, "1 keys of this .*: decode_head.extra"),
+        (lambda: {**state(FCN), "decode_head.convs.1.conv.weight": torch.ones(3, 3, 1, 1)}, "1 other shapes"),
+        (lambda: {f"features.{i}.weight": torch.ones(3) for i in range(9)}, "knows .*features.0.weight"),
+        (lambda: {"epoch": 3}, "holds no weights"),
+        (lambda: {}, "holds no weights"),
+        (lambda: [1, 2], "holds a list"),
+        (lambda: build_model("fcn", "resnet18_v1c", 3).state_dict(), "bare weights of this project"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_its_reason(content, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        from_checkpoint(save(tmp_path / "net.pth", content()))
+
+
+def test_inputs_other_than_an_image_and_a_plane_are_refused(tmp_path):
+    weights = state(LAD)
+    weights["pretrained.conv1.weight"] = torch.zeros(64, 5, 3, 3)
+    with pytest.raises(UserError, match="sees 5 channels"):
+        from_checkpoint(save(tmp_path / "net.pth", weights))

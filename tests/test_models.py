@@ -1,0 +1,165 @@
+"""Architectures: sizes, parameter counts, label planes, gradients, and every pair of teacher and student."""
+
+import pytest
+import torch
+
+from datasets import train_and_val
+from losses import LOSSES, build_kd
+from losses.task import TaskLoss
+from models import ARCHITECTURES, build_model
+from models.label_noise import LabelNoise
+from train_student import StudentStep
+from train_teacher import TeacherStep
+from utils.errors import UserError
+from utils.pixels import CONVENTIONS
+from utils.types import Draw
+
+K = 7
+FIVE = {
+    "fcn": "resnet18_v1c",
+    "pspnet": "mobilenetv2_100",
+    "deeplabv3": "mobilenetv2_100",
+    "stdc": "stdc1",
+    "ocrnet": "hrnet_w18_small_v2",
+}
+STRIDE = {"ocrnet": 4}  # of the logits; elsewhere 8
+# parameters, auxiliary branches included, of the released networks
+COUNTS = {
+    ("deeplabv3", "resnet18_v1s", 21, 4): 13_608_938,
+    ("deeplabv3", "resnet50_v1s", 21, 4): 42_128_426,
+    ("deeplabv3", "resnet101_v1s", 21, 4): 61_120_554,
+    ("pspnet", "resnet18_v1s", 21, 4): 12_920_298,
+    ("pspnet", "resnet50_v1s", 21, 4): 49_082_154,
+    ("pspnet", "resnet101_v1s", 21, 4): 68_074_282,
+    ("deeplabv3", "mobilenetv2_100", 21, 3): 3_233_429,
+    ("pspnet", "mobilenetv2_100", 21, 3): 2_654_997,
+    ("deeplabv3_cirkd2", "resnet18_v1s", 19, 3): 22_762_918,
+    ("deeplabv3_cirkd2", "resnet101_v1s", 19, 3): 79_084_262,
+    ("pspnet_cirkd2", "resnet18_v1s", 19, 3): 12_919_334,
+    ("fcn", "resnet18_v1c", 19, 3): 12_822_342,
+    ("fcn", "resnet101_v1c", 19, 3): 68_489_862,
+    ("pspnet_mmseg", "resnet18_v1c", 19, 3): 12_790_086,
+    ("pspnet_mmseg", "resnet101_v1c", 19, 3): 67_967_622,
+    ("deeplabv3_mmseg", "resnet18_v1c", 19, 3): 13_986_374,
+    ("deeplabv3_mmseg", "resnet101_v1c", 19, 3): 87_105_158,
+    ("stdc", "stdc1", 19, 3): 8_573_022,
+    ("stdc", "stdc2", 19, 3): 12_603_486,
+    ("ocrnet", "hrnet_w18_small_v2", 19, 3): 6_378_496,
+    ("ocrnet", "hrnet_w18", 19, 3): 12_080_036,
+}
+
+
+@pytest.mark.parametrize("network", COUNTS, ids=lambda n: "-".join(map(str, n)))
+def test_parameter_count(network):
+    with torch.device("meta"):
+        model = build_model(*network)
+    assert sum(p.numel() for p in model.parameters()) == COUNTS[network]
+
+
+@pytest.mark.parametrize("size", [(64, 96), (65, 97), (51, 33)])
+@pytest.mark.parametrize("arch", FIVE)
+def test_any_input_size_and_one_gradient_to_every_weight(arch, size):
+    model = build_model(arch, FIVE[arch], K, in_channels=4)
+    output = model(torch.randn(2, 4, *size))
+    stride = STRIDE.get(arch, 8)
+    assert output.logits.shape == (2, K, *(-(-side // stride) for side in size))
+    assert output.feat.shape[1] == model.main.head.out_channels
+    assert len(output.aux) == len(model.aux) == len(model.supervision) - 1
+    sum(x.square().mean() for x in (output.logits, *output.aux)).backward()
+    without = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert not without
+
+
+@pytest.mark.parametrize("arch", FIVE)
+def test_leaving_out_auxiliary_maps_does_not_change_the_logits(arch):
+    model = build_model(arch, FIVE[arch], K).eval()
+    x = torch.randn(1, 3, 65, 97)
+    with torch.inference_mode():
+        torch.testing.assert_close(model(x, with_aux=False).logits, model(x).logits, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("arch", FIVE)
+def test_label_plane_keeps_the_image_weights(arch):
+    torch.manual_seed(0)
+    plain = build_model(arch, FIVE[arch], K)
+    torch.manual_seed(0)
+    assisted = build_model(arch, FIVE[arch], K, in_channels=4)
+    ours, theirs = (next(m for m in net.modules() if isinstance(m, torch.nn.Conv2d)) for net in (plain, assisted))
+    assert torch.equal(ours.weight, theirs.weight[:, :3])
+    assert theirs.weight.shape[1] == 4
+    assert 0.05 < theirs.weight[:, 3].std() < 0.15
+
+
+@pytest.mark.parametrize("arch", FIVE)
+def test_learns_as_teacher_and_as_student(arch):
+    """20 iterations of each on the built-in data at an odd crop: the loss falls and every weight stays finite."""
+    convention = CONVENTIONS["imagenet"]
+    spec, train, _ = train_and_val("toy", "", (33, 41), convention, seed=0)
+    classes = len(spec.names)
+    torch.manual_seed(0)
+    noise = LabelNoise(classes, "random", 0.03, convention.label_scale)
+    teacher = build_model(arch, FIVE[arch], classes, in_channels=4)
+    student = build_model(arch, FIVE[arch], classes)
+    width = student.main.head.out_channels
+    first = TeacherStep(teacher, noise, TaskLoss(teacher.supervision), build_kd("cwd=1", width, width, classes))
+    second = StudentStep(
+        student, TaskLoss(student.supervision), teacher, noise, build_kd("cwd=1", width, width, classes)
+    )
+    for step, model in ((first, teacher), (second, student)):
+        model.requires_grad_(True)
+        step.train()
+        learnable = [p for name, p in model.named_parameters() if not name.endswith("fusion")]
+        optimizer = torch.optim.SGD(learnable, 0.01, 0.9)
+        losses = []
+        for i in range(20):
+            samples = [train[2 * (i % 4) + j] for j in range(2)]
+            image, label = (torch.stack(part) for part in zip(*samples, strict=True))
+            terms = step(convention.normalize(image), label.long(), Draw(i))
+            optimizer.zero_grad()
+            terms["loss"].backward()
+            optimizer.step()
+            losses.append(terms["loss"].item())
+        assert sum(losses[-4:]) < sum(losses[:4]), losses
+        assert all(torch.isfinite(value).all() for value in model.state_dict().values())
+
+
+def test_every_pair_distils_with_every_loss_on_logits():
+    """Teacher and student of different strides, widths and feature sizes."""
+    x, label = torch.randn(2, 3, 65, 97), torch.randint(0, K, (2, 65, 97))
+    outputs = {arch: build_model(arch, backbone, K)(x) for arch, backbone in FIVE.items()}
+    on_logits = [name for name in ("kd", "cwd", "dist") if name in LOSSES]
+    for s_name, student in outputs.items():
+        for t_name, teacher in outputs.items():
+            widths = student.feat.shape[1], teacher.feat.shape[1]
+            kd = build_kd(",".join(f"{name}=1" for name in on_logits), *widths, K)
+            total, terms = kd(student, teacher, label)
+            assert torch.isfinite(total), (s_name, t_name, terms)
+
+
+@pytest.mark.parametrize("arch", [name for name in ARCHITECTURES if name != "stdc"])
+def test_every_architecture_runs_on_other_backbones(arch):
+    """On one whose four maps differ in size, and on one whose c4 is not its widest."""
+    for backbone in ("hrnet_w18_small", "stdc1"):
+        with torch.device("meta"):
+            output = build_model(arch, backbone, K).eval()(torch.zeros(1, 3, 64, 64))
+        assert output.logits.shape[1] == K
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (("ocrnett", "resnet18", K), "did you mean 'ocrnet'"),
+        (("fcn", "hrnet_w18_smal", K), "did you mean 'hrnet_w18_small"),
+        (("stdc", "resnet18", K), "--backbone stdc1 or stdc2"),
+        (("fcn", "vit_base_patch16_224", K), "does not offer it"),
+        (("fcn", "resnet18", 1), "at least 2 classes"),
+    ],
+)
+def test_errors(network, message):
+    with pytest.raises(UserError, match=message):
+        build_model(*network)
+
+
+def test_a_width_the_architecture_lacks_is_named():
+    with pytest.raises(UserError, match="unknown width of fcn 'branch_width'"):
+        build_model("fcn", "resnet18", K, branch_width=3)

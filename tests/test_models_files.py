@@ -1,0 +1,232 @@
+"""Files as people have them: safe to read whatever is in them, round trips, starting weights of backbones."""
+
+import json
+import os
+import pickle
+import sys
+import types
+from argparse import Namespace
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from torch import nn
+
+import eval as evaluation
+from models import build_model, from_checkpoint, loading
+from models.files import read
+from models.loading import initialise
+from scripts import export_safetensors
+from tests.fill_weights import fill_model
+from utils import checkpoint
+from utils.errors import UserError
+
+K = 7
+NETWORK = ("fcn", "resnet18", K)
+CARD = {
+    "format": 1,
+    "num_classes": K,
+    "class_names": [f"c{i}" for i in range(K)],
+    "palette": [[i, i, i] for i in range(K)],
+    "dataset": "toy",
+    "data": "/home/someone/data",
+    "pixels": "imagenet",
+    "label_noise": None,
+    "config": {"lr": 0.02, "data": "/home/someone/data", "save_dir": "/home/someone/runs"},
+    "best_miou": 0.5,
+}
+
+
+@pytest.fixture(scope="module")
+def network():
+    return fill_model(build_model(*NETWORK)).eval()
+
+
+@pytest.fixture
+def own(network, tmp_path):
+    path = tmp_path / "best.pth"
+    checkpoint.save({**CARD, "arch": network.config, "model": network.state_dict()}, path)
+    return path
+
+
+class Payload:
+    """A pickle that makes a folder when it is run."""
+
+    def __init__(self, canary):
+        self.canary = canary
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.canary),)
+
+
+@pytest.mark.parametrize("wrap", [lambda p: p, lambda p: {"state_dict": {"w": torch.zeros(2)}, "meta": p}])
+@pytest.mark.parametrize("save", [torch.save, lambda x, path: path.write_bytes(pickle.dumps(x))])
+@pytest.mark.parametrize("name", ["evil.pth", "evil.safetensors"])
+def test_a_file_that_wants_to_run_code_is_refused(tmp_path, wrap, save, name):
+    canary, path = tmp_path / "canary", tmp_path / name
+    save(wrap(Payload(canary)), path)
+    for use in (from_checkpoint, lambda p: initialise(build_model(*NETWORK), str(p), "", "imagenet")):
+        with pytest.raises(UserError, match=name):
+            use(path)
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize("name", ["net.pth", "net.safetensors"])
+@pytest.mark.parametrize("share", [0, 0.001, 0.5, 0.99])
+def test_truncated_and_empty_files_are_refused(own, tmp_path, name, share):
+    path = own
+    if name.endswith("safetensors"):
+        path = tmp_path / name
+        export(own, path)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(UserError, match=path.name):
+        from_checkpoint(path)
+
+
+def test_what_training_programs_add_is_passed_over(tmp_path, network, monkeypatch):
+    """mmengine's log buffers, an argparse namespace, numpy values: not read, not run, no obstacle."""
+    module = types.ModuleType("mmengine.logging.history_buffer")
+    module.HistoryBuffer = type("HistoryBuffer", (), {"__module__": module.__name__})
+    for name in ("mmengine", "mmengine.logging"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    buffer = module.HistoryBuffer()
+    buffer.history = np.arange(5.0)
+    content = {
+        "state_dict": {"weight": torch.ones(2)},
+        "message_hub": {"loss": buffer},
+        "args": Namespace(lr=0.1),
+        "best": np.float64(0.7),
+    }
+    torch.save(content, tmp_path / "iter_1.pth")
+    assert torch.equal(read(tmp_path / "iter_1.pth")["state_dict"]["weight"], torch.ones(2))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": 99}, "format 99"),
+        ({"pixels": None}, "no 'pixels'"),
+        ({"model": None}, "no weights"),
+        ({"arch": {"arch": "fcn"}}, "does not say which network"),
+        (
+            {"arch": {"arch": "fcn", "backbone": "resnet18", "num_classes": K, "depth": 3}},
+            "unknown width of fcn 'depth'",
+        ),
+        ({"arch": {"arch": "fcn", "backbone": "resnet34", "num_classes": K}}, "does not fit"),
+    ],
+)
+def test_damaged_cards_are_named(own, tmp_path, change, message):
+    content = {**checkpoint.read(own), **change}
+    content = {key: value for key, value in content.items() if value is not None or key not in change}
+    checkpoint.save(content, tmp_path / "changed.pth")
+    with pytest.raises(UserError, match=message):
+        from_checkpoint(tmp_path / "changed.pth")
+
+
+def export(source, target):
+    argv = ["export", "--pretrained", str(source), "--export", str(target)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", argv)
+        export_safetensors.main()
+
+
+def test_safetensors_round_trip(own, network, tmp_path):
+    path = tmp_path / "sub" / "student.safetensors"
+    export(own, path)
+    model, card = loading.from_checkpoint(path)
+    assert card["class_names"] == CARD["class_names"]
+    assert (card["best_miou"], card["pixels"], card["config"]) == (0.5, "imagenet", {"lr": 0.02})
+    assert model.config == network.config
+    for key, value in network.state_dict().items():
+        assert torch.equal(value, model.state_dict()[key]), key
+    with safe_open(path, "pt") as file:
+        assert "someone" not in json.dumps(file.metadata())
+    again = tmp_path / "again.safetensors"
+    export(path, again)
+    assert loading.from_checkpoint(again).card == card
+
+
+def test_export_flags(own, tmp_path):
+    with pytest.raises(UserError, match=r"must end with \.safetensors"):
+        export(own, tmp_path / "student.pth")
+
+
+def test_a_file_without_its_data_set_asks_for_it(own, tmp_path, monkeypatch):
+    checkpoint.save({**checkpoint.read(own), "dataset": ""}, tmp_path / "foreign.pth")
+    monkeypatch.setattr(sys, "argv", ["eval.py", "--pretrained", str(tmp_path / "foreign.pth"), "--device", "cpu"])
+    with pytest.raises(UserError, match="give --dataset and --data"):
+        evaluation.main()
+
+
+THEIR_STEMS = {  # our names -> LAD's and CIRKD's; MMSegmentation's
+    "resnet18_v1s": dict(
+        zip(
+            ("conv1.0", "conv1.1", "conv1.3", "conv1.4", "conv1.6", "bn1"),
+            ("conv1", "bn1", "conv2", "bn2", "conv3", "bn3"),
+            strict=True,
+        )
+    ),
+    "resnet18_v1c": {**{f"conv1.{i}": f"stem.{i}" for i in (0, 1, 3, 4, 6)}, "bn1": "stem.7"},
+    "resnet18": {},
+    "hrnet_w18_small_v2": {},
+}
+
+
+@pytest.mark.parametrize("in_channels", [3, 4])
+@pytest.mark.parametrize("name", THEIR_STEMS)
+def test_backbone_weights_of_other_projects(name, in_channels, tmp_path):
+    pretrained = fill_model(build_model("fcn", name, K)).backbone
+    theirs = {}
+    for key, value in pretrained.state_dict().items():
+        module, _, parameter = key.rpartition(".")
+        theirs[f"{THEIR_STEMS[name].get(module, module)}.{parameter}"] = value
+    torch.save({**theirs, "fc.weight": torch.zeros(1000, 512)}, tmp_path / "imagenet.pth")
+    model = build_model("fcn", name, K, in_channels)
+    drawn = {key: value.clone() for key, value in model.backbone.state_dict().items()}
+    initialise(model, str(tmp_path / "imagenet.pth"), "", "imagenet")
+    for key, value in pretrained.state_dict().items():
+        ours = model.backbone.state_dict()[key]
+        if ours.shape != value.shape:
+            assert torch.equal(ours[:, 3:], drawn[key][:, 3:])
+            ours = ours[:, :3]
+        assert torch.equal(ours, value), key
+
+
+def test_imagenet_weights_of_an_stdc_leave_its_context_path_as_drawn(tmp_path):
+    pretrained = fill_model(build_model("stdc", "stdc1", K)).backbone
+    torch.save({"state_dict": pretrained.encoder.state_dict()}, tmp_path / "stdc1.pth")
+    model = build_model("stdc", "stdc1", K)
+    context = model.backbone.arms[0].conv.conv.weight.clone()
+    initialise(model, str(tmp_path / "stdc1.pth"), "", "imagenet")
+    assert torch.equal(model.backbone.encoder.stages[0].conv.weight, pretrained.encoder.stages[0].conv.weight)
+    assert torch.equal(model.backbone.arms[0].conv.conv.weight, context)
+
+
+def test_a_stem_that_does_not_fit_is_said(tmp_path):
+    for name, other, message in (
+        ("resnet18_v1s", "resnet18", "a 7x7 stem, this backbone a deep one"),
+        ("resnet18", "resnet18_v1s", "a deep stem"),
+    ):
+        torch.save(build_model("fcn", other, K).backbone.state_dict(), tmp_path / "base.pth")
+        with pytest.raises(UserError, match=message):
+            initialise(build_model("fcn", name, K), str(tmp_path / "base.pth"), "", "imagenet")
+    torch.save(nn.Conv2d(3, 4, 1).state_dict(), tmp_path / "base.pth")
+    with pytest.raises(UserError, match="keys missing"):
+        initialise(build_model(*NETWORK), str(tmp_path / "base.pth"), "", "imagenet")
+    with pytest.raises(UserError, match="timm has no weights for 'resnet18_v1s'"):
+        initialise(build_model("fcn", "resnet18_v1s", K), "timm", "", "imagenet")
+
+
+def test_starting_from_a_whole_checkpoint(own, network, tmp_path):
+    teacher = build_model(*NETWORK, in_channels=4)
+    plane = teacher.backbone.conv1.weight[:, 3:].clone()
+    initialise(teacher, "", str(own), "imagenet")
+    assert torch.equal(teacher.backbone.conv1.weight[:, :3], network.backbone.conv1.weight)
+    assert torch.equal(teacher.backbone.conv1.weight[:, 3:], plane)
+    with pytest.raises(UserError, match="backbone 'resnet18', here 'resnet34'"):
+        initialise(build_model("fcn", "resnet34", K), "", str(own), "imagenet")
+    with pytest.raises(UserError, match="use --pixels imagenet"):
+        initialise(build_model(*NETWORK), "", str(own), "bgr_mean")

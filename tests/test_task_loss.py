@@ -1,0 +1,89 @@
+"""Task losses against figures of MMSegmentation's own code (tests/data/mmseg_losses.npz) and independent formulas."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from losses.task import CRITERIA, TaskLoss, cross_entropy, detail_loss, detail_target, dice_loss, hard_pixels, ohem
+from utils.errors import UserError
+from utils.types import Output, Supervision
+
+
+@pytest.fixture(scope="module")
+def reference():
+    with np.load(Path(__file__).parent / "data/mmseg_losses.npz") as data:
+        return {key: torch.from_numpy(data[key]) for key in data}
+
+
+@pytest.fixture(scope="module")
+def label(reference):
+    return reference["label"][:, 0].long()
+
+
+def test_cross_entropy_is_the_plain_one_over_valid_pixels(reference, label):
+    """MMSegmentation divides by all pixels, LAD and this project by the valid ones."""
+    ours = cross_entropy(reference["seg_logits"], label, True) * (label != 255).float().mean()
+    torch.testing.assert_close(ours, reference["plain_ce_loss"], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("threshold", "kept"), [(0.7, 10000), (0.7, 200), (0.1, 200), (None, 200)])
+def test_ohem(reference, label, threshold, kept):
+    name = f"ohem_thr{threshold}_keep{kept}"
+    loss = ohem(reference["seg_logits"], label, True, threshold, kept)
+    torch.testing.assert_close(loss, reference[f"{name}_loss"], rtol=1e-6, atol=1e-6)
+    logits = F.interpolate(reference["seg_logits"], label.shape[-2:], mode="bilinear", align_corners=True)
+    pixels = F.cross_entropy(logits, label, ignore_index=255, reduction="none")
+    mask = hard_pixels(pixels, label, threshold, kept * len(label))
+    assert torch.equal(mask, reference[f"{name}_weight"].bool())
+
+
+def test_detail(reference, label):
+    assert torch.equal(detail_target(label), reference["detail_target"][:, 0].bool())
+    logits = F.interpolate(reference["detail_logits"], label.shape[-2:], mode="bilinear", align_corners=True)
+    target = F.one_hot(reference["detail_target"][:, 0].long(), 2).permute(0, 3, 1, 2).float()
+    dice = dice_loss(logits.sigmoid(), target)
+    torch.testing.assert_close(dice, reference["detail_loss_dice"], rtol=1e-6, atol=1e-6)
+    expected = reference["detail_loss_ce"] + reference["detail_loss_dice"]
+    torch.testing.assert_close(detail_loss(reference["detail_logits"], label, True), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", CRITERIA)
+@pytest.mark.parametrize("size", [(17, 23), (1, 1)])
+def test_nothing_labelled_is_zero_loss_and_odd_sizes_work(kind, size):
+    label = torch.full((2, *size), 255)
+    logits = torch.randn(2, 2, 3, 3, requires_grad=True)
+    loss = CRITERIA[kind](logits, label, False)
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert torch.isfinite(logits.grad).all()
+    assert kind == "detail" or loss == 0
+
+
+@pytest.mark.parametrize("kind", CRITERIA)
+def test_finite_under_autocast(kind):
+    label = torch.randint(0, 2, (2, 24, 24))
+    label[0, :3] = 255
+    logits = torch.randn(2, 2, 3, 3, dtype=torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = CRITERIA[kind](logits, label, False)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, CRITERIA[kind](logits.float(), label, False), rtol=0.02, atol=0.02)
+
+
+def test_task_loss_adds_up_by_kind_and_weight(reference, label):
+    kinds = (Supervision("ohem", True), Supervision("ce", False, 0.5), Supervision("detail", True, 1.0))
+    output = Output(reference["seg_logits"], (reference["seg_logits"], reference["detail_logits"]), torch.zeros(()))
+    parts = [
+        CRITERIA[s.kind](x, label, s.align_corners) for s, x in zip(kinds, (output.logits, *output.aux), strict=True)
+    ]
+    terms = TaskLoss(kinds)(output, label)
+    torch.testing.assert_close(terms["task"], parts[0] + 0.5 * parts[1] + parts[2])
+    torch.testing.assert_close(TaskLoss(kinds, 0.1)(output, label)["task"], parts[0] + 0.1 * (parts[1] + parts[2]))
+
+
+def test_unknown_criterion_names_the_nearest():
+    with pytest.raises(UserError, match="'detail'"):
+        TaskLoss([Supervision("details")])
