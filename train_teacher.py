@@ -87,9 +87,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         run = open_run(config, w)
         if run.state is None:
-            initialise(model, config.pretrained_base, config.pretrained, config.pixels)
+            start = initialise(model, config.pretrained_base, config.pretrained, config.pixels)
+        else:
+            start = run.state["start"]
         step = sync_batchnorm(TeacherStep(model, noise, task, distance, config.single_path), w)
-        card = make_card(model, spec.names, spec.palette, config, noise)
+        card = make_card(model, spec.names, spec.palette, config, start, noise)
         predict = Predictor(model, convention, noise, amp=AMP_DTYPES[config.amp])
         picture = partial(preview, predict, val_set, spec.palette)
         fit(step, model, train_set, val_set, predict, config, w, run, card, picture)

@@ -78,6 +78,7 @@ def test_what_a_run_writes(finished):
     train_line = records(folder / "student", "train")[0]
     assert {"loss", "ce", "aux", "cwd", "kd", "dist", "lr", "images_per_second"} <= train_line.keys()
     assert not any(key.startswith("teacher") for key in student["model"])
+    assert start["card"]["start"].startswith("random weights")
     assert teacher["arch"]["in_channels"] == 4
     assert student["arch"]["in_channels"] == 3
     best = checkpoint.read(folder / "teacher/best.pth")

@@ -88,6 +88,7 @@ def fit(
             clear(folder)
         save_yaml(config, folder / "config.yaml")
     logger = RunLogger(folder, world.is_main, start, config.max_iterations, header)
+    logger.say(f"{folder}: " + (f"from {card['start']}" if state is None else f"continues after iteration {start}"))
     convention = CONVENTIONS[config.pixels]
     share = config.batch_size // world.size
     metrics: Metrics | None = None
