@@ -125,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         else:
             start = run.state["start"]
         step = sync_batchnorm(StudentStep(model, task, teacher, noise, kd), w)
-        card = make_card(model, spec.names, spec.palette, config, start)
+        card = make_card(model, spec.names, spec.palette, config, start=start)
         predict = Predictor(model, convention, amp=AMP_DTYPES[config.amp])
         picture = partial(preview, predict, val_set, spec.palette)
         fit(step, model, train_set, val_set, predict, config, w, run, card, picture)

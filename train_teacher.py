@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         else:
             start = run.state["start"]
         step = sync_batchnorm(TeacherStep(model, noise, task, distance, config.single_path), w)
-        card = make_card(model, spec.names, spec.palette, config, start, noise)
+        card = make_card(model, spec.names, spec.palette, config, noise, start)
         predict = Predictor(model, convention, noise, amp=AMP_DTYPES[config.amp])
         picture = partial(preview, predict, val_set, spec.palette)
         fit(step, model, train_set, val_set, predict, config, w, run, card, picture)

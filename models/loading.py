@@ -50,8 +50,8 @@ def make_card(
     class_names: Sequence[str],
     palette: Sequence[tuple[int, int, int]],
     config: TrainConfig,
-    start: str,
     noise: LabelNoise | None = None,
+    start: str = "",
 ) -> dict[str, Any]:
     """What a checkpoint says about itself besides its weights, in plain values. start: of ``initialise``."""
     return {
