@@ -30,6 +30,7 @@ class EvalConfig:
     pretrained: str = option("", "checkpoint to evaluate")
     dataset: str = option("", "data set (default: the checkpoint's)")
     data: str = option("", "root folder of the data set (default: the checkpoint's)")
+    classes: int | None = option(None, "number of classes (the checkpoint's: anything else is an error)", minimum=2)
     split: str = option("val", "part of the data set")
     scales: tuple[float, ...] = option((1.0,), "input scales whose logits are averaged", minimum=0.05)
     flip: bool = option(False, "average with the mirrored input")
@@ -39,6 +40,7 @@ class EvalConfig:
     label_codes: str = option("", "label codes an assisted teacher is shown (default: those it was trained with)")
     label_std: float | None = option(None, "pixel noise it is shown (default: what it was trained with)", minimum=0)
     save_pred: str = option("", "folder for predictions as palette PNG")
+    submission: bool = option(False, "write them as grey PNG in the data set's official ids instead")
     json: str = option("", "file for the scores")
     workers: int = option(2, "loader processes of each process", minimum=0)
     seed: int = option(0, "of an assisted teacher's label noise", minimum=0)
@@ -74,14 +76,16 @@ def main() -> None:
     config = EvalConfig(**parse_flags(EvalConfig, __doc__))
     if not config.pretrained:
         raise UserError("--pretrained FILE is missing: the checkpoint to evaluate")
+    if config.submission and not config.save_pred:
+        raise UserError("--submission needs --save-pred DIR: where the predictions go")
     with world(config.device) as w:
         loaded = load(config)
         card, noise = loaded.card, loaded.noise
-        name = config.dataset or card["dataset"]
-        spec = dataset_spec(name)
-        if len(spec.names) != card["num_classes"]:
-            raise UserError(f"{config.pretrained} has {card['num_classes']} classes, {name} {len(spec.names)}")
-        dataset = build_dataset(name, config.data or card["data"], config.split)
+        name, root, classes = config.dataset or card["dataset"], config.data or card["data"], card["num_classes"]
+        if config.classes not in (None, classes):
+            raise UserError(f"--classes {config.classes}: {config.pretrained} has {classes}")
+        spec = dataset_spec(name, root, classes)
+        dataset = build_dataset(name, root, config.split, classes)
         predict = Predictor(
             loaded.model.to(w.device),
             CONVENTIONS[card["pixels"]],
@@ -94,8 +98,11 @@ def main() -> None:
         )
 
         def save(index: int, prediction: np.ndarray) -> None:
-            picture = Image.fromarray(prediction.astype(np.uint8))
-            picture.putpalette([value for color in spec.palette for value in color])
+            picture = Image.fromarray(
+                spec.ids.official(prediction) if config.submission else prediction.astype(np.uint8)
+            )
+            if not config.submission:
+                picture.putpalette([value for color in spec.palette for value in color])
             picture.save(Path(config.save_pred) / f"{dataset.pairs[index][0].stem}.png")
 
         if config.save_pred:

@@ -104,7 +104,16 @@ def main() -> None:
     with world(config.device) as w:
         torch.manual_seed(config.seed)
         convention = CONVENTIONS[config.pixels]
-        spec, train_set, val_set = train_and_val(config.dataset, config.data, config.crop_size, convention, config.seed)
+        spec, train_set, val_set = train_and_val(
+            config.dataset,
+            config.data,
+            config.crop_size,
+            convention,
+            config.seed,
+            config.augmentation,
+            config.classes,
+            config.cache_gb,
+        )
         model = build_model(config.model, config.backbone, len(spec.names))
         model.set_dropout(config.dropout)
         task = TaskLoss(model.supervision, config.aux_weight)

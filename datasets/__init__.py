@@ -1,44 +1,86 @@
 """Data sets by name. A new one is a file with a DatasetSpec and a line in DATASETS."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from datasets.ade20k import ADE20K
 from datasets.base import DatasetSpec, SegmentationDataset, TrainStream
 from datasets.camvid import CAMVID
+from datasets.cityscapes import CITYSCAPES
+from datasets.coco_stuff import COCO_STUFF_10K, COCO_STUFF_164K, COCO_STUFF_164K_182
+from datasets.folder import folder_spec
 from datasets.toy import TOY
-from datasets.transforms import train_transform
+from datasets.transforms import AUGMENTATIONS
 from datasets.voc import VOC
 from utils.errors import UserError, lookup
 from utils.pixels import PixelConvention
 
-DATASETS: dict[str, DatasetSpec] = {"toy": TOY, "camvid": CAMVID, "voc": VOC}
+# A data set that describes itself by files in its root is a function of the root.
+DATASETS: dict[str, DatasetSpec | Callable[[Path], DatasetSpec]] = {
+    "toy": TOY,
+    "camvid": CAMVID,
+    "voc": VOC,
+    "cityscapes": CITYSCAPES,
+    "ade20k": ADE20K,
+    "coco_stuff_10k": COCO_STUFF_10K,
+    "coco_stuff_164k": COCO_STUFF_164K,
+    "coco_stuff_164k_182": COCO_STUFF_164K_182,
+    "folder": folder_spec,
+}
 
 
-def dataset_spec(name: str) -> DatasetSpec:
-    """Raises UserError for an unknown name."""
-    return lookup(DATASETS, name, "data set")
+def dataset_spec(name: str, root: str = "", classes: int | None = None) -> DatasetSpec:
+    """The record of a data set. ``classes`` picks among its variants: NAME itself or NAME_<classes>.
+
+    Raises:
+        UserError: unknown name, a root that is missing or not as it should be, or no variant of so many classes.
+    """
+    entry = lookup(DATASETS, name, "data set")
+    spec = entry if isinstance(entry, DatasetSpec) else entry(_folder(name, root))
+    if classes in (None, len(spec.names)):
+        return spec
+    variant = DATASETS.get(f"{name}_{classes}")
+    if variant is None:
+        raise UserError(f"{name} has {len(spec.names)} classes, not {classes}")
+    return variant
 
 
-def build_dataset(name: str, root: str, split: str) -> SegmentationDataset:
+def build_dataset(
+    name: str, root: str, split: str, classes: int | None = None, cache_gb: float = 0.0
+) -> SegmentationDataset:
     """Images at native size, for evaluation and as the source of a training stream.
 
     Raises:
         UserError: unknown data set or split, no root, or files missing below it.
     """
-    spec = dataset_spec(name)
-    if spec.needs_root and not root:
-        raise UserError(f"--data is missing: the root folder of {name}")
-    folder = Path(root).expanduser()
-    if spec.needs_root and not folder.is_dir():
-        raise UserError(f"--data {folder}: no such folder")
-    return SegmentationDataset(spec, folder, split)
+    spec = dataset_spec(name, root, classes)
+    lookup(spec.splits, split, f"split of {name}")
+    return SegmentationDataset(spec, _folder(name, root) if spec.needs_root else Path(), split, cache_gb)
 
 
 def train_and_val(
-    name: str, root: str, crop_size: tuple[int, int], convention: PixelConvention, seed: int
+    name: str,
+    root: str,
+    crop_size: tuple[int, int],
+    convention: PixelConvention,
+    seed: int,
+    augmentation: str = "cirkd",
+    classes: int | None = None,
+    cache_gb: float = 0.0,
 ) -> tuple[DatasetSpec, TrainStream, SegmentationDataset]:
     """The data set's record, its endless augmented training sequence, and its validation images."""
-    spec = dataset_spec(name)
-    transform = partial(train_transform, crop_size=crop_size, pad_color=convention.pad_color)
-    train = TrainStream(build_dataset(name, root, "train"), transform, seed)
-    return spec, train, build_dataset(name, root, "val")
+    spec = dataset_spec(name, root, classes)
+    augment = lookup(AUGMENTATIONS, augmentation, "augmentation")
+    transform = partial(augment, crop_size=crop_size, pad_color=convention.pad_color, base_size=spec.base_size)
+    train = TrainStream(build_dataset(name, root, "train", classes, cache_gb), transform, seed)
+    return spec, train, build_dataset(name, root, "val", classes)
+
+
+def _folder(name: str, root: str) -> Path:
+    if not root:
+        raise UserError(f"--data is missing: the root folder of {name}")
+    folder = Path(root).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"--data {folder}: no such folder")
+    return folder
