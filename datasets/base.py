@@ -107,14 +107,23 @@ def read_sample(spec: DatasetSpec, image_path: Path, label_path: Path | None) ->
     if image.shape[:2] != ids.shape:
         (h, w), sides = image.shape[:2], "x".join(map(str, ids.shape[::-1]))
         raise UserError(f"image and label differ in size: {image_path} is {w}x{h}, {label_path} is {sides}")
-    id_map = next((m for end, m in spec.other_ids.items() if label_path.name.endswith(end)), spec.ids)
-    label = id_map(ids)
+    return image, label_classes(spec, ids, label_path)
+
+
+def label_classes(spec: DatasetSpec, ids: np.ndarray, path: Path) -> np.ndarray:
+    """The ids of a label file as classes 0..K-1 or IGNORE_INDEX, uint8.
+
+    Raises:
+        UserError: ids that are neither; the message counts them.
+    """
+    label = next((m for end, m in spec.other_ids.items() if path.name.endswith(end)), spec.ids)(ids)
     outside = label == INVALID
     if outside.any():
         values, counts = np.unique(ids[outside], return_counts=True)
         found = ", ".join(f"{v} ({n} px)" for v, n in zip(values[:SHOWN], counts[:SHOWN], strict=True))
-        raise UserError(f"{label_path} holds ids that are no class: {found}; {len(spec.names)} classes")
-    return image, label
+        more = f" and {len(values) - SHOWN} more" if len(values) > SHOWN else ""
+        raise UserError(f"{path} holds ids that are no class: {found}{more}; {len(spec.names)} classes")
+    return label
 
 
 class TrainStream(Dataset):

@@ -4,10 +4,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
-import torch
 from PIL import Image, ImageOps
-from torchvision.io import ImageReadMode, decode_jpeg
 
 from utils.errors import UserError
 
@@ -17,7 +16,7 @@ Arrays = tuple[np.ndarray, np.ndarray]
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 IMAGE_MODES = ("RGB", "L", "P", "1", "CMYK", "RGBA", "LA", "PA")  # 8 bits a channel, with one meaning as RGB
 LABEL_MODES = ("L", "P", "1", "I", "I;16", "I;16B", "I;16L", "I;16N")
-JPEG = b"\xff\xd8\xff"
+JPEG, JPEG_SCAN, JPEG_END = b"\xff\xd8\xff", b"\xff\xda", b"\xff\xd9"
 
 
 def read_files(image_path: Path, label_path: Path | None) -> tuple[np.ndarray, np.ndarray | None]:
@@ -33,7 +32,8 @@ def read_files(image_path: Path, label_path: Path | None) -> tuple[np.ndarray, n
 def read_image(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
     """RGB uint8 ``[H, W, 3]``, turned as its EXIF orientation says; kept as stored where only that has ``size``.
 
-    JPEG goes through torchvision: as exact as PIL, faster, and it refuses truncated files, which OpenCV fills up.
+    JPEG goes through OpenCV, which is faster than PIL and gives the same pixels, once it is known to be whole: OpenCV
+    fills up what a truncated file lacks. Everything else goes through PIL.
     Raises UserError: see ``read_files``.
     """
     image = _decode(path, True)
@@ -45,18 +45,24 @@ def read_image(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
 
 def _decode(path: Path, upright: bool) -> np.ndarray:
     try:
-        data = np.fromfile(path, np.uint8)
+        data = path.read_bytes()
     except FileNotFoundError:
         raise UserError(f"file not found: {path}") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    if data[:3].tobytes() != JPEG:
+    if not data.startswith(JPEG):
         return _open(path, lambda file: _rgb(path, ImageOps.exif_transpose(file) if upright else file))
+    # no 0xff of the compressed picture is followed by anything but 0, so its end marker cannot occur before its end
+    if data.rfind(JPEG_END) < data.rfind(JPEG_SCAN):
+        raise UserError(f"{path} cannot be read: truncated JPEG, the end marker is missing")
+    flags = cv2.IMREAD_COLOR if upright else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
     try:
-        planes = decode_jpeg(torch.from_numpy(data), ImageReadMode.RGB, apply_exif_orientation=upright)
-    except RuntimeError as error:
-        raise UserError(f"{path} cannot be read: {str(error).splitlines()[0].rpartition(': ')[2]}") from error
-    return np.ascontiguousarray(planes.permute(1, 2, 0).numpy())
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error as error:
+        raise UserError(f"{path} cannot be read: {error.err}") from error
+    if pixels is None:
+        raise UserError(f"{path} cannot be read: damaged JPEG")
+    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
 
 
 def _rgb(path: Path, file: Image.Image) -> np.ndarray:
