@@ -102,7 +102,7 @@ def mat_field(path: Path, *names: str) -> Any:
         value = loadmat(path)
         for name in names:
             value = value[name]
-            while value.dtype.hasobject and value.size == 1:
+            while isinstance(value, np.ndarray) and value.dtype.hasobject and value.size == 1:
                 value = value.flat[0]
         return value
     except FileNotFoundError:

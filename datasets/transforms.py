@@ -122,7 +122,7 @@ def mmseg(
     ratio = rng.uniform(0.5, 2.0)
     bounds = sorted(int(side * ratio) for side in base_size)
     scale = min(bound / side for bound, side in zip(bounds, sorted(label.shape), strict=True))
-    height, width = scaled = tuple(int(side * scale + 0.5) for side in label.shape)
+    height, width = scaled = tuple(max(1, int(side * scale + 0.5)) for side in label.shape)
     label = cv2.resize(label, (width, height), interpolation=cv2.INTER_NEAREST)
     for _ in range(1 + REDRAWS):
         top, left = corner(scaled, crop_size, rng)
