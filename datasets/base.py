@@ -165,9 +165,7 @@ class TrainStream(Dataset):
 
 def _tensors(image: np.ndarray, label: np.ndarray) -> tuple[Tensor, Tensor]:
     """Planes uint8 ``[3, H, W]`` and label ``[H, W]``, both with memory of their own."""
-    planes = np.empty((3, *label.shape), np.uint8)
-    for channel, plane in enumerate(planes):  # ten times as fast as a transposed copy
-        cv2.extractChannel(image, channel, plane)
+    planes = np.stack(cv2.split(image))  # twice as fast as a transposed copy
     return torch.from_numpy(planes), torch.from_numpy(label.copy())
 
 

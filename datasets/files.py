@@ -53,7 +53,7 @@ def _decode(path: Path, upright: bool) -> np.ndarray:
     if not data.startswith(JPEG):
         return _open(path, lambda file: _rgb(path, ImageOps.exif_transpose(file) if upright else file))
     # no 0xff of the compressed picture is followed by anything but 0, so its end marker cannot occur before its end
-    if data.rfind(JPEG_END) < data.rfind(JPEG_SCAN):
+    if not data.endswith(JPEG_END) and data.rfind(JPEG_END) < data.rfind(JPEG_SCAN):
         raise UserError(f"{path} cannot be read: truncated JPEG, the end marker is missing")
     flags = cv2.IMREAD_COLOR if upright else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
     try:
@@ -86,7 +86,7 @@ def read_label(path: Path) -> np.ndarray:
 def _ids(path: Path, file: Image.Image) -> np.ndarray:
     if file.mode not in LABEL_MODES:
         raise UserError(f"{path}: a label must hold class ids (grey or palette), found mode {file.mode}")
-    ids = np.array(file)
+    ids = np.asarray(file)
     return ids.astype(np.uint8) if ids.dtype == bool else ids
 
 

@@ -30,7 +30,8 @@ def resized_window(image: np.ndarray, label: np.ndarray, scale: float, top: int,
         window.append(slice(offset, offset + count))
         picks.append(np.minimum((np.arange(first, first + count) * (1 / scale)).astype(np.int64), have - 1))
     part = cv2.resize(image[tuple(spans)], None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
-    return part[tuple(window)], label[picks[0]].take(picks[1], axis=1)
+    rows, columns = picks
+    return part[tuple(window)], label[spans[0]].take(columns, axis=1)[rows - spans[0].start]
 
 
 def pad(image: np.ndarray, label: np.ndarray, size: Size, color: Color) -> Arrays:
