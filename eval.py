@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from datasets import build_dataset, dataset_spec
+from datasets import build_dataset, dataset_spec, variant
 from models.loading import Loaded, from_checkpoint
 from utils.config import option, parse_flags
 from utils.distributed import world
@@ -81,11 +81,13 @@ def main() -> None:
     with world(config.device) as w:
         loaded = load(config)
         card, noise = loaded.card, loaded.noise
-        name, root, classes = config.dataset or card["dataset"], config.data or card["data"], card["num_classes"]
-        if config.classes not in (None, classes):
-            raise UserError(f"--classes {config.classes}: {config.pretrained} has {classes}")
-        spec = dataset_spec(name, root, classes)
-        dataset = build_dataset(name, root, config.split, classes)
+        if config.classes not in (None, card["num_classes"]):
+            raise UserError(f"--classes {config.classes}: {config.pretrained} has {card['num_classes']}")
+        name, root = variant(config.dataset or card["dataset"], card["num_classes"]), config.data or card["data"]
+        spec = dataset_spec(name, root)
+        if len(spec.names) != card["num_classes"]:
+            raise UserError(f"{config.pretrained} has {card['num_classes']} classes, {name} {len(spec.names)}")
+        dataset = build_dataset(name, root, config.split)
         predict = Predictor(
             loaded.model.to(w.device),
             CONVENTIONS[card["pixels"]],

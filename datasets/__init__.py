@@ -30,20 +30,22 @@ DATASETS: dict[str, DatasetSpec | Callable[[Path], DatasetSpec]] = {
 }
 
 
+def variant(name: str, classes: int | None) -> str:
+    """``NAME_<classes>`` where there is such a data set, else the name as it is."""
+    return f"{name}_{classes}" if f"{name}_{classes}" in DATASETS else name
+
+
 def dataset_spec(name: str, root: str = "", classes: int | None = None) -> DatasetSpec:
-    """The record of a data set. ``classes`` picks among its variants: NAME itself or NAME_<classes>.
+    """The record of a data set; with ``classes``, of its variant of so many.
 
     Raises:
         UserError: unknown name, a root that is missing or not as it should be, or no variant of so many classes.
     """
-    entry = lookup(DATASETS, name, "data set")
+    entry = lookup(DATASETS, variant(name, classes), "data set")
     spec = entry if isinstance(entry, DatasetSpec) else entry(_folder(name, root))
-    if classes in (None, len(spec.names)):
-        return spec
-    variant = DATASETS.get(f"{name}_{classes}")
-    if variant is None:
+    if classes not in (None, len(spec.names)):
         raise UserError(f"{name} has {len(spec.names)} classes, not {classes}")
-    return variant
+    return spec
 
 
 def build_dataset(
