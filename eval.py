@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from datasets import build_dataset, dataset_spec
+from datasets import build_dataset, dataset_spec, variant
 from datasets.base import DatasetSpec, SegmentationDataset
 from models.loading import Loaded, from_checkpoint
 from utils.config import option, parse_flags
@@ -33,6 +33,7 @@ class EvalConfig:
     pretrained: str = option("", "checkpoint to evaluate")
     dataset: str = option("", "data set (default: the checkpoint's)")
     data: str = option("", "root folder of the data set (default: the checkpoint's)")
+    classes: int | None = option(None, "number of classes (the checkpoint's: anything else is an error)", minimum=2)
     split: str = option("val", "part of the data set")
     scales: tuple[float, ...] = option((1.0,), "input scales whose logits are averaged", minimum=0.05)
     flip: bool = option(False, "average with the mirrored input")
@@ -45,6 +46,7 @@ class EvalConfig:
     label_std: float | None = option(None, "pixel noise it is shown (default: what it was trained with)", minimum=0)
     save_pred: str = option("", "folder for predictions as palette PNG")
     blend: str = option("", "folder for predictions over the images")
+    submission: bool = option(False, "write them as grey PNG in the data set's official ids instead")
     per_image: str = option("", "npz file for the pixel counts of every image and class")
     json: str = option("", "file for the scores")
     workers: int = option(2, "loader processes of each process", minimum=0)
@@ -81,18 +83,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = EvalConfig(**parse_flags(EvalConfig, __doc__, argv))
     if not config.pretrained:
         raise UserError("--pretrained FILE is missing: the checkpoint to evaluate")
+    if config.submission and not config.save_pred:
+        raise UserError("--submission needs --save-pred DIR: where the predictions go")
     with world(config.device) as w:
         loaded = load(config)
         card, noise = loaded.card, loaded.noise
         if config.draws > 1 and noise is None:
             raise UserError(f"--draws: {config.pretrained} sees the image only")
-        name = config.dataset or card["dataset"]
+        if config.classes not in (None, card["num_classes"]):
+            raise UserError(f"--classes {config.classes}: {config.pretrained} has {card['num_classes']}")
+        name, root = config.dataset or card["dataset"], config.data or card["data"]
         if not name:
             raise UserError(f"{config.pretrained} does not say its data set: give --dataset and --data")
-        spec = dataset_spec(name)
+        name = variant(name, card["num_classes"])
+        spec = dataset_spec(name, root)
         if len(spec.names) != card["num_classes"]:
             raise UserError(f"{config.pretrained} has {card['num_classes']} classes, {name} {len(spec.names)}")
-        dataset = build_dataset(name, config.data or card["data"], config.split)
+        dataset = build_dataset(name, root, config.split)
         predict = Predictor(
             loaded.model.to(w.device),
             CONVENTIONS[card["pixels"]],
@@ -151,8 +158,11 @@ class Keeper:
     def __call__(self, index: int, prediction: np.ndarray) -> None:
         name = f"{self.dataset.pairs[index][0].stem}.png"
         if self.config.save_pred:
-            picture = Image.fromarray(prediction.astype(np.uint8))
-            picture.putpalette([value for color in self.spec.palette for value in color])
+            if self.config.submission:
+                picture = Image.fromarray(self.spec.ids.official(prediction))
+            else:
+                picture = Image.fromarray(prediction.astype(np.uint8))
+                picture.putpalette([value for color in self.spec.palette for value in color])
             picture.save(Path(self.config.save_pred) / name)
         if self.config.blend:
             image = self.dataset[index][0].permute(1, 2, 0).numpy()

@@ -109,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with world(config.device) as w:
         torch.manual_seed(config.seed)
         convention = CONVENTIONS[config.pixels]
-        spec, train_set, val_set = train_and_val(config.dataset, config.data, config.crop_size, convention, config.seed)
+        spec, train_set, val_set = train_and_val(config)
         model = build_model(config.model, config.backbone, len(spec.names))
         model.set_dropout(config.dropout)
         task = TaskLoss(model.supervision, config.aux_weight)

@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with world(config.device) as w:
         torch.manual_seed(config.seed)
         convention = CONVENTIONS[config.pixels]
-        spec, train_set, val_set = train_and_val(config.dataset, config.data, config.crop_size, convention, config.seed)
+        spec, train_set, val_set = train_and_val(config)
         scale = convention.label_scale if config.label_scale is None else config.label_scale
         noise = LabelNoise(len(spec.names), config.label_codes, config.label_std, scale)
         model = build_model(config.model, config.backbone, len(spec.names), in_channels=3 + noise.planes)

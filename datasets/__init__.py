@@ -1,44 +1,82 @@
 """Data sets by name. A new one is a file with a DatasetSpec and a line in DATASETS."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from datasets.ade20k import ADE20K
 from datasets.base import DatasetSpec, SegmentationDataset, TrainStream
 from datasets.camvid import CAMVID
+from datasets.cityscapes import CITYSCAPES
+from datasets.coco_stuff import COCO_STUFF_10K, COCO_STUFF_164K, COCO_STUFF_164K_182
+from datasets.folder import folder_spec
 from datasets.toy import TOY
-from datasets.transforms import train_transform
+from datasets.transforms import AUGMENTATIONS
 from datasets.voc import VOC
+from utils.config import TrainConfig
 from utils.errors import UserError, lookup
-from utils.pixels import PixelConvention
+from utils.pixels import CONVENTIONS
 
-DATASETS: dict[str, DatasetSpec] = {"toy": TOY, "camvid": CAMVID, "voc": VOC}
+# A data set that describes itself by files in its root is a function of the root.
+DATASETS: dict[str, DatasetSpec | Callable[[Path], DatasetSpec]] = {
+    "toy": TOY,
+    "camvid": CAMVID,
+    "voc": VOC,
+    "cityscapes": CITYSCAPES,
+    "ade20k": ADE20K,
+    "coco_stuff_10k": COCO_STUFF_10K,
+    "coco_stuff_164k": COCO_STUFF_164K,
+    "coco_stuff_164k_182": COCO_STUFF_164K_182,
+    "folder": folder_spec,
+}
 
 
-def dataset_spec(name: str) -> DatasetSpec:
-    """Raises UserError for an unknown name."""
-    return lookup(DATASETS, name, "data set")
+def variant(name: str, classes: int | None) -> str:
+    """``NAME_<classes>`` where there is such a data set, else the name as it is."""
+    return f"{name}_{classes}" if f"{name}_{classes}" in DATASETS else name
 
 
-def build_dataset(name: str, root: str, split: str) -> SegmentationDataset:
+def dataset_spec(name: str, root: str = "", classes: int | None = None) -> DatasetSpec:
+    """The record of a data set; with ``classes``, of its variant of so many.
+
+    Raises:
+        UserError: unknown name, a root that is missing or not as it should be, or no variant of so many classes.
+    """
+    entry = lookup(DATASETS, variant(name, classes), "data set")
+    spec = entry if isinstance(entry, DatasetSpec) else entry(_folder(name, root))
+    if classes not in (None, len(spec.names)):
+        raise UserError(f"{name} has {len(spec.names)} classes, not {classes}")
+    return spec
+
+
+def build_dataset(
+    name: str, root: str, split: str, classes: int | None = None, cache_gb: float = 0.0
+) -> SegmentationDataset:
     """Images at native size, for evaluation and as the source of a training stream.
 
     Raises:
         UserError: unknown data set or split, no root, or files missing below it.
     """
-    spec = dataset_spec(name)
-    if spec.needs_root and not root:
+    spec = dataset_spec(name, root, classes)
+    lookup(spec.splits, split, f"split of {name}")
+    return SegmentationDataset(spec, _folder(name, root) if spec.needs_root else Path(), split, cache_gb)
+
+
+def train_and_val(config: TrainConfig) -> tuple[DatasetSpec, TrainStream, SegmentationDataset]:
+    """The data set's record, its endless augmented training sequence, and its validation images."""
+    name, root, classes = config.dataset, config.data, config.classes
+    spec = dataset_spec(name, root, classes)
+    augment = lookup(AUGMENTATIONS, config.augmentation, "augmentation")
+    pad_color = CONVENTIONS[config.pixels].pad_color
+    transform = partial(augment, crop_size=config.crop_size, pad_color=pad_color, base_size=spec.base_size)
+    train = TrainStream(build_dataset(name, root, "train", classes, config.cache_gb), transform, config.seed)
+    return spec, train, build_dataset(name, root, "val", classes)
+
+
+def _folder(name: str, root: str) -> Path:
+    if not root:
         raise UserError(f"--data is missing: the root folder of {name}")
     folder = Path(root).expanduser()
-    if spec.needs_root and not folder.is_dir():
+    if not folder.is_dir():
         raise UserError(f"--data {folder}: no such folder")
-    return SegmentationDataset(spec, folder, split)
-
-
-def train_and_val(
-    name: str, root: str, crop_size: tuple[int, int], convention: PixelConvention, seed: int
-) -> tuple[DatasetSpec, TrainStream, SegmentationDataset]:
-    """The data set's record, its endless augmented training sequence, and its validation images."""
-    spec = dataset_spec(name)
-    transform = partial(train_transform, crop_size=crop_size, pad_color=convention.pad_color)
-    train = TrainStream(build_dataset(name, root, "train"), transform, seed)
-    return spec, train, build_dataset(name, root, "val")
+    return folder

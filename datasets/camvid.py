@@ -2,32 +2,24 @@
 
 from pathlib import Path
 
-import numpy as np
-
-from datasets.base import DatasetSpec, Pair, pair_by_stem
-from utils.errors import lookup
-from utils.types import IGNORE_INDEX
+from datasets.base import DatasetSpec, hex_colors
+from datasets.files import Pair, images_in, locate, match
+from datasets.ids import IdMap
 
 UNLABELLED = 11
 
 
 def pairs(root: Path, split: str) -> list[Pair]:
-    folder = lookup({name: name for name in ("train", "val", "test")}, split, "camvid split")
-    return pair_by_stem(root / folder, root / f"{folder}annot")
-
-
-def label_map(ids: np.ndarray) -> np.ndarray:
-    return np.where(ids == UNLABELLED, IGNORE_INDEX, ids)
+    base = locate(root, split, ("", "CamVid", "camvid"))
+    return match(images_in(base / split), lambda image: [base / f"{split}annot" / f"{image.stem}.png"])
 
 
 CAMVID = DatasetSpec(
     names=(
         "sky", "building", "pole", "road", "sidewalk", "tree", "sign", "fence", "car", "pedestrian", "bicyclist",
     ),
-    palette=(
-        (128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (60, 40, 222), (128, 128, 0), (192, 128, 128),
-        (64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192),
-    ),
+    palette=hex_colors("808080 800000 c0c080 804080 3c28de 808000 c08080 404080 400080 404000 0080c0"),
     pairs=pairs,
-    label_map=label_map,
+    splits={"train": (367,), "val": (101,), "test": (233,)},
+    ids=IdMap.of(range(11), ignored=(UNLABELLED, 255)),
 )  # fmt: skip

@@ -10,8 +10,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from datasets.base import Arrays, DatasetSpec, Pair
-from utils.errors import lookup
+from datasets.base import DatasetSpec
+from datasets.files import Arrays, Pair
+from datasets.ids import IdMap
 from utils.types import IGNORE_INDEX
 
 HEIGHT, WIDTH = 96, 128
@@ -92,8 +93,7 @@ def _texture(rng: np.random.Generator, color: np.ndarray, cells: int) -> np.ndar
 
 def pairs(root: Path, split: str) -> list[Pair]:
     """Names of pictures that ``read`` draws; no files."""
-    count = lookup(IMAGES, split, "toy split")
-    return [(Path(f"toy/{split}/{i:04}.png"), Path(f"toy/{split}annot/{i:04}.png")) for i in range(count)]
+    return [(Path(f"toy/{split}/{i:04}.png"), Path(f"toy/{split}annot/{i:04}.png")) for i in range(IMAGES[split])]
 
 
 def read(image: Path, label: Path) -> Arrays:
@@ -106,6 +106,8 @@ TOY = DatasetSpec(
         (40, 40, 40), (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (213, 94, 0), (204, 121, 167),
     ),
     pairs=pairs,
+    splits={split: (count,) for split, count in IMAGES.items()},
+    ids=IdMap.of(range(1 + len(SHAPES))),
     read=read,
     needs_root=False,
 )  # fmt: skip

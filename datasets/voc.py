@@ -10,40 +10,29 @@ Labels are read as ids from palette or plain PNG alike, so either kind of file m
 
 from pathlib import Path
 
-from datasets.base import DatasetSpec, Pair, check_labels, read_list
-from utils.errors import UserError, lookup
+from datasets.base import DatasetSpec, voc_colors
+from datasets.files import Pair, locate, read_list
+from datasets.ids import IdMap
 
 
 def pairs(root: Path, split: str) -> list[Pair]:
     """train: SegmentationClassAug where there is one, as CIRKD and LAD; val: SegmentationClass."""
-    lookup({"train": 1, "val": 1}, split, "voc split")
-    places = [root / sub for sub in ("", "VOC2012", "VOCdevkit/VOC2012")]
-    base = next((place for place in places if (place / "JPEGImages").is_dir()), None)
-    if base is None:
-        raise UserError(f"{root} holds no JPEGImages folder (nor VOC2012/ or VOCdevkit/VOC2012/ below it)")
+    base = locate(root, "JPEGImages", ("", "VOC2012", "VOCdevkit/VOC2012"))
     lists, plain, augmented = base / "ImageSets/Segmentation", base / "SegmentationClass", base / "SegmentationClassAug"
-    val = read_list(lists / "val.txt")
-    if split == "val":
-        # a layout with raw-index labels alone has the validation labels among them
-        folder = plain if plain.is_dir() else augmented
-        return check_labels([(base / f"JPEGImages/{name}.jpg", folder / f"{name}.png") for name in sorted(val)])
-    extra = {path.stem for path in augmented.glob("*.png")} if augmented.is_dir() else set()
-    listed = lists / "train.txt"
-    names = (extra | set(read_list(listed) if listed.is_file() or not extra else ())) - set(val)
-    return check_labels(
-        [
-            (base / f"JPEGImages/{name}.jpg", (augmented if name in extra else plain) / f"{name}.png")
-            for name in sorted(names)
-        ]
-    )
-
-
-def _palette(size: int) -> tuple[tuple[int, int, int], ...]:
-    """The VOC colour map: bit 3j + c of the index is bit 7 - j of channel c."""
-    return tuple(
-        tuple(sum(((k >> (3 * j + channel)) & 1) << (7 - j) for j in range(3)) for channel in range(3))
-        for k in range(size)
-    )
+    extra = {path.stem for path in augmented.glob("*.png") if not path.name.startswith(".")}
+    if split == "train":
+        listed = lists / "train.txt"
+        names = extra | set(read_list(listed) if listed.is_file() or not extra else ())
+        names -= set(read_list(lists / "val.txt"))
+        preferred = extra
+    else:
+        names = set(read_list(lists / f"{split}.txt"))
+        # a layout with SegmentationClassAug alone has the validation labels among them
+        preferred = set() if plain.is_dir() else extra
+    return [
+        (base / f"JPEGImages/{name}.jpg", (augmented if name in preferred else plain) / f"{name}.png")
+        for name in sorted(names)
+    ]
 
 
 VOC = DatasetSpec(
@@ -51,6 +40,8 @@ VOC = DatasetSpec(
         "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
         "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
     ),
-    palette=_palette(21),
+    palette=voc_colors(21),
     pairs=pairs,
+    splits={"train": (10582, 1464), "val": (1449,), "test": (1456,)},
+    ids=IdMap.of(range(21)),
 )  # fmt: skip

@@ -21,7 +21,7 @@ import torch
 from matplotlib.patches import Patch
 from torch import Tensor
 
-from datasets import build_dataset, dataset_spec
+from datasets import build_dataset, dataset_spec, variant
 from models.loading import from_checkpoint
 from utils.config import option, parse_flags
 from utils.errors import UserError, run_main
@@ -65,8 +65,9 @@ def main() -> None:
         raise UserError("give --teacher FILE, --student FILE or both")
     card = next(iter(columns.values())).loaded.card
     name = config.dataset or card["dataset"]
-    spec = dataset_spec(name)
-    dataset = build_dataset(name, config.data or card["data"], config.split)
+    name, root = variant(name, card["num_classes"]), config.data or card["data"]
+    spec = dataset_spec(name, root)
+    dataset = build_dataset(name, root, config.split)
     chosen = config.images or np.linspace(0, len(dataset) - 1, min(config.count, len(dataset))).round().astype(int)
 
     rows = []

@@ -13,7 +13,7 @@ from utils.errors import UserError
 # settings that may differ between the two halves of a resumed run: none of them changes what is computed
 RESUMABLE = {
     "recipe", "data", "workers", "save_dir", "save_per_iters", "val_per_iters", "log_iter", "skip_val", "resume",
-    "overwrite", "device", "pretrained_base", "pretrained",
+    "overwrite", "device", "pretrained_base", "pretrained", "cache_gb",
 }  # fmt: skip
 
 

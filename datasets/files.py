@@ -1,0 +1,192 @@
+"""Images, labels and lists from files: exact, or refused with the file's name."""
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image, ImageOps
+
+from utils.errors import UserError
+
+Pair = tuple[Path, Path]
+Arrays = tuple[np.ndarray, np.ndarray]
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+IMAGE_MODES = ("RGB", "L", "P", "1", "CMYK", "RGBA", "LA", "PA")  # 8 bits a channel, with one meaning as RGB
+LABEL_MODES = ("L", "P", "1", "I", "I;16", "I;16B", "I;16L", "I;16N")
+JPEG, JPEG_SCAN, JPEG_END = b"\xff\xd8\xff", b"\xff\xda", b"\xff\xd9"
+
+
+def read_files(image_path: Path, label_path: Path | None) -> tuple[np.ndarray, np.ndarray | None]:
+    """RGB uint8 ``[H, W, 3]`` and label ids ``[H, W]`` as stored; None for an image without label.
+
+    Raises:
+        UserError: a file is missing, damaged, or of a kind that has no exact meaning here.
+    """
+    ids = None if label_path is None else read_label(label_path)
+    return read_image(image_path, None if ids is None else ids.shape), ids
+
+
+def read_image(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
+    """RGB uint8 ``[H, W, 3]``, turned as its EXIF orientation says; kept as stored where only that has ``size``.
+
+    JPEG goes through OpenCV, which is faster than PIL and gives the same pixels, once it is known to be whole: OpenCV
+    fills up what a truncated file lacks. Everything else goes through PIL.
+    Raises UserError: see ``read_files``.
+    """
+    image = _decode(path, True)
+    if size is not None and image.shape[:2] != size == image.shape[1::-1]:
+        stored = _decode(path, False)
+        return stored if stored.shape[:2] == size else image
+    return image
+
+
+def _decode(path: Path, upright: bool) -> np.ndarray:
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"file not found: {path}") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    if not data.startswith(JPEG):
+        return _open(path, lambda file: _rgb(path, ImageOps.exif_transpose(file) if upright else file))
+    # no 0xff of the compressed picture is followed by anything but 0, so its end marker cannot occur before its end
+    if not data.endswith(JPEG_END) and data.rfind(JPEG_END) < data.rfind(JPEG_SCAN):
+        raise UserError(f"{path} cannot be read: truncated JPEG, the end marker is missing")
+    flags = cv2.IMREAD_COLOR if upright else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error as error:
+        raise UserError(f"{path} cannot be read: {error.err}") from error
+    if pixels is None:
+        raise UserError(f"{path} cannot be read: damaged JPEG")
+    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+
+
+def _rgb(path: Path, file: Image.Image) -> np.ndarray:
+    if file.mode not in IMAGE_MODES:
+        raise UserError(f"{path} has pixels of mode {file.mode}: save it as 8-bit RGB, which fixes what is black")
+    if file.has_transparency_data:
+        file = file.convert("RGBA")
+        if file.getchannel("A").getextrema()[0] < 255:
+            raise UserError(f"{path} has transparent pixels: save it without alpha, which fixes their colour")
+    return np.array(file.convert("RGB"))
+
+
+def read_label(path: Path) -> np.ndarray:
+    """Label ids ``[H, W]`` as stored. Never through OpenCV, which turns a palette into grey levels.
+
+    Raises UserError: see ``read_files``.
+    """
+    return mat_field(path, "S").astype(np.int64) if path.suffix == ".mat" else _open(path, lambda f: _ids(path, f))
+
+
+def _ids(path: Path, file: Image.Image) -> np.ndarray:
+    if file.mode not in LABEL_MODES:
+        raise UserError(f"{path}: a label must hold class ids (grey or palette), found mode {file.mode}")
+    ids = np.asarray(file)
+    return ids.astype(np.uint8) if ids.dtype == bool else ids
+
+
+def mat_field(path: Path, *names: str) -> Any:
+    """A field of a MATLAB file, by its path through the structs.
+
+    Raises:
+        UserError: missing, damaged, or without that field.
+    """
+    from scipy.io import loadmat  # slow to import, and only SBD and COCO-Stuff 10k are MATLAB files
+
+    try:
+        value = loadmat(path)
+        for name in names:
+            value = value[name]
+            while isinstance(value, np.ndarray) and value.dtype.hasobject and value.size == 1:
+                value = value.flat[0]
+        return value
+    except FileNotFoundError:
+        raise UserError(f"file not found: {path}") from None
+    except Exception as error:  # scipy raises whatever the damage leads to
+        raise UserError(f"{path} cannot be read as a MATLAB file with {'.'.join(names)}: {error}") from error
+
+
+def _open(path: Path, convert: Callable[[Image.Image], np.ndarray]) -> np.ndarray:
+    try:
+        with Image.open(path) as file:
+            return convert(file)
+    except FileNotFoundError:
+        raise UserError(f"file not found: {path}") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+
+
+def read_list(path: Path) -> list[str]:
+    """The lines of a list file; byte-order mark, CRLF, blank lines and outer blanks do not matter.
+
+    Raises:
+        UserError: no such file, no text, a name listed twice, or one that leads out of the data set.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError:
+        raise UserError(f"list file not found: {path}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no text file: {error}") from error
+    seen: dict[str, int] = {}
+    for number, line in enumerate(lines, 1):
+        name = line.strip()
+        if not name:
+            continue
+        if name in seen:
+            raise UserError(f"{path} lists {name} twice, in lines {seen[name]} and {number}")
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise UserError(f"{path}, line {number}: {name} leads out of the data set")
+        seen[name] = number
+    return list(seen)
+
+
+def locate(root: Path, marker: str, places: Sequence[str] = ("",), hint: str = "") -> Path:
+    """The first of ``places`` below ``root`` that has the folder ``marker``.
+
+    Raises:
+        UserError: none has; the message says what there is instead.
+    """
+    for place in places:
+        if (root / place / marker).is_dir():
+            return root / place
+    found = ", ".join(sorted(path.name for path in root.iterdir())[:8]) or "nothing"
+    looked = " or ".join(str(Path(place, marker)) for place in places)
+    raise UserError(f"{root} holds no folder {looked}; found there: {found}{hint and '. ' + hint}")
+
+
+def images_in(folder: Path, suffixes: Iterable[str] = IMAGE_SUFFIXES) -> list[Path]:
+    """Image files of a folder, sorted by name.
+
+    Raises:
+        UserError: no such folder.
+    """
+    if not folder.is_dir():
+        raise UserError(f"folder not found: {folder}")
+    wanted = set(suffixes)
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in wanted and not p.name.startswith("."))
+
+
+def match(images: Iterable[Path], candidates: Callable[[Path], Sequence[Path]]) -> list[Pair]:
+    """Each image with the first of its candidate labels that exists; with the first of all where none does."""
+    exists = FileListing()
+    options = ((image, candidates(image)) for image in images)
+    return [(image, next((c for c in labels if c in exists), labels[0])) for image, labels in options]
+
+
+class FileListing:
+    """``path in listing``: one look at each folder instead of one at each file."""
+
+    def __init__(self) -> None:
+        self._names: dict[Path, set[str]] = {}
+
+    def __contains__(self, path: Path) -> bool:
+        folder = path.parent
+        if folder not in self._names:
+            self._names[folder] = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
+        return path.name in self._names[folder]

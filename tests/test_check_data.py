@@ -1,0 +1,119 @@
+"""The checker counts exactly and lists every problem with its path."""
+
+import json
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from datasets import dataset_spec
+from tests.trees import TREES, label, picture
+
+SCRIPT = Path(__file__).parent.parent / "scripts/check_data.py"
+
+
+def check(monkeypatch, tmp_path, *flags):
+    """Exit status and JSON of a run in this process."""
+    result = tmp_path / "result.json"
+    argv = [str(SCRIPT), "--workers", "0", "--json", str(result), *map(str, flags)]
+    monkeypatch.setattr(sys, "argv", argv)
+    try:
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+        status = 0
+    except SystemExit as stop:
+        status = stop.code
+    return status, json.loads(result.read_text()) if result.exists() else None
+
+
+@pytest.mark.parametrize("tree", TREES)
+def test_counts_of_an_official_layout(tree, tmp_path, monkeypatch):
+    name, make = TREES[tree]
+    root = tmp_path / "root"
+    expected = make(root)
+    status, result = check(monkeypatch, tmp_path, "--dataset", name, "--data", root)
+    assert (status, result["problems"]) == (0, [])
+    names = dataset_spec(name, str(root)).names
+    for split, labels in expected.items():
+        found = result["splits"][split]
+        assert found["images"] == len(labels)
+        counts = np.bincount(np.concatenate([x.ravel() for x in labels]), minlength=256)
+        assert found["classes"] == dict(zip(names, counts.tolist(), strict=False))
+        assert found["ignored"] == counts[255]
+    assert result["images"] == sum(found["images"] for found in result["splits"].values())
+
+
+def test_one_split_in_worker_processes(tmp_path, monkeypatch):
+    TREES["camvid"][1](tmp_path / "root")
+    flags = "--dataset", "camvid", "--data", str(tmp_path / "root"), "--split", "val"
+    _, alone = check(monkeypatch, tmp_path, *flags)
+    result = tmp_path / "shared.json"
+    subprocess.run([sys.executable, str(SCRIPT), *flags, "--workers", "2", "--json", str(result)], check=True)
+    shared = json.loads(result.read_text())
+    assert shared == alone
+    assert shared["images"] == 1
+
+
+def test_every_problem_is_listed_with_its_path(tmp_path, monkeypatch, capsys):
+    root = tmp_path / "root"
+    for n in range(9):
+        for split in ("train", "val"):
+            picture(root / f"{split}/{n}.jpg", n + (100 if split == "val" else 0))
+            label(root / f"{split}annot/{n}.png", np.full((20, 30), n, np.uint8))
+    train, annot = root / "train", root / "trainannot"
+    (train / "0.jpg").write_bytes((train / "0.jpg").read_bytes()[:200])
+    label(annot / "0.png", np.full((20, 30), 77, np.uint8))
+    label(annot / "1.png", np.zeros((20, 31), np.uint8))
+    (annot / "2.png").unlink()
+    (train / "3.jpg").unlink()
+    (train / "4.jpg").write_bytes(b"")
+    label(annot / "5.png", np.zeros((20, 30, 3), np.uint8))
+    shutil.copy(train / "6.jpg", root / "val/8.jpg")
+    status, result = check(monkeypatch, tmp_path, "--dataset", "camvid", "--data", root)
+    wanted = [
+        f"{train}/0.jpg cannot be read",
+        f"{annot}/0.png holds ids that are no class: 77 (600 px)",
+        f"image and label differ in size: {train}/1.jpg is 30x20, {annot}/1.png is 31x20",
+        f"file not found: {annot}/2.png",
+        f"label without image: {annot}/3.png",
+        f"{train}/4.jpg cannot be read",
+        f"{annot}/5.png: a label must hold class ids",
+        f"the same image in val and train: {root}/val/8.jpg and {train}/6.jpg",
+    ]
+    assert status == 1
+    for text in wanted:
+        assert sum(problem.startswith(text) for problem in result["problems"]) == 1, text
+    assert len(result["problems"]) == len(wanted)
+    assert result["splits"]["train"]["classes"]["tree"] == 0
+    assert result["splits"]["train"]["classes"]["sign"] == 600  # what can be read is counted
+    printed = capsys.readouterr().out
+    assert all(f"problem: {problem}\n" in printed for problem in result["problems"])
+    assert "train: 8 images (official: 367), 7 problems" in printed
+
+
+def test_a_wrong_root_and_bad_flags(tmp_path, monkeypatch, capsys):
+    status, result = check(monkeypatch, tmp_path, "--dataset", "voc", "--data", tmp_path)
+    assert status == 1
+    assert "JPEGImages" in result["problems"][0]
+    for flags, message in (
+        (["--dataset", "voc"], "--data ROOT: no such folder"),
+        (["--dataset", "vok", "--data", tmp_path], "did you mean 'voc'"),
+        (["--dataset", "voc", "--data", tmp_path, "--split", "va"], "did you mean 'val'"),
+    ):
+        assert check(monkeypatch, tmp_path, *flags)[0] == 2
+        assert message in capsys.readouterr().err
+
+
+def test_labels_without_image_of_long_names(tmp_path, monkeypatch):
+    root = tmp_path / "root"
+    TREES["cityscapes"][1](root)
+    image = next((root / "leftImg8bit/train/aachen").iterdir())
+    shutil.copy(image, image.with_name("aachen_000009_000009_leftImg8bit.png"))
+    found = next((root / "gtFine/train/aachen").glob("*labelIds.png"))
+    shutil.copy(found, found.with_name("aachen_000009_000009_gtFine_labelIds.png"))
+    image.unlink()
+    status, result = check(monkeypatch, tmp_path, "--dataset", "cityscapes", "--data", root, "--split", "train")
+    assert (status, result["problems"]) == (1, [f"label without image: {found}"])

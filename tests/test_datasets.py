@@ -1,0 +1,304 @@
+"""Every data set reads small trees in its official layouts exactly, and names what is wrong with others."""
+
+import io
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from datasets import DATASETS, build_dataset, dataset_spec
+from datasets.coco_stuff import UNUSED, USED
+from datasets.files import read_image, read_label, read_list
+from datasets.ids import IdMap
+from tests.trees import SIZE, TREES, draw, label, mapped, picture
+from utils.errors import UserError
+
+SPECS = {name: spec for name, spec in DATASETS.items() if not callable(spec)}
+
+
+@pytest.mark.parametrize("tree", TREES)
+def test_official_layout_is_read_exactly(tree, tmp_path):
+    name, make = TREES[tree]
+    for split, expected in make(tmp_path).items():
+        dataset = build_dataset(name, str(tmp_path), split)
+        assert len(dataset) == len(expected)
+        for i, wanted in enumerate(expected):
+            image, got, index = dataset[i]
+            assert index == i
+            assert np.array_equal(got.numpy(), wanted)
+            with Image.open(dataset.pairs[i][0]) as file:
+                assert np.array_equal(image.permute(1, 2, 0).numpy(), np.array(file.convert("RGB")))
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_names_and_colours_are_complete(name):
+    spec = SPECS[name]
+    classes = {"cityscapes": 19, "ade20k": 150, "voc": 21, "camvid": 11, "coco_stuff_10k": 171, "coco_stuff_164k": 171}
+    assert len(spec.names) == len(spec.palette) == {**classes, "coco_stuff_164k_182": 182, "toy": 7}[name]
+    assert len(set(spec.names)) == len(spec.names)
+    shared = {"ade20k": 1, "coco_stuff_10k": 9, "coco_stuff_164k": 9}.get(name, 0)
+    assert len(spec.palette) - len(set(spec.palette)) == shared
+    assert sorted(set(spec.ids.classes.values())) == list(range(len(spec.names)))
+    assert all(0 <= value < 256 for color in spec.palette for value in color)
+    pickle.loads(pickle.dumps(spec))
+
+
+def test_known_anchors():
+    city, ade, coco = (SPECS[name] for name in ("cityscapes", "ade20k", "coco_stuff_164k"))
+    assert (city.names[10], city.palette[10]) == ("sky", (70, 130, 180))
+    assert (ade.names[0], ade.palette[0], ade.names[149], ade.palette[149]) == (
+        "wall", (120, 120, 120), "flag", (92, 0, 255),
+    )  # fmt: skip
+    assert (ade.names[12], ade.names[20], ade.names[127]) == ("person", "car", "bicycle")
+    # raw id -> class, over the unused ids (MMSegmentation: monotone)
+    assert [coco.ids.classes[raw] for raw in (10, 12, 24, 26, 91, 181)] == [10, 11, 23, 24, 80, 170]
+    assert (coco.names[11], coco.names[80], coco.names[170]) == ("stop sign", "banner", "wood")
+    ten = SPECS["coco_stuff_10k"]
+    assert ten.names == coco.names
+    assert {raw - 1: k for raw, k in ten.ids.classes.items()} == coco.ids.classes
+    assert tuple(SPECS["coco_stuff_164k_182"].names[k] for k in USED) == coco.names
+    assert SPECS["voc"].palette[15] == (192, 128, 128)  # person
+
+
+def test_train_ids_are_read_where_there_are_no_label_ids(tmp_path):
+    TREES["cityscapes"][1](tmp_path)
+    ids = draw((*range(19), 255), 3)
+    for path in sorted((tmp_path / "gtFine/val").rglob("*labelIds.png")):
+        label(path.with_name(path.name.replace("labelIds", "labelTrainIds")), ids)
+        path.unlink()
+    assert np.array_equal(build_dataset("cityscapes", str(tmp_path), "val").read(0)[1], ids)
+
+
+def test_164k_train_ids_of_mmseg_for_171_and_182_classes(tmp_path):
+    TREES["coco_stuff_164k"][1](tmp_path)
+    path = next((tmp_path / "annotations/val2017").iterdir())
+    path.unlink()
+    ids = draw((*range(171), 255), 3)
+    label(path.with_name(f"{path.stem}_labelTrainIds.png"), ids)
+    assert np.array_equal(build_dataset("coco_stuff_164k", str(tmp_path), "val").read(0)[1], ids)
+    raw = build_dataset("coco_stuff_164k", str(tmp_path), "val", classes=182).read(0)[1]
+    assert np.array_equal(raw, mapped(ids, dict(enumerate(USED))))
+
+
+def test_classes_pick_a_variant():
+    assert len(dataset_spec("coco_stuff_164k", classes=182).names) == 182
+    assert dataset_spec("voc", classes=21) is DATASETS["voc"]
+    with pytest.raises(UserError, match="voc has 21 classes, not 22"):
+        dataset_spec("voc", classes=22)
+
+
+@pytest.mark.parametrize(
+    ("name", "raw"),
+    [("cityscapes", 34), ("cityscapes", 254), ("ade20k", 151), ("voc", 21), ("coco_stuff_164k", 182), ("camvid", 12)],
+)
+def test_an_id_that_is_no_class_is_named_with_its_file_and_count(name, raw, tmp_path):
+    TREES[name][1](tmp_path)
+    dataset = build_dataset(name, str(tmp_path), "val")
+    path = dataset.pairs[0][1]
+    ids = read_label(path).copy()
+    ids[0, :4] = raw
+    label(path, ids)
+    with pytest.raises(UserError, match=rf"{path.name} holds ids that are no class: {raw} \(4 px\)"):
+        dataset.read(0)
+    assert isinstance(dataset[0], UserError)
+
+
+def test_unused_ids_and_unlabelled_are_ignored():
+    coco, ade, city = (SPECS[name].ids for name in ("coco_stuff_164k", "ade20k", "cityscapes"))
+    assert (coco(np.array([*UNUSED, 255], np.uint8)) == 255).all()
+    assert ade(np.array([0, 1, 150, 255], np.uint8)).tolist() == [255, 0, 149, 255]
+    assert city(np.arange(34, dtype=np.uint8)).tolist().count(255) == 34 - 19
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.int32, np.int64])
+def test_id_map_of_any_integer_type(kind):
+    table = IdMap({5: 0, 40: 1, 41: 1}, ignored=(0,))
+    assert table(np.array([[5, 40], [41, 0]], kind)).tolist() == [[0, 1], [1, 255]]
+    assert table(np.array([7, np.iinfo(kind).max, np.iinfo(kind).min], kind))[:2].tolist() == [254, 254]
+    assert table.official(np.array([0, 1])).tolist() == [5, 40]
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_predictions_in_official_ids_are_read_back(name):
+    """What --submission writes is what the data set's own labels look like."""
+    ids, classes = SPECS[name].ids, np.arange(len(SPECS[name].names))
+    assert ids.official(classes).dtype == np.uint8
+    assert np.array_equal(ids(ids.official(classes)), classes)
+
+
+def test_submission_ids_by_hand():
+    assert SPECS["cityscapes"].ids.official(np.array([0, 10, 18])).tolist() == [7, 23, 33]
+    assert SPECS["ade20k"].ids.official(np.array([0, 149])).tolist() == [1, 150]
+    assert SPECS["coco_stuff_164k"].ids.official(np.array([11, 170])).tolist() == [12, 181]
+    assert SPECS["coco_stuff_10k"].ids.official(np.array([11, 170])).tolist() == [13, 182]
+
+
+def test_split_test_without_labels(tmp_path):
+    TREES["cityscapes"][1](tmp_path)
+    assert (build_dataset("cityscapes", str(tmp_path), "test").read(0)[1] == 255).all()
+    shutil.rmtree(tmp_path / "gtFine/test")
+    dataset = build_dataset("cityscapes", str(tmp_path), "test")
+    assert (dataset.read(0)[1] == 255).all()
+    shutil.rmtree(tmp_path / "gtFine/val")
+    with pytest.raises(UserError, match="lacks 1 of 2 files"):
+        build_dataset("cityscapes", str(tmp_path), "val")
+
+
+def test_missing_files_are_counted_and_named(tmp_path):
+    TREES["ade20k"][1](tmp_path)
+    for path in (tmp_path / "ADEChallengeData2016/annotations/training").iterdir():
+        path.unlink()
+    with pytest.raises(UserError, match=r"lacks 2 of 4 files: .*ADE_train_00000000.png, .*ADE_train_00000001.png"):
+        build_dataset("ade20k", str(tmp_path), "train")
+
+
+@pytest.mark.parametrize("name", [n for n, spec in DATASETS.items() if n != "toy"])
+def test_a_wrong_root_is_an_error_of_one_line(name, tmp_path):
+    with pytest.raises(UserError, match="--data is missing"):
+        build_dataset(name, "", "train")
+    with pytest.raises(UserError, match="no such folder"):
+        build_dataset(name, str(tmp_path / "x"), "train")
+    (tmp_path / "something").mkdir()
+    with pytest.raises(UserError, match=r"something|dataset\.yaml is missing"):
+        build_dataset(name, str(tmp_path), "train")
+
+
+def test_unknown_names():
+    with pytest.raises(UserError, match="did you mean 'cityscapes'"):
+        dataset_spec("cityscape")
+    with pytest.raises(UserError, match="unknown split of voc 'trian'; did you mean 'train'"):
+        build_dataset("voc", "/", "trian")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 0.999])
+def test_a_truncated_picture_is_refused_by_name(share, tmp_path):
+    for suffix, read in (("jpg", read_image), ("png", read_image), ("png", read_label)):
+        path = tmp_path / f"cut.{suffix}"
+        picture(path)
+        if read is read_label:
+            label(path, draw(range(20), 0))
+        data = path.read_bytes()
+        path.write_bytes(data[: int(len(data) * share) if suffix == "jpg" else int(len(data) * min(share, 0.9))])
+        with pytest.raises(UserError, match=rf"cut.{suffix} cannot be read"):
+            read(path)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_cut_anywhere_is_refused_even_with_a_thumbnail_in_it(progressive, tmp_path):
+    small = io.BytesIO()
+    Image.new("RGB", (16, 16), "red").save(small, "JPEG")
+    path = tmp_path / "cut.jpg"
+    whole = picture(path, exif=b"Exif\0\0" + small.getvalue(), progressive=progressive)
+    data = path.read_bytes()
+    path.write_bytes(data + b"\0" * 40 + b"camera notes")
+    assert np.array_equal(read_image(path), whole)
+    for stop in range(0, len(data), 7):
+        path.write_bytes(data[:stop])
+        with pytest.raises(UserError, match=r"cut.jpg cannot be read"):
+            read_image(path)
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+@pytest.mark.parametrize("suffix", ["jpg", "tif"])
+def test_gray_and_cmyk_pictures(mode, suffix, tmp_path):
+    picture(tmp_path / "a.png")
+    path = tmp_path / f"b.{suffix}"
+    Image.open(tmp_path / "a.png").convert(mode).save(path, quality=95)
+    with Image.open(path) as file:
+        assert file.mode == mode
+        assert np.abs(read_image(path).astype(int) - np.array(file.convert("RGB"))).max() <= 1
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_exif_orientation(orientation, suffix, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"a.{suffix}"
+    stored = picture(path, exif=exif)
+    upright = np.rot90(stored, {1: 0, 3: 2, 6: 3, 8: 1}[orientation])
+    assert np.array_equal(read_image(path), upright)
+    assert np.array_equal(read_image(path, upright.shape[:2]), upright)
+    # a label drawn on the pixels as stored says so by its size
+    wanted = stored if orientation in (6, 8) else upright
+    assert np.array_equal(read_image(path, stored.shape[:2]), wanted)
+
+
+def test_pictures_that_have_no_exact_meaning_are_refused(tmp_path):
+    path = tmp_path / "deep.png"
+    Image.fromarray(np.arange(600, dtype=np.uint16).reshape(SIZE) * 100).save(path)
+    with pytest.raises(UserError, match=r"deep.png has pixels of mode I;16"):
+        read_image(path)
+    clear = np.zeros((*SIZE, 4), np.uint8)
+    Image.fromarray(clear).save(path)
+    with pytest.raises(UserError, match=r"deep.png has transparent pixels"):
+        read_image(path)
+    clear[..., 3], clear[..., 0] = 255, 9
+    Image.fromarray(clear).save(path)
+    assert np.array_equal(read_image(path), clear[..., :3])
+
+
+def test_labels_of_other_kinds(tmp_path):
+    ids, path = draw(range(20), 0), tmp_path / "label.png"
+    for palette in (False, True):
+        label(path, ids, palette)
+        assert np.array_equal(read_label(path), ids)
+    label(path, ids.astype(np.uint16) * 300)
+    assert np.array_equal(read_label(path), ids.astype(int) * 300)
+    Image.fromarray(ids % 2 == 1).save(path)
+    assert np.array_equal(read_label(path), ids % 2)
+    label(path, np.dstack([ids] * 3))
+    with pytest.raises(UserError, match=r"label.png: a label must hold class ids .* mode RGB"):
+        read_label(path)
+    (tmp_path / "l.mat").write_bytes(b"MATLAB 5.0 nonsense" * 20)
+    with pytest.raises(UserError, match=r"cannot be read as a MATLAB file with S"):
+        read_label(tmp_path / "l.mat")
+
+
+def test_a_jpeg_that_is_called_png_is_read_as_what_it_is(tmp_path):
+    buffer = io.BytesIO()
+    picture(tmp_path / "a.jpg")
+    Image.open(tmp_path / "a.jpg").save(buffer, "JPEG")
+    (tmp_path / "b.png").write_bytes(buffer.getvalue())
+    assert read_image(tmp_path / "b.png").shape == (*SIZE, 3)
+
+
+def test_sizes_must_agree(tmp_path):
+    TREES["camvid"][1](tmp_path)
+    dataset = build_dataset("camvid", str(tmp_path), "val")
+    label(dataset.pairs[0][1], np.zeros((7, 9), np.uint8))
+    with pytest.raises(UserError, match=r"differ in size: .*0001TP_1.png is 30x20, .*0001TP_1.png is 9x7"):
+        dataset.read(0)
+
+
+def test_lists(tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_bytes("\ufeffa b\r\n\r\n  ü \r\n".encode())
+    assert read_list(path) == ["a b", "ü"]
+    for text, problem in (("a\nb\na\n", "twice, in lines 1 and 3"), ("a\n../b\n", "line 2: ../b leads out")):
+        path.write_text(text)
+        with pytest.raises(UserError, match=problem):
+            read_list(path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        ("names:", "nmaes:", "unknown key 'nmaes'; did you mean 'names'"),
+        ("ids: {7: road, ", "ids: {", "ids must be an id for each class"),
+        ("26: car", "26: cat", "ids must be an id for each class"),
+        ("ignore: 0", "ignore: 7", "ignore must be ids 0..65535 that are no class"),
+        ("[road, sky, car]", "[road, road]", "names must be 2 or more different names"),
+        ("{images: v, labels: m}", "{images: v}", "splits must be"),
+        ("splits:", "palette: [[1, 2, 300]]\nsplits:", "palette must be 3 colours"),
+        ("names:", "names: !!python/object:os.system {}\nx:", "no plain yaml"),
+    ],
+)
+def test_folder_says_what_is_wrong_with_its_yaml(old, new, problem, tmp_path):
+    TREES["folder"][1](tmp_path)
+    path = tmp_path / "dataset.yaml"
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(UserError, match=problem):
+        dataset_spec("folder", str(tmp_path))

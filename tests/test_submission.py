@@ -1,0 +1,59 @@
+"""Predictions for the test servers: official ids, official names, no labels needed."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from datasets import dataset_spec
+from models import build_model
+from models.loading import make_card
+from tests.trees import SIZE, TREES
+from utils.config import TeacherConfig
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize("name", ["cityscapes", "ade20k"])
+def test_submission_of_unlabelled_images(name, tmp_path):
+    """The same predictions as palette PNG and as a submission: the second are the official ids of the first."""
+    data = tmp_path / "data"
+    TREES[name][1](data)
+    split = {"cityscapes": "test", "ade20k": "val"}[name]
+    if split == "test":
+        shutil.rmtree(data / "gtFine/test")
+    spec = dataset_spec(name)
+    torch.manual_seed(0)
+    model = build_model("fcn", "resnet10t", len(spec.names))
+    card = make_card(model, spec.names, spec.palette, TeacherConfig(dataset=name, data=str(data)))
+    torch.save({**card, "model": model.state_dict()}, tmp_path / "model.pth")
+    for folder, flags in (("shown", []), ("sent", ["--submission"])):
+        out = ["--save-pred", str(tmp_path / folder), "--json", str(tmp_path / f"{folder}.json")]
+        command = [sys.executable, "eval.py", "--pretrained", str(tmp_path / "model.pth"), "--split", split]
+        subprocess.run([*command, *out, *flags, "--workers", "0"], cwd=ROOT, check=True, capture_output=True)
+    sent = sorted((tmp_path / "sent").iterdir())
+    assert [path.name for path in sent] == [f"{image.stem}.png" for image, _ in spec.pairs(data, split)]
+    official = np.array(
+        {"cityscapes": [7, 8, 11, 12, 13, 17, *range(19, 29), 31, 32, 33], "ade20k": range(1, 151)}[name]
+    )
+    for path in sent:
+        with Image.open(path) as file, Image.open(tmp_path / "shown" / path.name) as shown:
+            assert (file.mode, shown.mode) == ("L", "P")
+            assert file.size == SIZE[::-1]
+            assert np.array_equal(np.array(file), official[np.array(shown)])
+    result = json.loads((tmp_path / "sent.json").read_text())
+    assert (result["miou"] is None) == (split == "test")
+
+
+def test_submission_needs_a_folder():
+    done = subprocess.run(
+        [sys.executable, "eval.py", "--pretrained", "x", "--submission"], cwd=ROOT, capture_output=True
+    )
+    assert done.returncode == 2
+    assert b"--submission needs --save-pred DIR" in done.stderr

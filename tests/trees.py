@@ -1,0 +1,179 @@
+"""Small trees in the layouts of the official archives, with the labels they must be read as."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from scipy.io import savemat
+
+from datasets.coco_stuff import UNUSED, USED
+
+SIZE = (20, 30)  # height, width
+Expected = dict[str, list[np.ndarray]]
+TRAINED = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
+
+
+def picture(path: Path, seed: int = 0, **options: object) -> np.ndarray:
+    """Write a random smooth picture; what PIL reads from the file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), dtype=np.uint8)
+    Image.fromarray(noise).resize(SIZE[::-1]).save(path, **options)
+    with Image.open(path) as file:
+        return np.array(file.convert("RGB"))
+
+
+def label(path: Path, ids: np.ndarray, palette: bool = False) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = Image.fromarray(ids)
+    if palette:
+        file.putpalette([(7 * i + 3 * c) % 256 for i in range(256) for c in range(3)])
+    file.save(path)
+
+
+def draw(values: object, seed: int) -> np.ndarray:
+    """A label map in which every one of ``values`` occurs."""
+    values = np.array(list(values), np.uint8)
+    flat = np.resize(values, SIZE[0] * SIZE[1])
+    return np.random.default_rng(seed).permutation(flat).reshape(SIZE)
+
+
+def mapped(ids: np.ndarray, classes: dict[int, int]) -> np.ndarray:
+    """Every pixel on its own, by the dictionary; 255 for what is not in it."""
+    return np.array([classes.get(int(i), 255) for i in ids.ravel()], np.uint8).reshape(ids.shape)
+
+
+def cityscapes(root: Path) -> Expected:
+    expected: Expected = {"train": [], "val": [], "test": []}
+    classes = {raw: k for k, raw in enumerate(TRAINED)}
+    for split, cities in {"train": ["aachen", "zurich"], "val": ["munster"], "test": ["berlin"]}.items():
+        for n, city in enumerate(cities):
+            stem = f"{split}/{city}/{city}_000000_{n:06}"
+            picture(root / f"leftImg8bit/{stem}_leftImg8bit.png", n + len(split))
+            ids = draw((0, 1, 2, 3, 4) if split == "test" else range(34), n)
+            label(root / f"gtFine/{stem}_gtFine_labelIds.png", ids)
+            label(root / f"gtFine/{stem}_gtFine_instanceIds.png", ids.astype(np.uint16) * 100)
+            label(root / f"gtFine/{stem}_gtFine_color.png", np.dstack([ids] * 3))
+            expected[split].append(mapped(ids, classes))
+    return expected
+
+
+def ade20k(root: Path) -> Expected:
+    expected: Expected = {}
+    for split, folder in {"train": "training", "val": "validation"}.items():
+        for n in range(2):
+            ids = draw(range(151), n)
+            picture(root / f"ADEChallengeData2016/images/{folder}/ADE_{split}_{n:08}.jpg", n + len(split))
+            label(root / f"ADEChallengeData2016/annotations/{folder}/ADE_{split}_{n:08}.png", ids)
+            expected.setdefault(split, []).append(mapped(ids, {k: k - 1 for k in range(1, 151)}))
+    return expected
+
+
+def voc(root: Path) -> Expected:
+    """The devkit with augmented labels; the validation images among those, as in the archive people pass around."""
+    base, expected = root / "VOCdevkit/VOC2012", {"train": [], "val": []}
+    ids = {name: draw((*range(21), 255), n) for n, name in enumerate(("2007_01", "2008_02", "2009_03", "2010_04"))}
+    for n, name in enumerate(ids):
+        picture(base / f"JPEGImages/{name}.jpg", n)
+    for name in ("2007_01", "2009_03"):
+        label(base / f"SegmentationClass/{name}.png", ids[name], palette=True)
+    for name in ("2008_02", "2009_03", "2010_04"):
+        label(base / f"SegmentationClassAug/{name}.png", ids[name])
+    lists = base / "ImageSets/Segmentation"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_bytes(b"\xef\xbb\xbf2007_01\r\n\r\n")
+    (lists / "val.txt").write_text("2009_03 \n")
+    expected["train"] = [ids[name] for name in ("2007_01", "2008_02", "2010_04")]
+    expected["val"] = [ids["2009_03"]]
+    return expected
+
+
+def coco_stuff_10k(root: Path) -> Expected:
+    """As the archive: MATLAB labels, and lists."""
+    names = {"train": ["COCO_train2014_01", "COCO_train2014_03"], "test": ["COCO_train2014_02"]}
+    expected: Expected = {}
+    classes = {raw + 1: k for k, raw in enumerate(USED)}
+    for part, stems in names.items():
+        for n, stem in enumerate(stems):
+            ids = draw((0, *(raw + 1 for raw in USED)), n + len(part))
+            picture(root / f"images/{stem}.jpg", n + len(part))
+            (root / "annotations").mkdir(exist_ok=True)
+            savemat(root / f"annotations/{stem}.mat", {"S": ids, "names": ["any"], "captions": ["any"]})
+            expected.setdefault({"test": "val"}.get(part, part), []).append(mapped(ids, classes))
+        (root / "imageLists").mkdir(exist_ok=True)
+        (root / f"imageLists/{part}.txt").write_text("\n".join(stems) + "\n")
+    return expected
+
+
+def coco_stuff_10k_mmseg(root: Path) -> Expected:
+    """As MMSegmentation's converter leaves it."""
+    expected: Expected = {}
+    for split, folder in {"train": "train2014", "val": "test2014"}.items():
+        ids = draw(range(172), len(split))
+        picture(root / f"images/{folder}/COCO_train2014_{split}.jpg", len(split))
+        label(root / f"annotations/{folder}/COCO_train2014_{split}_labelTrainIds.png", ids)
+        expected[split] = [mapped(ids, {k: k - 1 for k in range(1, 172)})]
+    return expected
+
+
+def coco_stuff_164k(root: Path) -> Expected:
+    expected: Expected = {}
+    for n, split in enumerate(("train", "val")):
+        ids = draw((*range(182), 255), n)
+        assert set(UNUSED) < set(ids.ravel().tolist())
+        picture(root / f"images/{split}2017/00000000000{n}.jpg", n)
+        label(root / f"annotations/{split}2017/00000000000{n}.png", ids)
+        expected[split] = [mapped(ids, {raw: k for k, raw in enumerate(USED)})]
+    return expected
+
+
+def coco_stuff_164k_182(root: Path) -> Expected:
+    """The three archives unpacked side by side: images and labels in the same folders."""
+    expected: Expected = {}
+    for n, split in enumerate(("train", "val")):
+        ids = draw((*range(182), 255), n)
+        picture(root / f"{split}2017/00000000000{n}.jpg", n)
+        label(root / f"{split}2017/00000000000{n}.png", ids)
+        expected[split] = [ids]
+    return expected
+
+
+def camvid(root: Path) -> Expected:
+    expected: Expected = {}
+    for n, split in enumerate(("train", "val", "test")):
+        ids = draw(range(12), n)
+        picture(root / f"{split}/0001TP_{n}.png", n)
+        label(root / f"{split}annot/0001TP_{n}.png", ids)
+        expected[split] = [mapped(ids, {k: k for k in range(11)})]
+    return expected
+
+
+def folder(root: Path) -> Expected:
+    """Three classes of which one has two ids, labels beside the images."""
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "dataset.yaml").write_text(
+        "names: [road, sky, car]\nids: {7: road, 300: sky, 26: car, 27: 2}\nignore: 0\nlabel_suffix: _mask.png\n"
+        "splits:\n  train: {images: a b, labels: a b}\n  val: {images: v, labels: m}\n"
+    )
+    expected: Expected = {}
+    for n, (split, images, masks) in enumerate((("train", "a b", "a b"), ("val", "v", "m"))):
+        ids = draw((0, 7, 26, 27, 200), n).astype(np.uint16)
+        ids[ids == 200] = 300
+        picture(root / images / "bild_ü.png", n)
+        label(root / masks / "bild_ü_mask.png", ids)
+        expected[split] = [mapped(ids, {7: 0, 300: 1, 26: 2, 27: 2})]
+    return expected
+
+
+# data set -> the trees it is read from
+TREES: dict[str, tuple[str, Callable[[Path], Expected]]] = {
+    "cityscapes": ("cityscapes", cityscapes),
+    "ade20k": ("ade20k", ade20k),
+    "voc": ("voc", voc),
+    "coco_stuff_10k": ("coco_stuff_10k", coco_stuff_10k),
+    "coco_stuff_10k as mmseg": ("coco_stuff_10k", coco_stuff_10k_mmseg),
+    "coco_stuff_164k": ("coco_stuff_164k", coco_stuff_164k),
+    "coco_stuff_164k_182": ("coco_stuff_164k_182", coco_stuff_164k_182),
+    "camvid": ("camvid", camvid),
+    "folder": ("folder", folder),
+}
