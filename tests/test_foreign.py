@@ -1,6 +1,7 @@
 """Files of LAD, CIRKD, MMSegmentation and torchvision: same outputs; everything else about them inferred or refused."""
 
 import json
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,13 @@ LAD = "lad_deeplabv3_resnet18"
 FCN = "mmseg_fcn_r18-d8"
 
 
-def state(name):
+@lru_cache(maxsize=1)
+def _state(name):
     return fill_state(KEYS[name])
+
+
+def state(name):
+    return dict(_state(name))
 
 
 def save(path, content):
@@ -48,14 +54,16 @@ def test_same_outputs_as_the_released_network(name, tmp_path):
         assert np.abs(value.numpy() - expected[key]).max() / expected[key].std() < 1e-4, key
 
 
-@pytest.mark.parametrize(("cls", "arch"), [("fcn_resnet50", "fcn"), ("deeplabv3_resnet101", "deeplabv3")])
+@pytest.mark.parametrize(("cls", "arch"), [("fcn_resnet50", "fcn"), ("deeplabv3_resnet50", "deeplabv3")])
 def test_torchvision(cls, arch, tmp_path):
     theirs = getattr(torchvision.models.segmentation, cls)(weights=None, weights_backbone=None, aux_loss=True)
-    fill_model(theirs).eval()
+    for module in theirs.eval().modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            fill_model(module)
     ours = from_checkpoint(save(tmp_path / "net.pth", theirs.state_dict()))
     assert ours.config["arch"] == f"{arch}_torchvision"
     assert not ours.supervision[0].align_corners
-    x = reference_input((1, 3, 65, 97))
+    x = reference_input((1, 3, 33, 65))
     with torch.inference_mode():
         expected = theirs(x)["out"]
         logits = torch.nn.functional.interpolate(ours(x).logits, x.shape[-2:], mode="bilinear")
@@ -119,11 +127,13 @@ def test_depth_widths_and_classes_are_inferred(form, network, widths):
     assert len(keys) == len(own)
     found = infer({theirs: own[ours] for theirs, ours in keys.items()}, "file")
     assert found.format == form
+    assert found.config.items() >= model.config.items()
+    if not widths:
+        assert found.config == model.config
+        return
     with torch.device("meta"):
         again = build_model(**found.config)
     assert {k: v.shape for k, v in again.state_dict().items()} == {k: v.shape for k, v in own.items()}
-    assert found.config.items() >= model.config.items()
-    assert widths or found.config == model.config
 
 
 def test_7x7_stems_keep_their_projects_dilation():
@@ -132,7 +142,8 @@ def test_7x7_stems_keep_their_projects_dilation():
         ("LAD/CIRKD DeepLabV3", "deeplabv3", "resnet18", 4),
         ("MMSegmentation FCN", "fcn", "resnet18_v1b", 1),
     ):
-        model = build_model(arch, backbone, 19)
+        with torch.device("meta"):
+            model = build_model(arch, backbone, 19)
         keys = their_keys(model, form)
         found = infer({theirs: model.state_dict()[ours] for theirs, ours in keys.items()}, "file")
         assert found.config["backbone"] == backbone

@@ -15,6 +15,7 @@ from torch import nn
 
 import eval as evaluation
 from models import build_model, from_checkpoint, loading
+from models.backbones import build_backbone
 from models.files import read
 from models.loading import initialise
 from scripts import export_safetensors
@@ -23,7 +24,7 @@ from utils import checkpoint
 from utils.errors import UserError
 
 K = 7
-NETWORK = ("fcn", "resnet18", K)
+NETWORK = ("deeplabv3", "mobilenetv2_100", K)
 CARD = {
     "format": 1,
     "num_classes": K,
@@ -112,10 +113,10 @@ def test_what_training_programs_add_is_passed_over(tmp_path, network, monkeypatc
         ({"model": None}, "no weights"),
         ({"arch": {"arch": "fcn"}}, "does not say which network"),
         (
-            {"arch": {"arch": "fcn", "backbone": "resnet18", "num_classes": K, "depth": 3}},
+            {"arch": {"arch": "fcn", "backbone": "resnet10t", "num_classes": K, "depth": 3}},
             "unknown width of fcn 'depth'",
         ),
-        ({"arch": {"arch": "fcn", "backbone": "resnet34", "num_classes": K}}, "does not fit"),
+        ({"arch": {"arch": "fcn", "backbone": "resnet10t", "num_classes": K}}, "does not fit"),
     ],
 )
 def test_damaged_cards_are_named(own, tmp_path, change, message):
@@ -171,14 +172,13 @@ THEIR_STEMS = {  # our names -> LAD's and CIRKD's; MMSegmentation's
     ),
     "resnet18_v1c": {**{f"conv1.{i}": f"stem.{i}" for i in (0, 1, 3, 4, 6)}, "bn1": "stem.7"},
     "resnet18": {},
-    "hrnet_w18_small_v2": {},
+    "hrnet_w18_small": {},
 }
 
 
-@pytest.mark.parametrize("in_channels", [3, 4])
-@pytest.mark.parametrize("name", THEIR_STEMS)
+@pytest.mark.parametrize(("name", "in_channels"), [("resnet18_v1s", 3), *((name, 4) for name in THEIR_STEMS)])
 def test_backbone_weights_of_other_projects(name, in_channels, tmp_path):
-    pretrained = fill_model(build_model("fcn", name, K)).backbone
+    pretrained = fill_model(build_backbone(name))
     theirs = {}
     for key, value in pretrained.state_dict().items():
         module, _, parameter = key.rpartition(".")
@@ -196,7 +196,7 @@ def test_backbone_weights_of_other_projects(name, in_channels, tmp_path):
 
 
 def test_imagenet_weights_of_an_stdc_leave_its_context_path_as_drawn(tmp_path):
-    pretrained = fill_model(build_model("stdc", "stdc1", K)).backbone
+    pretrained = fill_model(build_backbone("stdc1"))
     torch.save({"state_dict": pretrained.encoder.state_dict()}, tmp_path / "stdc1.pth")
     model = build_model("stdc", "stdc1", K)
     context = model.backbone.arms[0].conv.conv.weight.clone()
@@ -210,7 +210,7 @@ def test_a_stem_that_does_not_fit_is_said(tmp_path):
         ("resnet18_v1s", "resnet18", "a 7x7 stem, this backbone a deep one"),
         ("resnet18", "resnet18_v1s", "a deep stem"),
     ):
-        torch.save(build_model("fcn", other, K).backbone.state_dict(), tmp_path / "base.pth")
+        torch.save(build_backbone(other).state_dict(), tmp_path / "base.pth")
         with pytest.raises(UserError, match=message):
             initialise(build_model("fcn", name, K), str(tmp_path / "base.pth"), "", "imagenet")
     torch.save(nn.Conv2d(3, 4, 1).state_dict(), tmp_path / "base.pth")
@@ -222,11 +222,11 @@ def test_a_stem_that_does_not_fit_is_said(tmp_path):
 
 def test_starting_from_a_whole_checkpoint(own, network, tmp_path):
     teacher = build_model(*NETWORK, in_channels=4)
-    plane = teacher.backbone.conv1.weight[:, 3:].clone()
+    plane = teacher.backbone.conv_stem.weight[:, 3:].clone()
     initialise(teacher, "", str(own), "imagenet")
-    assert torch.equal(teacher.backbone.conv1.weight[:, :3], network.backbone.conv1.weight)
-    assert torch.equal(teacher.backbone.conv1.weight[:, 3:], plane)
-    with pytest.raises(UserError, match="backbone 'resnet18', here 'resnet34'"):
-        initialise(build_model("fcn", "resnet34", K), "", str(own), "imagenet")
+    assert torch.equal(teacher.backbone.conv_stem.weight[:, :3], network.backbone.conv_stem.weight)
+    assert torch.equal(teacher.backbone.conv_stem.weight[:, 3:], plane)
+    with pytest.raises(UserError, match="arch 'deeplabv3', here 'pspnet'"):
+        initialise(build_model("pspnet", "mobilenetv2_100", K), "", str(own), "imagenet")
     with pytest.raises(UserError, match="use --pixels imagenet"):
         initialise(build_model(*NETWORK), "", str(own), "bgr_mean")
