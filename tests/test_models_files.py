@@ -86,6 +86,23 @@ def test_truncated_and_empty_files_are_refused(own, tmp_path, name, share):
         from_checkpoint(path)
 
 
+def test_broken_files_of_torchs_old_format_are_refused(network, tmp_path):
+    """Cut anywhere, or with bytes changed near the start, where the pickles are."""
+    path = tmp_path / "old.pth"
+    torch.save({"state_dict": {"w": torch.ones(9)}, "epoch": 3}, path, _use_new_zipfile_serialization=False)
+    data = path.read_bytes()
+    for cut in range(0, len(data), 7):
+        path.write_bytes(data[:cut])
+        with pytest.raises(UserError, match=r"old\.pth"):
+            read(path)
+    for position in range(0, len(data), 5):
+        path.write_bytes(data[:position] + bytes([data[position] ^ 0x55]) + data[position + 1 :])
+        try:
+            read(path)  # a changed weight cannot be noticed: the old format has no checksum
+        except UserError as error:
+            assert "old.pth" in str(error)
+
+
 def test_what_training_programs_add_is_passed_over(tmp_path, network, monkeypatch):
     """mmengine's log buffers, an argparse namespace, numpy values: not read, not run, no obstacle."""
     module = types.ModuleType("mmengine.logging.history_buffer")
