@@ -6,6 +6,7 @@ import pickle
 import sys
 import types
 from argparse import Namespace
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -97,10 +98,8 @@ def test_broken_files_of_torchs_old_format_are_refused(network, tmp_path):
             read(path)
     for position in range(0, len(data), 5):
         path.write_bytes(data[:position] + bytes([data[position] ^ 0x55]) + data[position + 1 :])
-        try:
-            read(path)  # a changed weight cannot be noticed: the old format has no checksum
-        except UserError as error:
-            assert "old.pth" in str(error)
+        with suppress(UserError):  # a changed weight is not noticed: the old format has no checksum
+            read(path)
 
 
 def test_what_training_programs_add_is_passed_over(tmp_path, network, monkeypatch):
