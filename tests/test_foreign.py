@@ -194,11 +194,12 @@ def test_label_plane_is_folded_for_a_student_and_kept_for_a_teacher(tmp_path):
     [
         lambda w: {"state_dict": w},
         lambda w: {"model": {f"module.{k}": v for k, v in w.items()}, "epoch": 3},
+        lambda w: {"state_dict": {f"model.{k}": v for k, v in w.items()}},
         lambda w: {"state_dict": {"model": w}, "optimizer": {"lr": 1.0}},
         lambda w: {k: v.half() if v.is_floating_point() else v for k, v in w.items()},
         lambda w: {k: v for k, v in w.items() if not k.endswith("num_batches_tracked")},
     ],
-    ids=["state_dict", "module", "nested", "half", "no counters"],
+    ids=["state_dict", "module", "model", "nested", "half", "no counters"],
 )
 def test_wrappings(wrap, tmp_path):
     loaded = from_checkpoint(save(tmp_path / "net.pth", wrap(state(FCN))))

@@ -211,9 +211,11 @@ def test_backbone_weights_of_other_projects(name, in_channels, tmp_path):
         assert torch.equal(ours, value), key
 
 
-def test_imagenet_weights_of_an_stdc_leave_its_context_path_as_drawn(tmp_path):
+@pytest.mark.parametrize("prefix", ["", "backbone.backbone."])
+def test_imagenet_weights_of_an_stdc_leave_its_context_path_as_drawn(prefix, tmp_path):
     pretrained = fill_model(build_backbone("stdc1"))
-    torch.save({"state_dict": pretrained.encoder.state_dict()}, tmp_path / "stdc1.pth")
+    weights = {f"{prefix}{key}": value for key, value in pretrained.encoder.state_dict().items()}
+    torch.save({"state_dict": {**weights, "decode_head.weight": torch.zeros(2)}}, tmp_path / "stdc1.pth")
     model = build_model("stdc", "stdc1", K)
     context = model.backbone.arms[0].conv.conv.weight.clone()
     initialise(model, str(tmp_path / "stdc1.pth"), "", "imagenet")
