@@ -41,8 +41,9 @@ def make_card(
     palette: Sequence[tuple[int, int, int]],
     config: TrainConfig,
     noise: LabelNoise | None = None,
+    start: str = "",
 ) -> dict[str, Any]:
-    """What a checkpoint says about itself besides its weights, in plain values."""
+    """What a checkpoint says about itself besides its weights, in plain values. start: of ``initialise``."""
     return {
         "format": FORMAT,
         "arch": dict(model.config),
@@ -52,6 +53,7 @@ def make_card(
         "dataset": config.dataset,
         "data": config.data,
         "pixels": config.pixels,
+        "start": start,
         "label_noise": dict(noise.config) if noise else None,
     }
 
@@ -122,8 +124,8 @@ def _foreign(content: Mapping[str, Any], source: str, assisted: bool) -> Loaded:
     return Loaded(model.eval(), card)
 
 
-def initialise(model: Segmentor, pretrained_base: str, pretrained: str, pixels: str) -> None:
-    """Start a network from a whole checkpoint, from backbone weights, or leave it as it is.
+def initialise(model: Segmentor, pretrained_base: str, pretrained: str, pixels: str) -> str:
+    """Start a network from a whole checkpoint, from backbone weights, or leave it as it is; say which in words.
 
     A three-channel checkpoint starts a network with label planes: RGB weights are kept, the planes' stay as drawn.
 
@@ -143,5 +145,8 @@ def initialise(model: Segmentor, pretrained_base: str, pretrained: str, pixels: 
             widen_stem(loaded.backbone, own["in_channels"])
             stem_conv(loaded.backbone).weight.data[:, 3:] = stem_conv(model.backbone).weight.data[:, 3:]
         checkpoint.load_weights(model, loaded.state_dict(), f"--pretrained {pretrained}")
-    elif pretrained_base:
+        return f"the weights of {pretrained}"
+    if pretrained_base:
         load_base(model, pretrained_base)
+        return f"the backbone weights of {pretrained_base}"
+    return "random weights (published results start from ImageNet's: --pretrained-base)"
