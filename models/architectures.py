@@ -40,13 +40,14 @@ def build_model(arch: str, backbone: str, num_classes: int, in_channels: int = 3
     auxiliary branch out.
 
     Raises:
-        UserError: unknown architecture or backbone, or a width the architecture does not have.
+        UserError: unknown architecture or backbone, a width the architecture does not have, too few classes
+            or channels.
     """
     build = lookup(ARCHITECTURES, arch, "model")
     for name in widths:
         lookup(dict.fromkeys(width_names(arch)), name, f"width of {arch}")
-    if num_classes < 2:
-        raise UserError(f"a network needs at least 2 classes, not {num_classes}")
+    if num_classes < 2 or in_channels < 3:
+        raise UserError(f"a network needs 2 classes and 3 channels or more, not {num_classes} and {in_channels}")
     model = build(build_backbone(backbone, in_channels), num_classes, **widths)
     model.config = {"arch": arch, "backbone": backbone, "num_classes": num_classes, "in_channels": in_channels}
     model.config |= widths

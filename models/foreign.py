@@ -166,6 +166,7 @@ FORMATS: dict[str, Format] = {
     ),
     "torchvision FCN": Format(TORCHVISION, ("fcn_torchvision",), "classifier.4.weight", TORCHVISION_FCN),
 }
+PREFIXES = ("module.", "model.")  # of networks that were saved inside another module
 WRAPPERS = ("state_dict", "model", "model_state", "model_state_dict")
 
 
@@ -197,7 +198,7 @@ def _rename(key: str, table: Table) -> str | None:
 
 
 def unwrap(content: Mapping[str, object], source: str) -> dict[str, Tensor]:
-    """The state dict inside a training file, without DataParallel's ``module.``.
+    """The state dict inside a training file, without DataParallel's ``module.`` and the like.
 
     Raises:
         UserError: there are no weights in it.
@@ -209,6 +210,6 @@ def unwrap(content: Mapping[str, object], source: str) -> dict[str, Tensor]:
     weights = {key: value for key, value in content.items() if isinstance(value, Tensor) and isinstance(key, str)}
     if not weights:
         raise UserError(f"{source} holds no weights")
-    while all(key.startswith("module.") for key in weights):
-        weights = {key.removeprefix("module."): value for key, value in weights.items()}
+    while prefix := next((p for p in PREFIXES if all(key.startswith(p) for key in weights)), None):
+        weights = {key.removeprefix(prefix): value for key, value in weights.items()}
     return weights

@@ -4,14 +4,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import timm
-import torch
-from torch import Tensor, nn
-
 from models import files
 from models.architectures import build_model
 from models.backbones import narrow_stem, stem_conv, widen_stem
-from models.foreign import FORMATS, MMSEG, translate_backbone, unwrap
+from models.base_weights import load_base
+from models.foreign import FORMATS, MMSEG, unwrap
 from models.inference import OPTIONAL, infer, mmseg_record
 from models.label_noise import LabelNoise
 from models.segmentor import Segmentor
@@ -25,13 +22,6 @@ CARD_KEYS = ("num_classes", "class_names", "palette", "dataset", "data", "pixels
 TRAINING_STATE = ("optimizer", "scaler", "losses")
 # how LAD trained its assisted teachers (train_baseline.py:387-417); its files do not say so
 RELEASE_NOISE = {"codes": "random", "pixel_std": 0.03, "scale": CONVENTIONS["bgr_mean"].label_scale}
-# this project's backbone -> timm's name for its ImageNet weights, where the two differ
-TIMM_WEIGHTS = {
-    **{f"resnet{depth}_v1c": f"resnet{depth}c" for depth in (50, 101, 152)},
-    **{f"resnet{depth}_v1s": f"resnet{depth}s" for depth in (50, 101, 152)},
-    **{f"resnet{depth}_v1b": f"resnet{depth}" for depth in (18, 34, 50, 101, 152)},
-}
-PREFIXES = ("backbone.", "pretrained.")  # under which whole networks keep their backbone
 
 
 class Loaded(NamedTuple):
@@ -88,7 +78,7 @@ def _own(content: dict[str, Any], path: str | Path) -> Loaded:
     if content.get("format") != FORMAT or missing or not isinstance(weights, Mapping):
         what = f"no {missing[0]!r}" if missing else f"format {content.get('format')!r}, not {FORMAT}, or no weights"
         raise UserError(f"{path} is no checkpoint of this version: {what}")
-    if not isinstance(config, Mapping) or not {"arch", "backbone", "num_classes"} <= config.keys():
+    if not isinstance(config, Mapping) or config.get("num_classes") != content["num_classes"]:
         raise UserError(f"{path} does not say which network it holds")
     for key in TRAINING_STATE:
         content.pop(key, None)
@@ -157,48 +147,6 @@ def initialise(model: Segmentor, pretrained_base: str, pretrained: str, pixels: 
         checkpoint.load_weights(model, loaded.state_dict(), f"--pretrained {pretrained}")
         return f"the weights of {pretrained}"
     if pretrained_base:
-        source = f"--pretrained-base {pretrained_base}"
-        weights = _timm_weights(model) if pretrained_base == "timm" else unwrap(files.read(pretrained_base), source)
-        backbone = getattr(model.backbone, "encoder", model.backbone)  # an STDC's context path has no ImageNet weights
-        checkpoint.load_weights(backbone, backbone_weights(weights, backbone, source), source)
+        load_base(model, pretrained_base)
         return f"the backbone weights of {pretrained_base}"
     return "random weights (published results start from ImageNet's: --pretrained-base)"
-
-
-def backbone_weights(weights: Mapping[str, Tensor], backbone: nn.Module, source: str) -> dict[str, Tensor]:
-    """Weights for ``backbone`` from a classification network's file, or from a whole segmentation network's.
-
-    What lies outside the backbone (classifier, heads) is left out; label planes of the stem keep their own weights.
-
-    Raises:
-        UserError: the two have different stems.
-    """
-    own = backbone.state_dict()
-    for prefix in PREFIXES:
-        if any(key.startswith(prefix) for key in weights):
-            weights = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
-    weights = translate_backbone(weights)
-    if "conv1.0.weight" in own and "conv1.0.weight" not in weights and "conv1.weight" in weights:
-        raise UserError(f"{source} has a 7x7 stem, this backbone a deep one (three 3x3 convolutions)")
-    if "conv1.weight" in own and "conv1.0.weight" in weights:
-        raise UserError(f"{source} has a deep stem (three 3x3 convolutions), this backbone a 7x7 one")
-    parts = {key.partition(".")[0] for key in own}
-    result = {key: value for key, value in weights.items() if key.partition(".")[0] in parts}
-    for key, value in own.items():
-        if key.endswith("num_batches_tracked"):
-            result.setdefault(key, value)
-        elif value.ndim == 4 and key in result and result[key].shape[1] == 3 < value.shape[1]:
-            result[key] = torch.cat([result[key], value[:, 3:].to(result[key])], 1)
-    return result
-
-
-def _timm_weights(model: Segmentor) -> dict[str, Tensor]:
-    """The ImageNet weights timm offers for the backbone's name, downloaded by timm."""
-    backbone = model.config["backbone"]
-    name = TIMM_WEIGHTS.get(backbone, backbone)
-    if not (timm.is_model(name) and timm.is_model_pretrained(name)):
-        raise UserError(f"--pretrained-base timm: timm has no weights for {backbone!r}; give a file")
-    try:
-        return timm.create_model(name, pretrained=True).state_dict()
-    except Exception as error:  # the hub's client raises many kinds, from no network to a changed hash
-        raise UserError(f"--pretrained-base timm: {name} could not be downloaded: {error}") from error

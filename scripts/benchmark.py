@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import cv2
@@ -27,8 +27,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from datasets import train_and_val
 from datasets.base import SegmentationDataset, TrainStream
 from datasets.transforms import SCALES
-from utils.config import option, parse_flags
-from utils.errors import lookup, run
+from utils.config import TrainConfig, option, parse_flags
+from utils.errors import lookup, run_main
 from utils.logger import environment
 from utils.pixels import CONVENTIONS
 from utils.seeding import derive_seed
@@ -125,8 +125,9 @@ def loader(config: BenchmarkConfig) -> Comparison:
     """One training sample from files: ours against a plain full-resize float loader, same draws, same files."""
     crop_size, convention = (512, 512), CONVENTIONS["bgr_mean"]
     with voc_like(config.count) as root:
-        stream = train_and_val("camvid", str(root), crop_size, convention, 0)[1]
-        cached = train_and_val("camvid", str(root), crop_size, convention, 0, cache_gb=1.0)[1]
+        settings = TrainConfig(dataset="camvid", data=str(root), crop_size=crop_size)
+        stream = train_and_val(settings)[1]
+        cached = train_and_val(replace(settings, cache_gb=1.0))[1]
         decoded = [stream.dataset.read(i) for i in range(len(stream.dataset))]
         held = SegmentationDataset(stream.dataset.spec, root, "train")
         held.read = decoded.__getitem__
@@ -176,4 +177,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_main(main)

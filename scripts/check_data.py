@@ -26,7 +26,7 @@ from datasets import dataset_spec
 from datasets.base import DatasetSpec, label_classes, missing_files, read_sample
 from datasets.files import IMAGE_SUFFIXES, Pair, read_label
 from utils.config import option, parse_flags
-from utils.errors import UserError, lookup, run
+from utils.errors import UserError, lookup, run_main
 from utils.types import IGNORE_INDEX
 
 
@@ -184,4 +184,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_main(main)

@@ -6,17 +6,18 @@ import torch
 from datasets import train_and_val
 from losses import LOSSES, build_kd
 from losses.task import TaskLoss
-from models import ARCHITECTURES, build_model
+from models import build_model
 from models.label_noise import LabelNoise
 from train_student import StudentStep
 from train_teacher import TeacherStep
+from utils.config import TrainConfig
 from utils.errors import UserError
 from utils.pixels import CONVENTIONS
 from utils.types import Draw
 
 K = 7
 FIVE = {
-    "fcn": "resnet18_v1c",
+    "fcn": "resnet10t",
     "pspnet": "mobilenetv2_100",
     "deeplabv3": "mobilenetv2_100",
     "stdc": "stdc1",
@@ -56,7 +57,7 @@ def test_parameter_count(network):
     assert sum(p.numel() for p in model.parameters()) == COUNTS[network]
 
 
-@pytest.mark.parametrize("size", [(64, 96), (65, 97), (51, 33)])
+@pytest.mark.parametrize("size", [(64, 96), (51, 33)])
 @pytest.mark.parametrize("arch", FIVE)
 def test_any_input_size_and_one_gradient_to_every_weight(arch, size):
     model = build_model(arch, FIVE[arch], K, in_channels=4)
@@ -94,17 +95,16 @@ def test_label_plane_keeps_the_image_weights(arch):
 def test_learns_as_teacher_and_as_student(arch):
     """20 iterations of each on the built-in data at an odd crop: the loss falls and every weight stays finite."""
     convention = CONVENTIONS["imagenet"]
-    spec, train, _ = train_and_val("toy", "", (33, 41), convention, seed=0)
+    spec, train, _ = train_and_val(TrainConfig(crop_size=(33, 41), pixels="imagenet"))
     classes = len(spec.names)
     torch.manual_seed(0)
     noise = LabelNoise(classes, "random", 0.03, convention.label_scale)
     teacher = build_model(arch, FIVE[arch], classes, in_channels=4)
     student = build_model(arch, FIVE[arch], classes)
     width = student.main.head.out_channels
-    first = TeacherStep(teacher, noise, TaskLoss(teacher.supervision), build_kd("cwd=1", width, width, classes))
-    second = StudentStep(
-        student, TaskLoss(student.supervision), teacher, noise, build_kd("cwd=1", width, width, classes)
-    )
+    kd = build_kd("cwd=1", width, width, classes)
+    first = TeacherStep(teacher, noise, TaskLoss(teacher.supervision), kd, single_path=True)
+    second = StudentStep(student, TaskLoss(student.supervision), teacher, noise, kd)
     for step, model in ((first, teacher), (second, student)):
         model.requires_grad_(True)
         step.train()
@@ -136,8 +136,8 @@ def test_every_pair_distils_with_every_loss_on_logits():
             assert torch.isfinite(total), (s_name, t_name, terms)
 
 
-@pytest.mark.parametrize("arch", [name for name in ARCHITECTURES if name != "stdc"])
-def test_every_architecture_runs_on_other_backbones(arch):
+@pytest.mark.parametrize("arch", ["fcn", "pspnet", "deeplabv3_mmseg", "ocrnet"])
+def test_heads_run_on_other_backbones(arch):
     """On one whose four maps differ in size, and on one whose c4 is not its widest."""
     for backbone in ("hrnet_w18_small", "stdc1"):
         with torch.device("meta"):
@@ -152,7 +152,8 @@ def test_every_architecture_runs_on_other_backbones(arch):
         (("fcn", "hrnet_w18_smal", K), "did you mean 'hrnet_w18_small"),
         (("stdc", "resnet18", K), "--backbone stdc1 or stdc2"),
         (("fcn", "vit_base_patch16_224", K), "does not offer it"),
-        (("fcn", "resnet18", 1), "at least 2 classes"),
+        (("fcn", "resnet18", K, 1), "2 classes and 3 channels or more"),
+        (("fcn", "resnet18", 1), "2 classes and 3 channels or more"),
     ],
 )
 def test_errors(network, message):

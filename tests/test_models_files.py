@@ -6,6 +6,7 @@ import pickle
 import sys
 import types
 from argparse import Namespace
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from torch import nn
 
 import eval as evaluation
 from models import build_model, from_checkpoint, loading
+from models.backbones import build_backbone
 from models.files import read
 from models.loading import initialise
 from scripts import export_safetensors
@@ -23,7 +25,7 @@ from utils import checkpoint
 from utils.errors import UserError
 
 K = 7
-NETWORK = ("fcn", "resnet18", K)
+NETWORK = ("deeplabv3", "mobilenetv2_100", K)
 CARD = {
     "format": 1,
     "num_classes": K,
@@ -85,6 +87,21 @@ def test_truncated_and_empty_files_are_refused(own, tmp_path, name, share):
         from_checkpoint(path)
 
 
+def test_broken_files_of_torchs_old_format_are_refused(network, tmp_path):
+    """Cut anywhere, or with bytes changed near the start, where the pickles are."""
+    path = tmp_path / "old.pth"
+    torch.save({"state_dict": {"w": torch.ones(9)}, "epoch": 3}, path, _use_new_zipfile_serialization=False)
+    data = path.read_bytes()
+    for cut in range(0, len(data), 7):
+        path.write_bytes(data[:cut])
+        with pytest.raises(UserError, match=r"old\.pth"):
+            read(path)
+    for position in range(0, len(data), 5):
+        path.write_bytes(data[:position] + bytes([data[position] ^ 0x55]) + data[position + 1 :])
+        with suppress(UserError):  # a changed weight is not noticed: the old format has no checksum
+            read(path)
+
+
 def test_what_training_programs_add_is_passed_over(tmp_path, network, monkeypatch):
     """mmengine's log buffers, an argparse namespace, numpy values: not read, not run, no obstacle."""
     module = types.ModuleType("mmengine.logging.history_buffer")
@@ -112,10 +129,10 @@ def test_what_training_programs_add_is_passed_over(tmp_path, network, monkeypatc
         ({"model": None}, "no weights"),
         ({"arch": {"arch": "fcn"}}, "does not say which network"),
         (
-            {"arch": {"arch": "fcn", "backbone": "resnet18", "num_classes": K, "depth": 3}},
+            {"arch": {"arch": "fcn", "backbone": "resnet10t", "num_classes": K, "depth": 3}},
             "unknown width of fcn 'depth'",
         ),
-        ({"arch": {"arch": "fcn", "backbone": "resnet34", "num_classes": K}}, "does not fit"),
+        ({"arch": {"arch": "fcn", "backbone": "resnet10t", "num_classes": K}}, "does not fit"),
     ],
 )
 def test_damaged_cards_are_named(own, tmp_path, change, message):
@@ -171,14 +188,13 @@ THEIR_STEMS = {  # our names -> LAD's and CIRKD's; MMSegmentation's
     ),
     "resnet18_v1c": {**{f"conv1.{i}": f"stem.{i}" for i in (0, 1, 3, 4, 6)}, "bn1": "stem.7"},
     "resnet18": {},
-    "hrnet_w18_small_v2": {},
+    "hrnet_w18_small": {},
 }
 
 
-@pytest.mark.parametrize("in_channels", [3, 4])
-@pytest.mark.parametrize("name", THEIR_STEMS)
+@pytest.mark.parametrize(("name", "in_channels"), [("resnet18_v1s", 3), *((name, 4) for name in THEIR_STEMS)])
 def test_backbone_weights_of_other_projects(name, in_channels, tmp_path):
-    pretrained = fill_model(build_model("fcn", name, K)).backbone
+    pretrained = fill_model(build_backbone(name))
     theirs = {}
     for key, value in pretrained.state_dict().items():
         module, _, parameter = key.rpartition(".")
@@ -195,9 +211,11 @@ def test_backbone_weights_of_other_projects(name, in_channels, tmp_path):
         assert torch.equal(ours, value), key
 
 
-def test_imagenet_weights_of_an_stdc_leave_its_context_path_as_drawn(tmp_path):
-    pretrained = fill_model(build_model("stdc", "stdc1", K)).backbone
-    torch.save({"state_dict": pretrained.encoder.state_dict()}, tmp_path / "stdc1.pth")
+@pytest.mark.parametrize("prefix", ["", "backbone.backbone."])
+def test_imagenet_weights_of_an_stdc_leave_its_context_path_as_drawn(prefix, tmp_path):
+    pretrained = fill_model(build_backbone("stdc1"))
+    weights = {f"{prefix}{key}": value for key, value in pretrained.encoder.state_dict().items()}
+    torch.save({"state_dict": {**weights, "decode_head.weight": torch.zeros(2)}}, tmp_path / "stdc1.pth")
     model = build_model("stdc", "stdc1", K)
     context = model.backbone.arms[0].conv.conv.weight.clone()
     initialise(model, str(tmp_path / "stdc1.pth"), "", "imagenet")
@@ -210,7 +228,7 @@ def test_a_stem_that_does_not_fit_is_said(tmp_path):
         ("resnet18_v1s", "resnet18", "a 7x7 stem, this backbone a deep one"),
         ("resnet18", "resnet18_v1s", "a deep stem"),
     ):
-        torch.save(build_model("fcn", other, K).backbone.state_dict(), tmp_path / "base.pth")
+        torch.save(build_backbone(other).state_dict(), tmp_path / "base.pth")
         with pytest.raises(UserError, match=message):
             initialise(build_model("fcn", name, K), str(tmp_path / "base.pth"), "", "imagenet")
     torch.save(nn.Conv2d(3, 4, 1).state_dict(), tmp_path / "base.pth")
@@ -222,11 +240,11 @@ def test_a_stem_that_does_not_fit_is_said(tmp_path):
 
 def test_starting_from_a_whole_checkpoint(own, network, tmp_path):
     teacher = build_model(*NETWORK, in_channels=4)
-    plane = teacher.backbone.conv1.weight[:, 3:].clone()
+    plane = teacher.backbone.conv_stem.weight[:, 3:].clone()
     initialise(teacher, "", str(own), "imagenet")
-    assert torch.equal(teacher.backbone.conv1.weight[:, :3], network.backbone.conv1.weight)
-    assert torch.equal(teacher.backbone.conv1.weight[:, 3:], plane)
-    with pytest.raises(UserError, match="backbone 'resnet18', here 'resnet34'"):
-        initialise(build_model("fcn", "resnet34", K), "", str(own), "imagenet")
+    assert torch.equal(teacher.backbone.conv_stem.weight[:, :3], network.backbone.conv_stem.weight)
+    assert torch.equal(teacher.backbone.conv_stem.weight[:, 3:], plane)
+    with pytest.raises(UserError, match="arch 'deeplabv3', here 'pspnet'"):
+        initialise(build_model("pspnet", "mobilenetv2_100", K), "", str(own), "imagenet")
     with pytest.raises(UserError, match="use --pixels imagenet"):
         initialise(build_model(*NETWORK), "", str(own), "bgr_mean")

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import struct
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from utils.errors import UserError, first_line
+
+# what torch.load raises on broken bytes; on files of torch's old format nearly anything
+DAMAGED = (
+    *(OSError, RuntimeError, EOFError, ValueError, LookupError, AssertionError, AttributeError, TypeError),
+    *(struct.error, zipfile.BadZipFile),
+)
 
 
 def save(state: Mapping[str, Any], path: Path) -> None:
@@ -50,7 +57,7 @@ def read(path: str | Path) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         reason = first_line(error)
         raise UserError(f"{path} is no plain checkpoint, or a damaged one; nothing in it was run ({reason})") from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except DAMAGED as error:
         raise UserError(f"{path} is damaged or no checkpoint: {first_line(error)}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, not a checkpoint's dictionary")

@@ -148,7 +148,7 @@ def evaluate(
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=world.device)
     areas = torch.zeros(len(dataset), 3, num_classes, dtype=torch.int64, device=world.device)
     total = len(range(world.rank, len(dataset), world.size))
-    hidden = not (progress and world.is_main)
+    hidden = None if progress and world.is_main else True  # None: hidden unless a terminal looks on
     batches = eval_batches(dataset, workers, world, batch_size)
     with closing(batches), tqdm(total=total, desc="eval", disable=hidden, leave=False) as bar:
         for image, label, indices in batches:

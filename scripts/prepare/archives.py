@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from datasets.files import mat_field
 from utils.config import option, parse_flags
-from utils.errors import UserError, run
+from utils.errors import UserError, run_main
 
 MAX_FILES = 500_000
 MAX_RATIO, SLACK = 30, 100_000_000  # unpacked bytes: at most 30 times the archive and 100 MB; pictures hardly compress
@@ -70,7 +70,7 @@ def prepare(description: str, archives: Sequence[Archive], finish: Callable[[Pat
         finish(root)
         print(f"{root} is ready: scripts/check_data.py reads all of it")
 
-    run(main)
+    run_main(main)
 
 
 def find(archives: Sequence[Archive], places: Sequence[Path]) -> dict[str, Path]:
