@@ -68,7 +68,10 @@ class SegmentationDataset(Dataset):
             self.pairs: list[tuple[Path, Path | None]] = [(image, None) for image, _ in pairs]
         elif missing:
             names = ", ".join(map(str, missing[:SHOWN])) + (", ..." if len(missing) > SHOWN else "")
-            raise UserError(f"split {split!r} of {root} lacks {len(missing)} of {2 * len(pairs)} files: {names}")
+            absent = set(missing)
+            broken = sum(not absent.isdisjoint(pair) for pair in pairs)
+            count = f"{broken} of {len(pairs)} image and label pairs are incomplete"
+            raise UserError(f"split {split!r} of {root}: {count}; first missing: {names}")
         else:
             self.pairs = pairs
         if cache_gb and not spec.needs_root:

@@ -142,7 +142,7 @@ def test_split_test_without_labels(tmp_path):
     dataset = build_dataset("cityscapes", str(tmp_path), "test")
     assert (dataset.read(0)[1] == 255).all()
     shutil.rmtree(tmp_path / "gtFine/val")
-    with pytest.raises(UserError, match="lacks 1 of 2 files"):
+    with pytest.raises(UserError, match="1 of 1 image and label pairs"):
         build_dataset("cityscapes", str(tmp_path), "val")
 
 
@@ -150,7 +150,7 @@ def test_missing_files_are_counted_and_named(tmp_path):
     TREES["ade20k"][1](tmp_path)
     for path in (tmp_path / "ADEChallengeData2016/annotations/training").iterdir():
         path.unlink()
-    with pytest.raises(UserError, match=r"lacks 2 of 4 files: .*ADE_train_00000000.png, .*ADE_train_00000001.png"):
+    with pytest.raises(UserError, match=r"2 of 2 .* first missing: .*ADE_train_00000000.png, .*ADE_train_00000001.png"):
         build_dataset("ade20k", str(tmp_path), "train")
 
 
