@@ -115,18 +115,18 @@ def draw_grid(rows: list[dict], patches: list[Patch], output: Path) -> None:
     figure, axes = plt.subplots(
         len(rows),
         len(titles),
-        figsize=(cell * len(titles), (cell * height / width + 0.25) * len(rows) + 1.2),
+        figsize=(cell * len(titles), (cell * height / width + 0.15) * len(rows) + 0.8),
         squeeze=False,
         layout="constrained",
     )
+    for axis, title in zip(axes[0], titles, strict=True):
+        axis.set_title(title, fontsize=10)
     for axis_row, row in zip(axes, rows, strict=True):
         for axis, title in zip(axis_row, titles, strict=True):
             picture, caption = row[title]
             axis.imshow(picture, interpolation="nearest")
             axis.set(xticks=[], yticks=[])
             axis.set_xlabel(caption, fontsize=8)
-            if axis_row is axes[0]:
-                axis.set_title(title, fontsize=10)
     figure.legend(handles=patches, loc="outside lower center", ncols=min(8, len(patches)), fontsize=8, frameon=False)
     output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(output, dpi=110)
