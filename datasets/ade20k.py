@@ -43,8 +43,8 @@ COLORS = """
 
 
 def pairs(root: Path, split: str) -> list[Pair]:
-    base = locate(root, "images", ("", "ADEChallengeData2016"), HINT)
     folder = FOLDERS[split]
+    base = locate(root, "images" if split == "test" else f"images/{folder}", ("", "ADEChallengeData2016"), HINT)
     images, released = base / "images" / folder, base / "release_test" / folder
     if split == "test" and released.is_dir():
         images = released

@@ -3,7 +3,6 @@
 import json
 import runpy
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -47,14 +46,14 @@ def test_counts_of_an_official_layout(tree, tmp_path, monkeypatch):
 
 
 def test_one_split_in_worker_processes(tmp_path, monkeypatch):
-    TREES["camvid"][1](tmp_path / "root")
-    flags = "--dataset", "camvid", "--data", str(tmp_path / "root"), "--split", "val"
-    _, alone = check(monkeypatch, tmp_path, *flags)
-    result = tmp_path / "shared.json"
-    subprocess.run([sys.executable, str(SCRIPT), *flags, "--workers", "2", "--json", str(result)], check=True)
-    shared = json.loads(result.read_text())
-    assert shared == alone
-    assert shared["images"] == 1
+    TREES["camvid"][1](tmp_path)
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    import check_data
+
+    alone, shared = (check_data.check(dataset_spec("camvid"), tmp_path, "val", workers) for workers in (0, 2))
+    assert list(alone) == list(shared) == ["val"]
+    assert (alone["val"].images, shared["val"].images, shared["val"].problems) == (1, 1, [])
+    assert np.array_equal(alone["val"].pixels, shared["val"].pixels)
 
 
 def test_every_problem_is_listed_with_its_path(tmp_path, monkeypatch, capsys):

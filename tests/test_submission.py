@@ -2,26 +2,24 @@
 
 import json
 import shutil
-import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import eval
 from datasets import dataset_spec
 from models import build_model
 from models.loading import make_card
 from tests.trees import SIZE, TREES
 from utils.config import TeacherConfig
-
-ROOT = Path(__file__).parent.parent
+from utils.errors import UserError
 
 
 @pytest.mark.parametrize("name", ["cityscapes", "ade20k"])
-def test_submission_of_unlabelled_images(name, tmp_path):
+def test_submission_of_unlabelled_images(name, tmp_path, monkeypatch):
     """The same predictions as palette PNG and as a submission: the second are the official ids of the first."""
     data = tmp_path / "data"
     TREES[name][1](data)
@@ -35,8 +33,9 @@ def test_submission_of_unlabelled_images(name, tmp_path):
     torch.save({**card, "model": model.state_dict()}, tmp_path / "model.pth")
     for folder, flags in (("shown", []), ("sent", ["--submission"])):
         out = ["--save-pred", str(tmp_path / folder), "--json", str(tmp_path / f"{folder}.json")]
-        command = [sys.executable, "eval.py", "--pretrained", str(tmp_path / "model.pth"), "--split", split]
-        subprocess.run([*command, *out, *flags, "--workers", "0"], cwd=ROOT, check=True, capture_output=True)
+        command = ["eval.py", "--pretrained", str(tmp_path / "model.pth"), "--split", split, "--workers", "0"]
+        monkeypatch.setattr(sys, "argv", [*command, *out, *flags])
+        eval.main()
     sent = sorted((tmp_path / "sent").iterdir())
     assert [path.name for path in sent] == [f"{image.stem}.png" for image, _ in spec.pairs(data, split)]
     official = np.array(
@@ -51,9 +50,7 @@ def test_submission_of_unlabelled_images(name, tmp_path):
     assert (result["miou"] is None) == (split == "test")
 
 
-def test_submission_needs_a_folder():
-    done = subprocess.run(
-        [sys.executable, "eval.py", "--pretrained", "x", "--submission"], cwd=ROOT, capture_output=True
-    )
-    assert done.returncode == 2
-    assert b"--submission needs --save-pred DIR" in done.stderr
+def test_submission_needs_a_folder(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["eval.py", "--pretrained", "x", "--submission"])
+    with pytest.raises(UserError, match="--submission needs --save-pred DIR"):
+        eval.main()
