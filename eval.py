@@ -52,7 +52,7 @@ class EvalConfig:
     workers: int = option(2, "loader processes of each process", minimum=0)
     seed: int = option(0, "of an assisted teacher's label noise", minimum=0)
     device: str = option("auto", "where to run", choices=("auto", "cpu", "cuda"))
-    amp: str = option("none", "autocast", choices=("none", "bf16", "fp16"))
+    amp: str = option("", "autocast (default: as in training)", choices=("none", "bf16", "fp16"))
 
 
 def load(config: EvalConfig) -> Loaded:
@@ -71,12 +71,12 @@ def load(config: EvalConfig) -> Loaded:
     return loaded
 
 
-def protocol(config: EvalConfig, assisted: bool) -> str:
+def protocol(config: EvalConfig, amp: str, assisted: bool) -> str:
     """How the score was made, in words."""
     scales = "single scale" if config.scales == (1.0,) else f"scales {' '.join(map(str, config.scales))} (mean logits)"
     view = f"window {config.window[0]}x{config.window[1]}" if config.window else "whole image"
-    parts = [scales, view, *(["flip"] if config.flip else []), *(["LABEL-ASSISTED"] if assisted else [])]
-    return ", ".join(parts)
+    parts = [scales, view, "flip" * config.flip, amp * (amp != "none"), "LABEL-ASSISTED" * assisted]
+    return ", ".join(filter(None, parts))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -100,6 +100,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if len(spec.names) != card["num_classes"]:
             raise UserError(f"{config.pretrained} has {card['num_classes']} classes, {name} {len(spec.names)}")
         dataset = build_dataset(name, root, config.split)
+        amp = config.amp or card.get("config", {}).get("amp", "none")
         predict = Predictor(
             loaded.model.to(w.device),
             CONVENTIONS[card["pixels"]],
@@ -108,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             config.flip,
             config.window,
             config.stride,
-            AMP_DTYPES[config.amp],
+            AMP_DTYPES[amp],
         )
 
         keep = Keeper(config, dataset, spec)
@@ -134,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "model": card["arch"],
             "dataset": name,
             "split": config.split,
-            "protocol": protocol(config, noise is not None),
+            "protocol": protocol(config, amp, noise is not None),
             "label_assisted": noise is not None,
             **metrics.as_dict(spec.names, config.absent_as_zero),
         }

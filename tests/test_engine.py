@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import eval as evaluation
 import train_student
 import train_teacher
 from datasets.base import TrainStream
@@ -243,6 +244,10 @@ def test_one_image_a_process_with_batchnorm_on_one_position(tmp_path):
     train(train_teacher, tmp_path, "--model", "deeplabv3", "--batch-size", "1", "--freeze-bn", "--max-iterations", "1")
 
 
-def test_bf16_autocast_runs(tmp_path):
-    saved = train(train_teacher, tmp_path, "--amp", "bf16", "--max-iterations", "1")
+def test_bf16_autocast_runs_and_is_evaluated_as_trained(tmp_path):
+    saved = train(train_teacher, tmp_path, "--amp", "bf16", "--max-iterations", "1", "--seed", "3")
     assert all(value.dtype != torch.bfloat16 for value in saved["model"].values())
+    evaluation.main(["--pretrained", f"{tmp_path}/last.pth", "--json", f"{tmp_path}/score.json"])
+    score = json.loads((tmp_path / "score.json").read_text())
+    assert score["miou"] == records(tmp_path, "val")[-1]["miou"]
+    assert "bf16" in score["protocol"]

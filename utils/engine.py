@@ -108,7 +108,8 @@ def fit(
     def validate(iteration: int) -> Metrics:
         finite.check()
         broadcast_buffers(step)
-        result = evaluate(predict, val_set, card["num_classes"], world, config.workers, config.seed)
+        # label noise of eval.py's default seed: the same for every run, so that seeds of training are comparable
+        result = evaluate(predict, val_set, card["num_classes"], world, config.workers)
         scores = {"miou": _or_none(result.miou()), "pixel_accuracy": _or_none(result.pixel_accuracy)}
         names = card["class_names"]
         per_class = {f"iou/{name}": _or_none(v) for name, v in zip(names, result.iou.tolist(), strict=True)}
