@@ -26,8 +26,8 @@ from datasets.base import SegmentationDataset
 from models.label_noise import CODES, LabelNoise
 from models.loading import Loaded, from_checkpoint
 from scripts.analysis import style
-from scripts.analysis.deployed import Deployed
 from scripts.analysis.robustness import CORRUPTIONS, Condition, Tally, corrupt, plot
+from scripts.deployed import Deployed
 from utils.config import option, parse_flags
 from utils.distributed import world
 from utils.errors import UserError, run_main

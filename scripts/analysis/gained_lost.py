@@ -19,7 +19,7 @@ from utils.visualize import colorize
 CHANGES = {
     "gained": (0, 114, 178),
     "lost": (213, 94, 0),
-    "right in both": (240, 240, 240),
+    "right in both": (225, 225, 225),
     "wrong in both": (130, 130, 130),
     "ignored": (255, 255, 255),
 }

@@ -135,11 +135,13 @@ def plot(results: dict[str, list[dict[str, Any]]], title: str) -> Figure:
         for kind, dash in zip(CORRUPTIONS, ("-", "--"), strict=True):
             shares = [0.0] + [r["share"] for r in of.get(kind, ())]
             values = [start] + [r["miou"] for r in of.get(kind, ())]
-            _line(axes[1, 0], [100 * s for s in shares], values, f"{name}: {kind}", linestyle=dash, **style)
+            _line(axes[1, 0], [100 * s for s in shares], values, name, linestyle=dash, **style)
     axes[0, 0].set(title="pixel noise of the label plane", xlabel="standard deviation before scaling")
     axes[0, 0].set_ylabel("mIoU %, true label")
     axes[0, 1].set(title="codes of the label plane", ylabel="mIoU %, true label")
-    axes[1, 0].set(title="wrong labels shown", xlabel="% of pixels, or of regions", ylabel="mIoU %, true label")
+    axes[1, 0].set(
+        title="wrong labels shown", xlabel="% of pixels (solid), of regions (dashed)", ylabel="mIoU %, true label"
+    )
     axes[1, 1].set(title="difference between two draws", xlabel="standard deviation before scaling")
     axes[1, 1].set_ylabel("% of pixels that change class")
     for axis in axes.flat:
@@ -148,8 +150,7 @@ def plot(results: dict[str, list[dict[str, Any]]], title: str) -> Figure:
     for axis in (axes[0, 0], axes[1, 1]):
         axis.set_xscale("symlog", linthresh=0.01, linscale=0.3)
         axis.set_xlim(-0.001, None)
-    handles = [h for axis in (axes[0, 0], axes[1, 0]) for h in axis.get_legend_handles_labels()[0]]
-    figure.legend(handles=handles[len(results) :], loc="outside lower center", ncols=2)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     figure.suptitle(title, fontsize=10)
     return figure
 
