@@ -182,7 +182,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     shape = f"{size[0]}x{size[1]}" if size else "any size"
-    print(f"wrote {config.output}: uint8 RGB [N, 3, H, W], {shape} -> {output_name}; {path.stat().st_size / 1e6:.1f} MB")
+    print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB): uint8 RGB [N, 3, H, W], {shape} -> {output_name}")
 
 
 if __name__ == "__main__":
