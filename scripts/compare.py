@@ -50,7 +50,10 @@ def views_of(groups: Groups) -> list[View]:
 
 
 def row(name: str, runs: Sequence[Run], view: View, base: Sequence[Run]) -> dict[str, Any] | None:
-    """The scores of a group in a view, and its gain over ``base`` where both have one; None without a score."""
+    """The scores of a group in a view, and its gain over ``base`` where both have one; None without a score.
+
+    The score of a network that reads the label is no gain over one that does not.
+    """
     scores = [run.scores[view] for run in runs if view in run.scores and run.scores[view]["miou"] is not None]
     if not scores:
         return None
@@ -60,9 +63,13 @@ def row(name: str, runs: Sequence[Run], view: View, base: Sequence[Run]) -> dict
         "runs": [str(run.folder) for run in runs if view in run.scores],
         "miou": [score["miou"] for score in scores],
         "pixel_accuracy": [s["pixel_accuracy"] for s in scores if s["pixel_accuracy"] is not None],
-        "label_assisted": any(score.get("label_assisted") for score in scores),
+        "label_assisted": any(run.assisted(view) for run in runs),
     }
-    others = {run.seed: run.scores[view]["miou"] for run in base if view in run.scores}
+    others = {
+        run.seed: run.scores[view]["miou"]
+        for run in base
+        if view in run.scores and run.assisted(view) == result["label_assisted"]
+    }
     if others and base is not runs:
         result["gain"] = float(np.mean(result["miou"]) - np.mean(list(others.values())))
         own = {run.seed: run.scores[view]["miou"] for run in runs if view in run.scores}
@@ -121,6 +128,10 @@ def change_pictures(groups: Groups, view: View, config: CompareConfig, output: P
         except UserError as error:
             notes.append(f"{name}: no gained/lost map: {error}")
             continue
+        for r, right in zip((run, base), changes.accuracies(), strict=True):
+            scored = r.scores.get(view, {}).get("pixel_accuracy")
+            if scored is not None and abs(scored - right) > 1e-9:
+                notes.append(f"{r.name}: pred/ (accuracy {100 * right:.2f} %) is of another evaluation than the scores")
         figure = gained_lost.draw(changes, config.maps, run.name, base.name)
         style.save_figure(figure, output / f"gained_lost-{_file(name)}.png")
         shares[name] = {"run": run.name, "baseline": base.name, "images": len(dataset), **changes.shares()}
@@ -188,13 +199,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         name, view = r["group"], View(**r["view"])
         if name == config.baseline:
             continue
+        if "gain" not in r:
+            what = "reads the label" if r["label_assisted"] else f"{config.baseline} has no such score"
+            notes.append(f"{name}, {view.checkpoint}, {view.protocol}: no gain: {what}")
+            continue
         test = tests[name, view] = paired(groups[name], base, view, config)
         if isinstance(test, Gain):
             r["test"] = test._asdict()
-        elif "gain" in r:
-            notes.append(f"{name}, {view.checkpoint}: no paired test: {test}")
         else:
-            notes.append(f"{name}, {view.checkpoint}, {view.protocol}: {config.baseline} has no such score: no gain")
+            notes.append(f"{name}, {view.checkpoint}: no paired test: {test}")
 
     main_view = views[0]
     style.save_figure(charts.class_bars(groups, main_view, config.baseline), output / "per_class.png")

@@ -26,7 +26,7 @@ def make_areas(quality=0.5, seed=0, images=30, classes=4, labels=0):
     return np.stack([intersection, label, intersection + rng.integers(5, 20, label.shape)], 1)
 
 
-def make_run(folder, seed=0, areas=None, checkpoint="last", log=True, **settings):
+def make_run(folder, seed=0, areas=None, checkpoint="last", log=True, assisted=False, **settings):
     """What training and eval.py leave behind."""
     folder.mkdir(parents=True, exist_ok=True)
     config = {"dataset": "toy", "data": "", "lr": 0.1, "seed": seed, "save_dir": str(folder), "workers": seed}
@@ -47,7 +47,8 @@ def make_run(folder, seed=0, areas=None, checkpoint="last", log=True, **settings
             "checkpoint": f"{folder}/{checkpoint}.pth",
             "dataset": "toy",
             "split": "val",
-            "protocol": "single scale, whole image",
+            "protocol": "single scale, whole image" + (", LABEL-ASSISTED" if assisted else ""),
+            "label_assisted": assisted,
             "miou": float(miou(total)),
             "pixel_accuracy": 0.8,
             "iou": dict(zip("abcd", (total[0] / (total[1] + total[2] - total[0])).tolist(), strict=True)),
@@ -150,6 +151,7 @@ def test_the_comparison(tmp_path, capsys):
     runs += [make_run(tmp_path / f"lad-{s}", s, make_areas(0.7, 10 + s), lr=0.2) for s in (0, 1)]
     make_run(tmp_path / "lad-0", 0, make_areas(0.75, 20), checkpoint="best", lr=0.2)  # its counts replace last's
     runs.append(make_run(tmp_path / "plain", lr=0.3))
+    runs.append(make_run(tmp_path / "teacher", areas=make_areas(0.9), assisted=True, lr=0.4))
     out = tmp_path / "out"
     compare.main([*runs, "--baseline", "base", "--samples", "300", "--output", str(out)])
     result = json.loads((out / "compare.json").read_text())
@@ -166,12 +168,15 @@ def test_the_comparison(tmp_path, capsys):
     mean, std = np.mean(base["miou"]), np.std(base["miou"], ddof=1)
     assert f"| base | last | 2 | {100 * mean:.2f} ± {100 * std:.2f} |" in text
     assert "(n 30)" in text
+    assert "| teacher (reads the label) | last | 1 |" in text  # next to the students, but no gain over them
+    assert "gain" not in rows["teacher", "last", "single"]
+    assert "teacher, last, single scale, whole image: no gain: reads the label" in text
     assert "plain: no JSON of eval.py: scores are those of the training log" in text
     assert "b taken for a" in text
     names = {path.name for path in out.iterdir()}
     assert names == {
         *("compare.json", "compare.md", "per_class.png", "curves.png"),
-        *("confusion-base.png", "confusion-lad.png"),
+        *("confusion-base.png", "confusion-lad.png", "confusion-teacher.png"),
     }
     assert text in capsys.readouterr().out
 
@@ -237,6 +242,8 @@ def test_pixels_gained_and_lost(tmp_path):
     assert (out / "gained_lost-lad.png").is_file()
     share = json.loads((out / "compare.json").read_text())["gained_lost"]["lad"]
     assert share["gained"] == pytest.approx(changes.counts[:, 0].sum() / changes.counts[:, :4].sum())
+    right = share["gained"] + share["right in both"]
+    assert f"lad: pred/ (accuracy {100 * right:.2f} %) is of another evaluation" in (out / "compare.md").read_text()
     (tmp_path / f"lad/pred/{dataset.pairs[1][0].stem}.png").unlink()
     compare.main([f"{tmp_path}/base", f"{tmp_path}/lad", *flags])
     assert "lad: no gained/lost map: prediction" in (out / "compare.md").read_text()

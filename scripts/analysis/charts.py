@@ -33,10 +33,10 @@ def class_bars(groups: Groups, view: View, baseline: str) -> Figure:
     shown = {name: runs for name, runs in groups.items() if any(view in run.scores for run in runs)}
     tables = {name: class_iou(runs, view, names) for name, runs in shown.items()}
     means = {name: _mean(table) for name, table in tables.items()}
-    others = [mean for name, mean in means.items() if name != baseline]
+    others = [name for name in means if name != baseline and not any(run.assisted(view) for run in shown[name])]
     if baseline in means and others:
-        order = np.argsort(np.nan_to_num(others[-1] - means[baseline]))
-        title = f"sorted by the gain of {[name for name in means if name != baseline][-1]} over {baseline}"
+        order = np.argsort(np.nan_to_num(means[others[-1]] - means[baseline]))
+        title = f"sorted by the gain of {others[-1]} over {baseline}"
     else:
         order = np.argsort(np.nan_to_num(next(iter(means.values()))))
         title = f"sorted by {next(iter(means))}"
@@ -49,18 +49,14 @@ def class_bars(groups: Groups, view: View, baseline: str) -> Figure:
     at = np.arange(len(order))
     for i, (name, table) in enumerate(tables.items()):
         offset = ((len(tables) - 1) / 2 - i) * height
-        label = f"{name} (mIoU {100 * np.mean([r.scores[view]['miou'] for r in shown[name] if view in r.scores]):.1f} %"
-        label += f", {len(table)} seeds)" if len(table) > 1 else ")"
+        total = 100 * np.mean([run.scores[view]["miou"] for run in shown[name] if view in run.scores])
+        label = f"{name}: mIoU {total:.1f} %" + (f", {len(table)} seeds" if len(table) > 1 else "")
+        label += " (reads the label)" if any(run.assisted(view) for run in shown[name]) else ""
         whisker = 100 * table.std(0, ddof=1)[order] if len(table) > 1 else None
         style = {"elinewidth": 1, "capsize": 1.5, "ecolor": "0.25"}
         values = 100 * np.nan_to_num(means[name][order])
         axis.barh(at + offset, values, height, xerr=whisker, error_kw=style, color=color(i), label=label)
-        axis.axvline(
-            100 * np.mean([r.scores[view]["miou"] for r in shown[name] if view in r.scores]),
-            color=color(i),
-            linestyle="--",
-            linewidth=1,
-        )
+        axis.axvline(total, color=color(i), linestyle="--", linewidth=1)
     axis.set(yticks=at, xlabel="IoU %, dashed: mIoU", xlim=(0, 100), ylim=(-0.6, len(order) - 0.4))
     axis.set_yticklabels([names[k] for k in order])
     axis.tick_params(axis="y", length=0)

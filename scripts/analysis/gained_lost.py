@@ -46,6 +46,11 @@ class Changes:
         total = self.counts[:, :4].sum()
         return {name: float(self.counts[:, k].sum() / max(total, 1)) for k, name in enumerate(list(CHANGES)[:4])}
 
+    def accuracies(self) -> tuple[float, float]:
+        """Pixel accuracy of the new and of the old predictions."""
+        share = self.shares()
+        return share["gained"] + share["right in both"], share["lost"] + share["right in both"]
+
     def spread(self, count: int) -> list[int]:
         """Images evenly spaced over the ranking by net gain: the most gained first, the most lost last."""
         net = (self.counts[:, 0] - self.counts[:, 1]) / np.maximum(self.counts[:, :4].sum(1), 1)

@@ -47,6 +47,10 @@ class Run:
     def seed(self) -> int:
         return self.config.get("seed", 0)
 
+    def assisted(self, view: View) -> bool:
+        """Whether the score is that of a network that reads the label."""
+        return bool(self.scores.get(view, {}).get("label_assisted"))
+
 
 def read_run(folder: Path, name: str) -> Run:
     """Raises UserError when the folder is no run, or a file in it is damaged."""
@@ -91,8 +95,10 @@ def _scores(folder: Path) -> dict[View, dict[str, Any]]:
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise UserError(f"{path} is damaged: {error}") from error
         if isinstance(content, dict) and {"miou", "iou", "checkpoint", "protocol"} <= content.keys():
+            # a teacher's mark is told by "label_assisted"; without it the score stands next to the students'
+            protocol = ", ".join(part for part in content["protocol"].split(", ") if part != "LABEL-ASSISTED")
             stem = Path(content["checkpoint"]).stem
-            scores[View(stem, content["dataset"], content["split"], content["protocol"])] = content
+            scores[View(stem, content["dataset"], content["split"], protocol)] = content
     return scores
 
 
