@@ -15,7 +15,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,14 +98,25 @@ def save(program: Any, path: Path, metadata: dict[str, str]) -> None:
 
 
 def compare(path: Path, network: Exported, images: dict[str, Tensor]) -> list[tuple[str, str, float]]:
-    """Per image: its name, the largest difference of a logit in words (none for classes), share of equal classes."""
+    """Per image: its name, the largest difference of a logit in words (none for classes), share of equal classes.
+
+    Raises:
+        UserError: onnxruntime cannot load the file, or cannot run it on an image.
+    """
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    def attempt(what: str, action: Callable[[], Any]) -> Any:
+        try:
+            return action()
+        except Exception as error:  # onnxruntime's kinds have no base of their own
+            raise UserError(f"onnxruntime fails on {what}: {first_line(error)} (--size H W fixes the size)") from error
+
+    options = {"providers": ["CPUExecutionProvider"]}
+    session = attempt("the file", lambda: onnxruntime.InferenceSession(str(path), **options))
     rows = []
     for name, image in images.items():
         ours = network(image).numpy()
-        (theirs,) = session.run(None, {"image": image.numpy()})
+        (theirs,) = attempt(name, lambda x=image: session.run(None, {"image": x.numpy()}))
         if network.labels:
             rows.append((name, "", float((ours == theirs).mean())))
         else:
