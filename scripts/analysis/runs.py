@@ -10,11 +10,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import yaml
 
-from utils.engine import RESUMABLE
 from utils.errors import UserError
 
-# settings that do not make two runs different experiments; where a run starts from and what it sees do
-SAME_EXPERIMENT = RESUMABLE - {"data", "pretrained", "pretrained_base"} | {"seed"}
+# settings that do not make two runs different experiments: the seed, and what changes nothing that is computed
+SAME_EXPERIMENT = {
+    "seed", "recipe", "save_dir", "resume", "overwrite", "workers", "cache_gb", "device", "log_iter", "skip_val",
+    "val_per_iters", "save_per_iters",
+}  # fmt: skip
 CHECKPOINT_SETTINGS = ("pretrained", "teacher_pretrained")
 
 
