@@ -19,8 +19,16 @@ REQUIRED = "?"  # a recipe's value for what only the user can give
 C = TypeVar("C")
 
 
-def option(default: Any, text: str, choices: Sequence[str] | None = None, minimum: float | None = None) -> Any:
-    return dataclasses.field(default=default, metadata={"help": text, "choices": choices, "minimum": minimum})
+def option(
+    default: Any,
+    text: str,
+    choices: Sequence[str] | None = None,
+    minimum: float | None = None,
+    positional: bool = False,
+) -> Any:
+    """A field of a settings record. ``positional``: a tuple given without a flag, in front of the flags."""
+    metadata = {"help": text, "choices": choices, "minimum": minimum, "positional": positional}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -117,6 +125,9 @@ def parse_flags(config_class: type, description: str, argv: Sequence[str] | None
         elif typing.get_origin(kind) is tuple:
             repeated = typing.get_args(kind)[-1] is Ellipsis
             options["nargs"] = "+" if repeated else len(typing.get_args(kind))
+        if field.metadata["positional"]:
+            parser.add_argument(field.name, **options | {"nargs": "*", "metavar": field.name.upper().removesuffix("S")})
+            continue
         if field.metadata["choices"]:
             options["metavar"] = "{" + ",".join(field.metadata["choices"]) + "}"
         parser.add_argument(_flag(field.name), **options)

@@ -1,0 +1,1 @@
+"""What scripts/compare.py and scripts/teacher_robustness.py are made of."""

@@ -1,0 +1,81 @@
+"""One look for all plots, and files that are written or complained about."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from cycler import cycler
+from matplotlib.figure import Figure
+
+from utils.errors import UserError
+
+# Okabe and Ito's colours, told apart by colour-blind readers; yellow is left out, too light for lines on white.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+plt.rcParams.update(
+    {
+        "axes.prop_cycle": cycler(color=COLORS),
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.axisbelow": True,
+        "axes.titlesize": 11,
+        "font.size": 9,
+        "legend.frameon": False,
+    }
+)
+
+
+def color(index: int) -> str:
+    return COLORS[index % len(COLORS)]
+
+
+def marker(index: int) -> str:
+    return MARKERS[index % len(MARKERS)]
+
+
+def percent(value: float | None, digits: int = 2) -> str:
+    """A fraction as a percentage; a score that is not defined or was not measured is a dash."""
+    return "-" if value is None else f"{100 * value:.{digits}f}"
+
+
+def spread(values: list[float], sign: str = "") -> str:
+    """``mean +- std`` in percent; one value has no spread. ``sign="+"`` for differences."""
+    mean = sum(values) / len(values)
+    if len(values) == 1:
+        return f"{100 * mean:{sign}.2f}"
+    std = (sum((v - mean) ** 2 for v in values) / (len(values) - 1)) ** 0.5
+    return f"{100 * mean:{sign}.2f} ± {100 * std:.2f}"
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    cells = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(row) + " |" for row in cells) + "\n"
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    write(path, lambda: figure.savefig(path, dpi=130))
+    plt.close(figure)
+
+
+def save_text(text: str, path: Path) -> None:
+    write(path, lambda: path.write_text(text, encoding="utf-8"))
+
+
+def save_json(content: Any, path: Path) -> None:
+    save_text(json.dumps(content, indent=1) + "\n", path)
+
+
+def write(path: Path, action: Callable[[], object]) -> None:
+    """Raises UserError when the file or its folder cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        action()
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
+    print(f"wrote {path}")

@@ -1,0 +1,85 @@
+"""A network as it is used: uint8 pixels in, logits at image size out."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+from torch import Tensor, nn
+
+from utils.errors import UserError, first_line
+from utils.pixels import PixelConvention
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L")  # more than 8 bits a channel: PIL would clip them to white
+
+
+class Deployed(nn.Module):
+    """uint8 RGB ``[B, 3, H, W]`` (and an assisted teacher's label planes) -> logits float32 ``[B, K, H, W]``.
+
+    The pixel convention and the upsampling are those of validation, so that nobody has to know them.
+    """
+
+    def __init__(self, model: nn.Module, convention: PixelConvention) -> None:
+        super().__init__()
+        self.model, self.convention = model, convention
+        self.align_corners = model.supervision[0].align_corners
+
+    def forward(self, image: Tensor, *planes: Tensor) -> Tensor:
+        x = self.convention.normalize(image)
+        if planes:
+            x = torch.cat([x, *planes], 1)
+        logits = self.model(x, with_aux=False).logits
+        return F.interpolate(logits, image.shape[-2:], mode="bilinear", align_corners=self.align_corners)
+
+
+class BinMeans(nn.Module):
+    """``nn.AdaptiveAvgPool2d`` as two matrix products, which ONNX can state for sizes that are not known yet.
+
+    Bin i of n over a side of s covers positions floor(i s / n) to ceil((i + 1) s / n) - 1; bins may overlap.
+    """
+
+    def __init__(self, bins: tuple[int, int]) -> None:
+        super().__init__()
+        self.bins = bins
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, columns = (_bin_weights(side, n, x) for side, n in zip(x.shape[-2:], self.bins, strict=True))
+        return rows @ x @ columns.T
+
+
+def _bin_weights(side: int, bins: int, like: Tensor) -> Tensor:
+    """``[bins, side]``: each row the weights of a mean over its bin."""
+    i = torch.arange(bins, device=like.device).unsqueeze(1)
+    at = torch.arange(side, device=like.device).unsqueeze(0)
+    inside = ((at >= i * side // bins) & (at < ((i + 1) * side + bins - 1) // bins)).to(like.dtype)
+    return inside / inside.sum(1, keepdim=True)
+
+
+def replace_pools(module: nn.Module) -> None:
+    """In place, everywhere; the computed function stays the same."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.AdaptiveAvgPool2d):
+            size = child.output_size
+            setattr(module, name, BinMeans((size, size) if isinstance(size, int) else tuple(size)))
+        else:
+            replace_pools(child)
+
+
+def read_image(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
+    """RGB uint8 ``[H, W, 3]``, upright as viewers show it, scaled to ``size`` (height, width) if that is given.
+
+    Raises:
+        UserError: no such file, not an image, damaged, or more than 8 bits a channel.
+    """
+    try:
+        with Image.open(path) as file:
+            if file.mode in DEEP_MODES:
+                raise UserError(f"{path} has more than 8 bits a channel (mode {file.mode}): convert it first")
+            image = ImageOps.exif_transpose(file).convert("RGB")
+            return np.array(image if size is None else image.resize(size[::-1], Image.Resampling.BILINEAR))
+    except FileNotFoundError:
+        raise UserError(f"file not found: {path}") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} cannot be read: {first_line(error)}") from error

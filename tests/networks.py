@@ -1,0 +1,24 @@
+"""Checkpoints of untrained networks for the built-in data."""
+
+from pathlib import Path
+
+import torch
+
+from datasets.toy import TOY
+from models import build_model
+from models.label_noise import LabelNoise
+from models.loading import make_card
+from utils import checkpoint
+from utils.config import TeacherConfig
+
+
+def write_checkpoint(path: Path, arch: str = "fcn", codes: str = "", **changes: object) -> str:
+    """A 7-class network; with ``codes`` an assisted teacher. ``changes`` replace entries of the card."""
+    torch.manual_seed(0)
+    noise = LabelNoise(len(TOY.names), codes, 0.03, 100.0) if codes else None
+    model = build_model(arch, "resnet10t", len(TOY.names), 3 + (noise.planes if noise else 0))
+    model.main.classifier.weight.data.mul_(100)  # classes differ from pixel to pixel
+    card = make_card(model, TOY.names, TOY.palette, TeacherConfig(dataset="toy"), noise) | changes
+    path.parent.mkdir(exist_ok=True)
+    checkpoint.save({**card, "model": model.state_dict()}, path)
+    return str(path)

@@ -1,0 +1,268 @@
+"""Grouping, means, the paired bootstrap and the pictures, on run folders made by hand."""
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from datasets import build_dataset
+from scripts import compare
+from scripts.analysis import charts, gained_lost
+from scripts.analysis.paired import align, bootstrap
+from scripts.analysis.runs import miou, read_groups
+from utils.errors import UserError
+from utils.metrics import Metrics
+
+NAMES = [f"{i:04}" for i in range(30)]
+
+
+def make_areas(quality=0.5, seed=0, images=30, classes=4, labels=0):
+    """int64 ``[images, 3, classes]``; the label counts follow ``labels``, so runs share them."""
+    label = np.random.default_rng(labels).integers(50, 100, (images, classes))
+    rng = np.random.default_rng(100 + seed)
+    intersection = rng.binomial(label, np.clip(rng.normal(quality, 0.1, (images, 1)), 0.05, 0.95))
+    return np.stack([intersection, label, intersection + rng.integers(5, 20, label.shape)], 1)
+
+
+def make_run(folder, seed=0, areas=None, checkpoint="last", log=True, assisted=False, **settings):
+    """What training and eval.py leave behind."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {"dataset": "toy", "data": "", "lr": 0.1, "seed": seed, "save_dir": str(folder), "workers": seed}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config | settings))
+    if log:
+        lines = [{"event": "start", "iteration": 0, "card": {"label_noise": None}}]
+        for i in (10, 20, 30):
+            lines.append({"event": "train", "iteration": i, "loss": 3 / i + seed / 100, "lr": 0.1, "ce": 2 / i})
+            lines.append({"event": "val", "iteration": i, "miou": 0.5 - abs(i - 20) / 100, "pixel_accuracy": 0.7})
+            lines.append({"event": "val_iou", "iteration": i, "iou/a": 0.3, "iou/b": None, "iou/c": i / 100})
+        text = "\n".join(map(json.dumps, lines)) + '\n{"event": "train", "iter'  # cut off by a kill
+        (folder / "metrics.jsonl").write_text(text)
+    if areas is not None:
+        total = areas.sum(0)
+        confusion = np.diag(total[0])
+        confusion[:, 0] += total[1] - total[0]
+        result = {
+            "checkpoint": f"{folder}/{checkpoint}.pth",
+            "dataset": "toy",
+            "split": "val",
+            "protocol": "single scale, whole image" + (", LABEL-ASSISTED" if assisted else ""),
+            "label_assisted": assisted,
+            "miou": float(miou(total)),
+            "pixel_accuracy": 0.8,
+            "iou": dict(zip("abcd", (total[0] / (total[1] + total[2] - total[0])).tolist(), strict=True)),
+            "confusion": confusion.tolist(),
+        }
+        (folder / f"eval-{checkpoint}.json").write_text(json.dumps(result))
+        counts = dict(zip(("intersection", "label", "prediction"), areas.swapaxes(0, 1), strict=True))
+        np.savez(folder / "per_image.npz", names=NAMES[: len(areas)], **counts)
+    return str(folder)
+
+
+def test_runs_that_differ_only_in_seed_are_a_group(tmp_path):
+    runs = [make_run(tmp_path / f"lad-{seed}", seed) for seed in (0, 1)]
+    other = make_run(tmp_path / "lad-slow", 0, lr=0.2)
+    groups = read_groups([*runs, other], [])
+    assert {name: [run.seed for run in members] for name, members in groups.items()} == {"lad": [0, 1], "lad-slow": [0]}
+
+
+def test_a_teacher_of_another_seed_is_no_other_experiment(tmp_path):
+    for seed in (0, 1):
+        make_run(tmp_path / f"teacher-{seed}", seed)
+        make_run(tmp_path / f"s-{seed}", seed, teacher_pretrained=f"{tmp_path}/teacher-{seed}/last.pth")
+    make_run(tmp_path / "weak", 0, lr=0.001)
+    odd = make_run(tmp_path / "odd", 1, teacher_pretrained=f"{tmp_path}/weak/last.pth")
+    best = make_run(tmp_path / "of-best", 1, teacher_pretrained=f"{tmp_path}/teacher-1/best.pth")
+    groups = read_groups([f"{tmp_path}/s-0", f"{tmp_path}/s-1", odd, best], [])
+    assert {name: len(members) for name, members in groups.items()} == {"s": 2, "odd": 1, "of-best": 1}
+
+
+def test_groups_of_ones_own_and_names_in_two_places(tmp_path):
+    a, b = make_run(tmp_path / "x/run", 0), make_run(tmp_path / "y/run", 0)
+    groups = read_groups([], [f"both={a},{b}"])
+    assert [run.name for run in groups["both"]] == ["x/run", "y/run"]
+    assert any("shares seed 0" in note for run in groups["both"] for note in run.notes)
+    for named, message in (
+        (["both"], "write name=RUN,RUN"),
+        ([f"both={a},"], "write name=RUN,RUN"),
+        ([f"both={a},{a}"], "is given twice"),
+        ([f"both={tmp_path}"], "is no run folder"),
+        ([], "no runs given"),
+    ):
+        with pytest.raises(UserError, match=message):
+            read_groups([], named)
+
+
+def test_miou_of_counts_is_the_metrics_miou():
+    confusion = np.array([[5, 1, 0, 0], [2, 7, 0, 0], [0, 3, 0, 0], [0, 0, 0, 0]])
+    areas = np.stack([confusion.diagonal(), confusion.sum(1), confusion.sum(0)])
+    assert miou(areas) == pytest.approx(Metrics(confusion, 1).miou(), rel=1e-12)
+
+
+def test_bootstrap_of_equal_and_of_better_runs():
+    base, better = make_areas(0.5)[None], make_areas(0.7, seed=1)[None]
+    same = bootstrap(base, base, 500, 0)
+    assert (same.difference, same.low, same.high, same.p) == (0, 0, 0, 1)
+    gain = bootstrap(better, base, 500, 0)
+    assert gain.difference == pytest.approx(miou(better[0].sum(0)) - miou(base[0].sum(0)))
+    assert 0 < gain.low < gain.difference < gain.high
+    assert gain.p == pytest.approx(2 / 501)
+    loss = bootstrap(base, better, 500, 0)
+    assert (loss.low, loss.high, loss.p) == pytest.approx((-gain.high, -gain.low, gain.p))
+    assert bootstrap(better, base, 500, 0) == gain
+
+
+def test_bootstrap_agrees_with_a_loop():
+    group, base = (np.stack([make_areas(q, seed=s) for s in (0, 1)]) for q in (0.52, 0.5))
+    gain = bootstrap(group, base, 4000, 0)
+    rng = np.random.default_rng(5)
+    values = []
+    for _ in range(4000):
+        chosen = rng.integers(30, size=30)
+        scores = [np.mean([miou(run[chosen].sum(0)) for run in runs]) for runs in (group, base)]
+        values.append(scores[0] - scores[1])
+    assert (gain.low, gain.high) == pytest.approx(np.percentile(values, (2.5, 97.5)), abs=0.002)
+
+
+def test_p_of_runs_that_do_not_differ():
+    """Which of two runs did better on an image is a coin: p below 0.1 in about a tenth of the trials."""
+    a, b = make_areas(0.5, seed=1, images=60), make_areas(0.5, seed=2, images=60)
+    below = 0
+    for trial in range(150):
+        swap = np.random.default_rng(trial).random(60) < 0.5
+        one = np.where(swap[:, None, None], a, b)
+        below += bootstrap(one[None], (a + b - one)[None], 200, trial).p < 0.1
+    assert 0.03 < below / 150 < 0.2
+
+
+def test_only_what_was_scored_alike_is_paired():
+    areas = dict(zip(NAMES, make_areas(), strict=True))
+    shuffled = dict(sorted(areas.items(), reverse=True))
+    assert np.array_equal(*align([areas, shuffled]))
+    with pytest.raises(UserError, match="different images"):
+        align([areas, {name: areas[name] for name in NAMES[1:]}])
+    with pytest.raises(UserError, match="different labels"):
+        align([areas, dict(zip(NAMES, make_areas(labels=1), strict=True))])
+
+
+def test_the_comparison(tmp_path, capsys):
+    runs = [make_run(tmp_path / f"base-{s}", s, make_areas(0.5, s)) for s in (0, 1)]
+    runs += [make_run(tmp_path / f"lad-{s}", s, make_areas(0.7, 10 + s), lr=0.2) for s in (0, 1)]
+    make_run(tmp_path / "lad-0", 0, make_areas(0.75, 20), checkpoint="best", lr=0.2)  # its counts replace last's
+    runs.append(make_run(tmp_path / "plain", lr=0.3))
+    runs.append(make_run(tmp_path / "teacher", areas=make_areas(0.9), assisted=True, lr=0.4))
+    out = tmp_path / "out"
+    compare.main([*runs, "--baseline", "base", "--samples", "300", "--output", str(out)])
+    result = json.loads((out / "compare.json").read_text())
+    rows = {(row["group"], row["view"]["checkpoint"], row["view"]["protocol"][:6]): row for row in result["rows"]}
+    lad, base = rows["lad", "last", "single"], rows["base", "last", "single"]
+    assert lad["gain"] == pytest.approx(np.mean(lad["miou"]) - np.mean(base["miou"]))
+    assert lad["gain_by_seed"] == pytest.approx({str(s): lad["miou"][s] - base["miou"][s] for s in (0, 1)})
+    assert lad["test"]["images"] == 30
+    assert 0 < lad["test"]["low"] < lad["test"]["difference"] < lad["test"]["high"]
+    assert "gain" not in rows["lad", "best", "single"]  # the baseline has no best
+    assert rows["plain", "last", "valida"]["miou"] == [0.4]
+    assert rows["plain", "best", "valida"]["miou"] == [0.5]
+    text = (out / "compare.md").read_text()
+    mean, std = np.mean(base["miou"]), np.std(base["miou"], ddof=1)
+    assert f"| base | last | 2 | {100 * mean:.2f} ± {100 * std:.2f} |" in text
+    assert "(n 30)" in text
+    assert "| teacher (reads the label) | last | 1 |" in text  # next to the students, but no gain over them
+    assert "gain" not in rows["teacher", "last", "single"]
+    assert "teacher, last, single scale, whole image: no gain: reads the label" in text
+    assert "plain: no JSON of eval.py: scores are those of the training log" in text
+    assert "b taken for a" in text
+    names = {path.name for path in out.iterdir()}
+    assert names == {
+        *("compare.json", "compare.md", "per_class.png", "curves.png"),
+        *("confusion-base.png", "confusion-lad.png", "confusion-teacher.png"),
+    }
+    assert text in capsys.readouterr().out
+
+
+def test_counts_of_another_evaluation_are_left_out(tmp_path):
+    run = make_run(tmp_path / "a", areas=make_areas(0.5))
+    other = make_areas(0.6)
+    counts = dict(zip(("intersection", "label", "prediction"), other.swapaxes(0, 1), strict=True))
+    np.savez(tmp_path / "a/per_image.npz", names=NAMES, **counts)
+    ((loaded,),) = read_groups([run], []).values()
+    assert not loaded.areas
+    assert any("is of none of the scores" in note for note in loaded.notes)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("config.yaml", b"{", "no plain yaml"),
+        ("eval.json", b"{", "is damaged"),
+        ("per_image.npz", b"no archive", "no file of eval.py --per-image"),
+    ],
+)
+def test_damaged_files_are_named(tmp_path, file, content, message):
+    run = make_run(tmp_path / "a", areas=make_areas())
+    (tmp_path / "a" / file).write_bytes(content)
+    with pytest.raises(UserError, match=f"{file}.*{message}"):
+        compare.main([run, "--output", f"{tmp_path}/out"])
+
+
+def test_refusals(tmp_path):
+    run = make_run(tmp_path / "base", areas=make_areas())
+    with pytest.raises(UserError, match="unknown group in --baseline 'bass'; did you mean 'base'"):
+        compare.main([run, "--baseline", "bass"])
+    with pytest.raises(UserError, match="none of the runs has a score"):
+        compare.main([make_run(tmp_path / "empty", log=False)])
+
+
+def test_pixels_gained_and_lost(tmp_path):
+    label = np.array([[0, 1, 1, 2, 255]])
+    new, old = np.array([[0, 1, 0, 0, 1]]), np.array([[0, 0, 1, 1, 1]])
+    kinds = list(gained_lost.CHANGES)
+    found = [kinds[k] for k in gained_lost.change_map(new, old, label)[0]]
+    assert found == ["right in both", "gained", "lost", "wrong in both", "ignored"]
+
+    dataset = build_dataset("toy", "", "val")
+    for run in ("base", "lad"):
+        make_run(tmp_path / run, areas=make_areas(), lr=0.1 if run == "base" else 0.2)
+        (tmp_path / run / "pred").mkdir()
+    for i, (image, _) in enumerate(dataset.pairs):
+        truth = dataset.read(i)[1]
+        nothing = np.where(truth == 255, 0, (truth + 1) % 7).astype(np.uint8)
+        right = np.where(truth == 255, 0, truth)
+        right[:, 40 * (i + 1) :] = nothing[:, 40 * (i + 1) :]  # the last image is all right
+        Image.fromarray(nothing).save(tmp_path / f"base/pred/{image.stem}.png")
+        Image.fromarray(right).save(tmp_path / f"lad/pred/{image.stem}.png")
+    changes = gained_lost.measure(dataset, tmp_path / "lad/pred", tmp_path / "base/pred")
+    assert changes.spread(3) == [2, 1, 0]
+    assert changes.counts[:, 1].tolist() == [0, 0, 0]
+    assert changes.counts.sum() == 3 * 96 * 128
+    out = tmp_path / "out"
+    flags = ["--baseline", "base", "--samples", "100", "--output", str(out)]
+    compare.main([f"{tmp_path}/base", f"{tmp_path}/lad", *flags])
+    assert (out / "gained_lost-lad.png").is_file()
+    share = json.loads((out / "compare.json").read_text())["gained_lost"]["lad"]
+    assert share["gained"] == pytest.approx(changes.counts[:, 0].sum() / changes.counts[:, :4].sum())
+    right = share["gained"] + share["right in both"]
+    assert f"lad: pred/ (accuracy {100 * right:.2f} %) is of another evaluation" in (out / "compare.md").read_text()
+    (tmp_path / f"lad/pred/{dataset.pairs[1][0].stem}.png").unlink()
+    compare.main([f"{tmp_path}/base", f"{tmp_path}/lad", *flags])
+    assert "lad: no gained/lost map: prediction" in (out / "compare.md").read_text()
+
+
+def test_confusions_by_name():
+    confusion = np.array([[6, 4, 0], [1, 9, 0], [0, 0, 0]])
+    pairs = charts.top_confusions(confusion, ["sky", "tree", "car"])
+    assert [(p["label"], p["prediction"], p["share"], p["pixels"]) for p in pairs] == [
+        ("sky", "tree", 0.4, 4),
+        ("tree", "sky", 0.1, 1),
+    ]
+    shares = charts.row_shares(confusion)
+    assert np.nansum(shares, 1).tolist() == pytest.approx([1, 1, 0])
+    assert np.isnan(shares[2]).all()
+
+
+def test_smoothing_keeps_constants_and_means():
+    assert charts._smooth(np.full(200, 3.0)) == pytest.approx(np.full(200, 3.0))
+    line = np.arange(200.0)
+    assert charts._smooth(line)[10:-10] == pytest.approx(line[10:-10])
+    assert np.ptp(charts._smooth(np.tile([0.0, 1.0], 100))) < 0.3

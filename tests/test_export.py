@@ -1,0 +1,109 @@
+"""The ONNX file computes what PyTorch computes, at sizes it was not traced with, and is refused where it does not."""
+
+import importlib.util
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from models.loading import from_checkpoint
+from scripts import export_onnx
+from scripts.deployed import BinMeans, Deployed, replace_pools
+from tests.networks import write_checkpoint
+from utils.errors import UserError
+from utils.pixels import CONVENTIONS
+
+INSTALLED = all(importlib.util.find_spec(name) for name in export_onnx.PACKAGES)
+needs_onnx = pytest.mark.skipif(not INSTALLED, reason="requirements-export.txt is not installed")
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 5), (9, 7), (13, 24)])
+@pytest.mark.parametrize("bins", [(1, 1), (2, 2), (3, 3), (6, 6), (2, 5)])
+def test_pools_as_matrices_are_adaptive_average_pools(size, bins):
+    x = torch.randn(2, 4, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(BinMeans(bins)(x), nn.functional.adaptive_avg_pool2d(x, bins))
+
+
+def test_no_adaptive_pool_is_left_and_the_function_stays(tmp_path):
+    model = from_checkpoint(write_checkpoint(tmp_path / "psp.pth", "pspnet")).model
+    x = torch.randn(1, 3, 50, 71)
+    with torch.inference_mode():
+        before = model(x).logits
+        replace_pools(model)
+        torch.testing.assert_close(model(x).logits, before)
+    assert not any(isinstance(module, nn.AdaptiveAvgPool2d) for module in model.modules())
+
+
+@needs_onnx
+def test_a_file_for_every_size(tmp_path, capsys):
+    import onnx
+    import onnxruntime
+
+    source, target = write_checkpoint(tmp_path / "psp.pth", "pspnet"), tmp_path / "new/psp.onnx"
+    export_onnx.main(["--pretrained", source, "--output", str(target)])
+    assert capsys.readouterr().out.count("equal classes 100.0000 %") == len(export_onnx.CHECKED_SIZES)
+    assert [path.name for path in target.parent.iterdir()] == ["psp.onnx"]
+    session = onnxruntime.InferenceSession(str(target), providers=["CPUExecutionProvider"])
+    network = Deployed(from_checkpoint(source).model, CONVENTIONS["bgr_mean"])
+    for shape in ((1, 3, 33, 200), (3, 3, 90, 61)):
+        image = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+        (logits,) = session.run(None, {"image": image.numpy()})
+        with torch.inference_mode():
+            expected = network(image).numpy()
+        np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+    properties = {entry.key: entry.value for entry in onnx.load(target).metadata_props}
+    assert json.loads(properties["class_names"])[1] == "disk"
+    assert len(json.loads(properties["palette"])) == 7
+
+
+@needs_onnx
+def test_a_network_that_cannot_take_every_size_gets_a_fixed_one(tmp_path, capsys, monkeypatch):
+    import onnxruntime
+
+    whole = export_onnx.export
+
+    def export(network, size, output_name):
+        if size is None:
+            raise torch.onnx.OnnxExporterError("sizes must be known")
+        return whole(network, size, output_name)
+
+    monkeypatch.setattr(export_onnx, "export", export)
+    monkeypatch.setattr(export_onnx, "FIXED_SIZE", (64, 48))
+    target = tmp_path / "fcn.onnx"
+    source = write_checkpoint(tmp_path / "fcn.pth")
+    export_onnx.main(["--pretrained", source, "--output", str(target), "--labels"])
+    printed = capsys.readouterr().out
+    assert "fcn on resnet10t cannot be written for every size; fixed to 64x48" in printed
+    assert "random 64x48: equal classes 100.0000 %" in printed
+    (output,) = onnxruntime.InferenceSession(str(target)).get_outputs()
+    assert output.name == "classes"
+    assert output.type == "tensor(uint8)"
+    assert output.shape[1:] == [64, 48]
+
+    monkeypatch.setattr(export_onnx, "compare", lambda *_: [("random", "", 0.9998)])
+    target.unlink()
+    with pytest.raises(UserError, match=r"differ on random: .* is not kept"):
+        export_onnx.main(["--pretrained", source, "--output", str(target), "--size", "64", "48"])
+    assert {path.name for path in tmp_path.iterdir()} == {"fcn.pth"}
+
+
+def test_refusals(tmp_path, monkeypatch):
+    student = write_checkpoint(tmp_path / "student.pth")
+    target = ["--output", str(tmp_path / "x.onnx")]
+    for flags, message in (
+        (target, "--pretrained FILE is missing"),
+        (["--pretrained", student], r"--output FILE: the file's name must end with \.onnx"),
+    ):
+        with pytest.raises(UserError, match=message):
+            export_onnx.main(flags)
+    monkeypatch.setattr(export_onnx, "PACKAGES", ("onnx_that_is_not_there",))
+    with pytest.raises(UserError, match=r"not installed: pip install -r requirements-export\.txt"):
+        export_onnx.main(["--pretrained", student, *target])
+    monkeypatch.setattr(export_onnx, "PACKAGES", ())
+    teacher = write_checkpoint(tmp_path / "teacher.pth", codes="random")
+    with pytest.raises(UserError, match="reads the label: a teacher cannot be deployed"):
+        export_onnx.main(["--pretrained", teacher, *target])
+    with pytest.raises(UserError, match=r"none\.png"):
+        export_onnx.main(["--pretrained", student, *target, "--image", str(tmp_path / "none.png")])

@@ -1,0 +1,119 @@
+"""Segmenting image files: the classes are the evaluator's, bad files are named, nothing is overwritten."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from datasets.toy import TOY
+from models.loading import from_checkpoint
+from scripts import predict
+from scripts.deployed import read_image
+from tests.networks import write_checkpoint
+from utils.errors import UserError
+from utils.evaluate import Predictor
+from utils.pixels import CONVENTIONS
+from utils.types import Draw
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory):
+    return write_checkpoint(tmp_path_factory.mktemp("student") / "last.pth", "pspnet")
+
+
+def picture(path, height=45, width=70, mode="RGB", seed=0):
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(pixels).convert(mode).save(path)
+    return path
+
+
+def test_files_hold_the_evaluators_classes(student, tmp_path, capsys):
+    source = picture(tmp_path / "a.png")
+    predict.main([str(source), "--pretrained", student, "--output", f"{tmp_path}/out", "--blend", "--ids"])
+    loaded = from_checkpoint(student)
+    image = torch.from_numpy(read_image(source).transpose(2, 0, 1).copy())[None]
+    label = torch.zeros(1, 45, 70, dtype=torch.uint8)
+    expected = Predictor(loaded.model, CONVENTIONS["bgr_mean"])(image, label, Draw(0))[0].argmax(0).numpy()
+    assert len(np.unique(expected)) > 1
+    colored = Image.open(tmp_path / "out/a.png")
+    assert np.array_equal(np.array(colored), expected)
+    assert np.array_equal(np.array(colored.convert("RGB")), np.uint8(TOY.palette)[expected])
+    assert np.array_equal(np.array(Image.open(tmp_path / "out/a_ids.png")), expected)
+    half = (read_image(source).astype(int) + np.array(TOY.palette)[expected]) // 2
+    assert np.array_equal(np.array(Image.open(tmp_path / "out/a_blend.png")), half)
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in TOY.names)
+
+
+def test_every_size_and_kind_of_image(student, tmp_path):
+    for i, (size, mode, suffix) in enumerate(
+        [((1, 1), "RGB", "png"), ((7, 3), "L", "png"), ((33, 17), "RGBA", "png"), ((40, 40), "CMYK", "jpg")]
+    ):
+        picture(tmp_path / f"{i}.{suffix}", *size, mode)
+    (tmp_path / "notes.txt").write_text("no image")
+    predict.main([str(tmp_path), "--pretrained", student, "--output", f"{tmp_path}/out"])
+    sizes = [Image.open(tmp_path / f"out/{i}.png").size for i in range(4)]
+    assert sizes == [(1, 1), (3, 7), (17, 33), (40, 40)]
+
+
+def test_photos_are_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    Image.new("RGB", (20, 10)).save(tmp_path / "turned.jpg", exif=exif)
+    assert read_image(tmp_path / "turned.jpg").shape == (20, 10, 3)
+
+
+def test_bad_images_are_named_and_skipped(student, tmp_path, capsys):
+    good = picture(tmp_path / "good.png")
+    cut, deep = tmp_path / "cut.png", tmp_path / "deep.png"
+    cut.write_bytes(good.read_bytes()[:200])
+    Image.fromarray(np.full((9, 9), 40000, np.uint16)).save(deep)
+    files = [str(cut), str(deep), str(tmp_path / "none.png"), str(good)]
+    with pytest.raises(SystemExit) as stopped:
+        predict.main([*files, "--pretrained", student, "--output", f"{tmp_path}/out"])
+    assert stopped.value.code == 1
+    errors = capsys.readouterr().err.splitlines()
+    assert [line.split(":")[0] for line in errors] == ["skipped"] * 3 + ["error"]
+    assert "cut.png cannot be read" in errors[0]
+    assert "more than 8 bits" in errors[1]
+    assert "file not found" in errors[2]
+    assert "3 of 4" in errors[3]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["good.png"]
+
+
+def test_refusals(student, tmp_path):
+    source = str(picture(tmp_path / "a.png"))
+    other = tmp_path / "more"
+    other.mkdir()
+    picture(other / "a.jpg")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    teacher = write_checkpoint(tmp_path / "teacher.pth", codes="random")
+    for flags, message in (
+        ([source, "--pretrained", teacher], "label-assisted teacher: it needs labels"),
+        ([source, str(other), "--pretrained", student, "--output", f"{tmp_path}/out"], "would both be written"),
+        ([source, "--pretrained", student, "--output", str(tmp_path)], "would be overwritten"),
+        ([str(empty), "--pretrained", student], "holds no images"),
+        (["--pretrained", student], "no images given"),
+        ([source], "--pretrained FILE is missing"),
+        ([source, "--pretrained", student, "--output", "/proc/out"], "--output .* cannot be written"),
+    ):
+        with pytest.raises(UserError, match=message) as raised:
+            predict.main(flags)
+        assert "\n" not in str(raised.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_without_names_and_colours(tmp_path, capsys):
+    foreign = write_checkpoint(tmp_path / "foreign.pth", class_names=[], palette=[])
+    source = picture(tmp_path / "a.png")
+    predict.main([str(source), "--pretrained", foreign, "--output", f"{tmp_path}/out"])
+    assert "class 3" in capsys.readouterr().out
+    assert Image.open(tmp_path / "out/a.png").mode == "P"
+
+
+@pytest.mark.parametrize("count", [1, 2, 19, 171, 256])
+def test_generated_colours_differ(count):
+    palette = predict.generated_palette(count)
+    assert len(set(palette)) == len(palette) == count
+    assert all(0 <= value <= 255 for color in palette for value in color)

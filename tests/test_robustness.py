@@ -1,0 +1,116 @@
+"""Wrong labels are wrong where and as often as asked, and the first condition is eval.py's own score."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import eval as evaluation
+from scripts import teacher_robustness
+from scripts.analysis.robustness import Condition, Tally, corrupt
+from tests.networks import write_checkpoint
+from utils.errors import UserError
+
+LABEL = np.repeat(np.repeat(np.array([[0, 1, 2], [3, 255, 0]], np.uint8), 40, 0), 50, 1)  # six regions
+
+
+def wrong(kind, share, seed=0, num_classes=4):
+    condition = Condition(kind, "", "random", 0.03, share)
+    return corrupt(LABEL, condition, num_classes, np.random.default_rng(seed))
+
+
+@pytest.mark.parametrize("kind", ["wrong pixels", "wrong regions"])
+def test_wrong_labels(kind):
+    valid = LABEL != 255
+    assert np.array_equal(wrong(kind, 0.0), LABEL)
+    everywhere = wrong(kind, 1.0)
+    assert (everywhere[valid] != LABEL[valid]).all()
+    assert everywhere[valid].max() < 4
+    assert (everywhere[~valid] == 255).all()
+    shares = [(wrong(kind, 0.3, seed) != LABEL).sum() / valid.sum() for seed in range(100)]
+    assert np.mean(shares) == pytest.approx(0.3, abs=0.06)
+    # any other class is as likely
+    counts = np.bincount(np.concatenate([wrong(kind, 1.0, s)[LABEL == 1] for s in range(300)]), minlength=4)
+    assert counts[1] == 0
+    assert counts[[0, 2, 3]] / counts.sum() == pytest.approx(1 / 3, abs=0.1)
+
+
+def test_wrong_regions_are_whole():
+    shown = wrong("wrong regions", 0.5, seed=1)
+    assert not np.array_equal(shown, LABEL)
+    for top in (0, 40):
+        for left in (0, 50, 100):
+            assert len(np.unique(shown[top : top + 40, left : left + 50])) == 1
+    corners = [wrong("wrong regions", 1.0, s)[[0, 79], [0, 149]] for s in range(20)]
+    assert any(a != b for a, b in corners)  # two regions of class 0, each with its own draw
+
+
+def test_tally_by_hand():
+    probability = torch.tensor([[[0.9, 0.2, 0.5, 0.5]], [[0.6, 0.6, 0.5, 0.5]]])  # of class 0: [draws, H, W]
+    logits = torch.stack([probability, 1 - probability], 1).log()
+    label, shown = np.array([[0, 1, 255, 1]], np.uint8), np.array([[0, 0, 255, 1]], np.uint8)
+    tally = Tally(2, 2)
+    tally.add(logits, label, shown)
+    result = tally.result()
+    # draw 0 says 0 1 _ 0, draw 1 says 0 0 _ 0; the second pixel is shown as class 0
+    assert result["miou"] == pytest.approx([(1 / 2 + 1 / 2) / 2, (1 / 3 + 0) / 2])
+    assert result["agreement"] == pytest.approx(2 / 3)
+    assert result["wrong_share"] == pytest.approx(1 / 3)
+    assert result["follows_wrong"] == pytest.approx(1 / 2)
+    assert result["sees_through_wrong"] == pytest.approx(1 / 2)
+
+    def kl(p, q):
+        return p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))
+
+    expected = sum(kl(p, q) + kl(q, p) for p, q in ((0.9, 0.6), (0.2, 0.6))) / 2 / 3
+    assert result["kl"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_from_the_command_line(tmp_path):
+    teachers = [write_checkpoint(tmp_path / f"{codes}/last.pth", codes=codes) for codes in ("random", "fixed")]
+    flags = ["--teacher", *teachers, "--output", f"{tmp_path}/out", "--noise", "0", "--wrong", "0.5", "1"]
+    teacher_robustness.main([*flags, "--seed", "4", "--device", "cpu"])
+    content = json.loads((tmp_path / "out/robustness.json").read_text())
+    assert list(content["results"]) == ["random", "fixed"]
+    for path, records in zip(teachers, content["results"].values(), strict=True):
+        by_name = {(r["name"], r["value"]): r for r in records}
+        first = records[0]
+        evaluation.main(["--pretrained", path, "--json", f"{tmp_path}/eval.json", "--seed", "4", "--device", "cpu"])
+        assert first["miou"][0] == json.loads((tmp_path / "eval.json").read_text())["miou"]
+        assert by_name["pixel noise", "0.03"]["miou"] == first["miou"]
+        assert by_name["codes", first["codes"]]["miou"] == first["miou"]
+        assert by_name["no label", "zero plane"]["agreement"] == 1
+        assert by_name["wrong pixels", "100 %"]["wrong_share"] == 1
+        assert by_name["wrong pixels", "50 %"]["wrong_share"] == pytest.approx(0.5, abs=0.02)
+    fixed = {r["value"]: r for r in content["results"]["fixed"] if r["name"] == "pixel noise"}
+    assert fixed["0"]["agreement"] == 1  # fixed codes without noise: nothing is left to differ
+    assert fixed["0"]["kl"] == 0
+    assert "3 of 3 images, 2 draws" in (tmp_path / "out/robustness.md").read_text()
+    assert (tmp_path / "out/robustness.png").stat().st_size > 10000
+
+
+def test_a_part_of_the_images_is_spread_over_the_split(tmp_path, monkeypatch):
+    def measure(loaded, dataset, chosen, *_):
+        raise UserError(f"{chosen} of {len(dataset)}")
+
+    monkeypatch.setattr(teacher_robustness, "measure", measure)
+    teacher = write_checkpoint(tmp_path / "last.pth", codes="random")
+    for limit, expected in (("2", r"\[0, 2\] of 3"), ("1", r"\[0\] of 3"), ("9", r"\[0, 1, 2\] of 3")):
+        with pytest.raises(UserError, match=expected):
+            teacher_robustness.main(["--teacher", teacher, "--limit", limit, "--device", "cpu"])
+
+
+def test_refusals(tmp_path):
+    teacher, student = write_checkpoint(tmp_path / "t.pth", codes="random"), write_checkpoint(tmp_path / "s.pth")
+    for flags, message in (
+        ([], "--teacher FILE is missing"),
+        (["--teacher", teacher, student], "sees the image only"),
+        (["--teacher", teacher, teacher], "the same file twice"),
+        (["--teacher", teacher, "--names", "a", "b"], "2 names for 1 teachers"),
+        (["--teacher", teacher, "--wrong", "1.5"], "a share is at most 1"),
+        (["--teacher", teacher, "--draws", "1"], "--draws: 1 is too small"),
+    ):
+        with pytest.raises(UserError, match=message):
+            teacher_robustness.main([*flags, "--output", f"{tmp_path}/out"])
+    assert not (tmp_path / "out").exists()
