@@ -1,18 +1,10 @@
 """A network as it is used: uint8 pixels in, logits at image size out."""
 
-from pathlib import Path
-
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from utils.errors import UserError, first_line
 from utils.pixels import PixelConvention
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
-DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L")  # more than 8 bits a channel: PIL would clip them to white
 
 
 class Deployed(nn.Module):
@@ -65,21 +57,3 @@ def replace_pools(module: nn.Module) -> None:
             setattr(module, name, BinMeans((size, size) if isinstance(size, int) else tuple(size)))
         else:
             replace_pools(child)
-
-
-def read_image(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
-    """RGB uint8 ``[H, W, 3]``, upright as viewers show it, scaled to ``size`` (height, width) if that is given.
-
-    Raises:
-        UserError: no such file, not an image, damaged, or more than 8 bits a channel.
-    """
-    try:
-        with Image.open(path) as file:
-            if file.mode in DEEP_MODES:
-                raise UserError(f"{path} has more than 8 bits a channel (mode {file.mode}): convert it first")
-            image = ImageOps.exif_transpose(file).convert("RGB")
-            return np.array(image if size is None else image.resize(size[::-1], Image.Resampling.BILINEAR))
-    except FileNotFoundError:
-        raise UserError(f"file not found: {path}") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} cannot be read: {first_line(error)}") from error

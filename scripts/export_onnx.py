@@ -22,12 +22,14 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from datasets.files import read_image
 from models.loading import from_checkpoint
-from scripts.deployed import Deployed, read_image, replace_pools
+from scripts.deployed import Deployed, replace_pools
 from utils.config import option, parse_flags
 from utils.errors import UserError, first_line, run_main
 from utils.pixels import CONVENTIONS
@@ -134,7 +136,8 @@ def check_images(config: ExportConfig, size: tuple[int, int] | None) -> dict[str
         for h, w in ([size] if size else CHECKED_SIZES)
     }
     for path in config.image:
-        pixels = read_image(Path(path), size)
+        pixels = read_image(Path(path))
+        pixels = cv2.resize(pixels, size[::-1]) if size else pixels
         images[path] = torch.from_numpy(pixels.transpose(2, 0, 1).copy())[None]
     return images
 

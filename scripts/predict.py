@@ -21,11 +21,12 @@ import torch
 from matplotlib.colors import to_hex
 from PIL import Image
 
+from datasets.files import IMAGE_SUFFIXES, read_image
 from models.loading import from_checkpoint
-from scripts.deployed import IMAGE_SUFFIXES, Deployed, read_image
 from utils.config import option, parse_flags
 from utils.distributed import world
 from utils.errors import UserError, run_main
+from utils.evaluate import Predictor
 from utils.pixels import CONVENTIONS
 from utils.visualize import colorize
 
@@ -141,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     pixels = np.zeros(len(names), np.int64)
     failed = 0
     with world(config.device) as w:
-        network = Deployed(loaded.model, CONVENTIONS[loaded.card["pixels"]]).to(w.device).eval()
+        predict = Predictor(loaded.model.to(w.device), CONVENTIONS[loaded.card["pixels"]])
         for path in images:
             try:
                 image = read_image(path)
@@ -150,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 failed += 1
                 continue
             x = torch.from_numpy(image.transpose(2, 0, 1).copy())[None].to(w.device)
-            ids = network(x)[0].argmax(0).to(torch.uint8).cpu().numpy()
+            ids = predict.classes(x, x[:, 0], ())[0].to(torch.uint8).cpu().numpy()  # no label is looked at
             pixels += np.bincount(ids.ravel(), minlength=len(names))
             files = outputs(path, config)
             write(image, ids, palette, files)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from datasets import build_dataset
+from datasets import build_dataset, variant
 from datasets.base import SegmentationDataset
 from models.label_noise import CODES, LabelNoise
 from models.loading import Loaded, from_checkpoint
@@ -140,12 +140,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not config.teacher:
         raise UserError("--teacher FILE is missing: the checkpoint of a label-assisted teacher")
     names = call_names(config)
-    teachers = [from_checkpoint(path) for path in config.teacher]
+    teachers = [from_checkpoint(path, assisted=True) for path in config.teacher]
     for path, loaded in zip(config.teacher, teachers, strict=True):
         if loaded.noise is None:
             raise UserError(f"--teacher {path} sees the image only: there is no label to be robust against")
     card = teachers[0].card
-    dataset = build_dataset(config.dataset or card["dataset"], config.data or card["data"], config.split)
+    name = variant(config.dataset or card["dataset"], card["num_classes"])
+    dataset = build_dataset(name, config.data or card["data"], config.split)
     for path, loaded in zip(config.teacher, teachers, strict=True):
         if loaded.card["num_classes"] != len(dataset.spec.names):
             wanted = f"the data set {len(dataset.spec.names)}"
@@ -158,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             for name, loaded in zip(names, teachers, strict=True)
         }
     output = Path(config.output).expanduser()
-    what = f"{config.dataset or card['dataset']} {config.split}, {count} of {len(dataset)} images, {config.draws} draws"
+    what = f"{name} {config.split}, {count} of {len(dataset)} images, {config.draws} draws"
     text = f"# Robustness of label-assisted teachers\n\n{what}\n\n{table(results)}\n{EXPLANATION}\n"
     content = {"data": what, "teachers": dict(zip(names, config.teacher, strict=True)), "results": results}
     style.save_json(content, output / "robustness.json")
