@@ -4,4 +4,5 @@ set -euo pipefail
 source "$(dirname "$0")/setup.sh" requirements-dev.txt
 ruff check .
 ruff format --check .
-python -m pytest "$@"
+export OMP_NUM_THREADS=1  # one core a test process: several OpenMP pools on few cores slow each other down
+python -m pytest -n "$(nproc)" --dist loadfile "$@"
