@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.errors import lookup
-from utils.types import IGNORE_INDEX, Draw
+from utils.types import Draw
 
 
 def fixed_table(num_classes: int, **kind: object) -> Tensor:
@@ -49,7 +49,7 @@ def noised_plane(label: Tensor, codes: Tensor, noise: Tensor, pixel_std: float, 
     codes: ``[B, K + 1]``. noise: standard normal ``[B, H, W]``. Result: ``[B, 1, H, W]`` in the type of ``codes``.
     """
     ignore_class = codes.shape[1] - 1
-    index = label.long().masked_fill(label == IGNORE_INDEX, ignore_class)
+    index = label.clamp(max=ignore_class).long()  # the ignore index is above every class
     plane = codes.gather(1, index.flatten(1)).view_as(noise)
     return torch.add(plane, noise, alpha=pixel_std).mul_(scale).unsqueeze(1)
 

@@ -15,11 +15,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -27,16 +29,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from datasets import train_and_val
 from datasets.base import SegmentationDataset, TrainStream
 from datasets.transforms import SCALES
+from models.label_noise import noised_plane
 from utils.config import TrainConfig, option, parse_flags
 from utils.errors import lookup, run_main
+from utils.evaluate import upsampled_argmax
 from utils.logger import environment
 from utils.pixels import CONVENTIONS
 from utils.seeding import derive_seed
+from utils.types import IGNORE_INDEX
 
 
 @dataclass(frozen=True)
 class BenchmarkConfig:
-    only: tuple[str, ...] = option((), "comparisons to run (default: all)")
+    only: tuple[str, ...] = option((), "comparisons to run (default: all)", positional=True)
     rounds: int = option(7, "alternating rounds of each way", minimum=3)
     count: int = option(48, "images a round", minimum=1)
     json: str = option("", "file for the result")
@@ -156,12 +161,56 @@ def loader(config: BenchmarkConfig) -> Comparison:
     return Comparison("training sample, 500x375 JPEG to a 512x512 crop", seconds, check)
 
 
-COMPARISONS: dict[str, Callable[[BenchmarkConfig], Comparison]] = {"loader": loader}
+def noising(num_classes: int, config: BenchmarkConfig) -> Comparison:
+    """The label plane: one table look-up against a loop over images and classes, on given codes and pixel noise."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (16, 512, 512)
+    coarse = torch.randint(0, num_classes + 1, (16, 1, 8, 8), generator=generator).float()
+    index = F.interpolate(coarse, shape[1:], mode="nearest")[:, 0].long()  # class K is the ignored one
+    label = index.masked_fill(index == num_classes, IGNORE_INDEX).to(torch.uint8)
+    codes = torch.randn(16, num_classes + 1, generator=generator)
+    noise = torch.randn(shape, generator=generator)
+
+    def loop(_: int) -> torch.Tensor:
+        plane = index.float()
+        for j in range(len(plane)):
+            for k in range(num_classes + 1):
+                plane[j][index[j] == k] = codes[j, k]
+        return (100 * (plane + 0.03 * noise)).unsqueeze(1)
+
+    def table(_: int) -> torch.Tensor:
+        return noised_plane(label, codes, noise, 0.03, 100.0)
+
+    seconds = medians({"plain: loop over images and classes": loop, "ours: table look-up": table}, config.rounds, 2)
+    check = {"largest difference": float((loop(0) - table(0)).abs().max())}
+    return Comparison(f"label plane of 16 images, 512x512, {num_classes} classes (drawing excluded)", seconds, check)
+
+
+def argmax(num_classes: int, config: BenchmarkConfig) -> Comparison:
+    """From logits at stride 8 to the class of every pixel of a VOC-sized image."""
+    generator = torch.Generator().manual_seed(0)
+    smooth = 4 * torch.randn(1, num_classes, 6, 8, generator=generator)
+    logits, size = F.interpolate(smooth, (47, 63), mode="bicubic").contiguous(), (375, 500)
+
+    def plain(_: int) -> torch.Tensor:
+        return F.interpolate(logits, size, mode="bilinear", align_corners=True).argmax(1)
+
+    def banded(_: int) -> torch.Tensor:
+        return upsampled_argmax(logits, size, True)
+
+    seconds = medians({"plain: upsample everything, argmax": plain, "ours: in bands": banded}, config.rounds, 5)
+    check = {"pixels that differ": float((plain(0) != banded(0)).sum())}
+    return Comparison(f"classes of a 375x500 image from {num_classes} logits at stride 8", seconds, check)
+
+
+COMPARISONS: dict[str, Callable[[BenchmarkConfig], Comparison]] = {
+    "loader": loader,
+    **{f"noising-{k}": partial(noising, k) for k in (21, 150)},
+    **{f"argmax-{k}": partial(argmax, k) for k in (21, 171)},
+}
 
 
 def main() -> None:
-    if len(sys.argv) > 1 and not sys.argv[1].startswith("-"):
-        sys.argv.insert(1, "--only")
     config = BenchmarkConfig(**parse_flags(BenchmarkConfig, __doc__))
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

@@ -5,4 +5,4 @@ source "$(dirname "$0")/setup.sh" requirements-dev.txt
 ruff check .
 ruff format --check .
 export OMP_NUM_THREADS=1  # one core a test process: several OpenMP pools on few cores slow each other down
-python -m pytest -n "$(nproc)" --dist loadfile "$@"
+python -m pytest -n "$(( $(nproc) < 4 ? $(nproc) : 4 ))" --dist loadfile "$@"
