@@ -14,4 +14,5 @@ for run in teacher baseline student; do
 done
 python scripts/results_table.py $runs/{teacher,baseline,student}/eval.json | tee $runs/results.md
 python scripts/visualize.py --teacher $runs/teacher/last.pth --student $runs/student/last.pth --output $runs/grid.png
+echo "Minutes of training show that everything works, not what LAD gains. The teacher's score is of a network that reads the label."
 echo "per-class scores: $runs/*/eval.txt   picture: $runs/grid.png   curves: tensorboard --logdir $runs"
