@@ -1,4 +1,4 @@
-"""Cross-image relations within a mini-batch (CIRKD: Yang et al., CVPR 2022, arXiv 2204.06986, section 3.3)."""
+"""Cross-image relations within a mini-batch (CIRKD: Yang et al., CVPR 2022, arXiv 2204.06986)."""
 
 from itertools import product
 
@@ -21,7 +21,7 @@ def relation_kl(
     """KL(p_T || p_S) of every anchor ``[N]``, p = softmax(anchor . contrasts / tau) over the contrasts.
 
     Unit vectors ``[N, C_S]``, ``[M, C_S]``, ``[N, C_T]``, ``[M, C_T]``. Only they are kept for the backward pass, which
-    computes the N x M similarities again: these live for one call at a time, in five matrices or so.
+    computes the N x M similarities again: these live for one call at a time, about seven matrices in all.
     """
     vectors = student, student_contrasts, teacher, teacher_contrasts
     return checkpoint(_relation_kl, *vectors, tau, use_reentrant=False, preserve_rng_state=False)
@@ -38,7 +38,8 @@ def cirkd_loss(student: Tensor, teacher: Tensor, tau: float = 0.1) -> Tensor:
 
     As CIRKD v1's CriterionMiniBatchCrossImagePair: ignored pixels included, no tau^2. Features ``[B, C, h, w]``, each
     with its own C; the teacher gets no gradient. The pairs are those of one process, as there, so the value depends on
-    how the batch is split. Peak memory: a few matrices of (h w)^2 values, whatever B.
+    how the batch is split. Peak memory: about seven matrices of (h w)^2, whatever B; the time
+    grows with B^2.
     """
     s, t = unit_rows(student), unit_rows(teacher.detach())
     pairs = product(range(len(s)), repeat=2)

@@ -1,4 +1,4 @@
-"""Relations to memories of pixels and regions (CIRKD: Yang et al., CVPR 2022, arXiv 2204.06986, section 3.4).
+"""Relations to memories of pixels and regions (CIRKD: Yang et al., CVPR 2022, arXiv 2204.06986).
 
 The memories hold unit vectors of the teacher, a ring of slots for each class, and start as random directions. Every
 iteration stores keys of the global batch, image by image, and then compares all labelled pixels of student and teacher
@@ -59,7 +59,7 @@ def memory_loss(student: Tensor, teacher: Tensor, contrasts: Tensor, labelled: T
     """Mean over labelled pixels of KL(p_T || p_S), p = softmax(pixel . contrasts / tau); no tau^2.
 
     student, teacher: unit vectors ``[B, N, C]``; contrasts ``[M, C]``; labelled ``[B, N]``. The mean is over the global
-    batch (see losses.task.cross_entropy). Peak memory: a few matrices of N x M values, whatever B.
+    batch (see losses.task.cross_entropy). Peak memory: about seven matrices of N x M, whatever B.
     """
     rows = [relation_kl(s, contrasts, t, contrasts, tau) for s, t in zip(student, teacher.detach(), strict=True)]
     total = torch.stack(rows).masked_fill(~labelled, 0).sum()

@@ -158,6 +158,15 @@ def test_gradients_reach_the_student_and_the_projector_only():
     assert all(p.grad.abs().sum() > 0 for p in parameters.values())
 
 
+@pytest.mark.parametrize("kd", ["cirkd=1", "cirkd_pixel=1:size=10", "cirkd_region=1:size=10"])
+def test_no_similarities_are_kept_for_the_backward_pass(kd):
+    student, teacher, label = random_outputs()
+    sizes = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.numel()) or x, lambda x: x):
+        build_kd(kd, 6, 9, 5).train()(student, teacher, label)
+    assert 0 < max(sizes) <= 50 * 9, "24 pixels an image: 24 x 24 or 24 x 50 similarities, 50 contrasts of 9 channels"
+
+
 def test_the_queue_holds_the_batch_before_it_is_compared_and_is_a_function_of_the_seed():
     queues = []
     for _ in range(2):
