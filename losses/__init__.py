@@ -7,13 +7,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from losses.cirkd import CIRKD
+from losses.cirkd_memory import CIRKDPixel, CIRKDRegion, share_projector
 from losses.cwd import CWD
 from losses.dist import DIST
 from losses.kd import KD
 from utils.errors import UserError, lookup, nearest
 from utils.types import Output
 
-LOSSES: dict[str, type[nn.Module]] = {"kd": KD, "cwd": CWD, "dist": DIST}
+LOSSES: dict[str, type[nn.Module]] = {
+    "kd": KD,
+    "cwd": CWD,
+    "dist": DIST,
+    "cirkd": CIRKD,
+    "cirkd_pixel": CIRKDPixel,
+    "cirkd_region": CIRKDRegion,
+}
 
 
 def parse_losses(text: str, flag: str = "--kd") -> dict[str, tuple[float, dict[str, float]]]:
@@ -72,4 +81,5 @@ def build_kd(
         name: LOSSES[name](student_channels, teacher_channels, num_classes, **options)
         for name, (_, options) in parsed.items()
     }
+    share_projector(losses.values())
     return WeightedLosses(losses, {name: weight for name, (weight, _) in parsed.items()})

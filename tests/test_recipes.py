@@ -65,7 +65,7 @@ def test_a_table_is_one_command_that_parses_a_line(table):
         for name, value in recipe.items():
             assert value != "?" or name in given, f"{name} is asked for by the recipe"
         assert given["data"] == f"/data sets/{dataset}"
-        needed = {given.get("pretrained"), given.get("teacher_pretrained")} - {None}
+        needed = {given.get("pretrained"), given.get("teacher_pretrained")} - {None, ""}
         assert needed <= outputs, "what a line starts from is made by a line before it"
         outputs.add(f"{given['save_dir']}/best.pth")
 

@@ -64,6 +64,18 @@ def all_reduce_mean(value: Tensor) -> Tensor:
     return all_reduce_sum(value).div_(dist.get_world_size()) if dist.is_initialized() else value
 
 
+def all_gather_cat(value: Tensor) -> Tensor:
+    """The values of all processes joined along dim 0, by rank; the value itself when there is one process.
+
+    Without gradient. The shapes of all processes are equal.
+    """
+    if not dist.is_initialized():
+        return value
+    parts = [torch.empty_like(value) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, value.contiguous())
+    return torch.cat(parts)
+
+
 def any_process(flag: bool, device: torch.device) -> bool:
     """Whether the flag is set in any process, so that all of them take the same branch."""
     if not dist.is_initialized():
