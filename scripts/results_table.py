@@ -67,15 +67,16 @@ def rewrite(text: str, tables: dict[str, Any], results: Path) -> str:
 
 
 def declared_table(spec: dict[str, Any], results: Path) -> tuple[list[str], list[list[str]]]:
-    """columns: headings of each row's ``cells``; then published, ours (mean +- std over files), n, command."""
+    """columns: headings of each row's ``cells``; then published, ours (mean +- std over files), n, command, log (the files)."""
     rows = []
     for row in spec["rows"]:
         files = sorted(results.glob(row["files"])) if row.get("files") else []
         scores = [read(file)["miou"] for file in files]
         published = "-" if row.get("published") is None else f"{row['published']:.2f}"
         ours = percent(scores) if scores else "not run"
-        rows.append([*row["cells"], published, ours, str(len(scores)), f"`{row['command']}`"])
-    return [*spec["columns"], "published mIoU %", "ours mIoU %", "n", "command"], rows
+        log = ", ".join(f"[{file.stem}](results/{file.relative_to(results)})" for file in files) or "-"
+        rows.append([*row["cells"], published, ours, str(len(scores)), f"`{row['command']}`", log])
+    return [*spec["columns"], "published mIoU %", "ours mIoU %", "n", "command", "log"], rows
 
 
 def read(file: Path) -> dict[str, Any]:
