@@ -67,7 +67,7 @@ def rewrite(text: str, tables: dict[str, Any], results: Path) -> str:
 
 
 def declared_table(spec: dict[str, Any], results: Path) -> tuple[list[str], list[list[str]]]:
-    """columns: headings of each row's ``cells``; then published, ours (mean +- std over files), n, command, log (the files)."""
+    """columns: headings of each row's ``cells``; then published, ours (mean +- std), n, command, log (files)."""
     rows = []
     for row in spec["rows"]:
         files = sorted(results.glob(row["files"])) if row.get("files") else []
