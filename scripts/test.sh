@@ -5,4 +5,5 @@ source "$(dirname "$0")/setup.sh" requirements-dev.txt
 ruff check .
 ruff format --check .
 export OMP_NUM_THREADS=1  # one core a test process: several OpenMP pools on few cores slow each other down
-python -m pytest -n "$(( $(nproc) < 4 ? $(nproc) : 4 ))" --dist loadfile "$@"
+cores=$(getconf _NPROCESSORS_ONLN)
+python -m pytest -n "$((cores < 4 ? cores : 4))" --dist loadfile "$@"
