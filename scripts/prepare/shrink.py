@@ -1,0 +1,102 @@
+"""Make a smaller copy of a data set, for experiments on little hardware.
+
+python scripts/prepare/shrink.py --dataset camvid --source data/camvid --data data/camvid_half --factor 2
+
+Images are averaged over the area of each new pixel, of labels the nearest pixel is kept. Lists (.txt, .yaml) are
+copied, so that the copy is read as the original is. Pictures that are there already are left as they are.
+"""
+
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from datasets import build_dataset, dataset_spec
+from datasets.files import Pair, read_files
+from utils.config import option, parse_flags
+from utils.errors import UserError, run_main
+
+LISTS = (".txt", ".yaml", ".yml")
+
+
+@dataclass(frozen=True)
+class ShrinkConfig:
+    dataset: str = option("", "data set")
+    source: str = option("", "its root folder")
+    data: str = option("", "root folder of the copy to make")
+    factor: float = option(2.0, "how many times smaller each side becomes", minimum=1)
+
+
+def every_pair(name: str, source: str) -> list[Pair]:
+    """Image and label files of all splits that are there; of the others it prints what is wrong.
+
+    Raises:
+        UserError: unknown data set, one that is not made of files, or no split there.
+    """
+    spec = dataset_spec(name, source)
+    if not spec.needs_root:
+        raise UserError(f"--dataset {name} has no files to make smaller")
+    pairs, troubles = [], []
+    for split in spec.splits:
+        try:
+            pairs += build_dataset(name, source, split).pairs
+        except UserError as error:
+            troubles.append(f"{split}: {error}")
+    if not pairs:
+        raise UserError("; ".join(troubles))
+    for trouble in troubles:
+        print(f"left out: {trouble}")
+    return pairs
+
+
+def shrink(array: np.ndarray, factor: float, resampling: Image.Resampling) -> Image.Image:
+    """``[H, W]`` or ``[H, W, 3]`` -> a picture of H / factor x W / factor, rounded."""
+    size = [max(1, round(side / factor)) for side in array.shape[1::-1]]
+    return Image.fromarray(array).resize(size, resampling)
+
+
+def save(picture: Image.Image, path: Path) -> None:
+    """Complete or not at all. Raises UserError when the file cannot be written or has no such format."""
+    partial = path.with_name(f".partial-{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(partial, quality=95)
+        partial.replace(path)
+    except (OSError, ValueError) as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(f"{path} cannot be written: {error}") from error
+
+
+def main() -> None:
+    config = ShrinkConfig(**parse_flags(ShrinkConfig, __doc__))
+    for flag in ("dataset", "source", "data"):
+        if not getattr(config, flag):
+            raise UserError(f"--{flag} is missing")
+    source, target = Path(config.source).expanduser(), Path(config.data).expanduser()
+    if target.resolve() == source.resolve():
+        raise UserError(f"--data {target} is the source itself")
+    pairs = every_pair(config.dataset, str(source))
+    for image, label in tqdm(pairs, "pictures", disable=None):
+        copies = [path and target / path.relative_to(source) for path in (image, label)]
+        if all(copy is None or copy.exists() for copy in copies):
+            continue
+        for array, copy, resampling in zip(
+            read_files(image, label), copies, (Image.Resampling.BOX, Image.Resampling.NEAREST), strict=True
+        ):
+            if copy is not None:
+                save(shrink(array, config.factor, resampling), copy)
+    for path in source.rglob("*"):
+        if path.suffix in LISTS and path.is_file():
+            (target / path.relative_to(source)).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target / path.relative_to(source))
+    print(f"{target}: {len(pairs)} images and labels, {config.factor:g} times smaller")
+
+
+if __name__ == "__main__":
+    run_main(main)
