@@ -86,22 +86,24 @@ def load_teacher(config: StudentConfig, num_classes: int) -> tuple[Segmentor, La
     """The frozen teacher, and for an assisted one the label noise of the student phase.
 
     Raises:
-        UserError: no teacher given, or one of other classes or another pixel convention.
+        UserError: no teacher given, or one of other classes, another pixel convention or other label planes.
     """
     path = config.teacher_pretrained
     if not path:
         raise UserError(f"--kd {config.kd} needs --teacher-pretrained FILE (--kd none trains the baseline)")
-    teacher, card = from_checkpoint(path, assisted=True)
+    teacher = from_checkpoint(path, assisted=True)
+    card = teacher.card
     if card["num_classes"] != num_classes:
         raise UserError(
             f"--teacher-pretrained {path} has {card['num_classes']} classes, {config.dataset} {num_classes}"
         )
     if card["pixels"] != config.pixels:
         raise UserError(f"--teacher-pretrained {path} was trained on other pixels: use --pixels {card['pixels']}")
-    if card["label_noise"] is None:
-        return teacher, None
-    scale = card["label_noise"]["scale"] if config.label_scale is None else config.label_scale
-    return teacher, LabelNoise(num_classes, config.label_codes, config.label_std, scale)
+    if card["label_noise"] is not None:
+        card["label_noise"] |= {"codes": config.label_codes, "pixel_std": config.label_std}
+        if config.label_scale is not None:
+            card["label_noise"]["scale"] = config.label_scale
+    return teacher.model, teacher.noise
 
 
 def main(argv: Sequence[str] | None = None) -> None:

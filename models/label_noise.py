@@ -35,10 +35,20 @@ def _shuffled(table: Tensor, batch: int, draw: Draw, stream: int) -> Tensor:
     return table[_random(table, batch, draw, stream).argsort(1)]
 
 
+def _onehot(table: Tensor, batch: int, draw: Draw, stream: int) -> Tensor:
+    """A plane for each class instead of one for all: 1 where the class is, 0 elsewhere (this project's ablation).
+
+    ``[B, K, K + 1]``; the ignore class is 0 in every plane.
+    """
+    classes = torch.eye(len(table) - 1, len(table), device=table.device, dtype=table.dtype)
+    return classes.expand(batch, -1, -1)
+
+
 CODES: dict[str, Callable[[Tensor, int, Draw, int], Tensor]] = {
     "random": _random,
     "fixed": _fixed,
     "shuffled": _shuffled,
+    "onehot": _onehot,
 }
 
 
@@ -55,16 +65,15 @@ def noised_plane(label: Tensor, codes: Tensor, noise: Tensor, pixel_std: float, 
 
 
 class LabelNoise(nn.Module):
-    """Label map -> one noised plane: a random scalar per image and class, plus Gaussian noise per pixel.
+    """Label map -> noised planes: a scalar per class and plane, plus Gaussian noise per pixel.
 
-    codes: "random" (one draw of N(0, 1) per image and class), "fixed" (one table) or "shuffled" (that table permuted
-    per image). pixel_std: before scaling. scale: brings the plane to the range of the image's pixel convention.
+    codes: "random" (one draw of N(0, 1) per image and class), "fixed" (one table), "shuffled" (that table permuted per
+    image) or "onehot" (a plane for each class). pixel_std: before scaling. scale: brings the planes to the range of the
+    image's pixel convention. planes: the input channels it adds to the image's.
 
     Raises:
         UserError: unknown kind of codes.
     """
-
-    planes = 1  # input channels it adds to the image's
 
     def __init__(self, num_classes: int, codes: str, pixel_std: float, scale: float) -> None:
         super().__init__()
@@ -72,10 +81,13 @@ class LabelNoise(nn.Module):
         self.config = {"codes": codes, "pixel_std": pixel_std, "scale": scale}
         self.pixel_std, self.scale = pixel_std, scale
         self.register_buffer("table", fixed_table(num_classes, dtype=torch.float64), persistent=False)
+        self.planes = self.draw_codes(self.table, 1, Draw(0), 0).numel() // (num_classes + 1)
 
     def forward(self, label: Tensor, draw: Draw, path: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-        """``label [B, H, W] -> plane [B, 1, H, W]``; each ``path`` of one ``draw`` is an independent noise."""
+        """``label [B, H, W] -> [B, planes, H, W]``; each ``path`` of one ``draw`` is an independent noise."""
         table = self.table.to(dtype)
-        codes = self.draw_codes(table, len(label), draw, 2 * path)
-        noise = draw.normal(tuple(label.shape), 2 * path + 1, label.device, dtype)
-        return noised_plane(label, codes, noise, self.pixel_std, self.scale)
+        codes = self.draw_codes(table, len(label), draw, 2 * path).reshape(-1, len(table))
+        shape = len(label), self.planes, *label.shape[1:]
+        noise = draw.normal(shape, 2 * path + 1, label.device, dtype).flatten(0, 1)
+        each = label[:, None].expand(shape).flatten(0, 1)  # the planes of an image are worked on like images
+        return noised_plane(each, codes, noise, self.pixel_std, self.scale).view(shape)

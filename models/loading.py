@@ -30,9 +30,18 @@ class Loaded(NamedTuple):
 
     @property
     def noise(self) -> LabelNoise | None:
-        """The label noise an assisted teacher was trained with; None for a network that sees the image only."""
+        """The label noise an assisted teacher is shown; None for a network that sees the image only.
+
+        Raises:
+            UserError: the card's codes make more or fewer planes than the network reads.
+        """
         config = self.card.get("label_noise")
-        return LabelNoise(self.card["num_classes"], **config) if config else None
+        if not config:
+            return None
+        noise, wanted = LabelNoise(self.card["num_classes"], **config), self.model.config["in_channels"] - 3
+        if noise.planes != wanted:
+            raise UserError(f"label codes {config['codes']!r} make {noise.planes} planes, this teacher reads {wanted}")
+        return noise
 
 
 def make_card(

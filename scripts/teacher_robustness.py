@@ -52,15 +52,17 @@ class RobustnessConfig:
     output: str = option("figures/robustness", "folder to write to")
 
 
-def conditions(config: RobustnessConfig, codes: str, pixel_std: float) -> list[Condition]:
-    """What a teacher trained with ``codes`` and ``pixel_std`` is put through; the first is as it was trained."""
+def conditions(config: RobustnessConfig, trained: LabelNoise) -> list[Condition]:
+    """What a teacher is put through; the first is as it was trained."""
+    codes, pixel_std, num_classes = trained.config["codes"], trained.pixel_std, len(trained.table) - 1
+    kinds = [kind for kind in CODES if LabelNoise(num_classes, kind, 0.0, 1.0).planes == trained.planes]
     if max(config.wrong, default=0) > 1:
         raise UserError(f"--wrong {max(config.wrong)}: a share is at most 1")
     wrong = [(kind, share) for kind in CORRUPTIONS for share in sorted(config.wrong)]
     return [
         Condition("as trained", f"{codes}, {pixel_std:g}", codes, pixel_std),
         *(Condition("pixel noise", f"{std:g}", codes, std) for std in sorted({*config.noise, pixel_std})),
-        *(Condition("codes", kind, kind, pixel_std) for kind in CODES),
+        *(Condition("codes", kind, kind, pixel_std) for kind in kinds),
         Condition("no label", "zero plane", codes, pixel_std, plane=0.0),
         *(Condition(kind, f"{100 * share:g} %", codes, pixel_std, share) for kind, share in wrong),
     ]
@@ -74,8 +76,7 @@ def measure(
     card, trained = loaded.card, loaded.noise
     network = Deployed(loaded.model, CONVENTIONS[card["pixels"]]).to(device).eval()
     records = []
-    todo = conditions(config, trained.config["codes"], trained.pixel_std)
-    for condition in tqdm(todo, "conditions", leave=False, disable=None):
+    for condition in tqdm(conditions(config, trained), "conditions", leave=False, disable=None):
         noise = LabelNoise(card["num_classes"], condition.codes, condition.pixel_std, trained.scale).to(device)
         tally = Tally(card["num_classes"], config.draws)
         for i in chosen:

@@ -30,7 +30,7 @@ from utils.metrics import Metrics, confusion_matrix
 from utils.pixels import CONVENTIONS
 from utils.seeding import derive_seed
 from utils.types import IGNORE_INDEX, Draw
-from utils.visualize import ERROR_COLORS, colorize, diverging, error_map
+from utils.visualize import ERROR_COLORS, colorize, diverging, error_map, strongest
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def cells(image: Tensor, label: Tensor, columns: dict[str, Column], spec, draw: 
     for name, column in columns.items():
         prediction = column(image, label, draw)
         if column.noise is not None:
-            plane = column.noise(label[None], draw)[0, 0].numpy()
+            plane = strongest(column.noise(label[None], draw)[0].numpy())
             row["noised label"] = diverging(plane), f"{plane.min():.0f} .. {plane.max():.0f}"
         counts = confusion_matrix(torch.from_numpy(prediction), label, len(spec.names)).numpy()
         row[name] = colorize(prediction, spec.palette), f"mIoU {100 * Metrics(counts, 1).miou():.0f} %"

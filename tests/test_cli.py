@@ -75,6 +75,22 @@ def test_a_teacher_may_be_shown_other_codes(runs, tmp_path):
         score(runs, tmp_path, "student", "--label-codes", "fixed")
 
 
+def test_a_teacher_with_one_hot_planes(runs, tmp_path):
+    teacher = f"{tmp_path}/teacher/last.pth"
+    flags = [*TINY, "--max-iterations", "2", "--label-codes", "onehot"]
+    train_teacher.main([*flags, "--save-dir", f"{tmp_path}/teacher"])
+    student = [*TINY, "--max-iterations", "2", "--teacher-pretrained", teacher, "--save-dir", f"{tmp_path}/student"]
+    with pytest.raises(UserError, match="label codes 'fixed' make 1 planes, this teacher reads 7"):
+        train_student.main(student)
+    train_student.main([*student, "--label-codes", "onehot"])
+    assert score(tmp_path, tmp_path, "teacher")["label_assisted"]
+    assert not score(tmp_path, tmp_path, "student")["label_assisted"]
+    with pytest.raises(UserError, match="label codes 'random' make 1 planes"):
+        score(tmp_path, tmp_path, "teacher", "--label-codes", "random")
+    with pytest.raises(UserError, match="label codes 'onehot' make 7 planes, this teacher reads 1"):
+        score(runs, tmp_path, "teacher", "--label-codes", "onehot")
+
+
 @pytest.fixture
 def camvid(tmp_path):
     """Two images a split in CamVid's layout."""

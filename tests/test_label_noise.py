@@ -4,7 +4,7 @@ import torch
 
 from models import build_model
 from models.backbones import stem_conv
-from models.label_noise import LabelNoise, fixed_table, noised_plane
+from models.label_noise import CODES, LabelNoise, fixed_table, noised_plane
 from utils.errors import UserError
 from utils.types import Draw
 
@@ -80,7 +80,22 @@ def test_paths_are_independent_and_draws_repeatable():
     assert not torch.equal(first, noise(label, Draw(6), 0))
 
 
-@pytest.mark.parametrize("codes", ["random", "fixed", "shuffled"])
+def test_one_hot_planes():
+    label = label_map(3)
+    noise = LabelNoise(5, "onehot", 0.0, 100.0)
+    planes = noise(label, Draw(1))
+    assert noise.planes == 5
+    assert planes.shape == (3, 5, *label.shape[1:])
+    for k in range(5):
+        assert torch.equal(planes[:, k], 100.0 * (label == k))
+    noisy = LabelNoise(5, "onehot", 0.03, 100.0)(label, Draw(1)) - planes
+    assert noisy.std().item() == pytest.approx(3, rel=0.1)
+    flat = noisy.transpose(0, 1).flatten(1)  # every plane and image has its own noise
+    assert torch.corrcoef(flat).fill_diagonal_(0).abs().max() < 0.5
+    assert not torch.equal(noisy[0], noisy[1])
+
+
+@pytest.mark.parametrize("codes", CODES)
 def test_a_sample_sees_the_same_noise_in_every_split_of_the_batch(codes):
     label, noise = label_map(4), LabelNoise(5, codes, 0.03, 100.0)
     whole = noise(label, Draw(5))

@@ -68,11 +68,19 @@ def test_tally_by_hand():
 
 
 def test_from_the_command_line(tmp_path):
-    teachers = [write_checkpoint(tmp_path / f"{codes}/last.pth", codes=codes) for codes in ("random", "fixed")]
+    teachers = [
+        write_checkpoint(tmp_path / f"{codes}/last.pth", codes=codes) for codes in ("random", "fixed", "onehot")
+    ]
     flags = ["--teacher", *teachers, "--output", f"{tmp_path}/out", "--noise", "0", "--wrong", "0.5", "1"]
     teacher_robustness.main([*flags, "--seed", "4", "--device", "cpu"])
     content = json.loads((tmp_path / "out/robustness.json").read_text())
-    assert list(content["results"]) == ["random", "fixed"]
+    assert list(content["results"]) == ["random", "fixed", "onehot"]
+    shown = {name: [r["value"] for r in found if r["name"] == "codes"] for name, found in content["results"].items()}
+    assert shown == {
+        "random": ["random", "fixed", "shuffled"],
+        "fixed": ["random", "fixed", "shuffled"],
+        "onehot": ["onehot"],
+    }
     for path, records in zip(teachers, content["results"].values(), strict=True):
         by_name = {(r["name"], r["value"]): r for r in records}
         first = records[0]

@@ -37,6 +37,11 @@ def diverging(plane: np.ndarray) -> np.ndarray:
     return (255 + np.where(x < 0, -x * (low - 255), x * (high - 255))).astype(np.uint8)
 
 
+def strongest(planes: np.ndarray) -> np.ndarray:
+    """``[planes, H, W]`` -> the one to show: of one-hot planes that of the most frequent class."""
+    return planes[planes.mean((1, 2)).argmax()]
+
+
 def tile(rows: Sequence[Sequence[np.ndarray]], height: int = 192, gap: int = 4) -> np.ndarray:
     """Rows of RGB pictures, each scaled to ``height``, on white."""
     strips = []
@@ -61,6 +66,6 @@ def preview(
         prediction = predict.classes(image[None].to(device), label[None].to(device), [draw])[0].cpu().numpy()
         row = [image.permute(1, 2, 0).numpy(), colorize(label.numpy(), palette)]
         if predict.noise is not None:
-            row.append(diverging(predict.noise(label[None].to(device), draw)[0, 0].cpu().numpy()))
+            row.append(diverging(strongest(predict.noise(label[None].to(device), draw)[0].cpu().numpy())))
         rows.append([*row, colorize(prediction, palette), error_map(prediction, label.numpy())])
     return tile(rows)
