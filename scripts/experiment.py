@@ -22,6 +22,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -90,8 +91,7 @@ def plan(experiment: Experiment, config: RunnerConfig, output: Path) -> dict[str
             return name
         folder, settings, needs = output / name, dict(arm.settings), []
         for key, origin in arm.origins.items():
-            position = seeds.index(seed) + origin.shift
-            source = add(experiment.arms[origin.arm], seeds[position % len(seeds)])
+            source = add(experiment.arms[origin.arm], experiment.next_seed(seed, origin.shift))
             needs.append(source)
             settings[key] = str(output / source / "last.pth")
         training = [f"train_{arm.train}.py", "--recipe", experiment.recipe, "--data", config.data]
@@ -121,17 +121,28 @@ def plan(experiment: Experiment, config: RunnerConfig, output: Path) -> dict[str
     return jobs
 
 
+class Outcome(NamedTuple):
+    """How a job ended; one that is neither done nor failed is continued when the runner is started again."""
+
+    done: bool
+    failed: bool
+    text: str
+
+
 class Worker:
     """A job in execution. Its output goes to log.txt in its folder."""
 
     def __init__(self, job: Job, environment: dict[str, str]) -> None:
+        """Raises UserError when the job's folder cannot be written."""
         self.job, self.environment = job, environment
         self.left = list(job.commands)
         self.stopping = False
-        self.status: int | None = None  # of the job, once it has ended
-        job.folder.mkdir(parents=True, exist_ok=True)
-        job.mark.unlink(missing_ok=True)
-        self.log = (job.folder / "log.txt").open("a", encoding="utf-8")
+        try:
+            job.folder.mkdir(parents=True, exist_ok=True)
+            job.mark.unlink(missing_ok=True)
+            self.log = (job.folder / "log.txt").open("a", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"--output: {job.folder} cannot be written: {error.strerror}") from error
         self._next()
 
     def _next(self) -> None:
@@ -148,20 +159,26 @@ class Worker:
             start_new_session=True,
         )
 
-    def poll(self) -> bool:
-        """Go on to the next command where one has ended; whether the job is over, for better or worse."""
+    def poll(self) -> Outcome | None:
+        """Go on to the next command where one has ended. None: the job is not over."""
         status = self.process.poll()
         if status is None:
-            return False
+            return None
         if status == 0 and self.left and not self.stopping:
             self._next()
-            return False
+            return None
+        self.log.close()
         if status == 0 and not self.left:
             commands = [list(command) for command in self.job.commands]
             self.job.mark.write_text(json.dumps({"commands": commands}, indent=1) + "\n", encoding="utf-8")
-        self.status = STOPPED_STATUS if self.stopping and not self.job.done else status
-        self.log.close()
-        return True
+            return Outcome(True, False, "done")
+        if self.stopping or status == STOPPED_STATUS:
+            return Outcome(False, False, "stopped, to be continued")
+        return Outcome(False, True, f"failed with status {status}: {self._last_line()} ({self.job.folder / 'log.txt'})")
+
+    def _last_line(self) -> str:
+        lines = (self.job.folder / "log.txt").read_text(encoding="utf-8", errors="replace").splitlines()
+        return next((line for line in reversed(lines) if line.strip()), "")
 
     def stop(self) -> None:
         """The training scripts save what they have and end."""
@@ -171,7 +188,7 @@ class Worker:
 
 
 class Stop:
-    """Set by the deadline and by signals."""
+    """True from the deadline or a signal on."""
 
     def __init__(self, max_minutes: float | None) -> None:
         self.deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
@@ -186,52 +203,41 @@ class Stop:
         return self.signalled or (self.deadline is not None and time.monotonic() >= self.deadline)
 
 
-def execute(jobs: dict[str, Job], slots: list[dict[str, str]], stop: Stop, keep: Path | None) -> dict[str, str]:
-    """Every job that is not done, as soon as what it needs is; the outcome of each by name."""
-    outcome = {name: "done before" for name, job in jobs.items() if job.done}
-    for name in outcome:
+def execute(jobs: dict[str, Job], slots: list[dict[str, str]], stop: Stop, keep: Path | None) -> dict[str, Outcome]:
+    """Every job that is not done, as soon as what it needs is; how each ended, by name."""
+    ended = {name: Outcome(True, False, "done before") for name, job in jobs.items() if job.done}
+    for name in ended:
         record(jobs[name], keep)
     running: dict[int, Worker] = {}
-    waiting = [name for name in jobs if name not in outcome]
-    while running or (waiting and not stop):
-        for name in [n for n in waiting if any(outcome.get(m, "done").startswith("not") for m in jobs[n].needs)]:
-            waiting.remove(name)
-            outcome[name] = "not done: what it starts from failed"
-        ready = [n for n in waiting if all(outcome.get(m, "").startswith("done") for m in jobs[n].needs)]
-        for slot in range(len(slots)):
-            if slot not in running and ready and not stop:
-                name = ready.pop(0)
+    waiting = [name for name in jobs if name not in ended]
+    while running or waiting:
+        for name in list(waiting):
+            lost = [need for need in jobs[name].needs if need in ended and not ended[need].done]
+            if lost or stop:
                 waiting.remove(name)
-                say(f"{name} begins")
-                running[slot] = Worker(jobs[name], slots[slot])
+                failed = any(ended[need].failed for need in lost)
+                ended[name] = Outcome(False, failed, f"not begun: {lost[0]} is not done" if lost else "not begun")
+        ready = [name for name in waiting if all(need in ended for need in jobs[name].needs)]
+        for slot, name in zip((slot for slot in range(len(slots)) if slot not in running), ready, strict=False):
+            waiting.remove(name)
+            say(f"{name} begins")
+            running[slot] = Worker(jobs[name], slots[slot])
         for slot, worker in list(running.items()):
             if stop:
                 worker.stop()
-            if worker.poll():
-                name = worker.job.name
-                outcome[name] = ended(worker)
-                say(f"{name} {outcome[name]}")
-                record(worker.job, keep)
+            if outcome := worker.poll():
                 del running[slot]
+                ended[worker.job.name] = outcome
+                say(f"{worker.job.name}: {outcome.text}")
+                if outcome.done:
+                    record(worker.job, keep)
         time.sleep(0.2)
-    return outcome | dict.fromkeys(waiting, "not begun")
-
-
-def ended(worker: Worker) -> str:
-    """How, in words; of a failure the last line it printed."""
-    if worker.job.done:
-        return "done"
-    if worker.status == STOPPED_STATUS:
-        return "not done: stopped, to be continued"
-    log = worker.job.folder / "log.txt"
-    lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
-    last = next((line for line in reversed(lines) if line.strip()), "")
-    return f"not done: status {worker.status}: {last} ({log})"
+    return {name: ended[name] for name in jobs}
 
 
 def record(job: Job, keep: Path | None) -> None:
     """Copy the small files of a finished run."""
-    if keep is None or not job.done:
+    if keep is None:
         return
     target = keep / job.name
     target.mkdir(parents=True, exist_ok=True)
@@ -268,15 +274,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             for command in job.commands:
                 print("python", shlex.join(command))
         return
-    outcome = execute(
-        jobs, slots_of(config), Stop(config.max_minutes), Path(config.records) if config.records else None
-    )
-    left = {name: how for name, how in outcome.items() if not how.startswith("done")}
-    say(f"{len(outcome) - len(left)} of {len(jobs)} runs done")
-    for name, how in left.items():
-        print(f"  {name}: {how}")
-    if any("status" in how for how in left.values()):
-        raise UserError("a run failed; the others are not affected, and this command continues where it stopped")
+    keep = Path(config.records).expanduser() if config.records else None
+    ended = execute(jobs, slots_of(config), Stop(config.max_minutes), keep)
+    left = {name: outcome for name, outcome in ended.items() if not outcome.done}
+    say(f"{len(ended) - len(left)} of {len(ended)} runs done")
+    for name, outcome in left.items():
+        print(f"  {name}: {outcome.text}")
+    if any(outcome.failed for outcome in left.values()):
+        raise SystemExit(1)
     if left:
         raise SystemExit(STOPPED_STATUS)
 

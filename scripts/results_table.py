@@ -5,8 +5,8 @@
     python scripts/results_table.py --readme README.md --check       # exit 1 if they are not what the files say
 
 A README's table stands between ``<!-- table: NAME -->`` and ``<!-- end -->``; NAME is a key of results/tables.yaml,
-which lists the rows, their published numbers and commands, and where in results/ their files are. A row without files
-says "not run".
+which lists the rows, their published numbers and commands, and where in results/ their files are, or names an
+experiment of scripts/experiments, whose records are in results/<experiment>. A row without files says "not run".
 """
 
 import argparse
@@ -21,6 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import yaml
 
+from scripts.analysis.experiment import read_experiment
+from scripts.analysis.experiment_tables import TABLES
 from utils.errors import UserError, lookup, run_main
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
@@ -67,7 +69,13 @@ def rewrite(text: str, tables: dict[str, Any], results: Path) -> str:
 
 
 def declared_table(spec: dict[str, Any], results: Path) -> tuple[list[str], list[list[str]]]:
-    """columns: headings of each row's ``cells``; then published, ours (mean +- std), n, command, log (files)."""
+    """columns: headings of each row's ``cells``; then published, ours (mean +- std), n, command, log (files).
+
+    Or of an experiment: its students or its teachers.
+    """
+    if "experiment" in spec:
+        experiment = read_experiment(spec["experiment"])
+        return lookup(TABLES, spec["show"], "table of an experiment")(experiment, results / experiment.name)
     rows = []
     for row in spec["rows"]:
         files = sorted(results.glob(row["files"])) if row.get("files") else []

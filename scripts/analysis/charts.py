@@ -104,6 +104,15 @@ def training_curves(groups: Groups) -> Figure | None:
     return figure
 
 
+def validation_curves(axis: plt.Axes, groups: Groups) -> None:
+    """mIoU against the iteration: mean over seeds, and their range."""
+    for i, (name, members) in enumerate(groups.items()):
+        series = [_series(run, "val", "miou", 100) for run in members]
+        _band(axis, [s for s in series if s], name, color(i), smooth=False)
+    axis.set(xlim=(0, None))
+    axis.grid(color="0.92")
+
+
 def _series(run: Run, event: str, key: str, scale: float) -> list[tuple[int, float]]:
     return [(r["iteration"], scale * r[key]) for r in run.curves.get(event, ()) if r.get(key) is not None]
 

@@ -48,6 +48,12 @@ class Experiment:
     robustness_images: int
     arms: Mapping[str, Arm]
 
+    def next_seed(self, seed: int, shift: int) -> int:
+        """So many further in the circle of the experiment's seeds; of a seed beyond them, the sum."""
+        if seed not in self.seeds:
+            return seed + shift
+        return self.seeds[(self.seeds.index(seed) + shift) % len(self.seeds)]
+
 
 def read_experiment(name: str) -> Experiment:
     """By the name of a file in scripts/experiments, or by the path of one.

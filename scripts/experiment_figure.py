@@ -1,0 +1,70 @@
+"""Plot an experiment from its records: validation curves, and the scores of every seed.
+
+python scripts/experiment_figure.py camvid_reduced --output figures/camvid_reduced.png
+
+Images-only networks; teachers that read the label are in the tables (scripts/results_table.py). scripts/compare.py
+plots the same record folders in more detail.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+from scripts.analysis import style
+from scripts.analysis.charts import validation_curves
+from scripts.analysis.experiment import Experiment, read_experiment
+from scripts.analysis.experiment_tables import read_records, scores
+from scripts.analysis.runs import Run
+from utils.config import option, parse_flags
+from utils.errors import UserError, run_main
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class FigureConfig:
+    experiment: tuple[str, ...] = option((), "name of a file in scripts/experiments, or a path", positional=True)
+    records: str = option("", "folder of the records (default: results/<experiment>)")
+    output: str = option("", "picture to write (default: figures/<experiment>.png)")
+
+
+def draw(experiment: Experiment, groups: dict[str, Sequence[Run]]) -> Figure:
+    """Left: validation mIoU against the iteration, mean and range over seeds. Right: each seed's last score."""
+    titles = {experiment.arms[name].title: runs for name, runs in groups.items()}
+    figure, (curves, dots) = plt.subplots(1, 2, figsize=(10, 1.6 + 0.42 * len(titles) + 1.6), layout="constrained")
+    validation_curves(curves, titles)
+    curves.set(title="validation during training", xlabel="iteration", ylabel="mIoU %")
+    for i, (title, runs) in enumerate(titles.items()):
+        values = [100 * value for value in scores(runs, "last").values()]
+        dots.plot(values, [title] * len(values), style.marker(i), color=style.color(i), markersize=5, alpha=0.7)
+        dots.plot([sum(values) / len(values)], [title], "|", color=style.color(i), markersize=22, markeredgewidth=2)
+    dots.set(title="last checkpoint: each seed, bar = mean", xlabel="mIoU %")
+    dots.invert_yaxis()
+    dots.grid(axis="x", color="0.9")
+    figure.suptitle(experiment.title, fontsize=11)
+    figure.legend(*curves.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return figure
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    config = FigureConfig(**parse_flags(FigureConfig, __doc__, argv))
+    if len(config.experiment) != 1:
+        raise UserError("name one experiment: a file of scripts/experiments, without .yaml, or a path to one")
+    experiment = read_experiment(config.experiment[0])
+    folder = Path(config.records).expanduser() if config.records else ROOT / "results" / experiment.name
+    records = read_records(experiment, folder)
+    shown = {n: runs for n, runs in records.items() if experiment.arms[n].train == "student" and scores(runs, "last")}
+    if not shown:
+        raise UserError(f"{folder} holds no scored run of {experiment.name}")
+    output = Path(config.output).expanduser() if config.output else ROOT / "figures" / f"{experiment.name}.png"
+    style.save_figure(draw(experiment, shown), output)
+
+
+if __name__ == "__main__":
+    run_main(main)
