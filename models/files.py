@@ -77,7 +77,10 @@ def write_safetensors(path: str | Path, weights: Mapping[str, Tensor], card: Map
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         plain = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
+        temporary.touch()
+        mode = temporary.stat().st_mode  # safetensors makes files that only their owner may read
         save_file(plain, temporary, {"format": "pt", CARD: json.dumps(dict(card))})
+        temporary.chmod(mode)
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
         temporary.unlink(missing_ok=True)

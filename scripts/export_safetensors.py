@@ -25,6 +25,7 @@ FOLDERS = ("data", "save_dir", "resume")  # settings that name places on the mac
 class ExportConfig:
     pretrained: str = option("", "checkpoint to export")
     export: str = option("", f"file to write (*{SUFFIX})")
+    half: bool = option(False, "weights in half precision: half the size; the network still computes in float32")
     assisted: bool = option(False, "keep the label plane of a file of the LAD release: it is a teacher")
 
 
@@ -42,7 +43,7 @@ def main() -> None:
         raise UserError(f"--export {config.export or 'FILE'}: the file's name must end with {SUFFIX}")
     model, card = from_checkpoint(config.pretrained, config.assisted)
     card = public(card)
-    write_safetensors(config.export, model.state_dict(), card)
+    write_safetensors(config.export, (model.half() if config.half else model).state_dict(), card)
     arch = card["arch"]
     print(
         f"{config.export}: {arch['arch']} on {arch['backbone']}, {card['num_classes']} classes, {card['pixels']} pixels"

@@ -135,6 +135,14 @@ def test_chosen_runs_bring_what_they_start_from(small, tmp_path):
         plan(read_experiment(small), RunnerConfig(only=("plane",)), tmp_path)
 
 
+def test_a_reader_that_goes_away_is_no_error():
+    line = [sys.executable, "scripts/experiment.py", "camvid", "--data", "x", "--dry-run"]
+    process = subprocess.Popen(line, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait(timeout=60) == 141
+
+
 def python(code):
     return ("-c", code)
 

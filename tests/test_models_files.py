@@ -143,8 +143,8 @@ def test_damaged_cards_are_named(own, tmp_path, change, message):
         from_checkpoint(tmp_path / "changed.pth")
 
 
-def export(source, target):
-    argv = ["export", "--pretrained", str(source), "--export", str(target)]
+def export(source, target, *more):
+    argv = ["export", "--pretrained", str(source), "--export", str(target), *more]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", argv)
         export_safetensors.main()
@@ -164,6 +164,19 @@ def test_safetensors_round_trip(own, network, tmp_path):
     again = tmp_path / "again.safetensors"
     export(path, again)
     assert loading.from_checkpoint(again).card == card
+
+
+def test_half_precision_halves_the_file(own, network, tmp_path):
+    whole, half = tmp_path / "whole.safetensors", tmp_path / "half.safetensors"
+    export(own, whole)
+    export(own, half, "--half")
+    assert half.stat().st_size < 0.55 * whole.stat().st_size
+    assert half.stat().st_mode & 0o777 == own.stat().st_mode & 0o777
+    model = loading.from_checkpoint(half).model
+    for key, value in network.state_dict().items():
+        found = model.state_dict()[key]
+        assert found.dtype == value.dtype
+        torch.testing.assert_close(found, value, rtol=1e-3, atol=1e-6)
 
 
 def test_export_flags(own, tmp_path):

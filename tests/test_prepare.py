@@ -1,5 +1,6 @@
 """Preparation: official archives become layouts that are read exactly; hostile archives write nothing."""
 
+import contextlib
 import io
 import re
 import runpy
@@ -224,3 +225,48 @@ def test_converted_labels_that_do_not_fit_are_refused(monkeypatch, tmp_path):
     savemat(tmp_path / "a.mat", {"S": draw(range(9), 0).astype(float)})
     convert_mat([tmp_path / "a.mat"], tmp_path, ("S",))
     assert np.array_equal(np.array(Image.open(tmp_path / "a.png")), draw(range(9), 0))
+
+
+@pytest.mark.parametrize("name", ["camvid", "voc", "cityscapes"])
+@pytest.mark.parametrize("factor", [2, 3])
+def test_a_smaller_copy(name, factor, tmp_path, monkeypatch):
+    root, made = tmp_path / "tree", tmp_path / "made"
+    expected = TREES[name][1](root)
+
+    def call(*more):
+        flags = ["--dataset", name, "--source", str(root), "--data", str(made), "--factor", str(factor), *more]
+        monkeypatch.setattr(sys, "argv", ["shrink_dataset.py", *flags])
+        with pytest.raises(SystemExit) if more else contextlib.nullcontext():
+            runpy.run_path(str(SCRIPTS.parent / "shrink_dataset.py"), run_name="__main__")
+
+    call()
+    for split, labels in expected.items():
+        original, copy = (build_dataset(name, str(r), split) for r in (root, made))
+        assert len(copy) == len(labels)
+        for i in range(len(labels)):
+            (image, label), (small_image, small_label) = original.read(i), copy.read(i)
+            assert small_label.shape == tuple(round(side / factor) for side in label.shape)
+            assert small_image.shape == (*small_label.shape, 3)
+            if factor == 2:  # sides are even: each new pixel is of four old ones
+                squares = label.reshape(label.shape[0] // 2, 2, -1, 2)
+                assert ((squares == small_label[:, None, :, None]).any((1, 3))).all()
+                mean = image.reshape(label.shape[0] // 2, 2, -1, 2, 3).mean((1, 3))
+                error = np.abs(mean - small_image)
+                assert error.mean() < 5  # JPEG
+                assert name == "voc" or error.max() <= 1
+    files = {path: path.stat().st_mtime_ns for path in made.rglob("*.png")}
+    call()
+    assert files == {path: path.stat().st_mtime_ns for path in made.rglob("*.png")}
+    call("--data", str(root))  # the source itself
+
+
+def test_what_cannot_be_made_smaller(tmp_path, monkeypatch, capsys):
+    for flags, message in (
+        (["--dataset", "toy", "--source", str(tmp_path), "--data", "x"], "has no files"),
+        (["--dataset", "camvid", "--source", str(tmp_path), "--data", "x"], "holds no folder"),
+        (["--dataset", "camvid"], "--source is missing"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["shrink_dataset.py", *flags])
+        with pytest.raises(SystemExit):
+            runpy.run_path(str(SCRIPTS.parent / "shrink_dataset.py"), run_name="__main__")
+        assert message in capsys.readouterr().err

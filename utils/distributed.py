@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from utils.errors import UserError
 
@@ -83,11 +84,13 @@ def any_process(flag: bool, device: torch.device) -> bool:
     return bool(all_reduce_sum(torch.tensor(int(flag), device=device)).item())
 
 
-def broadcast_buffers(module: nn.Module) -> None:
-    """Give every process rank 0's buffers (running statistics of unsynchronised BatchNorm)."""
+def broadcast_statistics(module: nn.Module) -> None:
+    """Give every process rank 0's running statistics, of the BatchNorm layers that are trained (not a teacher's)."""
     if dist.is_initialized():
-        for buffer in module.buffers():
-            dist.broadcast(buffer, 0)
+        for part in module.modules():
+            if isinstance(part, _BatchNorm) and any(p.requires_grad for p in part.parameters()):
+                for buffer in part.buffers():
+                    dist.broadcast(buffer, 0)
 
 
 def barrier() -> None:
@@ -99,7 +102,7 @@ def wrap(module: nn.Module, device: torch.device) -> nn.Module:
     """DistributedDataParallel over the process group; the module itself when there is one process.
 
     Buffers are not broadcast at each forward: a step may run its network twice before one backward, which plain
-    BatchNorm under buffer broadcasting does not survive. ``broadcast_buffers`` aligns them before each use.
+    BatchNorm under buffer broadcasting does not survive. ``broadcast_statistics`` aligns them before each use.
     """
     if not dist.is_initialized():
         return module

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from utils import checkpoint
 from utils.config import TrainConfig, save_yaml
-from utils.distributed import World, all_reduce_mean, barrier, broadcast_buffers, wrap
+from utils.distributed import World, all_reduce_mean, barrier, broadcast_statistics, wrap
 from utils.errors import UserError
 from utils.evaluate import Predictor, evaluate
 from utils.guards import STOPPED_STATUS, FiniteWatch, NotFinite, StopRequest
@@ -96,7 +96,7 @@ def fit(
     def save(name: str, training: bool) -> None:
         """Every process takes part: running statistics are rank 0's from here on."""
         finite.check()
-        broadcast_buffers(step)
+        broadcast_statistics(step)
         if world.is_main:
             content = {**card, **progress, "config": settings, "model": model.state_dict()}
             if training:
@@ -107,7 +107,7 @@ def fit(
 
     def validate(iteration: int) -> Metrics:
         finite.check()
-        broadcast_buffers(step)
+        broadcast_statistics(step)
         # label noise of eval.py's default seed: the same for every run, so that seeds of training are comparable
         result = evaluate(predict, val_set, card["num_classes"], world, config.workers)
         scores = {"miou": _or_none(result.miou()), "pixel_accuracy": _or_none(result.pixel_accuracy)}

@@ -1,6 +1,7 @@
 """Errors for people: one line that says what was wrong, where, and what to do."""
 
 import difflib
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
@@ -33,9 +34,16 @@ def first_line(error: BaseException) -> str:
 
 
 def run_main(main: Callable[[], None]) -> None:
-    """Call an entry script's ``main``, turning a UserError into one line on stderr and exit status 2."""
+    """Call an entry script's ``main``, turning a UserError into one line on stderr and exit status 2.
+
+    When the reader of its output goes away (``| head``) it ends quietly, with status 141 as of SIGPIPE.
+    """
     try:
         main()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left unwritten has no reader
+        sys.exit(141)
     except UserError as error:
         sys.exit(_fail(str(error)))
     except torch.OutOfMemoryError as error:

@@ -1,6 +1,6 @@
 """Make a smaller copy of a data set, for experiments on little hardware.
 
-python scripts/prepare/shrink.py --dataset camvid --source data/camvid --data data/camvid_half --factor 2
+python scripts/shrink_dataset.py --dataset camvid --source data/camvid --data data/camvid_half --factor 2
 
 Images are averaged over the area of each new pixel, of labels the nearest pixel is kept. Lists (.txt, .yaml) are
 copied, so that the copy is read as the original is. Pictures that are there already are left as they are.
@@ -11,7 +11,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 from PIL import Image
@@ -66,7 +66,7 @@ def save(picture: Image.Image, path: Path) -> None:
     partial = path.with_name(f".partial-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(partial, quality=95)
+        picture.save(partial, quality=95, subsampling=0)  # of JPEG
         partial.replace(path)
     except (OSError, ValueError) as error:
         partial.unlink(missing_ok=True)
