@@ -8,7 +8,6 @@ include auxiliary branches, operations and speed do not: evaluation leaves them 
 passes of one image in float32, after two that do not count.
 """
 
-import platform
 import statistics
 import sys
 import time
@@ -24,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from models import build_model
 from utils.config import option, parse_flags
 from utils.errors import UserError, run_main
+from utils.logger import device_name
 
 NETWORKS = (
     *(("fcn", name) for name in ("resnet18_v1c", "resnet50_v1c", "resnet101_v1c")),
@@ -75,21 +75,16 @@ def row(arch: str, backbone: str, role: str, config: TableConfig, devices: list[
     return tuple(cells)
 
 
-def cpu_name() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
 def main() -> None:
     config = TableConfig(**parse_flags(TableConfig, __doc__))
     torch.set_num_threads(config.threads)
     networks = [n for n in NETWORKS if not config.only or set(n) & set(config.only)]
     if not networks:
         raise UserError(f"--only {' '.join(config.only)}: no such network in the table")
-    devices = {"cpu": f"{cpu_name()}, {config.threads} thread" + "s" * (config.threads > 1)}
+    threads = f"{config.threads} thread" + "s" * (config.threads > 1)
+    devices = {"cpu": f"{device_name(torch.device('cpu'))}, {threads}"}
     if torch.cuda.is_available():
-        devices["cuda"] = torch.cuda.get_device_name()
+        devices["cuda"] = device_name(torch.device("cuda"))
     height, width = config.crop_size
     speeds = [f"images/s, {name}" for name in devices.values()] if config.repeats else []
     print(f"{height}x{width}, {config.num_classes} classes, torch {torch.__version__}\n")

@@ -15,17 +15,26 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 
+def device_name(device: torch.device) -> str:
+    """Of the GPU or the processor."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
 def environment(device: torch.device) -> dict[str, Any]:
     """Versions, device and git revision, for the first record of a run."""
     root = Path(__file__).resolve().parent.parent
     git = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=root, capture_output=True, text=True, check=False
     )
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
         "python": platform.python_version(),
         **{package: version(package) for package in ("torch", "torchvision", "timm", "opencv-python", "numpy")},
-        "device": f"{device.type}: {name}",
+        "device": f"{device.type}: {device_name(device)}",
         "threads": torch.get_num_threads(),
         "git": git.stdout.strip() or "unknown",
     }
