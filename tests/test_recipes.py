@@ -51,7 +51,7 @@ def commands(table, *flags):
 
 @pytest.mark.parametrize("table", TABLES)
 def test_a_table_is_one_command_that_parses_a_line(table):
-    lines = commands(table, "--data-root", "/data sets")
+    lines = commands(table, "--data-root", "/data sets", "--bases", "/image net", "--", "--seed", "3")
     assert len(lines) == len({" ".join(line) for line in lines}) > 3
     outputs = set()
     for _, script, dataset, model, backbone, *flags in lines:
@@ -65,13 +65,17 @@ def test_a_table_is_one_command_that_parses_a_line(table):
         for name, value in recipe.items():
             assert value != "?" or name in given, f"{name} is asked for by the recipe"
         assert given["data"] == f"/data sets/{dataset}"
+        assert given["pretrained_base"] == f"/image net/{backbone}.pth"
+        assert given["seed"] == 3
         needed = {given.get("pretrained"), given.get("teacher_pretrained")} - {None, ""}
         assert needed <= outputs, "what a line starts from is made by a line before it"
         outputs.add(f"{given['save_dir']}/best.pth")
 
 
 def test_the_paper_has_five_data_sets_by_five_models():
-    rows = {tuple(line[2:4]) for line in commands("lad_paper.sh")}
+    lines = commands("lad_paper.sh")
+    assert not any("--pretrained-base" in line for line in lines)
+    rows = {tuple(line[2:4]) for line in lines}
     assert len({dataset for dataset, _ in rows}) == 5
     assert len({model for _, model in rows}) == 5
     assert len(rows) == 25

@@ -4,7 +4,6 @@
 #   Baseline      73.21         73.33      (as CIRKD v1 prints them)
 #   CIRKD         74.50         74.78      (as CIRKD v1 prints them; teacher DeepLabV3-R101, 77.67)
 #   LAD           75.0          75.4
-# A --pretrained-base FILE fits one backbone: the ResNet-101 teacher's own is CIRKD_TEACHER_BASE (a file, or timm).
 source "$(dirname "$0")/rows.sh"
 
 # cirkd DATASET MODEL BACKBONE: CIRKD v1 with its weights for VOC, on the schedule and from the start of the baseline
@@ -16,9 +15,6 @@ cirkd() {
 
 lad_release voc deeplabv3 resnet18_v1s
 lad_release voc pspnet resnet18_v1s
-(
-    everywhere+=(${CIRKD_TEACHER_BASE:+--pretrained-base "$CIRKD_TEACHER_BASE"})
-    baseline voc deeplabv3 resnet101_v1s
-)
+baseline voc deeplabv3 resnet101_v1s
 cirkd voc deeplabv3 resnet18_v1s
 cirkd voc pspnet resnet18_v1s

@@ -1,16 +1,21 @@
 # Sourced by the tables: the rows they are made of. Each row runs one command, or prints it with --dry-run.
-#   bash scripts/tables/TABLE.sh [--dry-run] [--data-root data] [-- flags for every command]
-# Data sets lie in DATA_ROOT/<name>; runs go to runs/<table>/<role>-<dataset>-<model>-<backbone>. A table that is
-# started again continues: finished runs are passed over. Give ImageNet weights with -- --pretrained-base FILE.
+#   bash scripts/tables/TABLE.sh [--dry-run] [--data-root data] [--bases DIR] [-- flags for every command]
+# Data sets lie in DATA_ROOT/<name>, ImageNet weights in BASES/<backbone>.pth (left out: random weights); runs go to
+# runs/<table>/<role>-<dataset>-<model>-<backbone>. A table that is started again continues: finished runs are passed
+# over.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
-table=$(basename "$0" .sh) dry_run=false data_root=data
+table=$(basename "$0" .sh) dry_run=false data_root=data bases=
 while [ $# -gt 0 ]; do
     case $1 in
         --dry-run) dry_run=true ;;
         --data-root) data_root=${2:?--data-root needs a folder}; shift ;;
+        --bases) bases=${2:?--bases needs a folder}; shift ;;
         --) shift; break ;;
-        *) echo "error: unknown flag $1 (known: --dry-run, --data-root DIR, -- flags for every command)" >&2; exit 2 ;;
+        *)
+            echo "error: unknown flag $1 (known: --dry-run, --data-root DIR, --bases DIR, -- flags for every command)" >&2
+            exit 2
+            ;;
     esac
     shift
 done
@@ -20,7 +25,7 @@ everywhere=("$@")
 row() {
     local folder="runs/$table/$1-$3-$4-$5"
     local command=(bash "scripts/$2.sh" "${@:3:3}" --data "$data_root/$3" --save-dir "$folder" "${@:6}")
-    command+=(${everywhere[@]+"${everywhere[@]}"})
+    command+=(${bases:+--pretrained-base "$bases/$5.pth"} ${everywhere[@]+"${everywhere[@]}"})
     if $dry_run; then
         printf '%q ' "${command[@]}" | sed 's/ $//'
         echo
