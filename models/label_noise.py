@@ -56,12 +56,15 @@ def noised_plane(label: Tensor, codes: Tensor, noise: Tensor, pixel_std: float, 
     """``scale * (code of each pixel's class + pixel_std * noise)``.
 
     label: integer ``[B, H, W]``, classes 0..K-1 or the ignore index, which is class K here.
-    codes: ``[B, K + 1]``. noise: standard normal ``[B, H, W]``. Result: ``[B, 1, H, W]`` in the type of ``codes``.
+    codes: ``[B, K + 1]``, or ``[B, P, K + 1]`` of several planes. noise: standard normal, as many values as the result,
+    ``[B, P, H, W]`` in the type of ``codes``.
     """
-    ignore_class = codes.shape[1] - 1
+    ignore_class = codes.shape[-1] - 1
+    codes = codes.reshape(len(label), -1, ignore_class + 1)
     index = label.clamp(max=ignore_class).long()  # the ignore index is above every class
-    plane = codes.gather(1, index.flatten(1)).view_as(noise)
-    return torch.add(plane, noise, alpha=pixel_std).mul_(scale).unsqueeze(1)
+    index = index.flatten(1)[:, None].expand(-1, codes.shape[1], -1)
+    planes = codes.gather(2, index).unflatten(2, label.shape[1:])
+    return torch.add(planes, noise.view_as(planes), alpha=pixel_std).mul_(scale)
 
 
 class LabelNoise(nn.Module):
@@ -86,8 +89,7 @@ class LabelNoise(nn.Module):
     def forward(self, label: Tensor, draw: Draw, path: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
         """``label [B, H, W] -> [B, planes, H, W]``; each ``path`` of one ``draw`` is an independent noise."""
         table = self.table.to(dtype)
-        codes = self.draw_codes(table, len(label), draw, 2 * path).reshape(-1, len(table))
+        codes = self.draw_codes(table, len(label), draw, 2 * path)
         shape = len(label), self.planes, *label.shape[1:]
-        noise = draw.normal(shape, 2 * path + 1, label.device, dtype).flatten(0, 1)
-        each = label[:, None].expand(shape).flatten(0, 1)  # the planes of an image are worked on like images
-        return noised_plane(each, codes, noise, self.pixel_std, self.scale).view(shape)
+        noise = draw.normal(shape, 2 * path + 1, label.device, dtype)
+        return noised_plane(label, codes, noise, self.pixel_std, self.scale)

@@ -10,7 +10,7 @@ from models.backbones import narrow_stem, stem_conv, widen_stem
 from models.base_weights import load_base
 from models.foreign import FORMATS, MMSEG, unwrap
 from models.inference import OPTIONAL, infer, mmseg_record
-from models.label_noise import LabelNoise
+from models.label_noise import CODES, LabelNoise
 from models.segmentor import Segmentor
 from utils import checkpoint
 from utils.config import TrainConfig
@@ -40,7 +40,9 @@ class Loaded(NamedTuple):
             return None
         noise, wanted = LabelNoise(self.card["num_classes"], **config), self.model.config["in_channels"] - 3
         if noise.planes != wanted:
-            raise UserError(f"label codes {config['codes']!r} make {noise.planes} planes, this teacher reads {wanted}")
+            fitting = [k for k in CODES if LabelNoise(self.card["num_classes"], k, 0.0, 1.0).planes == wanted]
+            codes = f"label codes {config['codes']!r} make {noise.planes} planes, this teacher reads {wanted}"
+            raise UserError(f"{codes}: --label-codes {' or '.join(fitting) or '(none fits)'}")
         return noise
 
 

@@ -11,27 +11,27 @@ what is small (settings, training log, scores; no weights) from there: compare.p
 results_table.py makes the README's tables from them. Status 3: stopped by --max-minutes or a signal; 1: a run failed.
 """
 
-import json
+import fcntl
 import os
 import shlex
 import shutil
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from scripts.analysis.experiment import Arm, Experiment, read_experiment
-from utils.config import option, parse_flags
+from datasets import DATASETS
+from datasets.base import DatasetSpec
+from scripts.experiments.definition import Arm, Experiment, read_experiment
+from scripts.experiments.jobs import Job, Stop, execute
+from utils.config import load_recipe, option, parse_flags
 from utils.errors import UserError, lookup, run_main
 from utils.guards import STOPPED_STATUS
 
-ROOT = Path(__file__).resolve().parent.parent
 RECORDS = ("config.yaml", "metrics.jsonl", "last.json", "best.json", "per_image_*.npz", "robustness.json")
 
 
@@ -49,29 +49,6 @@ class RunnerConfig:
     workers: int = option(4, "loader processes of each run", minimum=0)
     cache_gb: float = option(0.0, "keep decoded images in memory, up to so many GB a run", minimum=0)
     dry_run: bool = option(False, "print the commands only")
-
-
-@dataclass(frozen=True)
-class Job:
-    """A run of one seed: what to execute, one after another, and the jobs it has to wait for."""
-
-    name: str
-    folder: Path
-    commands: tuple[tuple[str, ...], ...]
-    needs: tuple[str, ...]
-
-    @property
-    def mark(self) -> Path:
-        """The file that is written when everything has been done."""
-        return self.folder / "done.json"
-
-    @property
-    def done(self) -> bool:
-        """By these very commands; others are given to the scripts again, which know what may change."""
-        try:
-            return json.loads(self.mark.read_text(encoding="utf-8"))["commands"] == [list(c) for c in self.commands]
-        except (OSError, ValueError, KeyError, TypeError):
-            return False
 
 
 def plan(experiment: Experiment, config: RunnerConfig, output: Path) -> dict[str, Job]:
@@ -121,129 +98,52 @@ def plan(experiment: Experiment, config: RunnerConfig, output: Path) -> dict[str
     return jobs
 
 
-class Outcome(NamedTuple):
-    """How a job ended; one that is neither done nor failed is continued when the runner is started again."""
+def record(job: Job, keep: Path) -> None:
+    """Copy the small files of a finished run.
 
-    done: bool
-    failed: bool
-    text: str
-
-
-class Worker:
-    """A job in execution. Its output goes to log.txt in its folder."""
-
-    def __init__(self, job: Job, environment: dict[str, str]) -> None:
-        """Raises UserError when the job's folder cannot be written."""
-        self.job, self.environment = job, environment
-        self.left = list(job.commands)
-        self.stopping = False
-        try:
-            job.folder.mkdir(parents=True, exist_ok=True)
-            job.mark.unlink(missing_ok=True)
-            self.log = (job.folder / "log.txt").open("a", encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"--output: {job.folder} cannot be written: {error.strerror}") from error
-        self._next()
-
-    def _next(self) -> None:
-        command = [sys.executable, *self.left.pop(0)]
-        print(f"$ {shlex.join(command[1:])}", file=self.log, flush=True)
-        # a session of its own: the signals of our terminal reach it through stop() alone
-        self.process = subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=os.environ | self.environment,
-            stdin=subprocess.DEVNULL,
-            stdout=self.log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-
-    def poll(self) -> Outcome | None:
-        """Go on to the next command where one has ended. None: the job is not over."""
-        status = self.process.poll()
-        if status is None:
-            return None
-        if status == 0 and self.left and not self.stopping:
-            self._next()
-            return None
-        self.log.close()
-        if status == 0 and not self.left:
-            commands = [list(command) for command in self.job.commands]
-            self.job.mark.write_text(json.dumps({"commands": commands}, indent=1) + "\n", encoding="utf-8")
-            return Outcome(True, False, "done")
-        if self.stopping or status == STOPPED_STATUS:
-            return Outcome(False, False, "stopped, to be continued")
-        return Outcome(False, True, f"failed with status {status}: {self._last_line()} ({self.job.folder / 'log.txt'})")
-
-    def _last_line(self) -> str:
-        lines = (self.job.folder / "log.txt").read_text(encoding="utf-8", errors="replace").splitlines()
-        return next((line for line in reversed(lines) if line.strip()), "")
-
-    def stop(self) -> None:
-        """The training scripts save what they have and end."""
-        if not self.stopping:
-            self.stopping = True
-            self.process.terminate()
-
-
-class Stop:
-    """True from the deadline or a signal on."""
-
-    def __init__(self, max_minutes: float | None) -> None:
-        self.deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
-        self.signalled = False
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._signal)
-
-    def _signal(self, number: int, frame: object) -> None:
-        self.signalled = True
-
-    def __bool__(self) -> bool:
-        return self.signalled or (self.deadline is not None and time.monotonic() >= self.deadline)
-
-
-def execute(jobs: dict[str, Job], slots: list[dict[str, str]], stop: Stop, keep: Path | None) -> dict[str, Outcome]:
-    """Every job that is not done, as soon as what it needs is; how each ended, by name."""
-    ended = {name: Outcome(True, False, "done before") for name, job in jobs.items() if job.done}
-    for name in ended:
-        record(jobs[name], keep)
-    running: dict[int, Worker] = {}
-    waiting = [name for name in jobs if name not in ended]
-    while running or waiting:
-        for name in list(waiting):
-            lost = [need for need in jobs[name].needs if need in ended and not ended[need].done]
-            if lost or stop:
-                waiting.remove(name)
-                failed = any(ended[need].failed for need in lost)
-                ended[name] = Outcome(False, failed, f"not begun: {lost[0]} is not done" if lost else "not begun")
-        ready = [name for name in waiting if all(need in ended for need in jobs[name].needs)]
-        for slot, name in zip((slot for slot in range(len(slots)) if slot not in running), ready, strict=False):
-            waiting.remove(name)
-            say(f"{name} begins")
-            running[slot] = Worker(jobs[name], slots[slot])
-        for slot, worker in list(running.items()):
-            if stop:
-                worker.stop()
-            if outcome := worker.poll():
-                del running[slot]
-                ended[worker.job.name] = outcome
-                say(f"{worker.job.name}: {outcome.text}")
-                if outcome.done:
-                    record(worker.job, keep)
-        time.sleep(0.2)
-    return {name: ended[name] for name in jobs}
-
-
-def record(job: Job, keep: Path | None) -> None:
-    """Copy the small files of a finished run."""
-    if keep is None:
-        return
+    Raises:
+        UserError: the folder cannot be written.
+    """
     target = keep / job.name
-    target.mkdir(parents=True, exist_ok=True)
-    for pattern in RECORDS:
-        for path in job.folder.glob(pattern):
-            shutil.copyfile(path, target / path.name)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        for pattern in RECORDS:
+            for path in job.folder.glob(pattern):
+                shutil.copyfile(path, target / path.name)
+    except OSError as error:
+        raise UserError(f"--records {target} cannot be written: {error.strerror or error}") from error
+
+
+def prepare(config: RunnerConfig, experiment: Experiment, output: Path) -> IO[str]:
+    """What would go wrong after hours is tried now. The lock on ``output``, which ends with the file.
+
+    Raises:
+        UserError: no data, folders that cannot be written or are the same, or another runner in ``output``.
+    """
+    settings = load_recipe(experiment.recipe, "student") | experiment.arms[experiment.baseline].settings
+    spec = DATASETS.get(settings.get("dataset", "toy"))
+    if not config.data and not (isinstance(spec, DatasetSpec) and not spec.needs_root):
+        raise UserError(f"--data is missing: the root folder of {settings['dataset']}")
+    if config.data and not Path(config.data).expanduser().is_dir():
+        raise UserError(f"--data {config.data}: no such folder")
+    folders = {"--output": output}
+    if config.records:
+        folders["--records"] = Path(config.records).expanduser()
+        if folders["--records"].resolve() == output.resolve():
+            raise UserError(f"--records {config.records} is the folder of the runs: their records are there already")
+    for flag, folder in folders.items():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / ".probe").touch()
+            (folder / ".probe").unlink()
+        except OSError as error:
+            raise UserError(f"{flag} {folder} cannot be written: {error.strerror}") from error
+    lock = (output / ".lock").open("w", encoding="utf-8")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise UserError(f"--output {output} is in use by another runner") from None
+    return lock
 
 
 def say(text: str) -> None:
@@ -257,7 +157,7 @@ def slots_of(config: RunnerConfig) -> list[dict[str, str]]:
     if config.jobs == 1:
         return [{}]
     threads = max(1, len(os.sched_getaffinity(0)) // config.jobs)
-    return [{"OMP_NUM_THREADS": str(threads)}] * config.jobs
+    return [{"OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": ""}] * config.jobs
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -270,12 +170,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     output = Path(config.output or f"runs/{experiment.name}").expanduser()
     jobs = plan(experiment, config, output)
     if config.dry_run:
-        for job in jobs.values():
-            for command in job.commands:
-                print("python", shlex.join(command))
+        print("\n".join(f"python {shlex.join(command)}" for job in jobs.values() for command in job.commands))
         return
-    keep = Path(config.records).expanduser() if config.records else None
-    ended = execute(jobs, slots_of(config), Stop(config.max_minutes), keep)
+    with prepare(config, experiment, output), Stop(config.max_minutes) as stop:
+        keep = Path(config.records).expanduser() if config.records else None
+        ended = execute(jobs, slots_of(config), stop, lambda job: keep and record(job, keep), say)
     left = {name: outcome for name, outcome in ended.items() if not outcome.done}
     say(f"{len(ended) - len(left)} of {len(ended)} runs done")
     for name, outcome in left.items():

@@ -2,8 +2,8 @@
 
 python scripts/experiment_figure.py camvid_reduced --output figures/camvid_reduced.png
 
-Images-only networks; teachers that read the label are in the tables (scripts/results_table.py). scripts/compare.py
-plots the same record folders in more detail.
+Networks that see the image only; teachers that read the label are in the tables (scripts/results_table.py).
+scripts/compare.py plots the same record folders in more detail.
 """
 
 import sys
@@ -18,9 +18,9 @@ from matplotlib.figure import Figure
 
 from scripts.analysis import style
 from scripts.analysis.charts import validation_curves
-from scripts.analysis.experiment import Experiment, read_experiment
-from scripts.analysis.experiment_tables import read_records, scores
 from scripts.analysis.runs import Run
+from scripts.experiments.definition import Experiment, read_experiment
+from scripts.experiments.tables import read_records, scores
 from utils.config import option, parse_flags
 from utils.errors import UserError, run_main
 

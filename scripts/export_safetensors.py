@@ -13,6 +13,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from torch import Tensor, nn
+
 from models.files import SUFFIX, write_safetensors
 from models.loading import from_checkpoint
 from utils.config import option, parse_flags
@@ -35,6 +37,19 @@ def public(card: dict[str, Any]) -> dict[str, Any]:
     return {**card, "data": "", **({"config": settings} if settings else {})}
 
 
+def halved(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters in half precision. Running variances of raw pixels pass its largest number, so buffers stay.
+
+    Raises:
+        UserError: a parameter does, too.
+    """
+    weights = {name: parameter.detach().half() for name, parameter in model.named_parameters()}
+    lost = [name for name, value in weights.items() if not value.isfinite().all()]
+    if lost:
+        raise UserError(f"--half: {lost[0]} has values that half precision cannot hold")
+    return weights
+
+
 def main() -> None:
     config = ExportConfig(**parse_flags(ExportConfig, __doc__))
     if not config.pretrained:
@@ -43,7 +58,10 @@ def main() -> None:
         raise UserError(f"--export {config.export or 'FILE'}: the file's name must end with {SUFFIX}")
     model, card = from_checkpoint(config.pretrained, config.assisted)
     card = public(card)
-    write_safetensors(config.export, (model.half() if config.half else model).state_dict(), card)
+    weights = model.state_dict()
+    if config.half:
+        weights |= halved(model)
+    write_safetensors(config.export, weights, card)
     arch = card["arch"]
     print(
         f"{config.export}: {arch['arch']} on {arch['backbone']}, {card['num_classes']} classes, {card['pixels']} pixels"

@@ -21,8 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import yaml
 
-from scripts.analysis.experiment import read_experiment
-from scripts.analysis.experiment_tables import TABLES
+from scripts.experiments.definition import read_experiment
+from scripts.experiments.tables import TABLES
 from utils.errors import UserError, lookup, run_main
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
@@ -71,7 +71,7 @@ def rewrite(text: str, tables: dict[str, Any], results: Path) -> str:
 def declared_table(spec: dict[str, Any], results: Path) -> tuple[list[str], list[list[str]]]:
     """columns: headings of each row's ``cells``; then published, ours (mean +- std), n, command, log (files).
 
-    Or of an experiment: its students or its teachers.
+    Or of an experiment: its students, their gains or its teachers.
     """
     if "experiment" in spec:
         experiment = read_experiment(spec["experiment"])

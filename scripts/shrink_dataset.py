@@ -3,7 +3,7 @@
 python scripts/shrink_dataset.py --dataset camvid --source data/camvid --data data/camvid_half --factor 2
 
 Images are averaged over the area of each new pixel, of labels the nearest pixel is kept. Lists (.txt, .yaml) are
-copied, so that the copy is read as the original is. Pictures that are there already are left as they are.
+copied, so that the copy is read as the original is.
 """
 
 import shutil
@@ -78,24 +78,29 @@ def main() -> None:
     for flag in ("dataset", "source", "data"):
         if not getattr(config, flag):
             raise UserError(f"--{flag} is missing")
-    source, target = Path(config.source).expanduser(), Path(config.data).expanduser()
-    if target.resolve() == source.resolve():
-        raise UserError(f"--data {target} is the source itself")
-    pairs = every_pair(config.dataset, str(source))
+    source, target = Path(config.source).expanduser().resolve(), Path(config.data).expanduser().resolve()
+    if target.is_relative_to(source) or source.is_relative_to(target):
+        raise UserError(f"--data {config.data} and --source {config.source} lie in each other")
+    pairs = sorted(set(every_pair(config.dataset, str(source))), key=lambda pair: pair[0])
+    outside = [path for pair in pairs for path in pair if path and not path.is_relative_to(source)]
+    if outside:
+        raise UserError(f"{outside[0]} lies outside --source {config.source}: where its copy belongs is not known")
+    lists = [path for path in source.rglob("*") if path.suffix in LISTS and path.is_file()]
     for image, label in tqdm(pairs, "pictures", disable=None):
-        copies = [path and target / path.relative_to(source) for path in (image, label)]
-        if all(copy is None or copy.exists() for copy in copies):
-            continue
-        for array, copy, resampling in zip(
-            read_files(image, label), copies, (Image.Resampling.BOX, Image.Resampling.NEAREST), strict=True
+        image_ids = read_files(image, label)
+        for path, array, resampling in zip(
+            (image, label), image_ids, (Image.Resampling.BOX, Image.Resampling.NEAREST), strict=True
         ):
-            if copy is not None:
-                save(shrink(array, config.factor, resampling), copy)
-    for path in source.rglob("*"):
-        if path.suffix in LISTS and path.is_file():
-            (target / path.relative_to(source)).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target / path.relative_to(source))
-    print(f"{target}: {len(pairs)} images and labels, {config.factor:g} times smaller")
+            if path is not None:
+                save(shrink(array, config.factor, resampling), target / path.relative_to(source))
+    for path in lists:
+        copy = target / path.relative_to(source)
+        try:
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
+        except OSError as error:
+            raise UserError(f"{copy} cannot be written: {error.strerror or error}") from error
+    print(f"{config.data}: {len(pairs)} images and labels, {config.factor:g} times smaller")
 
 
 if __name__ == "__main__":

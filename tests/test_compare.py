@@ -78,6 +78,15 @@ def test_a_teacher_of_another_seed_is_no_other_experiment(tmp_path):
     assert {name: len(members) for name, members in groups.items()} == {"s": 2, "odd": 1, "of-best": 1}
 
 
+def test_records_that_were_carried_elsewhere_are_grouped_by_their_neighbours(tmp_path):
+    for seed in (0, 1):
+        make_run(tmp_path / f"teacher-{seed}", seed)
+        make_run(tmp_path / f"s-{seed}", seed, teacher_pretrained=f"runs/gone/teacher-{seed}/last.pth")
+    make_run(tmp_path / "odd", 1, teacher_pretrained="runs/gone/unknown/last.pth")
+    groups = read_groups([f"{tmp_path}/{name}" for name in ("s-0", "s-1", "odd")], [])
+    assert {name: len(members) for name, members in groups.items()} == {"s": 2, "odd": 1}
+
+
 def test_groups_of_ones_own_and_names_in_two_places(tmp_path):
     a, b = make_run(tmp_path / "x/run", 0), make_run(tmp_path / "y/run", 0)
     groups = read_groups([], [f"both={a},{b}"])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,9 +14,11 @@ import pytest
 import yaml
 
 from scripts import experiment, experiment_figure
-from scripts.analysis.experiment import EXPERIMENTS, Origin, read_experiment
-from scripts.analysis.experiment_tables import read_records, students, teachers, training_minutes
-from scripts.experiment import Job, RunnerConfig, Stop, execute, plan
+from scripts.analysis.runs import read_run
+from scripts.experiment import RunnerConfig, plan, prepare
+from scripts.experiments.definition import EXPERIMENTS, Origin, read_experiment
+from scripts.experiments.jobs import Job, Stop, execute
+from scripts.experiments.tables import gains, read_records, students, teachers, training_minutes
 from tests.conftest import ENVIRONMENT, ROOT, TINY
 from tests.test_compare import make_areas, make_run
 from utils.config import ROLES, parse_flags
@@ -68,24 +71,51 @@ def test_a_file_on_top_of_another(small, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"sedes": [1]}, "unknown key 'sedes'"),
+        ({"sedes": [1]}, "unknown key in .* 'sedes'; did you mean 'seeds'"),
+        ({"1": 2}, "unknown key in .* '1'"),
         ({"seeds": []}, "'seeds' is missing"),
-        ({"seeds": [0, 0]}, "holds one twice"),
-        ({"seeds": ["a"]}, "a list of numbers"),
+        ({"seeds": [0, 0]}, "no list of different numbers"),
+        ({"seeds": ["a"]}, "no list of different numbers"),
+        ({"seeds": 3}, "seeds: a list, not 3"),
+        ({"seeds": [4]}, r"plain: teacher_pretrained: base\+1 needs more seeds"),
+        ({"recipe": "toi"}, "recipe not found: .*did you mean 'toy'"),
+        ({"recipe": ["toy"]}, "recipe: a word"),
+        ({"robustness_images": 0}, "robustness_images: at least 1"),
+        ({"robustness_images": None}, "robustness_images: a number"),
+        ({"title": None}, "title: a word, not None"),
         ({"baseline": "bsae"}, "did you mean 'base'"),
+        ({"baseline": ["base"]}, "baseline: a word"),
+        ({"baseline": "teacher"}, "the baseline 'teacher' reads the label"),
         ({"only": ["lad"]}, "unknown baseline among the runs"),
         ({"only": ["nothing"]}, "unknown run in .* 'nothing'"),
+        ({"only": [["base"]]}, "unknown run in .*only"),
+        ({"only": "base"}, "only: a list, not 'base'"),
+        ({"compare": ["base"]}, "compare: 'base' is no pair"),
+        ({"compare": [["base", "bse"]]}, "unknown run in .*compare: 'bse'"),
+        ({"compare": [["base", "teacher"]]}, "compare: teacher reads the label"),
+        ({"runs": ["base"]}, "runs: 'key: value' lines"),
         (
             {"runs": {"base": {"settings": {"kd": "none", "lrr": 1}}}},
             "unknown setting in .*base: 'lrr'; did you mean 'lr'",
         ),
+        ({"runs": {"base": {"settings": {1: 2}}}}, "unknown setting in .*base: '1'"),
+        ({"runs": {"base": {"settings": None}}}, "base: settings: 'key: value' lines, not None"),
         ({"runs": {"base": {"settings": {"lr": "fast"}}}}, "base: lr: 'fast' is not a float"),
+        ({"runs": {"base": {"settings": {"kd": None}}}}, "base: kd: one value, not None"),
+        ({"runs": {"base": {"settings": {"kd": ["cwd=3", "kd=1"]}}}}, "base: kd: one value"),
         ({"runs": {"base": {"settings": {"seed": 3}}}}, "unknown setting in .*base: 'seed'"),
         ({"runs": {"base": {"train": "pupil"}}}, "unknown script in .*'pupil'"),
-        ({"runs": {"base": {"lr": 1}}}, "base: unknown key 'lr'"),
+        ({"runs": {"base": {"train": None}}}, "base: train: a word"),
+        ({"runs": {"base": {"lr": 1}}}, "unknown key in .*base: 'lr'"),
         ({"runs": {"base": {"settings": {"pretrained": "baes"}}}}, "pretrained: 'baes'; did you mean 'base'"),
         ({"runs": {"base": {"settings": {"pretrained": "base"}}}}, "base -> base: a run cannot start from itself"),
+        (
+            {"runs": {"base": {"settings": {"pretrained": "t"}}, "t": {"train": "teacher"}}},
+            "base: pretrained: t reads the label",
+        ),
         ({"runs": {"a-b": {}, "base": {}}}, "made of letters, digits"),
+        ({"runs": {True: {}, "base": {}}}, "made of letters, digits"),
+        ({"runs": {"base": {"title": "x"}, "b": {"title": "x"}}}, "two runs are called 'x'"),
         ({"include": "small"}, "includes itself"),
         ({"settings": {"crop": 3}}, "unknown setting in .* 'crop'"),
     ],
@@ -103,7 +133,7 @@ def test_missing_and_broken_files(tmp_path):
     with pytest.raises(UserError, match="is no plain yaml"):
         read_experiment(str(tmp_path / "x.yaml"))
     (tmp_path / "x.yaml").write_text("3")
-    with pytest.raises(UserError, match="is a mapping"):
+    with pytest.raises(UserError, match="'key: value' lines, not 3"):
         read_experiment(str(tmp_path / "x.yaml"))
 
 
@@ -123,7 +153,6 @@ def test_every_command_of_the_experiments_is_one_the_scripts_take(name, tmp_path
         for need in job.needs:
             assert str(tmp_path / need / "last.pth") in training
     if name == "camvid":
-        assert "base" not in done
         assert "--teacher-pretrained" in jobs["plain-0"].commands[0]
         assert "baseline-1/last.pth" in " ".join(jobs["plain-0"].commands[0])
 
@@ -139,74 +168,158 @@ def test_a_reader_that_goes_away_is_no_error():
     line = [sys.executable, "scripts/experiment.py", "camvid", "--data", "x", "--dry-run"]
     process = subprocess.Popen(line, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.close()
-    assert process.stderr.read() == b""
+    assert process.stderr.read() == b"ended: nothing reads the output any more\n"
     assert process.wait(timeout=60) == 141
 
 
-def python(code):
-    return ("-c", code)
+def script(path, code):
+    """A script with the given code, as a job's command."""
+    path.write_text(code)
+    return (str(path),)
 
 
 @pytest.fixture
 def jobs(tmp_path):
-    """a; b and c need a; d needs b."""
+    """a; b and c need a; d needs b. Each writes its name into log, and a training record as the real scripts do."""
 
-    def job(name, *needs, code="print('fine')"):
-        return Job(name, tmp_path / name, (python(f"open('log', 'a').write('{name}\\n')"), python(code)), needs)
+    def job(name, *needs):
+        code = f"""
+import json, os, time
+open({str(tmp_path / "log")!r}, "a").write("{name}\\n")
+record = {{"event": "train", "iteration": 1, "at": time.time_ns()}}
+if not os.path.exists({str(tmp_path / name / "metrics.jsonl")!r}):
+    open({str(tmp_path / name / "metrics.jsonl")!r}, "w").write(json.dumps(record) + "\\n")
+"""
+        commands = (script(tmp_path / f"{name}.py", code), script(tmp_path / f"{name}-score.py", "print('fine')"))
+        return Job(name, tmp_path / name, commands, needs)
 
     return {j.name: j for j in (job("a"), job("b", "a"), job("c", "a"), job("d", "b"))}
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    """Jobs work in ``tmp_path``; the order they began in."""
-    monkeypatch.setattr(experiment, "ROOT", tmp_path)
-    return lambda: (tmp_path / "log").read_text().split() if (tmp_path / "log").exists() else []
+def order(folder):
+    return (folder / "log").read_text().split()
 
 
 @pytest.mark.parametrize("slots", [1, 3])
-def test_jobs_wait_for_what_they_need_and_are_not_done_twice(jobs, here, slots):
-    ended = execute(jobs, [{}] * slots, Stop(None), None)
+def test_jobs_wait_for_what_they_need_and_are_not_done_twice(jobs, tmp_path, slots):
+    seen = []
+    ended = execute(jobs, [{}] * slots, Stop(), lambda job: seen.append(job.name))
     assert all(outcome.done for outcome in ended.values())
-    order = here()
-    assert sorted(order) == ["a", "b", "c", "d"]
-    assert order[0] == "a"
-    assert order.index("b") < order.index("d")
-    again = execute(jobs, [{}] * slots, Stop(None), None)
+    begun = order(tmp_path)
+    assert sorted(begun) == sorted(seen) == ["a", "b", "c", "d"]
+    assert begun[0] == "a"
+    assert begun.index("b") < begun.index("d")
+    again = execute(jobs, [{}] * slots, Stop())
     assert {outcome.text for outcome in again.values()} == {"done before"}
-    assert len(here()) == 4
-    changed = {"a": replace(jobs["a"], commands=(*jobs["a"].commands, python("pass")))}
-    assert execute(changed, [{}], Stop(None), None)["a"].text == "done"
+    assert len(order(tmp_path)) == 4
+    flags = ("--workers", "3"), ("--lr", "3")
+    for more, expected in zip(flags, ("done before", "done"), strict=True):
+        changed = replace(jobs["a"], commands=((*jobs["a"].commands[0], *more), jobs["a"].commands[1]))
+        assert execute({"a": changed}, [{}], Stop())["a"].text == expected
 
 
-def test_a_failure_takes_its_followers_along_and_nothing_else(jobs, here):
-    jobs["b"] = replace(jobs["b"], commands=(python("import sys; print('no luck', file=sys.stderr); sys.exit(2)"),))
-    ended = execute(jobs, [{}], Stop(None), None)
+def test_what_starts_from_another_training_by_now_is_not_done(jobs, tmp_path):
+    execute(jobs, [{}] * 2, Stop())
+    shutil.rmtree(tmp_path / "a")
+    ended = execute(jobs, [{}] * 2, Stop())
+    assert ended["a"].text == "done"
+    for name in "bc":
+        assert ended[name].text == f"a was trained anew since: remove {tmp_path / name} to do this run again"
+        assert ended[name].failed
+        shutil.rmtree(tmp_path / name)
+    assert execute(jobs, [{}] * 2, Stop())["c"].done
+
+
+def test_a_failure_takes_its_followers_along_and_nothing_else(jobs, tmp_path):
+    failing = script(tmp_path / "failing.py", "import sys; print('no luck', file=sys.stderr); sys.exit(2)")
+    jobs["b"] = replace(jobs["b"], commands=(failing,))
+    ended = execute(jobs, [{}], Stop())
     assert [name for name, outcome in ended.items() if outcome.done] == ["a", "c"]
     assert ended["b"].failed
     assert "status 2: no luck" in ended["b"].text
     assert ended["d"].failed
     assert "b is not done" in ended["d"].text
-    assert not jobs["b"].done
+    assert not jobs["b"].mark.exists()
 
 
-def test_the_deadline_stops_what_runs_and_it_can_go_on(jobs, here, tmp_path):
-    slow = "import time, sys, os\nif not os.path.exists('again'): time.sleep(60)"
-    jobs["b"] = replace(jobs["b"], commands=(python(slow),))
-    begin = time.monotonic()
-    ended = execute(jobs, [{}], Stop(0.03), None)
-    assert time.monotonic() - begin < 30
+SLOW = """
+import os, sys, time
+open("{begun}", "w").write(str(os.getpid()))
+if not os.path.exists("{again}"): time.sleep(600)
+"""
+
+
+@pytest.fixture
+def slow(jobs, tmp_path):
+    """b takes for ever until ``again`` is there."""
+    code = SLOW.format(begun=tmp_path / "begun", again=tmp_path / "again")
+    jobs["b"] = replace(jobs["b"], commands=(script(tmp_path / "slow.py", code),))
+    return jobs
+
+
+class StopWhen(Stop):
+    def __init__(self, path):
+        super().__init__()
+        self.path = path
+
+    def __bool__(self):
+        return self.path.exists()
+
+
+def test_what_was_stopped_can_go_on(slow, tmp_path):
+    ended = execute(slow, [{}], StopWhen(tmp_path / "begun"))
     assert ended["a"].done
-    assert not ended["b"].done
+    assert ended["b"].text == "stopped, to be continued"
     assert not any(outcome.failed for outcome in ended.values())
     (tmp_path / "again").touch()
-    assert all(outcome.done for outcome in execute(jobs, [{}], Stop(None), None).values())
+    assert all(outcome.done for outcome in execute(slow, [{}], Stop()).values())
+    assert Stop(0)
+    assert not Stop(1)
+
+
+def test_no_job_outlives_the_runner(slow, tmp_path):
+    def full(job):
+        raise UserError("the disk is full")
+
+    with pytest.raises(UserError, match="the disk is full"):
+        execute({"a": slow["a"], "b": replace(slow["b"], needs=())}, [{}] * 2, Stop(), full)
+    if (tmp_path / "begun").exists():
+        with pytest.raises(ProcessLookupError):
+            os.kill(int((tmp_path / "begun").read_text()), 0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_stops_and_its_handler_goes(number):
+    before = signal.getsignal(number)
+    with Stop() as stop:
+        assert not stop
+        os.kill(os.getpid(), number)
+        assert stop
+    assert signal.getsignal(number) is before
+
+
+def test_what_would_fail_after_hours_fails_at_once(small, tmp_path):
+    found, runs = read_experiment(small), tmp_path / "runs"
+    (tmp_path / "file").touch()
+    for changes, message in (
+        ({"records": str(tmp_path / "file" / "x")}, "--records .* cannot be written"),
+        ({"records": str(runs)}, "is the folder of the runs"),
+        ({"data": str(tmp_path / "none")}, "no such folder"),
+    ):
+        with pytest.raises(UserError, match=message):
+            prepare(RunnerConfig(**changes), found, runs)
+    with pytest.raises(UserError, match="--data is missing: the root folder of camvid"):
+        prepare(RunnerConfig(), read_experiment("camvid"), runs)
+    with prepare(RunnerConfig(), found, runs), pytest.raises(UserError, match="in use by another runner"):
+        prepare(RunnerConfig(), found, runs)
+    prepare(RunnerConfig(), found, runs).close()
 
 
 def test_each_slot_has_its_own_gpu_or_share_of_the_cores():
     assert experiment.slots_of(RunnerConfig(gpus=("0", "3"))) == [{"CUDA_VISIBLE_DEVICES": g} for g in "03"]
     assert experiment.slots_of(RunnerConfig()) == [{}]
     shares = experiment.slots_of(RunnerConfig(jobs=2))
+    assert all(slot["CUDA_VISIBLE_DEVICES"] == "" for slot in shares)
     assert [int(slot["OMP_NUM_THREADS"]) for slot in shares] == [max(1, len(os.sched_getaffinity(0)) // 2)] * 2
     for flags, message in ((["camvid", "--gpus", "0", "--jobs", "2"], "--jobs is for the CPU"), ([], "name one")):
         with pytest.raises(UserError, match=message):
@@ -226,13 +339,12 @@ def real(tmp_path_factory):
     }
     content = {"recipe": "toy", "seeds": [4], "baseline": "base", "settings": settings, "runs": runs}
     (folder / "tiny.yaml").write_text(yaml.safe_dump(content | {"robustness_images": 2}, sort_keys=False))
-    line = [sys.executable, "scripts/experiment.py", f"{folder}/tiny.yaml", "--output", f"{folder}/runs", "--jobs", "2"]
-    line += ["--records", f"{folder}/records", "--workers", "0"]
-    options = {"cwd": ROOT, "env": ENVIRONMENT, "text": True, "stdout": subprocess.PIPE}
+    line = [sys.executable, f"{ROOT}/scripts/experiment.py", "tiny.yaml", "--output", "runs", "--jobs", "2"]
+    line += ["--records", "records", "--workers", "0"]
+    options = {"cwd": folder, "env": ENVIRONMENT, "text": True, "stdout": subprocess.PIPE}
     first = subprocess.Popen(line, **options)
-    time.sleep(1)
-    while first.poll() is None and not list(folder.glob("runs/*/metrics.jsonl")):
-        time.sleep(0.1)
+    while first.poll() is None and not list(folder.glob("runs/*/last.pth")):
+        time.sleep(0.02)
     first.send_signal(signal.SIGINT)
     first.communicate(timeout=120)
     second = subprocess.run(line, **options, timeout=300)
@@ -247,6 +359,8 @@ def test_a_real_experiment_is_stopped_and_finished(real):
     assert "3 of 3 runs done" in second.stdout
     assert third.returncode == 0
     assert "begins" not in third.stdout
+    logs = [path.read_text() for path in folder.glob("runs/*/log.txt")]
+    assert any("continues after iteration" in log for log in logs)
     for name in ("base-4", "lad-4", "teacher-4"):
         files = {path.name for path in (folder / "records" / name).iterdir()}
         wanted = {"config.yaml", "metrics.jsonl", "last.json", "best.json", "per_image_last.npz", "per_image_best.npz"}
@@ -263,13 +377,17 @@ def test_its_tables_and_its_picture(real):
     for name, value in miou.items():
         assert by_name[f"`{name}`"]["last mIoU %"] == f"{value:.2f}"
         assert by_name[f"`{name}`"]["n"] == "1"
-    assert float(by_name["`lad`"]["gain"]) == pytest.approx(miou["lad"] - miou["base"], abs=0.006)
-    assert by_name["`base`"]["gain"] == "-"
+    header, rows = gains(found, folder / "records")
+    lad = dict(zip(header, rows[0], strict=True))
+    assert len(rows) == 1
+    assert (lad["arm"], lad["minus"], lad["n"]) == ("taught", "alone", "1")
+    assert float(lad["gain"]) == pytest.approx(miou["lad"] - miou["base"], abs=0.006)
     header, rows = teachers(found, folder / "records")
     teacher = dict(zip(header, rows[0], strict=True))
     scored = json.loads((folder / "records/teacher-4/last.json").read_text())
     assert scored["label_assisted"]
-    assert teacher["last mIoU %, assisted"] == f"{100 * scored['miou']:.2f}"
+    assert any("2 of" in name for name in header)
+    assert teacher["last mIoU %, LABEL-ASSISTED"] == f"{100 * scored['miou']:.2f}"
     assert teacher["no label"] not in ("-", "not run")
     flags = [f"{folder}/tiny.yaml", "--records", f"{folder}/records", "--output", f"{folder}/figure.png"]
     experiment_figure.main(flags)
@@ -279,7 +397,7 @@ def test_its_tables_and_its_picture(real):
 
 
 def test_tables_of_several_seeds(tmp_path):
-    path = write(tmp_path / "e.yaml", seeds=[0, 1, 2], only=["base", "lad"])
+    path = write(tmp_path / "e.yaml", seeds=[0, 1, 2], only=["base", "lad", "plain"], compare=[["lad", "plain"]])
     areas = {("base", s): make_areas(0.5, s) for s in range(3)} | {("lad", s): make_areas(0.6, 9 + s) for s in (0, 2)}
     for (name, seed), counts in areas.items():
         make_run(tmp_path / f"records/{name}-{seed}", seed, counts, batch_size=4)
@@ -292,6 +410,7 @@ def test_tables_of_several_seeds(tmp_path):
         "base": [0, 1, 2],
         "teacher": [],
         "lad": [0, 2],
+        "plain": [],
     }
     assert training_minutes(records["base"][0]) == pytest.approx(30 * 4 / 2 / 60)
     header, rows = students(found, tmp_path / "records")
@@ -301,11 +420,37 @@ def test_tables_of_several_seeds(tmp_path):
         total = areas[name, seed].sum(0)
         return 100 * np.mean(total[0] / (total[1] + total[2] - total[0]))
 
-    gains = [miou("lad", s) - miou("base", s) for s in (0, 2)]
-    assert lad["gain by seed"] == ", ".join(f"{gain:+.2f}" for gain in gains)
-    assert lad["gain"] == f"{np.mean(gains):+.2f}"
+    assert (lad["n"], lad["best mIoU %"]) == ("2", "not run")
+    header, rows = gains(found, tmp_path / "records")
+    rows = {(row[0], row[1]): dict(zip(header, row, strict=True)) for row in rows}
+    assert list(rows) == [("lad", "nothing"), ("plain", "nothing"), ("lad", "plain")]
+    expected = [miou("lad", s) - miou("base", s) for s in (0, 2)]
+    lad = rows["lad", "nothing"]
     assert lad["n"] == "2"
-    assert lad["best mIoU %"] == "not run"
-    assert "p 0.0002" in lad["95 % interval over images, p"]
+    assert lad["by seed"] == ", ".join(f"{gain:+.2f}" for gain in expected)
+    assert lad["gain"] == f"{np.mean(expected):+.2f} ± {np.std(expected, ddof=1):.2f}"
+    assert lad["p over images"] == "0.0002"
+    assert rows["lad", "plain"]["gain"] == "not run"
     _, rows = teachers(found, tmp_path / "records")
-    assert rows[0][2] == "not run"
+    assert rows[0][3] == "not run"
+
+
+@pytest.mark.parametrize(
+    "content", ['{"data": 1}', "[1]", "3", '{"data": "", "results": {}}', "{", '{"results": {"a": [{}]}}']
+)
+def test_a_damaged_record_is_named(tmp_path, content):
+    path = write(tmp_path / "e.yaml")
+    folder = tmp_path / "records/teacher-0"
+    make_run(folder, 0, make_areas())
+    (folder / "robustness.json").write_text(content)
+    with pytest.raises(UserError, match=r"robustness.json is (no result|damaged)"):
+        teachers(read_experiment(path), tmp_path / "records")
+
+
+def test_minutes_of_an_interrupted_run(tmp_path):
+    """From 0 to 20 at 4 images a second, then, after a stop at 15, from 15 to 20 at 1."""
+    make_run(tmp_path / "r", 0, make_areas(), batch_size=2)
+    events = [("start", 0), ("train", 10, 4.0), ("start", 15), ("train", 20, 1.0)]
+    lines = [{"event": e, "iteration": i, **({"images_per_second": v[0]} if v else {})} for e, i, *v in events]
+    (tmp_path / "r/metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    assert training_minutes(read_run(tmp_path / "r", "r")) == pytest.approx((10 * 2 / 4 + 5 * 2 / 1) / 60)

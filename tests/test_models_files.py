@@ -1,5 +1,6 @@
 """Files as people have them: safe to read whatever is in them, round trips, starting weights of backbones."""
 
+import copy
 import json
 import os
 import pickle
@@ -166,8 +167,12 @@ def test_safetensors_round_trip(own, network, tmp_path):
     assert loading.from_checkpoint(again).card == card
 
 
-def test_half_precision_halves_the_file(own, network, tmp_path):
-    whole, half = tmp_path / "whole.safetensors", tmp_path / "half.safetensors"
+def test_half_precision_halves_the_file(network, tmp_path):
+    network = copy.deepcopy(network)
+    own, whole, half = (tmp_path / name for name in ("best.pth", "whole.safetensors", "half.safetensors"))
+    norm = next(module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d))
+    norm.running_var.fill_(1e6)  # as pixels of 0 to 255 make it
+    checkpoint.save({**CARD, "arch": network.config, "model": network.state_dict()}, own)
     export(own, whole)
     export(own, half, "--half")
     assert half.stat().st_size < 0.55 * whole.stat().st_size
@@ -177,6 +182,11 @@ def test_half_precision_halves_the_file(own, network, tmp_path):
         found = model.state_dict()[key]
         assert found.dtype == value.dtype
         torch.testing.assert_close(found, value, rtol=1e-3, atol=1e-6)
+    norm.weight.data.fill_(1e6)
+    checkpoint.save({**CARD, "arch": network.config, "model": network.state_dict()}, own)
+    export(own, whole)
+    with pytest.raises(UserError, match="has values that half precision cannot hold"):
+        export(own, half, "--half")
 
 
 def test_export_flags(own, tmp_path):

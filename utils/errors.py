@@ -36,13 +36,15 @@ def first_line(error: BaseException) -> str:
 def run_main(main: Callable[[], None]) -> None:
     """Call an entry script's ``main``, turning a UserError into one line on stderr and exit status 2.
 
-    When the reader of its output goes away (``| head``) it ends quietly, with status 141 as of SIGPIPE.
+    When the reader of its output goes away (``| head``) it says so and ends with status 141, as of SIGPIPE.
     """
     try:
         main()
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left unwritten has no reader
+        print("ended: nothing reads the output any more", file=sys.stderr)
         sys.exit(141)
     except UserError as error:
         sys.exit(_fail(str(error)))

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from scripts.analysis.runs import Run, View
-from scripts.analysis.style import color
+from scripts.analysis.style import color, line
 
 MAX_BARS, MAX_CELLS, ANNOTATED = 40, 40, 15  # classes that still read well
 NOT_A_TERM = {"event", "iteration", "images_per_second"}
@@ -108,7 +108,7 @@ def validation_curves(axis: plt.Axes, groups: Groups) -> None:
     """mIoU against the iteration: mean over seeds, and their range."""
     for i, (name, members) in enumerate(groups.items()):
         series = [_series(run, "val", "miou", 100) for run in members]
-        _band(axis, [s for s in series if s], name, color(i), smooth=False)
+        _band(axis, [s for s in series if s], name, color(i), smooth=False, line=line(i))
     axis.set(xlim=(0, None))
     axis.grid(color="0.92")
 
@@ -117,7 +117,9 @@ def _series(run: Run, event: str, key: str, scale: float) -> list[tuple[int, flo
     return [(r["iteration"], scale * r[key]) for r in run.curves.get(event, ()) if r.get(key) is not None]
 
 
-def _band(axis: plt.Axes, series: list[list[tuple[int, float]]], name: str, tint: str, smooth: bool) -> None:
+def _band(
+    axis: plt.Axes, series: list[list[tuple[int, float]]], name: str, tint: str, smooth: bool, line: str = "-"
+) -> None:
     if not series:
         return
     common = sorted(set.intersection(*({iteration for iteration, _ in s} for s in series)))
@@ -128,7 +130,8 @@ def _band(axis: plt.Axes, series: list[list[tuple[int, float]]], name: str, tint
     elif smooth:
         axis.plot(common, table[0], color=tint, alpha=0.25, linewidth=0.8)
     label = name if len(series) == 1 else f"{name} (mean and range of {len(series)} seeds)"
-    axis.plot(common, lines.mean(0), color=tint, linewidth=1.6, label=label, marker="." if len(common) < 15 else None)
+    marker = "." if len(common) < 15 else None
+    axis.plot(common, lines.mean(0), line, color=tint, linewidth=1.6, label=label, marker=marker)
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:

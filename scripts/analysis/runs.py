@@ -176,7 +176,9 @@ def read_groups(folders: Sequence[str], named: Sequence[str]) -> dict[str, list[
     groups = {name: [runs[path] for path in paths] for name, paths in explicit.items()}
     alike: dict[str, list[Run]] = {}
     for path in loose:
-        alike.setdefault(json.dumps(experiment(runs[path].config), sort_keys=True), []).append(runs[path])
+        alike.setdefault(json.dumps(experiment(runs[path].config, path.resolve().parent), sort_keys=True), []).append(
+            runs[path]
+        )
     for members in alike.values():
         name = _common_name(members)
         groups[name if name not in groups else members[0].name] = members
@@ -187,16 +189,19 @@ def read_groups(folders: Sequence[str], named: Sequence[str]) -> dict[str, list[
     return groups
 
 
-def experiment(config: dict[str, Any]) -> dict[str, Any]:
+def experiment(config: dict[str, Any], beside: Path | None = None) -> dict[str, Any]:
     """The settings that tell experiments apart. A checkpoint counts by the experiment it comes from, where its run
-    folder is at hand, so that students of teachers that differ in the seed alone belong together.
+    folder is at hand, or one of that name in ``beside``, so that students of teachers that differ in the seed alone
+    belong together.
     """
     settings = {key: value for key, value in config.items() if key not in SAME_EXPERIMENT}
     for key in CHECKPOINT_SETTINGS:
         origin = Path(settings.get(key) or "").expanduser()
-        if (origin.parent / "config.yaml").is_file() and origin.name:
-            source = yaml.safe_load((origin.parent / "config.yaml").read_text(encoding="utf-8"))
-            settings[key] = [origin.name, experiment(source)]
+        places = (origin.parent, beside / origin.parent.name) if beside else (origin.parent,)
+        source = next((place / "config.yaml" for place in places if (place / "config.yaml").is_file()), None)
+        if source is not None and origin.name:
+            content = yaml.safe_load(source.read_text(encoding="utf-8"))
+            settings[key] = [origin.name, experiment(content, source.parent.parent)]
     return settings
 
 

@@ -39,6 +39,11 @@ def marker(index: int) -> str:
     return MARKERS[index % len(MARKERS)]
 
 
+def line(index: int) -> str:
+    """A style that tells apart what has the same colour."""
+    return ("-", "--", ":")[index // len(COLORS) % 3]
+
+
 def percent(value: float | None, digits: int = 2) -> str:
     """A fraction as a percentage; a score that is not defined or was not measured is a dash."""
     return "-" if value is None else f"{100 * value:.{digits}f}"

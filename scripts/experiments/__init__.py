@@ -1,0 +1,1 @@
+"""Experiments: yaml files of arms and seeds, and what reads, runs and tabulates them."""
