@@ -298,6 +298,17 @@ def test_a_signal_stops_and_its_handler_goes(number):
     assert signal.getsignal(number) is before
 
 
+def test_a_signal_that_nohup_ignores_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Stop() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_what_would_fail_after_hours_fails_at_once(small, tmp_path):
     found, runs = read_experiment(small), tmp_path / "runs"
     (tmp_path / "file").touch()

@@ -138,7 +138,8 @@ class Stop:
         self.signalled = False
 
     def __enter__(self) -> "Stop":
-        self.before = {number: signal.signal(number, self._signal) for number in SIGNALS}
+        heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # nohup ignores one
+        self.before = {number: signal.signal(number, self._signal) for number in heard}
         return self
 
     def __exit__(self, *_: object) -> None:
