@@ -176,9 +176,8 @@ def read_groups(folders: Sequence[str], named: Sequence[str]) -> dict[str, list[
     groups = {name: [runs[path] for path in paths] for name, paths in explicit.items()}
     alike: dict[str, list[Run]] = {}
     for path in loose:
-        alike.setdefault(json.dumps(experiment(runs[path].config, path.resolve().parent), sort_keys=True), []).append(
-            runs[path]
-        )
+        settings = experiment(runs[path].config, path.resolve().parent)
+        alike.setdefault(json.dumps(settings, sort_keys=True), []).append(runs[path])
     for members in alike.values():
         name = _common_name(members)
         groups[name if name not in groups else members[0].name] = members

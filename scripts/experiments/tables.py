@@ -73,7 +73,7 @@ def students(experiment: Experiment, folder: Path) -> Table:
             last, best = scores(runs, "last"), scores(runs, "best")
             cells = [f"`{arm.name}`", arm.title, str(len(last)), _spread(last), _spread(best)]
             rows.append([*cells, _minutes(runs), _logs(runs, folder)])
-    return ["run", "arm", "n", "last mIoU %", "best mIoU %", "minutes", "logs by seed"], rows
+    return ["run", "arm", "n", "last mIoU %", "best mIoU %", _time(records), "logs by seed"], rows
 
 
 def gains(experiment: Experiment, folder: Path) -> Table:
@@ -113,7 +113,7 @@ def teachers(experiment: Experiment, folder: Path) -> Table:
         raise UserError(f"{folder}: robustness of different images: {'; '.join(sorted(images))}")
     where = f" ({next(iter(images))})" if images else ""
     header = ["run", "teacher", "n", "last mIoU %, LABEL-ASSISTED", f"as trained{where}", "fixed codes", "no label"]
-    return [*header, "follows wrong labels %", "minutes", "logs by seed"], rows
+    return [*header, "follows wrong labels %", _time(records), "logs by seed"], rows
 
 
 TABLES = {"students": students, "gains": gains, "teachers": teachers}
@@ -121,6 +121,16 @@ TABLES = {"students": students, "gains": gains, "teachers": teachers}
 
 def _spread(values: dict[int, float]) -> str:
     return style.spread(list(values.values())) if values else "not run"
+
+
+def _time(records: dict[str, list[Run]]) -> str:
+    """The heading of the training times: where they were measured."""
+    places = set()
+    for run in (run for runs in records.values() for run in runs):
+        for start in run.curves.get("start", ()):
+            threads = f", {start['threads']} thread(s)" if str(start.get("device")).startswith("cpu") else ""
+            places.add(f"{start.get('device', 'unknown device')}{threads}")
+    return f"minutes ({' / '.join(sorted(places))})" if places else "minutes"
 
 
 def _minutes(runs: Sequence[Run]) -> str:
