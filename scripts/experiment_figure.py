@@ -45,7 +45,7 @@ def draw(experiment: Experiment, groups: dict[str, Sequence[Run]]) -> Figure:
         dots.plot(values, [title] * len(values), style.marker(i), color=style.color(i), markersize=5, alpha=0.7)
         dots.plot([sum(values) / len(values)], [title], "|", color=style.color(i), markersize=22, markeredgewidth=2)
     dots.set(title="last checkpoint: each seed, bar = mean", xlabel="mIoU %")
-    dots.invert_yaxis()
+    dots.set_ylim(len(titles) - 0.5, -0.5)
     dots.grid(axis="x", color="0.9")
     figure.suptitle(experiment.title, fontsize=11)
     figure.legend(*curves.get_legend_handles_labels(), loc="outside lower center", ncols=2)

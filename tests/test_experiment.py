@@ -441,6 +441,9 @@ def test_tables_of_several_seeds(tmp_path):
     assert lad["by seed"] == ", ".join(f"{gain:+.2f}" for gain in expected)
     assert lad["gain"] == f"{np.mean(expected):+.2f} ± {np.std(expected, ddof=1):.2f}"
     assert lad["p over images"] == "0.0002"
+    t = np.mean(expected) / (np.std(expected, ddof=1) / 2**0.5)
+    p = 1 - 2 / np.pi * np.arctan(abs(t))  # Student's t with one degree of freedom is Cauchy's distribution
+    assert float(lad["p over seeds"]) == pytest.approx(p, rel=0.05)
     assert rows["lad", "plain"]["gain"] == "not run"
     _, rows = teachers(found, tmp_path / "records")
     assert rows[0][3] == "not run"
