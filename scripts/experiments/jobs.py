@@ -61,6 +61,14 @@ def mark_of(job: Job, jobs: Mapping[str, Job]) -> dict[str, object]:
     return {"commands": job.lasting(), "origins": {need: fingerprint(jobs[need].folder) for need in job.needs}}
 
 
+def write_mark(job: Job, jobs: Mapping[str, Job]) -> None:
+    """Raises UserError when the file cannot be written."""
+    try:
+        job.mark.write_text(json.dumps(mark_of(job, jobs), indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{job.mark} cannot be written: {error.strerror}") from error
+
+
 def state(job: Job, jobs: Mapping[str, Job]) -> Outcome | None:
     """Of a job that needs nothing more, or cannot be done: what it started from is another training by now."""
     try:
@@ -191,7 +199,7 @@ def execute(
                     del running[slot]
                     job = worker.job
                     if outcome.done:
-                        job.mark.write_text(json.dumps(mark_of(job, jobs), indent=1) + "\n", encoding="utf-8")
+                        write_mark(job, jobs)
                         on_done(job)
                     ended[job.name] = outcome
                     say(f"{job.name}: {outcome.text}")
