@@ -100,7 +100,7 @@ def training_curves(groups: Groups) -> Figure | None:
     for axis in axes.flat[len(panels) :]:
         axis.remove()
     handles = {h.get_label(): h for axis in figure.axes for h in axis.get_legend_handles_labels()[0]}
-    figure.legend(handles=list(handles.values()), loc="outside lower center", ncols=min(4, len(handles)))
+    figure.legend(handles=list(handles.values()), loc="outside lower center", ncols=min(3, len(handles)))
     return figure
 
 
