@@ -239,7 +239,7 @@ def test_a_failure_takes_its_followers_along_and_nothing_else(jobs, tmp_path):
     assert "status 2: no luck" in ended["b"].text
     assert ended["d"].failed
     assert "b is not done" in ended["d"].text
-    assert not jobs["b"].mark.exists()
+    assert not json.loads(jobs["b"].mark.read_text())["done"]
 
 
 SLOW = """
@@ -272,6 +272,11 @@ def test_what_was_stopped_can_go_on(slow, tmp_path):
     assert ended["b"].text == "stopped, to be continued"
     assert not any(outcome.failed for outcome in ended.values())
     (tmp_path / "again").touch()
+    teacher = tmp_path / "a/metrics.jsonl"
+    before = teacher.read_text()
+    teacher.write_text('{"event": "train", "another": "training"}\n')
+    assert "a was trained anew since" in execute({name: slow[name] for name in "ab"}, [{}], Stop())["b"].text
+    teacher.write_text(before)
     assert all(outcome.done for outcome in execute(slow, [{}], Stop()).values())
     assert Stop(0)
     assert not Stop(1)

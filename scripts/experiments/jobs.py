@@ -31,8 +31,8 @@ class Job:
 
     @property
     def mark(self) -> Path:
-        """The file that is written when everything has been done."""
-        return self.folder / "done.json"
+        """The file that says what was begun here, from what, and whether it has been done."""
+        return self.folder / "job.json"
 
     def lasting(self) -> list[list[str]]:
         """The commands without the flags that change nothing that is computed."""
@@ -57,30 +57,32 @@ def fingerprint(folder: Path) -> str | None:
     return next((line for line in reversed(lines) if line.startswith('{"event": "train"')), None)
 
 
-def mark_of(job: Job, jobs: Mapping[str, Job]) -> dict[str, object]:
-    return {"commands": job.lasting(), "origins": {need: fingerprint(jobs[need].folder) for need in job.needs}}
+def origins_of(job: Job, jobs: Mapping[str, Job]) -> dict[str, str | None]:
+    return {need: fingerprint(jobs[need].folder) for need in job.needs}
 
 
-def write_mark(job: Job, jobs: Mapping[str, Job]) -> None:
+def write_mark(job: Job, jobs: Mapping[str, Job], done: bool) -> None:
     """Raises UserError when the file cannot be written."""
+    content = {"done": done, "commands": job.lasting(), "origins": origins_of(job, jobs)}
     try:
-        job.mark.write_text(json.dumps(mark_of(job, jobs), indent=1) + "\n", encoding="utf-8")
+        job.folder.mkdir(parents=True, exist_ok=True)
+        job.mark.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f"{job.mark} cannot be written: {error.strerror}") from error
 
 
 def state(job: Job, jobs: Mapping[str, Job]) -> Outcome | None:
-    """Of a job that needs nothing more, or cannot be done: what it started from is another training by now."""
+    """Of a job that needs nothing more, or cannot go on: what it started from is another training by now."""
     try:
         mark = json.loads(job.mark.read_text(encoding="utf-8"))
-        commands, origins = mark["commands"], dict(mark["origins"])
+        done, commands, origins = mark["done"], mark["commands"], dict(mark["origins"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    now = mark_of(job, jobs)["origins"]
+    now = origins_of(job, jobs)
     changed = [need for need in job.needs if origins.get(need) != now[need]]
     if changed:
         return Outcome(False, True, f"{changed[0]} was trained anew since: remove {job.folder} to do this run again")
-    return Outcome(True, False, "done before") if commands == job.lasting() else None
+    return Outcome(True, False, "done before") if done and commands == job.lasting() else None
 
 
 class Worker:
@@ -92,8 +94,6 @@ class Worker:
         self.left = list(job.commands)
         self.stopping = False
         try:
-            job.folder.mkdir(parents=True, exist_ok=True)
-            job.mark.unlink(missing_ok=True)
             self.log = (job.folder / "log.txt").open("a", encoding="utf-8")
         except OSError as error:
             raise UserError(f"{job.folder} cannot be written: {error.strerror}") from error
@@ -191,6 +191,7 @@ def execute(
             for slot, name in zip((slot for slot in range(len(slots)) if slot not in running), ready, strict=False):
                 waiting.remove(name)
                 say(f"{name} begins")
+                write_mark(jobs[name], jobs, done=False)
                 running[slot] = Worker(jobs[name], slots[slot])
             for slot, worker in list(running.items()):
                 if stop:
@@ -199,7 +200,7 @@ def execute(
                     del running[slot]
                     job = worker.job
                     if outcome.done:
-                        write_mark(job, jobs)
+                        write_mark(job, jobs, done=True)
                         on_done(job)
                     ended[job.name] = outcome
                     say(f"{job.name}: {outcome.text}")
