@@ -44,6 +44,7 @@ class EvalConfig:
     absent_as_zero: bool = option(False, "count a class that never occurs as IoU 0, as the LAD release does")
     label_codes: str = option("", "label codes an assisted teacher is shown (default: those it was trained with)")
     label_std: float | None = option(None, "pixel noise it is shown (default: what it was trained with)", minimum=0)
+    code_std: float | None = option(None, "of codes 'near' (default: what it was trained with)", minimum=0)
     save_pred: str = option("", "folder for predictions as palette PNG")
     blend: str = option("", "folder for predictions over the images")
     submission: bool = option(False, "write them as grey PNG in the data set's official ids instead")
@@ -61,11 +62,11 @@ def load(config: EvalConfig) -> Loaded:
     Raises:
         UserError: label flags for a network that does not read the label.
     """
-    asked = {"codes": config.label_codes or None, "pixel_std": config.label_std}
+    asked = {"codes": config.label_codes or None, "pixel_std": config.label_std, "code_std": config.code_std}
     asked = {key: value for key, value in asked.items() if value is not None}
     loaded = from_checkpoint(config.pretrained, assisted=bool(asked))
     if asked and not loaded.card["label_noise"]:
-        raise UserError(f"--label-codes and --label-std: {config.pretrained} sees the image only")
+        raise UserError(f"--label-codes, --label-std and --code-std: {config.pretrained} sees the image only")
     if asked:
         loaded.card["label_noise"] |= asked
     return loaded

@@ -18,6 +18,7 @@ from datasets import train_and_val
 from losses import WeightedLosses, build_kd, parse_losses
 from losses.task import TaskLoss
 from models import build_model, sync_batchnorm
+from models.base_weights import implied_settings
 from models.label_noise import LabelNoise
 from models.loading import from_checkpoint, initialise, make_card
 from models.segmentor import Segmentor
@@ -101,20 +102,21 @@ def load_teacher(config: StudentConfig, num_classes: int) -> tuple[Segmentor, La
         raise UserError(f"--teacher-pretrained {path} was trained on other pixels: use --pixels {card['pixels']}")
     if card["label_noise"] is not None:
         card["label_noise"] |= {"codes": config.label_codes, "pixel_std": config.label_std}
-        if config.label_scale is not None:
-            card["label_noise"]["scale"] = config.label_scale
+        for key, value in (("scale", config.label_scale), ("code_std", config.code_std)):
+            if value is not None:
+                card["label_noise"][key] = value
     return teacher.model, teacher.noise
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    config = parse(StudentConfig, "student", __doc__, argv)
+    config = parse(StudentConfig, "student", __doc__, argv, implied_settings)
     with world(config.device) as w:
         torch.manual_seed(config.seed)
         convention = CONVENTIONS[config.pixels]
         spec, train_set, val_set = train_and_val(config)
         model = build_model(config.model, config.backbone, len(spec.names))
         model.set_dropout(config.dropout)
-        task = TaskLoss(model.supervision, config.aux_weight)
+        task = TaskLoss(model.supervision, config.aux_weight, config.label_smoothing)
         teacher, noise, kd = None, None, None
         if parse_losses(config.kd):
             teacher, noise = load_teacher(config, len(spec.names))

@@ -18,6 +18,7 @@ from losses import WeightedLosses, build_kd
 from losses.consistency import Consistency
 from losses.task import TaskLoss
 from models import build_model, sync_batchnorm
+from models.base_weights import implied_settings
 from models.label_noise import LabelNoise
 from models.loading import initialise, make_card
 from models.segmentor import Segmentor
@@ -72,18 +73,18 @@ class TeacherStep(nn.Module):
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    config = parse(TeacherConfig, "teacher", __doc__, argv)
+    config = parse(TeacherConfig, "teacher", __doc__, argv, implied_settings)
     with world(config.device) as w:
         torch.manual_seed(config.seed)
         convention = CONVENTIONS[config.pixels]
         spec, train_set, val_set = train_and_val(config)
         scale = convention.label_scale if config.label_scale is None else config.label_scale
-        noise = LabelNoise(len(spec.names), config.label_codes, config.label_std, scale)
+        noise = LabelNoise(len(spec.names), config.label_codes, config.label_std, scale, config.code_std)
         model = build_model(config.model, config.backbone, len(spec.names), in_channels=3 + noise.planes)
         model.set_dropout(config.dropout)
         width = model.main.head.out_channels
         distance = build_kd(config.consistency, width, width, len(spec.names), "--consistency")
-        task = TaskLoss(model.supervision, config.aux_weight)
+        task = TaskLoss(model.supervision, config.aux_weight, config.label_smoothing)
 
         run = open_run(config, w)
         if run.state is None:

@@ -11,7 +11,7 @@ from utils.errors import lookup
 from utils.types import IGNORE_INDEX, Output, Supervision
 
 
-def cross_entropy(logits: Tensor, label: Tensor, align_corners: bool) -> Tensor:
+def cross_entropy(logits: Tensor, label: Tensor, align_corners: bool, smoothing: float = 0.0) -> Tensor:
     """Mean over valid pixels of the cross entropy of bilinearly upsampled logits (LAD, CIRKD: losses/task).
 
     logits ``[B, K, h, w]``, label ``[B, H, W]``. The mean is over the valid pixels of the global batch: each process
@@ -19,22 +19,31 @@ def cross_entropy(logits: Tensor, label: Tensor, align_corners: bool) -> Tensor:
     without a valid pixel has loss 0.
     """
     logits = F.interpolate(logits, label.shape[-2:], mode="bilinear", align_corners=align_corners)
-    total = F.cross_entropy(logits, label, ignore_index=IGNORE_INDEX, reduction="sum")
+    total = F.cross_entropy(logits, label, ignore_index=IGNORE_INDEX, reduction="sum", label_smoothing=smoothing)
     valid = all_reduce_mean((label != IGNORE_INDEX).sum(dtype=total.dtype))
     return total / valid.clamp(min=1)
 
 
 def ohem(
-    logits: Tensor, label: Tensor, align_corners: bool, threshold: float | None = 0.7, min_kept: int = 10_000
+    logits: Tensor,
+    label: Tensor,
+    align_corners: bool,
+    threshold: float | None = 0.7,
+    min_kept: int = 10_000,
+    smoothing: float = 0.0,
 ) -> Tensor:
     """Cross entropy of hard pixels only, summed and divided by all pixels (MMSegmentation's OHEMPixelSampler).
 
     Hard is a pixel whose true class has less than ``threshold`` probability, and in any case the ``min_kept`` * B
-    hardest; without a threshold exactly these. The batch is that of one process.
+    hardest; without a threshold exactly these. Smoothed labels do not change which pixels are hard. The batch is that
+    of one process.
     """
     logits = F.interpolate(logits, label.shape[-2:], mode="bilinear", align_corners=align_corners)
     loss = F.cross_entropy(logits, label, ignore_index=IGNORE_INDEX, reduction="none")
-    return (loss * hard_pixels(loss.detach(), label, threshold, min_kept * len(label))).mean()
+    hard = hard_pixels(loss.detach(), label, threshold, min_kept * len(label))
+    if smoothing:
+        loss = F.cross_entropy(logits, label, ignore_index=IGNORE_INDEX, reduction="none", label_smoothing=smoothing)
+    return (loss * hard).mean()
 
 
 def hard_pixels(loss: Tensor, label: Tensor, threshold: float | None, min_kept: int) -> Tensor:
@@ -66,8 +75,11 @@ def detail_target(label: Tensor) -> Tensor:
         return (fine | (F.interpolate(coarse.float(), label.shape[-2:]) > 0)).squeeze(1)
 
 
-def detail_loss(logits: Tensor, label: Tensor, align_corners: bool) -> Tensor:
-    """STDC's boundary loss: binary cross entropy plus Dice of 2-channel logits (not boundary, boundary)."""
+def detail_loss(logits: Tensor, label: Tensor, align_corners: bool, smoothing: float = 0.0) -> Tensor:
+    """STDC's boundary loss: binary cross entropy plus Dice of 2-channel logits (not boundary, boundary).
+
+    It is not one of classes, so their ``smoothing`` does not concern it.
+    """
     logits = F.interpolate(logits, label.shape[-2:], mode="bilinear", align_corners=align_corners).float()
     target = F.one_hot(detail_target(label).long(), 2).permute(0, 3, 1, 2).to(logits)
     return F.binary_cross_entropy_with_logits(logits, target) + dice_loss(logits.sigmoid(), target)
@@ -79,7 +91,7 @@ def dice_loss(probability: Tensor, target: Tensor, smooth: float = 1e-3) -> Tens
     return (1 - 2 * (p * t).sum(1) / ((p * p).sum(1) + (t * t).sum(1) + 2 * smooth)).mean()
 
 
-CRITERIA: dict[str, Callable[[Tensor, Tensor, bool], Tensor]] = {
+CRITERIA: dict[str, Callable[..., Tensor]] = {
     "ce": cross_entropy,
     "ohem": ohem,
     "detail": detail_loss,
@@ -90,11 +102,14 @@ class TaskLoss(nn.Module):
     """Main loss plus weighted auxiliary losses, each map supervised as the network says.
 
     aux_weight: replaces the weights of the network's auxiliary maps where it is given (LAD: 0.4 for the teacher,
-    0.02 for the student).
+    0.02 for the student). label_smoothing: of every loss over classes.
     """
 
-    def __init__(self, supervision: Sequence[Supervision], aux_weight: float | None = None) -> None:
+    def __init__(
+        self, supervision: Sequence[Supervision], aux_weight: float | None = None, label_smoothing: float = 0.0
+    ) -> None:
         super().__init__()
+        self.label_smoothing = label_smoothing
         self.supervision = tuple(supervision)
         for item in self.supervision:
             lookup(CRITERIA, item.kind, "criterion")
@@ -103,7 +118,7 @@ class TaskLoss(nn.Module):
     def forward(self, output: Output, label: Tensor) -> dict[str, Tensor]:
         """``{"task": main + sum of weight * auxiliary, "ce": main, "aux": unweighted auxiliary sum}``."""
         main, *aux = (
-            CRITERIA[s.kind](logits, label, s.align_corners)
+            CRITERIA[s.kind](logits, label, s.align_corners, smoothing=self.label_smoothing)
             for s, logits in zip(self.supervision, (output.logits, *output.aux), strict=True)
         )
         terms = {"task": main, "ce": main}

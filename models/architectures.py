@@ -7,7 +7,7 @@ from functools import partial
 from timm.layers import convert_sync_batchnorm
 from torch import nn
 
-from models.backbones import build_backbone
+from models.backbones import DILATED, PYRAMID, build_backbone
 from models.frames import fcn, fcn_torchvision
 from models.heads.aspp import deeplabv3, deeplabv3_cirkd2, deeplabv3_mmseg, deeplabv3_torchvision
 from models.heads.ocr import ocrnet
@@ -31,6 +31,7 @@ ARCHITECTURES: dict[str, Callable[..., Segmentor]] = {
     "stdc": stdc,
     "ocrnet": ocrnet,
 }
+UNDILATED = ("stdc",)  # these take the backbone's maps at strides 8, 16 and 32; the others a last map at stride 8
 
 
 def build_model(arch: str, backbone: str, num_classes: int, in_channels: int = 3, **widths: int) -> Segmentor:
@@ -48,7 +49,8 @@ def build_model(arch: str, backbone: str, num_classes: int, in_channels: int = 3
         lookup(dict.fromkeys(width_names(arch)), name, f"width of {arch}")
     if num_classes < 2 or in_channels < 3:
         raise UserError(f"a network needs 2 classes and 3 channels or more, not {num_classes} and {in_channels}")
-    model = build(build_backbone(backbone, in_channels), num_classes, **widths)
+    output_stride = PYRAMID if arch in UNDILATED else DILATED
+    model = build(build_backbone(backbone, in_channels, output_stride), num_classes, **widths)
     model.config = {"arch": arch, "backbone": backbone, "num_classes": num_classes, "in_channels": in_channels}
     model.config |= widths
     return model

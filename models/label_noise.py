@@ -1,11 +1,12 @@
 """The noised label that an assisted teacher sees next to the image (LAD, train_baseline.py:387-450)."""
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from utils.errors import lookup
+from utils.errors import UserError, lookup
 from utils.types import Draw
 
 
@@ -20,22 +21,30 @@ def fixed_table(num_classes: int, **kind: object) -> Tensor:
     return (k * 21 / num_classes - 11).div(10).to(**kind)
 
 
-def _random(table: Tensor, batch: int, draw: Draw, stream: int) -> Tensor:
+def _random(table: Tensor, batch: int, draw: Draw, stream: int, code_std: float) -> Tensor:
     """A code ~ N(0, 1) per image and class: the teacher phase."""
     return draw.normal((batch, len(table)), stream, table.device, table.dtype)
 
 
-def _fixed(table: Tensor, batch: int, draw: Draw, stream: int) -> Tensor:
+def _fixed(table: Tensor, batch: int, draw: Draw, stream: int, code_std: float) -> Tensor:
     """The same table for every image: the student phase."""
     return table.expand(batch, -1)
 
 
-def _shuffled(table: Tensor, batch: int, draw: Draw, stream: int) -> Tensor:
+def _near(table: Tensor, batch: int, draw: Draw, stream: int, code_std: float) -> Tensor:
+    """The table plus ``code_std`` * N(0, 1) per image and class: from "fixed" (0) towards "random", up to scale.
+
+    This project's own dial between a teacher that can copy the label and one that learns no more than its regions.
+    """
+    return table + code_std * _random(table, batch, draw, stream, code_std)
+
+
+def _shuffled(table: Tensor, batch: int, draw: Draw, stream: int, code_std: float) -> Tensor:
     """The fixed table in an order of its own for every image (present but commented out in the release)."""
-    return table[_random(table, batch, draw, stream).argsort(1)]
+    return table[_random(table, batch, draw, stream, code_std).argsort(1)]
 
 
-def _onehot(table: Tensor, batch: int, draw: Draw, stream: int) -> Tensor:
+def _onehot(table: Tensor, batch: int, draw: Draw, stream: int, code_std: float) -> Tensor:
     """A plane for each class instead of one for all: 1 where the class is, 0 elsewhere (this project's ablation).
 
     ``[B, K, K + 1]``; the ignore class is 0 in every plane.
@@ -44,8 +53,9 @@ def _onehot(table: Tensor, batch: int, draw: Draw, stream: int) -> Tensor:
     return classes.expand(batch, -1, -1)
 
 
-CODES: dict[str, Callable[[Tensor, int, Draw, int], Tensor]] = {
+CODES: dict[str, Callable[[Tensor, int, Draw, int, float], Tensor]] = {
     "random": _random,
+    "near": _near,
     "fixed": _fixed,
     "shuffled": _shuffled,
     "onehot": _onehot,
@@ -70,26 +80,33 @@ def noised_plane(label: Tensor, codes: Tensor, noise: Tensor, pixel_std: float, 
 class LabelNoise(nn.Module):
     """Label map -> noised planes: a scalar per class and plane, plus Gaussian noise per pixel.
 
-    codes: "random" (one draw of N(0, 1) per image and class), "fixed" (one table), "shuffled" (that table permuted per
-    image) or "onehot" (a plane for each class). pixel_std: before scaling. scale: brings the planes to the range of the
-    image's pixel convention. planes: the input channels it adds to the image's.
+    codes: "random" (one draw of N(0, 1) per image and class), "fixed" (one table), "near" (that table plus ``code_std``
+    * N(0, 1) per image and class), "shuffled" (the table permuted per image) or "onehot" (a plane for each class).
+    pixel_std: before scaling. scale: brings the planes to the range of the image's pixel convention. planes: the input
+    channels it adds to the image's.
 
     Raises:
-        UserError: unknown kind of codes.
+        UserError: unknown kind of codes, or "near" without a strength.
     """
 
-    def __init__(self, num_classes: int, codes: str, pixel_std: float, scale: float) -> None:
+    def __init__(
+        self, num_classes: int, codes: str, pixel_std: float, scale: float, code_std: float | None = None
+    ) -> None:
         super().__init__()
         self.draw_codes = lookup(CODES, codes, "label codes")
         self.config = {"codes": codes, "pixel_std": pixel_std, "scale": scale}
-        self.pixel_std, self.scale = pixel_std, scale
+        if codes == "near":
+            if code_std is None or not 0 <= code_std < math.inf:
+                raise UserError(f"label codes 'near' need --code-std S, a number from 0 on, not {code_std}")
+            self.config["code_std"] = code_std
+        self.pixel_std, self.scale, self.code_std = pixel_std, scale, code_std or 0.0
         self.register_buffer("table", fixed_table(num_classes, dtype=torch.float64), persistent=False)
-        self.planes = self.draw_codes(self.table, 1, Draw(0), 0).numel() // (num_classes + 1)
+        self.planes = self.draw_codes(self.table, 1, Draw(0), 0, 0.0).numel() // (num_classes + 1)
 
     def forward(self, label: Tensor, draw: Draw, path: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
         """``label [B, H, W] -> [B, planes, H, W]``; each ``path`` of one ``draw`` is an independent noise."""
         table = self.table.to(dtype)
-        codes = self.draw_codes(table, len(label), draw, 2 * path)
+        codes = self.draw_codes(table, len(label), draw, 2 * path, self.code_std)
         shape = len(label), self.planes, *label.shape[1:]
         noise = draw.normal(shape, 2 * path + 1, label.device, dtype)
         return noised_plane(label, codes, noise, self.pixel_std, self.scale)

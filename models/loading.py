@@ -40,7 +40,7 @@ class Loaded(NamedTuple):
             return None
         noise, wanted = LabelNoise(self.card["num_classes"], **config), self.model.config["in_channels"] - 3
         if noise.planes != wanted:
-            fitting = [k for k in CODES if LabelNoise(self.card["num_classes"], k, 0.0, 1.0).planes == wanted]
+            fitting = [k for k in CODES if LabelNoise(self.card["num_classes"], k, 0.0, 1.0, 0.0).planes == wanted]
             codes = f"label codes {config['codes']!r} make {noise.planes} planes, this teacher reads {wanted}"
             raise UserError(f"{codes}: --label-codes {' or '.join(fitting) or '(none fits)'}")
         return noise
@@ -158,6 +158,6 @@ def initialise(model: Segmentor, pretrained_base: str, pretrained: str, pixels: 
         checkpoint.load_weights(model, loaded.state_dict(), f"--pretrained {pretrained}")
         return f"the weights of {pretrained}"
     if pretrained_base:
-        load_base(model, pretrained_base)
+        load_base(model, pretrained_base, pixels)
         return f"the backbone weights of {pretrained_base}"
     return "random weights (published results start from ImageNet's: --pretrained-base)"

@@ -1,4 +1,4 @@
-"""STDC1 and STDC2 with their context path (Fan et al., Rethinking BiSeNet, CVPR 2021, arXiv 2104.13188)."""
+"""STDC (Fan et al., Rethinking BiSeNet, CVPR 2021, arXiv 2104.13188): encoders, context path, network."""
 
 import torch
 import torch.nn.functional as F
@@ -43,7 +43,9 @@ class DenseConcat(nn.Module):
 
 
 class Encoder(nn.Module):
-    """The classification network's five stages; returns the last three (strides 8, 16, 32)."""
+    """STDC1's or STDC2's classification network of five stages; returns the last three."""
+
+    channels, strides = CHANNELS[2:], (8, 16, 32)
 
     def __init__(self, blocks: tuple[int, int, int]) -> None:
         super().__init__()
@@ -89,25 +91,33 @@ class Fusion(nn.Module):
         return x + x * self.excite(self.squeeze(x.mean((2, 3), keepdim=True)).relu()).sigmoid()
 
 
-class STDC(nn.Module):
-    """Image -> [stage 3, context at stride 16, context at stride 8, fusion] of 256, 128, 128, 256 channels.
+class ContextPath(nn.Module):
+    """Image -> [c8, context at stride 16, context at stride 8, fusion], c8 being the encoder's map at stride 8.
 
-    The upsampling in the context path is nearest neighbour (MMSegmentation's stdc.py).
+    encoder: any network whose last three maps have strides 8, 16 and 32. Of 128, 128 and 256 channels behind c8. The
+    upsampling is nearest neighbour (MMSegmentation's stdc.py).
+
+    Raises:
+        UserError: the encoder has other strides.
     """
 
-    channels = (CHANNELS[2], CONTEXT, CONTEXT, FUSED)
     strides = (8, 16, 8, 8)
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
-        self.encoder = Encoder(BLOCKS[name])
-        self.arms = nn.ModuleList(Attention(channels, CONTEXT) for channels in (CHANNELS[4], CHANNELS[3]))
+        if tuple(encoder.strides[-3:]) != (8, 16, 32):
+            strides = ", ".join(map(str, encoder.strides))
+            raise UserError(f"a context path needs maps at strides 8, 16 and 32; this backbone's are at {strides}")
+        c8, c16, c32 = encoder.channels[-3:]
+        self.channels = (c8, CONTEXT, CONTEXT, FUSED)
+        self.encoder = encoder
+        self.arms = nn.ModuleList(Attention(channels, CONTEXT) for channels in (c32, c16))
         self.smooth = nn.ModuleList(conv_norm_act(CONTEXT, CONTEXT, 3, padding=1) for _ in range(2))
-        self.image = conv_norm_act(CHANNELS[4], CONTEXT, 1)
-        self.fusion = Fusion(CHANNELS[2] + CONTEXT, FUSED)
+        self.image = conv_norm_act(c32, CONTEXT, 1)
+        self.fusion = Fusion(c8 + CONTEXT, FUSED)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        s8, s16, s32 = self.encoder(x)
+        s8, s16, s32 = self.encoder(x)[-3:]
         context = self.arms[0](s32) + self.image(s32.mean((2, 3), keepdim=True))
         out16 = self.smooth[0](F.interpolate(context, s16.shape[-2:]))
         context = self.arms[1](s16) + out16
@@ -127,16 +137,24 @@ class DetailHead(FCNHead):
         self.fusion = nn.Parameter(torch.tensor([0.6, 0.3, 0.1]).view(1, 3, 1, 1), requires_grad=False)
 
 
+def stdc_backbone(name: str, output_stride: int) -> ContextPath:
+    """STDC1 or STDC2 with its context path; it has one form, whatever the ``output_stride`` asked for."""
+    return ContextPath(Encoder(BLOCKS[name]))
+
+
 def stdc(
     backbone: nn.Module, num_classes: int, width: int = 256, aux_width: int = 64, detail_width: int = 64
 ) -> Segmentor:
     """configs/_base_/models/stdc.py: two semantic auxiliary maps and one of boundaries ("detail", 2 channels).
 
+    On a backbone that is not STDC's own the context path is built over its maps at strides 8, 16 and 32 (this project's
+    extension).
+
     Raises:
-        UserError: the backbone is no STDC.
+        UserError: the backbone has no such maps.
     """
-    if not isinstance(backbone, STDC):
-        raise UserError(f"--model stdc needs one of its own backbones: --backbone {' or '.join(BLOCKS)}")
+    if not isinstance(backbone, ContextPath):
+        backbone = ContextPath(backbone)
 
     def branch(index: int, channels: int, supervision: Supervision) -> Branch:
         head = FCNHead(backbone.channels[index], channels, nn.Dropout2d(0.1))

@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,10 +24,11 @@ def option(
     text: str,
     choices: Sequence[str] | None = None,
     minimum: float | None = None,
+    maximum: float | None = None,
     positional: bool = False,
 ) -> Any:
     """A field of a settings record. ``positional``: a tuple given without a flag, in front of the flags."""
-    metadata = {"help": text, "choices": choices, "minimum": minimum, "positional": positional}
+    metadata = {"help": text, "choices": choices, "minimum": minimum, "maximum": maximum, "positional": positional}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -52,9 +53,12 @@ class TrainConfig:
     warmup_iterations: int = option(0, "linear warm-up from a tenth of the learning rate", minimum=0)
     momentum: float = option(0.9, "of SGD", minimum=0)
     weight_decay: float = option(1e-4, "of SGD, on every parameter", minimum=0)
+    label_smoothing: float = option(0.0, "of the classes in the task loss, 0 to 1", minimum=0, maximum=1)
     aux_weight: float | None = option(None, "weight of auxiliary losses (default: the architecture's)", minimum=0)
     pixels: str = option("bgr_mean", "pixel convention", choices=tuple(CONVENTIONS))
-    pretrained_base: str = option("", "backbone weights: a file, or 'timm' to download timm's")
+    pretrained_base: str = option(
+        "", "backbone weights: a file, 'package' (an installed package's) or 'timm' (a download)"
+    )
     pretrained: str = option("", "checkpoint to start the whole network from")
     workers: int = option(4, "loader processes of each process", minimum=0)
     save_dir: str = option("", "where the run goes (default: runs/<role>-<dataset>-<model>-<backbone>)")
@@ -71,13 +75,14 @@ class TrainConfig:
     dropout: float | None = option(None, "dropout probability of the heads (default: the architecture's)", minimum=0)
     label_std: float = option(0.03, "standard deviation of the label plane's pixel noise, before scaling", minimum=0)
     label_scale: float | None = option(None, "factor on the label plane (default: the pixel convention's)", minimum=0)
+    code_std: float | None = option(None, "of --label-codes near: deviation of the codes from the table", minimum=0)
 
 
 @dataclass(frozen=True)
 class TeacherConfig(TrainConfig):
     single_path: bool = option(False, "one noised label an image and no consistency, instead of LAD's two")
     consistency: str = option("cwd=5", "distance between the two paths and its weight, or none")
-    label_codes: str = option("random", "codes of the label plane")
+    label_codes: str = option("random", "codes of the label plane: random, near, fixed, shuffled or onehot")
 
 
 @dataclass(frozen=True)
@@ -92,8 +97,16 @@ class StudentConfig(TrainConfig):
 ROLES: dict[str, type] = {"teacher": TeacherConfig, "student": StudentConfig, "baseline": StudentConfig}
 
 
-def parse(config_class: type[C], role: str, description: str, argv: Sequence[str] | None = None) -> C:
+def parse(
+    config_class: type[C],
+    role: str,
+    description: str,
+    argv: Sequence[str] | None = None,
+    implied: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda settings: {},
+) -> C:
     """The settings of a run of ``role``. A student without distillation takes the recipe's baseline values.
+
+    implied: what follows from other settings; it wins over the recipe, a flag wins over it.
 
     Raises:
         UserError: an unknown flag or recipe key, a value of the wrong type or out of range.
@@ -102,7 +115,8 @@ def parse(config_class: type[C], role: str, description: str, argv: Sequence[str
     if role == "student" and flags.get("kd", "").strip() == "none":
         role = "baseline"
     recipe = load_recipe(flags["recipe"], role) if flags.get("recipe") else {}
-    config = config_class(**{**recipe, **flags})
+    given = {**dataclasses.asdict(config_class()), **recipe, **flags}
+    config = config_class(**{**recipe, **implied(given), **flags})
     for field in dataclasses.fields(config):
         if getattr(config, field.name) == REQUIRED:
             flag = _flag(field.name)
@@ -187,10 +201,12 @@ def convert(config_class: type, name: str, value: Any, where: str) -> Any:
     if field.metadata["choices"] and result not in field.metadata["choices"]:
         choices = field.metadata["choices"]
         raise UserError(f"{where}: {result!r}{nearest(str(result), choices)} (choices: {', '.join(choices)})")
-    minimum = field.metadata["minimum"]
+    minimum, maximum = field.metadata["minimum"], field.metadata["maximum"]
     for item in result if isinstance(result, tuple) else (result,):
         if minimum is not None and not item >= minimum:
             raise UserError(f"{where}: {item} is too small: at least {minimum}")
+        if maximum is not None and not item <= maximum:
+            raise UserError(f"{where}: {item} is too large: at most {maximum}")
     return result
 
 

@@ -62,7 +62,7 @@ def fit(
     folder, state, _ = run
     if config.batch_size % world.size:
         raise UserError(f"--batch-size {config.batch_size} does not divide over {world.size} processes")
-    step.to(world.device)
+    step.to(world.device, memory_format=torch.channels_last)  # faster on light networks, on a CPU too
     learnable = [p for p in step.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(learnable, config.lr, config.momentum, weight_decay=config.weight_decay)
     amp = AMP_DTYPES[config.amp]
@@ -142,7 +142,8 @@ def fit(
             torch.manual_seed(derive_seed(config.seed, 1, iteration, world.rank))  # dropout
             draw = Draw(derive_seed(config.seed, 2, iteration), world.rank * share, config.batch_size)
             with torch.autocast(world.device.type, dtype=amp, enabled=amp is not None):
-                terms = _forward(wrapped, convention.normalize(image), label.long(), draw)
+                x = convention.normalize(image).contiguous(memory_format=torch.channels_last)
+                terms = _forward(wrapped, x, label.long(), draw)
             optimizer.zero_grad(set_to_none=True)
             scaler.scale(terms["loss"]).backward()
             scaler.step(optimizer)

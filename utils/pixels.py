@@ -30,4 +30,6 @@ CONVENTIONS = {
     "bgr_mean": PixelConvention((2, 1, 0), (122.67891434, 116.66876762, 104.00698793), (1.0, 1.0, 1.0), 100.0),
     # torchvision, timm and MMSegmentation: RGB standardised; 100 / mean(std) keeps the plane's relative strength.
     "imagenet": PixelConvention((0, 1, 2), (123.675, 116.28, 103.53), (58.395, 57.12, 57.375), 1.74),
+    # EfficientNet-Lite and what else timm calls Inception's: RGB from -1 to 1; the relative strength is imagenet's.
+    "inception": PixelConvention((0, 1, 2), (127.5, 127.5, 127.5), (127.5, 127.5, 127.5), 0.78),
 }

@@ -59,8 +59,9 @@ def open_run(config: TrainConfig, world: World) -> Run:
     state = checkpoint.read(source)
     if "optimizer" not in state:
         raise UserError(f"--resume {source} holds no training state; --pretrained starts a new run from its weights")
-    old, new = state["config"], asdict(config)
-    changed = [f"{k}: {old.get(k)!r} -> {new[k]!r}" for k in new if k not in RESUMABLE and plain(new[k]) != old.get(k)]
+    # a setting that is younger than the run had its default value
+    old, new = {**plain(asdict(type(config)())), **state["config"]}, plain(asdict(config))
+    changed = [f"{k}: {old[k]!r} -> {new[k]!r}" for k in new if k not in RESUMABLE and new[k] != old[k]]
     if changed:
         raise UserError(f"--resume {source} is of a run with other settings ({'; '.join(changed)})")
     return Run(folder, state, lock)
