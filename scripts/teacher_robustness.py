@@ -46,6 +46,7 @@ class RobustnessConfig:
     limit: int | None = option(None, "images, evenly spaced over the split (default: all)", minimum=1)
     draws: int = option(2, "independent label noises an image is shown with", minimum=2)
     noise: tuple[float, ...] = option((0.0, 0.03, 0.1, 0.3, 1.0), "pixel-noise levels, before scaling", minimum=0)
+    near: tuple[float, ...] = option((0.1, 0.3, 1.0), "strengths of codes 'near'", minimum=0)
     wrong: tuple[float, ...] = option((0.1, 0.3, 1.0), "shares of pixels or regions shown a wrong class", minimum=0)
     seed: int = option(0, "of noise and wrong labels", minimum=0)
     device: str = option("auto", "where to run", choices=("auto", "cpu", "cuda"))
@@ -55,16 +56,23 @@ class RobustnessConfig:
 def conditions(config: RobustnessConfig, trained: LabelNoise) -> list[Condition]:
     """What a teacher is put through; the first is as it was trained."""
     codes, pixel_std, num_classes = trained.config["codes"], trained.pixel_std, len(trained.table) - 1
-    kinds = [kind for kind in CODES if LabelNoise(num_classes, kind, 0.0, 1.0).planes == trained.planes]
+    own = trained.config.get("code_std")
+    kinds = [kind for kind in CODES if LabelNoise(num_classes, kind, 0.0, 1.0, 0.0).planes == trained.planes]
+    near = [
+        Condition("codes", f"near {s:g}", "near", pixel_std, code_std=s) for s in sorted(config.near) if "near" in kinds
+    ]
     if max(config.wrong, default=0) > 1:
         raise UserError(f"--wrong {max(config.wrong)}: a share is at most 1")
     wrong = [(kind, share) for kind in CORRUPTIONS for share in sorted(config.wrong)]
     return [
-        Condition("as trained", f"{codes}, {pixel_std:g}", codes, pixel_std),
-        *(Condition("pixel noise", f"{std:g}", codes, std) for std in sorted({*config.noise, pixel_std})),
-        *(Condition("codes", kind, kind, pixel_std) for kind in kinds),
-        Condition("no label", "zero plane", codes, pixel_std, plane=0.0),
-        *(Condition(kind, f"{100 * share:g} %", codes, pixel_std, share) for kind, share in wrong),
+        Condition(
+            "as trained", f"{codes}{'' if own is None else f' {own:g}'}, {pixel_std:g}", codes, pixel_std, code_std=own
+        ),
+        *(Condition("pixel noise", f"{std:g}", codes, std, code_std=own) for std in sorted({*config.noise, pixel_std})),
+        *(Condition("codes", kind, kind, pixel_std) for kind in kinds if kind != "near"),
+        *near,
+        Condition("no label", "zero plane", codes, pixel_std, plane=0.0, code_std=own),
+        *(Condition(kind, f"{100 * share:g} %", codes, pixel_std, share, code_std=own) for kind, share in wrong),
     ]
 
 
@@ -77,7 +85,8 @@ def measure(
     network = Deployed(loaded.model, CONVENTIONS[card["pixels"]]).to(device).eval()
     records = []
     for condition in tqdm(conditions(config, trained), "conditions", leave=False, disable=None):
-        noise = LabelNoise(card["num_classes"], condition.codes, condition.pixel_std, trained.scale).to(device)
+        kind = condition.codes, condition.pixel_std, trained.scale, condition.code_std
+        noise = LabelNoise(card["num_classes"], *kind).to(device)
         tally = Tally(card["num_classes"], config.draws)
         for i in chosen:
             sample = dataset[i]

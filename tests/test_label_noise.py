@@ -65,7 +65,7 @@ def test_law_of_codes_and_pixel_noise():
 
 
 def test_shuffled_codes_are_the_fixed_table_in_another_order():
-    codes = LabelNoise(21, "shuffled", 0.0, 1.0).draw_codes(fixed_table(21), 4, Draw(3), 0)
+    codes = LabelNoise(21, "shuffled", 0.0, 1.0).draw_codes(fixed_table(21), 4, Draw(3), 0, 0.0)
     for row in codes:
         assert sorted(row.tolist()) == fixed_table(21).tolist()
     assert len({tuple(row.tolist()) for row in codes}) == 4
@@ -97,10 +97,27 @@ def test_one_hot_planes():
 
 @pytest.mark.parametrize("codes", CODES)
 def test_a_sample_sees_the_same_noise_in_every_split_of_the_batch(codes):
-    label, noise = label_map(4), LabelNoise(5, codes, 0.03, 100.0)
+    label, noise = label_map(4), LabelNoise(5, codes, 0.03, 100.0, code_std=0.3)
     whole = noise(label, Draw(5))
     halves = [noise(label[i : i + 2], Draw(5, i, 4)) for i in (0, 2)]
     assert torch.equal(whole, torch.cat(halves))
+
+
+def test_near_codes_are_the_table_and_a_share_of_the_random_ones():
+    label = label_map(4)
+    fixed, random = (LabelNoise(5, kind, 0.0, 1.0)(label, Draw(3)) for kind in ("fixed", "random"))
+    assert torch.equal(LabelNoise(5, "near", 0.0, 1.0, 0.0)(label, Draw(3)), fixed)
+    torch.testing.assert_close(LabelNoise(5, "near", 0.0, 1.0, 0.3)(label, Draw(3)), fixed + 0.3 * random)
+    far = LabelNoise(5, "near", 0.0, 1e-6, 1e6)(label, Draw(3))
+    torch.testing.assert_close(far, random, rtol=0, atol=2e-6)
+    assert LabelNoise(5, "near", 0.0, 1.0, 0.3).config["code_std"] == 0.3
+    assert "code_std" not in LabelNoise(5, "fixed", 0.0, 1.0, 0.3).config
+
+
+@pytest.mark.parametrize("strength", [None, -0.1, float("nan"), float("inf")])
+def test_near_codes_need_a_strength(strength):
+    with pytest.raises(UserError, match="need --code-std S"):
+        LabelNoise(5, "near", 0.0, 1.0, strength)
 
 
 def test_unknown_codes_are_named():

@@ -150,7 +150,7 @@ def test_heads_run_on_other_backbones(arch):
     [
         (("ocrnett", "resnet18", K), "did you mean 'ocrnet'"),
         (("fcn", "hrnet_w18_smal", K), "did you mean 'hrnet_w18_small"),
-        (("stdc", "resnet18", K), "--backbone stdc1 or stdc2"),
+        (("stdc", "vit_base_patch16_224", K), "does not offer it"),
         (("fcn", "vit_base_patch16_224", K), "does not offer it"),
         (("fcn", "resnet18", K, 1), "2 classes and 3 channels or more"),
         (("fcn", "resnet18", 1), "2 classes and 3 channels or more"),

@@ -27,6 +27,7 @@ class Condition:
     pixel_std: float
     share: float = 0.0  # of pixels or regions that show a wrong class; ``name`` is then a key of CORRUPTIONS
     plane: float = 1.0  # factor on the finished plane; 0 takes the label away
+    code_std: float | None = None  # of codes "near"
 
 
 def _pixels(label: np.ndarray, share: float, shift: Callable[[int], np.ndarray], rng: np.random.Generator):

