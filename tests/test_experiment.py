@@ -473,3 +473,13 @@ def test_minutes_of_an_interrupted_run(tmp_path):
     lines = [{"event": e, "iteration": i, **({"images_per_second": v[0]} if v else {})} for e, i, *v in events]
     (tmp_path / "r/metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
     assert training_minutes(read_run(tmp_path / "r", "r")) == pytest.approx((10 * 2 / 4 + 5 * 2 / 1) / 60)
+
+
+def test_minutes_of_a_run_on_one_thread_are_the_processors(tmp_path):
+    make_run(tmp_path / "r", 0, make_areas(), batch_size=2)
+    lines = [{"event": "start", "iteration": 0, "device": "cpu: x", "threads": 1}]
+    lines += [{"event": "train", "iteration": i, "images_per_second": 4.0, "cpu_seconds": 3.0} for i in (10, 20)]
+    for threads, minutes in ((1, 6 / 60), (2, 20 * 2 / 4 / 60)):
+        lines[0]["threads"] = threads
+        (tmp_path / "r/metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+        assert training_minutes(read_run(tmp_path / "r", "r")) == pytest.approx(minutes)

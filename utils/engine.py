@@ -132,7 +132,7 @@ def fit(
 
     stopping, finite = StopRequest(), FiniteWatch(not_finite)
     batches = train_batches(train_set, start, config.max_iterations, config.batch_size, config.workers, world)
-    clock, clocked = time.perf_counter(), start
+    clock, processor, clocked = time.perf_counter(), time.process_time(), start
     try:
         for iteration, (image, label) in enumerate(batches, start):
             lr = learning_rate(config, iteration)
@@ -156,13 +156,15 @@ def fit(
                 now = time.perf_counter()
                 speed = config.batch_size * (done - clocked) / (now - clock)
                 means = {name: all_reduce_mean(term.detach().clone()).item() for name, term in terms.items()}
-                logger.scalars("train", {**means, "lr": lr, "images_per_second": speed}, done)
-                clock, clocked = time.perf_counter(), done
+                pace = {"images_per_second": speed, "cpu_seconds": time.process_time() - processor}
+                logger.scalars("train", {**means, "lr": lr, **pace}, done)
+                clock, processor, clocked = time.perf_counter(), time.process_time(), done
             logger.advance(done)
             if last or (not config.skip_val and done % config.val_per_iters == 0):
-                before = time.perf_counter()
+                before = time.perf_counter(), time.process_time()
                 metrics = validate(done)
-                clock += time.perf_counter() - before
+                clock += time.perf_counter() - before[0]
+                processor += time.process_time() - before[1]
             stop = stopping.requested(done % config.log_iter == 0 or world.size == 1, world)
             if last or stop or done % config.save_per_iters == 0:
                 save("last.pth", training=True)

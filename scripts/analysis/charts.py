@@ -11,7 +11,7 @@ from scripts.analysis.runs import Run, View
 from scripts.analysis.style import color, line
 
 MAX_BARS, MAX_CELLS, ANNOTATED = 40, 40, 15  # classes that still read well
-NOT_A_TERM = {"event", "iteration", "images_per_second"}
+NOT_A_TERM = {"event", "iteration", "images_per_second", "cpu_seconds"}
 Groups = Mapping[str, Sequence[Run]]
 
 

@@ -39,13 +39,20 @@ def scores(runs: Sequence[Run], checkpoint: str) -> dict[int, float]:
 
 
 def training_minutes(run: Run) -> float | None:
-    """From the speeds in the log: without validation, and without iterations that an interruption lost."""
+    """From the speeds in the log: without validation, and without iterations that an interruption lost.
+
+    Of a run on one thread of a CPU the processor's time, which other work on the machine does not lengthen.
+    """
     starts = [record["iteration"] for record in run.curves.get("start", ())]
+    alone = all(s.get("threads") == 1 and str(s.get("device")).startswith("cpu") for s in run.curves.get("start", ()))
     seconds, before = 0.0, 0
     for record in run.curves.get("train", ()):
         at, speed = record["iteration"], record.get("images_per_second")
         if not speed:
             return None
+        if alone and "cpu_seconds" in record:
+            seconds += record["cpu_seconds"]
+            continue
         before = max([before, *(start for start in starts if start < at)])
         seconds += (at - before) * run.config["batch_size"] / speed
         before = at
