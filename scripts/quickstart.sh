@@ -4,10 +4,12 @@
 set -euo pipefail
 source "$(dirname "$0")/setup.sh"
 runs=runs/quickstart
+train=(--recipe toy --pretrained-base package --resume auto)  # ImageNet weights of an installed package
 
-python train_teacher.py --recipe toy --save-dir $runs/teacher --resume auto
-python train_student.py --recipe toy --kd none --save-dir $runs/baseline --resume auto
-python train_student.py --recipe toy --teacher-pretrained $runs/teacher/last.pth --save-dir $runs/student --resume auto
+# Codes near a fixed table: with the paper's random ones a teacher needs far more than minutes to read its label.
+python train_teacher.py "${train[@]}" --label-codes near --code-std 0.1 --save-dir $runs/teacher
+python train_student.py "${train[@]}" --kd none --save-dir $runs/baseline
+python train_student.py "${train[@]}" --teacher-pretrained $runs/teacher/last.pth --save-dir $runs/student
 
 for run in teacher baseline student; do
     python eval.py --pretrained $runs/$run/last.pth --json $runs/$run/eval.json > $runs/$run/eval.txt
