@@ -1,6 +1,9 @@
 """Plot an experiment from its records: validation curves, and the scores of every seed.
 
-python scripts/experiment_figure.py camvid_reduced --output figures/camvid_reduced.png
+    python scripts/experiment_figure.py camvid_lite        # figures/camvid_lite.png
+
+Where it has students of teachers with different label noise, a second picture, camvid_lite_dial.png, shows their gains
+beside what the teachers know.
 
 Networks that see the image only; teachers that read the label are in the tables (scripts/results_table.py).
 scripts/compare.py plots the same record folders in more detail.
@@ -20,6 +23,7 @@ from scripts.analysis import style
 from scripts.analysis.charts import validation_curves
 from scripts.analysis.runs import Run
 from scripts.experiments.definition import Experiment, read_experiment
+from scripts.experiments.dial import draw_dial
 from scripts.experiments.tables import read_records, scores
 from utils.config import option, parse_flags
 from utils.errors import UserError, run_main
@@ -64,6 +68,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"{folder} holds no scored run of {experiment.name}")
     output = Path(config.output).expanduser() if config.output else ROOT / "figures" / f"{experiment.name}.png"
     style.save_figure(draw(experiment, shown), output)
+    if dial := draw_dial(experiment, folder):
+        style.save_figure(dial, output.with_name(f"{output.stem}_dial{output.suffix}"))
 
 
 if __name__ == "__main__":

@@ -17,8 +17,9 @@ from scripts import experiment, experiment_figure
 from scripts.analysis.runs import read_run
 from scripts.experiment import RunnerConfig, plan, prepare
 from scripts.experiments.definition import EXPERIMENTS, Origin, read_experiment
+from scripts.experiments.dial import dial_points, draw_dial
 from scripts.experiments.jobs import Job, Stop, execute
-from scripts.experiments.tables import gains, read_records, students, teachers, training_minutes
+from scripts.experiments.tables import gains, read_records, students, summary, teachers, training_minutes
 from tests.conftest import ENVIRONMENT, ROOT, TINY
 from tests.test_compare import make_areas, make_run
 from utils.config import ROLES, parse_flags
@@ -452,6 +453,51 @@ def test_tables_of_several_seeds(tmp_path):
     assert rows["lad", "plain"]["gain"] == "not run"
     _, rows = teachers(found, tmp_path / "records")
     assert rows[0][3] == "not run"
+
+
+def test_the_summary_counts_the_teachers_time_and_compares_twice(tmp_path):
+    runs = {"long": {"title": "longer", "settings": {"kd": "none"}}}
+    path = write(tmp_path / "e.yaml", runs=SMALL["runs"] | runs, equal_time="long")
+    scored = {"base": (0.5, (0, 1)), "long": (0.55, (0, 1)), "lad": (0.6, (0, 1)), "teacher": (0.9, (0,))}
+    for name, (share, seeds) in scored.items():
+        for seed in seeds:
+            make_run(tmp_path / f"records/{name}-{seed}", seed, make_areas(share, seed), batch_size=4)
+    for log in tmp_path.glob("records/*/metrics.jsonl"):
+        speed = 0.1 if log.parent.name.startswith("teacher") else 0.2
+        log.write_text(log.read_text().replace('"ce"', f'"images_per_second": {speed}, "ce"'))
+    found = read_experiment(path)
+    header, rows = summary(found, tmp_path / "records")
+    rows = {row[0]: dict(zip(header, row, strict=True)) for row in rows}
+    minutes = next(name for name in header if name.startswith("minutes, teacher included"))
+    assert rows["nothing"][minutes] == "10"  # 30 iterations of 4 images at 0.2 a second
+    assert rows["lad"][minutes] == "30"  # and a teacher at half the speed; of seed 1 there is none
+    assert rows["nothing"]["gain at equal iterations"] == rows["longer"]["gain at equal time"] == "-"
+    _, listed = gains(found, tmp_path / "records")
+    listed = {(row[0], row[1]): row[3] for row in listed}
+    for column, base in (("gain at equal iterations", "nothing"), ("gain at equal time", "longer")):
+        assert rows["lad"][column].startswith(listed["lad", base])
+        assert rows["lad"][column].startswith("+")
+    with pytest.raises(UserError, match="equal_time: teacher reads the label"):
+        read_experiment(write(tmp_path / "f.yaml", equal_time="teacher"))
+
+
+def test_the_dial_pairs_every_strength_with_its_first_student(tmp_path):
+    codes = {"b": ("near", 0.3), "c": ("random", None), "a": ("near", 0.1)}
+    runs = {"base": {"settings": {"kd": "none"}}, "one": {"train": "teacher", "settings": {"single_path": True}}}
+    for name, (kind, std) in codes.items():
+        noise = {"label_codes": kind} | ({"code_std": std} if std else {})
+        runs[f"t_{name}"] = {"train": "teacher", "settings": noise}
+        runs[f"s_{name}"] = {"settings": {"teacher_pretrained": f"t_{name}+1"}}
+    runs["s_one"] = {"settings": {"teacher_pretrained": "one"}}
+    runs["again"] = {"settings": {"teacher_pretrained": "t_a", "pretrained": "base"}}
+    found = read_experiment(write(tmp_path / "e.yaml", runs=runs, settings={}))
+    points = {"0.1": ("t_a", "s_a"), "0.3": ("t_b", "s_b"), "random": ("t_c", "s_c")}
+    assert dial_points(found) == points
+    assert draw_dial(found, tmp_path / "records") is None
+    for name in ("base", "s_a", "s_c"):
+        make_run(tmp_path / f"records/{name}-0", 0, make_areas())
+    figure = draw_dial(found, tmp_path / "records")
+    assert [label.get_text() for label in figure.axes[1].get_xticklabels()] == ["0.1", "random"]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from utils.errors import UserError, lookup
 
 EXPERIMENTS = Path(__file__).resolve().parent
 KINDS = {"include": str, "title": str, "recipe": str, "baseline": str, "settings": dict, "seeds": list, "only": list}
-KINDS |= {"runs": dict, "compare": list, "robustness_images": int}
+KINDS |= {"runs": dict, "compare": list, "robustness_images": int, "equal_time": str}
 RUN_KINDS = {"title": str, "train": str, "settings": dict}
 REQUIRED = ("recipe", "seeds", "baseline", "runs")
 IN_WORDS = {str: "a word", list: "a list", dict: "'key: value' lines", int: "a number"}
@@ -42,6 +42,7 @@ class Arm:
 @dataclass(frozen=True)
 class Experiment:
     """arms: in the order of the file, each after those it starts from. baseline: the arm without distillation.
+    equal_time: the arm without distillation that had the teacher's time too; "" where there is none.
     compare: pairs of arms whose difference is reported, besides every student's over the baseline.
     """
 
@@ -50,6 +51,7 @@ class Experiment:
     recipe: str
     seeds: tuple[int, ...]
     baseline: str
+    equal_time: str
     compare: tuple[tuple[str, str], ...]
     robustness_images: int
     arms: Mapping[str, Arm]
@@ -96,6 +98,9 @@ def read_experiment(name: str) -> Experiment:
             raise UserError(f"{path}: two runs are called {title!r}")
     if lookup(ordered, content["baseline"], f"baseline among the runs of {path}").train != "student":
         raise UserError(f"{path}: the baseline {content['baseline']!r} reads the label: gains over it mean nothing")
+    equal_time = content.get("equal_time", "")
+    if equal_time and lookup(arms, equal_time, f"run in {path}: equal_time:").train != "student":
+        raise UserError(f"{path}: equal_time: {equal_time} reads the label: gains over it mean nothing")
     for arm in ordered.values():
         for key, origin in arm.origins.items():
             if origin.shift and origin.shift % len(seeds) == 0:
@@ -106,6 +111,7 @@ def read_experiment(name: str) -> Experiment:
         content["recipe"],
         tuple(seeds),
         content["baseline"],
+        equal_time if equal_time in ordered else "",
         _pairs(path, content.get("compare", []), ordered, arms),
         content.get("robustness_images", 30),
         ordered,

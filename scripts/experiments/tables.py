@@ -84,10 +84,45 @@ def students(experiment: Experiment, folder: Path) -> Table:
     return ["run", "arm", "n", "last mIoU %", "best mIoU %", _time(records), "logs by seed"], rows
 
 
+def summary(experiment: Experiment, folder: Path) -> Table:
+    """The students once more, in short: gains at equal iterations and at equal time, time with all they start from."""
+    records, rows = read_records(experiment, folder), []
+    for arm in experiment.arms.values():
+        if arm.train == "student":
+            found = scores(records[arm.name], "last")
+            minutes = [total_minutes(experiment, records, arm.name, seed) for seed in found]
+            known = [value for value in minutes if value is not None]
+            over = [_gain(records, arm.name, base) for base in (experiment.baseline, experiment.equal_time)]
+            rows.append([arm.title, str(len(found)), _spread(found), *over, f"{np.mean(known):.0f}" if known else "-"])
+    header = ["student", "n", "mIoU %", "gain at equal iterations", "gain at equal time"]
+    return [*header, _time(records).replace("minutes", "minutes, teacher included", 1)], rows
+
+
+def total_minutes(experiment: Experiment, records: dict[str, list[Run]], name: str, seed: int) -> float | None:
+    """Of a run and of every run it starts from; None where one is not there."""
+    run = next((run for run in records[name] if run.seed == seed), None)
+    own = run and training_minutes(run)
+    origins = experiment.arms[name].origins.values()
+    below = [total_minutes(experiment, records, o.arm, experiment.next_seed(seed, o.shift)) for o in origins]
+    return None if own is None or None in below else own + sum(below)
+
+
+def _gain(records: dict[str, list[Run]], name: str, base: str) -> str:
+    """Mean and spread over the seeds both have, with the p of a paired t-test."""
+    own, other = scores(records[name], "last"), scores(records[base], "last") if base else {}
+    differences = [own[seed] - other[seed] for seed in sorted(own.keys() & other.keys())]
+    if name == base or not differences:
+        return "-"
+    p = _p_over_seeds(differences)
+    return style.spread(differences, "+") + (f" (p {p})" if p != "-" else "")
+
+
 def gains(experiment: Experiment, folder: Path) -> Table:
-    """Differences of last checkpoints: of every student to the baseline, and of the pairs the experiment asks for."""
+    """Differences of last checkpoints: of every student to the baseline, to the one that had the teacher's time too,
+    and of the pairs the experiment asks for."""
     arms, records, rows = experiment.arms, read_records(experiment, folder), []
-    pairs = [(name, experiment.baseline) for name in arms if arms[name].train == "student"]
+    bases = filter(None, (experiment.baseline, experiment.equal_time))
+    pairs = [(name, base) for base in bases for name in arms if arms[name].train == "student"]
     for name, base in dict.fromkeys((*pairs, *experiment.compare)):
         if name == base:
             continue
@@ -115,7 +150,7 @@ def teachers(experiment: Experiment, folder: Path) -> Table:
         runs = records[arm.name]
         last, probes = scores(runs, "last"), []
         for run in runs:
-            if probe := _robustness(run.folder / "robustness.json", images):
+            if probe := read_robustness(run.folder / "robustness.json", images):
                 probes.append(probe)
         conditions = [_condition(probes, *key) for key in (("as trained", ""), ("codes", "fixed"), ("no label", ""))]
         cells = [f"`{arm.name}`", arm.title, str(len(last)), _spread(last), *conditions, _followed(probes)]
@@ -127,7 +162,7 @@ def teachers(experiment: Experiment, folder: Path) -> Table:
     return [*header, "follows wrong labels %", _time(records), "logs by seed"], rows
 
 
-TABLES = {"students": students, "gains": gains, "teachers": teachers}
+TABLES = {"summary": summary, "students": students, "gains": gains, "teachers": teachers}
 
 
 def _p_over_seeds(differences: Sequence[float]) -> str:
@@ -162,7 +197,7 @@ def _logs(runs: Sequence[Run], folder: Path) -> str:
     return " ".join(f"[{run.seed}](results/{folder.name}/{run.folder.name}/metrics.jsonl)" for run in runs) or "-"
 
 
-def _robustness(path: Path, images: dict[str, None]) -> list[dict[str, Any]] | None:
+def read_robustness(path: Path, images: dict[str, None]) -> list[dict[str, Any]] | None:
     """The conditions of one teacher; ``images`` collects what they were measured on."""
     if not path.is_file():
         return None
