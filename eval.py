@@ -9,7 +9,7 @@ reads the label, is marked. JSON scores are fractions.
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,10 @@ from datasets import build_dataset, dataset_spec, variant
 from datasets.base import DatasetSpec, SegmentationDataset
 from models.loading import Loaded, from_checkpoint
 from utils.config import option, parse_flags
-from utils.distributed import world
-from utils.engine import AMP_DTYPES
 from utils.errors import UserError, run_main
 from utils.evaluate import Predictor, evaluate
 from utils.pixels import CONVENTIONS
+from utils.runtime import start
 from utils.visualize import colorize
 
 
@@ -92,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError("--pretrained FILE is missing: the checkpoint to evaluate")
     if config.submission and not config.save_pred:
         raise UserError("--submission needs --save-pred DIR: where the predictions go")
-    with world(config.device) as w:
+    with start(config) as runtime:
         loaded = load(config)
         card, noise = loaded.card, loaded.noise
         if config.draws > 1 and noise is None:
@@ -108,15 +107,16 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UserError(f"{config.pretrained} has {card['num_classes']} classes, {name} {len(spec.names)}")
         dataset = build_dataset(name, root, config.split)
         amp = config.amp or card.get("config", {}).get("amp", "none")
+        runtime = replace(runtime, amp=amp)
         predict = Predictor(
-            loaded.model.to(w.device),
+            runtime.place(loaded.model),
             CONVENTIONS[card["pixels"]],
-            noise.to(w.device) if noise else None,
+            noise and runtime.place(noise),
             config.scales,
             config.flip,
             config.window,
             config.stride,
-            AMP_DTYPES[amp],
+            runtime,
         )
 
         keep = Keeper(config, dataset, spec)
@@ -125,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 predict,
                 dataset,
                 len(spec.names),
-                w,
+                runtime,
                 config.workers,
                 config.seed + draw,
                 config.batch_size,
@@ -134,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
             for draw in range(config.draws)
         )
-        if not w.is_main:
+        if not runtime.is_main:
             return
         result: dict[str, Any] = {
             "checkpoint": config.pretrained,

@@ -9,28 +9,23 @@ Settings: default < recipe < flag. The run goes to --save-dir: last.pth, best.pt
 """
 
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from datasets import train_and_val
+from datasets.base import DatasetSpec
 from losses import WeightedLosses, build_kd, parse_losses
 from losses.task import TaskLoss
-from models import build_model, sync_batchnorm
+from models import build_model
 from models.base_weights import implied_settings
 from models.label_noise import LabelNoise
-from models.loading import from_checkpoint, initialise, make_card
+from models.loading import begin, from_checkpoint
 from models.segmentor import Segmentor
 from utils.config import StudentConfig, parse
-from utils.distributed import world
-from utils.engine import AMP_DTYPES, fit
 from utils.errors import UserError, run_main
-from utils.evaluate import Predictor
-from utils.pixels import CONVENTIONS
-from utils.runs import open_run
+from utils.training import train
 from utils.types import Draw, Output
-from utils.visualize import preview
 
 
 class StudentStep(nn.Module):
@@ -61,13 +56,15 @@ class StudentStep(nn.Module):
             self.teacher.eval()
         return self
 
-    def forward(self, image: Tensor, label: Tensor, draw: Draw | None = None) -> dict[str, Tensor]:
+    def forward(
+        self, image: Tensor, label: Tensor, draw: Draw | None = None, valid: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Normalised image ``[B, 3, H, W]``, label ``[B, H, W]`` -> loss, ce, aux, and each unweighted KD term.
 
-        Without a ``draw`` the noise follows torch's global random state.
+        Without a ``draw`` the noise follows torch's global random state. valid: of ``TaskLoss``.
         """
         output = self.model(image)
-        terms = self.task(output, label)
+        terms = self.task(output, label, valid)
         loss = terms.pop("task")
         if self.teacher is not None:
             distilled, kd_terms = self.kd(output, self.teach(image, label, draw), label)
@@ -108,31 +105,21 @@ def load_teacher(config: StudentConfig, num_classes: int) -> tuple[Segmentor, La
     return teacher.model, teacher.noise
 
 
+def build(config: StudentConfig, spec: DatasetSpec) -> tuple[StudentStep, None]:
+    """The step; its network is shown the image only."""
+    model = build_model(config.model, config.backbone, len(spec.names))
+    model.set_dropout(config.dropout)
+    task = TaskLoss(model.supervision, config.aux_weight, config.label_smoothing)
+    if not parse_losses(config.kd):
+        return StudentStep(model, task), None
+    teacher, noise = load_teacher(config, len(spec.names))
+    widths = model.main.head.out_channels, teacher.main.head.out_channels
+    return StudentStep(model, task, teacher, noise, build_kd(config.kd, *widths, len(spec.names))), None
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     config = parse(StudentConfig, "student", __doc__, argv, implied_settings)
-    with world(config.device) as w:
-        torch.manual_seed(config.seed)
-        convention = CONVENTIONS[config.pixels]
-        spec, train_set, val_set = train_and_val(config)
-        model = build_model(config.model, config.backbone, len(spec.names))
-        model.set_dropout(config.dropout)
-        task = TaskLoss(model.supervision, config.aux_weight, config.label_smoothing)
-        teacher, noise, kd = None, None, None
-        if parse_losses(config.kd):
-            teacher, noise = load_teacher(config, len(spec.names))
-            widths = model.main.head.out_channels, teacher.main.head.out_channels
-            kd = build_kd(config.kd, *widths, len(spec.names))
-
-        run = open_run(config, w)
-        if run.state is None:
-            start = initialise(model, config.pretrained_base, config.pretrained, config.pixels)
-        else:
-            start = run.state["start"]
-        step = sync_batchnorm(StudentStep(model, task, teacher, noise, kd), w)
-        card = make_card(model, spec.names, spec.palette, config, start=start)
-        predict = Predictor(model, convention, amp=AMP_DTYPES[config.amp])
-        picture = partial(preview, predict, val_set, spec.palette)
-        fit(step, model, train_set, val_set, predict, config, w, run, card, picture)
+    train(config, train_and_val, build, begin)
 
 
 if __name__ == "__main__":

@@ -8,29 +8,25 @@ Its mIoU is that of a network that reads the label: it measures the teacher, not
 """
 
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from datasets import train_and_val
+from datasets.base import DatasetSpec
 from losses import WeightedLosses, build_kd
 from losses.consistency import Consistency
 from losses.task import TaskLoss
-from models import build_model, sync_batchnorm
+from models import build_model
 from models.base_weights import implied_settings
 from models.label_noise import LabelNoise
-from models.loading import initialise, make_card
+from models.loading import begin
 from models.segmentor import Segmentor
 from utils.config import TeacherConfig, parse
-from utils.distributed import world
-from utils.engine import AMP_DTYPES, fit
 from utils.errors import run_main
-from utils.evaluate import Predictor
 from utils.pixels import CONVENTIONS
-from utils.runs import open_run
+from utils.training import train
 from utils.types import Draw
-from utils.visualize import preview
 
 
 class TeacherStep(nn.Module):
@@ -55,16 +51,18 @@ class TeacherStep(nn.Module):
         self.paths = 1 if single_path else 2
         self.consistency = Consistency(distance) if self.paths == 2 and distance.weights else None
 
-    def forward(self, image: Tensor, label: Tensor, draw: Draw | None = None) -> dict[str, Tensor]:
+    def forward(
+        self, image: Tensor, label: Tensor, draw: Draw | None = None, valid: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Normalised image ``[B, 3, H, W]``, label ``[B, H, W]`` -> loss, task1, task2, consistency (unweighted).
 
-        Without a ``draw`` the noise follows torch's global random state.
+        Without a ``draw`` the noise follows torch's global random state. valid: of ``TaskLoss``.
         """
         draw = draw or Draw(int(torch.randint(2**62, ())))
         outputs = [
             self.model(torch.cat([image, self.noise(label, draw, path, image.dtype)], 1)) for path in range(self.paths)
         ]
-        terms = {f"task{p}": self.task(z, label)["task"] for p, z in enumerate(outputs, 1)}
+        terms = {f"task{p}": self.task(z, label, valid)["task"] for p, z in enumerate(outputs, 1)}
         loss = sum(terms.values())
         if self.consistency is not None:
             weighted, terms["consistency"] = self.consistency(*outputs, label)
@@ -72,30 +70,21 @@ class TeacherStep(nn.Module):
         return {"loss": loss, **terms}
 
 
+def build(config: TeacherConfig, spec: DatasetSpec) -> tuple[TeacherStep, LabelNoise]:
+    """The step, and the noise that its network is shown."""
+    scale = CONVENTIONS[config.pixels].label_scale if config.label_scale is None else config.label_scale
+    noise = LabelNoise(len(spec.names), config.label_codes, config.label_std, scale, config.code_std)
+    model = build_model(config.model, config.backbone, len(spec.names), in_channels=3 + noise.planes)
+    model.set_dropout(config.dropout)
+    width = model.main.head.out_channels
+    distance = build_kd(config.consistency, width, width, len(spec.names), "--consistency")
+    task = TaskLoss(model.supervision, config.aux_weight, config.label_smoothing)
+    return TeacherStep(model, noise, task, distance, config.single_path), noise
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     config = parse(TeacherConfig, "teacher", __doc__, argv, implied_settings)
-    with world(config.device) as w:
-        torch.manual_seed(config.seed)
-        convention = CONVENTIONS[config.pixels]
-        spec, train_set, val_set = train_and_val(config)
-        scale = convention.label_scale if config.label_scale is None else config.label_scale
-        noise = LabelNoise(len(spec.names), config.label_codes, config.label_std, scale, config.code_std)
-        model = build_model(config.model, config.backbone, len(spec.names), in_channels=3 + noise.planes)
-        model.set_dropout(config.dropout)
-        width = model.main.head.out_channels
-        distance = build_kd(config.consistency, width, width, len(spec.names), "--consistency")
-        task = TaskLoss(model.supervision, config.aux_weight, config.label_smoothing)
-
-        run = open_run(config, w)
-        if run.state is None:
-            start = initialise(model, config.pretrained_base, config.pretrained, config.pixels)
-        else:
-            start = run.state["start"]
-        step = sync_batchnorm(TeacherStep(model, noise, task, distance, config.single_path), w)
-        card = make_card(model, spec.names, spec.palette, config, noise, start)
-        predict = Predictor(model, convention, noise, amp=AMP_DTYPES[config.amp])
-        picture = partial(preview, predict, val_set, spec.palette)
-        fit(step, model, train_set, val_set, predict, config, w, run, card, picture)
+    train(config, train_and_val, build, begin)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from datasets.ade20k import ADE20K
 from datasets.base import DatasetSpec, SegmentationDataset, TrainStream
@@ -62,7 +63,13 @@ def build_dataset(
     return SegmentationDataset(spec, _folder(name, root) if spec.needs_root else Path(), split, cache_gb)
 
 
-def train_and_val(config: TrainConfig) -> tuple[DatasetSpec, TrainStream, SegmentationDataset]:
+class Data(NamedTuple):
+    spec: DatasetSpec
+    train: TrainStream  # endless, augmented
+    val: SegmentationDataset
+
+
+def train_and_val(config: TrainConfig) -> Data:
     """The data set's record, its endless augmented training sequence, and its validation images."""
     name, root, classes = config.dataset, config.data, config.classes
     spec = dataset_spec(name, root, classes)
@@ -70,7 +77,7 @@ def train_and_val(config: TrainConfig) -> tuple[DatasetSpec, TrainStream, Segmen
     pad_color = CONVENTIONS[config.pixels].pad_color
     transform = partial(augment, crop_size=config.crop_size, pad_color=pad_color, base_size=spec.base_size)
     train = TrainStream(build_dataset(name, root, "train", classes, config.cache_gb), transform, config.seed)
-    return spec, train, build_dataset(name, root, "val", classes)
+    return Data(spec, train, build_dataset(name, root, "val", classes))
 
 
 def _folder(name: str, root: str) -> Path:

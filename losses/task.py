@@ -6,22 +6,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from utils.distributed import all_reduce_mean
 from utils.errors import lookup
-from utils.types import IGNORE_INDEX, Output, Supervision
+from utils.types import IGNORE_INDEX, Output, Supervision, valid_pixels
 
 
-def cross_entropy(logits: Tensor, label: Tensor, align_corners: bool, smoothing: float = 0.0) -> Tensor:
+def cross_entropy(
+    logits: Tensor, label: Tensor, align_corners: bool, smoothing: float = 0.0, valid: Tensor | None = None
+) -> Tensor:
     """Mean over valid pixels of the cross entropy of bilinearly upsampled logits (LAD, CIRKD: losses/task).
 
     logits ``[B, K, h, w]``, label ``[B, H, W]``. The mean is over the valid pixels of the global batch: each process
-    divides by the mean count, so that averaging gradients over processes gives the gradient of one process. A batch
-    without a valid pixel has loss 0.
+    divides by the mean count ``valid``, so that averaging gradients over processes gives the gradient of one process. A
+    batch without a valid pixel has loss 0.
     """
     logits = F.interpolate(logits, label.shape[-2:], mode="bilinear", align_corners=align_corners)
     total = F.cross_entropy(logits, label, ignore_index=IGNORE_INDEX, reduction="sum", label_smoothing=smoothing)
-    valid = all_reduce_mean((label != IGNORE_INDEX).sum(dtype=total.dtype))
-    return total / valid.clamp(min=1)
+    valid = valid_pixels(label) if valid is None else valid
+    return total / torch.where(valid > 0, valid, 1)
 
 
 def ohem(
@@ -31,12 +32,13 @@ def ohem(
     threshold: float | None = 0.7,
     min_kept: int = 10_000,
     smoothing: float = 0.0,
+    valid: Tensor | None = None,
 ) -> Tensor:
     """Cross entropy of hard pixels only, summed and divided by all pixels (MMSegmentation's OHEMPixelSampler).
 
     Hard is a pixel whose true class has less than ``threshold`` probability, and in any case the ``min_kept`` * B
     hardest; without a threshold exactly these. Smoothed labels do not change which pixels are hard. The batch is that
-    of one process.
+    of one process; ``valid`` does not matter.
     """
     logits = F.interpolate(logits, label.shape[-2:], mode="bilinear", align_corners=align_corners)
     loss = F.cross_entropy(logits, label, ignore_index=IGNORE_INDEX, reduction="none")
@@ -75,10 +77,12 @@ def detail_target(label: Tensor) -> Tensor:
         return (fine | (F.interpolate(coarse.float(), label.shape[-2:]) > 0)).squeeze(1)
 
 
-def detail_loss(logits: Tensor, label: Tensor, align_corners: bool, smoothing: float = 0.0) -> Tensor:
+def detail_loss(
+    logits: Tensor, label: Tensor, align_corners: bool, smoothing: float = 0.0, valid: Tensor | None = None
+) -> Tensor:
     """STDC's boundary loss: binary cross entropy plus Dice of 2-channel logits (not boundary, boundary).
 
-    It is not one of classes, so their ``smoothing`` does not concern it.
+    It is not one of classes, so ``smoothing`` and ``valid`` do not concern it.
     """
     logits = F.interpolate(logits, label.shape[-2:], mode="bilinear", align_corners=align_corners).float()
     target = F.one_hot(detail_target(label).long(), 2).permute(0, 3, 1, 2).to(logits)
@@ -115,10 +119,14 @@ class TaskLoss(nn.Module):
             lookup(CRITERIA, item.kind, "criterion")
         self.aux_weights = tuple(s.weight if aux_weight is None else aux_weight for s in self.supervision[1:])
 
-    def forward(self, output: Output, label: Tensor) -> dict[str, Tensor]:
-        """``{"task": main + sum of weight * auxiliary, "ce": main, "aux": unweighted auxiliary sum}``."""
+    def forward(self, output: Output, label: Tensor, valid: Tensor | None = None) -> dict[str, Tensor]:
+        """``{"task": main + sum of weight * auxiliary, "ce": main, "aux": unweighted auxiliary sum}``.
+
+        valid: ``valid_pixels(label)`` where it has been counted already; counting makes processes wait for each other.
+        """
+        valid = valid_pixels(label) if valid is None else valid
         main, *aux = (
-            CRITERIA[s.kind](logits, label, s.align_corners, smoothing=self.label_smoothing)
+            CRITERIA[s.kind](logits, label, s.align_corners, smoothing=self.label_smoothing, valid=valid)
             for s, logits in zip(self.supervision, (output.logits, *output.aux), strict=True)
         )
         terms = {"task": main, "ce": main}

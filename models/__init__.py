@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from models import loading
-from models.architectures import ARCHITECTURES, build_model, sync_batchnorm
+from models.architectures import ARCHITECTURES, build_model
 from models.segmentor import Segmentor
 
-__all__ = ["ARCHITECTURES", "build_model", "from_checkpoint", "sync_batchnorm"]
+__all__ = ["ARCHITECTURES", "build_model", "from_checkpoint"]
 
 
 def from_checkpoint(path: str | Path, assisted: bool = False) -> Segmentor:

@@ -4,9 +4,6 @@ import inspect
 from collections.abc import Callable
 from functools import partial
 
-from timm.layers import convert_sync_batchnorm
-from torch import nn
-
 from models.backbones import DILATED, PYRAMID, build_backbone
 from models.frames import fcn, fcn_torchvision
 from models.heads.aspp import deeplabv3, deeplabv3_cirkd2, deeplabv3_mmseg, deeplabv3_torchvision
@@ -14,7 +11,6 @@ from models.heads.ocr import ocrnet
 from models.heads.psp import pspnet, pspnet_mmseg
 from models.segmentor import Segmentor
 from models.stdc import stdc
-from utils.distributed import World
 from utils.errors import UserError, lookup
 
 # (backbone, number of classes, widths by keyword) -> network; plain names are the papers', suffixes are variants
@@ -59,11 +55,3 @@ def build_model(arch: str, backbone: str, num_classes: int, in_channels: int = 3
 def width_names(arch: str) -> tuple[str, ...]:
     """The keywords of an architecture."""
     return tuple(inspect.signature(ARCHITECTURES[arch]).parameters)[2:]
-
-
-def sync_batchnorm(module: nn.Module, world: World) -> nn.Module:
-    """Share BatchNorm statistics over the processes of a CUDA run; elsewhere torch has no such layer.
-
-    timm's conversion, because timm's BatchNorm layers carry their activation, which torch's would drop.
-    """
-    return convert_sync_batchnorm(module) if world.size > 1 and world.device.type == "cuda" else module

@@ -69,6 +69,24 @@ def make_card(
     }
 
 
+def begin(
+    model: Segmentor,
+    spec: Any,
+    config: TrainConfig,
+    noise: LabelNoise | None,
+    state: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """Initialise the network of a new run; the card of this run, or of the one that ``state`` continues.
+
+    spec: the data set's record (names, palette). noise: what the network is shown besides the image.
+    """
+    if state is None:
+        start = initialise(model, config.pretrained_base, config.pretrained, config.pixels)
+    else:
+        start = state["start"]
+    return make_card(model, spec.names, spec.palette, config, noise, start)
+
+
 def from_checkpoint(path: str | Path, assisted: bool = False) -> Loaded:
     """Rebuild the network of a checkpoint, on the CPU, in eval mode.
 

@@ -24,10 +24,10 @@ from PIL import Image
 from datasets.files import IMAGE_SUFFIXES, read_image
 from models.loading import from_checkpoint
 from utils.config import option, parse_flags
-from utils.distributed import world
 from utils.errors import UserError, run_main
 from utils.evaluate import Predictor
 from utils.pixels import CONVENTIONS
+from utils.runtime import start
 from utils.visualize import colorize
 
 GOLDEN_ANGLE = 0.6180339887  # of the hue circle: successive colours are far apart
@@ -141,8 +141,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     names, palette = appearance(loaded.card)
     pixels = np.zeros(len(names), np.int64)
     failed = 0
-    with world(config.device) as w:
-        predict = Predictor(loaded.model.to(w.device), CONVENTIONS[loaded.card["pixels"]])
+    with start(config) as runtime:
+        predict = Predictor(runtime.place(loaded.model), CONVENTIONS[loaded.card["pixels"]])
         for path in images:
             try:
                 image = read_image(path)
@@ -150,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 print(f"skipped: {error}", file=sys.stderr)
                 failed += 1
                 continue
-            x = torch.from_numpy(image.transpose(2, 0, 1).copy())[None].to(w.device)
+            x = torch.from_numpy(image.transpose(2, 0, 1).copy())[None].to(runtime.device)
             ids = predict.classes(x, x[:, 0], ())[0].to(torch.uint8).cpu().numpy()  # no label is looked at
             pixels += np.bincount(ids.ravel(), minlength=len(names))
             files = outputs(path, config)

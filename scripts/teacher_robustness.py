@@ -29,9 +29,9 @@ from scripts.analysis import style
 from scripts.analysis.robustness import CORRUPTIONS, Condition, Tally, corrupt, plot
 from scripts.deployed import Deployed
 from utils.config import option, parse_flags
-from utils.distributed import world
 from utils.errors import UserError, run_main
 from utils.pixels import CONVENTIONS
+from utils.runtime import start
 from utils.seeding import derive_seed
 from utils.types import Draw
 
@@ -163,9 +163,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UserError(f"--teacher {path} has {loaded.card['num_classes']} classes, {wanted}")
     count = min(config.limit or len(dataset), len(dataset))
     chosen = np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist()
-    with world(config.device) as w:
+    with start(config) as runtime:
         results = {
-            name: measure(loaded, dataset, chosen, config, w.device)
+            name: measure(loaded, dataset, chosen, config, runtime.device)
             for name, loaded in zip(names, teachers, strict=True)
         }
     output = Path(config.output).expanduser()

@@ -16,10 +16,10 @@ from datasets.base import TrainStream
 from tests.conftest import TINY
 from utils import checkpoint, engine
 from utils.config import TeacherConfig
-from utils.distributed import World
 from utils.errors import UserError
 from utils.guards import STOPPED_STATUS
 from utils.runs import open_run
+from utils.runtime import Runtime
 
 KD = ["--kd", "cwd=3,kd=1,dist=1"]
 
@@ -216,7 +216,7 @@ def test_best_cannot_be_resumed(finished, tmp_path):
 
 
 def test_two_runs_do_not_share_a_folder(tmp_path):
-    config, world = TeacherConfig(save_dir=str(tmp_path)), World(0, 1, torch.device("cpu"))
+    config, world = TeacherConfig(save_dir=str(tmp_path)), Runtime()
     run = open_run(config, world)
     with pytest.raises(UserError, match="in use by another run"):
         open_run(config, world)

@@ -6,9 +6,9 @@ from torch import nn
 from datasets import build_dataset
 from models import build_model
 from models.label_noise import LabelNoise
-from utils.distributed import World
 from utils.evaluate import Predictor, evaluate, upsampled_argmax
 from utils.pixels import CONVENTIONS
+from utils.runtime import Runtime
 from utils.types import Draw
 
 BGR = CONVENTIONS["bgr_mean"]
@@ -82,12 +82,11 @@ def test_an_assisted_score_does_not_depend_on_the_split_over_processes():
     teacher = build_model("pspnet", "resnet10t", 7, in_channels=4)
     dataset = build_dataset("toy", "", "val")
     predict = Predictor(teacher, BGR, LabelNoise(7, "random", 0.03, 100.0))
-    cpu = torch.device("cpu")
-    whole = evaluate(predict, dataset, 7, World(0, 1, cpu)).confusion
-    parts = [evaluate(predict, dataset, 7, World(rank, 2, cpu)).confusion for rank in (0, 1)]
+    whole = evaluate(predict, dataset, 7, Runtime()).confusion
+    parts = [evaluate(predict, dataset, 7, Runtime(rank=rank, size=2)).confusion for rank in (0, 1)]
     assert np.array_equal(whole, sum(parts))
     assert whole.sum() == sum((dataset.read(i)[1] != 255).sum() for i in range(len(dataset)))
-    other = evaluate(predict, dataset, 7, World(0, 1, cpu), seed=1).confusion
+    other = evaluate(predict, dataset, 7, Runtime(), seed=1).confusion
     assert not np.array_equal(whole, other)
     assert teacher.training  # as it was before
 
@@ -96,7 +95,7 @@ def test_more_processes_than_images():
     dataset = build_dataset("toy", "", "val")
     torch.manual_seed(0)
     predict = Predictor(build_model("pspnet", "resnet10t", 7), BGR)
-    assert evaluate(predict, dataset, 7, World(5, 6, torch.device("cpu"))).confusion.sum() == 0
+    assert evaluate(predict, dataset, 7, Runtime(rank=5, size=6)).confusion.sum() == 0
 
 
 @pytest.mark.parametrize("align_corners", [True, False])
@@ -137,7 +136,7 @@ def test_images_of_equal_size_may_share_a_batch(assisted):
     net = build_model("pspnet", "resnet10t", 7, in_channels=4 if assisted else 3).double()
     predict = Predictor(net, BGR, LabelNoise(7, "random", 0.03, 100.0) if assisted else None)
     predict.convention = DoubleConvention
-    cpu = World(0, 1, torch.device("cpu"))
+    cpu = Runtime()
     one, four = (evaluate(predict, Sizes(), 7, cpu, batch_size=n) for n in (1, 4))
     assert np.array_equal(one.confusion, four.confusion)
     assert np.array_equal(one.areas, four.areas)

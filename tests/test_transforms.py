@@ -13,9 +13,9 @@ from datasets import build_dataset, train_and_val
 from datasets.transforms import AUGMENTATIONS, SCALES, balanced, cirkd, distort, flip, mmseg, pad, resized_window
 from tests.trees import camvid
 from utils.config import TrainConfig
-from utils.distributed import World
 from utils.errors import UserError
 from utils.loader import train_batches
+from utils.runtime import Runtime
 
 COLOR = (123, 117, 104)
 
@@ -162,9 +162,8 @@ def test_every_image_once_an_epoch():
 @pytest.mark.parametrize(("workers", "size"), [(0, 2), (1, 1), (2, 1), (2, 4)])
 def test_workers_and_processes_do_not_change_the_samples(workers, size):
     """The global batch, put together from the shares of ``size`` processes, is that of one process without workers."""
-    cpu = torch.device("cpu")
-    wanted = list(train_batches(stream(), 2, 5, 4, 0, World(0, 1, cpu)))
-    shares = [list(train_batches(stream(), 2, 5, 4, workers, World(rank, size, cpu))) for rank in range(size)]
+    wanted = list(train_batches(stream(), 2, 5, 4, 0, Runtime()))
+    shares = [list(train_batches(stream(), 2, 5, 4, workers, Runtime(rank=rank, size=size))) for rank in range(size)]
     for i, batch in enumerate(wanted):
         whole = [torch.cat(parts) for parts in zip(*(share[i] for share in shares), strict=True)]
         assert equal(whole, batch)
@@ -174,8 +173,7 @@ def test_the_cache_changes_nothing_and_is_shared_by_workers(tmp_path):
     camvid(tmp_path)
     settings = TrainConfig(dataset="camvid", data=str(tmp_path), crop_size=(32, 32))
     plain, cached = (train_and_val(replace(settings, cache_gb=gb))[1] for gb in (0.0, 0.1))
-    cpu = torch.device("cpu")
-    read = [list(train_batches(s, 0, 3, 2, workers, World(0, 1, cpu))) for s, workers in ((plain, 0), (cached, 2))]
+    read = [list(train_batches(s, 0, 3, 2, workers, Runtime())) for s, workers in ((plain, 0), (cached, 2))]
     assert all(map(equal, *read))
     assert cached.dataset.cache.filled.all()
     assert all(equal(cached[i], plain[i]) for i in range(4))

@@ -86,3 +86,39 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor], source: str |
     if problems:
         raise UserError(f"{source} does not fit this network: {'; '.join(problems)}")
     module.load_state_dict(dict(weights))
+
+
+def weights(model: nn.Module) -> dict[str, Any]:
+    """The entry ``model`` of a checkpoint, in the plain memory layout whatever the network's is."""
+    return {"model": {key: value.contiguous() for key, value in model.state_dict().items()}}
+
+
+def training_state(
+    step: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
+) -> dict[str, dict[str, Any]]:
+    """The entries of a checkpoint that only ``restore`` reads.
+
+    losses: what the step learns besides the network: projections of distillation losses, memory queues.
+    """
+    losses = {k: v for k, v in step.state_dict().items() if not k.startswith(("model.", "teacher."))}
+    return {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(), "losses": losses}
+
+
+def restore(
+    state: Mapping[str, Any], step: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
+) -> None:
+    """Undo ``weights`` of the step's model and ``training_state``.
+
+    Raises:
+        UserError: the state is of another network or of other losses.
+    """
+    load_weights(step.model, state["model"], "the resumed checkpoint")
+    if state["losses"].keys() != training_state(step, optimizer, scaler)["losses"].keys():
+        raise UserError("the resumed checkpoint was trained with other losses")
+    step.load_state_dict(dict(state["losses"]), strict=False)  # strict within the losses: the keys were compared
+    optimizer.load_state_dict(state["optimizer"])
+    for parameter, values in optimizer.state.items():  # in the layout of the weights, whatever it was when saved
+        for key, value in values.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                values[key] = torch.empty_like(parameter).copy_(value)
+    scaler.load_state_dict(state["scaler"])

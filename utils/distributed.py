@@ -1,56 +1,9 @@
-"""One code path for one process without torchrun and N processes with it. Nothing else imports torch.distributed."""
-
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import timedelta
-from typing import NamedTuple
+"""What processes tell each other, one process without a group included. Only utils imports torch.distributed."""
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-
-from utils.errors import UserError
-
-
-class World(NamedTuple):
-    rank: int
-    size: int
-    device: torch.device
-
-    @property
-    def is_main(self) -> bool:
-        return self.rank == 0
-
-
-@contextmanager
-def world(device: str = "auto", timeout_minutes: float = 30) -> Iterator[World]:
-    """Join the process group torchrun describes (nccl on CUDA, gloo on CPU); leave it at the end.
-
-    Without torchrun's environment there is one process and no group. ``device``: auto, cpu or cuda.
-
-    Raises:
-        UserError: cuda asked for and not there, or more processes on this host than GPUs.
-    """
-    size = int(os.environ.get("WORLD_SIZE", 1))
-    rank, local_rank = int(os.environ.get("RANK", 0)), int(os.environ.get("LOCAL_RANK", 0))
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch finds no CUDA GPU; use --device cpu")
-    if device == "cuda" and local_rank >= torch.cuda.device_count():
-        raise UserError(f"{local_rank + 1} processes on this host but only {torch.cuda.device_count()} GPUs (NGPUS)")
-    target = torch.device("cuda", local_rank) if device == "cuda" else torch.device("cpu")
-    if device == "cuda":
-        torch.cuda.set_device(target)
-    if size > 1:
-        dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timedelta(minutes=timeout_minutes))
-    try:
-        yield World(rank, size, target)
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
 
 
 def all_reduce_sum(value: Tensor) -> Tensor:
@@ -77,34 +30,35 @@ def all_gather_cat(value: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def any_process(flag: bool, device: torch.device) -> bool:
-    """Whether the flag is set in any process, so that all of them take the same branch."""
-    if not dist.is_initialized():
-        return flag
-    return bool(all_reduce_sum(torch.tensor(int(flag), device=device)).item())
+def trained_norms(module: nn.Module) -> dict[str, _BatchNorm]:
+    """The BatchNorm layers that learn (not a frozen teacher's), by name."""
+    norms = {name: part for name, part in module.named_modules() if isinstance(part, _BatchNorm)}
+    return {name: part for name, part in norms.items() if any(p.requires_grad for p in part.parameters(False))}
 
 
 def broadcast_statistics(module: nn.Module) -> None:
-    """Give every process rank 0's running statistics, of the BatchNorm layers that are trained (not a teacher's)."""
+    """Give every process rank 0's running statistics, of the BatchNorm layers that are trained."""
     if dist.is_initialized():
-        for part in module.modules():
-            if isinstance(part, _BatchNorm) and any(p.requires_grad for p in part.parameters()):
-                for buffer in part.buffers():
-                    dist.broadcast(buffer, 0)
+        for part in trained_norms(module).values():
+            for buffer in part.buffers(False):
+                dist.broadcast(buffer, 0)
 
 
-def barrier() -> None:
-    if dist.is_initialized():
-        dist.barrier()
+class SyncedNorm(nn.SyncBatchNorm):
+    """BatchNorm over all processes that keeps what a layer does after it (timm's carry dropout and activation)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = super().forward(x)
+        for after in self.children():
+            x = after(x)
+        return x
 
 
-def wrap(module: nn.Module, device: torch.device) -> nn.Module:
-    """DistributedDataParallel over the process group; the module itself when there is one process.
-
-    Buffers are not broadcast at each forward: a step may run its network twice before one backward, which plain
-    BatchNorm under buffer broadcasting does not survive. ``broadcast_statistics`` aligns them before each use.
-    """
-    if not dist.is_initialized():
-        return module
-    device_ids = [device.index] if device.type == "cuda" else None
-    return nn.parallel.DistributedDataParallel(module, device_ids=device_ids, broadcast_buffers=False)
+def sync_batchnorm(module: nn.Module) -> None:
+    """Replace the BatchNorm layers that are trained by SyncedNorm; parameters and buffers are the same objects."""
+    for name, norm in trained_norms(module).items():
+        synced = SyncedNorm(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+        for part in ("_parameters", "_buffers", "_modules"):
+            setattr(synced, part, getattr(norm, part))
+        parent, _, attribute = name.rpartition(".")
+        setattr(module.get_submodule(parent), attribute, synced.train(norm.training))

@@ -2,19 +2,18 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.data import Dataset
 
 from utils import checkpoint
 from utils.config import TrainConfig, save_yaml
-from utils.distributed import World, all_reduce_mean, barrier, broadcast_statistics, wrap
+from utils.distributed import broadcast_statistics
 from utils.errors import UserError
 from utils.evaluate import Predictor, evaluate
 from utils.guards import STOPPED_STATUS, FiniteWatch, NotFinite, StopRequest
@@ -23,10 +22,10 @@ from utils.logger import RunLogger, environment
 from utils.metrics import Metrics
 from utils.pixels import CONVENTIONS
 from utils.runs import Run, clear, plain
+from utils.runtime import Runtime
 from utils.seeding import derive_seed
-from utils.types import Draw
-
-AMP_DTYPES = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+from utils.types import Draw, valid_pixels
+from utils.visualize import preview
 
 
 def learning_rate(config: TrainConfig, iteration: int) -> float:
@@ -38,114 +37,114 @@ def learning_rate(config: TrainConfig, iteration: int) -> float:
 
 
 def fit(
-    step: nn.Module,
-    model: nn.Module,
-    train_set: Dataset,
-    val_set: Dataset,
-    predict: Predictor,
-    config: TrainConfig,
-    world: World,
-    run: Run,
-    card: Mapping[str, Any],
-    picture: Callable[[], np.ndarray] | None = None,
+    step: nn.Module, data: Any, predict: Predictor, run: Run, config: TrainConfig, runtime: Runtime
 ) -> Metrics | None:
     """Train ``step`` and return the last validation's metrics.
 
-    step: ``(image, label, draw) -> {"loss": ..., named terms}``; model: the network inside it that is being trained.
-    train_set: an endless sequence of samples (see ``loader.train_batches``). run: of ``open_run``.
-    card: what ``eval.py`` needs to rebuild the model, stored in every checkpoint. picture: RGB for TensorBoard.
+    step: ``(image, label, draw, valid) -> {"loss": ..., named terms}``, valid of ``valid_pixels``; its ``model`` is
+    what is trained, evaluated by ``predict`` and saved. data: as ``train``'s load gives it.
 
     Raises:
         UserError: batch size not divisible, non-finite loss, BatchNorm on a single value.
         SystemExit: a signal asked to stop; the run is saved first.
     """
-    folder, state, _ = run
-    if config.batch_size % world.size:
-        raise UserError(f"--batch-size {config.batch_size} does not divide over {world.size} processes")
-    step.to(world.device, memory_format=torch.channels_last)  # faster on light networks, on a CPU too
+    folder, state, _, card = run
+    parts = config.accumulate
+    if config.batch_size % (runtime.size * parts):
+        split = f" in {parts} parts (--accumulate)" if parts > 1 else ""
+        raise UserError(f"--batch-size {config.batch_size} does not divide over {runtime.size} processes{split}")
+    wrapped = runtime.prepare(step)
     learnable = [p for p in step.parameters() if p.requires_grad]
-    optimizer = torch.optim.SGD(learnable, config.lr, config.momentum, weight_decay=config.weight_decay)
-    amp = AMP_DTYPES[config.amp]
-    scaler = torch.amp.GradScaler(world.device.type, enabled=amp is torch.float16)
+    optimizer = torch.optim.SGD(learnable, config.lr, config.momentum, weight_decay=config.weight_decay, fused=True)
+    scaler = runtime.scaler()
     progress = {"iteration": 0, "best_miou": None, "best_iteration": None}
     if state is not None:
-        checkpoint.load_weights(model, state["model"], "the resumed checkpoint")
-        _load_losses(step, state["losses"])
-        optimizer.load_state_dict(state["optimizer"])
-        scaler.load_state_dict(state["scaler"])
+        checkpoint.restore(state, step, optimizer, scaler)
         progress = {key: state[key] for key in progress}
-    wrapped = wrap(step, world.device)
-    start = progress["iteration"]
-    if start >= config.max_iterations:
+        state.clear()  # nothing of it stays in memory
+    begun = progress["iteration"]
+    if begun >= config.max_iterations:
         run.close()
-        if world.is_main:
-            print(f"{folder} is finished: {start} iterations, best mIoU {_percent(progress['best_miou'])}")
+        if runtime.is_main:
+            print(f"{folder} is finished: {begun} iterations, best mIoU {_percent(progress['best_miou'])}")
         return None
     settings = plain(asdict(config))
-    header = {"world_size": world.size, **environment(world.device), "config": settings, "card": dict(card)}
-    if world.is_main:
-        if state is None:
+    header = {"world_size": runtime.size, **environment(runtime.device), "runtime": runtime.describe()}
+    if runtime.is_main:
+        if not begun:
             clear(folder)
         save_yaml(config, folder / "config.yaml")
-    logger = RunLogger(folder, world.is_main, start, config.max_iterations, header)
-    logger.say(f"{folder}: " + (f"from {card['start']}" if state is None else f"continues after iteration {start}"))
+    header |= {"config": settings, "card": dict(card)}
+    logger = RunLogger(folder, runtime.is_main, begun, config.max_iterations, header)
+    logger.say(f"{folder}: " + (f"continues after iteration {begun}" if begun else f"from {card['start']}"))
+    logger.say(f"{header['device']}: " + ", ".join(f"{key} {value}" for key, value in header["runtime"].items()))
     convention = CONVENTIONS[config.pixels]
-    share = config.batch_size // world.size
+    share = config.batch_size // runtime.size
     metrics: Metrics | None = None
 
     def save(name: str, training: bool) -> None:
         """Every process takes part: running statistics are rank 0's from here on."""
-        finite.check()
+        finite.check(learnable)
         broadcast_statistics(step)
-        if world.is_main:
-            content = {**card, **progress, "config": settings, "model": model.state_dict()}
+        if runtime.is_main:
+            content = {**card, **progress, "config": settings, **checkpoint.weights(step.model)}
             if training:
-                content |= {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
-                content |= {"losses": _losses_state(step)}
+                content |= checkpoint.training_state(step, optimizer, scaler)
             checkpoint.save(content, folder / name)
-        barrier()
+        runtime.barrier()
 
     def validate(iteration: int) -> Metrics:
-        finite.check()
+        finite.check(learnable)
         broadcast_statistics(step)
         # label noise of eval.py's default seed: the same for every run, so that seeds of training are comparable
-        result = evaluate(predict, val_set, card["num_classes"], world, config.workers)
+        result = evaluate(predict, data.val, card["num_classes"], runtime, config.workers)
         scores = {"miou": _or_none(result.miou()), "pixel_accuracy": _or_none(result.pixel_accuracy)}
         names = card["class_names"]
         per_class = {f"iou/{name}": _or_none(v) for name, v in zip(names, result.iou.tolist(), strict=True)}
         logger.scalars("val", scores, iteration)
         logger.record({"event": "val_iou", "iteration": iteration, **per_class})
-        if picture is not None and world.is_main:
+        if runtime.is_main:
             predict.model.eval()
-            logger.picture("val/prediction", picture(), iteration)
+            logger.picture("val/prediction", preview(predict, data.val, card["palette"]), iteration)
         best = progress["best_miou"]
         if scores["miou"] is not None and (best is None or scores["miou"] > best):
             progress.update(best_miou=scores["miou"], best_iteration=iteration)
             save("best.pth", training=False)
+        train_mode(step, config.freeze_bn)
         return result
 
-    def not_finite(iteration: int, terms: Mapping[str, float]) -> str:
-        first = iteration * config.batch_size + world.rank * share
-        files = ", ".join(str(train_set.source(p)) for p in range(first, first + share))
+    def not_finite(what: str, iteration: int, terms: Mapping[str, float]) -> str:
+        first = iteration * config.batch_size + runtime.rank * share
+        files = ", ".join(str(data.train.source(p)) for p in range(first, first + share))
         values = ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
-        return f"the loss is not finite at iteration {iteration + 1} ({values}); {folder} is untouched; images: {files}"
+        return f"{what} at iteration {iteration + 1} ({values}); nothing of it is saved in {folder}; images: {files}"
 
-    stopping, finite = StopRequest(), FiniteWatch(not_finite)
-    batches = train_batches(train_set, start, config.max_iterations, config.batch_size, config.workers, world)
-    clock, processor, clocked = time.perf_counter(), time.process_time(), start
+    def compute(iteration: int, image: Tensor, label: Tensor) -> dict[str, Tensor]:
+        """Gradients and mean terms of this process's share of the batch, one part after another."""
+        valid = valid_pixels(label) / parts
+        seed, first, means = derive_seed(config.seed, 2, iteration), runtime.rank * share, {}
+        for part, (x, y) in enumerate(zip(image.chunk(parts), label.chunk(parts), strict=True)):
+            draw = Draw(seed, first + part * len(x), config.batch_size)
+            waits = part + 1 < parts and wrapped is not step
+            with wrapped.no_sync() if waits else nullcontext():
+                with runtime.autocast():
+                    terms = _forward(wrapped, convention.normalize(x), y.long(), draw, valid)
+                scaler.scale(terms["loss"] / parts).backward()
+            means = {name: means.get(name, 0) + term.detach() / parts for name, term in terms.items()}
+        return means
+
+    stopping, finite = StopRequest(begun), FiniteWatch(not_finite)
+    batches = train_batches(data.train, begun, config.max_iterations, config.batch_size, config.workers, runtime)
+    clock, processor, clocked = time.perf_counter(), time.process_time(), begun
+    train_mode(step, config.freeze_bn)
     try:
-        for iteration, (image, label) in enumerate(batches, start):
+        for iteration, (image, label) in enumerate(batches, begun):
             lr = learning_rate(config, iteration)
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            train_mode(wrapped, config.freeze_bn)
-            torch.manual_seed(derive_seed(config.seed, 1, iteration, world.rank))  # dropout
-            draw = Draw(derive_seed(config.seed, 2, iteration), world.rank * share, config.batch_size)
-            with torch.autocast(world.device.type, dtype=amp, enabled=amp is not None):
-                x = convention.normalize(image).contiguous(memory_format=torch.channels_last)
-                terms = _forward(wrapped, x, label.long(), draw)
+            torch.manual_seed(derive_seed(config.seed, 1, iteration, runtime.rank))  # dropout
             optimizer.zero_grad(set_to_none=True)
-            scaler.scale(terms["loss"]).backward()
+            terms = compute(iteration, image, label)
             scaler.step(optimizer)
             scaler.update()
 
@@ -155,7 +154,7 @@ def fit(
             if done % config.log_iter == 0 or last or done == 1:
                 now = time.perf_counter()
                 speed = config.batch_size * (done - clocked) / (now - clock)
-                means = {name: all_reduce_mean(term.detach().clone()).item() for name, term in terms.items()}
+                means = {name: runtime.reduce(term.clone(), "mean").item() for name, term in terms.items()}
                 pace = {"images_per_second": speed, "cpu_seconds": time.process_time() - processor}
                 logger.scalars("train", {**means, "lr": lr, **pace}, done)
                 clock, processor, clocked = time.perf_counter(), time.process_time(), done
@@ -165,7 +164,7 @@ def fit(
                 metrics = validate(done)
                 clock += time.perf_counter() - before[0]
                 processor += time.process_time() - before[1]
-            stop = stopping.requested(done % config.log_iter == 0 or world.size == 1, world)
+            stop = stopping.requested(done, runtime)
             if last or stop or done % config.save_per_iters == 0:
                 save("last.pth", training=True)
             if stop and not last:
@@ -175,7 +174,7 @@ def fit(
         raise
     except UserError:
         # an unreadable file must not cost the work so far; several processes could not agree on saving here
-        if world.size == 1 and progress["iteration"] > start:
+        if runtime.size == 1 and progress["iteration"] > begun:
             save("last.pth", training=True)
         raise
     finally:
@@ -186,17 +185,6 @@ def fit(
     return metrics
 
 
-def _losses_state(step: nn.Module) -> dict[str, Tensor]:
-    """What the step learns besides the network: projections of distillation losses, memory queues."""
-    return {k: v for k, v in step.state_dict().items() if not k.startswith(("model.", "teacher."))}
-
-
-def _load_losses(step: nn.Module, saved: Mapping[str, Tensor]) -> None:
-    if saved.keys() != _losses_state(step).keys():
-        raise UserError("the resumed checkpoint was trained with other losses")
-    step.load_state_dict(dict(saved), strict=False)  # strict within the losses: the keys were compared
-
-
 def train_mode(module: nn.Module, freeze_bn: bool) -> None:
     module.train()
     if freeze_bn:
@@ -205,9 +193,9 @@ def train_mode(module: nn.Module, freeze_bn: bool) -> None:
                 part.eval()
 
 
-def _forward(step: nn.Module, image: Tensor, label: Tensor, draw: Draw) -> dict[str, Tensor]:
+def _forward(step: nn.Module, image: Tensor, label: Tensor, draw: Draw, valid: Tensor) -> dict[str, Tensor]:
     try:
-        return step(image, label, draw)
+        return step(image, label, draw, valid)
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise

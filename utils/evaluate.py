@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from utils.distributed import World, all_reduce_sum
 from utils.loader import eval_batches
 from utils.metrics import Metrics, confusion_matrix
 from utils.pixels import PixelConvention
+from utils.runtime import Runtime
 from utils.seeding import derive_seed
 from utils.types import Draw
 
@@ -38,10 +38,10 @@ class Predictor:
         flip: bool = False,
         window: Window | None = None,
         stride: Window | None = None,
-        amp: torch.dtype | None = None,
+        runtime: Runtime | None = None,
     ) -> None:
-        self.model, self.convention, self.noise = model, convention, noise
-        self.scales, self.flip, self.window, self.amp = tuple(scales), flip, window, amp
+        self.model, self.convention, self.noise, self.runtime = model, convention, noise, runtime or Runtime()
+        self.scales, self.flip, self.window = tuple(scales), flip, window
         self.stride = stride or (window and tuple(max(1, side * 2 // 3) for side in window))
         self.align_corners = model.supervision[0].align_corners
 
@@ -78,7 +78,7 @@ class Predictor:
 
     def _logits(self, x: Tensor) -> Tensor:
         """At head resolution."""
-        with torch.autocast(x.device.type, dtype=self.amp, enabled=self.amp is not None):
+        with self.runtime.autocast():
             return self.model(x, with_aux=False).logits.float()
 
     def _resize(self, logits: Tensor, size: Sequence[int]) -> Tensor:
@@ -130,7 +130,7 @@ def evaluate(
     predict: Predictor,
     dataset: Dataset,
     num_classes: int,
-    world: World,
+    runtime: Runtime,
     workers: int = 0,
     seed: int = 0,
     batch_size: int = 1,
@@ -145,11 +145,11 @@ def evaluate(
     """
     was_training = predict.model.training
     predict.model.eval()
-    confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=world.device)
-    areas = torch.zeros(len(dataset), 3, num_classes, dtype=torch.int64, device=world.device)
-    total = len(range(world.rank, len(dataset), world.size))
-    hidden = None if progress and world.is_main else True  # None: hidden unless a terminal looks on
-    batches = eval_batches(dataset, workers, world, batch_size)
+    confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=runtime.device)
+    areas = torch.zeros(len(dataset), 3, num_classes, dtype=torch.int64, device=runtime.device)
+    total = len(range(runtime.rank, len(dataset), runtime.size))
+    hidden = None if progress and runtime.is_main else True  # None: hidden unless a terminal looks on
+    batches = eval_batches(dataset, workers, runtime, batch_size)
     with closing(batches), tqdm(total=total, desc="eval", disable=hidden, leave=False) as bar:
         for image, label, indices in batches:
             draws = [Draw(derive_seed(seed, i)) for i in indices.tolist()]
@@ -164,5 +164,5 @@ def evaluate(
             if not bar.disable and bar.n % 10 < len(indices):
                 bar.set_postfix_str(f"mIoU so far {100 * Metrics(confusion.cpu().numpy(), bar.n).miou():.2f} %")
     predict.model.train(was_training)
-    all_reduce_sum(areas)
-    return Metrics(all_reduce_sum(confusion).cpu().numpy(), len(dataset), areas.cpu().numpy())
+    runtime.reduce(areas)
+    return Metrics(runtime.reduce(confusion).cpu().numpy(), len(dataset), areas.cpu().numpy())

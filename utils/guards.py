@@ -2,20 +2,22 @@
 
 import math
 import signal
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from utils.distributed import World, any_process
 from utils.errors import UserError
+from utils.runtime import Runtime
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+STOP_SECONDS = 1.0  # between two looks at the signals of all processes
 STOPPED_STATUS = 3  # exit status of a run that a signal stopped after saving itself
 
 
 class NotFinite(UserError):
-    """The weights are lost with the loss; nothing may be saved."""
+    """The weights are lost; nothing may be saved."""
 
 
 class FiniteWatch:
@@ -23,7 +25,7 @@ class FiniteWatch:
     ``check`` looks at once, before anything is validated or saved.
     """
 
-    def __init__(self, message: Callable[[int, Mapping[str, float]], str]) -> None:
+    def __init__(self, message: Callable[[str, int, Mapping[str, float]], str]) -> None:
         self.message, self.pending = message, None
 
     def watch(self, iteration: int, terms: Mapping[str, Tensor]) -> None:
@@ -38,24 +40,25 @@ class FiniteWatch:
         if copied is None:
             self.check()
 
-    def check(self) -> None:
-        """Raises NotFinite when the last watched loss is not finite."""
-        if self.pending is None:
-            return
-        iteration, names, values, copied = self.pending
-        self.pending = None
-        if copied is not None:
-            copied.synchronize()
-        terms = dict(zip(names, values.tolist(), strict=True))
-        if not math.isfinite(terms["loss"]):
-            raise NotFinite(self.message(iteration, terms))
+    def check(self, weights: Sequence[Tensor] = ()) -> None:
+        """Raises NotFinite when the last watched loss, or one of the weights it led to, is not finite."""
+        if self.pending is not None:
+            iteration, names, values, copied = self.pending
+            self.pending = None
+            if copied is not None:
+                copied.synchronize()
+            self.seen = iteration, dict(zip(names, values.tolist(), strict=True))
+            if not math.isfinite(self.seen[1]["loss"]):
+                raise NotFinite(self.message("the loss is not finite", *self.seen))
+        if weights and not torch.stack(torch._foreach_norm(weights, math.inf)).isfinite().all():
+            raise NotFinite(self.message("the gradient is not finite", *self.seen))
 
 
 class StopRequest:
     """Remembers SIGTERM, SIGINT and SIGUSR1 so that the loop can save before it ends."""
 
-    def __init__(self) -> None:
-        self.received = False
+    def __init__(self, start: int = 0) -> None:
+        self.received, self.asked, self.last, self.next = False, time.monotonic(), start, start
         self.previous = {number: signal.signal(number, self._receive) for number in STOP_SIGNALS}
 
     def _receive(self, number: int, frame: object) -> None:
@@ -63,9 +66,17 @@ class StopRequest:
             raise KeyboardInterrupt
         self.received = True
 
-    def requested(self, ask_everyone: bool, world: World) -> bool:
-        """The same answer in every process; asked only at iterations where ``ask_everyone`` is true in all."""
-        return ask_everyone and any_process(self.received, world.device)
+    def requested(self, done: int, runtime: Runtime) -> bool:
+        """Whether any process was asked to stop: the same answer in all, at iterations that all know.
+
+        They are STOP_SECONDS apart by the pace of the slowest process, so that a launcher's patience is not used up.
+        """
+        if runtime.size == 1 or done < self.next:
+            return self.received and runtime.size == 1
+        pace = (time.monotonic() - self.asked) / max(done - self.last, 1)
+        received, pace = runtime.reduce(torch.tensor([float(self.received), pace]), "max").tolist()
+        self.asked, self.last, self.next = time.monotonic(), done, done + max(1, int(STOP_SECONDS / max(pace, 1e-9)))
+        return bool(received)
 
     def restore(self) -> None:
         for number, handler in self.previous.items():

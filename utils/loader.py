@@ -7,7 +7,7 @@ import cv2
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from utils.distributed import World
+from utils.runtime import Runtime
 
 
 def _collate(samples: list[object]) -> object:
@@ -68,20 +68,20 @@ class _TrainBatches(Sequence):
         return range(first, first + self.share)
 
 
-def train_batches(stream: Dataset, start: int, stop: int, batch_size: int, workers: int, world: World) -> Generator:
+def train_batches(stream: Dataset, start: int, stop: int, batch_size: int, workers: int, runtime: Runtime) -> Generator:
     """``(image, label)`` on the device for iterations ``start .. stop - 1``.
 
     ``stream[position]`` is sample number ``position`` of an endless training sequence; iteration i of a global batch
     of B takes positions i*B .. i*B + B - 1, split over the processes in rank order.
     """
-    return _batches(stream, _TrainBatches(start, stop, batch_size, world.rank, world.size), workers, world.device)
+    return _batches(stream, _TrainBatches(start, stop, batch_size, runtime.rank, runtime.size), workers, runtime.device)
 
 
-def eval_batches(dataset: Dataset, workers: int, world: World, batch_size: int = 1) -> Generator:
+def eval_batches(dataset: Dataset, workers: int, runtime: Runtime, batch_size: int = 1) -> Generator:
     """``(image, label, indices)``: every ``size``-th image from ``rank``, each exactly once.
 
     Of ``batch_size`` successive images, those of equal size come together.
     """
-    own = range(world.rank, len(dataset), world.size)
+    own = range(runtime.rank, len(dataset), runtime.size)
     batches = [own[i : i + batch_size] for i in range(0, len(own), batch_size)]
-    return _batches(dataset, batches, workers, world.device)
+    return _batches(dataset, batches, workers, runtime.device)

@@ -1,19 +1,23 @@
 """The folder of a run: who may write to it, and what a run continues from."""
 
 import fcntl
+import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any, NamedTuple
 
 from utils import checkpoint
 from utils.config import TrainConfig
-from utils.distributed import World
 from utils.errors import UserError
+from utils.runtime import Runtime
 
 # settings that may differ between the two halves of a resumed run: none of them changes what is computed
 RESUMABLE = {
     "recipe", "data", "workers", "save_dir", "save_per_iters", "val_per_iters", "log_iter", "skip_val", "resume",
-    "overwrite", "device", "pretrained_base", "pretrained", "cache_gb",
+    "overwrite", "device", "pretrained_base", "pretrained", "cache_gb", "backend", "channels_last", "tf32",
+    "deterministic", "compile",
 }  # fmt: skip
 
 
@@ -23,29 +27,35 @@ class Run(NamedTuple):
     folder: Path
     state: dict[str, Any] | None  # of the checkpoint it continues from
     lock: IO[str] | None
+    card: Mapping[str, Any] = MappingProxyType({})  # what ``eval.py`` needs to rebuild the network
 
     def close(self) -> None:
         if self.lock is not None:
             self.lock.close()
 
 
-def open_run(config: TrainConfig, world: World) -> Run:
+def open_run(config: TrainConfig, runtime: Runtime) -> Run:
     """Lock the run's folder and read the state to continue from, if any. Nothing that exists is changed.
+
+    Rank 0 alone looks and reads; what it finds is every process's, so that no folder need be shared.
 
     Raises:
         UserError: the folder cannot be written, holds a run that is neither resumed nor overwritten, the checkpoint
             to resume is missing or damaged, or it is of a run with other settings.
     """
     folder = Path(config.save_dir).expanduser()
+    lock = None
+
+    def look() -> dict[str, Any] | None:
+        nonlocal lock
+        lock = _lock(folder)
+        return _state(config, folder)
+
+    return Run(folder, runtime.agree(look), lock)
+
+
+def _state(config: TrainConfig, folder: Path) -> dict[str, Any] | None:
     last = folder / "last.pth"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".probe-{world.rank}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"--save-dir {folder} cannot be written: {error.strerror}") from error
-    lock = _lock(folder) if world.is_main else None
     if config.resume == "auto":
         source = last if last.exists() and not config.overwrite else None
     else:
@@ -55,7 +65,7 @@ def open_run(config: TrainConfig, world: World) -> Run:
         if last.exists() and not config.overwrite and (source is None or source.resolve() != last.resolve()):
             raise UserError(f"--save-dir {folder} holds a run: --resume auto continues it, --overwrite starts anew")
     if source is None:
-        return Run(folder, None, lock)
+        return None
     state = checkpoint.read(source)
     if "optimizer" not in state:
         raise UserError(f"--resume {source} holds no training state; --pretrained starts a new run from its weights")
@@ -64,7 +74,7 @@ def open_run(config: TrainConfig, world: World) -> Run:
     changed = [f"{k}: {old[k]!r} -> {new[k]!r}" for k in new if k not in RESUMABLE and new[k] != old[k]]
     if changed:
         raise UserError(f"--resume {source} is of a run with other settings ({'; '.join(changed)})")
-    return Run(folder, state, lock)
+    return state
 
 
 def clear(folder: Path) -> None:
@@ -75,13 +85,19 @@ def clear(folder: Path) -> None:
 
 
 def _lock(folder: Path) -> IO[str]:
-    """An open file whose lock ends with it, however the process ends."""
-    file = (folder / ".lock").open("w")
+    """An open file in the folder, whose lock ends with it, however the process ends."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("w")
+    except OSError as error:
+        raise UserError(f"--save-dir {folder} cannot be written: {error.strerror}") from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         file.close()
         raise UserError(f"--save-dir {folder} is in use by another run") from None
+    except OSError as error:
+        print(f"--save-dir {folder} cannot be locked ({error.strerror}): start no second run in it", file=sys.stderr)
     return file
 
 

@@ -5,7 +5,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from utils.distributed import all_reduce_mean
+
 IGNORE_INDEX = 255  # the one ignore label inside the project; every data set maps its own to it
+
+
+def valid_pixels(label: Tensor) -> Tensor:
+    """How many pixels of the global batch have a label, over the number of processes: float32, on the device."""
+    return all_reduce_mean((label != IGNORE_INDEX).sum(dtype=torch.float32))
 
 
 class Output(NamedTuple):

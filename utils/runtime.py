@@ -1,0 +1,151 @@
+"""The one owner of device, processes, precision, memory layout and compilation."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from utils.distributed import sync_batchnorm
+from utils.errors import UserError
+
+PRECISIONS = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+REDUCTIONS = {"sum": dist.ReduceOp.SUM, "mean": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
+OPTIONS = ("amp", "channels_last", "tf32", "deterministic", "compile")
+NETWORKS = ("model", "teacher")  # what a step calls its networks
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """How and where a process computes; without arguments one process on the CPU, in float32.
+
+    amp: a key of PRECISIONS. channels_last: memory layout of networks. tf32: for float32 convolutions on CUDA.
+    """
+
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    rank: int = 0
+    size: int = 1
+    amp: str = "none"
+    channels_last: bool = False
+    tf32: bool = True
+    deterministic: bool = False
+    compile: bool = False
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def place(self, module: nn.Module) -> nn.Module:
+        """Move a module to the device and give its networks their memory layout."""
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        return module.to(self.device, memory_format=layout)
+
+    def prepare(self, step: nn.Module) -> nn.Module:
+        """What the loop calls: the step moved, laid out, compiled, synchronised over the processes.
+
+        BatchNorm statistics are shared on CUDA only, elsewhere torch has no such layer. Buffers are not broadcast at
+        each forward: a step may run its network twice before one backward, which plain BatchNorm under buffer
+        broadcasting does not survive; ``distributed.broadcast_statistics`` aligns them before each use.
+        """
+        if self.size > 1 and self.device.type == "cuda":
+            sync_batchnorm(step)
+        self.place(step)
+        for name in NETWORKS if self.compile else ():
+            if getattr(step, name, None) is not None:
+                getattr(step, name).compile()
+        if not dist.is_initialized():
+            return step
+        device_ids = [self.device.index] if self.device.type == "cuda" else None
+        return DistributedDataParallel(step, device_ids=device_ids, broadcast_buffers=False)
+
+    def autocast(self) -> AbstractContextManager:
+        dtype = PRECISIONS[self.amp]
+        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
+
+    def scaler(self) -> torch.amp.GradScaler:
+        """Of the loss; it does something in fp16 only."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.amp == "fp16")
+
+    def reduce(self, value: Tensor, op: str = "sum") -> Tensor:
+        """The "sum", "mean" or "max" over the processes, in place. A CPU tensor does not wait for a GPU."""
+        if dist.is_initialized():
+            dist.all_reduce(value, REDUCTIONS[op])
+        return value.div_(self.size) if op == "mean" else value
+
+    def agree(self, value: T | Callable[[], T]) -> T:
+        """Rank 0's value, in every process. A function is called by rank 0 alone; its UserError is everybody's."""
+        answer: list[Any] = [None, None]
+        if self.is_main:
+            try:
+                answer[0] = value() if callable(value) else value
+            except UserError as error:
+                answer[1] = error
+        if dist.is_initialized():
+            dist.broadcast_object_list(answer, 0)
+        if answer[1] is not None:
+            raise answer[1]
+        return answer[0]
+
+    def barrier(self) -> None:
+        if dist.is_initialized():
+            dist.barrier()
+
+    def describe(self) -> dict[str, Any]:
+        """Its settings in plain values; TF32 only where it applies."""
+        return {key: getattr(self, key) for key in OPTIONS} | {"tf32": self.tf32 and self.device.type == "cuda"}
+
+
+@contextmanager
+def start(settings: Any, timeout_minutes: float = 30) -> Iterator[Runtime]:
+    """Join the process group torchrun describes, with one process too; leave it at the end.
+
+    settings: a record with ``device`` (auto, cpu, cuda) and any of backend, amp, channels_last, tf32, deterministic,
+    compile. NCCL carries what is on GPUs, gloo what is not; ``backend="gloo"`` lets processes share a GPU.
+
+    Raises:
+        UserError: cuda asked for and not there, or more processes on this host than GPUs.
+    """
+    options = {key: getattr(settings, key) for key in OPTIONS if hasattr(settings, key)}
+    if options.get("channels_last") is None:
+        options["channels_last"] = True
+    gloo = getattr(settings, "backend", "auto") == "gloo"
+    device = _device(settings.device, gloo)
+    cuda = device.type == "cuda"
+    if cuda:
+        torch.cuda.set_device(device)
+    deterministic = options.get("deterministic", False)
+    torch.backends.cudnn.allow_tf32 = options.get("tf32", True)
+    torch.backends.cudnn.benchmark = not deterministic
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic)
+    if "WORLD_SIZE" in os.environ and "RANK" in os.environ:
+        backend = "cpu:gloo,cuda:nccl" if cuda and not gloo else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
+    try:
+        yield Runtime(device, *((dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else ()), **options)
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        torch.use_deterministic_algorithms(False)
+
+
+def _device(name: str, shared: bool) -> torch.device:
+    """The device of this process; ``shared`` lets processes beyond the number of GPUs share them."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise UserError("--device cuda: torch finds no CUDA GPU; use --device cpu")
+    local_rank, count = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    if local_rank >= count and not shared:
+        raise UserError(f"{local_rank + 1} processes on this host but only {count} GPUs (NGPUS; --backend gloo shares)")
+    return torch.device("cuda", local_rank % count)
