@@ -15,18 +15,22 @@ Arrays = tuple[np.ndarray, np.ndarray]
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 IMAGE_MODES = ("RGB", "L", "P", "1", "CMYK", "RGBA", "LA", "PA")  # 8 bits a channel, with one meaning as RGB
+COLOR_MODES = ("RGB", "RGBA", "L", "P", "1", "LA", "PA")  # of labels
 LABEL_MODES = ("L", "P", "1", "I", "I;16", "I;16B", "I;16L", "I;16N")
 JPEG, JPEG_SCAN, JPEG_END = b"\xff\xd8\xff", b"\xff\xda", b"\xff\xd9"
 
 
-def read_files(image_path: Path, label_path: Path | None) -> tuple[np.ndarray, np.ndarray | None]:
-    """RGB uint8 ``[H, W, 3]`` and label ids ``[H, W]`` as stored; None for an image without label.
+def read_files(
+    image_path: Path | None, label_path: Path | None, indexed: bool = True, colored: bool = False
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """RGB uint8 ``[H, W, 3]`` and label as ``read_label`` gives it; None where there is no such file.
 
     Raises:
         UserError: a file is missing, damaged, or of a kind that has no exact meaning here.
     """
-    ids = None if label_path is None else read_label(label_path)
-    return read_image(image_path, None if ids is None else ids.shape), ids
+    label = None if label_path is None else read_label(label_path, indexed, colored)
+    size = None if label is None else label.shape[:2]
+    return None if image_path is None else read_image(image_path, size), label
 
 
 def read_image(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
@@ -75,19 +79,26 @@ def _rgb(path: Path, file: Image.Image) -> np.ndarray:
     return np.array(file.convert("RGB"))
 
 
-def read_label(path: Path) -> np.ndarray:
+def read_label(path: Path, indexed: bool = True, colored: bool = False) -> np.ndarray:
     """Label ids ``[H, W]`` as stored. Never through OpenCV, which turns a palette into grey levels.
 
+    indexed: grey and palette files hold ids. colored: other pictures are RGBA uint8 ``[H, W, 4]``, else refused.
     Raises UserError: see ``read_files``.
     """
-    return mat_field(path, "S").astype(np.int64) if path.suffix == ".mat" else _open(path, lambda f: _ids(path, f))
+    if path.suffix == ".mat" and indexed:
+        return mat_field(path, "S").astype(np.int64)
+    return _open(path, lambda file: _label(path, file, indexed, colored))
 
 
-def _ids(path: Path, file: Image.Image) -> np.ndarray:
-    if file.mode not in LABEL_MODES:
-        raise UserError(f"{path}: a label must hold class ids (grey or palette), found mode {file.mode}")
-    ids = np.asarray(file)
-    return ids.astype(np.uint8) if ids.dtype == bool else ids
+def _label(path: Path, file: Image.Image, indexed: bool, colored: bool) -> np.ndarray:
+    if indexed and file.mode in LABEL_MODES:
+        ids = np.asarray(file)
+        return ids.astype(np.uint8) if ids.dtype == bool else ids
+    if colored and file.mode in COLOR_MODES:
+        return np.asarray(file.convert("RGBA"))
+    wanted = "an 8-bit picture of colours" if colored else "class ids (grey or palette)"
+    hint = "; colours: see datasets/folder.py" if file.mode in COLOR_MODES and not colored else ""
+    raise UserError(f"{path}: a label must hold {wanted}, found mode {file.mode}{hint}")
 
 
 def mat_field(path: Path, *names: str) -> Any:

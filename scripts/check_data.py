@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from datasets import dataset_spec
 from datasets.base import DatasetSpec, label_classes, missing_files, read_sample
-from datasets.files import IMAGE_SUFFIXES, Pair, read_label
+from datasets.files import IMAGE_SUFFIXES, Pair
 from utils.config import option, parse_flags
 from utils.errors import UserError, lookup, run_main
 from utils.types import IGNORE_INDEX
@@ -74,7 +74,7 @@ def check_pair(task: tuple[DatasetSpec, Path, Path | None]) -> Finding:
         problems.append(str(error))
     for again in (
         lambda: spec.read(image_path, None),
-        lambda: label_path and label_classes(spec, read_label(label_path), label_path),
+        lambda: label_path and label_classes(spec, spec.read(None, label_path)[1], label_path),
     ):
         try:
             again()
