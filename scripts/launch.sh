@@ -1,4 +1,11 @@
-# Sourced by the launchers: launch SCRIPT ARGS.. runs it on NGPUS processes (default: all GPUs, or one on the CPU).
+# Sourced by the launchers, with the environment: without one, a python that has PyTorch is good as well (a container).
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+if ! python -c 'import importlib.util as i, sys; sys.exit(not i.find_spec("torch"))' 2>/dev/null; then
+    echo "error: no Python environment with PyTorch: activate one, or make .venv by: bash $repository/scripts/setup.sh" >&2
+    exit 2
+fi
+
+# launch SCRIPT ARGS.. runs it on NGPUS processes (default: all GPUs, or one on the CPU).
 launch() {
     if [ "${NGPUS:=$(python -c 'import torch; print(max(1, torch.cuda.device_count()))')}" -gt 1 ]; then
         torchrun --standalone --nproc-per-node "$NGPUS" "$@"

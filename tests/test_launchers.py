@@ -48,3 +48,28 @@ def test_usage_without_arguments(script):
     done = bash(script)
     assert done.returncode == 2
     assert f"scripts/{script}" in done.stderr
+
+
+def bare(script, *arguments, **environment):
+    """With nothing of Python on the path but what every system has."""
+    line = ["/bin/bash", ROOT / "scripts" / script, *map(str, arguments)]
+    found = {"HOME": "/", "PATH": "/usr/bin:/bin", **environment}
+    return subprocess.run(line, cwd="/", env=found, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize("script", ["train_teacher.sh", "train_student.sh", "eval.sh"])
+def test_the_active_environment_is_used_else_the_message_says_what_to_run(script, tmp_path):
+    arguments = (tmp_path / "none.pth",) if script == "eval.sh" else ("toy", "fcn", "resnet10t", "--pretrained-base")
+    prefix = {"VIRTUAL_ENV": sys.prefix}, {"CONDA_DEFAULT_ENV": "lad", "CONDA_PREFIX": sys.prefix}
+    for environment in prefix:
+        done = bare(script, *arguments, NGPUS="1", **environment)
+        assert done.returncode == 2
+        assert done.stderr.startswith("error: checkpoint not found" if script == "eval.sh" else "error: argument --pre")
+    empty = tmp_path / "bin/python"
+    empty.parent.mkdir()
+    empty.write_text("#!/bin/sh\nexit 1\n")
+    empty.chmod(0o755)
+    done = bare(script, *arguments, VIRTUAL_ENV=str(tmp_path))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: no Python environment with PyTorch: activate one, or make .venv by: bash /")
+    assert Path(done.stderr.split()[-1]) == ROOT / "scripts/setup.sh"
