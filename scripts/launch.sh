@@ -5,8 +5,9 @@ if ! python -c 'import importlib.util as i, sys; sys.exit(not i.find_spec("torch
     exit 2
 fi
 
-# launch SCRIPT ARGS.. runs it on NGPUS processes (default: all GPUs, or one on the CPU).
+# launch SCRIPT ARGS.. runs it on NGPUS processes (default: all GPUs, or one on the CPU), in the folder of the caller.
 launch() {
+    set -- "$repository/$1" "${@:2}"
     if [ "${NGPUS:=$(python -c 'import torch; print(max(1, torch.cuda.device_count()))')}" -gt 1 ]; then
         torchrun --standalone --nproc-per-node "$NGPUS" "$@"
     else
@@ -16,5 +17,5 @@ launch() {
 
 # recipe_for DATASET: its flags, when scripts/recipes has one
 recipe_for() {
-    if [ -e "scripts/recipes/$1.yaml" ]; then echo "--recipe $1"; fi
+    if [ -e "$repository/scripts/recipes/$1.yaml" ]; then echo "--recipe $1"; fi
 }

@@ -16,11 +16,11 @@ TINY_FLAGS = [
 ]
 
 
-def bash(script, *arguments, **environment):
+def bash(script, *arguments, cwd="/", **environment):
     path = f"{Path(sys.executable).parent}:{ENVIRONMENT['PATH']}"
     return subprocess.run(
         ["bash", ROOT / "scripts" / script, *map(str, arguments)],
-        cwd="/",
+        cwd=cwd,
         env={**ENVIRONMENT, "PATH": path, **environment},
         capture_output=True,
         text=True,
@@ -28,17 +28,17 @@ def bash(script, *arguments, **environment):
     )
 
 
-def test_teacher_student_and_score(tmp_path):
-    runs = [("teacher", "2", ()), ("student", "1", ("--teacher-pretrained", tmp_path / "teacher/last.pth"))]
+def test_teacher_student_and_score_in_the_folder_of_the_caller(tmp_path):
+    runs = [("teacher", "2", ()), ("student", "1", ("--teacher-pretrained", "teacher/last.pth"))]
     for role, processes, flags in runs:
-        folder = ("--save-dir", tmp_path / role)
-        done = bash(f"train_{role}.sh", "toy", "fcn", "resnet10t", *TINY_FLAGS, *flags, *folder, NGPUS=processes)
+        line = ["toy", "fcn", "resnet10t", *TINY_FLAGS, *flags, "--save-dir", role]
+        done = bash(f"train_{role}.sh", *line, cwd=tmp_path, NGPUS=processes)
         assert done.returncode == 0, done.stderr
         start = records(tmp_path / role, "start")[0]
         assert start["world_size"] == int(processes)
         assert start["config"]["model"] == "fcn"
         assert start["config"]["lr"] == 0.03  # of the toy recipe
-    done = bash("eval.sh", tmp_path / "student/last.pth", "--device", "cpu", "--json", tmp_path / "s.json", NGPUS="1")
+    done = bash("eval.sh", "student/last.pth", "--device", "cpu", "--json", "s.json", cwd=tmp_path, NGPUS="1")
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "s.json").read_text())["images"] == 60
 
