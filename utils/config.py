@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import yaml
 
 from utils.errors import UserError, nearest
+from utils.names import run_name
 from utils.pixels import CONVENTIONS
 
 RECIPES = Path(__file__).resolve().parent.parent / "scripts" / "recipes"
@@ -61,12 +62,12 @@ class TrainConfig:
     )
     pretrained: str = option("", "checkpoint to start the whole network from")
     workers: int = option(4, "loader processes of each process", minimum=0)
-    save_dir: str = option("", "where the run goes (default: runs/<role>-<dataset>-<model>-<backbone>)")
+    save_dir: str = option("", "where the run goes (default: runs/<role>-<dataset>-<model>-<backbone>-<what differs>)")
     save_per_iters: int = option(800, "iterations between checkpoints", minimum=1)
     val_per_iters: int = option(800, "iterations between validations", minimum=1)
     log_iter: int = option(10, "iterations between log records", minimum=1)
     skip_val: bool = option(False, "validate only at the end")
-    resume: str = option("", "a run's last.pth to continue, or 'auto': continue save_dir if it holds a run")
+    resume: str = option("", "a run's folder or last.pth to continue, or 'auto': continue save_dir if it holds a run")
     overwrite: bool = option(False, "start anew in a save_dir that holds a run")
     seed: int = option(0, "of every random draw", minimum=0)
     device: str = option("auto", "where to run", choices=("auto", "cpu", "cuda"))
@@ -116,13 +117,14 @@ def parse(
         role = "baseline"
     recipe = load_recipe(flags["recipe"], role) if flags.get("recipe") else {}
     given = {**dataclasses.asdict(config_class()), **recipe, **flags}
-    config = config_class(**{**recipe, **implied(given), **flags})
+    usual = {**recipe, **implied(given)}
+    config = config_class(**{**usual, **flags})
     for field in dataclasses.fields(config):
         if getattr(config, field.name) == REQUIRED:
             flag = _flag(field.name)
             raise UserError(f"recipe {flags['recipe']} needs {flag}: {field.metadata['help']}")
     if not config.save_dir:
-        name = "-".join((role, config.dataset, config.model, config.backbone))
+        name = run_name(role, vars(config), vars(config_class(**usual)), REQUIRED)
         config = dataclasses.replace(config, save_dir=f"runs/{name}")
     return config
 
