@@ -97,6 +97,26 @@ def test_the_saved_settings_are_a_recipe(tmp_path):
     assert dataclasses.replace(again, recipe="") == settings
 
 
+@dataclasses.dataclass(frozen=True)
+class BareConfig:
+    pretrained: str = config.option("", "a file", positional=True)
+    scales: tuple[float, ...] = config.option((1.0,), "numbers")
+    flip: bool = config.option(False, "a switch")
+
+
+def test_a_flag_may_be_left_out():
+    read = config.parse_flags
+    assert read(BareConfig, "", []) == {}
+    for line in (["f.pth", "--flip"], ["--flip", "f.pth"], ["--pretrained", "f.pth", "--flip"]):
+        assert read(BareConfig, "", line) == {"pretrained": "f.pth", "flip": True}
+    with pytest.raises(UserError, match="--pretrained is given twice: with the flag and without"):
+        read(BareConfig, "", ["a.pth", "--pretrained", "b.pth"])
+    with pytest.raises(UserError, match="unknown flag b"):
+        read(BareConfig, "", ["a.pth", "b.pth"])
+    with pytest.raises(UserError, match="unknown flag --flap; did you mean '--flip'"):
+        read(BareConfig, "", ["a.pth", "--flap"])
+
+
 TOY = ["--recipe", "toy"]
 VOC = ["--recipe", "voc", "--data", "d", "--pretrained", "runs/baseline-voc-deeplabv3-resnet18_v1s/best.pth"]
 NAMES = [

@@ -16,6 +16,7 @@ from utils.names import run_name
 from utils.pixels import CONVENTIONS
 
 RECIPES = Path(__file__).resolve().parent.parent / "scripts" / "recipes"
+BARE = "bare "  # marks what the parser finds without a flag
 REQUIRED = "?"  # a recipe's value for what only the user can give
 C = TypeVar("C")
 
@@ -28,7 +29,7 @@ def option(
     maximum: float | None = None,
     positional: bool = False,
 ) -> Any:
-    """A field of a settings record. ``positional``: a tuple given without a flag, in front of the flags."""
+    """A field of a settings record. ``positional``: the flag's name may be left out."""
     metadata = {"help": text, "choices": choices, "minimum": minimum, "maximum": maximum, "positional": positional}
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -142,15 +143,24 @@ def parse_flags(config_class: type, description: str, argv: Sequence[str] | None
             repeated = typing.get_args(kind)[-1] is Ellipsis
             options["nargs"] = "+" if repeated else len(typing.get_args(kind))
         if field.metadata["positional"]:
-            parser.add_argument(field.name, **options | {"nargs": "*", "metavar": field.name.upper().removesuffix("S")})
-            continue
+            bare = {
+                "nargs": "*" if options.get("nargs") == "+" else "?",
+                "metavar": field.name.upper().removesuffix("S"),
+            }
+            parser.add_argument(BARE + field.name, **options | bare)
         if field.metadata["choices"]:
             options["metavar"] = "{" + ",".join(field.metadata["choices"]) + "}"
         parser.add_argument(_flag(field.name), **options)
     # launchers before torchrun pass the local rank as a flag; the environment says the same
     parser.add_argument("--local-rank", "--local_rank", help=argparse.SUPPRESS, default=argparse.SUPPRESS)
-    given = vars(parser.parse_args(argv))
+    given = vars(parser.parse_intermixed_args(argv))
     given.pop("local_rank", None)
+    for name in [key for key in given if key.startswith(BARE)]:
+        value, field_name = given.pop(name), name.removeprefix(BARE)
+        if value and field_name in given:
+            raise UserError(f"{_flag(field_name)} is given twice: with the flag and without")
+        if value:
+            given[field_name] = value
     return {name: convert(config_class, name, value, _flag(name)) for name, value in given.items()}
 
 
