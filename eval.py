@@ -1,6 +1,6 @@
 """Evaluate a checkpoint: per-class IoU and mIoU on a split.
 
-    python eval.py --pretrained runs/student-toy-pspnet-resnet10t/best.pth
+    python eval.py runs/student-toy-pspnet-resnet10t/best.pth
     torchrun --nproc-per-node 2 eval.py --pretrained FILE --data VOCdevkit/VOC2012 --scales 0.5 1.0 1.5 --flip
 
 The network, the data set and the pixel convention come from the checkpoint. The score of an assisted teacher, which
@@ -29,7 +29,7 @@ from utils.visualize import colorize
 
 @dataclass(frozen=True)
 class EvalConfig:
-    pretrained: str = option("", "checkpoint to evaluate")
+    pretrained: str = option("", "checkpoint to evaluate", positional=True)
     dataset: str = option("", "data set (default: the checkpoint's)")
     data: str = option("", "root folder of the data set (default: the checkpoint's)")
     classes: int | None = option(None, "number of classes (the checkpoint's: anything else is an error)", minimum=2)

@@ -13,12 +13,11 @@ from torch.utils.data import Dataset
 
 from datasets.cache import SampleCache
 from datasets.files import Arrays, FileListing, Pair, read_files
-from datasets.ids import INVALID, IdMap
+from datasets.ids import INVALID, IdMap, Rgb, most_frequent
 from utils.errors import UserError
 from utils.seeding import derive_seed
 from utils.types import IGNORE_INDEX
 
-Rgb = tuple[int, int, int]
 Transform = Callable[[np.ndarray, np.ndarray, np.random.Generator], Arrays]
 SHOWN = 5  # files or ids that an error lists by name
 
@@ -29,8 +28,8 @@ class DatasetSpec:
 
     pairs: ``(root, split) -> [(image, label), ...]``, sorted, of files that should be there.
     splits: name -> the official numbers of images (none: not stated).
-    ids: label ids of the official files; other_ids: of derived label files, told by the end of their names.
-    read: ``(image, label) -> arrays``, for data that are not files.
+    ids: label ids or colours of the official files; other_ids: of derived label files, told by the end of their name.
+    read: ``(image, label) -> arrays`` as stored, either of them None, for data that are not files of ids.
     base_size: long and short side that MMSegmentation resizes to before its augmentation.
     """
 
@@ -40,7 +39,7 @@ class DatasetSpec:
     splits: Mapping[str, tuple[int, ...]]
     ids: IdMap
     other_ids: Mapping[str, IdMap] = field(default_factory=dict)
-    read: Callable[[Path, Path | None], tuple[np.ndarray, np.ndarray | None]] = read_files
+    read: Callable[[Path | None, Path | None], tuple[np.ndarray | None, np.ndarray | None]] = read_files
     needs_root: bool = True
     base_size: tuple[int, int] = (2048, 512)
 
@@ -107,25 +106,24 @@ def read_sample(spec: DatasetSpec, image_path: Path, label_path: Path | None) ->
     image, ids = spec.read(image_path, label_path)
     if ids is None:
         return image, np.full(image.shape[:2], IGNORE_INDEX, np.uint8)
-    if image.shape[:2] != ids.shape:
-        (h, w), sides = image.shape[:2], "x".join(map(str, ids.shape[::-1]))
+    if image.shape[:2] != ids.shape[:2]:
+        (h, w), sides = image.shape[:2], "x".join(map(str, ids.shape[1::-1]))
         raise UserError(f"image and label differ in size: {image_path} is {w}x{h}, {label_path} is {sides}")
     return image, label_classes(spec, ids, label_path)
 
 
 def label_classes(spec: DatasetSpec, ids: np.ndarray, path: Path) -> np.ndarray:
-    """The ids of a label file as classes 0..K-1 or IGNORE_INDEX, uint8.
+    """The ids ``[H, W]`` or colours ``[H, W, 4]`` of a label file as classes 0..K-1 or IGNORE_INDEX, uint8.
 
     Raises:
-        UserError: ids that are neither; the message counts them.
+        UserError: some are neither; the message counts them.
     """
     label = next((m for end, m in spec.other_ids.items() if path.name.endswith(end)), spec.ids)(ids)
     outside = label == INVALID
     if outside.any():
-        values, counts = np.unique(ids[outside], return_counts=True)
-        found = ", ".join(f"{v} ({n} px)" for v, n in zip(values[:SHOWN], counts[:SHOWN], strict=True))
-        more = f" and {len(values) - SHOWN} more" if len(values) > SHOWN else ""
-        raise UserError(f"{path} holds ids that are no class: {found}{more}; {len(spec.names)} classes")
+        kind = "ids" if ids.ndim == 2 else "colours"
+        found = most_frequent(ids[outside], SHOWN)
+        raise UserError(f"{path} holds {kind} that are no class: {found}; {len(spec.names)} classes")
     return label
 
 

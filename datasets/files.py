@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
+from datasets.matlab import mat_field
 from utils.errors import UserError
 
 Pair = tuple[Path, Path]
@@ -15,35 +15,40 @@ Arrays = tuple[np.ndarray, np.ndarray]
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 IMAGE_MODES = ("RGB", "L", "P", "1", "CMYK", "RGBA", "LA", "PA")  # 8 bits a channel, with one meaning as RGB
+COLOR_MODES = ("RGB", "RGBA", "L", "P", "1", "LA", "PA")  # of labels
 LABEL_MODES = ("L", "P", "1", "I", "I;16", "I;16B", "I;16L", "I;16N")
 JPEG, JPEG_SCAN, JPEG_END = b"\xff\xd8\xff", b"\xff\xda", b"\xff\xd9"
 
 
-def read_files(image_path: Path, label_path: Path | None) -> tuple[np.ndarray, np.ndarray | None]:
-    """RGB uint8 ``[H, W, 3]`` and label ids ``[H, W]`` as stored; None for an image without label.
+def read_files(
+    image_path: Path | None, label_path: Path | None, indexed: bool = True, colored: bool = False
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """RGB uint8 ``[H, W, 3]`` and label as ``read_label`` gives it; None where there is no such file.
 
     Raises:
         UserError: a file is missing, damaged, or of a kind that has no exact meaning here.
     """
-    ids = None if label_path is None else read_label(label_path)
-    return read_image(image_path, None if ids is None else ids.shape), ids
+    label = None if label_path is None else read_label(label_path, indexed, colored)
+    size = None if label is None else label.shape[:2]
+    return None if image_path is None else read_image(image_path, size), label
 
 
-def read_image(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
+def read_image(path: Path, size: tuple[int, int] | None = None, behind: str = "") -> np.ndarray:
     """RGB uint8 ``[H, W, 3]``, turned as its EXIF orientation says; kept as stored where only that has ``size``.
+
+    behind: the colour that shows through transparent pixels; without one they are refused.
 
     JPEG goes through OpenCV, which is faster than PIL and gives the same pixels, once it is known to be whole: OpenCV
     fills up what a truncated file lacks. Everything else goes through PIL.
     Raises UserError: see ``read_files``.
     """
-    image = _decode(path, True)
-    if size is not None and image.shape[:2] != size == image.shape[1::-1]:
-        stored = _decode(path, False)
-        return stored if stored.shape[:2] == size else image
-    return image
+    image = _decode(path, True, behind)
+    turned = size is not None and image.shape[:2] != size == image.shape[1::-1]
+    stored = _decode(path, False, behind) if turned else image
+    return stored if stored.shape[:2] == size else image
 
 
-def _decode(path: Path, upright: bool) -> np.ndarray:
+def _decode(path: Path, upright: bool, behind: str) -> np.ndarray:
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -51,13 +56,13 @@ def _decode(path: Path, upright: bool) -> np.ndarray:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     if not data.startswith(JPEG):
-        return _open(path, lambda file: _rgb(path, ImageOps.exif_transpose(file) if upright else file))
+        return _open(path, lambda file: _rgb(path, ImageOps.exif_transpose(file) if upright else file, behind))
     # no 0xff of the compressed picture is followed by anything but 0, so its end marker cannot occur before its end
     if not data.endswith(JPEG_END) and data.rfind(JPEG_END) < data.rfind(JPEG_SCAN):
         raise UserError(f"{path} cannot be read: truncated JPEG, the end marker is missing")
-    flags = cv2.IMREAD_COLOR if upright else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    orientation = 0 if upright else cv2.IMREAD_IGNORE_ORIENTATION
     try:
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | orientation)
     except cv2.error as error:
         raise UserError(f"{path} cannot be read: {error.err}") from error
     if pixels is None:
@@ -65,50 +70,39 @@ def _decode(path: Path, upright: bool) -> np.ndarray:
     return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
 
 
-def _rgb(path: Path, file: Image.Image) -> np.ndarray:
+def _rgb(path: Path, file: Image.Image, behind: str) -> np.ndarray:
     if file.mode not in IMAGE_MODES:
         raise UserError(f"{path} has pixels of mode {file.mode}: save it as 8-bit RGB, which fixes what is black")
     if file.has_transparency_data:
         file = file.convert("RGBA")
-        if file.getchannel("A").getextrema()[0] < 255:
+        if behind:
+            file = Image.alpha_composite(Image.new("RGBA", file.size, behind), file)
+        elif file.getchannel("A").getextrema()[0] < 255:
             raise UserError(f"{path} has transparent pixels: save it without alpha, which fixes their colour")
     return np.array(file.convert("RGB"))
 
 
-def read_label(path: Path) -> np.ndarray:
+def read_label(path: Path, indexed: bool = True, colored: bool = False) -> np.ndarray:
     """Label ids ``[H, W]`` as stored. Never through OpenCV, which turns a palette into grey levels.
 
+    indexed: grey and palette files hold ids. colored: other pictures are RGBA uint8 ``[H, W, 4]``, else refused.
     Raises UserError: see ``read_files``.
     """
-    return mat_field(path, "S").astype(np.int64) if path.suffix == ".mat" else _open(path, lambda f: _ids(path, f))
+    if path.suffix == ".mat" and indexed:
+        return mat_field(path, "S").astype(np.int64)
+    return _open(path, lambda file: _label(path, file, indexed, colored))
 
 
-def _ids(path: Path, file: Image.Image) -> np.ndarray:
-    if file.mode not in LABEL_MODES:
-        raise UserError(f"{path}: a label must hold class ids (grey or palette), found mode {file.mode}")
-    ids = np.asarray(file)
-    return ids.astype(np.uint8) if ids.dtype == bool else ids
-
-
-def mat_field(path: Path, *names: str) -> Any:
-    """A field of a MATLAB file, by its path through the structs.
-
-    Raises:
-        UserError: missing, damaged, or without that field.
-    """
-    from scipy.io import loadmat  # slow to import, and only SBD and COCO-Stuff 10k are MATLAB files
-
-    try:
-        value = loadmat(path)
-        for name in names:
-            value = value[name]
-            while isinstance(value, np.ndarray) and value.dtype.hasobject and value.size == 1:
-                value = value.flat[0]
-        return value
-    except FileNotFoundError:
-        raise UserError(f"file not found: {path}") from None
-    except Exception as error:  # scipy raises whatever the damage leads to
-        raise UserError(f"{path} cannot be read as a MATLAB file with {'.'.join(names)}: {error}") from error
+def _label(path: Path, file: Image.Image, indexed: bool, colored: bool) -> np.ndarray:
+    if indexed and file.mode in LABEL_MODES:
+        ids = np.asarray(file)
+        return ids.astype(np.uint8) if ids.dtype == bool else ids
+    if colored and file.mode in COLOR_MODES:
+        return np.asarray(file.convert("RGBA"))
+    if colored:
+        raise UserError(f"{path}: a label of colours must be an 8-bit picture, found mode {file.mode}")
+    hint = "; colours: see datasets/folder.py" if file.mode in COLOR_MODES else ""
+    raise UserError(f"{path}: a label must hold class ids (grey or palette), found mode {file.mode}{hint}")
 
 
 def _open(path: Path, convert: Callable[[Image.Image], np.ndarray]) -> np.ndarray:

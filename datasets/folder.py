@@ -3,85 +3,140 @@
 names: [road, sky, car]                # classes 0, 1, 2
 splits:                                # folders below the root; "test" may lack labels
   train: {images: train/rgb, labels: train/mask}
-  val: {images: val/rgb, labels: val/mask}
-palette: [[128, 64, 128], ...]         # optional: VOC's colours otherwise
+  val: {images: val/rgb, labels: val/mask, list: val.txt}  # list, optional: only the images named there, one a line
+palette: [[128, 64, 128], ...]         # optional: VOC's colours otherwise. RGB(A) label files are read by it
 ids: {7: road, 10: sky, 26: car}       # optional: id in the files -> class; 0, 1, 2 otherwise
-ignore: [0, 255]                       # optional: ids without a class; 255 otherwise
-label_suffix: _mask.png                # optional: <image stem> + this is the label's name; .png otherwise
+ignore: [0, 255, [0, 0, 0]]            # optional: ids and colours without a class; 255 otherwise
+label_suffix: _mask.png                # optional: the label is called <stem> + this; .png otherwise
+image_suffix: _sat.jpg                 # optional: images are called <stem> + this; any image file otherwise
+
+Labels that are pictures take ``colors`` instead of ``ids``, and need no ``names``; every kind of file, palette and grey
+too, is then read by its colours. Alpha is not looked at.
+
+colors: {road: [128, 64, 128], sky: [70, 130, 180], car: [[0, 0, 142], [0, 0, 70]]}
+ignore: [[0, 0, 0]]                    # optional: colours without a class; none otherwise
+
+``scripts/describe_folder.py`` writes such a file from what it finds in a folder.
 """
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from datasets.base import DatasetSpec, voc_colors
-from datasets.files import Pair, images_in, match
+from datasets.files import Pair, images_in, match, read_files, read_list
 from datasets.ids import MAX_CLASSES, IdMap
 from utils.errors import UserError, nearest
+from utils.types import IGNORE_INDEX
 
 FILE = "dataset.yaml"
-KEYS = ("names", "splits", "palette", "ids", "ignore", "label_suffix")
+KEYS = ("names", "splits", "palette", "ids", "colors", "ignore", "label_suffix", "image_suffix")
+Check = Callable[[str, object, str], None]  # key, whether it holds, what was wanted
 
 
 def folder_spec(root: Path) -> DatasetSpec:
     """Raises UserError: no dataset.yaml, or a key of it that is unknown, missing or of a wrong form."""
     path = root / FILE
     content = _read(path)
-    names = content["names"]
-    _check(path, "names", _is_list(names, str) and 2 <= len(names) == len(set(names)), "2 or more different names")
-    _check(path, "names", len(names) <= MAX_CLASSES, f"at most {MAX_CLASSES} classes")
 
-    splits = content["splits"]
-    forms = isinstance(splits, dict) and all(
-        isinstance(name, str)
-        and isinstance(s, dict)
-        and set(s) == {"images", "labels"}
-        and _is_list(list(s.values()), str)
-        for name, s in splits.items()
+    def check(key: str, holds: object, wanted: str) -> None:
+        if not holds:
+            raise UserError(f"{path}: {key} must be {wanted}")
+
+    colors = content.get("colors", {})
+    check("colors", isinstance(colors, dict), "{class: [R, G, B], ...}")
+    check("colors", not (colors and "ids" in content), "left out where there are ids: labels hold one or the other")
+    names = content.get("names", list(colors))
+    check("names", _is_list(names, str) and 2 <= len(names) == len(set(names)), "2 or more different names")
+    check("names", len(names) <= MAX_CLASSES, f"at most {MAX_CLASSES} classes")
+
+    check("splits", _are_splits(content["splits"]), "train: {images: FOLDER, labels: FOLDER} and so on")
+    suffixes = content.get("label_suffix", ".png"), content.get("image_suffix", "")
+    for key, suffix in zip(("label_suffix", "image_suffix"), suffixes, strict=True):
+        check(key, isinstance(suffix, str), "the end of a file name, such as _mask.png")
+
+    palette = content.get("palette")
+    if palette is not None:
+        valid = isinstance(palette, list) and len(palette) == len(names) and all(map(_is_color, palette))
+        check("palette", valid, f"{len(names)} colours [R, G, B] of 0..255")
+    ids = _colors(content, names, check) if colors else _ids(content, names, check)
+    shown = palette or (ids.official(np.arange(len(names))).tolist() if colors else voc_colors(len(names)))
+    return DatasetSpec(
+        names=tuple(names),
+        palette=tuple(tuple(color) for color in shown),
+        pairs=partial(_pairs, content["splits"], *suffixes),
+        splits=dict.fromkeys(content["splits"], ()),
+        ids=ids,
+        read=partial(read_files, indexed=not colors, colored=bool(ids.colors)),
     )
-    _check(path, "splits", forms and splits, "train: {images: FOLDER, labels: FOLDER} and so on")
 
-    palette = content.get("palette", [list(color) for color in voc_colors(len(names))])
-    colors = isinstance(palette, list) and all(
-        _is_list(c, int) and len(c) == 3 and 0 <= min(c) <= max(c) < 256 for c in palette
-    )
-    _check(path, "palette", colors and len(palette) == len(names), f"{len(names)} colours [R, G, B] of 0..255")
 
+def _ids(content: dict[str, Any], names: list[str], check: Check) -> IdMap:
+    """Of labels that hold ids; RGB(A) files among them are read by the palette, if there is one."""
     ids = content.get("ids", {k: k for k in range(len(names))})
     classes = {**{name: k for k, name in enumerate(names)}, **{k: k for k in range(len(names))}}
     known = isinstance(ids, dict) and all(
         _is_id(raw) and isinstance(k, (int, str)) and k in classes for raw, k in ids.items()
     )
-    _check(path, "ids", known and {classes[k] for k in ids.values()} == set(range(len(names))), "an id for each class")
-
-    ignore = content.get("ignore", [255])
+    check("ids", known and {classes[k] for k in ids.values()} == set(range(len(names))), "an id for each class")
+    ignore = content.get("ignore", [IGNORE_INDEX])
     ignore = ignore if isinstance(ignore, list) else [ignore]
-    _check(path, "ignore", all(map(_is_id, ignore)) and not set(ignore) & set(ids), "ids 0..65535 that are no class")
+    valid = all(_is_id(item) or _is_color(item) for item in ignore)
+    ignored = [item for item in ignore if _is_id(item)]
+    check("ignore", valid and not set(ignored) & set(ids), "ids 0..65535 or colours [R, G, B] that are no class")
+    colors = {}
+    if "palette" in content:
+        colors = {tuple(color): k for k, color in enumerate(content["palette"])}
+        unclassed = {tuple(item): IGNORE_INDEX for item in ignore if _is_color(item)}
+        check("ignore", not unclassed.keys() & colors.keys(), "ids 0..65535 or colours [R, G, B] that are no class")
+        colors = colors | unclassed if len(colors) == len(names) else {}  # two classes of one colour: not to be told
+    return IdMap({raw: classes[k] for raw, k in ids.items()}, tuple(ignored), colors)
 
-    suffix = content.get("label_suffix", ".png")
-    _check(path, "label_suffix", isinstance(suffix, str), "the end of a file name, such as _mask.png")
-    return DatasetSpec(
-        names=tuple(names),
-        palette=tuple(tuple(color) for color in palette),
-        pairs=partial(_pairs, splits, suffix),
-        splits=dict.fromkeys(splits, ()),
-        ids=IdMap({raw: classes[k] for raw, k in ids.items()}, tuple(ignore)),
-    )
+
+def _colors(content: dict[str, Any], names: list[str], check: Check) -> IdMap:
+    """Of labels that are pictures."""
+    given = {name: [c] if _is_color(c) else c for name, c in content["colors"].items()}
+    valid = all(isinstance(c, list) and c and all(map(_is_color, c)) for c in given.values())
+    check("colors", valid and set(given) == set(names), "one or more colours [R, G, B] of 0..255 for each class")
+    classes = [(tuple(color), names.index(name)) for name, several in given.items() for color in several]
+    check("colors", len(dict(classes)) == len(classes), "different for different classes")
+    ignore = content.get("ignore", [])
+    ignore = [ignore] if _is_color(ignore) else ignore
+    valid = isinstance(ignore, list) and all(map(_is_color, ignore))
+    unclassed = {tuple(color): IGNORE_INDEX for color in ignore} if valid else {}
+    check("ignore", valid and not unclassed.keys() & dict(classes).keys(), "colours [R, G, B] that are no class")
+    return IdMap({}, (), dict(classes) | unclassed)
 
 
-def _pairs(splits: dict[str, dict[str, str]], suffix: str, root: Path, split: str) -> list[Pair]:
-    images, labels = root / splits[split]["images"], root / splits[split]["labels"]
-    found = [path for path in images_in(images) if images != labels or not path.name.endswith(suffix)]
-    return match(found, lambda image: [labels / f"{image.stem}{suffix}"])
+def _pairs(
+    splits: dict[str, dict[str, str]], label_suffix: str, image_suffix: str, root: Path, split: str
+) -> list[Pair]:
+    entry = splits[split]
+    images, labels = root / entry["images"], root / entry["labels"]
+    found = [path for path in images_in(images) if path.name.endswith(image_suffix)]
+    if images == labels:
+        found = [path for path in found if not path.name.endswith(label_suffix)]
+    stems = {path: path.name.removesuffix(image_suffix) if image_suffix else path.stem for path in found}
+    if "list" in entry:
+        listed = read_list(root / entry["list"])
+        by_name = {name: path for path, stem in stems.items() for name in (stem, path.name)}
+        found = sorted({by_name.get(name, images / name) for name in (Path(line).name for line in listed)})
+        stems = {path: stems.get(path, path.name) for path in found}
+    return match(found, lambda image: [labels / f"{stems[image]}{label_suffix}"])
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
-        raise UserError(f"{path} is missing: it names the classes and folders (see datasets/folder.py)") from None
+        raise UserError(
+            f"{path} is missing: it names the classes and folders; "
+            f"'python scripts/describe_folder.py --data {path.parent}' writes one to correct"
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is no plain yaml: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
@@ -89,15 +144,28 @@ def _read(path: Path) -> dict[str, Any]:
     for key in content:
         if key not in KEYS:
             raise UserError(f"{path}: unknown key {str(key)!r}{nearest(str(key), KEYS)} (keys: {', '.join(KEYS)})")
-    for key in KEYS[:2]:
+    for key in ("splits",) if content.get("colors") else ("names", "splits"):
         if key not in content:
             raise UserError(f"{path} lacks the key {key!r} (see datasets/folder.py)")
     return content
 
 
-def _check(path: Path, key: str, holds: object, wanted: str) -> None:
-    if not holds:
-        raise UserError(f"{path}: {key} must be {wanted}")
+def _are_splits(value: object) -> bool:
+    return (
+        isinstance(value, dict)
+        and len(value) > 0
+        and _is_list(list(value), str)
+        and all(
+            isinstance(entry, dict)
+            and {"images", "labels"} <= set(entry) <= {"images", "labels", "list"}
+            and _is_list(list(entry.values()), str)
+            for entry in value.values()
+        )
+    )
+
+
+def _is_color(value: object) -> bool:
+    return _is_list(value, int) and len(value) == 3 and 0 <= min(value) <= max(value) < 256
 
 
 def _is_list(value: object, kind: type) -> bool:

@@ -3,11 +3,13 @@
     python scripts/check_data.py --dataset voc --data VOCdevkit/VOC2012
     python scripts/check_data.py --dataset cityscapes --data cityscapes --split val --workers 8 --json val.json
 
-Without --split: train and val, and other splits where they are. Exit status 1 if there are problems: all are listed.
+Without --split: train and val, and other splits where they are. Problems: a line for each kind, with its count and
+first files, and exit status 1; --json has every one.
 """
 
 import json
 import multiprocessing
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -23,11 +25,14 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from datasets import dataset_spec
-from datasets.base import DatasetSpec, label_classes, missing_files, read_sample
-from datasets.files import IMAGE_SUFFIXES, Pair, read_label
+from datasets.base import SHOWN, DatasetSpec, label_classes, missing_files, read_sample
+from datasets.files import IMAGE_SUFFIXES, Pair
 from utils.config import option, parse_flags
 from utils.errors import UserError, lookup, run_main
 from utils.types import IGNORE_INDEX
+
+# names may hold blanks, but no colon or comma
+FILE_NAME = re.compile(rf"[^\s:,][^:,]*?({'|'.join(map(re.escape, (*IMAGE_SUFFIXES, '.mat', '.txt')))})", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,7 @@ def check_pair(task: tuple[DatasetSpec, Path, Path | None]) -> Finding:
         problems.append(str(error))
     for again in (
         lambda: spec.read(image_path, None),
-        lambda: label_path and label_classes(spec, read_label(label_path), label_path),
+        lambda: label_path and label_classes(spec, spec.read(None, label_path)[1], label_path),
     ):
         try:
             again()
@@ -89,8 +94,8 @@ def check_split(spec: DatasetSpec, root: Path, split: str, workers: int) -> tupl
     report = Report(len(pairs), spec.splits[split])
     unlabelled = spec.needs_root and split == "test" and missing_files(pairs) == [label for _, label in pairs]
     tasks = [(spec, image, None if unlabelled else label) for image, label in pairs]
-    report.problems += [f"label without image: {path}" for path in labels_without_image(pairs)]
     contents: dict[bytes, Path] = {}
+    report.problems += [f"label without image: {path}" for path in labels_without_image(pairs)]
     for (_, image, _), found in zip(tasks, tqdm(_map(tasks, workers), split, len(tasks), disable=None), strict=True):
         report.pixels += found.pixels
         report.problems += found.problems
@@ -142,10 +147,21 @@ def check(spec: DatasetSpec, root: Path, split: str, workers: int) -> dict[str, 
     for name in reports.keys() - {"train"}:
         both = contents.get("train", {}).keys() & contents[name].keys()
         pictures = sorted((contents[name][key], contents["train"][key]) for key in both)
-        reports[name].problems += [
-            f"the same image in {name} and train: {here} and {there}" for here, there in pictures
-        ]
+        same = f"the same image in {name} and train"
+        reports[name].problems += [f"{same}: {here} and {there}" for here, there in pictures]
     return reports
+
+
+def by_kind(problems: list[str]) -> Iterator[str]:
+    """A line for each kind of problem: the first of it, how often it is there, the next files that have it."""
+    kinds: dict[str, list[str]] = {}
+    for problem in problems:
+        text = re.sub(r"\d+", "N", FILE_NAME.sub("FILE", problem))
+        kinds.setdefault(re.sub(r"(\[?N(, N, N\])? \(N px\)(, | and N more)?)+", "VALUES", text), []).append(problem)
+    for first, *others in kinds.values():
+        found = [match[0] for match in map(FILE_NAME.search, others[:SHOWN]) if match]
+        also = f"; also {', '.join(found)}" + (", ..." if len(others) > SHOWN else "") if found else ""
+        yield f"{first}{f' ({len(others) + 1} like this{also})' if others else ''}"
 
 
 def main() -> None:
@@ -167,13 +183,12 @@ def main() -> None:
         official = " or ".join(map(str, report.official))
         differs = f" (official: {official})" if report.official and report.images not in report.official else ""
         print(f"{name}: {report.images} images{differs}, {len(report.problems)} problems")
-    width = max(map(len, (*spec.names, "ignored")))
-    for name, count in zip(
-        (*spec.names, "ignored"), total.pixels[[*range(len(spec.names)), IGNORE_INDEX]], strict=True
-    ):
+    names, counts = (*spec.names, "ignored"), total.pixels[[*range(len(spec.names)), IGNORE_INDEX]]
+    width = max(map(len, names))
+    for name, count in zip(names, counts, strict=True):
         print(f"  {name:<{width}} {count:>16,} {100 * count / max(total.pixels.sum(), 1):7.3f} %")
-    for problem in total.problems:
-        print(f"problem: {problem}")
+    for line in by_kind(total.problems):
+        print(f"problem: {line}")
     if config.json:
         result = {"dataset": config.dataset, "data": config.data, "split": config.split or None}
         result |= total.as_dict(spec) | {"splits": {name: report.as_dict(spec) for name, report in reports.items()}}

@@ -1,7 +1,7 @@
 """List, fetch and verify the published checkpoints of checkpoints/manifest.yaml.
 
     python scripts/download_checkpoints.py                       # the list
-    python scripts/download_checkpoints.py --fetch 'lad_*'       # names or patterns
+    python scripts/download_checkpoints.py 'lad_*'               # names or patterns to fetch
     python scripts/download_checkpoints.py --verify              # what is on disk
 
 A file appears under its name only when it is whole and its hash is right. An interrupted download is kept as .part and
@@ -33,6 +33,7 @@ from utils.errors import UserError, lookup, nearest, run_main
 
 TIMEOUT = 30  # seconds without an answer
 BLOCK = 1 << 20
+ROW = "{:52} {:16} {:>6}  {:34} {}"  # of the list
 
 
 class Entry(NamedTuple):
@@ -55,7 +56,7 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class DownloadConfig:
-    fetch: tuple[str, ...] = option((), "names or patterns to download")
+    fetch: tuple[str, ...] = option((), "names or patterns to download", positional=True)
     verify: bool = option(False, "compare the files on disk with the manifest")
     folder: str = option(str(ROOT / "checkpoints"), "where the files are")
     manifest: str = option(str(ROOT / "checkpoints" / "manifest.yaml"), "list of files")
@@ -191,7 +192,7 @@ def select(entries: list[Entry], patterns: tuple[str, ...]) -> list[Entry]:
         names = [entry.name for entry in entries]
         if not fnmatch.filter(names, pattern):
             raise UserError(
-                f"--fetch {pattern}: no such checkpoint{nearest(pattern, names)} (run without --fetch: a list)"
+                f"--fetch {pattern}: no such checkpoint{nearest(pattern, names)} (run without a name: a list)"
             )
     return [entry for entry in entries if any(fnmatch.fnmatch(entry.name, pattern) for pattern in patterns)]
 
@@ -219,10 +220,11 @@ def main() -> None:
     if config.verify:
         verify(entries, folder)
     if not (config.fetch or config.verify):
+        print(ROW.format("name", "data set", "mIoU %", "protocol, as published", "").rstrip())
         for entry in entries:
             miou = "-" if entry.miou is None else f"{entry.miou:.2f}"
             state = "on disk" if (folder / entry.file).exists() else ""
-            print(f"{entry.name:52} {entry.dataset:16} {miou:>6}  {entry.protocol:34} {state}".rstrip())
+            print(ROW.format(entry.name, entry.dataset, miou, entry.protocol, state).rstrip())
 
 
 if __name__ == "__main__":

@@ -2,8 +2,7 @@
 # Evaluate a checkpoint:  [NGPUS=4] bash scripts/eval.sh FILE [flags]
 #   bash scripts/eval.sh runs/student-voc-deeplabv3-resnet18_v1s/best.pth --data VOCdevkit/VOC2012 --json scores.json
 set -euo pipefail
-cd "$(dirname "$0")/.."
-source scripts/launch.sh
+source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
 [ $# -ge 1 ] || { sed -n '2,3s/^# *//p' "$0" >&2; exit 2; }
 file=$1
 shift

@@ -74,7 +74,7 @@ def export(network: nn.Module, size: tuple[int, int] | None, output_name: str) -
     Raises:
         torch.onnx.OnnxExporterError: the network cannot be written.
     """
-    free = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
+    free = {0: "batch"} if size else {0: "batch", 2: "height", 3: "width"}
     shape = (2, 3, *(size or TRACED_SIZE))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter about itself
@@ -84,7 +84,7 @@ def export(network: nn.Module, size: tuple[int, int] | None, output_name: str) -
             dynamo=True,
             input_names=["image"],
             output_names=[output_name],
-            dynamic_shapes=({0: torch.export.Dim.DYNAMIC} if size else free,),
+            dynamic_shapes=(free,),
             verbose=False,
         )
 

@@ -1,5 +1,13 @@
-# Sourced by the launchers: launch SCRIPT ARGS.. runs it on NGPUS processes (default: all GPUs, or one on the CPU).
+# Sourced by the launchers, with the environment: without one, a python that has PyTorch is good as well (a container).
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+if ! python -c 'import importlib.util as i, sys; sys.exit(not i.find_spec("torch"))' 2>/dev/null; then
+    echo "error: no Python environment with PyTorch: activate one, or make .venv by: bash $repository/scripts/setup.sh" >&2
+    exit 2
+fi
+
+# launch SCRIPT ARGS.. runs it on NGPUS processes (default: all GPUs, or one on the CPU), in the folder of the caller.
 launch() {
+    set -- "$repository/$1" "${@:2}"
     if [ "${NGPUS:=$(python -c 'import torch; print(max(1, torch.cuda.device_count()))')}" -gt 1 ]; then
         torchrun --standalone --nproc-per-node "$NGPUS" "$@"
     else
@@ -9,5 +17,5 @@ launch() {
 
 # recipe_for DATASET: its flags, when scripts/recipes has one
 recipe_for() {
-    if [ -e "scripts/recipes/$1.yaml" ]; then echo "--recipe $1"; fi
+    if [ -e "$repository/scripts/recipes/$1.yaml" ]; then echo "--recipe $1"; fi
 }

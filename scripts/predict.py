@@ -3,8 +3,9 @@
     python scripts/predict.py street.jpg photos/ --pretrained runs/student/best.pth --output predictions
     python scripts/predict.py photos/ --pretrained FILE --blend --ids
 
-Images of any size, files or folders (not their subfolders). Colours and class names come from the checkpoint; one
-without gets generated ones. An image that cannot be read is named and skipped; the exit status is then 1.
+Images of any size, files or folders (not their subfolders); transparent pixels are white, as on a page. Colours and
+class names come from the checkpoint; one without gets generated ones. An image that cannot be read is named and
+skipped; the exit status is then 1.
 """
 
 import colorsys
@@ -145,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         predict = Predictor(runtime.place(loaded.model), CONVENTIONS[loaded.card["pixels"]])
         for path in images:
             try:
-                image = read_image(path)
+                image = read_image(path, behind="white")
             except UserError as error:
                 print(f"skipped: {error}", file=sys.stderr)
                 failed += 1

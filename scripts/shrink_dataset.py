@@ -18,7 +18,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from datasets import build_dataset, dataset_spec
-from datasets.files import Pair, read_files
+from datasets.files import Pair
 from utils.config import option, parse_flags
 from utils.errors import UserError, run_main
 
@@ -56,7 +56,7 @@ def every_pair(name: str, source: str) -> list[Pair]:
 
 
 def shrink(array: np.ndarray, factor: float, resampling: Image.Resampling) -> Image.Image:
-    """``[H, W]`` or ``[H, W, 3]`` -> a picture of H / factor x W / factor, rounded."""
+    """``[H, W]``, ``[H, W, 3]`` or ``[H, W, 4]`` -> a picture of H / factor x W / factor, rounded."""
     size = [max(1, round(side / factor)) for side in array.shape[1::-1]]
     return Image.fromarray(array).resize(size, resampling)
 
@@ -81,13 +81,14 @@ def main() -> None:
     source, target = Path(config.source).expanduser().resolve(), Path(config.data).expanduser().resolve()
     if target.is_relative_to(source) or source.is_relative_to(target):
         raise UserError(f"--data {config.data} and --source {config.source} lie in each other")
+    spec = dataset_spec(config.dataset, str(source))
     pairs = sorted(set(every_pair(config.dataset, str(source))), key=lambda pair: pair[0])
     outside = [path for pair in pairs for path in pair if path and not path.is_relative_to(source)]
     if outside:
         raise UserError(f"{outside[0]} lies outside --source {config.source}: where its copy belongs is not known")
     lists = [path for path in source.rglob("*") if path.suffix in LISTS and path.is_file()]
     for image, label in tqdm(pairs, "pictures", disable=None):
-        image_ids = read_files(image, label)
+        image_ids = spec.read(image, label)
         for path, array, resampling in zip(
             (image, label), image_ids, (Image.Resampling.BOX, Image.Resampling.NEAREST), strict=True
         ):

@@ -3,8 +3,7 @@
 #   bash scripts/train_student.sh voc deeplabv3 resnet18_v1s --data VOCdevkit/VOC2012 --pretrained BASELINE.pth \
 #       --teacher-pretrained TEACHER.pth
 set -euo pipefail
-cd "$(dirname "$0")/.."
-source scripts/launch.sh
+source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
 [ $# -ge 3 ] || { sed -n '2,4s/^# *//p' "$0" >&2; exit 2; }
 dataset=$1 model=$2 backbone=$3
 shift 3

@@ -2,8 +2,7 @@
 # Train a label-assisted teacher:  [NGPUS=4] bash scripts/train_teacher.sh DATASET MODEL BACKBONE [flags]
 #   bash scripts/train_teacher.sh voc deeplabv3 resnet18_v1s --data VOCdevkit/VOC2012
 set -euo pipefail
-cd "$(dirname "$0")/.."
-source scripts/launch.sh
+source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
 [ $# -ge 3 ] || { sed -n '2,3s/^# *//p' "$0" >&2; exit 2; }
 dataset=$1 model=$2 backbone=$3
 shift 3

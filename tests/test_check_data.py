@@ -93,6 +93,22 @@ def test_every_problem_is_listed_with_its_path(tmp_path, monkeypatch, capsys):
     assert "train: 8 images (official: 367), 7 problems" in printed
 
 
+def test_problems_of_one_kind_are_one_line(tmp_path, monkeypatch, capsys):
+    root = tmp_path / "a root, with blanks"
+    for split in ("train", "val"):
+        for n in range(9):
+            picture(root / f"{split}/photo {n}.jpg", n + (100 if split == "val" else 0))
+            label(root / f"{split}annot/photo {n}.png", np.full((20, 30), n + 10, np.uint8))
+    (root / "trainannot/photo 3.png").unlink()
+    status, result = check(monkeypatch, tmp_path, "--dataset", "camvid", "--data", root)
+    assert (status, len(result["problems"])) == (1, 14)  # ids 10 and 11 are a class and ignored
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("problem: ")]
+    assert len(lines) == 2
+    assert "photo 2.png holds ids that are no class: 12 (600 px); 11 classes (13 like this; also " in lines[0]
+    assert lines[0].count("photo ") == 6
+    assert lines[1] == f"problem: file not found: {root}/trainannot/photo 3.png"
+
+
 def test_a_wrong_root_and_bad_flags(tmp_path, monkeypatch, capsys):
     status, result = check(monkeypatch, tmp_path, "--dataset", "voc", "--data", tmp_path)
     assert status == 1

@@ -97,9 +97,60 @@ def test_the_saved_settings_are_a_recipe(tmp_path):
     assert dataclasses.replace(again, recipe="") == settings
 
 
-def test_runs_have_a_folder_by_default():
-    assert parse(StudentConfig, "student", "", []).save_dir == "runs/student-toy-deeplabv3-resnet18_v1s"
-    assert parse(StudentConfig, "student", "", ["--kd", "none"]).save_dir == "runs/baseline-toy-deeplabv3-resnet18_v1s"
+@dataclasses.dataclass(frozen=True)
+class BareConfig:
+    pretrained: str = config.option("", "a file", positional=True)
+    scales: tuple[float, ...] = config.option((1.0,), "numbers")
+    flip: bool = config.option(False, "a switch")
+
+
+def test_a_flag_may_be_left_out():
+    read = config.parse_flags
+    assert read(BareConfig, "", []) == {}
+    for line in (["f.pth", "--flip"], ["--flip", "f.pth"], ["--pretrained", "f.pth", "--flip"]):
+        assert read(BareConfig, "", line) == {"pretrained": "f.pth", "flip": True}
+    with pytest.raises(UserError, match="--pretrained is given twice: with the flag and without"):
+        read(BareConfig, "", ["a.pth", "--pretrained", "b.pth"])
+    with pytest.raises(UserError, match="unknown flag b"):
+        read(BareConfig, "", ["a.pth", "b.pth"])
+    with pytest.raises(UserError, match="unknown flag --flap; did you mean '--flip'"):
+        read(BareConfig, "", ["a.pth", "--flap"])
+
+
+TOY = ["--recipe", "toy"]
+VOC = ["--recipe", "voc", "--data", "d", "--pretrained", "runs/baseline-voc-deeplabv3-resnet18_v1s/best.pth"]
+NAMES = [
+    ("student", [], "student-toy-deeplabv3-resnet18_v1s"),
+    ("student", ["--kd", "none"], "baseline-toy-deeplabv3-resnet18_v1s"),
+    ("student", [*TOY, "--kd", "cwd=3,kd=1:tau=4"], "student-toy-pspnet-resnet10t-kd=cwd=3,kd=1_tau=4"),
+    ("student", [*TOY, "--kd", "kd=1", "--seed", "0", "--workers", "1"], "student-toy-pspnet-resnet10t"),
+    ("teacher", [*TOY, "--single-path", "--seed", "2"], "teacher-toy-pspnet-resnet10t-seed=2-single_path"),
+    ("teacher", [*TOY, "--crop-size", "64", "96"], "teacher-toy-pspnet-resnet10t-crop_size=64x96"),
+    ("student", VOC, "student-voc-deeplabv3-resnet18_v1s"),  # that recipe asks for a start
+    ("teacher", VOC, "teacher-voc-deeplabv3-resnet18_v1s-pretrained=baseline"),
+    (
+        "student",
+        [*VOC, "--teacher-pretrained", "runs/teacher-voc-deeplabv3-resnet18_v1s/best.pth"],
+        "student-voc-deeplabv3-resnet18_v1s",
+    ),
+    (
+        "student",
+        [*VOC, "--teacher-pretrained", "/x/teacher-voc-deeplabv3-resnet18_v1s-single_path/last.pth"],
+        "student-voc-deeplabv3-resnet18_v1s-teacher_pretrained=teacher-single_path_last",
+    ),
+    (
+        "teacher",
+        ["--recipe", "voc_mmseg", "--data", "d", "--pretrained-base", "bases/r18.pth"],
+        "teacher-voc-fcn-resnet18_v1c-voc_mmseg-pretrained_base=r18",
+    ),
+]
+
+
+@pytest.mark.parametrize(("role", "flags", "name"), NAMES)
+def test_runs_are_called_by_what_differs(role, flags, name):
+    config_class = {"teacher": TeacherConfig, "student": StudentConfig}[role]
+    assert parse(config_class, role, "", flags).save_dir == f"runs/{name}"
+    assert parse(config_class, role, "", [*flags, "--save-dir", "here"]).save_dir == "here"
 
 
 @pytest.mark.parametrize("path", sorted(config.RECIPES.glob("*.yaml")), ids=lambda path: path.stem)

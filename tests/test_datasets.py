@@ -289,7 +289,7 @@ def test_lists(tmp_path):
         ("names:", "nmaes:", "unknown key 'nmaes'; did you mean 'names'"),
         ("ids: {7: road, ", "ids: {", "ids must be an id for each class"),
         ("26: car", "26: cat", "ids must be an id for each class"),
-        ("ignore: 0", "ignore: 7", "ignore must be ids 0..65535 that are no class"),
+        ("ignore: 0", "ignore: 7", "ignore must be ids 0..65535 or colours \\[R, G, B\\] that are no class"),
         ("[road, sky, car]", "[road, road]", "names must be 2 or more different names"),
         ("{images: v, labels: m}", "{images: v}", "splits must be"),
         ("splits:", "palette: [[1, 2, 300]]\nsplits:", "palette must be 3 colours"),

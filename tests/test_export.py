@@ -46,6 +46,9 @@ def test_a_file_for_every_size(tmp_path, capsys):
     assert capsys.readouterr().out.count("equal classes 100.0000 %") == len(export_onnx.CHECKED_SIZES)
     assert [path.name for path in target.parent.iterdir()] == ["psp.onnx"]
     session = onnxruntime.InferenceSession(str(target), providers=["CPUExecutionProvider"])
+    (given,), (made,) = session.get_inputs(), session.get_outputs()
+    assert given.shape == ["batch", 3, "height", "width"]
+    assert made.shape == ["batch", 7, "height", "width"]
     network = Deployed(from_checkpoint(source).model, CONVENTIONS["bgr_mean"])
     for shape in ((1, 3, 33, 200), (3, 3, 90, 61)):
         image = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(1))

@@ -16,11 +16,11 @@ TINY_FLAGS = [
 ]
 
 
-def bash(script, *arguments, **environment):
+def bash(script, *arguments, cwd="/", **environment):
     path = f"{Path(sys.executable).parent}:{ENVIRONMENT['PATH']}"
     return subprocess.run(
         ["bash", ROOT / "scripts" / script, *map(str, arguments)],
-        cwd="/",
+        cwd=cwd,
         env={**ENVIRONMENT, "PATH": path, **environment},
         capture_output=True,
         text=True,
@@ -28,17 +28,17 @@ def bash(script, *arguments, **environment):
     )
 
 
-def test_teacher_student_and_score(tmp_path):
-    runs = [("teacher", "2", ()), ("student", "1", ("--teacher-pretrained", tmp_path / "teacher/last.pth"))]
+def test_teacher_student_and_score_in_the_folder_of_the_caller(tmp_path):
+    runs = [("teacher", "2", ()), ("student", "1", ("--teacher-pretrained", "teacher/last.pth"))]
     for role, processes, flags in runs:
-        folder = ("--save-dir", tmp_path / role)
-        done = bash(f"train_{role}.sh", "toy", "fcn", "resnet10t", *TINY_FLAGS, *flags, *folder, NGPUS=processes)
+        line = ["toy", "fcn", "resnet10t", *TINY_FLAGS, *flags, "--save-dir", role]
+        done = bash(f"train_{role}.sh", *line, cwd=tmp_path, NGPUS=processes)
         assert done.returncode == 0, done.stderr
         start = records(tmp_path / role, "start")[0]
         assert start["world_size"] == int(processes)
         assert start["config"]["model"] == "fcn"
         assert start["config"]["lr"] == 0.03  # of the toy recipe
-    done = bash("eval.sh", tmp_path / "student/last.pth", "--device", "cpu", "--json", tmp_path / "s.json", NGPUS="1")
+    done = bash("eval.sh", "student/last.pth", "--device", "cpu", "--json", "s.json", cwd=tmp_path, NGPUS="1")
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "s.json").read_text())["images"] == 60
 
@@ -48,3 +48,28 @@ def test_usage_without_arguments(script):
     done = bash(script)
     assert done.returncode == 2
     assert f"scripts/{script}" in done.stderr
+
+
+def bare(script, *arguments, **environment):
+    """With nothing of Python on the path but what every system has."""
+    line = ["/bin/bash", ROOT / "scripts" / script, *map(str, arguments)]
+    found = {"HOME": "/", "PATH": "/usr/bin:/bin", **environment}
+    return subprocess.run(line, cwd="/", env=found, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize("script", ["train_teacher.sh", "train_student.sh", "eval.sh"])
+def test_the_active_environment_is_used_else_the_message_says_what_to_run(script, tmp_path):
+    arguments = (tmp_path / "none.pth",) if script == "eval.sh" else ("toy", "fcn", "resnet10t", "--pretrained-base")
+    prefix = {"VIRTUAL_ENV": sys.prefix}, {"CONDA_DEFAULT_ENV": "lad", "CONDA_PREFIX": sys.prefix}
+    for environment in prefix:
+        done = bare(script, *arguments, NGPUS="1", **environment)
+        assert done.returncode == 2
+        assert done.stderr.startswith("error: checkpoint not found" if script == "eval.sh" else "error: argument --pre")
+    empty = tmp_path / "bin/python"
+    empty.parent.mkdir()
+    empty.write_text("#!/bin/sh\nexit 1\n")
+    empty.chmod(0o755)
+    done = bare(script, *arguments, VIRTUAL_ENV=str(tmp_path))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: no Python environment with PyTorch: activate one, or make .venv by: bash /")
+    assert Path(done.stderr.split()[-1]) == ROOT / "scripts/setup.sh"

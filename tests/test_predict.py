@@ -56,6 +56,19 @@ def test_every_size_and_kind_of_image(student, tmp_path):
     assert sizes == [(1, 1), (3, 7), (17, 33), (40, 40)]
 
 
+def test_transparent_pixels_are_white(student, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 4), dtype=np.uint8)
+    pixels[:20, :, 3], pixels[20:, :, 3] = 0, 255
+    Image.fromarray(pixels).save(tmp_path / "clear.png")
+    pixels[:20, :, :3] = 255
+    Image.fromarray(pixels[..., :3]).save(tmp_path / "white.png")
+    files = [f"{tmp_path}/clear.png", f"{tmp_path}/white.png"]
+    predict.main([*files, "--pretrained", student, "--output", f"{tmp_path}/out", "--blend"])
+    for end in ("", "_blend"):
+        clear, white = (np.array(Image.open(tmp_path / f"out/{name}{end}.png")) for name in ("clear", "white"))
+        assert np.array_equal(clear, white)
+
+
 def test_bad_images_are_named_and_skipped(student, tmp_path, capsys):
     good = picture(tmp_path / "good.png")
     cut, deep = tmp_path / "cut.png", tmp_path / "deep.png"

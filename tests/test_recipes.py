@@ -72,6 +72,16 @@ def test_a_table_is_one_command_that_parses_a_line(table):
         outputs.add(f"{given['save_dir']}/best.pth")
 
 
+@pytest.mark.parametrize("folder", [".", "scripts", "scripts/tables", "tests"])
+def test_a_table_names_its_launchers_from_the_folder_of_the_caller(folder):
+    here = SCRIPTS.parent / folder
+    line = ["bash", str(SCRIPTS / "tables/lad_voc.sh"), "--dry-run"]
+    shown = subprocess.run(line, cwd=here, capture_output=True, text=True, check=True).stdout
+    launcher = shlex.split(shown.splitlines()[0])[1]
+    assert (here / launcher).resolve() == SCRIPTS / "train_student.sh"
+    assert folder != "." or launcher == "scripts/train_student.sh"
+
+
 def test_the_paper_has_five_data_sets_by_five_models():
     lines = commands("lad_paper.sh")
     assert not any("--pretrained-base" in line for line in lines)

@@ -12,9 +12,11 @@ from typing import Any, TypeVar
 import yaml
 
 from utils.errors import UserError, nearest
+from utils.names import run_name
 from utils.pixels import CONVENTIONS
 
 RECIPES = Path(__file__).resolve().parent.parent / "scripts" / "recipes"
+BARE = "bare "  # marks what the parser finds without a flag
 REQUIRED = "?"  # a recipe's value for what only the user can give
 C = TypeVar("C")
 
@@ -27,7 +29,7 @@ def option(
     maximum: float | None = None,
     positional: bool = False,
 ) -> Any:
-    """A field of a settings record. ``positional``: a tuple given without a flag, in front of the flags."""
+    """A field of a settings record. ``positional``: the flag's name may be left out."""
     metadata = {"help": text, "choices": choices, "minimum": minimum, "maximum": maximum, "positional": positional}
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -61,12 +63,12 @@ class TrainConfig:
     )
     pretrained: str = option("", "checkpoint to start the whole network from")
     workers: int = option(4, "loader processes of each process", minimum=0)
-    save_dir: str = option("", "where the run goes (default: runs/<role>-<dataset>-<model>-<backbone>)")
+    save_dir: str = option("", "where the run goes (default: runs/<role>-<dataset>-<model>-<backbone>-<what differs>)")
     save_per_iters: int = option(800, "iterations between checkpoints", minimum=1)
     val_per_iters: int = option(800, "iterations between validations", minimum=1)
     log_iter: int = option(10, "iterations between log records", minimum=1)
     skip_val: bool = option(False, "validate only at the end")
-    resume: str = option("", "a run's last.pth to continue, or 'auto': continue save_dir if it holds a run")
+    resume: str = option("", "a run's folder or last.pth to continue, or 'auto': continue save_dir if it holds a run")
     overwrite: bool = option(False, "start anew in a save_dir that holds a run")
     seed: int = option(0, "of every random draw", minimum=0)
     device: str = option("auto", "where to run", choices=("auto", "cpu", "cuda"))
@@ -122,13 +124,14 @@ def parse(
         role = "baseline"
     recipe = load_recipe(flags["recipe"], role) if flags.get("recipe") else {}
     given = {**dataclasses.asdict(config_class()), **recipe, **flags}
-    config = config_class(**{**recipe, **implied(given), **flags})
+    usual = {**recipe, **implied(given)}
+    config = config_class(**{**usual, **flags})
     for field in dataclasses.fields(config):
         if getattr(config, field.name) == REQUIRED:
             flag = _flag(field.name)
             raise UserError(f"recipe {flags['recipe']} needs {flag}: {field.metadata['help']}")
     if not config.save_dir:
-        name = "-".join((role, config.dataset, config.model, config.backbone))
+        name = run_name(role, vars(config), vars(config_class(**usual)), REQUIRED)
         config = dataclasses.replace(config, save_dir=f"runs/{name}")
     return config
 
@@ -146,15 +149,24 @@ def parse_flags(config_class: type, description: str, argv: Sequence[str] | None
             repeated = typing.get_args(kind)[-1] is Ellipsis
             options["nargs"] = "+" if repeated else len(typing.get_args(kind))
         if field.metadata["positional"]:
-            parser.add_argument(field.name, **options | {"nargs": "*", "metavar": field.name.upper().removesuffix("S")})
-            continue
+            bare = {
+                "nargs": "*" if options.get("nargs") == "+" else "?",
+                "metavar": field.name.upper().removesuffix("S"),
+            }
+            parser.add_argument(BARE + field.name, **options | bare)
         if field.metadata["choices"]:
             options["metavar"] = "{" + ",".join(field.metadata["choices"]) + "}"
         parser.add_argument(_flag(field.name), **options)
     # launchers before torchrun pass the local rank as a flag; the environment says the same
     parser.add_argument("--local-rank", "--local_rank", help=argparse.SUPPRESS, default=argparse.SUPPRESS)
-    given = vars(parser.parse_args(argv))
+    given = vars(parser.parse_intermixed_args(argv))
     given.pop("local_rank", None)
+    for name in [key for key in given if key.startswith(BARE)]:
+        value, field_name = given.pop(name), name.removeprefix(BARE)
+        if value and field_name in given:
+            raise UserError(f"{_flag(field_name)} is given twice: with the flag and without")
+        if value:
+            given[field_name] = value
     return {name: convert(config_class, name, value, _flag(name)) for name, value in given.items()}
 
 

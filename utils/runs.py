@@ -11,14 +11,8 @@ from typing import IO, Any, NamedTuple
 from utils import checkpoint
 from utils.config import TrainConfig
 from utils.errors import UserError
+from utils.names import RESUMABLE
 from utils.runtime import Runtime
-
-# settings that may differ between the two halves of a resumed run: none of them changes what is computed
-RESUMABLE = {
-    "recipe", "data", "workers", "save_dir", "save_per_iters", "val_per_iters", "log_iter", "skip_val", "resume",
-    "overwrite", "device", "pretrained_base", "pretrained", "cache_gb", "backend", "channels_last", "tf32",
-    "deterministic", "compile",
-}  # fmt: skip
 
 
 class Run(NamedTuple):
@@ -60,10 +54,15 @@ def _state(config: TrainConfig, folder: Path) -> dict[str, Any] | None:
         source = last if last.exists() and not config.overwrite else None
     else:
         source = Path(config.resume).expanduser() if config.resume else None
+        if source is not None and source.is_dir():
+            source = source / "last.pth"
         if source is not None and not source.is_file():
             raise UserError(f"--resume {source}: no such file")
         if last.exists() and not config.overwrite and (source is None or source.resolve() != last.resolve()):
-            raise UserError(f"--save-dir {folder} holds a run: --resume auto continues it, --overwrite starts anew")
+            raise UserError(
+                f"--save-dir {folder} holds a run: --resume auto continues it, --overwrite starts anew in its place, "
+                "another --save-dir keeps both"
+            )
     if source is None:
         return None
     state = checkpoint.read(source)
@@ -73,7 +72,10 @@ def _state(config: TrainConfig, folder: Path) -> dict[str, Any] | None:
     old, new = {**plain(asdict(type(config)())), **state["config"]}, plain(asdict(config))
     changed = [f"{k}: {old[k]!r} -> {new[k]!r}" for k in new if k not in RESUMABLE and new[k] != old[k]]
     if changed:
-        raise UserError(f"--resume {source} is of a run with other settings ({'; '.join(changed)})")
+        raise UserError(
+            f"--resume {source} is of a run with other settings ({'; '.join(changed)}): "
+            "another --save-dir keeps both, --overwrite starts anew in its place"
+        )
     return state
 
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
-from datasets.files import mat_field
+from datasets.matlab import mat_field
 from utils.config import option, parse_flags
 from utils.errors import UserError, run_main
 

@@ -1,10 +1,11 @@
 # Sourced by the tables: the rows they are made of. Each row runs one command, or prints it with --dry-run.
 #   bash scripts/tables/TABLE.sh [--dry-run] [--data-root data] [--bases DIR] [-- flags for every command]
 # Data sets lie in DATA_ROOT/<name>, ImageNet weights in BASES/<backbone>.pth (left out: random weights); runs go to
-# runs/<table>/<role>-<dataset>-<model>-<backbone>. A table that is started again continues: finished runs are passed
-# over.
+# runs/<table>/<role>-<dataset>-<model>-<backbone> below the current folder. A table that is started again continues:
+# finished runs are passed over.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+scripts=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+scripts=${scripts#"$PWD/"}
 table=$(basename "$0" .sh) dry_run=false data_root=data bases=
 while [ $# -gt 0 ]; do
     case $1 in
@@ -24,7 +25,7 @@ everywhere=("$@")
 # row ROLE SCRIPT DATASET MODEL BACKBONE [flags]
 row() {
     local folder="runs/$table/$1-$3-$4-$5"
-    local command=(bash "scripts/$2.sh" "${@:3:3}" --data "$data_root/$3" --save-dir "$folder" "${@:6}")
+    local command=(bash "$scripts/$2.sh" "${@:3:3}" --data "$data_root/$3" --save-dir "$folder" "${@:6}")
     command+=(${bases:+--pretrained-base "$bases/$5.pth"} ${everywhere[@]+"${everywhere[@]}"})
     if $dry_run; then
         printf '%q ' "${command[@]}" | sed 's/ $//'

@@ -1,0 +1,1 @@
+"""What an unknown folder of images and labels seems to be."""

@@ -1,0 +1,264 @@
+"""One's own data: labels as ids and as colours, lists, and the description of an unknown tree."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from datasets import build_dataset, dataset_spec
+from datasets.base import read_sample
+from tests.trees import SIZE, draw, picture
+from utils.errors import UserError
+
+SCRIPT = Path(__file__).parent.parent / "scripts/describe_folder.py"
+COLORS = np.array([(0, 0, 0), (128, 0, 0), (0, 128, 0), (64, 0, 128)], np.uint8)
+
+
+def save(path: Path, ids: np.ndarray, form: str = "RGB") -> None:
+    """A label file of ``form``: "ids", or a mode of PIL in which every id has its colour."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if form == "ids":
+        file = Image.fromarray(ids)
+    elif form == "P":
+        file = Image.fromarray(3 - ids)  # so that ids of a palette file are not its classes
+        file.putpalette(COLORS[::-1].ravel().tolist())
+    else:
+        file = Image.fromarray(COLORS[ids]).convert(form)
+        if form == "RGBA":
+            file.putalpha(Image.fromarray((ids * 80).astype(np.uint8)))
+    file.save(path)
+
+
+def tree(root: Path, text: str, form: str = "RGB", ids: np.ndarray | None = None) -> np.ndarray:
+    """Two splits of one image each; the ids of both labels."""
+    ids = draw(range(4), 1) if ids is None else ids
+    for split in ("train", "val"):
+        picture(root / f"{split}/a.jpg")
+        save(root / f"{split}annot/a.png", ids, form)
+    splits = "splits:\n  train: {images: train, labels: trainannot}\n  val: {images: val, labels: valannot}\n"
+    (root / "dataset.yaml").write_text(splits + text)
+    return ids
+
+
+COLORED = "colors: {a: [128, 0, 0], b: [0, 128, 0], c: [64, 0, 128]}\nignore: [[0, 0, 0]]\n"
+WANTED = np.array([255, 0, 1, 2], np.uint8)
+
+
+@pytest.mark.parametrize("form", ["RGB", "RGBA", "P"])
+def test_labels_of_colours(form, tmp_path):
+    ids = tree(tmp_path, COLORED, form)
+    dataset = build_dataset("folder", str(tmp_path), "val")
+    assert dataset.spec.names == ("a", "b", "c")
+    assert dataset.spec.palette == ((128, 0, 0), (0, 128, 0), (64, 0, 128))
+    assert np.array_equal(dataset.read(0)[1], WANTED[ids])
+    cached = build_dataset("folder", str(tmp_path), "val", cache_gb=0.1)
+    assert all(np.array_equal(cached.read(0)[1], WANTED[ids]) for _ in range(2))
+    official = dataset.spec.ids.official(np.array([[2, 0, 1]]))
+    assert official.dtype == np.uint8
+    assert official.tolist() == [[[64, 0, 128], [128, 0, 0], [0, 128, 0]]]
+
+
+def test_a_class_of_several_colours_and_names_in_another_order(tmp_path):
+    text = "names: [c, a]\npalette: [[1, 2, 3], [4, 5, 6]]\n"
+    ids = tree(tmp_path, text + "colors: {a: [[0, 0, 0], [128, 0, 0]], c: [[0, 128, 0], [64, 0, 128]]}\n")
+    dataset = build_dataset("folder", str(tmp_path), "train")
+    assert np.array_equal(dataset.read(0)[1], np.array([1, 1, 0, 0])[ids])
+    assert dataset.spec.palette == ((1, 2, 3), (4, 5, 6))
+
+
+def test_grey_labels_may_be_colours(tmp_path):
+    ids = tree(tmp_path, "colors: {a: [0, 0, 0], b: [255, 255, 255]}\n", "ids", draw((0, 255), 3))
+    assert np.array_equal(build_dataset("folder", str(tmp_path), "val").read(0)[1], ids // 255)
+
+
+def test_the_palette_reads_pictures_among_ids(tmp_path):
+    ids = tree(tmp_path, f"names: [w, x, y, z]\npalette: {COLORS.tolist()}\n")
+    save(tmp_path / "valannot/a.png", ids, "ids")
+    for split in ("train", "val"):
+        assert np.array_equal(build_dataset("folder", str(tmp_path), split).read(0)[1], ids)
+    text = f"names: [x, y, z]\nids: {{1: x, 2: y, 3: z}}\npalette: {COLORS[1:].tolist()}\nignore: [0, [0, 0, 0]]\n"
+    tree(tmp_path, text)
+    save(tmp_path / "valannot/a.png", ids, "ids")
+    for split in ("train", "val"):
+        assert np.array_equal(build_dataset("folder", str(tmp_path), split).read(0)[1], WANTED[ids])
+
+
+def test_a_smaller_copy_keeps_colours(tmp_path, monkeypatch):
+    ids = tree(tmp_path / "large", COLORED, "RGBA")
+    small = tmp_path / "small"
+    flags = ["--dataset", "folder", "--source", str(tmp_path / "large"), "--data", str(small), "--factor", "2"]
+    monkeypatch.setattr(sys, "argv", ["shrink_dataset.py", *flags])
+    runpy.run_path(str(SCRIPT.with_name("shrink_dataset.py")), run_name="__main__")
+    squares = WANTED[ids].reshape(SIZE[0] // 2, 2, -1, 2)
+    label = build_dataset("folder", str(small), "val").read(0)[1]
+    assert (squares == label[:, None, :, None]).any((1, 3)).all()
+
+
+def test_unknown_colours_are_refused_with_their_counts(tmp_path):
+    ids = draw(range(4), 1)
+    ids[:3, :4], ids[5, :5] = 1, 3
+    count = (ids == 1).sum(), (ids == 3).sum()
+    tree(tmp_path, "colors: {a: [0, 0, 0], b: [0, 128, 0]}\n", ids=ids)
+    first, second = sorted([(count[0], [128, 0, 0]), (count[1], [64, 0, 128])], reverse=True)
+    with pytest.raises(UserError) as error:
+        build_dataset("folder", str(tmp_path), "val").read(0)
+    found = f"{first[1]} ({first[0]} px), {second[1]} ({second[0]} px)"
+    assert str(error.value) == f"{tmp_path}/valannot/a.png holds colours that are no class: {found}; 2 classes"
+
+
+def test_what_holds_no_colours_is_refused(tmp_path):
+    tree(tmp_path, COLORED)
+    spec = dataset_spec("folder", str(tmp_path))
+    deep, image = tmp_path / "deep.png", tmp_path / "val/a.jpg"
+    Image.fromarray(np.full(SIZE, 300, np.uint16)).save(deep)
+    with pytest.raises(UserError, match=r"deep.png: a label of colours must be an 8-bit picture, found mode I;16"):
+        read_sample(spec, image, deep)
+    Image.fromarray(COLORS[draw(range(4), 1)][:7]).save(deep)
+    with pytest.raises(UserError, match=r"differ in size: .*a.jpg is 30x20, .*deep.png is 30x7"):
+        read_sample(spec, image, deep)
+    tree(tmp_path, "names: [w, x, y, z]\n")
+    with pytest.raises(UserError, match=r"a.png: a label must hold class ids .*found mode RGB; colours: see"):
+        build_dataset("folder", str(tmp_path), "val").read(0)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("colors: [1, 2]\n", "colors must be {class"),
+        ("colors: {a: [0, 0, 0], b: [0, 0]}\n", "colors must be one or more colours"),
+        ("colors: {a: [0, 0, 0], b: [0, 0, 256]}\n", "colors must be one or more colours"),
+        ("colors: {a: [0, 0, 0], b: [0, 0, 0]}\n", "colors must be different for different classes"),
+        ("colors: {a: [0, 0, 0]}\n", "names must be 2 or more"),
+        ("names: [a, c]\ncolors: {a: [0, 0, 0], b: [0, 0, 1]}\n", "one or more colours .* for each class"),
+        ("ids: {0: a}\ncolors: {a: [0, 0, 0], b: [0, 0, 1]}\n", "colors must be left out where there are ids"),
+        ("colors: {a: [0, 0, 0], b: [0, 0, 1]}\nignore: [[0, 0, 1]]\n", "ignore must be colours"),
+        ("colors: {a: [0, 0, 0], b: [0, 0, 1]}\nignore: 255\n", "ignore must be colours"),
+        ("names: [a, b]\nimage_suffix: 3\n", "image_suffix must be the end of a file name"),
+        ("label_suffix: .png\n", "lacks the key 'names'"),
+    ],
+)
+def test_a_description_of_colours_that_is_wrong(text, problem, tmp_path):
+    tree(tmp_path, text)
+    with pytest.raises(UserError, match=problem):
+        dataset_spec("folder", str(tmp_path))
+
+
+def test_a_list_picks_images_by_name(tmp_path):
+    tree(tmp_path, "names: [a, b, c, d]\n")
+    for name in ("b", "c"):
+        picture(tmp_path / f"train/{name}.jpg")
+        save(tmp_path / f"trainannot/{name}.png", draw(range(4), 2), "ids")
+    path = tmp_path / "dataset.yaml"
+    path.write_text(path.read_text().replace("labels: trainannot}", "labels: trainannot, list: some.txt}"))
+    (tmp_path / "some.txt").write_text("train/c.jpg\nb\n")
+    pairs = dataset_spec("folder", str(tmp_path)).pairs(tmp_path, "train")
+    assert [(image.name, label.name) for image, label in pairs] == [("b.jpg", "b.png"), ("c.jpg", "c.png")]
+    (tmp_path / "some.txt").write_text("b\nnone\n")
+    with pytest.raises(UserError, match=r"1 of 2 image and label pairs are incomplete; first missing: .*train/none"):
+        build_dataset("folder", str(tmp_path), "train")
+
+
+FLAT = {"all": ("images/{}.jpg", "masks/{}.png")}
+FLAT_SPLITS = {s: {"images": "images", "labels": "masks", "list": f"{s}_names.txt"} for s in ("train", "val")}
+LONG = {"train": "training", "val": "validation"}
+# layout -> (places by split, form of the labels, what dataset.yaml must hold)
+LAYOUTS = {
+    "camvid": ({s: (f"{s}/{{}}.png", f"{s}annot/{{}}.png") for s in ("train", "val", "test")}, "ids", {"ignore": []}),
+    "split below": (
+        {s: (f"images/{folder}/{{}}.jpg", f"labels/{folder}/{{}}.png") for s, folder in LONG.items()},
+        "RGB",
+        {"splits": {s: {"images": f"images/{folder}", "labels": f"labels/{folder}"} for s, folder in LONG.items()}},
+    ),
+    "split above, RGBA": ({s: (f"{s}/img/{{}}.jpg", f"{s}/gt/{{}}.png") for s in ("train", "valid")}, "RGBA", {}),
+    "no split": (FLAT, "RGB", {"splits": FLAT_SPLITS}),
+    "palette": (FLAT, "P", {"palette": COLORS[::-1].tolist()}),
+    "endings": (
+        {"train": ("train/{}_sat.jpg", "train/{}_mask.png")},
+        "RGB",
+        {"image_suffix": "_sat.jpg", "label_suffix": "_mask.png"},
+    ),
+    "side by side": ({"all": ("{}.jpg", "{}.png")}, "ids", {"names": [f"class_{k}" for k in range(4)]}),
+    "two suffixes": ({"all": ("ds/img/{}.jpg", "ds/ann/{}.jpg.png")}, "RGB", {"label_suffix": ".jpg.png"}),
+    "flat photos": (FLAT, "RGB", {}),  # only the names of the folders tell which are the labels
+    "test without val": ({s: (f"{s}/{{}}.jpg", f"{s}_labels/{{}}.png") for s in ("train", "test")}, "RGB", {}),
+}
+
+
+def describe(monkeypatch, root: Path, *flags: str) -> dict:
+    """dataset.yaml as the script writes it."""
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--data", str(root), *flags])
+    runpy.run_path(str(SCRIPT), run_name="__main__")
+    return yaml.safe_load((root / "dataset.yaml").read_text())
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_an_unknown_tree_is_described_so_that_it_can_be_read(layout, tmp_path, monkeypatch):
+    places, form, wanted = LAYOUTS[layout]
+    drawn = {}
+    for split, (image, label) in places.items():
+        for n in range(6):
+            path = tmp_path / image.format(n)
+            picture(path, n + 10 * len(split))
+            if layout == "flat photos":
+                Image.new("RGB", SIZE[::-1], (n, n, n)).save(path)
+            drawn[path] = draw(range(4), n)
+            save(tmp_path / label.format(n), drawn[path], form)
+    content = describe(monkeypatch, tmp_path)
+    assert {key: content[key] for key in wanted} == wanted
+    assert {"train", "val"} <= set(content["splits"])
+    seen = []
+    for split in content["splits"]:
+        dataset = build_dataset("folder", str(tmp_path), split)
+        for i, (image, _) in enumerate(dataset.pairs):
+            label = dataset.read(i)[1]
+            shown = np.array(dataset.spec.palette)[label]
+            if form in ("RGB", "RGBA"):
+                assert np.array_equal(shown, COLORS[drawn[image]])
+            else:
+                assert np.array_equal(label, drawn[image] if form == "ids" else 3 - drawn[image])
+            seen.append(image)
+    assert sorted(seen) == sorted(drawn)
+
+
+def test_names_and_ignored_values_come_from_lists_and_counts(tmp_path, monkeypatch, capsys):
+    ids = np.zeros(SIZE, np.uint8)
+    ids[1:] = draw(range(1, 4), 0)[1:]  # black on 5 % of the pixels
+    for n in range(5):
+        picture(tmp_path / f"images/{n}.jpg", n)
+        save(tmp_path / f"labels/{n}.png", ids)
+    content = describe(monkeypatch, tmp_path)
+    assert content["ignore"] == [[0, 0, 0]]
+    assert content["colors"]["class_800000"] == [128, 0, 0]
+    text = (tmp_path / "dataset.yaml").read_text()
+    assert "[0, 0, 0]  # 5.00% of the pixels, in 5 of 5 files" in text
+    (tmp_path / "labelmap.txt").write_text("# label:color\nvoid car:128,0,0::\nother:0,0,0::\nvoid:0,128,0::\n")
+    content = describe(monkeypatch, tmp_path, "--overwrite")
+    assert content["ignore"] == [[0, 128, 0]]
+    assert content["colors"] == {"void car": [128, 0, 0], "other": [0, 0, 0], "class_400080": [64, 0, 128]}
+    (tmp_path / "classes.csv").write_text("Pixel Value, Class\n0, none\n1, house\n2, tree\n")
+    for n in range(5):
+        save(tmp_path / f"labels/{n}.png", ids, "ids")
+    content = describe(monkeypatch, tmp_path, "--overwrite")
+    assert (content["names"], content["ignore"]) == (["house", "tree", "class_3"], [0])
+    assert content["ids"] == {1: 0, 2: 1, 3: 2}
+    with pytest.raises(SystemExit):
+        describe(monkeypatch, tmp_path)
+    assert "dataset.yaml exists: --overwrite replaces it" in capsys.readouterr().err
+
+
+def test_a_tree_that_cannot_be_described_is_left_as_it_is(tmp_path, monkeypatch, capsys):
+    for n in range(5):
+        picture(tmp_path / f"images/{n}.jpg", n)
+    with pytest.raises(SystemExit):
+        describe(monkeypatch, tmp_path)
+    assert "no folder of labels found" in capsys.readouterr().err
+    for n in range(5):
+        picture(tmp_path / f"masks/{n}.jpg", n)  # blended by the compression
+    with pytest.raises(SystemExit):
+        describe(monkeypatch, tmp_path)
+    assert "different colours (the most frequent: [" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "masks"]
