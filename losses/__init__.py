@@ -47,7 +47,6 @@ LOSSES: dict[str, type[nn.Module]] = {
     "cirkd_region": CIRKDRegion,
     "cirkd2": CIRKD2,
 }
-GIVEN = {"student_channels", "teacher_channels", "num_classes"}  # what every loss is built from, besides its options
 
 
 def loss_class(name: str, flag: str) -> type[nn.Module]:
@@ -69,7 +68,7 @@ def parse_losses(text: str, flag: str = "--kd") -> dict[str, tuple[float, dict[s
         if len(items) > 1 and "=" not in items[0] and items[0] not in LOSSES:
             items[:2] = [":".join(items[:2])]
         (name, _, weight), *options = [item.partition("=") for item in items]
-        known = inspect.signature(loss_class(name, flag)).parameters.keys() - GIVEN
+        known = list(inspect.signature(loss_class(name, flag)).parameters)[3:]  # after channels and classes: options
         for option, _, _ in options:
             if option not in known:
                 raise UserError(f"{flag} {text}: {name} has no option {option!r}{nearest(option, known)}")

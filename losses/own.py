@@ -4,7 +4,6 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Callable
 
 from torch import nn
 
@@ -35,14 +34,18 @@ def load_class(name: str, flag: str) -> type[nn.Module]:
         raise UserError(f"{where}: {module.__file__} has no {class_name}{nearest(class_name, classes)}")
     if not (inspect.isclass(found) and issubclass(found, nn.Module)):
         raise UserError(f"{where}: {class_name} is no torch.nn.Module")
-    _require_arguments(found, "student_channels, teacher_channels, num_classes", where)
-    _require_arguments(found.forward, "self, student, teacher, label", where)
+    _require(found, "__init__", "self, student_channels, teacher_channels, num_classes", where)
+    _require(found, "forward", "self, student, teacher, label", where)
     return found
 
 
-def _require_arguments(call: Callable[..., object], arguments: str, where: str) -> None:
+def _require(found: type[nn.Module], method: str, arguments: str, where: str) -> None:
+    """Of its own, not torch's, which takes anything."""
+    call = getattr(found, method)
     own = inspect.signature(call)
     try:
+        if call is getattr(nn.Module, method):
+            raise TypeError
         own.bind(*arguments.split(", "))
     except TypeError as error:
-        raise UserError(f"{where}: {call.__qualname__}({', '.join(own.parameters)}) must take ({arguments})") from error
+        raise UserError(f"{where}: {method}({', '.join(own.parameters)}) must take ({arguments})") from error
