@@ -59,7 +59,8 @@ class StudentStep(nn.Module):
     def forward(
         self, image: Tensor, label: Tensor, draw: Draw | None = None, valid: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Normalised image ``[B, 3, H, W]``, label ``[B, H, W]`` -> loss, ce, aux, and each unweighted KD term.
+        """Normalised image ``[B, 3, H, W]``, label ``[B, H, W]`` -> loss, ce, aux, and each KD term, unweighted and as
+        ``name_weighted``.
 
         Without a ``draw`` the noise follows torch's global random state. valid: of ``TaskLoss``.
         """
@@ -69,7 +70,7 @@ class StudentStep(nn.Module):
         if self.teacher is not None:
             distilled, kd_terms = self.kd(output, self.teach(image, label, draw), label)
             loss = loss + distilled
-            terms |= kd_terms
+            terms |= kd_terms | self.kd.weighted(kd_terms)
         return {"loss": loss, **terms}
 
     @torch.no_grad()

@@ -1,17 +1,30 @@
 """Distillation losses by name: ``build_kd("cwd=3,kd=1:tau=4", ...)``. A new one is a file and a line in LOSSES."""
 
 import inspect
+import math
 from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from losses.adv import Adversarial
+from losses.af_dcd import AfDCD
+from losses.at import AT
 from losses.cirkd import CIRKD
+from losses.cirkd2 import CIRKD2
 from losses.cirkd_memory import CIRKDPixel, CIRKDRegion, share_projector
 from losses.cwd import CWD
+from losses.cwd_feat import CWDFeat
 from losses.dist import DIST
+from losses.dsd import DSD
+from losses.fitnet import FitNet
+from losses.ifvd import IFVD
 from losses.kd import KD
+from losses.mgd import MGD
+from losses.nfd import NFD
+from losses.own import load_class
+from losses.skd import SKD
 from utils.errors import UserError, lookup, nearest
 from utils.types import Output
 
@@ -19,37 +32,67 @@ LOSSES: dict[str, type[nn.Module]] = {
     "kd": KD,
     "cwd": CWD,
     "dist": DIST,
+    "at": AT,
+    "fitnet": FitNet,
+    "nfd": NFD,
+    "cwd_feat": CWDFeat,
+    "skd": SKD,
+    "ifvd": IFVD,
+    "dsd": DSD,
+    "adv": Adversarial,
+    "mgd": MGD,
+    "af_dcd": AfDCD,
     "cirkd": CIRKD,
     "cirkd_pixel": CIRKDPixel,
     "cirkd_region": CIRKDRegion,
+    "cirkd2": CIRKD2,
 }
+
+
+def loss_class(name: str, flag: str) -> type[nn.Module]:
+    """A loss of this project by its name, or ``package.module:Class``."""
+    return load_class(name, flag) if ":" in name else lookup(LOSSES, name, f"loss in {flag}")
 
 
 def parse_losses(text: str, flag: str = "--kd") -> dict[str, tuple[float, dict[str, float]]]:
     """``"cwd=3,kd=1:tau=4"`` -> ``{"cwd": (3.0, {}), "kd": (1.0, {"tau": 4.0})}``; ``"none"`` -> ``{}``.
+
+    A loss of one's own is ``package.module:Class=weight:option=value``.
 
     Raises:
         UserError: an unknown loss or option, a value that is no number, a name twice; each names ``flag``.
     """
     losses: dict[str, tuple[float, dict[str, float]]] = {}
     for part in text.split(",") if text.strip() != "none" else []:
-        (name, weight), *options = [item.strip().partition("=")[::2] for item in part.split(":")]
-        known = set(inspect.signature(lookup(LOSSES, name, f"loss in {flag}")).parameters)
-        known -= {"student_channels", "teacher_channels", "num_classes"}
-        for option, _ in options:
+        items = [item.strip() for item in part.split(":")]
+        if len(items) > 1 and "=" not in items[0] and items[0] not in LOSSES:
+            items[:2] = [":".join(items[:2])]
+        (name, _, weight), *options = [item.partition("=") for item in items]
+        known = list(inspect.signature(loss_class(name, flag)).parameters)[3:]  # after channels and classes: options
+        for option, _, _ in options:
             if option not in known:
                 raise UserError(f"{flag} {text}: {name} has no option {option!r}{nearest(option, known)}")
-        if name in losses:
-            raise UserError(f"{flag} {text}: {name} is given twice")
+        if term_name(name) in map(term_name, losses):
+            raise UserError(f"{flag} {text}: {term_name(name)} is given twice")
         try:
-            losses[name] = float(weight), {option: float(value) for option, value in options}
+            losses[name] = float(weight), {option: float(value) for option, _, value in options}
         except ValueError:
             raise UserError(f"{flag} {text}: write name=weight, e.g. cwd=3 or kd=1:tau=4") from None
+        if not math.isfinite(losses[name][0]):
+            raise UserError(f"{flag} {text}: {name}={weight} is no weight")
     return losses
 
 
+def term_name(name: str) -> str:
+    """Under which a loss is logged and saved."""
+    return name.rpartition(":")[2]
+
+
 class WeightedLosses(nn.Module):
-    """Several distillation losses with their weights, in full precision, on maps of the student's size."""
+    """Several distillation losses with their weights, in full precision, on maps of the student's size.
+
+    A loss returns its value, or a dict of parts whose weighted sum it is, by its ``part_weights``.
+    """
 
     def __init__(self, losses: Mapping[str, nn.Module], weights: Mapping[str, float]) -> None:
         super().__init__()
@@ -57,19 +100,46 @@ class WeightedLosses(nn.Module):
         self.weights = dict(weights)
 
     def forward(self, student: Output, teacher: Output, label: Tensor) -> tuple[Tensor | float, dict[str, Tensor]]:
-        """The weighted sum (0.0 without losses), and every unweighted term by name."""
+        """The weighted sum (0.0 without losses), and every unweighted term by name; parts are ``name_part``.
+
+        Raises:
+            UserError: teacher and student of different classes, a loss whose value is no single number.
+        """
+        classes = student.logits.shape[1], teacher.logits.shape[1]
+        if classes[0] != classes[1]:
+            raise UserError(f"the student has {classes[0]} classes, its teacher {classes[1]}: they must be the same")
         with torch.autocast(student.logits.device.type, enabled=False):
             student, teacher = student.full_precision(), teacher.full_precision()
             teacher = teacher._replace(
                 logits=_resize(teacher.logits, student.logits), feat=_resize(teacher.feat, student.feat)
             )
-            terms = {name: loss(student, teacher, label) for name, loss in self.losses.items()}
-        return sum((self.weights[name] * term for name, term in terms.items()), start=0.0), terms
+            terms: dict[str, Tensor] = {}
+            for name, loss in self.losses.items():
+                value = loss(student, teacher, label)
+                if isinstance(value, Mapping):
+                    terms |= {f"{name}_{part}": term for part, term in value.items()}
+                    value = sum(loss.part_weights[part] * term for part, term in value.items())
+                if not isinstance(value, Tensor) or value.ndim:
+                    raise UserError(f"the loss {name} returned no single number but {_describe(value)}")
+                terms[name] = value
+        return sum((self.weights[name] * terms[name] for name in self.weights), start=0.0), terms
+
+    def weighted(self, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What each unweighted term adds to the sum, as ``name_weighted``."""
+        factors = dict(self.weights)
+        for name, loss in self.losses.items():
+            inner = getattr(loss, "part_weights", {})
+            factors |= {f"{name}_{part}": self.weights[name] * weight for part, weight in inner.items()}
+        return {f"{name}_weighted": factors[name] * term for name, term in terms.items()}
 
 
 def _resize(teacher: Tensor, student: Tensor) -> Tensor:
     size = student.shape[-2:]
     return teacher if teacher.shape[-2:] == size else F.interpolate(teacher, size, mode="bilinear")
+
+
+def _describe(value: object) -> str:
+    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
 
 
 def build_kd(
@@ -78,8 +148,8 @@ def build_kd(
     """The losses of a ``--kd`` value; channels are those of the networks' ``feat``."""
     parsed = parse_losses(text, flag)
     losses = {
-        name: LOSSES[name](student_channels, teacher_channels, num_classes, **options)
+        term_name(name): loss_class(name, flag)(student_channels, teacher_channels, num_classes, **options)
         for name, (_, options) in parsed.items()
     }
     share_projector(losses.values())
-    return WeightedLosses(losses, {name: weight for name, (weight, _) in parsed.items()})
+    return WeightedLosses(losses, {term_name(name): weight for name, (weight, _) in parsed.items()})

@@ -7,12 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from losses.maps import unit_rows
 from utils.types import Output
-
-
-def unit_rows(feat: Tensor) -> Tensor:
-    """Features ``[B, C, h, w]`` as vectors of length 1: ``[B, h w, C]``."""
-    return F.normalize(feat.flatten(2), dim=1).transpose(1, 2)
 
 
 def relation_kl(
@@ -41,9 +37,14 @@ def cirkd_loss(student: Tensor, teacher: Tensor, tau: float = 0.1) -> Tensor:
     how the batch is split. Peak memory: about seven matrices of (h w)^2, whatever B; the time
     grows with B^2.
     """
-    s, t = unit_rows(student), unit_rows(teacher.detach())
-    pairs = product(range(len(s)), repeat=2)
-    return torch.stack([relation_kl(s[i], s[j], t[i], t[j], tau).mean() for i, j in pairs]).mean()
+    return pair_relations(unit_rows(student), unit_rows(teacher.detach()), tau)
+
+
+def pair_relations(student: Tensor, teacher: Tensor, tau: float) -> Tensor:
+    """Mean over ordered pairs of images of the mean ``relation_kl`` of unit vectors ``[B, N, C]``, each its own C."""
+    pairs = product(range(len(student)), repeat=2)
+    relations = [relation_kl(student[i], student[j], teacher[i], teacher[j], tau).mean() for i, j in pairs]
+    return torch.stack(relations).mean()
 
 
 class CIRKD(nn.Module):

@@ -4,7 +4,8 @@ The memories hold unit vectors of the teacher, a ring of slots for each class, a
 iteration stores keys of the global batch, image by image, and then compares all labelled pixels of student and teacher
 with the same random slots. As CIRKD v1's cirkd_memory.py, but for:
 
-- a class stores pixels of its own; the release's index picks pixels of any class from the top rows of the map;
+- a class stores pixels of its own; the release's index picks pixels of any class from the top rows of the map, as
+  ``as_released=1`` does, with which CIRKD's published numbers were made;
 - a full ring continues at its start; the release then overwrites its last slots and begins again;
 - a batch without labelled pixels has loss 0, and one process without a group works.
 """
@@ -16,9 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from losses.cirkd import relation_kl, unit_rows
+from losses.cirkd import relation_kl
+from losses.maps import label_rows, unit_rows
+from losses.rings import Rings, enqueue, projector, whole
 from utils.distributed import all_gather_cat, all_reduce_mean
-from utils.errors import UserError
 from utils.types import IGNORE_INDEX, Output
 
 
@@ -30,29 +32,18 @@ def region_keys(feat: Tensor, member: Tensor) -> tuple[Tensor, Tensor]:
     return F.normalize(member.to(feat) @ feat, dim=2).unsqueeze(2), member.any(2, keepdim=True)
 
 
-def pixel_keys(feat: Tensor, member: Tensor, per_image: int) -> tuple[Tensor, Tensor]:
+def pixel_keys(feat: Tensor, member: Tensor, per_image: int, as_released: bool = False) -> tuple[Tensor, Tensor]:
     """Up to ``per_image`` random pixels of each class in each image ``[B, K, V, C]``, and what is there ``[B, K, V]``.
 
-    Arguments as ``region_keys``; the choice follows torch's global random state.
+    Arguments as ``region_keys``; the choice follows torch's global random state. as_released: of a class with n pixels
+    they are drawn from the map's first n pixels, whatever these show.
     """
+    if as_released:
+        member = torch.arange(feat.shape[1], device=feat.device) < member.sum(2, keepdim=True)
     score = torch.rand(feat.shape[:2], device=feat.device).unsqueeze(1)
     best, index = torch.where(member, score, -1.0).topk(min(per_image, feat.shape[1]), 2)
     image = torch.arange(len(feat), device=feat.device).view(-1, 1, 1)
     return feat[image, index], best >= 0
-
-
-def enqueue(queue: Tensor, pointer: Tensor, keys: Tensor, valid: Tensor) -> None:
-    """Write the valid keys of each class into its ring, in order, from its pointer on; in place.
-
-    queue ``[K, S, C]``, pointer ``[K]`` (the next slot), keys ``[B, K, V, C]``, valid ``[B, K, V]``. Of a
-    class with more than S keys the last S stay.
-    """
-    slots = queue.shape[1]
-    keys, valid = (x.transpose(0, 1).flatten(1, 2) for x in (keys, valid))
-    order, count = valid.cumsum(1), valid.sum(1, keepdim=True)
-    kept, position = (valid & (order > count - slots)).nonzero(as_tuple=True)
-    queue[kept, (pointer[kept] + order[kept, position] - 1) % slots] = keys[kept, position].to(queue.dtype)
-    pointer.copy_((pointer + count.squeeze(1)) % slots)
 
 
 def memory_loss(student: Tensor, teacher: Tensor, contrasts: Tensor, labelled: Tensor, tau: float = 0.1) -> Tensor:
@@ -66,15 +57,15 @@ def memory_loss(student: Tensor, teacher: Tensor, contrasts: Tensor, labelled: T
     return total / all_reduce_mean(labelled.sum(dtype=total.dtype)).clamp(min=1)
 
 
-class Memory(nn.Module):
+class Memory(Rings):
     """A ring of keys for each class and a projector from student to teacher features.
 
     size: slots a class. contrasts: divided by the classes, plus one, it is the number of slots of every class that an
-    iteration compares with. keys: ``(features, members) -> (keys, valid)``, as ``region_keys``. The queue takes
-    4 K size C_T bytes on the device and in ``last.pth``: 860 MB for the pixels of VOC with the release's teacher.
+    iteration compares with. keys: ``(features, members) -> (keys, valid)``, as ``region_keys``. The queue takes 860 MB
+    for the pixels of VOC with the release's teacher.
 
     Raises:
-        UserError: a size or count that is no positive whole number.
+        UserError: a size or count that is no positive whole number, or too large for the memory.
     """
 
     def __init__(
@@ -87,39 +78,32 @@ class Memory(nn.Module):
         contrasts: float,
         keys: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
     ) -> None:
-        super().__init__()
-        self.keys = keys
-        slots = whole("size", size)
+        project = projector(student_channels, teacher_channels)
+        super().__init__(num_classes, whole("size", size), teacher_channels)
+        self.projector, self.keys = project, keys
         self.tau, self.contrasts = tau, whole("contrasts", contrasts) // num_classes + 1
-        self.projector = nn.Sequential(
-            nn.Conv2d(student_channels, teacher_channels, 1, bias=False),
-            nn.BatchNorm2d(teacher_channels),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(teacher_channels, teacher_channels, 1, bias=False),
-        )
-        self.register_buffer("queue", F.normalize(torch.randn(num_classes, slots, teacher_channels), dim=2))
-        self.register_buffer("pointer", torch.zeros(num_classes, dtype=torch.long))
 
     def forward(self, student: Output, teacher: Output, label: Tensor) -> Tensor:
         """Label ``[B, H, W]``, reduced to the size of the features by its nearest pixels. Eval mode stores nothing."""
-        label = F.interpolate(label.unsqueeze(1).float(), student.feat.shape[-2:], mode="nearest").flatten(1)
-        target = unit_rows(teacher.feat.detach())
+        ids, target = label_rows(label, student.feat), unit_rows(teacher.feat.detach())
         if self.training:
-            self.remember(target, label)
-        slots = torch.randperm(self.queue.shape[1], device=self.queue.device)[: self.contrasts]
-        contrasts = self.queue[:, slots].flatten(0, 1)
-        return memory_loss(unit_rows(self.projector(student.feat)), target, contrasts, label != IGNORE_INDEX, self.tau)
+            self.remember(target, ids)
+        projected = unit_rows(self.projector(student.feat))
+        return memory_loss(projected, target, self.draw(self.contrasts), ids != IGNORE_INDEX, self.tau)
 
     @torch.no_grad()
-    def remember(self, feat: Tensor, label: Tensor) -> None:
+    def remember(self, feat: Tensor, ids: Tensor) -> None:
         """Keys are chosen in the process that has the image and then gathered: every process stores the same."""
-        classes = torch.arange(len(self.queue), device=label.device)
-        keys, valid = self.keys(feat, label.unsqueeze(1) == classes.view(1, -1, 1))
+        classes = torch.arange(len(self.queue), device=ids.device)
+        keys, valid = self.keys(feat, ids.unsqueeze(1) == classes.view(1, -1, 1))
         enqueue(self.queue, self.pointer, all_gather_cat(keys), all_gather_cat(valid))
 
 
 class CIRKDPixel(Memory):
-    """``memory_loss`` to ``pixel_keys``. Options: tau, size, contrasts, per_image (new pixels of a class an image)."""
+    """``memory_loss`` to ``pixel_keys``.
+
+    Options: tau, size, contrasts, per_image (new pixels of a class an image), as_released (0 or 1).
+    """
 
     def __init__(
         self,
@@ -130,8 +114,9 @@ class CIRKDPixel(Memory):
         size: float = 20_000,
         contrasts: float = 4096,
         per_image: float = 16,
+        as_released: float = 0,
     ) -> None:
-        keys = partial(pixel_keys, per_image=whole("per_image", per_image))
+        keys = partial(pixel_keys, per_image=whole("per_image", per_image), as_released=bool(as_released))
         super().__init__(student_channels, teacher_channels, num_classes, tau, size, contrasts, keys)
 
 
@@ -155,9 +140,3 @@ def share_projector(losses: Iterable[nn.Module]) -> None:
     memories = [loss for loss in losses if isinstance(loss, Memory)]
     for memory in memories[1:]:
         memory.projector = memories[0].projector
-
-
-def whole(option: str, value: float) -> int:
-    if not (value >= 1 and value % 1 == 0):
-        raise UserError(f"{option}={value:g} of a CIRKD memory loss: give a positive whole number")
-    return int(value)

@@ -22,4 +22,6 @@ class Consistency(nn.Module):
             self.distance(path1, path2, label),
             self.distance(path2, path1, label),
         )
-        return weighted1 + weighted2, sum(terms1.values()) + sum(terms2.values())
+        return weighted1 + weighted2, sum(
+            sum(terms[name] for name in self.distance.weights) for terms in (terms1, terms2)
+        )

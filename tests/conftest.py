@@ -6,7 +6,9 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = [
@@ -22,6 +24,13 @@ def small_toy(monkeypatch):
     from datasets import toy
 
     monkeypatch.setattr(toy, "IMAGES", {"train": 6, "val": 3})
+
+
+@pytest.fixture(scope="session")
+def golden() -> dict[str, torch.Tensor]:
+    """CIRKD's criteria in float64: inputs, and their values as ``loss_<name>``."""
+    with np.load(ROOT / "tests/data/kd_losses.npz") as data:
+        return {key: torch.from_numpy(data[key]).double() for key in data}
 
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}

@@ -1,7 +1,6 @@
 """CIRKD's relations and memories against reference numbers, a second formula, and runs."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,8 +14,7 @@ from losses import build_kd
 from losses.cirkd import cirkd_loss
 from losses.cirkd_memory import CIRKDPixel, CIRKDRegion, enqueue, pixel_keys
 from tests.conftest import TINY
-from tests.test_engine import assert_same, losses
-from utils import checkpoint, engine
+from utils import checkpoint
 from utils.errors import UserError
 from utils.types import Output
 
@@ -24,12 +22,6 @@ MEMORIES = {"pixel": CIRKDPixel, "region": CIRKDRegion}
 KD = "kd=1,cirkd=1,cirkd_pixel=0.1:size=40,cirkd_region=0.1:size=5"
 IMAGES = toy.IMAGES
 QUEUES = [f"kd.losses.cirkd_{name}.queue" for name in MEMORIES]
-
-
-@pytest.fixture(scope="module")
-def golden():
-    with np.load(Path(__file__).parent / "data/kd_losses.npz") as data:
-        return {key: torch.from_numpy(data[key]).double() for key in data}
 
 
 def outputs(golden) -> tuple[Output, Output]:
@@ -209,32 +201,6 @@ def teacher(tmp_path_factory):
         patch.setattr(toy, "IMAGES", {"train": 6, "val": 3})
         train_teacher.main([*TINY, "--max-iterations", "2", "--skip-val", "--save-dir", str(folder)])
     return folder / "last.pth"
-
-
-def test_a_stopped_run_continues_to_the_same_bits(teacher, tmp_path, monkeypatch):
-    flags = [*TINY, "--teacher-pretrained", str(teacher), "--kd", KD, "--max-iterations", "4"]
-    train_student.main([*flags, "--save-dir", str(tmp_path / "whole")])
-    advance = engine.RunLogger.advance
-
-    class Crash(Exception):
-        pass
-
-    def crash(self, iteration):
-        advance(self, iteration)
-        if iteration == 3:  # one iteration after a checkpoint
-            raise Crash
-
-    with monkeypatch.context() as patch:
-        patch.setattr(engine.RunLogger, "advance", crash)
-        with pytest.raises(Crash):
-            train_student.main([*flags, "--save-dir", str(tmp_path / "stopped")])
-    train_student.main([*flags, "--save-dir", str(tmp_path / "stopped"), "--resume", "auto"])
-    whole, stopped = (checkpoint.read(tmp_path / name / "last.pth") for name in ("whole", "stopped"))
-    assert_same(whole, stopped)
-    assert losses(tmp_path / "whole") == losses(tmp_path / "stopped")
-    assert set(QUEUES) <= whole["losses"].keys()
-    for key, value in whole["losses"].items():
-        assert torch.equal(value, stopped["losses"][key]), key
 
 
 def test_two_processes_store_the_regions_of_one(command, teacher, tmp_path, monkeypatch):

@@ -33,12 +33,29 @@ def test_a_key_may_be_for_one_role(recipe):
     assert parse(StudentConfig, "student", "", ["--recipe", path, "--kd", "none"]).lr == 3
 
 
+def test_a_key_may_be_for_one_method(recipe):
+    path = recipe("lr: 1\nstudent.kd: cwd=3\nkd.skd: skd=10\nkd.at: at=2\nlr.at: 3\n")
+
+    def student(method, *flags):
+        settings = parse(StudentConfig, "student", "", ["--recipe", path + method, *flags])
+        return settings.kd, settings.lr
+
+    assert student("") == ("cwd=3", 1)
+    assert student(":skd") == ("skd=10", 1)
+    assert student(":at") == ("at=2", 3)
+    assert student(":at", "--kd", "none") == ("none", 3)
+    assert parse(TeacherConfig, "teacher", "", ["--recipe", f"{path}:at"]).lr == 3
+    with pytest.raises(UserError, match=r"unknown method of .* 'sdk'; did you mean 'skd'\? \(choices: skd, at\)"):
+        student(":sdk")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("learning_rate: 1", "unknown key 'learning_rate'"),
         ("weightdecay: 1", "did you mean 'weight_decay'"),
         ("studnet.lr: 1", "did you mean 'student.lr'"),
+        ("lrr.at: 1", "unknown key 'lrr.at'"),
         ("lr: fast", r"lr: 'fast' is not a float"),
         ("batch_size: 2.5", "is not a int"),
         ("batch_size: 0", "at least 1"),

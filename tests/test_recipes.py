@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from datasets import DATASETS
+from losses import parse_losses
 from utils.config import RECIPES, ROLES, load_recipe, parse_flags
 
 SCRIPTS = RECIPES.parent
@@ -27,6 +28,27 @@ def test_every_value_has_a_source(name):
     for line in (RECIPES / f"{name}.yaml").read_text().splitlines():
         if line and not line.startswith(("#", "dataset:")):
             assert line.partition(" # ")[2].strip(), line
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_methods_of_a_recipe_are_losses(name):
+    keys = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
+    for method in (key.partition(".")[2] for key in keys if key.startswith("kd.")):
+        kd = load_recipe(f"{name}:{method}", "student")["kd"]
+        assert kd == keys[f"kd.{method}"] != load_recipe(name, "student")["kd"]
+        assert parse_losses(kd)
+
+
+def test_the_published_weights_of_cirkd_s_comparison():
+    weights = {
+        m: load_recipe(f"cityscapes:{m}", "student")["kd"] for m in ("skd", "ifvd", "cwd", "dsd", "at", "fitnet")
+    }
+    assert weights["skd"] == "kd=1,skd=10,adv=0.001"
+    assert weights["ifvd"] == "kd=1,ifvd=20,adv=0.001"
+    assert weights["cwd"] == "kd=1,cwd_feat=50,cwd=3,adv=0.001"
+    assert weights["dsd"] == "dsd=1:psd=1000:csd=10"
+    assert (weights["at"], weights["fitnet"]) == ("kd=1,at=10000", "kd=1,fitnet=10")
+    assert "cirkd_pixel=0.01,cirkd_region=0.01" in load_recipe("voc:cirkd", "student")["kd"]
 
 
 def test_every_data_set_of_the_paper_has_a_recipe():

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from utils.errors import UserError, nearest
+from utils.errors import UserError, lookup, nearest
 from utils.names import run_name
 from utils.pixels import CONVENTIONS
 
@@ -173,9 +173,12 @@ def parse_flags(config_class: type, description: str, argv: Sequence[str] | None
 def load_recipe(name: str, role: str) -> dict[str, Any]:
     """The values of a recipe that apply to ``role``; role-prefixed keys win over plain ones.
 
+    ``NAME:METHOD`` also takes the values for that method, keys such as ``kd.METHOD``, which win over both.
+
     Raises:
-        UserError: no such recipe, no flat mapping, an unknown key, a bad value.
+        UserError: no such recipe or method, no flat mapping, an unknown key, a bad value.
     """
+    name, _, method = name.partition(":")
     path = Path(name).expanduser() if name.endswith((".yaml", ".yml")) else RECIPES / f"{name}.yaml"
     if not path.is_file():
         known = sorted(file.stem for file in RECIPES.glob("*.yaml"))
@@ -187,16 +190,23 @@ def load_recipe(name: str, role: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path}: a recipe is a list of 'key: value' lines")
     fields = {r: {field.name for field in dataclasses.fields(c)} - {"recipe"} for r, c in ROLES.items()}
-    known = set().union(*fields.values()) | {f"{r}.{name}" for r, names in fields.items() for name in names}
-    plain, special = {}, {}
+    every = set().union(*fields.values())
+    known = every | {f"{r}.{field_name}" for r, names in fields.items() for field_name in names}
+    layers: dict[str, dict[str, Any]] = {
+        layer: {} for layer in ("", role, *filter(None, [method]))
+    }  # the last one wins
+    methods = []
     for key, value in content.items():
-        if key not in known:
+        head, _, rest = str(key).partition(".")
+        if head not in every and rest not in fields.get(head, ()):
             raise UserError(f"{path}: unknown key {str(key)!r}{nearest(str(key), known)}")
-        prefix, _, field_name = key.rpartition(".")
-        if (prefix or role) == role and field_name in fields[role]:
-            converted = convert(ROLES[role], field_name, value, f"{path}: {key}")
-            (special if prefix else plain)[field_name] = converted
-    return {**plain, **special}
+        layer, field_name = (head, rest) if head in ROLES else (rest, head)
+        methods += [rest] if rest and head not in ROLES else []
+        if layer in layers and field_name in fields[role]:
+            layers[layer][field_name] = convert(ROLES[role], field_name, value, f"{path}: {key}")
+    if method:
+        lookup(dict.fromkeys(methods), method, f"method of {path}")
+    return {name: value for layer in layers.values() for name, value in layer.items()}
 
 
 def convert(config_class: type, name: str, value: Any, where: str) -> Any:

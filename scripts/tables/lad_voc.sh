@@ -8,8 +8,7 @@ source "$(dirname "$0")/rows.sh"
 
 # cirkd DATASET MODEL BACKBONE: CIRKD v1 with its weights for VOC, on the schedule and from the start of the baseline
 cirkd() {
-    row cirkd train_student "$@" --pretrained '' --lr 0.02 --aux-weight 0.4 \
-        --kd kd=1,cirkd=1,cirkd_pixel=0.01,cirkd_region=0.01 \
+    row cirkd train_student "$@" --recipe voc:cirkd --pretrained '' --lr 0.02 --aux-weight 0.4 \
         --teacher-pretrained "runs/$table/baseline-voc-deeplabv3-resnet101_v1s/best.pth"
 }
 

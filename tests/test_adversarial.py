@@ -1,0 +1,111 @@
+"""The adversarial term: its gradients, its own optimizer, what is saved of it, and who sees it."""
+
+import io
+
+import pytest
+import torch
+
+from losses import build_kd
+from losses.adv import Adversarial, adv_loss, discriminator_loss
+from utils.types import Output
+
+LABEL = torch.zeros(2, 16, 16, dtype=torch.long)
+
+
+def outputs(seed: int = 0, size: tuple[int, int] = (9, 12)) -> tuple[Output, Output]:
+    generator = torch.Generator().manual_seed(seed)
+    s, t = (torch.randn(2, 5, *size, generator=generator) for _ in range(2))
+    return Output(s.requires_grad_(), (), s), Output(t, (), t)
+
+
+def state_of(loss: Adversarial) -> dict:
+    """As a checkpoint gives it back."""
+    file = io.BytesIO()
+    torch.save(loss.state_dict(), file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def weights(loss: Adversarial) -> list[torch.Tensor]:
+    return [value.detach().clone() for value in loss.discriminator.state_dict().values()]
+
+
+def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.fixture
+def loss() -> Adversarial:
+    torch.manual_seed(0)
+    return Adversarial(8, 8, 5).train()
+
+
+def test_hinge_losses():
+    s, t = torch.tensor([-2.0, 0.5]), torch.tensor([0.25, 3.0])
+    assert adv_loss(s).item() == 0.75
+    assert discriminator_loss(s, t).item() == 0.75 / 2 + 1.5 / 2
+
+
+def test_the_student_gets_the_gradient_of_the_discriminator_that_judged_it(loss):
+    s, t = outputs()
+    twin = Adversarial(8, 8, 5).train()
+    twin.load_state_dict(state_of(loss))
+    value = loss(s, t, LABEL)
+    value.backward()
+    logits = s.logits.detach().clone().requires_grad_()
+    expected = -twin.discriminator(logits).mean()
+    expected.backward()
+    assert value.item() == expected.item()
+    torch.testing.assert_close(s.logits.grad, logits.grad, rtol=0, atol=0)
+    assert s.logits.grad.abs().sum() > 0
+
+
+def test_the_discriminator_learns_to_tell_them_apart(loss):
+    s, t = outputs()
+    before = discriminator_loss(loss.discriminator(s.logits), loss.discriminator(t.logits)).item()
+    for _ in range(8):
+        loss(s, t, LABEL)
+    after = discriminator_loss(loss.discriminator(s.logits), loss.discriminator(t.logits)).item()
+    assert after < before - 0.5
+    assert all(p.grad is None for p in loss.discriminator.parameters())
+
+
+def test_it_is_hidden_from_the_step_but_moved_with_it(loss):
+    assert list(loss.parameters()) == list(loss.buffers()) == []
+    kd = build_kd("adv=0.001", 8, 8, 5)
+    assert list(kd.parameters()) == []
+    kd.double().eval()
+    inner = kd.losses["adv"].discriminator
+    assert all(p.dtype == torch.float64 for p in inner.parameters())
+    assert not inner.training
+
+
+def test_eval_mode_leaves_it_as_it_is(loss):
+    before = weights(loss.eval())
+    s, t = outputs()
+    loss(s, t, LABEL).backward()
+    assert s.logits.grad.abs().sum() > 0
+    assert same(before, weights(loss))
+
+
+def test_a_saved_one_continues_to_the_same_bits(loss):
+    for seed in range(2):
+        loss(*outputs(seed), LABEL)
+    saved = state_of(loss)
+    torch.manual_seed(7)
+    twin = Adversarial(8, 8, 5).train()
+    assert not same(weights(loss), weights(twin))
+    twin.load_state_dict(saved)
+    for seed in range(2, 4):
+        assert loss(*outputs(seed), LABEL).item() == twin(*outputs(seed), LABEL).item()
+    assert same(weights(loss), weights(twin))
+    moments = [one.optimizer.state_dict()["state"] for one in (loss, twin)]
+    for one, other in zip(*(m.values() for m in moments), strict=True):
+        assert all(torch.equal(one[key], other[key]) for key in ("step", "exp_avg", "exp_avg_sq"))
+
+
+@pytest.mark.parametrize("size", [(4, 4), (45, 45), (64, 128), (65, 97)])
+def test_maps_of_any_size_are_judged(loss, size):
+    scores = loss.discriminator(outputs(size=size)[0].logits)
+    assert scores.shape[:2] == (2, 1)
+    assert scores.shape[2] == max(size[0], 64) // 16 - 3

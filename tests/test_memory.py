@@ -1,0 +1,53 @@
+"""What cannot fit in memory is refused before it is made."""
+
+import pytest
+import torch
+
+from losses import build_kd
+from losses.cirkd_memory import CIRKDPixel
+from utils import memory
+from utils.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+def test_free_memory_is_a_plausible_number():
+    free = memory.free_memory(CPU)
+    assert 2**20 < free < 2**50
+    assert memory.free_memory(torch.device("meta")) is None
+
+
+@pytest.mark.parametrize("name", ["cirkd_pixel=1:size=2e12", "cirkd_region=1:size=2e12", "cirkd2=1:region_size=2e12"])
+def test_a_queue_that_cannot_fit_is_refused_before_it_is_made(name):
+    with pytest.raises(
+        UserError, match=r"a queue of 5 x 2000000000000 vectors of 16 values takes \d+\.\d GiB, cpu has"
+    ):
+        build_kd(name, 6, 16, 5)
+
+
+def test_every_process_of_a_host_counts(monkeypatch):
+    monkeypatch.setattr(memory, "free_memory", lambda device: 4 * 5 * 100 * 16 * 2)
+    CIRKDPixel(6, 16, 5, size=100)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    with pytest.raises(UserError, match="in each of 3 processes"):
+        CIRKDPixel(6, 16, 5, size=100)
+
+
+def test_moving_to_a_device_asks_it(monkeypatch):
+    loss = build_kd("cirkd_pixel=1:size=100", 6, 16, 5)
+    free = {"cpu": None, "meta": 100}
+    monkeypatch.setattr(memory, "free_memory", lambda device: free[device.type])
+    with pytest.raises(UserError, match=r"meta has 0\.0 GiB free: give it a smaller size"):
+        loss.to("meta")
+    loss.double()
+
+
+def test_the_limit_of_a_container_counts(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    unlimited = memory.free_memory(CPU)
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory._control_group() is None
+    (tmp_path / "memory.max").write_text("5000000\n")
+    (tmp_path / "memory.current").write_text("3000000\n")
+    (tmp_path / "memory.stat").write_text("anon 1\ninactive_file 500000\n")
+    assert memory.free_memory(CPU) == 2_500_000 < unlimited

@@ -1,0 +1,121 @@
+"""``--kd package.module:Class=weight`` from a file outside the project."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+import train_student
+from losses import build_kd, parse_losses
+from tests.conftest import TINY
+from tests.test_engine import records
+from tests.test_feature_losses import outputs
+from utils import checkpoint
+from utils.errors import UserError
+
+README = Path(__file__).resolve().parent.parent / "README.md"
+SOURCE = README.read_text(encoding="utf-8").partition("## Add your own loss")[2].partition("```python\n")[2]
+SOURCE = SOURCE.partition("```")[0]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The current folder, which is not the project's, with modules of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    before = set(sys.modules)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/huber.py").write_text(SOURCE)
+    (tmp_path / "my_broken.py").write_text("import torch\nraise RuntimeError('half done')\n")
+    (tmp_path / "my_needy.py").write_text("import not_installed_anywhere\n")
+    (tmp_path / "my_syntax.py").write_text("def f(:\n")
+    (tmp_path / "my_shapes.py").write_text(
+        "from torch import nn\n"
+        "class Plain:\n    pass\n"
+        "class NoWidths(nn.Module):\n    pass\n"
+        "class NoForward(nn.Module):\n"
+        "    def __init__(self, student_channels, teacher_channels, num_classes):\n        super().__init__()\n"
+        "class NoLabel(NoForward):\n"
+        "    def forward(self, student, teacher):\n        return student.logits.sum()\n"
+        "class Map(NoLabel):\n"
+        "    def forward(self, student, teacher, label):\n        return student.logits\n"
+        "class Number(NoLabel):\n"
+        "    def forward(self, student, teacher, label):\n        return 1.5\n"
+    )
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        if name.startswith(("my_", "mine")):
+            del sys.modules[name]
+
+
+def test_the_readme_s_example_trains_and_is_saved(folder, monkeypatch):
+    assert (
+        len(README.read_text(encoding="utf-8").partition("## Add your own loss")[2].split("\n## ")[0].splitlines()) < 30
+    )
+    train_student.main([*TINY, "--kd", "none", "--max-iterations", "2", "--skip-val", "--save-dir", "teacher"])
+    flags = ["--kd", "mine.huber:Huber=2:delta=0.5,kd=1", "--teacher-pretrained", "teacher/last.pth"]
+    train_student.main([*TINY, *flags, "--max-iterations", "2", "--skip-val", "--save-dir", "student"])
+    line = records(folder / "student", "train")[-1]
+    assert line["Huber"] > 0
+    assert line["Huber_weighted"] == pytest.approx(2 * line["Huber"])
+    assert "kd.losses.Huber.align.weight" in checkpoint.read("student/last.pth")["losses"]
+
+
+def test_options_and_several_losses(folder):
+    parsed = parse_losses("mine.huber:Huber=2:delta=0.5, kd=1:tau=4")
+    assert parsed == {"mine.huber:Huber": (2.0, {"delta": 0.5}), "kd": (1.0, {"tau": 4.0})}
+    _, terms = build_kd("mine.huber:Huber=2:delta=0.5, kd=1", 6, 16, 5)(*outputs())
+    assert terms.keys() == {"Huber", "kd"}
+
+
+@pytest.mark.parametrize(
+    ("kd", "message"),
+    [
+        ("mine.hubert:Huber=1", "'mine.hubert' is neither in .* nor on the import path"),
+        ("yours.huber:Huber=1", "'yours' is neither in"),
+        ("mine.huber:Hubert=1", r"huber\.py has no Hubert; did you mean 'Huber'"),
+        ("mine.huber:Huber=1:dleta=2", "has no option 'dleta'; did you mean 'delta'"),
+        ("mine.huber:Huber", "write name=weight"),
+        ("mine.huber:Huber=much", "write name=weight"),
+        ("mine.huber:Huber=1,mine.huber:Huber=2", "Huber is given twice"),
+        ("mine/huber.py:Huber=1", "write package.module:Class"),
+        ("..mine.huber:Huber=1", "write package.module:Class"),
+        ("my_broken:Loss=1", "my_broken cannot be imported: RuntimeError: half done"),
+        (
+            "my_needy:Loss=1",
+            "my_needy cannot be imported: ModuleNotFoundError: No module named 'not_installed_anywhere'",
+        ),
+        ("my_syntax:Loss=1", "my_syntax cannot be imported: SyntaxError"),
+        ("my_shapes:Plain=1", "Plain is no torch.nn.Module"),
+        ("my_shapes:nn=1", "nn is no torch.nn.Module"),
+        ("my_shapes:NoWidths=1", r"__init__\(.* must take \(self, student_channels, teacher_channels, num_classes\)"),
+        ("my_shapes:NoLabel=1", r"forward\(self, student, teacher\) must take \(self, student, teacher, label\)"),
+        ("my_shapes:NoForward=1", r"forward\(.* must take \(self, student, teacher, label\)"),
+        ("cdw:tau=3", "'cdw' is neither in"),
+    ],
+)
+def test_what_is_missing_or_of_the_wrong_shape_is_explained(folder, kd, message):
+    with pytest.raises(UserError, match=message) as raised:
+        build_kd(kd, 6, 16, 5)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(("name", "shown"), [("Map", r"shape \(2, 5, 6, 7\)"), ("Number", "1.5")])
+def test_a_loss_that_is_no_single_number_is_named(folder, name, shown):
+    losses = build_kd(f"my_shapes:{name}=1", 6, 16, 5)
+    with pytest.raises(UserError, match=f"the loss {name} returned no single number but .*{shown}"):
+        losses(*outputs())
+
+
+def test_a_class_with_weights_of_its_own_is_left_alone(folder):
+    (folder / "my_weights.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "class Weights(nn.Module):\n"
+        "    def __init__(self, student_channels, teacher_channels, num_classes):\n"
+        "        super().__init__()\n        self.weights = torch.ones(num_classes)\n"
+        "    def forward(self, student, teacher, label):\n        return (student.logits * 0).sum()\n"
+    )
+    losses = build_kd("my_weights:Weights=1", 6, 16, 5)
+    total, terms = losses(*outputs())
+    assert losses.weighted(terms).keys() == {"Weights_weighted"}
+    assert total.item() == 0
