@@ -11,10 +11,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from utils import checkpoint
-from utils.errors import UserError
+from utils.errors import UserError, nearest
 
 SUFFIX = ".safetensors"
 CARD = "card"  # the metadata key under which the card lies, as JSON
+SHIPPED = Path(__file__).resolve().parent.parent / "checkpoints"  # files that come with the project, known by name
 
 
 class Inert:
@@ -42,14 +43,32 @@ INERT = (
 def read(path: str | Path) -> dict[str, Any]:
     """The content of a weight file, on the CPU; of safetensors the card's entries and the weights under "model".
 
+    path: of a file, or the name of one that comes with the project (``camvid_baseline``).
+
     Raises:
         UserError: no such file, damaged, or one that holds anything but tensors and plain values.
     """
-    path = Path(path).expanduser()
+    path = located(path)
     if path.suffix == SUFFIX:
         return _read_safetensors(path)
     with torch.serialization.safe_globals([(Inert, name) for name in INERT]):
         return checkpoint.read(path)
+
+
+def located(path: str | Path) -> Path:
+    """The file itself, or the shipped one of that name.
+
+    Raises:
+        UserError: a bare name that is neither.
+    """
+    path = Path(path).expanduser()
+    if path.exists() or path.name != str(path) or path.suffix:
+        return path
+    shipped = {file.stem: file for file in sorted(SHIPPED.glob(f"*{SUFFIX}"))}
+    if path.name not in shipped:
+        known = f"; the project comes with {', '.join(shipped)}" if shipped else ""
+        raise UserError(f"checkpoint not found: {path}{nearest(path.name, shipped)}{known}")
+    return shipped[path.name]
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:

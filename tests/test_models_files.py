@@ -16,7 +16,7 @@ from safetensors import safe_open
 from torch import nn
 
 import eval as evaluation
-from models import build_model, from_checkpoint, loading
+from models import build_model, files, from_checkpoint, loading
 from models.backbones import build_backbone
 from models.files import read
 from models.loading import initialise
@@ -271,3 +271,17 @@ def test_starting_from_a_whole_checkpoint(own, network, tmp_path):
         initialise(build_model("pspnet", "mobilenetv2_100", K), "", str(own), "imagenet")
     with pytest.raises(UserError, match="use --pixels imagenet"):
         initialise(build_model(*NETWORK), "", str(own), "bgr_mean")
+
+
+def test_a_file_that_comes_with_the_project_is_known_by_its_name(own, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "SHIPPED", tmp_path / "shipped")
+    with pytest.raises(UserError, match=r"checkpoint not found: street$"):
+        loading.from_checkpoint("street")
+    model, card = loading.from_checkpoint(own)
+    files.write_safetensors(tmp_path / "shipped/street.safetensors", model.state_dict(), card)
+    assert loading.from_checkpoint("street").card == card
+    with pytest.raises(UserError, match=r"did you mean 'street'\?.*comes with street"):
+        loading.from_checkpoint("streets")
+    for path in ("no/street", "street.pth"):  # places, not names
+        with pytest.raises(UserError, match=f"checkpoint not found: {path}$"):
+            loading.from_checkpoint(path)
