@@ -36,7 +36,7 @@ class CompareConfig:
     samples: int = option(10000, "resamples of the paired bootstrap", minimum=100)
     seed: int = option(0, "of the bootstrap", minimum=0)
     maps: int = option(6, "images in a gained/lost map", minimum=1)
-    output: str = option("figures/compare", "folder to write to")
+    output: str = option("runs/compare", "folder to write to")
 
 
 def views_of(groups: Groups) -> list[View]:
