@@ -16,8 +16,9 @@ nav a {{ margin-right: 1.2em; }}
 h2 {{ margin-top: 2.2em; border-bottom: 1px solid #ddd; }}
 table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
 .wide {{ overflow-x: auto; }}
-th, td {{ padding: .25em .8em; text-align: right; border-bottom: 1px solid #eee; white-space: nowrap; }}
-th:first-child, td:first-child {{ text-align: left; white-space: normal; overflow-wrap: anywhere; min-width: 14em; }}
+th, td {{ padding: .25em .8em; text-align: right; border-bottom: 1px solid #eee; }}
+th:first-child, td:first-child {{ text-align: left; min-width: 14em; overflow-wrap: anywhere; }}
+th {{ white-space: nowrap; }}
 img {{ max-width: 100%; height: auto; display: block; margin: 1em 0; }}
 </style>
 <h1>{title}</h1>
