@@ -4,6 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+from PIL import Image
+
 from models import files
 from models.architectures import build_model
 from models.backbones import narrow_stem, stem_conv, widen_stem
@@ -11,6 +14,7 @@ from models.base_weights import load_base
 from models.foreign import FORMATS, MMSEG, unwrap
 from models.inference import OPTIONAL, infer, mmseg_record
 from models.label_noise import CODES, LabelNoise
+from models.pictures import rgb_pixels, segment
 from models.segmentor import Segmentor
 from utils import checkpoint
 from utils.config import TrainConfig
@@ -25,6 +29,9 @@ RELEASE_NOISE = {"codes": "random", "pixel_std": 0.03, "scale": CONVENTIONS["bgr
 
 
 class Loaded(NamedTuple):
+    """A network from a file. ``model(x)`` takes normalised input and gives ``Output`` at its head's resolution;
+    ``predict`` takes an image and gives its classes."""
+
     model: Segmentor
     card: dict[str, Any]  # what is known about the network: class_names, palette, dataset, pixels, label_noise, ...
 
@@ -44,6 +51,18 @@ class Loaded(NamedTuple):
             codes = f"label codes {config['codes']!r} make {noise.planes} planes, this teacher reads {wanted}"
             raise UserError(f"{codes}: --label-codes {' or '.join(fitting) or '(none fits)'}")
         return noise
+
+    def predict(
+        self, image: str | Path | Image.Image | np.ndarray, probabilities: bool = False
+    ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+        """The class of every pixel, uint8 ``[H, W]`` at the image's size; with ``probabilities`` also those of all
+        classes, float32 ``[K, H, W]``. ``image``: what ``models.pictures.rgb_pixels`` takes. On the model's device.
+
+        Raises UserError: no such image, or a network that reads the label.
+        """
+        if self.card["label_noise"]:
+            raise UserError("a label-assisted teacher cannot predict from an image alone: use a student")
+        return segment(self.model, CONVENTIONS[self.card["pixels"]], rgb_pixels(image), probabilities)
 
 
 def make_card(

@@ -5,9 +5,11 @@
 
 What a run folder should hold: config.yaml and metrics.jsonl (training), JSON files of eval.py --json (one for each
 checkpoint and protocol), per_image.npz (--per-image: the paired test), pred/ (--save-pred: the gained/lost map).
-What is missing is named and its part left out. Writes compare.md, compare.json and PNG files into --output.
+What is missing is named and its part left out. Writes compare.md, compare.json and PNG files into --output; --html FILE
+has all of it in one page, with robustness.json of teachers (teacher_robustness.py --output RUN).
 """
 
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 
 from datasets import build_dataset
-from scripts.analysis import charts, gained_lost, style
+from scripts.analysis import charts, gained_lost, page, report, robustness, style
 from scripts.analysis.paired import Gain, align, bootstrap
 from scripts.analysis.runs import Run, View, read_groups
 from utils.config import option, parse_flags
@@ -36,7 +38,8 @@ class CompareConfig:
     samples: int = option(10000, "resamples of the paired bootstrap", minimum=100)
     seed: int = option(0, "of the bootstrap", minimum=0)
     maps: int = option(6, "images in a gained/lost map", minimum=1)
-    output: str = option("figures/compare", "folder to write to")
+    output: str = option("runs/compare", "folder to write to")
+    html: str = option("", "one page with everything, to read in a browser or to pass on")
 
 
 def views_of(groups: Groups) -> list[View]:
@@ -89,23 +92,6 @@ def paired(runs: Sequence[Run], base: Sequence[Run], view: View, config: Compare
     return bootstrap(counts[: len(own)], counts[len(own) :], config.samples, config.seed)
 
 
-def table(rows: Sequence[dict[str, Any]], tests: dict[tuple[str, View], Gain | str]) -> str:
-    header = ["group", "checkpoint", "n", "mIoU %", "pixel accuracy %", "gain", "95 % interval (images)", "p"]
-    lines = []
-    for r in rows:
-        view = View(**r["view"])
-        test = tests.get((r["group"], view))
-        gain = "-" if "gain" not in r else f"{100 * r['gain']:+.2f}"
-        interval = p = "-"
-        if isinstance(test, Gain):
-            interval = f"{100 * test.low:+.2f} .. {100 * test.high:+.2f} (n {test.images})"
-            p = f"{test.p:.2g}"
-        accuracy = style.spread(r["pixel_accuracy"]) if r["pixel_accuracy"] else "-"
-        name = r["group"] + (" (reads the label)" if r["label_assisted"] else "")
-        lines.append([name, view.checkpoint, str(len(r["miou"])), style.spread(r["miou"]), accuracy, gain, interval, p])
-    return style.markdown(header, lines)
-
-
 def change_pictures(groups: Groups, view: View, config: CompareConfig, output: Path) -> tuple[dict[str, Any], list]:
     """Gained/lost maps of every group against the baseline: shares by group, and notes on those that have none."""
     shares, notes = {}, []
@@ -153,35 +139,24 @@ def confusions(groups: Groups, view: View, output: Path) -> dict[str, list[dict[
     return named
 
 
+def robustness_pictures(groups: Groups, output: Path) -> list[Path]:
+    """Of every run whose folder holds what teacher_robustness.py wrote."""
+    pictures = []
+    for run in (run for runs in groups.values() for run in runs):
+        path = run.folder / "robustness.json"
+        if path.is_file():
+            try:
+                content = json.loads(path.read_text(encoding="utf-8"))
+                figure = robustness.plot(content["results"], f"{run.name}: {content['data']}")
+            except (ValueError, KeyError, TypeError, IndexError) as error:
+                raise UserError(f"{path} is not what teacher_robustness.py writes: {error!r}") from error
+            pictures.append(output / f"robustness-{_file(run.name)}.png")
+            style.save_figure(figure, pictures[-1])
+    return pictures
+
+
 def _file(name: str) -> str:
     return "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
-
-
-def report(result: dict[str, Any], tables: dict[View, str], baseline: str, samples: int) -> str:
-    """compare.md."""
-    parts = ["# Comparison of runs\n"]
-    for view, text in tables.items():
-        parts.append(f"## {view.dataset} {view.split}, {view.checkpoint} checkpoint, {view.protocol}\n\n{text}")
-    parts.append("mIoU: mean ± standard deviation over n runs, in percent.")
-    if baseline:
-        parts.append(
-            f"Gain: mean mIoU minus that of {baseline}, in points. Interval and p: paired bootstrap over the images "
-            f"({samples} resamples, two-sided). They say what another choice of images could change, not another seed: "
-            "for that look at the standard deviations."
-        )
-    if result["gained_lost"]:
-        cells = [
-            [n, f"{c['run']} / {c['baseline']}", *(style.percent(c[k]) for k in list(gained_lost.CHANGES)[:4])]
-            for n, c in result["gained_lost"].items()
-        ]
-        header = ["group", "runs", *(f"{k} %" for k in list(gained_lost.CHANGES)[:4])]
-        parts.append("## Pixels gained and lost\n\n" + style.markdown(header, cells))
-    for name, pairs in result["top_confusions"].items():
-        lines = [f"- {p['label']} taken for {p['prediction']}: {style.percent(p['share'], 1)} %" for p in pairs]
-        parts.append(f"## Largest confusions of {name} (share of the label's pixels)\n\n" + "\n".join(lines))
-    if result["notes"]:
-        parts.append("## Left out\n\n" + "\n".join(f"- {note}" for note in result["notes"]))
-    return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -227,10 +202,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         "top_confusions": named,
         "notes": notes,
     }
-    tables = {v: table([r for r in rows if r["view"] == v._asdict()], tests) for v in views}
-    text = report(result, tables, config.baseline, config.samples)
+    tables = {v: report.table([r for r in rows if r["view"] == v._asdict()], tests) for v in views}
+    text = report.report(result, tables, config.baseline, config.samples)
     style.save_json(result, output / "compare.json")
     style.save_text(text, output / "compare.md")
+    if config.html:
+        pictures = {
+            "Training curves": ["curves.png"] if curves else [],
+            "IoU by class": ["per_class.png"],
+            "Pixels gained and lost": [f"gained_lost-{_file(name)}.png" for name in shares],
+            "Confusions": [f"confusion-{_file(name)}.png" for name in named],
+            "Robustness of the teachers": [path.name for path in robustness_pictures(groups, output)],
+        }
+        shown = {heading: [output / name for name in names] for heading, names in pictures.items()}
+        style.save_text(page.html(text, shown), Path(config.html).expanduser())
     print(text)
 
 

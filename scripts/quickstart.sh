@@ -15,6 +15,6 @@ for run in teacher baseline student; do
     python eval.py --pretrained $runs/$run/last.pth --json $runs/$run/eval.json > $runs/$run/eval.txt
 done
 python scripts/results_table.py $runs/{teacher,baseline,student}/eval.json | tee $runs/results.md
-python scripts/visualize.py --teacher $runs/teacher/last.pth --student $runs/student/last.pth --output $runs/grid.png
+python scripts/visualize.py --teacher $runs/teacher/last.pth --student $runs/{baseline,student}/last.pth --output $runs/grid.png
 echo "Minutes of training show that everything works, not what LAD gains. The teacher's score is of a network that reads the label."
 echo "per-class scores: $runs/*/eval.txt   picture: $runs/grid.png   curves: tensorboard --logdir $runs"

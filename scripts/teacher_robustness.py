@@ -50,7 +50,7 @@ class RobustnessConfig:
     wrong: tuple[float, ...] = option((0.1, 0.3, 1.0), "shares of pixels or regions shown a wrong class", minimum=0)
     seed: int = option(0, "of noise and wrong labels", minimum=0)
     device: str = option("auto", "where to run", choices=("auto", "cpu", "cuda"))
-    output: str = option("figures/robustness", "folder to write to")
+    output: str = option("runs/robustness", "folder to write to")
 
 
 def conditions(config: RobustnessConfig, trained: LabelNoise) -> list[Condition]:

@@ -1,9 +1,10 @@
-"""A grid of predictions: image | label | noised label | teacher | student | error, with the palette's legend.
+"""A grid of predictions: image | label | noised label | teacher | students | errors, with the palette's legend.
 
-    python scripts/visualize.py --teacher runs/quickstart/teacher/last.pth --student runs/quickstart/student/last.pth \
-        --output grid.png
+    python scripts/visualize.py --teacher runs/quickstart/teacher/last.pth \
+        --student runs/quickstart/baseline/last.pth runs/quickstart/student/last.pth --output grid.png
 
-Either network may be left out. The error map is the student's, or the teacher's without one.
+Several students are called by the names of their folders. The error maps are the students', or the teacher's without
+one.
 """
 
 import sys
@@ -12,9 +13,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -23,6 +21,7 @@ from torch import Tensor
 
 from datasets import build_dataset, dataset_spec, variant
 from models.loading import from_checkpoint
+from scripts.analysis import style
 from utils.config import option, parse_flags
 from utils.errors import UserError, run_main
 from utils.evaluate import Predictor
@@ -36,7 +35,7 @@ from utils.visualize import ERROR_COLORS, colorize, diverging, error_map, strong
 @dataclass(frozen=True)
 class GridConfig:
     teacher: str = option("", "checkpoint of a teacher, label-assisted or not")
-    student: str = option("", "checkpoint of an image-only network")
+    student: tuple[str, ...] = option((), "checkpoints of image-only networks")
     dataset: str = option("", "data set (default: the checkpoint's)")
     data: str = option("", "root folder of the data set (default: the checkpoint's)")
     split: str = option("val", "part of the data set")
@@ -50,7 +49,7 @@ class Column:
     """One network's predictions, and the plane it was shown."""
 
     def __init__(self, path: str) -> None:
-        self.loaded = from_checkpoint(path)
+        self.path, self.loaded = path, from_checkpoint(path)
         self.noise = self.loaded.noise
         self.predict = Predictor(self.loaded.model, CONVENTIONS[self.loaded.card["pixels"]], self.noise)
 
@@ -58,12 +57,32 @@ class Column:
         return self.predict.classes(image[None], label[None], [draw])[0].numpy()
 
 
+def called(config: GridConfig) -> dict[str, str]:
+    """The files of the networks by the title of their column.
+
+    Raises:
+        UserError: a file twice.
+    """
+    teacher = {"teacher": config.teacher} if config.teacher else {}
+    names = [Path(path).absolute().parent.name for path in config.student]
+    if len(names) == 1:
+        names = ["student"]
+    elif len({*names, "teacher"}) <= len(names):  # the same name twice, or the teacher's
+        names = list(config.student)
+    if len(set(names)) < len(names):
+        raise UserError("--student: the same file twice")
+    return teacher | dict(zip(names, config.student, strict=True))
+
+
 def main() -> None:
     config = GridConfig(**parse_flags(GridConfig, __doc__))
-    columns = {name: Column(path) for name in ("teacher", "student") if (path := getattr(config, name))}
+    columns = {name: Column(path) for name, path in called(config).items()}
     if not columns:
-        raise UserError("give --teacher FILE, --student FILE or both")
+        raise UserError("give --teacher FILE, --student FILE.. or both")
     card = next(iter(columns.values())).loaded.card
+    for column in columns.values():
+        if column.loaded.card["num_classes"] != card["num_classes"]:
+            raise UserError(f"--student {column.path} has other classes than the network before it")
     name = config.dataset or card["dataset"]
     name, root = variant(name, card["num_classes"]), config.data or card["data"]
     spec = dataset_spec(name, root)
@@ -86,7 +105,7 @@ def cells(image: Tensor, label: Tensor, columns: dict[str, Column], spec, draw: 
     """Picture and caption by column title, for one image."""
     truth = label.numpy()
     row = {"image": (image.permute(1, 2, 0).numpy(), ""), "label": (colorize(truth, spec.palette), "")}
-    last = None
+    predictions = {}
     for name, column in columns.items():
         prediction = column(image, label, draw)
         if column.noise is not None:
@@ -94,9 +113,11 @@ def cells(image: Tensor, label: Tensor, columns: dict[str, Column], spec, draw: 
             row["noised label"] = diverging(plane), f"{plane.min():.0f} .. {plane.max():.0f}"
         counts = confusion_matrix(torch.from_numpy(prediction), label, len(spec.names)).numpy()
         row[name] = colorize(prediction, spec.palette), f"mIoU {100 * Metrics(counts, 1).miou():.0f} %"
-        last = name, prediction
-    row[f"error ({last[0]})"] = error_map(last[1], truth), ""
-    row["classes"] = set(np.unique(truth)) | set(np.unique(last[1])), ""
+        predictions[name] = prediction
+    students = {name: p for name, p in predictions.items() if name != "teacher"}
+    for name, prediction in (students or predictions).items():
+        row[f"error ({name})"] = error_map(prediction, truth), ""
+    row["classes"] = set(np.unique(truth)).union(*map(np.unique, predictions.values())), ""
     return row
 
 
@@ -120,12 +141,13 @@ def draw_grid(rows: list[dict], patches: list[Patch], output: Path) -> None:
         layout="constrained",
     )
     for axis, title in zip(axes[0], titles, strict=True):
-        axis.set_title(title, fontsize=10)
+        axis.set_title(style.wrap(title), fontsize=10)
     for axis_row, row in zip(axes, rows, strict=True):
         for axis, title in zip(axis_row, titles, strict=True):
             picture, caption = row[title]
             axis.imshow(picture, interpolation="nearest")
             axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(False)
             axis.set_xlabel(caption, fontsize=8)
     figure.legend(handles=patches, loc="outside lower center", ncols=min(8, len(patches)), fontsize=8, frameon=False)
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 """Grouping, means, the paired bootstrap and the pictures, on run folders made by hand."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -275,3 +276,31 @@ def test_smoothing_keeps_constants_and_means():
     line = np.arange(200.0)
     assert charts._smooth(line)[10:-10] == pytest.approx(line[10:-10])
     assert np.ptp(charts._smooth(np.tile([0.0, 1.0], 100))) < 0.3
+
+
+def test_one_page_holds_everything(tmp_path, monkeypatch):
+    runs = [make_run(tmp_path / name, i // 2, make_areas(seed=i), lr=0.1 + i % 2) for i, name in enumerate("abcd")]
+    known = {"results": {"t": robustness_records()}, "data": "toy <val>"}
+    (tmp_path / "d/robustness.json").write_text(json.dumps(known))
+    target = tmp_path / "new/page.html"
+    groups = ["--group", f"base <b>={runs[0]},{runs[2]}", f"lad={runs[1]},{runs[3]}", "--baseline", "base <b>"]
+    compare.main([*groups, "--output", str(tmp_path / "out"), "--html", str(target), "--samples", "100"])
+    page = target.read_text()
+    headings = re.findall("<h2[^>]*>(.*?)</h2>", page)
+    assert headings[0] == "toy val, last checkpoint, single scale, whole image"
+    assert {"Training curves", "IoU by class", "Confusions", "Robustness of the teachers", "Left out"} <= set(headings)
+    assert len(set(headings)) == len(headings) == page.count('<a href="#s')
+    pictures = sorted(re.findall('<img alt="(.*?)" src="data:image/png;base64,', page))
+    assert pictures == sorted(path.stem for path in (tmp_path / "out").glob("*.png"))
+    assert "<td>base &lt;b&gt;</td>" in page
+    assert "<b>" not in page
+    assert not re.findall(r"(?:src|href)=\"(?!data:|#)", page)  # nothing else is fetched
+    (tmp_path / "d/robustness.json").write_text("{}")
+    with pytest.raises(UserError, match=r"d/robustness.json is not what teacher_robustness.py writes: KeyError"):
+        compare.main([*groups, "--output", str(tmp_path / "out"), "--html", str(target), "--samples", "100"])
+
+
+def robustness_records():
+    kinds = [("as trained", "", 1), ("pixel noise", "0", 2), ("codes", "fixed", 1), ("no label", "zero plane", 1)]
+    record = {"pixel_std": 0.0, "miou": [0.4, 0.5], "agreement": 0.9, "share": 0.1}
+    return [{**record, "name": name, "value": value} for name, value, n in kinds for _ in range(n)]

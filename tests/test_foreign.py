@@ -9,7 +9,7 @@ import pytest
 import torch
 import torchvision
 
-from models import build_model, from_checkpoint, loading
+from models import build_model, from_checkpoint
 from models.foreign import FORMATS, translate
 from models.inference import infer
 from tests.fill_weights import fill_model, fill_state, reference_input
@@ -46,7 +46,7 @@ def test_same_outputs_as_the_released_network(name, tmp_path):
         expected = {key.removeprefix(f"{name}/"): data[key] for key in data if key.startswith(f"{name}/")}
     weights = state(name)
     path = save(tmp_path / "net.pth", {"state_dict": weights, "meta": {}} if name.startswith("mmseg") else weights)
-    model, card = loading.from_checkpoint(path, assisted=True)
+    model, card = from_checkpoint(path, assisted=True)
     assert card["pixels"] == ("imagenet" if name.startswith("mmseg") else "bgr_mean")
     output = run(model, tuple(expected.pop("input_shape")))
     assert len(expected) == 1 + len(output.aux)
@@ -60,7 +60,7 @@ def test_torchvision(cls, arch, tmp_path):
     for module in theirs.eval().modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             fill_model(module)
-    ours = from_checkpoint(save(tmp_path / "net.pth", theirs.state_dict()))
+    ours = from_checkpoint(save(tmp_path / "net.pth", theirs.state_dict())).model
     assert ours.config["arch"] == f"{arch}_torchvision"
     assert not ours.supervision[0].align_corners
     x = reference_input((1, 3, 33, 65))
@@ -205,7 +205,7 @@ def test_mobilenetv2_of_cirkd(arch, tmp_path):
     keys = cirkd_mobilenet_keys(model)
     theirs = {keys[key]: value for key, value in model.state_dict().items()}
     assert len(theirs) == {"deeplabv3": 350, "pspnet": 338}[arch]
-    loaded = from_checkpoint(save(tmp_path / "net.pth", theirs))
+    loaded = from_checkpoint(save(tmp_path / "net.pth", theirs)).model
     assert loaded.config == model.config
     x = reference_input((1, 3, 65, 97))
     with torch.inference_mode():
@@ -216,7 +216,7 @@ def test_mobilenetv2_of_cirkd(arch, tmp_path):
 
 def test_label_plane_is_folded_for_a_student_and_kept_for_a_teacher(tmp_path):
     path = save(tmp_path / "lad.pth", state(LAD))
-    student, teacher = loading.from_checkpoint(path), loading.from_checkpoint(path, assisted=True)
+    student, teacher = from_checkpoint(path), from_checkpoint(path, assisted=True)
     assert (student.model.config["in_channels"], teacher.model.config["in_channels"]) == (3, 4)
     assert student.noise is None
     assert teacher.noise.config == {"codes": "random", "pixel_std": 0.03, "scale": 100.0}
@@ -239,7 +239,7 @@ def test_label_plane_is_folded_for_a_student_and_kept_for_a_teacher(tmp_path):
     ids=["state_dict", "module", "model", "nested", "half", "no counters"],
 )
 def test_wrappings(wrap, tmp_path):
-    loaded = from_checkpoint(save(tmp_path / "net.pth", wrap(state(FCN))))
+    loaded = from_checkpoint(save(tmp_path / "net.pth", wrap(state(FCN)))).model
     assert loaded.config["arch"] == "fcn"
     assert {p.dtype for p in loaded.parameters()} == {torch.float32}
 
@@ -248,7 +248,7 @@ def test_records_of_mmsegmentation_are_read(tmp_path):
     names = [f"c{i}" for i in range(19)]
     text = "decode_head=dict(align_corners=True), auxiliary_head=dict(align_corners=True), dilations=(1, 1, 2, 4)"
     meta = {"cfg": text, "dataset_meta": {"classes": tuple(names), "palette": [[i, 0, 0] for i in range(19)]}}
-    model, card = loading.from_checkpoint(save(tmp_path / "net.pth", {"state_dict": state(FCN), "meta": meta}))
+    model, card = from_checkpoint(save(tmp_path / "net.pth", {"state_dict": state(FCN), "meta": meta}))
     assert card["class_names"] == names
     assert card["palette"][3] == [3, 0, 0]
     assert all(s.align_corners for s in model.supervision)

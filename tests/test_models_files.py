@@ -16,7 +16,7 @@ from safetensors import safe_open
 from torch import nn
 
 import eval as evaluation
-from models import build_model, files, from_checkpoint, loading
+from models import build_model, files, from_checkpoint
 from models.backbones import build_backbone
 from models.files import read
 from models.loading import initialise
@@ -154,7 +154,7 @@ def export(source, target, *more):
 def test_safetensors_round_trip(own, network, tmp_path):
     path = tmp_path / "sub" / "student.safetensors"
     export(own, path)
-    model, card = loading.from_checkpoint(path)
+    model, card = from_checkpoint(path)
     assert card["class_names"] == CARD["class_names"]
     assert (card["best_miou"], card["pixels"], card["config"]) == (0.5, "imagenet", {"lr": 0.02})
     assert model.config == network.config
@@ -164,7 +164,7 @@ def test_safetensors_round_trip(own, network, tmp_path):
         assert "someone" not in json.dumps(file.metadata())
     again = tmp_path / "again.safetensors"
     export(path, again)
-    assert loading.from_checkpoint(again).card == card
+    assert from_checkpoint(again).card == card
 
 
 def test_half_precision_halves_the_file(network, tmp_path):
@@ -177,7 +177,7 @@ def test_half_precision_halves_the_file(network, tmp_path):
     export(own, half, "--half")
     assert half.stat().st_size < 0.55 * whole.stat().st_size
     assert half.stat().st_mode & 0o777 == own.stat().st_mode & 0o777
-    model = loading.from_checkpoint(half).model
+    model = from_checkpoint(half).model
     for key, value in network.state_dict().items():
         found = model.state_dict()[key]
         assert found.dtype == value.dtype
@@ -276,12 +276,12 @@ def test_starting_from_a_whole_checkpoint(own, network, tmp_path):
 def test_a_file_that_comes_with_the_project_is_known_by_its_name(own, tmp_path, monkeypatch):
     monkeypatch.setattr(files, "SHIPPED", tmp_path / "shipped")
     with pytest.raises(UserError, match=r"checkpoint not found: street$"):
-        loading.from_checkpoint("street")
-    model, card = loading.from_checkpoint(own)
+        from_checkpoint("street")
+    model, card = from_checkpoint(own)
     files.write_safetensors(tmp_path / "shipped/street.safetensors", model.state_dict(), card)
-    assert loading.from_checkpoint("street").card == card
+    assert from_checkpoint("street").card == card
     with pytest.raises(UserError, match=r"did you mean 'street'\?.*comes with street"):
-        loading.from_checkpoint("streets")
+        from_checkpoint("streets")
     for path in ("no/street", "street.pth"):  # places, not names
         with pytest.raises(UserError, match=f"checkpoint not found: {path}$"):
-            loading.from_checkpoint(path)
+            from_checkpoint(path)

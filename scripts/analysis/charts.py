@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from scripts.analysis.runs import Run, View
-from scripts.analysis.style import color, line
+from scripts.analysis.style import color, line, wrap
 
 MAX_BARS, MAX_CELLS, ANNOTATED = 40, 40, 15  # classes that still read well
 NOT_A_TERM = {"event", "iteration", "images_per_second", "cpu_seconds"}
@@ -55,13 +55,15 @@ def class_bars(groups: Groups, view: View, baseline: str) -> Figure:
         whisker = 100 * table.std(0, ddof=1)[order] if len(table) > 1 else None
         style = {"elinewidth": 1, "capsize": 1.5, "ecolor": "0.25"}
         values = 100 * np.nan_to_num(means[name][order])
-        axis.barh(at + offset, values, height, xerr=whisker, error_kw=style, color=color(i), label=label)
+        axis.barh(at + offset, values, height, xerr=whisker, error_kw=style, color=color(i), label=wrap(label, 48))
         axis.axvline(total, color=color(i), linestyle="--", linewidth=1)
     axis.set(yticks=at, xlabel="IoU %, dashed: mIoU", xlim=(0, 100), ylim=(-0.6, len(order) - 0.4))
     axis.set_yticklabels([names[k] for k in order])
     axis.tick_params(axis="y", length=0)
     axis.grid(axis="x", color="0.9")
-    figure.suptitle(f"IoU by class, {view.dataset} {view.split}, {view.checkpoint} checkpoint\n{title}", fontsize=10)
+    figure.suptitle(
+        f"IoU by class, {view.dataset} {view.split}, {view.checkpoint} checkpoint\n{wrap(title, 90)}", fontsize=10
+    )
     figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 
@@ -129,7 +131,7 @@ def _band(
         axis.fill_between(common, lines.min(0), lines.max(0), color=tint, alpha=0.2, linewidth=0)
     elif smooth:
         axis.plot(common, table[0], color=tint, alpha=0.25, linewidth=0.8)
-    label = name if len(series) == 1 else f"{name} (mean and range of {len(series)} seeds)"
+    label = wrap(name if len(series) == 1 else f"{name} (mean and range of {len(series)} seeds)", 48)
     marker = "." if len(common) < 15 else None
     axis.plot(common, lines.mean(0), line, color=tint, linewidth=1.6, label=label, marker=marker)
 
@@ -166,7 +168,7 @@ def confusion_map(confusion: np.ndarray, names: Sequence[str], title: str) -> Fi
                 tint = "black" if value > 0.55 else "white"
                 axis.text(j, i, f"{100 * value:.0f}", ha="center", va="center", color=tint, fontsize=7.5)
     figure.colorbar(picture, ax=axis, label="% of the label's pixels", shrink=0.8)
-    axis.set_title(title, fontsize=10)
+    axis.set_title("\n".join(wrap(part, int(10 * side)) for part in title.split("\n")), fontsize=10)
     return figure
 
 

@@ -11,6 +11,7 @@ from matplotlib.patches import Patch
 from PIL import Image
 
 from datasets.base import SegmentationDataset
+from scripts.analysis.style import wrap
 from utils.errors import UserError
 from utils.types import IGNORE_INDEX
 from utils.visualize import colorize
@@ -87,7 +88,7 @@ def _prediction(path: Path, shape: tuple[int, int]) -> np.ndarray:
 def draw(changes: Changes, count: int, new_name: str, old_name: str) -> Figure:
     """Rows of image, label, both predictions and the change map."""
     spec, chosen = changes.dataset.spec, changes.spread(count)
-    titles = ("image", "label", old_name, new_name, f"{new_name} against {old_name}")
+    titles = ("image", "label", *map(wrap, (old_name, new_name, f"{new_name} against {old_name}")))
     rows = [changes.read(i) for i in chosen]
     ratio = rows[0][1].shape[0] / rows[0][1].shape[1]
     size = (2.2 * len(titles), (2.2 * ratio + 0.25) * len(rows) + 1.0)
@@ -102,7 +103,7 @@ def draw(changes: Changes, count: int, new_name: str, old_name: str) -> Figure:
             axis.spines[:].set(visible=True, color="0.8")
         gained, lost = 100 * changes.counts[index, :2] / max(changes.counts[index, :4].sum(), 1)
         line[-1].set_xlabel(f"gained {gained:.1f} %, lost {lost:.1f} %", fontsize=8)
-        line[0].set_xlabel(changes.dataset.pairs[index][0].stem, fontsize=8)
+        line[0].set_xlabel(wrap(changes.dataset.pairs[index][0].stem), fontsize=8)
     present = sorted(set().union(*(np.unique(ids) for row in rows for ids in row[1:])) - {IGNORE_INDEX})
     classes = [(spec.names[k], spec.palette[k]) for k in present]
     figure.legend(handles=_patches(classes), loc="outside lower left", ncols=5, fontsize=8, title="classes")

@@ -12,7 +12,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from scripts.analysis.style import color, marker
+from scripts.analysis.style import color, marker, wrap
 from utils.metrics import Metrics, confusion_matrix
 from utils.types import IGNORE_INDEX
 
@@ -130,7 +130,7 @@ def plot(results: dict[str, list[dict[str, Any]]], title: str) -> Figure:
         at = np.arange(len(bars)) + (t - (len(results) - 1) / 2) * 0.8 / len(results)
         means, stds = [np.mean(r["miou"]) for r in bars], [np.std(r["miou"], ddof=1) for r in bars]
         axes[0, 1].bar(at, 100 * np.array(means), 0.8 / len(results), yerr=100 * np.array(stds), color=color(t))
-        axes[0, 1].set_xticks(range(len(bars)), [r["value"] for r in bars])
+        axes[0, 1].set_xticks(range(len(bars)), [wrap(r["value"], 8) for r in bars])
 
         start = of["as trained"][0]["miou"]
         for kind, dash in zip(CORRUPTIONS, ("-", "--"), strict=True):
@@ -146,7 +146,7 @@ def plot(results: dict[str, list[dict[str, Any]]], title: str) -> Figure:
     axes[1, 1].set(title="difference between two draws", xlabel="standard deviation before scaling")
     axes[1, 1].set_ylabel("% of pixels that change class")
     for axis in axes.flat:
-        axis.set_ylim(0, None)
+        axis.set_ylim(0, 1.08 * axis.dataLim.y1 or None)  # room for the markers of a flat line
         axis.grid(color="0.92", axis="y")
     for axis in (axes[0, 0], axes[1, 1]):
         axis.set_xscale("symlog", linthresh=0.01, linscale=0.3)

@@ -1,6 +1,7 @@
 """One look for all plots, and files that are written or complained about."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,18 @@ def spread(values: list[float], sign: str = "") -> str:
         return f"{100 * mean:{sign}.2f}"
     std = (sum((v - mean) ** 2 for v in values) / (len(values) - 1)) ** 0.5
     return f"{100 * mean:{sign}.2f} ± {100 * std:.2f}"
+
+
+def wrap(text: str, width: int = 26) -> str:
+    """Lines for the title of a narrow column: broken at blanks, hyphens and underscores, else anywhere."""
+    lines = [""]
+    for word in re.findall(r"[^\s_-]*[\s_-]?", text):
+        if len(lines[-1] + word.rstrip()) > width:
+            lines.append("")
+        lines[-1] += word
+        while len(lines[-1].rstrip()) > width:
+            lines[-1:] = lines[-1][:width], lines[-1][width:]
+    return "\n".join(line.rstrip() for line in lines if line.strip())
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:

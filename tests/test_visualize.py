@@ -1,0 +1,66 @@
+"""The grid of predictions and TensorBoard's pictures: a column a network, titles that stay in their column."""
+
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from scripts import visualize
+from scripts.analysis.style import wrap
+from tests.networks import write_checkpoint
+from utils.errors import UserError
+from utils.visualize import heading, tile
+
+LONG = "student-voc-deeplabv3-resnet18_v1s-kd=cwd=3-seed=1"
+
+
+def run(monkeypatch, *flags):
+    """The titles of the grid that is drawn."""
+    drawn = []
+    whole = visualize.draw_grid
+    monkeypatch.setattr(sys, "argv", ["visualize.py", *map(str, flags)])
+    monkeypatch.setattr(visualize, "draw_grid", lambda rows, *rest: (drawn.extend(rows), whole(rows, *rest)))
+    visualize.main()
+    return [list(row) for row in drawn]
+
+
+def test_a_grid_of_a_teacher_and_several_students(tmp_path, monkeypatch):
+    teacher = write_checkpoint(tmp_path / "t/last.pth", codes="random")
+    students = [write_checkpoint(tmp_path / f"{name}/last.pth") for name in ("baseline", LONG)]
+    output = tmp_path / "new/grid.png"
+    flags = ("--teacher", teacher, "--student", *students, "--count", 2, "--output", output)
+    errors = ["error (baseline)", f"error ({LONG})"]
+    titles = ["image", "label", "noised label", "teacher", "baseline", LONG, *errors]
+    assert run(monkeypatch, *flags) == [titles] * 2
+    assert Image.open(output).width > 1000
+    one = run(monkeypatch, "--student", students[0], "--count", 1, "--output", output)
+    assert one == [["image", "label", "student", "error (student)"]]
+    assert run(monkeypatch, "--teacher", teacher, "--count", 1, "--output", output)[0][-1] == "error (teacher)"
+
+
+def test_students_that_cannot_stand_side_by_side(tmp_path, monkeypatch):
+    student = write_checkpoint(tmp_path / "a/last.pth")
+    for flags, message in (
+        ((), "give --teacher FILE, --student FILE.. or both"),
+        (("--student", student, student), "the same file twice"),
+    ):
+        with pytest.raises(UserError, match=message):
+            run(monkeypatch, *flags)
+
+
+@pytest.mark.parametrize("text", [LONG, "a b", "x" * 70, "words that are many and short, but long together"])
+def test_titles_are_wrapped_and_lose_nothing(text):
+    lines = wrap(text, 20).split("\n")
+    assert max(map(len, lines)) <= 20
+    assert "".join(lines).replace(" ", "") == text.replace(" ", "")
+
+
+def test_pictures_of_tensorboard_bear_titles():
+    picture = np.full((96, 128, 3), 100, np.uint8)
+    titled = tile([{"image": picture, "a longer title than fits into the width": picture}] * 2)
+    plain = tile([{"": picture, " ": picture}] * 2)
+    assert titled.shape == plain.shape
+    assert titled[:22].min() < 100 < plain[:22].min()  # letters
+    assert np.array_equal(titled[22:], plain[22:])
+    assert heading("long" * 30, 80).shape == (18, 80, 3)
