@@ -101,8 +101,7 @@ def check_split(spec: DatasetSpec, root: Path, split: str, workers: int) -> tupl
         report.problems += found.problems
         if found.digest:
             contents[found.digest] = image
-    if not pairs:
-        report.problems.append(f"{root} has no images for split {split!r}")
+    report.problems += [] if pairs else [f"{root} has no images for split {split!r}"]
     return report, contents
 
 
@@ -160,7 +159,7 @@ def by_kind(problems: list[str]) -> Iterator[str]:
         kinds.setdefault(re.sub(r"(\[?N(, N, N\])? \(N px\)(, | and N more)?)+", "VALUES", text), []).append(problem)
     for first, *others in kinds.values():
         found = [match[0] for match in map(FILE_NAME.search, others[:SHOWN]) if match]
-        also = f"; also {', '.join(found)}" + (", ..." if len(others) > SHOWN else "") if found else ""
+        also = f"; also {', '.join(found)}{', ...' if len(others) > SHOWN else ''}" if found else ""
         yield f"{first}{f' ({len(others) + 1} like this{also})' if others else ''}"
 
 
@@ -190,8 +189,8 @@ def main() -> None:
     for line in by_kind(total.problems):
         print(f"problem: {line}")
     if config.json:
-        result = {"dataset": config.dataset, "data": config.data, "split": config.split or None}
-        result |= total.as_dict(spec) | {"splits": {name: report.as_dict(spec) for name, report in reports.items()}}
+        result = {"dataset": config.dataset, "data": config.data, "split": config.split or None} | total.as_dict(spec)
+        result["splits"] = {name: report.as_dict(spec) for name, report in reports.items()}
         Path(config.json).parent.mkdir(parents=True, exist_ok=True)
         Path(config.json).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     if total.problems:
