@@ -1,6 +1,6 @@
 """The adversarial term of SKD, IFVD and CWD: are these logits a student's or a teacher's?
 
-Holistic distillation (Liu et al., CVPR 2019, arXiv 1903.04197, eq. 3-4) as CIRKD runs it (losses/adv.py,
+Holistic distillation (Liu et al., CVPR 2019, arXiv 1903.04197) as CIRKD runs it (losses/adv.py,
 utils/sagan.py, train_kd.py): hinge losses and SAGAN's discriminator; ``adv=0.001``.
 """
 
@@ -29,7 +29,7 @@ def discriminator_loss(student_scores: Tensor, teacher_scores: Tensor) -> Tensor
 
 
 class SelfAttention(nn.Module):
-    """x + gamma * attention(x) over the positions, gamma 0 at first (Zhang et al., arXiv 1805.08318, eq. 1-3)."""
+    """x + gamma * attention(x) over the positions, gamma 0 at first (Zhang et al., arXiv 1805.08318)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

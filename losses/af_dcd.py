@@ -29,7 +29,7 @@ def patch_vectors(maps: Tensor, groups: int, patch: int) -> Tensor:
 def af_dcd_loss(
     generated: Tensor, teacher: Tensor, groups: int = 16, pool: int = 4, patch: int = 4, tau: float = 0.07
 ) -> Tensor:
-    """groups * mean over vectors of the cross entropy of each against its own teacher's vector (paper, eq. 5-7).
+    """groups * mean over vectors of the cross entropy of each, whose true class is the teacher's own.
 
     Similarity is the negative L1 distance / tau; the negatives of a vector are the teacher's vectors of its patch in
     other groups of channels. Features ``[B, C, h, w]``, max-pooled by ``pool`` first; no teacher gradient.

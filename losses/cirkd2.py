@@ -16,7 +16,10 @@ from utils.types import Output
 
 
 class Context(nn.Module):
-    """Self-attention over the positions, beside the features themselves: ``[B, C, h, w] -> [B, C, h, w]`` (its GCN)."""
+    """Self-attention over the positions, beside the features themselves: ``[B, C, h, w] -> [B, C, h, w]`` (its GCN).
+
+    Peak memory: about three matrices of B (h w)^2.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()

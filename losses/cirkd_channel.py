@@ -1,5 +1,4 @@
-"""Relations between channels (CIRKDV2: Yang et al., "Cross-Image Relational Knowledge Distillation" extended; as
-winycg/CIRKD's losses/cirkd_channel.py).
+"""Relations between channels, of CIRKDV2 (winycg/CIRKD, losses/cirkd_channel.py).
 
 A channel is the vector of its 4x4 averages over the map, of unit length. Mended here: sides that four does not divide
 (the release's queue is h w / 16 long, its pooled maps longer) and one process; every process stores the same channels

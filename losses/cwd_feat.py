@@ -1,4 +1,4 @@
-"""Channel-wise distillation of features (Shu et al., ICCV 2021, arXiv 2011.13256, eq. 5).
+"""Channel-wise distillation of features (Shu et al., ICCV 2021, arXiv 2011.13256).
 
 CIRKD runs ``kd=1,cwd_feat=50,cwd=3,adv=0.001``.
 """

@@ -1,4 +1,4 @@
-"""Intra-class feature variation distillation (Wang et al., ECCV 2020, arXiv 2008.03893, eq. 1-3).
+"""Intra-class feature variation distillation (Wang et al., ECCV 2020).
 
 CIRKD runs ``kd=1,ifvd=20,adv=0.001``.
 """

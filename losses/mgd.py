@@ -1,4 +1,4 @@
-"""Masked generative distillation (Yang et al., ECCV 2022, arXiv 2205.01529, eq. 4-6)."""
+"""Masked generative distillation (Yang et al., ECCV 2022, arXiv 2205.01529)."""
 
 import torch
 from torch import Tensor, nn

@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import yaml
 
 from scripts.experiments.definition import read_experiment
+from scripts.experiments.losses_table import losses
 from scripts.experiments.tables import TABLES
 from utils.errors import UserError, lookup, run_main
 
@@ -75,7 +76,9 @@ def declared_table(spec: dict[str, Any], results: Path) -> tuple[list[str], list
     """
     if "experiment" in spec:
         experiment = read_experiment(spec["experiment"])
-        return lookup(TABLES, spec["show"], "table of an experiment")(experiment, results / experiment.name)
+        return lookup(TABLES | {"losses": losses}, spec["show"], "table of an experiment")(
+            experiment, results / experiment.name
+        )
     rows = []
     for row in spec["rows"]:
         files = sorted(results.glob(row["files"])) if row.get("files") else []

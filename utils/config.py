@@ -178,7 +178,8 @@ def load_recipe(name: str, role: str) -> dict[str, Any]:
     Raises:
         UserError: no such recipe or method, no flat mapping, an unknown key, a bad value.
     """
-    name, _, method = name.partition(":")
+    base, colon, method = name.rpartition(":")
+    name, method = (base, method) if colon and not name.endswith((".yaml", ".yml")) else (name, "")
     path = Path(name).expanduser() if name.endswith((".yaml", ".yml")) else RECIPES / f"{name}.yaml"
     if not path.is_file():
         known = sorted(file.stem for file in RECIPES.glob("*.yaml"))
@@ -192,9 +193,8 @@ def load_recipe(name: str, role: str) -> dict[str, Any]:
     fields = {r: {field.name for field in dataclasses.fields(c)} - {"recipe"} for r, c in ROLES.items()}
     every = set().union(*fields.values())
     known = every | {f"{r}.{field_name}" for r, names in fields.items() for field_name in names}
-    layers: dict[str, dict[str, Any]] = {
-        layer: {} for layer in ("", role, *filter(None, [method]))
-    }  # the last one wins
+    order = ("", role, method) if method else ("", role)
+    layers: dict[str, dict[str, Any]] = {layer: {} for layer in order}  # a later one wins
     methods = []
     for key, value in content.items():
         head, _, rest = str(key).partition(".")

@@ -1,0 +1,122 @@
+"""The comparison of losses: table, scatter, equal training time, and the cost of a step."""
+
+import json
+
+import pytest
+import yaml
+from matplotlib import image as pictures
+
+from scripts import equal_time, loss_cost, losses_figure
+from scripts.experiments.definition import read_experiment
+from scripts.experiments.losses_table import losses
+from tests.test_compare import make_areas, make_run
+from utils.errors import UserError
+
+TINY = {
+    "recipe": "toy",
+    "seeds": [0, 1],
+    "baseline": "base",
+    "settings": {"model": "fcn", "backbone": "resnet10t", "crop_size": [32, 32], "batch_size": 2, "max_iterations": 30},
+    "runs": {
+        "base": {"settings": {"kd": "none"}},
+        "teacher": {"train": "teacher"},
+        "kd_plain": {"settings": {"kd": "kd=1", "teacher_pretrained": "base+1"}},
+        "kd_lad": {"settings": {"kd": "kd=1", "teacher_pretrained": "teacher+1"}},
+        "at_plain": {"settings": {"kd": "kd=1,at=9", "teacher_pretrained": "base+1"}},
+        "at_lad": {"settings": {"kd": "kd=1,at=9", "teacher_pretrained": "teacher+1"}},
+    },
+}
+QUALITY = {"base-0": 0.5, "base_time-0": 0.6, "kd_plain-0": 0.7, "kd_lad-0": 0.4, "kd_plain_time-0": 0.65}
+COSTS = {"base": (1.0, 100), "kd_plain": (1.5, 130), "at_plain": (2.0, 90)}
+
+
+@pytest.fixture
+def study(tmp_path):
+    """An experiment, and a folder with some of its records."""
+    file, records = tmp_path / "tiny.yaml", tmp_path / "records"
+    file.write_text(yaml.safe_dump(TINY, sort_keys=False))
+    for name, quality in QUALITY.items():
+        make_run(records / name, areas=make_areas(quality))
+    costs = {name: dict(zip(("seconds", "megabytes"), cost, strict=True)) for name, cost in COSTS.items()}
+    (records / "cost.json").write_text(json.dumps({"costs": costs}))
+    return file, records
+
+
+def score(records, name: str) -> float:
+    return 100 * json.loads((records / name / "eval-last.json").read_text())["miou"]
+
+
+def test_the_table_says_gains_by_teacher_and_budget_and_what_was_not_run(study):
+    file, records = study
+    header, (kd, at) = losses(read_experiment(str(file)), records)
+    assert header[2].endswith("(1 seed(s))")
+    assert kd[:2] == ["kd", "`kd=1`"]
+    difference = (
+        score(records, "kd_plain-0") - score(records, "base-0"),
+        score(records, "kd_lad-0") - score(records, "base-0"),
+    )
+    assert kd[2:4] == [f"{x:+.2f}" for x in difference]
+    assert kd[4:6] == [f"{score(records, 'kd_plain_time-0') - score(records, 'base_time-0'):+.2f}", "not run"]
+    assert kd[6:] == ["1.50", "+30"]
+    assert at == ["at", "`kd=1,at=9`", *["not run"] * 4, "2.00", "-10"]
+
+
+def test_without_records_everything_is_not_run(study, tmp_path):
+    _, rows = losses(read_experiment(str(study[0])), tmp_path / "nothing")
+    assert [set(row[2:]) for row in rows] == [{"not run"}] * 2
+
+
+def test_the_scatter_is_drawn(study, tmp_path):
+    file, records = study
+    losses_figure.main([str(file), "--records", str(records), "--output", str(tmp_path / "a.png")])
+    picture = pictures.imread(tmp_path / "a.png")
+    assert picture[..., :3].std() > 0.02
+    (records / "cost.json").unlink()
+    with pytest.raises(UserError, match=r"lacks base, kd, at: run scripts/loss_cost\.py"):
+        losses_figure.main([str(file), "--records", str(records)])
+    with pytest.raises(UserError, match="no scored runs"):
+        losses_figure.main([str(file), "--records", str(tmp_path / "nothing")])
+
+
+def test_equal_time_gives_each_run_the_iterations_that_its_speed_allows(study, tmp_path):
+    file, records = study
+    for name, speed in (("base-0", 20), ("kd_plain-0", 10), ("kd_lad-0", 5)):
+        lines = [{"event": "start", "iteration": 0}]
+        lines += [{"event": "train", "iteration": i, "images_per_second": speed} for i in (10, 20, 30)]
+        (records / name / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+        config = records / name / "config.yaml"
+        config.write_text(yaml.safe_dump(yaml.safe_load(config.read_text()) | {"batch_size": 2, "max_iterations": 30}))
+    output = tmp_path / "tiny_time.yaml"
+    equal_time.main([str(file), "--records", str(records), "--output", str(output)])
+    found = read_experiment(str(output))
+    iterations = {name: arm.settings["max_iterations"] for name, arm in found.arms.items() if name.endswith("_time")}
+    assert iterations == {"base_time": 60, "kd_plain_time": 30, "kd_lad_time": 15}
+    assert found.arms["base"].settings["max_iterations"] == 30, "a teacher is trained as before"
+    assert found.arms["kd_lad_time"].origins["teacher_pretrained"] == ("teacher", 1)
+    assert found.baseline == "base_time"
+    equal_time.main([str(file), "--records", str(records), "--output", str(output), "--minutes", "1"])
+    assert read_experiment(str(output)).arms["base_time"].settings["max_iterations"] == 600
+    with pytest.raises(UserError, match="no finished run of base"):
+        equal_time.main([str(file), "--records", str(tmp_path / "nothing")])
+
+
+def test_the_cost_of_a_step_is_measured(study, tmp_path, capsys):
+    flags = ["--steps", "1", "--device", "cpu", "--only", "at_plain", "--json", str(tmp_path / "cost.json")]
+    loss_cost.main([str(study[0]), *flags])
+    (cost,) = json.loads((tmp_path / "cost.json").read_text())["costs"].values()
+    assert cost["seconds"] > 0
+    assert cost["megabytes"] > 100
+    assert "at_plain" in capsys.readouterr().out
+    with pytest.raises(UserError, match="unknown student in --only 'teacher'"):
+        loss_cost.main([str(study[0]), "--only", "teacher"])
+
+
+def test_every_loss_is_in_the_comparison_once_with_each_teacher():
+    from losses import LOSSES, parse_losses
+
+    arms = read_experiment("losses").arms
+    for name in LOSSES:
+        for end, teacher in (("plain", "baseline"), ("lad", "teacher_near_03")):
+            arm = arms[f"{name}_{end}"]
+            assert name in parse_losses(arm.settings["kd"])
+            assert arm.origins["teacher_pretrained"] == (teacher, 1)
