@@ -56,7 +56,8 @@ def hard_pixels(loss: Tensor, label: Tensor, threshold: float | None, min_kept: 
     """
     valid = label != IGNORE_INDEX
     probability = (-loss).exp().masked_fill(~valid, torch.inf)
-    limit = probability.flatten().kthvalue(min(min_kept + 1, probability.numel())).values
+    rank = min(min_kept + 1, probability.numel())
+    limit = probability.flatten().topk(rank, largest=False, sorted=False).values.amax()  # kthvalue is slow on CUDA
     if threshold is not None:
         highest = probability.masked_fill(~valid, -torch.inf).amax()
         limit = torch.where(limit.isinf(), highest, limit).clamp(min=threshold)
