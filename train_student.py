@@ -48,6 +48,7 @@ class StudentStep(nn.Module):
         super().__init__()
         self.model, self.task, self.noise, self.kd = model, task, noise, kd
         self.teacher = teacher and teacher.eval().requires_grad_(False)
+        self.teacher_aux = any(getattr(loss, "reads_aux", True) for loss in kd.losses.values()) if kd else False
 
     def train(self, mode: bool = True) -> "StudentStep":
         """The teacher stays in eval mode."""
@@ -78,7 +79,7 @@ class StudentStep(nn.Module):
         if self.noise is not None:
             draw = draw or Draw(int(torch.randint(2**62, ())))
             image = torch.cat([image, self.noise(label, draw, dtype=image.dtype)], 1)
-        return self.teacher(image)
+        return self.teacher(image, with_aux=self.teacher_aux)
 
 
 def load_teacher(config: StudentConfig, num_classes: int) -> tuple[Segmentor, LabelNoise | None]:

@@ -1,11 +1,13 @@
 """Decoded samples in memory, shared by the loader's workers."""
 
-import shutil
+import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from datasets.files import Arrays, Pair
 from utils.errors import UserError
@@ -28,9 +30,7 @@ class SampleCache:
         needed = int(self.starts[-1])
         if needed > limit_gb * GB:
             raise UserError(f"--cache-gb {limit_gb:g}: the {len(pairs)} decoded images take {needed / GB:.2f} GB")
-        if SHARED_MEMORY.is_dir() and needed > shutil.disk_usage(SHARED_MEMORY).free:
-            raise UserError(f"--cache-gb: {needed / GB:.2f} GB do not fit in {SHARED_MEMORY} (docker: --shm-size)")
-        self.block = torch.empty(needed, dtype=torch.uint8).share_memory_()
+        self.block = _reserve(needed)
         self.filled = torch.zeros(len(pairs), dtype=torch.uint8).share_memory_()
 
     def get(self, index: int) -> Arrays | None:
@@ -49,6 +49,17 @@ class SampleCache:
         part = self.block[self.starts[index] : self.starts[index + 1]].numpy()
         pixels = height * width
         return part[: 3 * pixels].reshape(height, width, 3), part[3 * pixels :].reshape(height, width)
+
+
+def _reserve(size: int) -> Tensor:
+    """Shared memory that is there: processes that check the free space each for itself exceed it together (SIGBUS)."""
+    try:
+        with tempfile.TemporaryFile(dir=SHARED_MEMORY if SHARED_MEMORY.is_dir() else None) as file:
+            os.posix_fallocate(file.fileno(), 0, max(size, 1))
+            return torch.from_file(f"/proc/self/fd/{file.fileno()}", shared=True, size=size, dtype=torch.uint8)
+    except OSError as error:
+        where = f"{SHARED_MEMORY} (docker: --shm-size; every process of this host has its own)"
+        raise UserError(f"--cache-gb: {size / GB:.2f} GB do not fit in {where}: {error.strerror}") from error
 
 
 def _size(path: Path) -> tuple[int, int]:

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from losses.pixels import upsampled_cross_entropy
 from utils.errors import lookup
 from utils.types import IGNORE_INDEX, Output, Supervision, valid_pixels
 
@@ -19,8 +20,7 @@ def cross_entropy(
     divides by the mean count ``valid``, so that averaging gradients over processes gives the gradient of one process. A
     batch without a valid pixel has loss 0.
     """
-    logits = F.interpolate(logits, label.shape[-2:], mode="bilinear", align_corners=align_corners)
-    total = F.cross_entropy(logits, label, ignore_index=IGNORE_INDEX, reduction="sum", label_smoothing=smoothing)
+    total = upsampled_cross_entropy(logits, label, align_corners, smoothing)
     valid = valid_pixels(label) if valid is None else valid
     return total / torch.where(valid > 0, valid, 1)
 
@@ -56,7 +56,8 @@ def hard_pixels(loss: Tensor, label: Tensor, threshold: float | None, min_kept: 
     """
     valid = label != IGNORE_INDEX
     probability = (-loss).exp().masked_fill(~valid, torch.inf)
-    limit = probability.flatten().kthvalue(min(min_kept + 1, probability.numel())).values
+    rank = min(min_kept + 1, probability.numel())
+    limit = probability.flatten().topk(rank, largest=False, sorted=False).values.amax()  # kthvalue is slow on CUDA
     if threshold is not None:
         highest = probability.masked_fill(~valid, -torch.inf).amax()
         limit = torch.where(limit.isinf(), highest, limit).clamp(min=threshold)

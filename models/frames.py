@@ -19,6 +19,11 @@ def is_pyramid(backbone: nn.Module) -> bool:
     return backbone.strides[3] > FINEST
 
 
+def top(backbone: nn.Module) -> tuple[int, int | tuple[int, ...]]:
+    """Channels and index of what a head reads: c4, or all maps of a pyramid, whose other layers would never learn."""
+    return (sum(backbone.channels), (0, 1, 2, 3)) if is_pyramid(backbone) else (backbone.channels[3], 3)
+
+
 def auxiliary(
     backbone: nn.Module, num_classes: int, width: int | None, dropout: nn.Module, align_corners: bool
 ) -> list[Branch]:
@@ -43,7 +48,7 @@ def release(
     align_corners: bool = True,
 ) -> Segmentor:
     """LAD's and CIRKD's frame: align_corners everywhere, PyTorch's default initialisation outside the backbone."""
-    main = Branch(head, 3, num_classes, Supervision(align_corners=align_corners))
+    main = Branch(head, top(backbone)[1], num_classes, Supervision(align_corners=align_corners))
     aux = auxiliary(backbone, num_classes, aux_width, nn.Dropout(aux_dropout), align_corners)
     for branch in (main, *aux):
         for module in branch.modules():
@@ -58,10 +63,9 @@ def mmseg(
     num_classes: int,
     aux_width: int | None,
     align_corners: bool,
-    index: int | tuple[int, ...] = 3,
 ) -> Segmentor:
     """MMSegmentation's frame for one head and one auxiliary head."""
-    main = Branch(head, index, num_classes, Supervision(align_corners=align_corners))
+    main = Branch(head, top(backbone)[1], num_classes, Supervision(align_corners=align_corners))
     return mmseg_init(backbone, main, auxiliary(backbone, num_classes, aux_width, nn.Dropout2d(0.1), align_corners))
 
 
@@ -82,9 +86,9 @@ def fcn(
 ) -> Segmentor:
     """configs/_base_/models/fcn_r50-d8.py and its R18 child; on HRNet fcn_hr18.py, one 1x1 convolution of all maps."""
     if is_pyramid(backbone):
-        channels = sum(backbone.channels)
+        channels = top(backbone)[0]
         head = FCNHead(channels, width or channels, nn.Identity(), kernel_size=1)
-        return mmseg(backbone, head, num_classes, 0, align_corners, index=(0, 1, 2, 3))
+        return mmseg(backbone, head, num_classes, 0, align_corners)
     width = width or head_width(backbone, 128, 512)
     head = FCNHead(backbone.channels[3], width, nn.Dropout2d(0.1), num_convs=2, concat_input=True)
     return mmseg(backbone, head, num_classes, aux_width, align_corners)
@@ -94,6 +98,6 @@ def fcn_torchvision(
     backbone: nn.Module, num_classes: int, width: int | None = None, aux_width: int | None = None
 ) -> Segmentor:
     """torchvision.models.segmentation.fcn: one convolution to a quarter of c4."""
-    c4 = backbone.channels[3]
+    c4 = top(backbone)[0]
     head = FCNHead(c4, width or c4 // 4, nn.Dropout(0.1))
     return release(backbone, head, num_classes, aux_width, aux_dropout=0.1, align_corners=False)

@@ -1,7 +1,8 @@
 """HRNet (Wang et al., TPAMI 2020) from timm, with the fusion that MMSegmentation's segmentation nets have."""
 
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from models.segmentor import resize
 
 
 class Fusion(nn.Module):
@@ -23,13 +24,9 @@ class Fusion(nn.Module):
         maps = [branch(x) for branch, x in zip(self.branches, maps, strict=True)]
         fused = []
         for target, row in zip(maps, self.fuse_layers, strict=False):
-            terms = [_resize(layer(x), target.shape[-2:]) for layer, x in zip(row, maps, strict=True)]
+            terms = [resize(layer(x), target.shape[-2:]) for layer, x in zip(row, maps, strict=True)]
             fused.append(self.fuse_act(sum(terms[1:], terms[0])))
         return fused
-
-
-def _resize(x: Tensor, size: tuple[int, int]) -> Tensor:
-    return x if x.shape[-2:] == size else F.interpolate(x, size, mode="bilinear")
 
 
 def refine_fusion(backbone: nn.Module) -> nn.Module:

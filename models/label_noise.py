@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.errors import UserError, lookup
-from utils.types import Draw
+from utils.types import IGNORE_INDEX, Draw
 
 
 def fixed_table(num_classes: int, **kind: object) -> Tensor:
@@ -71,10 +71,11 @@ def noised_plane(label: Tensor, codes: Tensor, noise: Tensor, pixel_std: float, 
     """
     ignore_class = codes.shape[-1] - 1
     codes = codes.reshape(len(label), -1, ignore_class + 1)
-    index = label.clamp(max=ignore_class).long()  # the ignore index is above every class
-    index = index.flatten(1)[:, None].expand(-1, codes.shape[1], -1)
-    planes = codes.gather(2, index).unflatten(2, label.shape[1:])
-    return torch.add(planes, noise.view_as(planes), alpha=pixel_std).mul_(scale)
+    # every id from K on is the ignore class: a longer table is cheaper than clamping the ids
+    above = codes[..., -1:].expand(-1, -1, IGNORE_INDEX - ignore_class)
+    index = label.long().flatten(1)[:, None].expand(-1, codes.shape[1], -1)
+    planes = torch.cat([codes, above], 2).gather(2, index).unflatten(2, label.shape[1:])
+    return planes.add_(noise.view_as(planes), alpha=pixel_std).mul_(scale)
 
 
 class LabelNoise(nn.Module):

@@ -9,6 +9,13 @@ from torch import Tensor, nn
 from utils.types import Output, Supervision
 
 
+def resize(x: Tensor, size: Sequence[int], align_corners: bool = False) -> Tensor:
+    """Bilinear, in the type of ``x``: under autocast CUDA would return float32, and the CPU would not."""
+    if x.shape[-2:] == tuple(size):
+        return x
+    return F.interpolate(x, size, mode="bilinear", align_corners=align_corners).to(x.dtype)
+
+
 class Branch(nn.Module):
     """One logit map: take backbone maps, run a head, classify each position.
 
@@ -29,7 +36,7 @@ class Branch(nn.Module):
         """Backbone maps -> logits ``[B, K, h, w]`` and the classifier's input ``[B, C, h, w]``."""
         maps = [features[i] for i in self.index]
         size = maps[0].shape[-2:]
-        maps = [m if m.shape[-2:] == size else F.interpolate(m, size, mode="bilinear") for m in maps]
+        maps = [resize(m, size) for m in maps]
         feat = self.head(torch.cat(maps, 1) if len(maps) > 1 else maps[0], *coarse)
         return self.classifier(feat), feat
 

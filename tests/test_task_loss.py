@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from losses.pixels import upsampled_cross_entropy
 from losses.task import CRITERIA, TaskLoss, cross_entropy, detail_loss, detail_target, dice_loss, hard_pixels, ohem
 from utils.errors import UserError
 from utils.types import Output, Supervision
@@ -87,3 +88,28 @@ def test_task_loss_adds_up_by_kind_and_weight(reference, label):
 def test_unknown_criterion_names_the_nearest():
     with pytest.raises(UserError, match="'detail'"):
         TaskLoss([Supervision("details")])
+
+
+@pytest.mark.parametrize("align_corners", [True, False])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("size", [(37, 50), (5, 7), (1, 1)])
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_cross_entropy_in_strips_is_the_plain_one_with_its_gradient(align_corners, smoothing, size, deterministic):
+    label = torch.randint(0, 9, (2, *size))
+    label[0, :2] = 255
+    values, grads = [], []
+    for strips in (True, False):
+        torch.manual_seed(0)
+        logits = torch.randn(2, 9, 5, 7, dtype=torch.float64, requires_grad=True)
+        if strips:
+            torch.use_deterministic_algorithms(deterministic)
+            loss = upsampled_cross_entropy(logits, label, align_corners, smoothing)
+            torch.use_deterministic_algorithms(False)
+        else:
+            up = F.interpolate(logits, size, mode="bilinear", align_corners=align_corners)
+            loss = F.cross_entropy(up, label, ignore_index=255, reduction="sum", label_smoothing=smoothing)
+        (3 * loss).backward()
+        values.append(loss.detach())
+        grads.append(logits.grad)
+    torch.testing.assert_close(*values, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(*grads, rtol=1e-10, atol=1e-12)

@@ -46,7 +46,7 @@ def _batches(dataset: Dataset, batches: Sequence[Sequence[int]], workers: int, d
             if isinstance(groups, Exception):
                 raise groups
             for group in groups:
-                yield [part.to(device, non_blocking=True) for part in group]
+                yield [part.to(device, non_blocking=True) for part in group[:2]] + group[2:]
     finally:
         del iterator  # joins the workers, also when the consumer stops early
 
@@ -78,7 +78,7 @@ def train_batches(stream: Dataset, start: int, stop: int, batch_size: int, worke
 
 
 def eval_batches(dataset: Dataset, workers: int, runtime: Runtime, batch_size: int = 1) -> Generator:
-    """``(image, label, indices)``: every ``size``-th image from ``rank``, each exactly once.
+    """``(image, label, indices)``, the indices on the host: every ``size``-th image from ``rank``, each exactly once.
 
     Of ``batch_size`` successive images, those of equal size come together.
     """

@@ -7,8 +7,10 @@ import sys
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
+from shutil import which
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from torch.utils.tensorboard import SummaryWriter
@@ -28,15 +30,15 @@ def device_name(device: torch.device) -> str:
 def environment(device: torch.device) -> dict[str, Any]:
     """Versions, device and git revision, for the first record of a run."""
     root = Path(__file__).resolve().parent.parent
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=root, capture_output=True, text=True, check=False
-    )
+    describe = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    git = subprocess.run(describe, cwd=root, capture_output=True, text=True, check=False) if which("git") else None
     return {
         "python": platform.python_version(),
-        **{package: version(package) for package in ("torch", "torchvision", "timm", "opencv-python", "numpy")},
+        **{package: version(package) for package in ("torch", "torchvision", "timm", "numpy")},
+        "opencv-python": cv2.__version__,  # or -headless
         "device": f"{device.type}: {device_name(device)}",
         "threads": torch.get_num_threads(),
-        "git": git.stdout.strip() or "unknown",
+        "git": (git and git.stdout.strip()) or "unknown",
     }
 
 

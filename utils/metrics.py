@@ -6,17 +6,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.types import IGNORE_INDEX
-
 
 def confusion_matrix(prediction: Tensor, label: Tensor, num_classes: int) -> Tensor:
     """int64 ``[K, K]``, rows = label, columns = prediction, over the pixels that are not ignored.
 
     prediction: integers 0..K-1 of any shape; label: the same shape, with IGNORE_INDEX. One extra row collects the
-    ignored pixels, so nothing is masked out and no device synchronisation is needed.
+    ignored pixels, so nothing is masked out and the host does not wait for a device.
     """
-    label = label.long().masked_fill(label == IGNORE_INDEX, num_classes)
-    counts = torch.bincount((label * num_classes + prediction).flatten(), minlength=(num_classes + 1) * num_classes)
+    cell = label.clamp(max=num_classes).long().mul_(num_classes).add_(prediction).flatten()
+    size = (num_classes + 1) * num_classes
+    if cell.is_cuda:  # whose bincount reads the largest value back
+        counts = cell.new_zeros(size).scatter_add_(0, cell, torch.ones_like(cell))
+    else:
+        counts = torch.bincount(cell, minlength=size)
     return counts.view(num_classes + 1, num_classes)[:num_classes]
 
 

@@ -19,10 +19,8 @@ class PixelConvention(NamedTuple):
 
     def normalize(self, image: Tensor) -> Tensor:
         """uint8 RGB ``[B, 3, H, W]`` -> float32 network input of the same shape, on the image's device."""
-        mean = torch.tensor(self.mean, device=image.device).view(3, 1, 1)
-        std = torch.tensor(self.std, device=image.device).view(3, 1, 1)
-        image = (image.float() - mean) / std
-        return image if self.channels == (0, 1, 2) else image[:, list(self.channels)]
+        # scalars, because tensors of constants and lists of indices would be copies to the device
+        return torch.stack([(image[:, c] - self.mean[c]) / self.std[c] for c in self.channels], 1)
 
 
 CONVENTIONS = {

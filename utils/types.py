@@ -15,6 +15,11 @@ def valid_pixels(label: Tensor) -> Tensor:
     return all_reduce_mean((label != IGNORE_INDEX).sum(dtype=torch.float32))
 
 
+def full_precision(x: Tensor) -> Tensor:
+    """Half precision as float32."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
 class Output(NamedTuple):
     """What every network returns and every loss takes."""
 
@@ -25,10 +30,7 @@ class Output(NamedTuple):
     def full_precision(self) -> "Output":
         """Half-precision maps as float32; losses over probabilities need it even under autocast."""
 
-        def full(x: Tensor) -> Tensor:
-            return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-
-        return Output(full(self.logits), tuple(full(a) for a in self.aux), full(self.feat))
+        return Output(full_precision(self.logits), tuple(map(full_precision, self.aux)), full_precision(self.feat))
 
 
 class Supervision(NamedTuple):
@@ -39,20 +41,24 @@ class Supervision(NamedTuple):
     weight: float = 1.0  # of an auxiliary map; the main map always counts once
 
 
+ROW = 1_000_003  # between the seeds of two rows of a batch: above any number of streams
+
+
 class Draw(NamedTuple):
     """Where random numbers for a batch come from, so that a draw depends on the sample and not on the process.
 
-    A process that holds rows ``first .. first + B`` of a global batch of ``total`` samples draws for the whole global
-    batch and keeps its rows: one process or eight see the same noise on the same sample.
+    Row ``first + b`` of the global batch has random numbers of its own: one process or eight see the same noise on the
+    same sample, and each draws its own rows only.
     """
 
     seed: int
     first: int = 0
-    total: int | None = None  # None: the batch at hand is the global batch
+    total: int | None = None  # size of the global batch; no draw depends on it
 
     def normal(self, shape: tuple[int, ...], stream: int, device: torch.device, dtype: torch.dtype) -> Tensor:
         """Standard normal values ``[B, ...]`` of the given shape; ``stream`` numbers independent draws of one batch."""
-        total = shape[0] if self.total is None else self.total
-        generator = torch.Generator(device).manual_seed(self.seed + stream)
-        values = torch.randn((total, *shape[1:]), generator=generator, device=device, dtype=dtype)
-        return values[self.first : self.first + shape[0]]
+        generator, values = torch.Generator(device), torch.empty(shape, device=device, dtype=dtype)
+        for b in range(shape[0]):
+            generator.manual_seed(self.seed + stream + ROW * (self.first + b))
+            values[b].normal_(generator=generator)
+        return values

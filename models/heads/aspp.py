@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from models.frames import head_width, mmseg, release
+from models.frames import head_width, mmseg, release, top
 from models.heads import conv_norm_act
 from models.segmentor import Segmentor
 
@@ -64,7 +64,7 @@ def deeplabv3(
 ) -> Segmentor:
     """LAD's models/deeplabv3.py: widths 128 / 256, dropout 0.01 throughout (CIRKD v1: 0.5 and 0.1)."""
     width = width or head_width(backbone, 128, 256)
-    head = ASPPProjectHead(backbone.channels[3], width, nn.Dropout(0.01), nn.Dropout(0.01))
+    head = ASPPProjectHead(top(backbone)[0], width, nn.Dropout(0.01), nn.Dropout(0.01))
     return release(backbone, head, num_classes, aux_width, aux_dropout=0.01)
 
 
@@ -72,7 +72,7 @@ def deeplabv3_cirkd2(
     backbone: nn.Module, num_classes: int, width: int | None = None, aux_width: int | None = None
 ) -> Segmentor:
     """CIRKD v2's models/deeplabv3.py: 512 wide at every ResNet depth, dropout 0.5 and 0.1."""
-    head = ASPPProjectHead(backbone.channels[3], width or 512, nn.Dropout(0.5), nn.Dropout(0.1))
+    head = ASPPProjectHead(top(backbone)[0], width or 512, nn.Dropout(0.5), nn.Dropout(0.1))
     return release(backbone, head, num_classes, aux_width, aux_dropout=0.1)
 
 
@@ -80,7 +80,7 @@ def deeplabv3_torchvision(
     backbone: nn.Module, num_classes: int, width: int | None = None, aux_width: int | None = None
 ) -> Segmentor:
     """torchvision.models.segmentation.deeplabv3: 256 wide, align_corners False, dropout after the projection only."""
-    head = ASPPProjectHead(backbone.channels[3], width or 256, nn.Dropout(0.5), nn.Identity())
+    head = ASPPProjectHead(top(backbone)[0], width or 256, nn.Dropout(0.5), nn.Identity())
     return release(backbone, head, num_classes, aux_width, aux_dropout=0.1, align_corners=False)
 
 
@@ -92,5 +92,5 @@ def deeplabv3_mmseg(
     align_corners: bool = False,
 ) -> Segmentor:
     """configs/_base_/models/deeplabv3_r50-d8.py and its R18 child."""
-    head = ASPPHead(backbone.channels[3], width or head_width(backbone, 128, 512), nn.Dropout2d(0.1))
+    head = ASPPHead(top(backbone)[0], width or head_width(backbone, 128, 512), nn.Dropout2d(0.1))
     return mmseg(backbone, head, num_classes, aux_width, align_corners)

@@ -1,5 +1,7 @@
 """Object-contextual representations (Yuan et al., OCRNet, ECCV 2020, arXiv 1909.11065)."""
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor, nn
 
@@ -7,7 +9,7 @@ from models.frames import is_pyramid, mmseg_init
 from models.heads import conv_norm_act
 from models.heads.fcn import FCNHead
 from models.segmentor import Branch, Segmentor
-from utils.types import Supervision
+from utils.types import Supervision, full_precision
 
 
 class OCRHead(nn.Module):
@@ -33,8 +35,11 @@ class OCRHead(nn.Module):
     def forward(self, x: Tensor, coarse: Tensor) -> Tensor:
         """x ``[B, C_in, h, w]``, coarse ``[B, K, h, w]`` of the same size -> ``[B, C, h, w]``."""
         x = self.pixels(x)
-        regions = coarse.flatten(2).softmax(2)  # [B, K, h*w]
-        objects = (regions @ x.flatten(2).transpose(1, 2)).transpose(1, 2).unsqueeze(3)  # [B, C, K, 1]
+        # a weight of one position is too small for float16; only the shapes of "meta" tensors are looked at
+        known = torch.amp.is_autocast_available(x.device.type)
+        with torch.autocast(x.device.type, enabled=False) if known else nullcontext():
+            pixels, weights = (full_precision(y.flatten(2)) for y in (x, coarse))
+            objects = (weights.softmax(2) @ pixels.transpose(1, 2)).transpose(1, 2).unsqueeze(3)  # [B, C, K, 1]
         query, key, value = (y.flatten(2) for y in (self.query(x), self.key(objects), self.value(objects)))
         relation = (query.transpose(1, 2) @ key * key.shape[1] ** -0.5).softmax(2)  # [B, h*w, K]
         context = (value @ relation.transpose(1, 2)).unflatten(2, x.shape[-2:])  # [B, C_key, h, w]

@@ -1,12 +1,11 @@
 """Pyramid pooling head (Zhao et al., PSPNet, CVPR 2017)."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.frames import head_width, mmseg, release
+from models.frames import head_width, mmseg, release, top
 from models.heads import conv_norm_act
-from models.segmentor import Segmentor
+from models.segmentor import Segmentor, resize
 
 BINS = (1, 2, 3, 6)
 
@@ -28,9 +27,7 @@ class PSPHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         size = x.shape[-2:]
-        pooled = [
-            F.interpolate(pool(x), size, mode="bilinear", align_corners=self.align_corners) for pool in self.pools
-        ]
+        pooled = [resize(pool(x), size, self.align_corners) for pool in self.pools]
         return self.dropout(self.bottleneck(torch.cat([x, *pooled], 1)))
 
 
@@ -43,7 +40,7 @@ def pspnet(
     wide: int = 512,
 ) -> Segmentor:
     """LAD's and CIRKD v1's models/pspnet.py: branches of a quarter of c4, bottleneck 128, or ``wide`` on c4 >= 1024."""
-    c4 = backbone.channels[3]
+    c4 = top(backbone)[0]
     width = width or head_width(backbone, 128, wide)
     head = PSPHead(c4, branch_width or c4 // 4, width, nn.Dropout(0.1), align_corners=True)
     return release(backbone, head, num_classes, aux_width, aux_dropout=0.1)
@@ -59,5 +56,5 @@ def pspnet_mmseg(
 ) -> Segmentor:
     """configs/_base_/models/pspnet_r50-d8.py and its R18 child: branches as wide as the bottleneck, 128 / 512."""
     width = width or head_width(backbone, 128, 512)
-    head = PSPHead(backbone.channels[3], branch_width or width, width, nn.Dropout2d(0.1), align_corners)
+    head = PSPHead(top(backbone)[0], branch_width or width, width, nn.Dropout2d(0.1), align_corners)
     return mmseg(backbone, head, num_classes, aux_width, align_corners)

@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Train on several machines under SLURM:  sbatch --nodes 2 --gpus-per-node 8 scripts/slurm.sh train_teacher.py [flags]
+# Two minutes before the time limit the run saves itself, is queued again, and continues by --resume auto.
+#SBATCH --ntasks-per-node=1
+#SBATCH --signal=B:USR1@120
+#SBATCH --requeue
+set -euo pipefail
+[ $# -ge 1 ] || { sed -n '2,3s/^# *//p' "$0" >&2; exit 2; }
+host=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+srun torchrun --nnodes "$SLURM_NNODES" --nproc-per-node "${NGPUS:-$SLURM_GPUS_ON_NODE}" \
+    --rdzv-backend c10d --rdzv-id "$SLURM_JOB_ID" --rdzv-endpoint "$host:${PORT:-29500}" "$@" --resume auto &
+job=$!
+trap 'kill -TERM $job; wait $job || true; scontrol requeue "$SLURM_JOB_ID"; exit 0' USR1
+wait $job

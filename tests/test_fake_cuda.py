@@ -1,0 +1,82 @@
+"""CUDA code paths on a machine without one: true devices and types, and every read-back to the host raises.
+
+Forward passes only: kernels are not run, and autograd's device guard needs a driver.
+"""
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+
+from losses import LOSSES, build_kd
+from losses.task import TaskLoss
+from models import build_model
+from models.label_noise import LabelNoise
+from tests.test_models import FIVE
+from train_student import StudentStep
+from train_teacher import TeacherStep
+from utils.evaluate import Predictor, upsampled_argmax
+from utils.metrics import confusion_matrix
+from utils.pixels import CONVENTIONS
+from utils.runtime import PRECISIONS
+from utils.types import Draw, valid_pixels
+
+K = 5
+NEED_A_DRIVER = ("adv", "cirkd2")  # a backward pass inside the forward pass; asks how much memory is free
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    """Tensors are made on a pretended GPU; its random generators would need a driver."""
+
+    def normal(self, shape, stream, device, dtype):
+        return torch.randn(shape, device=device, dtype=dtype)
+
+    monkeypatch.setattr(Draw, "normal", normal)
+    monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)  # else autocast is off
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    with FakeTensorMode(allow_non_fake_inputs=False), torch.device("cuda"):
+        yield
+
+
+def batch():
+    image = torch.zeros(2, 3, 64, 96, dtype=torch.uint8)
+    return image, torch.zeros(2, 64, 96, dtype=torch.uint8)
+
+
+def test_a_read_back_is_noticed(cuda):
+    for read in (lambda x: x.sum().item(), lambda x: x.nonzero(), lambda x: bool(x.any())):
+        with pytest.raises((DataDependentOutputException, DynamicOutputShapeException)):
+            read(torch.zeros(3))
+
+
+@pytest.mark.parametrize("amp", PRECISIONS)
+@pytest.mark.parametrize("arch", FIVE)
+def test_steps(cuda, arch, amp):
+    """Both roles of every architecture with every loss: all terms are float32 on the GPU."""
+    noise = LabelNoise(K, "random", 0.03, 100.0)
+    teacher = build_model(arch, FIVE[arch], K, 4)
+    student = build_model(arch, FIVE[arch], K)
+    widths = student.main.head.out_channels, teacher.main.head.out_channels
+    kd = build_kd(",".join(f"{name}=1" for name in LOSSES if name not in NEED_A_DRIVER), *widths, K)
+    teach = TeacherStep(teacher, noise, TaskLoss(teacher.supervision), build_kd("cwd=5", widths[1], widths[1], K))
+    learn = StudentStep(student, TaskLoss(student.supervision), teacher, noise, kd)
+    image, label = batch()
+    valid = valid_pixels(label)
+    x = CONVENTIONS["imagenet"].normalize(image)
+    with torch.no_grad(), torch.autocast("cuda", PRECISIONS[amp], enabled=amp != "none"):
+        assert student(x).logits.dtype == (PRECISIONS[amp] or torch.float32)
+        for step in (teach.train(), learn.train()):
+            for name, term in step(x, label.long(), Draw(0), valid).items():
+                assert (term.device.type, term.dtype, term.shape) == ("cuda", torch.float32, ()), name
+
+
+@pytest.mark.parametrize("codes", ["random", "fixed", "shuffled", "onehot"])
+def test_evaluation_and_metrics(cuda, codes):
+    noise = LabelNoise(K, codes, 0.03, 100.0)
+    model = build_model("pspnet", "resnet10t", K, 3 + noise.planes).eval()
+    image, label = batch()
+    with torch.no_grad():  # inference mode's tensors and pretended ones do not mix
+        x = Predictor(model, CONVENTIONS["bgr_mean"], noise)._input(image, label, [Draw(0), Draw(1)])
+        classes = upsampled_argmax(model(x, with_aux=False).logits, x.shape[-2:], True)
+        counts = confusion_matrix(classes, label, K)
+    assert (counts.device.type, counts.dtype, counts.shape) == ("cuda", torch.int64, (K, K))

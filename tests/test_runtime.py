@@ -1,0 +1,105 @@
+"""The owner of device and processes, and mistakes that only a cluster would show."""
+
+import errno
+import fcntl
+import subprocess
+
+import pytest
+import torch
+from timm.layers import BatchNormAct2d
+from torch import nn
+
+import train_teacher
+from datasets import cache
+from tests.conftest import TINY
+from utils import checkpoint, guards, logger, runs
+from utils.config import TeacherConfig
+from utils.distributed import SyncedNorm, sync_batchnorm
+from utils.errors import UserError
+from utils.guards import FiniteWatch, StopRequest
+from utils.runtime import Runtime
+
+
+def test_rank_0_decides_and_its_error_is_everybodys():
+    assert Runtime().agree(3) == Runtime().agree(lambda: 3) == 3
+
+    def fail():
+        raise UserError("no such file")
+
+    with pytest.raises(UserError, match="no such file"):
+        Runtime().agree(fail)
+
+
+def test_synchronised_norms_keep_their_activation_parameters_and_a_frozen_teacher():
+    net = nn.ModuleDict({"a": nn.Sequential(nn.Conv2d(3, 4, 1), BatchNormAct2d(4)), "teacher": nn.BatchNorm2d(4)})
+    net["teacher"].requires_grad_(False)
+    x, keys = torch.randn(2, 3, 5, 5), list(net.state_dict())
+    expected = net["a"](x)
+    weight = net["a"][1].weight
+    sync_batchnorm(net)
+    assert isinstance(net["a"][1], SyncedNorm)
+    assert type(net["teacher"]) is nn.BatchNorm2d
+    assert net["a"][1].weight is weight
+    assert list(net.state_dict()) == keys
+    torch.testing.assert_close(net.eval()["a"](x) >= 0, torch.ones(2, 4, 5, 5, dtype=torch.bool))
+    assert (expected >= 0).all()
+
+
+def test_weights_that_are_not_finite_are_noticed_behind_a_finite_loss():
+    watch = FiniteWatch(lambda what, iteration, terms: f"{what} at {iteration}")
+    watch.watch(4, {"loss": torch.tensor(1.0)})
+    watch.check([torch.ones(3), torch.full((2, 2), 1e30)])
+    with pytest.raises(UserError, match="the gradient is not finite at 4"):
+        watch.check([torch.ones(3), torch.tensor([1.0, torch.nan])])
+
+
+def test_signals_are_asked_for_by_time_and_at_iterations_that_all_processes_know(monkeypatch):
+    now = iter(range(1000))
+    monkeypatch.setattr(guards.time, "monotonic", lambda: 0.05 * next(now))
+    asked = []
+
+    class Two(Runtime):
+        def reduce(self, value, op="sum"):
+            asked.append(value.tolist()[1])
+            return value
+
+    stopping = StopRequest(100)
+    try:
+        for done in range(101, 200):
+            assert not stopping.requested(done, Two(size=2))
+        stopping.received = True
+        assert any(stopping.requested(done, Two(size=2)) for done in range(200, 1000))
+    finally:
+        stopping.restore()
+    assert 2 <= len(asked) < 20
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_parts_of_a_batch_add_up(tmp_path, parts):
+    flags = [*TINY, "--freeze-bn", "--dropout", "0", "--max-iterations", "2"]
+    weights = []
+    for n in (1, parts):
+        train_teacher.main([*flags, "--accumulate", str(n), "--save-dir", str(tmp_path / str(n))])
+        weights.append(checkpoint.read(tmp_path / f"{n}/last.pth")["model"]["main.classifier.weight"])
+    torch.testing.assert_close(*weights, rtol=1e-3, atol=1e-5)
+
+
+def test_neither_git_nor_locks_nor_memory_are_taken_for_granted(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(FileNotFoundError):
+        subprocess.run(["git"], check=False)
+    assert logger.environment(torch.device("cpu"))["git"] == "unknown"
+
+    def no_lock(file, flags):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_lock)
+    runs.open_run(TeacherConfig(save_dir=str(tmp_path / "run")), Runtime()).close()
+    assert "cannot be locked" in capsys.readouterr().err
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(cache.os, "posix_fallocate", full)
+    with pytest.raises(UserError, match=r"do not fit in /dev/shm .*No space left"):
+        cache._reserve(10)
