@@ -134,7 +134,7 @@ def test_a_flag_may_be_left_out():
         read(BareConfig, "", ["a.pth", "--flap"])
 
 
-TOY = ["--recipe", "toy"]
+TOY = ["--recipe", "toy", "--model", "pspnet", "--backbone", "resnet10t"]
 VOC = ["--recipe", "voc", "--data", "d", "--pretrained", "runs/baseline-voc-deeplabv3-resnet18_v1s/best.pth"]
 NAMES = [
     ("student", [], "student-toy-deeplabv3-resnet18_v1s"),
