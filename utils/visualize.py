@@ -62,7 +62,14 @@ def heading(text: str, width: int, height: int = 18) -> np.ndarray:
     strip = np.full((height, width, 3), 255, np.uint8)
     (wide, _), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 1.0, 1)
     return cv2.putText(
-        strip, text, (0, height - 5), cv2.FONT_HERSHEY_SIMPLEX, min(0.5, width / wide), (0, 0, 0), 1, cv2.LINE_AA
+        strip,
+        text,
+        (0, height - 5),
+        cv2.FONT_HERSHEY_SIMPLEX,
+        min(0.5, width / max(wide, 1)),
+        (0, 0, 0),
+        1,
+        cv2.LINE_AA,
     )
 
 
