@@ -43,6 +43,8 @@ class DSD(nn.Module):
     themselves as a third pair, which makes its pixel-wise term 2/3 of this one.
     """
 
+    reads_aux = True  # of the teacher
+
     def __init__(
         self,
         student_channels: int,

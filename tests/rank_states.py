@@ -9,8 +9,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 import train_student
+from utils import training
 
-fit = train_student.fit
+fit = training.fit
 
 
 def fit_and_keep(step, *args, **kwargs):
@@ -20,5 +21,5 @@ def fit_and_keep(step, *args, **kwargs):
     return result
 
 
-train_student.fit = fit_and_keep
+training.fit = fit_and_keep
 train_student.main()

@@ -213,6 +213,18 @@ def test_dsd_leaves_out_an_auxiliary_map_that_only_one_network_has(aux):
     assert terms["dsd_psd"].item() == expected.item()
 
 
+@pytest.mark.parametrize("kd", EVERY)
+def test_a_loss_says_whether_it_reads_the_teacher_s_auxiliary_maps(kd):
+    s, t, label = outputs()
+    values = []
+    for teacher in (t, t._replace(aux=())):
+        torch.manual_seed(0)
+        losses = build_kd(kd, 6, 16, 5)
+        values.append(losses(s, teacher, label)[0].item())
+    (loss,) = losses.losses.values()
+    assert loss.reads_aux == (values[0] != values[1])
+
+
 def test_another_number_of_classes_is_refused():
     s, t, label = outputs()
     with pytest.raises(UserError, match="student has 5 classes, its teacher 3"):
