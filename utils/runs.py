@@ -45,7 +45,12 @@ def open_run(config: TrainConfig, runtime: Runtime) -> Run:
         lock = _lock(folder)
         return _state(config, folder)
 
-    return Run(folder, runtime.agree(look), lock)
+    try:
+        return Run(folder, runtime.agree(look), lock)
+    except UserError:
+        if lock is not None:
+            lock.close()
+        raise
 
 
 def _state(config: TrainConfig, folder: Path) -> dict[str, Any] | None:
