@@ -2,7 +2,7 @@
 
     python scripts/experiment.py camvid --data data/camvid --dry-run               # the commands
     python scripts/experiment.py camvid --data data/camvid --gpus 0 1 2 3          # a run on each GPU at a time
-    python scripts/experiment.py camvid_reduced --data data/camvid_half --jobs 2 --max-minutes 60
+    python scripts/experiment.py camvid_lite --data data/camvid_half --jobs 2 --max-minutes 60
 
 A file of scripts/experiments (or a path to a yaml file) names the runs, their settings and which run starts from which.
 Every run is trained by train_teacher.py or train_student.py and scored by eval.py, its last and its best checkpoint,

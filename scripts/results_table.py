@@ -4,13 +4,14 @@
     python scripts/results_table.py --readme README.md               # rewrite the tables of README.md in place
     python scripts/results_table.py --readme README.md --check       # exit 1 if they are not what the files say
 
-A README's table stands between ``<!-- table: NAME -->`` and ``<!-- end -->``; NAME is a key of results/tables.yaml,
+A table of a README stands between ``<!-- table: NAME -->`` and ``<!-- end -->``; NAME is a key of results/tables.yaml,
 which lists the rows, their published numbers and commands, and where in results/ their files are, or names an
 experiment of scripts/experiments, whose records are in results/<experiment>. A row without files says "not run".
 """
 
 import argparse
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -39,7 +40,8 @@ def main() -> None:
         print(markdown(*files_table(args.files)))
     if args.readme:
         old = args.readme.read_text(encoding="utf-8")
-        new = rewrite(old, yaml.safe_load((RESULTS / "tables.yaml").read_text(encoding="utf-8")), RESULTS)
+        tables = yaml.safe_load((RESULTS / "tables.yaml").read_text(encoding="utf-8"))
+        new = rewrite(old, tables, RESULTS, os.path.relpath(RESULTS, args.readme.resolve().parent))
         if args.check and new != old:
             raise UserError(f"{args.readme} does not show what results/ holds: run this without --check")
         if not args.check:
@@ -59,12 +61,13 @@ def files_table(files: list[Path]) -> tuple[list[str], list[list[str]]]:
     return ["run", "network", "input", "iterations", "mIoU %", "pixel accuracy %", "protocol"], rows
 
 
-def rewrite(text: str, tables: dict[str, Any], results: Path) -> str:
-    """``text`` with every marked table made anew."""
+def rewrite(text: str, tables: dict[str, Any], results: Path, link: str = "results") -> str:
+    """``text`` with every marked table made anew; ``link`` leads from its folder to ``results``."""
 
     def table(match: re.Match[str]) -> str:
         spec = lookup(tables, match["name"], "table in results/tables.yaml")
-        return f"<!-- table: {match['name']} -->\n{markdown(*declared_table(spec, results))}\n<!-- end -->"
+        rows = markdown(*declared_table(spec, results)).replace("](results/", f"]({link}/")
+        return f"<!-- table: {match['name']} -->\n{rows}\n<!-- end -->"
 
     return re.sub(r"<!-- table: (?P<name>[\w-]+) -->\n.*?<!-- end -->", table, text, flags=re.DOTALL)
 

@@ -1,5 +1,6 @@
 import importlib.util
 import json
+import re
 
 import pytest
 
@@ -39,5 +40,20 @@ def test_an_unknown_table_is_named(tmp_path):
         results_table.rewrite("<!-- table: u -->\n<!-- end -->", TABLES, tmp_path)
 
 
-def test_the_readme_shows_what_the_results_hold(command):
-    command("scripts/results_table.py", "--readme", "README.md", "--check")
+@pytest.mark.parametrize("readme", ["README.md", "results/README.md"])
+def test_the_readmes_show_what_the_results_hold(command, readme):
+    command("scripts/results_table.py", "--readme", readme, "--check")
+
+
+@pytest.mark.parametrize("readme", ["README.md", "results/README.md"])
+def test_files_that_the_readmes_link_are_there(readme):
+    text = (ROOT / readme).read_text(encoding="utf-8")
+    linked = re.findall(r"\]\((?!https?:)([^)#]+)", text)
+    assert linked
+    assert not [path for path in linked if not (ROOT / readme).parent.joinpath(path).exists()]
+
+
+def test_links_lead_from_the_readmes_own_folder(tmp_path):
+    (tmp_path / "a0.json").write_text('{"miou": 0.5}')
+    text = results_table.rewrite("<!-- table: t -->\n<!-- end -->\n", TABLES, tmp_path, ".")
+    assert "[a0](./a0.json)" in text
