@@ -76,9 +76,10 @@ def test_from_the_command_line(tmp_path):
     content = json.loads((tmp_path / "out/robustness.json").read_text())
     assert list(content["results"]) == ["random", "fixed", "onehot"]
     shown = {name: [r["value"] for r in found if r["name"] == "codes"] for name, found in content["results"].items()}
+    near = ["near 0.1", "near 0.3", "near 1"]
     assert shown == {
-        "random": ["random", "fixed", "shuffled"],
-        "fixed": ["random", "fixed", "shuffled"],
+        "random": ["random", "fixed", "shuffled", *near],
+        "fixed": ["random", "fixed", "shuffled", *near],
         "onehot": ["onehot"],
     }
     for path, records in zip(teachers, content["results"].values(), strict=True):
