@@ -11,15 +11,20 @@ python train_teacher.py "${train[@]}" --label-codes near --code-std 0.1 --save-d
 python train_student.py "${train[@]}" --kd none --save-dir $runs/baseline
 python train_student.py "${train[@]}" --teacher-pretrained $runs/teacher/last.pth --save-dir $runs/student
 
-for run in teacher baseline student; do
-    python eval.py --pretrained $runs/$run/last.pth --json $runs/$run/eval.json > $runs/$run/eval.txt
-done
-mkdir -p $runs/teacher_no_label  # the same teacher, shown a zero plane
-python eval.py --pretrained $runs/teacher/last.pth --no-label --json $runs/teacher_no_label/eval.json \
-    > $runs/teacher_no_label/eval.txt
+score() {  # a network's scores, unless they are younger than it: score RUN FOLDER [flags of eval.py]
+    local file=$runs/$1/last.pth folder=$runs/$2
+    [[ $folder/eval.json -nt $file ]] && return
+    mkdir -p "$folder"
+    python eval.py "$file" --json "$folder/eval.json" "${@:3}" > "$folder/eval.txt"
+}
+score teacher teacher
+score teacher teacher_no_label --no-label  # the same teacher, shown a zero plane
+score baseline baseline
+score student student
 python scripts/results_table.py $runs/{teacher,teacher_no_label,baseline,student}/eval.json | tee $runs/results.md
-python scripts/visualize.py --teacher $runs/teacher/last.pth --student $runs/{baseline,student}/last.pth \
-    --output $runs/grid.png
+[[ $runs/grid.png -nt $runs/student/last.pth ]] ||
+    python scripts/visualize.py --teacher $runs/teacher/last.pth --student $runs/{baseline,student}/last.pth \
+        --output $runs/grid.png
 python - $runs/{student,baseline}/eval.json <<'END'
 import json, sys
 student, baseline = (100 * json.load(open(path))["miou"] for path in sys.argv[1:])
