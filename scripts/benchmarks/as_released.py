@@ -1,0 +1,90 @@
+"""The LAD release's way of training and evaluation, rewritten from a description of it: what ours is timed against.
+
+Labels are float32 ``[B, H, W]`` with -1 for ignored pixels, images float32 with the mean subtracted, networks this
+project's own in PyTorch's default memory layout.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from utils.types import Output
+
+Code = Callable[[int, int], Tensor | float]  # of an image and a class
+Pixels = Callable[[Tensor], Tensor]  # standard normal values like a plane
+
+
+def random_code(image: int, label: int) -> Tensor:
+    return torch.randn(1)
+
+
+def noised_label(
+    target: Tensor, num_classes: int, std: float, code: Code = random_code, pixels: Pixels = torch.randn_like
+) -> Tensor:
+    """A scalar for each image and class, written by a mask each, and noise on every pixel: ``[B, 1, H, W]``."""
+    plane = target.unsqueeze(1).clone()
+    plane[plane == -1] = num_classes
+    for j in range(len(plane)):
+        for k in range(num_classes + 1):
+            plane[j][(plane[j] - k).abs() < 1e-5] = torch.as_tensor(code(j, k), device=plane.device)
+    return (plane + std * pixels(plane)) * 100
+
+
+def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    wide = F.interpolate(logits, target.shape[-2:], mode="bilinear", align_corners=True)
+    return F.cross_entropy(wide, target.long(), ignore_index=-1)
+
+
+def task(output: Output, target: Tensor, aux_weight: float) -> Tensor:
+    return cross_entropy(output.logits, target) + aux_weight * cross_entropy(output.aux[0], target)
+
+
+def cwd(student: Tensor, teacher: Tensor, tau: float = 4.0) -> Tensor:
+    p_t, p_s = ((z.flatten(2) / tau).softmax(2) for z in (teacher.detach(), student))
+    return (p_t * (p_t.log() - p_s.log())).sum() * tau**2 / (student.shape[0] * student.shape[1])
+
+
+def teacher_loss(model: nn.Module, image: Tensor, target: Tensor, planes: tuple[Tensor, Tensor]) -> Tensor:
+    one, two = (model(torch.cat([image, plane], 1)) for plane in planes)
+    consistency = cwd(one.logits, two.logits) + cwd(two.logits, one.logits)
+    return task(one, target, 0.4) + task(two, target, 0.4) + 5 * consistency
+
+
+def student_loss(model: nn.Module, teacher: nn.Module, image: Tensor, target: Tensor, plane: Tensor) -> Tensor:
+    """The student has a fourth channel of zeros; the teacher computes its auxiliary map too."""
+    output = model(torch.cat([image, plane * 0.0], 1))
+    with torch.no_grad():
+        taught = teacher(torch.cat([image, plane], 1))
+    return task(output, target, 0.02) + 3 * cwd(output.logits, taught.logits)
+
+
+class Score:
+    """Sums over images of areas in float32, from full-size logits; the mean over all classes after each image."""
+
+    def __init__(self, num_classes: int) -> None:
+        self.num_classes, self.right, self.labelled = num_classes, 0.0, 0.0
+        self.intersection, self.union = torch.zeros(num_classes), torch.zeros(num_classes)
+
+    def update(self, logits: Tensor, target: Tensor) -> float:
+        # the release's pixel accuracy takes the largest of logits cut to integers
+        self.right += ((logits.long().argmax(1) == target) & (target >= 0)).sum().item()
+        self.labelled += (target >= 0).sum().item()
+        prediction = (logits.argmax(1) + 1) * (target >= 0)
+        common = prediction * (prediction == target + 1)
+        both, predicted, true = (
+            torch.histc(x.float().cpu(), self.num_classes, 1, self.num_classes)
+            for x in (common, prediction, target + 1)
+        )
+        self.intersection += both
+        self.union += predicted + true - both
+        return (self.intersection / (self.union + 2.220446e-16)).mean().item()
+
+
+def evaluate(logits: Tensor, target: Tensor, score: Score) -> float:
+    """The tail of evaluation: logits of each scale (one here) upsampled, summed and divided, then scored."""
+    total = torch.zeros(*logits.shape[:2], *target.shape[-2:], device=logits.device)
+    total += F.interpolate(logits, target.shape[-2:], mode="bilinear", align_corners=True)
+    total /= 1
+    return score.update(total, target)
