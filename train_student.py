@@ -78,7 +78,7 @@ class StudentStep(nn.Module):
     def teach(self, image: Tensor, label: Tensor, draw: Draw | None) -> Output:
         if self.noise is not None:
             draw = draw or Draw(int(torch.randint(2**62, ())))
-            image = torch.cat([image, self.noise(label, draw, dtype=image.dtype)], 1)
+            image = self.noise.beside(image, label, draw)
         return self.teacher(image, with_aux=self.teacher_aux)
 
 

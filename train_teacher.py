@@ -59,9 +59,7 @@ class TeacherStep(nn.Module):
         Without a ``draw`` the noise follows torch's global random state. valid: of ``TaskLoss``.
         """
         draw = draw or Draw(int(torch.randint(2**62, ())))
-        outputs = [
-            self.model(torch.cat([image, self.noise(label, draw, path, image.dtype)], 1)) for path in range(self.paths)
-        ]
+        outputs = [self.model(self.noise.beside(image, label, draw, path)) for path in range(self.paths)]
         terms = {f"task{p}": self.task(z, label, valid)["task"] for p, z in enumerate(outputs, 1)}
         loss = sum(terms.values())
         if self.consistency is not None:

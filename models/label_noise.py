@@ -23,7 +23,7 @@ def fixed_table(num_classes: int, **kind: object) -> Tensor:
 
 def _random(table: Tensor, batch: int, draw: Draw, stream: int, code_std: float) -> Tensor:
     """A code ~ N(0, 1) per image and class: the teacher phase."""
-    return draw.normal((batch, len(table)), stream, table.device, table.dtype)
+    return draw.normal(table.new_empty(batch, len(table)), stream)
 
 
 def _fixed(table: Tensor, batch: int, draw: Draw, stream: int, code_std: float) -> Tensor:
@@ -62,20 +62,25 @@ CODES: dict[str, Callable[[Tensor, int, Draw, int, float], Tensor]] = {
 }
 
 
-def noised_plane(label: Tensor, codes: Tensor, noise: Tensor, pixel_std: float, scale: float) -> Tensor:
-    """``scale * (code of each pixel's class + pixel_std * noise)``.
+def noised_plane(
+    label: Tensor, codes: Tensor, noise: Tensor, pixel_std: float, scale: float, out: Tensor | None = None
+) -> Tensor:
+    """``scale * (code of each pixel's class + pixel_std * noise)``, in ``out`` where given, which may be ``noise``.
 
     label: integer ``[B, H, W]``, classes 0..K-1 or the ignore index, which is class K here.
     codes: ``[B, K + 1]``, or ``[B, P, K + 1]`` of several planes. noise: standard normal, as many values as the result,
     ``[B, P, H, W]`` in the type of ``codes``.
     """
-    ignore_class = codes.shape[-1] - 1
-    codes = codes.reshape(len(label), -1, ignore_class + 1)
+    codes = codes.reshape(len(label), -1, codes.shape[-1])
     # every id from K on is the ignore class: a longer table is cheaper than clamping the ids
-    above = codes[..., -1:].expand(-1, -1, IGNORE_INDEX - ignore_class)
-    index = label.long().flatten(1)[:, None].expand(-1, codes.shape[1], -1)
-    planes = torch.cat([codes, above], 2).gather(2, index).unflatten(2, label.shape[1:])
-    return planes.add_(noise.view_as(planes), alpha=pixel_std).mul_(scale)
+    table = torch.cat([codes, codes[..., -1:].expand(-1, -1, IGNORE_INDEX + 1 - codes.shape[-1])], 2)
+    noise = noise.view(*table.shape[:2], *label.shape[1:])
+    out = torch.empty_like(noise) if out is None else out
+    # image by image: temporaries that stay in the processor's cache
+    for planes, values, code, ids in zip(out, noise, table, label, strict=True):
+        chosen = code.index_select(1, ids.flatten().int()).view_as(planes)
+        torch.add(chosen, values, alpha=pixel_std, out=planes).mul_(scale)
+    return out
 
 
 class LabelNoise(nn.Module):
@@ -104,10 +109,21 @@ class LabelNoise(nn.Module):
         self.register_buffer("table", fixed_table(num_classes, dtype=torch.float64), persistent=False)
         self.planes = self.draw_codes(self.table, 1, Draw(0), 0, 0.0).numel() // (num_classes + 1)
 
-    def forward(self, label: Tensor, draw: Draw, path: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-        """``label [B, H, W] -> [B, planes, H, W]``; each ``path`` of one ``draw`` is an independent noise."""
-        table = self.table.to(dtype)
-        codes = self.draw_codes(table, len(label), draw, 2 * path, self.code_std)
-        shape = len(label), self.planes, *label.shape[1:]
-        noise = draw.normal(shape, 2 * path + 1, label.device, dtype)
-        return noised_plane(label, codes, noise, self.pixel_std, self.scale)
+    def forward(self, label: Tensor, draw: Draw, path: int = 0) -> Tensor:
+        """``label [B, H, W] -> [B, planes, H, W]``, float32; each ``path`` of one ``draw`` is an independent noise."""
+        return self._write(
+            torch.empty(len(label), self.planes, *label.shape[1:], device=label.device), label, draw, path
+        )
+
+    def beside(self, image: Tensor, label: Tensor, draw: Draw, path: int = 0) -> Tensor:
+        """``image [B, C, H, W]`` with the planes behind its channels, each written once: no concatenation."""
+        channels = image.shape[1]
+        x = image.new_empty(len(image), channels + self.planes, *image.shape[2:])
+        x[:, :channels] = image
+        self._write(x[:, channels:], label, draw, path)
+        return x
+
+    def _write(self, planes: Tensor, label: Tensor, draw: Draw, path: int) -> Tensor:
+        codes = self.draw_codes(self.table.to(planes.dtype), len(label), draw, 2 * path, self.code_std)
+        noise = draw.normal(planes, 2 * path + 1)
+        return noised_plane(label, codes, noise, self.pixel_std, self.scale, out=noise)

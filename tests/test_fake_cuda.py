@@ -28,8 +28,8 @@ NEED_A_DRIVER = ("adv", "cirkd2")  # a backward pass inside the forward pass; as
 def cuda(monkeypatch):
     """Tensors are made on a pretended GPU; its random generators would need a driver."""
 
-    def normal(self, shape, stream, device, dtype):
-        return torch.randn(shape, device=device, dtype=dtype)
+    def normal(self, values, stream):
+        return values.copy_(torch.randn_like(values))
 
     monkeypatch.setattr(Draw, "normal", normal)
     monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)  # else autocast is off

@@ -29,8 +29,8 @@ class Planes(nn.Module):
         super().__init__()
         self.given = planes
 
-    def forward(self, label, draw, path=0, dtype=torch.float32):
-        return self.given[path].to(dtype).unsqueeze(1)
+    def beside(self, image, label, draw, path=0):
+        return torch.cat([image, self.given[path].to(image.dtype).unsqueeze(1)], 1)
 
 
 @pytest.fixture(scope="module")

@@ -55,10 +55,10 @@ class Draw(NamedTuple):
     first: int = 0
     total: int | None = None  # size of the global batch; no draw depends on it
 
-    def normal(self, shape: tuple[int, ...], stream: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-        """Standard normal values ``[B, ...]`` of the given shape; ``stream`` numbers independent draws of one batch."""
-        generator, values = torch.Generator(device), torch.empty(shape, device=device, dtype=dtype)
-        for b in range(shape[0]):
+    def normal(self, values: Tensor, stream: int) -> Tensor:
+        """Fill ``values [B, ...]`` with standard normal ones; ``stream`` numbers independent draws of one batch."""
+        generator = torch.Generator(values.device)
+        for b, row in enumerate(values):
             generator.manual_seed(self.seed + stream + ROW * (self.first + b))
-            values[b].normal_(generator=generator)
+            row.normal_(generator=generator)
         return values

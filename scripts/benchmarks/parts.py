@@ -29,7 +29,7 @@ def drawn(noise: LabelNoise, label: Tensor, draw: Draw, path: int) -> tuple[as_r
     """The codes and the pixel noise that ``noise`` draws, for the release's way of using them."""
     table = noise.table.to(label.device, torch.float32)
     codes = noise.draw_codes(table, len(label), draw, 2 * path, 0.0)
-    return lambda j, k: codes[j, k], lambda plane: draw.normal(plane.shape, 2 * path + 1, plane.device, plane.dtype)
+    return lambda j, k: codes[j, k], lambda plane: draw.normal(plane.clone(), 2 * path + 1)
 
 
 def noising(num_classes: int, config: BenchmarkConfig, device: torch.device) -> Comparison:
@@ -42,10 +42,10 @@ def noising(num_classes: int, config: BenchmarkConfig, device: torch.device) -> 
         return torch.cat([image, as_released.noised_label(target, num_classes, 0.03, *source)], 1)
 
     def table(i: int) -> Tensor:
-        return torch.cat([image, noise(label, Draw(i))], 1)
+        return noise.beside(image, label, Draw(i))
 
     check = {"largest difference": float((loop(0, *drawn(noise, label, Draw(0), 0)) - table(0)).abs().max())}
-    ways = {"as released: a mask for each image and class": loop, "ours: table look-up": table}
+    ways = {"as released: a mask for each image and class": loop, "ours: table look-up, written in place": table}
     what = f"label plane of 16 images and their concatenation, 512x512, {num_classes} classes"
     return Comparison(what, medians(ways, config.rounds, 1, device), check)
 
