@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from utils.bilinear import neighbours
 from utils.types import IGNORE_INDEX, full_precision
 
 ROWS = 16  # of the label at a time
@@ -20,10 +21,8 @@ class _Strips(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits: Tensor, label: Tensor, align_corners: bool, smoothing: float) -> Tensor:
         (batch, classes, h, w), (height, width) = logits.shape, label.shape[-2:]
-        at = torch.arange(height, device=logits.device, dtype=torch.float64)
-        at = at * ((h - 1) / max(height - 1, 1)) if align_corners else ((at + 0.5) * (h / height) - 0.5).clamp_(min=0)
-        low = at.long().clamp_(max=h - 1)
-        high, share = (low + 1).clamp_(max=h - 1), (at - low).to(logits.dtype).view(-1, 1)
+        low, high, share = neighbours(height, h, align_corners, logits)
+        share = share.view(-1, 1)
         logits = logits.contiguous(memory_format=torch.channels_last)
         columns = None
         if torch.are_deterministic_algorithms_enabled():

@@ -109,6 +109,18 @@ def test_banded_argmax_is_the_argmax_of_the_upsampled_logits(align_corners, low,
         assert torch.equal(upsampled_argmax(logits, size, align_corners, rows), expected)
 
 
+def test_banded_argmax_of_smooth_logits():
+    """Most pixels lie between neighbours of one class and are not mixed; a class that is never first at a neighbour."""
+    coarse = torch.randn(2, 21, 3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    logits = nn.functional.interpolate(coarse, (24, 31), mode="bicubic")
+    logits[:, 0, :, 9], logits[:, 0, :, 10] = 3 * logits.amax(1)[..., 9], -3 * logits.amax(1)[..., 10]
+    logits[:, 1, :, 10], logits[:, 1, :, 9] = 3 * logits.amax(1)[..., 10], -3 * logits.amax(1)[..., 9]
+    logits[:, 2, :, 9:11] = 0.9 * logits.amax(1)[..., 9:11]
+    expected = nn.functional.interpolate(logits, (190, 250), mode="bilinear", align_corners=True).argmax(1)
+    assert (expected[:, :, 72:80] == 2).any()
+    assert torch.equal(upsampled_argmax(logits, (190, 250), True), expected)
+
+
 def test_classes_are_the_argmax_of_the_logits(model):
     x = image(101, 77)
     for options in ({}, {"flip": True}, {"scales": (0.5, 1.0)}, {"window": (64, 64)}):

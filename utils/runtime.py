@@ -112,6 +112,7 @@ def start(settings: Any, timeout_minutes: float = 30) -> Iterator[Runtime]:
     Raises:
         UserError: cuda asked for and not there, or more processes on this host than GPUs.
     """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # huge pages: else Linux clears large tensors slowly
     options = {key: getattr(settings, key) for key in OPTIONS if hasattr(settings, key)}
     if options.get("channels_last") is None:
         options["channels_last"] = True
