@@ -1,6 +1,5 @@
 """The training loop of both scripts: SGD, polynomial decay, logs, validation, checkpoints, resume."""
 
-import math
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -16,10 +15,10 @@ from utils.config import TrainConfig, save_yaml
 from utils.distributed import broadcast_statistics
 from utils.errors import UserError
 from utils.evaluate import Predictor, evaluate
-from utils.guards import STOPPED_STATUS, FiniteWatch, NotFinite, StopRequest
+from utils.guards import STOPPED_STATUS, FiniteWatch, NotFinite, StopRequest, forward
 from utils.loader import train_batches
 from utils.logger import RunLogger, environment
-from utils.metrics import Metrics
+from utils.metrics import Metrics, or_none
 from utils.pixels import CONVENTIONS
 from utils.runs import Run, clear, plain
 from utils.runtime import Runtime
@@ -98,9 +97,9 @@ def fit(
         broadcast_statistics(step)
         # label noise of eval.py's default seed: the same for every run, so that seeds of training are comparable
         result = evaluate(predict, data.val, card["num_classes"], runtime, config.workers)
-        scores = {"miou": _or_none(result.miou()), "pixel_accuracy": _or_none(result.pixel_accuracy)}
+        scores = {"miou": or_none(result.miou()), "pixel_accuracy": or_none(result.pixel_accuracy)}
         names = card["class_names"]
-        per_class = {f"iou/{name}": _or_none(v) for name, v in zip(names, result.iou.tolist(), strict=True)}
+        per_class = {f"iou/{name}": or_none(v) for name, v in zip(names, result.iou.tolist(), strict=True)}
         logger.scalars("val", scores, iteration)
         logger.record({"event": "val_iou", "iteration": iteration, **per_class})
         if runtime.is_main:
@@ -128,7 +127,7 @@ def fit(
             waits = part + 1 < parts and wrapped is not step
             with wrapped.no_sync() if waits else nullcontext():
                 with runtime.autocast():
-                    terms = _forward(wrapped, convention.normalize(x), y.long(), draw, valid)
+                    terms = forward(wrapped, convention.normalize(x), y.long(), draw, valid)
                 scaler.scale(terms["loss"] / parts).backward()
             means = {name: means.get(name, 0) + term.detach() / parts for name, term in terms.items()}
         return means
@@ -191,22 +190,6 @@ def train_mode(module: nn.Module, freeze_bn: bool) -> None:
         for part in module.modules():
             if isinstance(part, _BatchNorm):
                 part.eval()
-
-
-def _forward(step: nn.Module, image: Tensor, label: Tensor, draw: Draw, valid: Tensor) -> dict[str, Tensor]:
-    try:
-        return step(image, label, draw, valid)
-    except ValueError as error:
-        if "more than 1 value per channel" not in str(error):
-            raise
-        raise UserError(
-            f"BatchNorm sees one value per channel: this network pools to a 1x1 map, which needs at least 2 images a "
-            f"process (here {len(image)}); raise --batch-size, use fewer processes, or --freeze-bn"
-        ) from error
-
-
-def _or_none(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def _percent(value: float | None) -> str:

@@ -66,8 +66,8 @@ class Predictor:
         x = self.convention.normalize(image)
         if self.noise is None:
             return x
-        planes = [self.noise(y[None], draw) for y, draw in zip(label, draws, strict=True)]
-        return torch.cat([x, torch.cat(planes)], 1)
+        rows = zip(x.split(1), label.split(1), draws, strict=True)
+        return torch.cat([self.noise.beside(*row) for row in rows])
 
     def _view(self, x: Tensor, scale: float) -> Tensor:
         size = x.shape[-2:]

@@ -1,4 +1,4 @@
-"""What watches over a training loop: losses that are not finite, signals that ask it to stop."""
+"""What watches over a training loop: losses that are not finite, batches too small, signals that ask it to stop."""
 
 import math
 import signal
@@ -6,10 +6,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from utils.errors import UserError
 from utils.runtime import Runtime
+from utils.types import Draw
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 STOP_SECONDS = 1.0  # between two looks at the signals of all processes
@@ -18,6 +19,23 @@ STOPPED_STATUS = 3  # exit status of a run that a signal stopped after saving it
 
 class NotFinite(UserError):
     """The weights are lost; nothing may be saved."""
+
+
+def forward(step: nn.Module, image: Tensor, label: Tensor, draw: Draw, valid: Tensor) -> dict[str, Tensor]:
+    """One forward pass of a step.
+
+    Raises:
+        UserError: BatchNorm on a single value.
+    """
+    try:
+        return step(image, label, draw, valid)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise UserError(
+            f"BatchNorm sees one value per channel: this network pools to a 1x1 map, which needs at least 2 images a "
+            f"process (here {len(image)}); raise --batch-size, use fewer processes, or --freeze-bn"
+        ) from error
 
 
 class FiniteWatch:

@@ -66,8 +66,8 @@ class Metrics:
         """Plain values for JSON; a score that is not defined is null."""
         iou = {name: None if np.isnan(value) else float(value) for name, value in zip(names, self.iou, strict=True)}
         return {
-            "miou": _or_none(self.miou(absent_as_zero)),
-            "pixel_accuracy": _or_none(self.pixel_accuracy),
+            "miou": or_none(self.miou(absent_as_zero)),
+            "pixel_accuracy": or_none(self.pixel_accuracy),
             "iou": iou,
             "absent": [names[k] for k in self.absent],
             "absent_as_zero": absent_as_zero,
@@ -86,5 +86,5 @@ class Metrics:
         return "\n".join([f"{'class':<{width}}  {'IoU %':>6}  {'labelled px':>14}", *rows])
 
 
-def _or_none(value: float) -> float | None:
+def or_none(value: float) -> float | None:
     return None if np.isnan(value) else value
