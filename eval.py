@@ -44,7 +44,7 @@ class EvalConfig:
     label_codes: str = option("", "label codes an assisted teacher is shown (default: those it was trained with)")
     label_std: float | None = option(None, "pixel noise it is shown (default: what it was trained with)", minimum=0)
     code_std: float | None = option(None, "of codes 'near' (default: what it was trained with)", minimum=0)
-    no_label: bool = option(False, "show an assisted teacher a zero plane: what does it know without its label?")
+    without_label: bool = option(False, "show an assisted teacher a zero plane: what does it know without its label?")
     save_pred: str = option("", "folder for predictions as palette PNG")
     blend: str = option("", "folder for predictions over the images")
     submission: bool = option(False, "write them as grey PNG in the data set's official ids instead")
@@ -64,12 +64,12 @@ def load(config: EvalConfig) -> Loaded:
     """
     asked = {"codes": config.label_codes or None, "pixel_std": config.label_std, "code_std": config.code_std}
     asked = {key: value for key, value in asked.items() if value is not None}
-    if config.no_label:
+    if config.without_label:
         asked["scale"] = 0.0
     loaded = from_checkpoint(config.pretrained, assisted=bool(asked))
     if asked and not loaded.card["label_noise"]:
         raise UserError(
-            f"--label-codes, --label-std, --code-std and --no-label: {config.pretrained} sees the image only"
+            f"--label-codes, --label-std, --code-std and --without-label: {config.pretrained} sees the image only"
         )
     if asked:
         loaded.card["label_noise"] |= asked
@@ -81,7 +81,7 @@ def protocol(config: EvalConfig, amp: str, assisted: bool) -> str:
     scales = "single scale" if config.scales == (1.0,) else f"scales {' '.join(map(str, config.scales))} (mean logits)"
     view = f"window {config.window[0]}x{config.window[1]}" if config.window else "whole image"
     parts = [scales, view, "flip" * config.flip, amp * (amp != "none"), "LABEL-ASSISTED" * assisted]
-    parts += ["zero label plane" * config.no_label]
+    parts += ["zero label plane" * config.without_label]
     return ", ".join(filter(None, parts))
 
 

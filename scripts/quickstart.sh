@@ -18,7 +18,7 @@ score() {  # a network's scores, unless they are younger than it: score RUN FOLD
     python eval.py "$file" --json "$folder/eval.json" "${@:3}" > "$folder/eval.txt"
 }
 score teacher teacher
-score teacher teacher_no_label --no-label  # the same teacher, shown a zero plane
+score teacher teacher_no_label --without-label  # the same teacher, shown a zero plane
 score baseline baseline
 score student student
 python scripts/results_table.py $runs/{teacher,teacher_no_label,baseline,student}/eval.json | tee $runs/results.md

@@ -71,8 +71,11 @@ def test_a_teacher_may_be_shown_other_codes(runs, tmp_path):
     assert confusion(*fixed) == confusion(*fixed, "--seed", "3")
     assert confusion() != confusion(*fixed)
     assert confusion() != confusion("--seed", "3")
-    with pytest.raises(UserError, match="sees the image only"):
-        score(runs, tmp_path, "student", "--label-codes", "fixed")
+    assert confusion("--without-label") == confusion("--without-label", "--seed", "3") != confusion(*fixed)
+    assert "zero label plane" in score(runs, tmp_path, "untrained", "--without-label")["protocol"]
+    for flags in (["--label-codes", "fixed"], ["--without-label"]):
+        with pytest.raises(UserError, match="sees the image only"):
+            score(runs, tmp_path, "student", *flags)
 
 
 def test_a_teacher_with_one_hot_planes(runs, tmp_path):
