@@ -18,13 +18,13 @@ from PIL import Image
 
 from datasets import build_dataset, dataset_spec, variant
 from datasets.base import DatasetSpec, SegmentationDataset
-from models.loading import Loaded, from_checkpoint
-from utils.config import option, parse_flags
+from models.checkpoints.loading import Loaded, from_checkpoint
+from utils.colors import colorize
 from utils.errors import UserError, run_main
-from utils.evaluate import Predictor, evaluate
+from utils.options import option, parse_flags
 from utils.pixels import CONVENTIONS
-from utils.runtime import start
-from utils.visualize import colorize
+from utils.training.evaluation import Predictor, evaluate
+from utils.training.runtime import start
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ Settings: default < recipe < flag. The run goes to --save-dir: last.pth, best.pt
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -18,14 +19,16 @@ from datasets.base import DatasetSpec
 from losses import WeightedLosses, build_kd, parse_losses
 from losses.task import TaskLoss
 from models import build_model
-from models.base_weights import implied_settings
+from models.checkpoints.imagenet import implied_settings
+from models.checkpoints.loading import begin, from_checkpoint
 from models.label_noise import LabelNoise
-from models.loading import begin, from_checkpoint
 from models.segmentor import Segmentor
-from utils.config import StudentConfig, parse
 from utils.errors import UserError, run_main
-from utils.training import train
+from utils.training.configuration import StudentConfig, parse
+from utils.training.script import train
 from utils.types import Draw, Output
+
+RECIPES = Path(__file__).resolve().parent / "scripts" / "recipes"
 
 
 class StudentStep(nn.Module):
@@ -120,7 +123,7 @@ def build(config: StudentConfig, spec: DatasetSpec) -> tuple[StudentStep, None]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    config = parse(StudentConfig, "student", __doc__, argv, implied_settings)
+    config = parse(StudentConfig, "student", __doc__, RECIPES, argv, implied_settings)
     train(config, train_and_val, build, begin)
 
 

@@ -8,6 +8,7 @@ Its mIoU is that of a network that reads the label: it measures the teacher, not
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -18,15 +19,17 @@ from losses import WeightedLosses, build_kd
 from losses.consistency import Consistency
 from losses.task import TaskLoss
 from models import build_model
-from models.base_weights import implied_settings
+from models.checkpoints.imagenet import implied_settings
+from models.checkpoints.loading import begin
 from models.label_noise import LabelNoise
-from models.loading import begin
 from models.segmentor import Segmentor
-from utils.config import TeacherConfig, parse
 from utils.errors import run_main
 from utils.pixels import CONVENTIONS
-from utils.training import train
+from utils.training.configuration import TeacherConfig, parse
+from utils.training.script import train
 from utils.types import Draw
+
+RECIPES = Path(__file__).resolve().parent / "scripts" / "recipes"
 
 
 class TeacherStep(nn.Module):
@@ -81,7 +84,7 @@ def build(config: TeacherConfig, spec: DatasetSpec) -> tuple[TeacherStep, LabelN
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    config = parse(TeacherConfig, "teacher", __doc__, argv, implied_settings)
+    config = parse(TeacherConfig, "teacher", __doc__, RECIPES, argv, implied_settings)
     train(config, train_and_val, build, begin)
 
 

@@ -14,9 +14,9 @@ from datasets.folder import folder_spec
 from datasets.toy import TOY
 from datasets.transforms import AUGMENTATIONS
 from datasets.voc import VOC
-from utils.config import TrainConfig
 from utils.errors import UserError, lookup
 from utils.pixels import CONVENTIONS
+from utils.training.configuration import TrainConfig
 
 # A data set that describes itself by files in its root is a function of the root.
 DATASETS: dict[str, DatasetSpec | Callable[[Path], DatasetSpec]] = {

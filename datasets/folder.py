@@ -16,7 +16,7 @@ too, is then read by its colours. Alpha is not looked at.
 colors: {road: [128, 64, 128], sky: [70, 130, 180], car: [[0, 0, 142], [0, 0, 70]]}
 ignore: [[0, 0, 0]]                    # optional: colours without a class; none otherwise
 
-``scripts/describe_folder.py`` writes such a file from what it finds in a folder.
+``scripts/data/describe_folder.py`` writes such a file from what it finds in a folder.
 """
 
 from collections.abc import Callable
@@ -135,7 +135,7 @@ def _read(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(
             f"{path} is missing: it names the classes and folders; "
-            f"'python scripts/describe_folder.py --data {path.parent}' writes one to correct"
+            f"'python scripts/data/describe_folder.py --data {path.parent}' writes one to correct"
         ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is no plain yaml: {' '.join(str(error).split())}") from error

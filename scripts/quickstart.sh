@@ -21,9 +21,9 @@ score teacher teacher
 score teacher teacher_no_label --without-label  # the same teacher, shown a zero plane
 score baseline baseline
 score student student
-python scripts/results_table.py $runs/{teacher,teacher_no_label,baseline,student}/eval.json | tee $runs/results.md
+python scripts/study/results_table.py $runs/{teacher,teacher_no_label,baseline,student}/eval.json | tee $runs/results.md
 [[ $runs/grid.png -nt $runs/student/last.pth ]] ||
-    python scripts/visualize.py --teacher $runs/teacher/last.pth --student $runs/{baseline,student}/last.pth \
+    python scripts/study/visualize.py --teacher $runs/teacher/last.pth --student $runs/{baseline,student}/last.pth \
         --output $runs/grid.png
 python - $runs/{student,baseline}/eval.json <<'END'
 import json, sys

@@ -6,10 +6,10 @@ import torch
 
 from datasets.toy import TOY
 from models import build_model
+from models.checkpoints.loading import make_card
 from models.label_noise import LabelNoise
-from models.loading import make_card
 from utils import checkpoint
-from utils.config import TeacherConfig
+from utils.training.configuration import TeacherConfig
 
 
 def write_checkpoint(path: Path, arch: str = "fcn", codes: str = "", **changes: object) -> str:

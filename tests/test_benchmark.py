@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from models.label_noise import LabelNoise
-from scripts.benchmarks import as_released
-from scripts.benchmarks.parts import drawn, label_maps, signed
-from utils.evaluate import upsampled_argmax
-from utils.metrics import Metrics, confusion_matrix
+from scripts.study.benchmarks import as_released
+from scripts.study.benchmarks.parts import drawn, label_maps, signed
+from utils.training.evaluation import upsampled_argmax
+from utils.training.metrics import Metrics, confusion_matrix
 from utils.types import Draw
 
 

@@ -12,7 +12,7 @@ import pytest
 from datasets import dataset_spec
 from tests.trees import TREES, label, picture
 
-SCRIPT = Path(__file__).parent.parent / "scripts/check_data.py"
+SCRIPT = Path(__file__).parent.parent / "scripts/data/check_data.py"
 
 
 def check(monkeypatch, tmp_path, *flags):

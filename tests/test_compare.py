@@ -9,12 +9,12 @@ import yaml
 from PIL import Image
 
 from datasets import build_dataset
-from scripts import compare
-from scripts.analysis import charts, gained_lost
-from scripts.analysis.paired import align, bootstrap
-from scripts.analysis.runs import miou, read_groups
+from scripts.study import compare
+from scripts.study.analysis import charts, gained_lost
+from scripts.study.analysis.paired import align, bootstrap
+from scripts.study.analysis.runs import miou, read_groups
 from utils.errors import UserError
-from utils.metrics import Metrics
+from utils.training.metrics import Metrics
 
 NAMES = [f"{i:04}" for i in range(30)]
 

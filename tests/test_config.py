@@ -3,9 +3,10 @@ import dataclasses
 import pytest
 import yaml
 
-from utils import config
-from utils.config import StudentConfig, TeacherConfig, load_recipe, parse, save_yaml
+from train_student import RECIPES
 from utils.errors import UserError
+from utils.training import configuration as config
+from utils.training.configuration import StudentConfig, TeacherConfig, load_recipe, parse, save_yaml
 
 
 @pytest.fixture
@@ -20,31 +21,31 @@ def recipe(tmp_path):
 
 def test_flag_over_recipe_over_default(recipe):
     path = recipe("lr: 0.5\nmomentum: 0.1\n")
-    settings = parse(TeacherConfig, "teacher", "", ["--recipe", path, "--lr", "0.25"])
+    settings = parse(TeacherConfig, "teacher", "", RECIPES, ["--recipe", path, "--lr", "0.25"])
     assert (settings.lr, settings.momentum, settings.power) == (0.25, 0.1, 0.9)
 
 
 def test_a_key_may_be_for_one_role(recipe):
     path = recipe("lr: 1\nstudent.lr: 2\nbaseline.lr: 3\nteacher.aux_weight: 0.4\nkd: cwd=3\n")
-    assert parse(TeacherConfig, "teacher", "", ["--recipe", path]).lr == 1
-    assert parse(TeacherConfig, "teacher", "", ["--recipe", path]).aux_weight == 0.4
-    student = parse(StudentConfig, "student", "", ["--recipe", path])
+    assert parse(TeacherConfig, "teacher", "", RECIPES, ["--recipe", path]).lr == 1
+    assert parse(TeacherConfig, "teacher", "", RECIPES, ["--recipe", path]).aux_weight == 0.4
+    student = parse(StudentConfig, "student", "", RECIPES, ["--recipe", path])
     assert (student.lr, student.kd, student.aux_weight) == (2, "cwd=3", None)
-    assert parse(StudentConfig, "student", "", ["--recipe", path, "--kd", "none"]).lr == 3
+    assert parse(StudentConfig, "student", "", RECIPES, ["--recipe", path, "--kd", "none"]).lr == 3
 
 
 def test_a_key_may_be_for_one_method(recipe):
     path = recipe("lr: 1\nstudent.kd: cwd=3\nkd.skd: skd=10\nkd.at: at=2\nlr.at: 3\n")
 
     def student(method, *flags):
-        settings = parse(StudentConfig, "student", "", ["--recipe", path + method, *flags])
+        settings = parse(StudentConfig, "student", "", RECIPES, ["--recipe", path + method, *flags])
         return settings.kd, settings.lr
 
     assert student("") == ("cwd=3", 1)
     assert student(":skd") == ("skd=10", 1)
     assert student(":at") == ("at=2", 3)
     assert student(":at", "--kd", "none") == ("none", 3)
-    assert parse(TeacherConfig, "teacher", "", ["--recipe", f"{path}:at"]).lr == 3
+    assert parse(TeacherConfig, "teacher", "", RECIPES, ["--recipe", f"{path}:at"]).lr == 3
     with pytest.raises(UserError, match=r"unknown method of .* 'sdk'; did you mean 'skd'\? \(choices: skd, at\)"):
         student(":sdk")
 
@@ -73,19 +74,19 @@ def test_a_key_may_be_for_one_method(recipe):
 )
 def test_a_bad_recipe_is_explained(recipe, text, message):
     with pytest.raises(UserError, match=message):
-        parse(TeacherConfig, "teacher", "", ["--recipe", recipe(text)])
+        parse(TeacherConfig, "teacher", "", RECIPES, ["--recipe", recipe(text)])
 
 
 def test_numbers_yaml_reads_as_text(recipe):
-    assert load_recipe(recipe("weight_decay: 1e-4"), "teacher") == {"weight_decay": 1e-4}
+    assert load_recipe(recipe("weight_decay: 1e-4"), "teacher", RECIPES) == {"weight_decay": 1e-4}
 
 
 def test_what_only_the_user_can_give_is_asked_for(recipe):
     path = recipe('student.pretrained: "?"')
     with pytest.raises(UserError, match="needs --pretrained: checkpoint to start"):
-        parse(StudentConfig, "student", "", ["--recipe", path])
-    assert parse(StudentConfig, "student", "", ["--recipe", path, "--pretrained", "x.pth"]).pretrained == "x.pth"
-    assert parse(TeacherConfig, "teacher", "", ["--recipe", path]).pretrained == ""
+        parse(StudentConfig, "student", "", RECIPES, ["--recipe", path])
+    assert parse(StudentConfig, "student", "", RECIPES, ["--recipe", path, "--pretrained", "x.pth"]).pretrained == "x.pth"
+    assert parse(TeacherConfig, "teacher", "", RECIPES, ["--recipe", path]).pretrained == ""
 
 
 @pytest.mark.parametrize(
@@ -100,17 +101,17 @@ def test_what_only_the_user_can_give_is_asked_for(recipe):
 )
 def test_a_bad_flag_is_explained(argv, message):
     with pytest.raises(UserError, match=message):
-        parse(TeacherConfig, "teacher", "", argv)
+        parse(TeacherConfig, "teacher", "", RECIPES, argv)
 
 
 def test_old_launchers_local_rank_is_accepted():
-    parse(TeacherConfig, "teacher", "", ["--local-rank", "0", "--local_rank=1"])
+    parse(TeacherConfig, "teacher", "", RECIPES, ["--local-rank", "0", "--local_rank=1"])
 
 
 def test_the_saved_settings_are_a_recipe(tmp_path):
-    settings = parse(StudentConfig, "student", "", ["--kd", "cwd=3", "--crop-size", "64", "96", "--lr", "0.3"])
+    settings = parse(StudentConfig, "student", "", RECIPES, ["--kd", "cwd=3", "--crop-size", "64", "96", "--lr", "0.3"])
     save_yaml(settings, tmp_path / "config.yaml")
-    again = parse(StudentConfig, "student", "", ["--recipe", str(tmp_path / "config.yaml")])
+    again = parse(StudentConfig, "student", "", RECIPES, ["--recipe", str(tmp_path / "config.yaml")])
     assert dataclasses.replace(again, recipe="") == settings
 
 
@@ -166,11 +167,11 @@ NAMES = [
 @pytest.mark.parametrize(("role", "flags", "name"), NAMES)
 def test_runs_are_called_by_what_differs(role, flags, name):
     config_class = {"teacher": TeacherConfig, "student": StudentConfig}[role]
-    assert parse(config_class, role, "", flags).save_dir == f"runs/{name}"
-    assert parse(config_class, role, "", [*flags, "--save-dir", "here"]).save_dir == "here"
+    assert parse(config_class, role, "", RECIPES, flags).save_dir == f"runs/{name}"
+    assert parse(config_class, role, "", RECIPES, [*flags, "--save-dir", "here"]).save_dir == "here"
 
 
-@pytest.mark.parametrize("path", sorted(config.RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
 @pytest.mark.parametrize("role", config.ROLES)
 def test_every_shipped_recipe_is_valid(path, role):
-    assert load_recipe(str(path), role)["dataset"] in yaml.safe_load(path.read_text()).values()
+    assert load_recipe(str(path), role, RECIPES)["dataset"] in yaml.safe_load(path.read_text()).values()

@@ -12,7 +12,7 @@ from tests.conftest import TINY
 from train_teacher import TeacherStep
 from utils import checkpoint
 from utils.pixels import CONVENTIONS
-from utils.runtime import Runtime
+from utils.training.runtime import Runtime
 from utils.types import Draw, valid_pixels
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")

@@ -15,11 +15,11 @@ import train_teacher
 from datasets.base import TrainStream
 from tests.conftest import TINY
 from utils import checkpoint, engine
-from utils.config import TeacherConfig
 from utils.errors import UserError
-from utils.guards import STOPPED_STATUS
-from utils.runs import open_run
-from utils.runtime import Runtime
+from utils.training.configuration import TeacherConfig
+from utils.training.guards import STOPPED_STATUS
+from utils.training.runs import open_run
+from utils.training.runtime import Runtime
 
 KD = ["--kd", "cwd=3,kd=1,dist=1"]
 

@@ -6,9 +6,9 @@ from torch import nn
 from datasets import build_dataset
 from models import build_model
 from models.label_noise import LabelNoise
-from utils.evaluate import Predictor, evaluate, upsampled_argmax
 from utils.pixels import CONVENTIONS
-from utils.runtime import Runtime
+from utils.training.evaluation import Predictor, evaluate, upsampled_argmax
+from utils.training.runtime import Runtime
 from utils.types import Draw
 
 BGR = CONVENTIONS["bgr_mean"]

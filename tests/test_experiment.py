@@ -14,16 +14,17 @@ import pytest
 import yaml
 
 from scripts import experiment, experiment_figure
-from scripts.analysis.runs import read_run
-from scripts.experiment import RunnerConfig, plan, prepare
-from scripts.experiments.definition import EXPERIMENTS, Origin, read_experiment
-from scripts.experiments.dial import dial_points, draw_dial
-from scripts.experiments.jobs import Job, Stop, execute
-from scripts.experiments.tables import gains, read_records, students, summary, teachers, training_minutes
+from scripts.study.analysis.runs import read_run
+from scripts.study.experiment import RunnerConfig, plan, prepare
+from scripts.study.experiments.definition import EXPERIMENTS, Origin, read_experiment
+from scripts.study.experiments.dial import dial_points, draw_dial
+from scripts.study.experiments.jobs import Job, Stop, execute
+from scripts.study.experiments.tables import gains, read_records, students, summary, teachers, training_minutes
 from tests.conftest import ENVIRONMENT, ROOT, TINY
 from tests.test_compare import make_areas, make_run
-from utils.config import ROLES, parse_flags
 from utils.errors import UserError
+from utils.options import parse_flags
+from utils.training.configuration import ROLES
 
 SMALL = {
     "recipe": "toy",
@@ -166,7 +167,7 @@ def test_chosen_runs_bring_what_they_start_from(small, tmp_path):
 
 
 def test_a_reader_that_goes_away_is_no_error():
-    line = [sys.executable, "scripts/experiment.py", "camvid", "--data", "x", "--dry-run"]
+    line = [sys.executable, "scripts/study/experiment.py", "camvid", "--data", "x", "--dry-run"]
     process = subprocess.Popen(line, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.close()
     assert process.stderr.read() == b"ended: nothing reads the output any more\n"
@@ -356,7 +357,7 @@ def real(tmp_path_factory):
     }
     content = {"recipe": "toy", "seeds": [4], "baseline": "base", "settings": settings, "runs": runs}
     (folder / "tiny.yaml").write_text(yaml.safe_dump(content | {"robustness_images": 2}, sort_keys=False))
-    line = [sys.executable, f"{ROOT}/scripts/experiment.py", "tiny.yaml", "--output", "runs", "--jobs", "2"]
+    line = [sys.executable, f"{ROOT}/scripts/study/experiment.py", "tiny.yaml", "--output", "runs", "--jobs", "2"]
     line += ["--records", "records", "--workers", "0"]
     options = {"cwd": folder, "env": ENVIRONMENT, "text": True, "stdout": subprocess.PIPE}
     first = subprocess.Popen(line, **options)

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from models.loading import from_checkpoint
-from scripts import export_onnx
-from scripts.deployed import BinMeans, Deployed, replace_pools
+from models.checkpoints.loading import from_checkpoint
+from scripts.deploy import export_onnx
+from scripts.deploy.network import BinMeans, Deployed, replace_pools
 from tests.networks import write_checkpoint
 from utils.errors import UserError
 from utils.pixels import CONVENTIONS

@@ -14,10 +14,10 @@ from models.label_noise import LabelNoise
 from tests.test_models import FIVE
 from train_student import StudentStep
 from train_teacher import TeacherStep
-from utils.evaluate import Predictor, upsampled_argmax
-from utils.metrics import confusion_matrix
 from utils.pixels import CONVENTIONS
-from utils.runtime import PRECISIONS
+from utils.training.evaluation import Predictor, upsampled_argmax
+from utils.training.metrics import confusion_matrix
+from utils.training.runtime import PRECISIONS
 from utils.types import Draw, valid_pixels
 
 K = 5

@@ -14,7 +14,7 @@ from datasets.base import read_sample
 from tests.trees import SIZE, draw, picture
 from utils.errors import UserError
 
-SCRIPT = Path(__file__).parent.parent / "scripts/describe_folder.py"
+SCRIPT = Path(__file__).parent.parent / "scripts/data/describe_folder.py"
 COLORS = np.array([(0, 0, 0), (128, 0, 0), (0, 128, 0), (64, 0, 128)], np.uint8)
 
 

@@ -10,8 +10,8 @@ import torch
 import torchvision
 
 from models import build_model, from_checkpoint
-from models.foreign import FORMATS, translate
-from models.inference import infer
+from models.checkpoints.formats import FORMATS, translate
+from models.checkpoints.recognition import infer
 from tests.fill_weights import fill_model, fill_state, reference_input
 from utils.errors import UserError
 

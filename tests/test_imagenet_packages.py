@@ -12,9 +12,9 @@ from matplotlib.cbook import get_sample_data
 import train_student
 import train_teacher
 from models import base_weights, build_model, files
-from models.base_weights import implied_settings, own_pixels
-from models.foreign import translate_backbone
-from models.loading import from_checkpoint, initialise
+from models.checkpoints.formats import translate_backbone
+from models.checkpoints.imagenet import implied_settings, own_pixels
+from models.checkpoints.loading import from_checkpoint, initialise
 from utils.errors import UserError
 from utils.pixels import CONVENTIONS
 

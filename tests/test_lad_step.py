@@ -12,7 +12,7 @@ from losses import build_kd
 from losses.kd import kd_loss
 from losses.task import TaskLoss
 from models import build_model
-from models.foreign import translate
+from models.checkpoints.formats import translate
 from models.label_noise import LabelNoise, noised_plane
 from tests.fill_weights import fill_state
 from train_student import StudentStep

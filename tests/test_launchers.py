@@ -9,7 +9,8 @@ import pytest
 
 from tests.conftest import ENVIRONMENT, ROOT
 from tests.test_engine import records
-from utils.config import load_recipe
+from train_student import RECIPES
+from utils.training.configuration import load_recipe
 
 TINY_FLAGS = [
     *("--crop-size", "32", "32", "--batch-size", "4", "--workers", "0", "--device", "cpu", "--max-iterations", "2"),
@@ -38,7 +39,7 @@ def test_teacher_student_and_score_in_the_folder_of_the_caller(tmp_path):
         start = records(tmp_path / role, "start")[0]
         assert start["world_size"] == int(processes)
         assert start["config"]["model"] == "fcn"
-        assert start["config"]["lr"] == load_recipe("toy", role)["lr"]
+        assert start["config"]["lr"] == load_recipe("toy", role, RECIPES)["lr"]
     done = bash("eval.sh", "student/last.pth", "--device", "cpu", "--json", "s.json", cwd=tmp_path, NGPUS="1")
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "s.json").read_text())["images"] == 60

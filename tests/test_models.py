@@ -10,9 +10,9 @@ from models import build_model
 from models.label_noise import LabelNoise
 from train_student import StudentStep
 from train_teacher import TeacherStep
-from utils.config import TrainConfig
 from utils.errors import UserError
 from utils.pixels import CONVENTIONS
+from utils.training.configuration import TrainConfig
 from utils.types import Draw
 
 K = 7

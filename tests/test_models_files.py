@@ -18,9 +18,9 @@ from torch import nn
 import eval as evaluation
 from models import build_model, files, from_checkpoint
 from models.backbones import build_backbone
-from models.files import read
-from models.loading import initialise
-from scripts import export_safetensors
+from models.checkpoints.loading import initialise
+from models.checkpoints.reading import read
+from scripts.deploy import export_safetensors
 from tests.fill_weights import fill_model
 from utils import checkpoint
 from utils.errors import UserError

@@ -1,4 +1,4 @@
-"""The figures of scripts/models_table.py against an independent count."""
+"""The figures of scripts/study/models_table.py against an independent count."""
 
 import sys
 
@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from models import build_model
-from scripts import models_table
+from scripts.study import models_table
 from utils.errors import UserError
 
 

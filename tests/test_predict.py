@@ -7,12 +7,12 @@ from PIL import Image
 
 from datasets.files import read_image
 from datasets.toy import TOY
-from models.loading import from_checkpoint
-from scripts import predict
+from models.checkpoints.loading import from_checkpoint
+from scripts.deploy import predict
 from tests.networks import write_checkpoint
 from utils.errors import UserError
-from utils.evaluate import Predictor
 from utils.pixels import CONVENTIONS
+from utils.training.evaluation import Predictor
 from utils.types import Draw
 
 

@@ -20,7 +20,7 @@ from datasets.files import read_label
 from tests.trees import TREES, draw, picture
 from utils.errors import UserError
 
-SCRIPTS = Path(__file__).parent.parent / "scripts/prepare"
+SCRIPTS = Path(__file__).parent.parent / "scripts/data/prepare"
 
 
 @pytest.fixture

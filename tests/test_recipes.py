@@ -8,7 +8,9 @@ import yaml
 
 from datasets import DATASETS
 from losses import parse_losses
-from utils.config import RECIPES, ROLES, load_recipe, parse_flags
+from train_student import RECIPES
+from utils.options import parse_flags
+from utils.training.configuration import ROLES, load_recipe
 
 SCRIPTS = RECIPES.parent
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
@@ -18,7 +20,7 @@ TABLES = sorted(path.name for path in (SCRIPTS / "tables").glob("*.sh") if path.
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("role", ROLES)
 def test_a_recipe_loads_for_every_role(name, role):
-    values = load_recipe(name, role)
+    values = load_recipe(name, role, RECIPES)
     assert values["dataset"] in DATASETS
     assert {"model", "backbone", "crop_size", "batch_size", "max_iterations", "lr"} <= values.keys()
 
@@ -34,21 +36,22 @@ def test_every_value_has_a_source(name):
 def test_the_methods_of_a_recipe_are_losses(name):
     keys = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
     for method in (key.partition(".")[2] for key in keys if key.startswith("kd.")):
-        kd = load_recipe(f"{name}:{method}", "student")["kd"]
-        assert kd == keys[f"kd.{method}"] != load_recipe(name, "student")["kd"]
+        kd = load_recipe(f"{name}:{method}", "student", RECIPES)["kd"]
+        assert kd == keys[f"kd.{method}"] != load_recipe(name, "student", RECIPES)["kd"]
         assert parse_losses(kd)
 
 
 def test_the_published_weights_of_cirkd_s_comparison():
     weights = {
-        m: load_recipe(f"cityscapes:{m}", "student")["kd"] for m in ("skd", "ifvd", "cwd", "dsd", "at", "fitnet")
+        m: load_recipe(f"cityscapes:{m}", "student", RECIPES)["kd"]
+        for m in ("skd", "ifvd", "cwd", "dsd", "at", "fitnet")
     }
     assert weights["skd"] == "kd=1,skd=10,adv=0.001"
     assert weights["ifvd"] == "kd=1,ifvd=20,adv=0.001"
     assert weights["cwd"] == "kd=1,cwd_feat=50,cwd=3,adv=0.001"
     assert weights["dsd"] == "dsd=1:psd=1000:csd=10"
     assert (weights["at"], weights["fitnet"]) == ("kd=1,at=10000", "kd=1,fitnet=10")
-    assert "cirkd_pixel=0.01,cirkd_region=0.01" in load_recipe("voc:cirkd", "student")["kd"]
+    assert "cirkd_pixel=0.01,cirkd_region=0.01" in load_recipe("voc:cirkd", "student", RECIPES)["kd"]
 
 
 def test_every_data_set_of_the_paper_has_a_recipe():
@@ -56,7 +59,7 @@ def test_every_data_set_of_the_paper_has_a_recipe():
 
 
 def test_voc_is_the_lad_release():
-    teacher, student, baseline = (load_recipe("voc", role) for role in ("teacher", "student", "baseline"))
+    teacher, student, baseline = (load_recipe("voc", role, RECIPES) for role in ("teacher", "student", "baseline"))
     assert (teacher["lr"], teacher["aux_weight"], teacher["consistency"]) == (0.001, 0.4, "cwd=5")
     assert (student["lr"], student["aux_weight"], student["kd"], student["pretrained"]) == (0.001, 0.02, "cwd=3", "?")
     assert (baseline["lr"], baseline["max_iterations"], baseline["batch_size"]) == (0.02, 40000, 16)
@@ -82,7 +85,7 @@ def test_a_table_is_one_command_that_parses_a_line(table):
         given = parse_flags(ROLES[role], "", ["--dataset", dataset, "--model", model, "--backbone", backbone, *flags])
         if role == "student" and given.get("kd") == "none":
             role = "baseline"
-        recipe = load_recipe(given.get("recipe", dataset), role)
+        recipe = load_recipe(given.get("recipe", dataset), role, RECIPES)
         assert recipe["dataset"] == given["dataset"]
         for name, value in recipe.items():
             assert value != "?" or name in given, f"{name} is asked for by the recipe"

@@ -7,7 +7,7 @@ import pytest
 from tests.conftest import ROOT
 from utils.errors import UserError
 
-spec = importlib.util.spec_from_file_location("results_table", ROOT / "scripts/results_table.py")
+spec = importlib.util.spec_from_file_location("results_table", ROOT / "scripts/study/results_table.py")
 results_table = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(results_table)
 
@@ -42,7 +42,7 @@ def test_an_unknown_table_is_named(tmp_path):
 
 @pytest.mark.parametrize("readme", ["README.md", "results/README.md"])
 def test_the_readmes_show_what_the_results_hold(command, readme):
-    command("scripts/results_table.py", "--readme", readme, "--check")
+    command("scripts/study/results_table.py", "--readme", readme, "--check")
 
 
 @pytest.mark.parametrize("readme", ["README.md", "results/README.md"])

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import eval as evaluation
-from scripts import teacher_robustness
-from scripts.analysis.robustness import Condition, Tally, corrupt
+from scripts.study import teacher_robustness
+from scripts.study.analysis.robustness import Condition, Tally, corrupt
 from tests.networks import write_checkpoint
 from utils.errors import UserError
 

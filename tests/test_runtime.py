@@ -13,11 +13,11 @@ import train_teacher
 from datasets import cache
 from tests.conftest import TINY
 from utils import checkpoint, guards, logger, runs
-from utils.config import TeacherConfig
 from utils.distributed import SyncedNorm, sync_batchnorm
 from utils.errors import UserError
-from utils.guards import FiniteWatch, StopRequest
-from utils.runtime import Runtime
+from utils.training.configuration import TeacherConfig
+from utils.training.guards import FiniteWatch, StopRequest
+from utils.training.runtime import Runtime
 
 
 def test_rank_0_decides_and_its_error_is_everybodys():

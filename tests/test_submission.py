@@ -12,10 +12,10 @@ from PIL import Image
 import eval
 from datasets import dataset_spec
 from models import build_model
-from models.loading import make_card
+from models.checkpoints.loading import make_card
 from tests.trees import SIZE, TREES
-from utils.config import TeacherConfig
 from utils.errors import UserError
+from utils.training.configuration import TeacherConfig
 
 
 @pytest.mark.parametrize("name", ["cityscapes", "ade20k"])

@@ -12,10 +12,10 @@ import torch
 from datasets import build_dataset, train_and_val
 from datasets.transforms import AUGMENTATIONS, SCALES, balanced, cirkd, distort, flip, mmseg, pad, resized_window
 from tests.trees import camvid
-from utils.config import TrainConfig
 from utils.errors import UserError
-from utils.loader import train_batches
-from utils.runtime import Runtime
+from utils.training.configuration import TrainConfig
+from utils.training.loader import train_batches
+from utils.training.runtime import Runtime
 
 COLOR = (123, 117, 104)
 

@@ -1,0 +1,57 @@
+"""Networks by name. A new architecture is a file with its function and a line in ARCHITECTURES."""
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+
+from models.architectures.deeplabv3 import deeplabv3, deeplabv3_cirkd2, deeplabv3_mmseg, deeplabv3_torchvision
+from models.architectures.fcn import fcn, fcn_torchvision
+from models.architectures.ocrnet import ocrnet
+from models.architectures.pspnet import pspnet, pspnet_mmseg
+from models.architectures.stdc import stdc
+from models.backbones import DILATED, PYRAMID, build_backbone
+from models.segmentor import Segmentor
+from utils.errors import UserError, lookup
+
+# (backbone, number of classes, widths by keyword) -> network; plain names are the papers', suffixes are variants
+ARCHITECTURES: dict[str, Callable[..., Segmentor]] = {
+    "fcn": fcn,
+    "fcn_torchvision": fcn_torchvision,
+    "pspnet": pspnet,
+    "pspnet_cirkd2": partial(pspnet, wide=256),
+    "pspnet_mmseg": pspnet_mmseg,
+    "deeplabv3": deeplabv3,
+    "deeplabv3_cirkd2": deeplabv3_cirkd2,
+    "deeplabv3_mmseg": deeplabv3_mmseg,
+    "deeplabv3_torchvision": deeplabv3_torchvision,
+    "stdc": stdc,
+    "ocrnet": ocrnet,
+}
+UNDILATED = ("stdc",)  # these take the backbone's maps at strides 8, 16 and 32; the others a last map at stride 8
+
+
+def build_model(arch: str, backbone: str, num_classes: int, in_channels: int = 3, **widths: int) -> Segmentor:
+    """A network with random weights. ``in_channels`` is 3, or 3 plus the label planes of an assisted teacher.
+
+    widths: what differs from the architecture's own (``width``, ``aux_width``, ... of its function); 0 leaves an
+    auxiliary branch out.
+
+    Raises:
+        UserError: unknown architecture or backbone, a width the architecture does not have, too few classes
+            or channels.
+    """
+    build = lookup(ARCHITECTURES, arch, "model")
+    for name in widths:
+        lookup(dict.fromkeys(width_names(arch)), name, f"width of {arch}")
+    if num_classes < 2 or in_channels < 3:
+        raise UserError(f"a network needs 2 classes and 3 channels or more, not {num_classes} and {in_channels}")
+    output_stride = PYRAMID if arch in UNDILATED else DILATED
+    model = build(build_backbone(backbone, in_channels, output_stride), num_classes, **widths)
+    model.config = {"arch": arch, "backbone": backbone, "num_classes": num_classes, "in_channels": in_channels}
+    model.config |= widths
+    return model
+
+
+def width_names(arch: str) -> tuple[str, ...]:
+    """The keywords of an architecture."""
+    return tuple(inspect.signature(ARCHITECTURES[arch]).parameters)[2:]

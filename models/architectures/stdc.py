@@ -1,0 +1,48 @@
+"""STDC-Seg (Fan et al., Rethinking BiSeNet, CVPR 2021, arXiv 2104.13188)."""
+
+import torch
+from torch import nn
+
+from models.architectures.assembly import mmseg_init
+from models.backbones.context_path import ContextPath
+from models.layers import FCNHead
+from models.segmentor import Branch, Segmentor
+from utils.types import Supervision
+
+
+class DetailHead(FCNHead):
+    """The boundary branch. It carries the weights that fuse boundary maps of strides 1, 2 and 4 into its target.
+
+    They are fixed, and what they amount to is in the loss (``losses.task.detail_target``); the release saves and
+    counts them as a parameter, so this network has them too.
+    """
+
+    def __init__(self, in_channels: int, channels: int, dropout: nn.Module) -> None:
+        super().__init__(in_channels, channels, dropout)
+        self.fusion = nn.Parameter(torch.tensor([0.6, 0.3, 0.1]).view(1, 3, 1, 1), requires_grad=False)
+
+
+def stdc(
+    backbone: nn.Module, num_classes: int, width: int = 256, aux_width: int = 64, detail_width: int = 64
+) -> Segmentor:
+    """configs/_base_/models/stdc.py: two semantic auxiliary maps and one of boundaries ("detail", 2 channels).
+
+    On a backbone that is not STDC's own the context path is built over its maps at strides 8, 16 and 32 (this project's
+    extension).
+
+    Raises:
+        UserError: the backbone has no such maps.
+    """
+    if not isinstance(backbone, ContextPath):
+        backbone = ContextPath(backbone)
+
+    def branch(index: int, channels: int, supervision: Supervision) -> Branch:
+        head = FCNHead(backbone.channels[index], channels, nn.Dropout2d(0.1))
+        return Branch(head, index, num_classes, supervision)
+
+    main = branch(3, width, Supervision("ohem", align_corners=True))
+    aux = [branch(index, aux_width, Supervision("ohem")) for index in (2, 1) if aux_width]
+    if detail_width:
+        detail = DetailHead(backbone.channels[0], detail_width, nn.Dropout2d(0.1))
+        aux.append(Branch(detail, 0, 2, Supervision("detail", align_corners=True)))
+    return mmseg_init(backbone, main, aux)

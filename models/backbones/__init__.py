@@ -1,0 +1,114 @@
+"""Backbones: networks that return four maps c1..c4, and say their ``channels`` and ``strides``."""
+
+from collections.abc import Callable
+from functools import partial
+
+import timm
+import torch
+from timm.models.resnet import BasicBlock
+from torch import nn
+
+from models.backbones.hrnet import refine_fusion
+from models.backbones.stdc import BLOCKS, stdc_backbone
+from utils.errors import UserError, nearest
+
+DILATED, PYRAMID = 8, 32  # output strides: of networks whose last stages are dilated, and of those left as they are
+RESNET_DEPTHS = (18, 34, 50, 101, 152)
+
+
+def _features(name: str, **options: object) -> nn.Module:
+    options = {"features_only": True, "out_indices": (1, 2, 3, 4), "pretrained": False} | options
+    backbone = timm.create_model(name, **options)
+    backbone.channels = tuple(backbone.feature_info.channels())
+    backbone.strides = tuple(backbone.feature_info.reduction())
+    return backbone
+
+
+def _resnet(depth: int, output_stride: int, **stem: object) -> nn.Module:
+    """timm's ResNet without its zero last BatchNorm weight of each residual branch, which the releases do not have.
+
+    The first block of a dilated stage keeps half the dilation in timm as it does in LAD, CIRKD and MMSegmentation.
+    """
+    return _features(f"resnet{depth}", output_stride=output_stride, zero_init_last=False, **stem)
+
+
+def _resnet_v1s(depth: int, output_stride: int) -> nn.Module:
+    """LAD's and CIRKD's ResNet: a stem of three 3x3 convolutions 64, 64, 128; all of a basic block is dilated."""
+    return _resnet(depth, output_stride, stem_type="deep", stem_width=64)
+
+
+def _resnet_v1b(depth: int, output_stride: int, **stem: object) -> nn.Module:
+    """MMSegmentation's ResNet (7x7 stem): the second convolution of a basic block is never dilated."""
+    backbone = _resnet(depth, output_stride, **stem)
+    for block in backbone.modules():
+        if isinstance(block, BasicBlock):
+            block.conv2.dilation = block.conv2.padding = (1, 1)
+    return backbone
+
+
+def _resnet_v1c(depth: int, output_stride: int) -> nn.Module:
+    """MMSegmentation's ResNetV1c: as v1b with a stem of three 3x3 convolutions 32, 32, 64."""
+    return _resnet_v1b(depth, output_stride, stem_type="deep", stem_width=32)
+
+
+def _hrnet(name: str, output_stride: int) -> nn.Module:
+    """HRNet without its classification head, strides 4, 8, 16, 32 whatever the ``output_stride`` asked for."""
+    return refine_fusion(_features(name, feature_location=""))
+
+
+BACKBONES: dict[str, Callable[[int], nn.Module]] = {
+    **{f"resnet{depth}_v1s": partial(_resnet_v1s, depth) for depth in RESNET_DEPTHS},
+    **{f"resnet{depth}_v1c": partial(_resnet_v1c, depth) for depth in RESNET_DEPTHS},
+    **{f"resnet{depth}_v1b": partial(_resnet_v1b, depth) for depth in RESNET_DEPTHS},
+    **{name: partial(_hrnet, name) for name in timm.list_models("hrnet_*")},
+    **{name: partial(stdc_backbone, name) for name in BLOCKS},
+}
+
+
+def build_backbone(name: str, in_channels: int = 3, output_stride: int = DILATED) -> nn.Module:
+    """A named backbone, or any timm network that yields four maps at the output stride, with random weights.
+
+    The result has ``channels`` and ``strides``, those of c1..c4.
+
+    Raises:
+        UserError: the name is neither, or timm cannot run that network at this output stride.
+    """
+    if name in BACKBONES:
+        backbone = BACKBONES[name](output_stride)
+    elif timm.is_model(name):
+        try:
+            backbone = _features(name, output_stride=output_stride)
+        except (AssertionError, TypeError, ValueError, NotImplementedError, RuntimeError, IndexError) as error:
+            raise UserError(
+                f"backbone {name!r}: timm does not offer it as four maps at output stride {output_stride}; "
+                "ResNets, MobileNets and EfficientNets work"
+            ) from error
+    else:
+        hint = nearest(name, [*BACKBONES, *timm.list_models()])
+        raise UserError(f"unknown backbone {name!r}{hint} (choices: {', '.join(BACKBONES)}, or a timm name)")
+    if in_channels > 3:
+        widen_stem(backbone, in_channels)
+    return backbone
+
+
+def stem_conv(backbone: nn.Module) -> nn.Conv2d:
+    """The convolution that sees the image."""
+    return next(module for module in backbone.modules() if isinstance(module, nn.Conv2d))
+
+
+def widen_stem(backbone: nn.Module, in_channels: int) -> None:
+    """Let the first convolution see label planes behind RGB: RGB weights stay, the new ones are N(0, 0.1^2).
+
+    As LAD does when it loads ImageNet weights (models/base_models/resnet.py:257); timm's own ``in_chans=4`` would
+    rescale the RGB weights by 3/4.
+    """
+    conv = stem_conv(backbone)
+    weight = torch.empty(conv.out_channels, in_channels, *conv.kernel_size).normal_(0, 0.1)
+    weight[:, :3] = conv.weight.detach()
+    conv.weight, conv.in_channels = nn.Parameter(weight), in_channels
+
+
+def narrow_stem(backbone: nn.Module) -> None:
+    """Undo ``widen_stem``: exact for a network that was only ever shown zeros in its label planes."""
+    conv = stem_conv(backbone)
+    conv.weight, conv.in_channels = nn.Parameter(conv.weight.detach()[:, :3].clone()), 3

@@ -1,0 +1,106 @@
+"""Weight files on disk: torch's and safetensors, read without running anything in them."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from utils import checkpoint
+from utils.errors import UserError, nearest
+
+SUFFIX = ".safetensors"
+CARD = "card"  # the metadata key under which the card lies, as JSON
+SHIPPED = Path(__file__).resolve().parents[2] / "checkpoints"  # files that come with the project, known by name
+
+
+class Inert:
+    """Stands in for what training files carry besides weights (logs, arguments, numpy scalars) and keeps none of it."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+INERT = (
+    "argparse.Namespace",
+    "mmengine.logging.history_buffer.HistoryBuffer",
+    "numpy.core.multiarray._reconstruct",
+    "numpy._core.multiarray._reconstruct",
+    "numpy.core.multiarray.scalar",
+    "numpy._core.multiarray.scalar",
+    "numpy.ndarray",
+    "numpy.dtype",
+)
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """The content of a weight file, on the CPU; of safetensors the card's entries and the weights under "model".
+
+    path: of a file, or the name of one that comes with the project (``camvid_baseline``).
+
+    Raises:
+        UserError: no such file, damaged, or one that holds anything but tensors and plain values.
+    """
+    path = located(path)
+    if path.suffix == SUFFIX:
+        return _read_safetensors(path)
+    with torch.serialization.safe_globals([(Inert, name) for name in INERT]):
+        return checkpoint.read(path)
+
+
+def located(path: str | Path) -> Path:
+    """The file itself, or the shipped one of that name.
+
+    Raises:
+        UserError: a bare name that is neither.
+    """
+    path = Path(path).expanduser()
+    if path.exists() or path.name != str(path) or path.suffix:
+        return path
+    shipped = {file.stem: file for file in sorted(SHIPPED.glob(f"*{SUFFIX}"))}
+    if path.name not in shipped:
+        known = f"; the project comes with {', '.join(shipped)}" if shipped else ""
+        raise UserError(f"checkpoint not found: {path}{nearest(path.name, shipped)}{known}")
+    return shipped[path.name]
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UserError(f"checkpoint not found: {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  not a dict
+            card = json.loads((file.metadata() or {}).get(CARD, "{}"))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged or no safetensors file: {str(error).splitlines()[0]}") from error
+    if not isinstance(card, dict):
+        raise UserError(f"{path}: its card is no JSON object")
+    return {**card, "model": weights}
+
+
+def write_safetensors(path: str | Path, weights: Mapping[str, Tensor], card: Mapping[str, Any]) -> None:
+    """Weights, and the card as JSON in the metadata; whole or not at all.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    path = Path(path).expanduser()
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        plain = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
+        temporary.touch()
+        mode = temporary.stat().st_mode  # safetensors makes files that only their owner may read
+        save_file(plain, temporary, {"format": "pt", CARD: json.dumps(dict(card))})
+        temporary.chmod(mode)
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {error}") from error

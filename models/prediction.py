@@ -1,0 +1,55 @@
+"""What people call an image, as the pixels a network is shown."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import nn
+
+from utils.errors import UserError
+from utils.pixels import PixelConvention
+from utils.training.evaluation import Predictor
+
+
+def rgb_pixels(image: str | Path | Image.Image | np.ndarray) -> np.ndarray:
+    """RGB uint8 ``[H, W, 3]`` of a file, a PIL image, or an array uint8 ``[H, W]`` (grey), ``[H, W, 3]`` (RGB) or
+    ``[H, W, 4]`` (RGBA). EXIF's orientation is applied; transparent pixels are white.
+
+    Raises:
+        UserError: a file that cannot be read, an array of another type or shape, something else.
+    """
+    if isinstance(image, (str, Path)):
+        try:
+            with Image.open(Path(image).expanduser()) as file:
+                return rgb_pixels(file)
+        except FileNotFoundError:
+            raise UserError(f"file not found: {image}") from None
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise UserError(f"{image} cannot be read: {error}") from error
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,), (4,)):
+            wanted = "uint8 [H, W, 3] RGB of 0..255 (or [H, W], [H, W, 4])"
+            raise UserError(f"an image array must be {wanted}, this is {image.dtype} {list(image.shape)}")
+        image = Image.fromarray(image)
+    if not isinstance(image, Image.Image):
+        raise UserError(f"an image is a path, a PIL image or an array, not {type(image).__name__}")
+    if image.mode.startswith(("I", "F")):
+        raise UserError(f"an image of mode {image.mode} has no range that is known: make it 8-bit RGB")
+    upright = ImageOps.exif_transpose(image)
+    if upright.has_transparency_data:
+        upright = upright.convert("RGBA")
+        upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
+    return np.array(upright.convert("RGB"))
+
+
+def segment(
+    model: nn.Module, convention: PixelConvention, pixels: np.ndarray, probabilities: bool
+) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+    """See ``models.checkpoints.loading.Loaded.predict``; ``pixels`` as of ``rgb_pixels``."""
+    image = torch.from_numpy(pixels.transpose(2, 0, 1).copy())[None].to(next(model.parameters()).device)
+    predict, unseen = Predictor(model, convention), image[:, 0]  # in place of the label, which is not looked at
+    if not probabilities:
+        return predict.classes(image, unseen, ())[0].to(torch.uint8).cpu().numpy()
+    shares = predict(image, unseen, ())[0].softmax(0)
+    return shares.argmax(0).to(torch.uint8).cpu().numpy(), shares.cpu().numpy()

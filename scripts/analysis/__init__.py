@@ -1,1 +1,0 @@
-"""What scripts/compare.py and scripts/teacher_robustness.py are made of."""

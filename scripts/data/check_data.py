@@ -1,0 +1,201 @@
+"""Check a data set on disk: files, sizes, label ids, class histogram, images in two splits.
+
+    python scripts/data/check_data.py --dataset voc --data VOCdevkit/VOC2012
+    python scripts/data/check_data.py --dataset cityscapes --data cityscapes --split val --workers 8 --json val.json
+
+Without --split: train and val, and other splits where they are. Problems: a line for each kind, with its count and
+first files, and exit status 1; --json has every one.
+"""
+
+import json
+import multiprocessing
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from datasets import dataset_spec
+from datasets.base import SHOWN, DatasetSpec, label_classes, missing_files, read_sample
+from datasets.files import IMAGE_SUFFIXES, Pair
+from utils.errors import UserError, lookup, run_main
+from utils.options import option, parse_flags
+from utils.types import IGNORE_INDEX
+
+# names may hold blanks, but no colon or comma
+FILE_NAME = re.compile(rf"[^\s:,][^:,]*?({'|'.join(map(re.escape, (*IMAGE_SUFFIXES, '.mat', '.txt')))})", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class CheckConfig:
+    dataset: str = option("", "data set")
+    data: str = option("", "its root folder")
+    classes: int | None = option(None, "number of classes, where the data set has variants", minimum=2)
+    split: str = option("", "one split instead of all")
+    workers: int = option(2, "processes that read files; 0: this one", minimum=0)
+    json: str = option("", "file for the result")
+
+
+@dataclass
+class Report:
+    """What was found in a split. ``pixels``: counts by class, then of ignored pixels at IGNORE_INDEX, ``[256]``."""
+
+    images: int = 0
+    official: tuple[int, ...] = ()
+    pixels: np.ndarray = field(default_factory=lambda: np.zeros(IGNORE_INDEX + 1, np.int64))
+    problems: list[str] = field(default_factory=list)
+
+    def as_dict(self, spec: DatasetSpec) -> dict[str, object]:
+        classes = dict(zip(spec.names, self.pixels.tolist(), strict=False))
+        ignored = int(self.pixels[IGNORE_INDEX])
+        return {**asdict(self), "pixels": int(self.pixels.sum()), "classes": classes, "ignored": ignored}
+
+
+class Finding(NamedTuple):
+    pixels: np.ndarray
+    problems: list[str]
+    digest: bytes  # of the image file; empty where there is none
+
+
+def check_pair(task: tuple[DatasetSpec, Path, Path | None]) -> Finding:
+    """Read one image and its label; where that fails, each of them alone, so that no problem hides another."""
+    spec, image_path, label_path = task
+    nothing = np.zeros(IGNORE_INDEX + 1, np.int64)
+    problems: list[str] = []
+    digest = blake2b(image_path.read_bytes()).digest() if image_path.is_file() else b""
+    try:
+        _, label = read_sample(spec, image_path, label_path)
+        return Finding(np.bincount(label.ravel(), minlength=IGNORE_INDEX + 1), [], digest)
+    except UserError as error:
+        problems.append(str(error))
+    for again in (
+        lambda: spec.read(image_path, None),
+        lambda: label_path and label_classes(spec, spec.read(None, label_path)[1], label_path),
+    ):
+        try:
+            again()
+        except UserError as error:
+            problems.append(str(error))
+    return Finding(nothing, list(dict.fromkeys(problems)), digest)
+
+
+def check_split(spec: DatasetSpec, root: Path, split: str, workers: int) -> tuple[Report, dict[bytes, Path]]:
+    """The report, and the images by their content."""
+    pairs = spec.pairs(root, split)
+    report = Report(len(pairs), spec.splits[split])
+    unlabelled = spec.needs_root and split == "test" and missing_files(pairs) == [label for _, label in pairs]
+    tasks = [(spec, image, None if unlabelled else label) for image, label in pairs]
+    contents: dict[bytes, Path] = {}
+    report.problems += [f"label without image: {path}" for path in labels_without_image(pairs)]
+    for (_, image, _), found in zip(tasks, tqdm(_map(tasks, workers), split, len(tasks), disable=None), strict=True):
+        report.pixels += found.pixels
+        report.problems += found.problems
+        if found.digest:
+            contents[found.digest] = image
+    report.problems += [] if pairs else [f"{root} has no images for split {split!r}"]
+    return report, contents
+
+
+def labels_without_image(pairs: list[Pair]) -> Iterator[Path]:
+    """Labels that are named like those of the pairs and have no image in the folder where it would be."""
+    # one pair for each two folders shows how a label's name follows from an image's
+    for image, label in {(image.parent, label.parent): (image, label) for image, label in pairs}.values():
+        if not (image.parent.is_dir() and label.parent.is_dir()):
+            continue
+        letters = zip(image.stem, label.name, strict=False)
+        shared = next((i for i, (a, b) in enumerate(letters) if a != b), len(image.stem))
+        image_end, label_end = image.stem[shared:], label.name[shared:]
+        stems = {path.stem for path in image.parent.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES}
+        for path in sorted(label.parent.glob(f"*{label_end}")):
+            if not path.name.startswith(".") and path.name.removesuffix(label_end) + image_end not in stems:
+                yield path
+
+
+def _map(tasks: list[tuple], workers: int) -> Iterator[Finding]:
+    if workers == 0:
+        yield from map(check_pair, tasks)
+        return
+    with multiprocessing.Pool(workers, initializer=_one_thread) as pool:
+        yield from pool.imap(check_pair, tasks, chunksize=8)
+
+
+def _one_thread() -> None:
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+
+
+def check(spec: DatasetSpec, root: Path, split: str, workers: int) -> dict[str, Report]:
+    """Reports by split; images that are in the training split and in another are problems of the other."""
+    reports: dict[str, Report] = {}
+    contents: dict[str, dict[bytes, Path]] = {}
+    for name in [split] if split else spec.splits:
+        try:
+            reports[name], contents[name] = check_split(spec, root, name, workers)
+        except UserError as error:
+            if split or name in ("train", "val"):
+                reports[name], contents[name] = Report(0, spec.splits[name], problems=[str(error)]), {}
+    for name in reports.keys() - {"train"}:
+        both = contents.get("train", {}).keys() & contents[name].keys()
+        pictures = sorted((contents[name][key], contents["train"][key]) for key in both)
+        same = f"the same image in {name} and train"
+        reports[name].problems += [f"{same}: {here} and {there}" for here, there in pictures]
+    return reports
+
+
+def by_kind(problems: list[str]) -> Iterator[str]:
+    """A line for each kind of problem: the first of it, how often it is there, the next files that have it."""
+    kinds: dict[str, list[str]] = {}
+    for problem in problems:
+        text = re.sub(r"\d+", "N", FILE_NAME.sub("FILE", problem))
+        kinds.setdefault(re.sub(r"(\[?N(, N, N\])? \(N px\)(, | and N more)?)+", "VALUES", text), []).append(problem)
+    for first, *others in kinds.values():
+        found = [match[0] for match in map(FILE_NAME.search, others[:SHOWN]) if match]
+        also = f"; also {', '.join(found)}{', ...' if len(others) > SHOWN else ''}" if found else ""
+        yield f"{first}{f' ({len(others) + 1} like this{also})' if others else ''}"
+
+
+def main() -> None:
+    config = CheckConfig(**parse_flags(CheckConfig, __doc__))
+    if not config.dataset:
+        raise UserError("--dataset NAME is missing")
+    root = Path(config.data).expanduser()
+    spec = dataset_spec(config.dataset, config.data, config.classes)
+    if config.split:
+        lookup(spec.splits, config.split, f"split of {config.dataset}")
+    if spec.needs_root and not (config.data and root.is_dir()):
+        raise UserError(f"--data {config.data or 'ROOT'}: no such folder")
+    reports = check(spec, root, config.split, config.workers)
+    total = Report()
+    for name, report in reports.items():
+        total.images += report.images
+        total.pixels += report.pixels
+        total.problems += [problem for problem in report.problems if problem not in total.problems]
+        official = " or ".join(map(str, report.official))
+        differs = f" (official: {official})" if report.official and report.images not in report.official else ""
+        print(f"{name}: {report.images} images{differs}, {len(report.problems)} problems")
+    names, counts = (*spec.names, "ignored"), total.pixels[[*range(len(spec.names)), IGNORE_INDEX]]
+    width = max(map(len, names))
+    for name, count in zip(names, counts, strict=True):
+        print(f"  {name:<{width}} {count:>16,} {100 * count / max(total.pixels.sum(), 1):7.3f} %")
+    for line in by_kind(total.problems):
+        print(f"problem: {line}")
+    if config.json:
+        result = {"dataset": config.dataset, "data": config.data, "split": config.split or None} | total.as_dict(spec)
+        result["splits"] = {name: report.as_dict(spec) for name, report in reports.items()}
+        Path(config.json).parent.mkdir(parents=True, exist_ok=True)
+        Path(config.json).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    if total.problems:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    run_main(main)

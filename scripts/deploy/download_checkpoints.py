@@ -1,0 +1,231 @@
+"""List, fetch and verify the published checkpoints of checkpoints/manifest.yaml.
+
+    python scripts/deploy/download_checkpoints.py                       # the list
+    python scripts/deploy/download_checkpoints.py 'lad_*'               # names or patterns to fetch
+    python scripts/deploy/download_checkpoints.py --verify              # what is on disk
+
+A file appears under its name only when it is whole and its hash is right. An interrupted download is kept as .part and
+continued the next time. Proxies are those of the environment (https_proxy).
+"""
+
+import fnmatch
+import hashlib
+import os
+import re
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import unquote, urlsplit
+
+import yaml
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from utils.errors import UserError, lookup, nearest, run_main
+from utils.options import option, parse_flags
+
+TIMEOUT = 30  # seconds without an answer
+BLOCK = 1 << 20
+ROW = "{:52} {:16} {:>6}  {:34} {}"  # of the list
+
+
+class Entry(NamedTuple):
+    """One line of the manifest. ``hash`` is "kind:hex" (see HASHES), or None where the publisher gives none."""
+
+    name: str
+    url: str
+    arch: str
+    backbone: str
+    dataset: str
+    miou: float | None  # percent, as published
+    protocol: str
+    hash: str | None = None
+    size: int | None = None  # bytes
+
+    @property
+    def file(self) -> str:
+        return unquote(urlsplit(self.url).path.rsplit("/", 1)[1])
+
+
+@dataclass(frozen=True)
+class DownloadConfig:
+    fetch: tuple[str, ...] = option((), "names or patterns to download", positional=True)
+    verify: bool = option(False, "compare the files on disk with the manifest")
+    folder: str = option(str(ROOT / "checkpoints"), "where the files are")
+    manifest: str = option(str(ROOT / "checkpoints" / "manifest.yaml"), "list of files")
+
+
+def sha256(path: Path) -> str:
+    return _digest(hashlib.sha256(), path)
+
+
+def git_blob(path: Path) -> str:
+    """The id git gives a file: SHA-1 of "blob <size>\\0" and the content."""
+    return _digest(hashlib.sha1(f"blob {path.stat().st_size}\0".encode()), path)
+
+
+def _digest(digest: Any, path: Path) -> str:
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+HASHES: dict[str, Callable[[Path], str]] = {"sha256": sha256, "git-blob": git_blob}
+
+
+def read_manifest(path: Path) -> list[Entry]:
+    """Raises UserError: no such file, no yaml, an entry that is incomplete, a name or file twice, an unsafe address."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        entries = [Entry(**item) for item in content]
+    except (OSError, yaml.YAMLError, UnicodeDecodeError, TypeError) as error:
+        raise UserError(f"manifest {path}: {' '.join(str(error).split())}") from error
+    for key in ("name", "file"):
+        values = [getattr(entry, key) for entry in entries]
+        twice = next((value for value in values if values.count(value) > 1), None)
+        if twice:
+            raise UserError(f"manifest {path}: the {key} {twice!r} is there twice")
+    for entry in entries:
+        if urlsplit(entry.url).scheme not in ("http", "https") or not re.fullmatch(r"\w[\w.+-]*", entry.file):
+            raise UserError(f"manifest {path}: {entry.name} has no http address of a plain file name: {entry.url}")
+        if entry.hash:
+            lookup(HASHES, entry.hash.partition(":")[0], f"hash of {entry.name}")
+    return entries
+
+
+def problem(entry: Entry, path: Path) -> str | None:
+    """What is wrong with a file on disk, or None. A manifest's hash may be the first digits of the whole."""
+    if entry.size is not None and path.stat().st_size != entry.size:
+        return f"{path.stat().st_size} bytes instead of {entry.size}"
+    if entry.hash:
+        kind, _, expected = entry.hash.partition(":")
+        found = HASHES[kind](path)
+        if not found.startswith(expected):
+            return f"{kind} {found[: len(expected)]} instead of {expected}"
+    return None
+
+
+class SafeRedirects(urllib.request.HTTPRedirectHandler):
+    """A redirect may change the host, never from https to something else."""
+
+    def redirect_request(self, req, fp, code, msg, headers, newurl):
+        if urlsplit(newurl).scheme not in ("https", req.type):
+            raise urllib.error.URLError(f"redirected from {req.type} to {newurl}")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def fetch(entry: Entry, folder: Path) -> Path:
+    """Download one file, or find it there; the result is whole and verified.
+
+    Raises:
+        UserError: unreachable, refused, interrupted (the part is kept), or other bytes than the manifest's.
+    """
+    path, part = folder / entry.file, folder / f"{entry.file}.part"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            wrong = problem(entry, path)
+            if wrong:
+                raise UserError(f"{path} is not the published file ({wrong}): delete it and fetch again")
+            return path
+        if not entry.hash:
+            part.unlink(missing_ok=True)  # nothing would tell whether two halves belong together
+        _download(entry, part)
+        wrong = problem(entry, part)
+        if wrong:
+            part.unlink()
+            raise UserError(f"{entry.url} is not the published file ({wrong}); nothing was kept")
+        os.replace(part, path)
+    except urllib.error.HTTPError as error:
+        raise UserError(f"{entry.url}: the server answers {error.code} {error.reason}") from error
+    except urllib.error.URLError as error:
+        proxy = urllib.request.getproxies().get(urlsplit(entry.url).scheme)
+        through = f" through the proxy {proxy}" if proxy else "; behind a proxy, set https_proxy"
+        raise UserError(f"{entry.url} cannot be reached{through} ({error.reason})") from error
+    except (HTTPException, TimeoutError, ConnectionError) as error:
+        raise UserError(f"{entry.url}: interrupted ({error}); run again to continue from {part}") from error
+    except OSError as error:
+        raise UserError(f"{error.filename or folder} cannot be written: {error.strerror}") from error
+    return path
+
+
+def _download(entry: Entry, part: Path) -> None:
+    """Append what is missing to ``part``."""
+    start = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(entry.url, headers={"User-Agent": "label-assisted-distillation"})
+    if start:
+        request.add_header("Range", f"bytes={start}-")
+    try:
+        response = urllib.request.build_opener(SafeRedirects).open(request, timeout=TIMEOUT)
+    except urllib.error.HTTPError as error:
+        if start and error.code == 416:  # nothing behind the part: it is whole
+            return
+        raise
+    with response:
+        if response.headers.get_content_type() == "text/html":
+            raise UserError(f"{entry.url} answers with a web page instead of a file: download it by hand")
+        if response.status != 206:  # the server sends everything again
+            start = 0
+        length = response.headers.get("Content-Length")
+        total = start + int(length) if length else None
+        progress = tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=entry.name, leave=False)
+        with part.open("ab" if start else "wb") as file, progress:
+            while block := response.read(BLOCK):
+                file.write(block)
+                progress.update(len(block))
+    if total is not None and part.stat().st_size < total:
+        size = part.stat().st_size
+        raise UserError(f"{entry.url}: interrupted after {size} of {total} bytes; run again to continue from {part}")
+
+
+def select(entries: list[Entry], patterns: tuple[str, ...]) -> list[Entry]:
+    """Raises UserError for a pattern that nothing matches."""
+    for pattern in patterns:
+        names = [entry.name for entry in entries]
+        if not fnmatch.filter(names, pattern):
+            raise UserError(
+                f"--fetch {pattern}: no such checkpoint{nearest(pattern, names)} (run without a name: a list)"
+            )
+    return [entry for entry in entries if any(fnmatch.fnmatch(entry.name, pattern) for pattern in patterns)]
+
+
+def verify(entries: list[Entry], folder: Path) -> None:
+    """Raises UserError when a file on disk is not what the manifest says."""
+    here = [entry for entry in entries if (folder / entry.file).exists()]
+    wrong = 0
+    for entry in here:
+        reason = problem(entry, folder / entry.file)
+        wrong += reason is not None
+        print(f"{entry.file}: {f'WRONG, {reason}' if reason else 'ok' if entry.hash else 'no published hash'}")
+    print(f"{len(here)} of {len(entries)} files are in {folder}")
+    if wrong:
+        raise UserError(f"{wrong} files in {folder} are not the published ones")
+
+
+def main() -> None:
+    config = DownloadConfig(**parse_flags(DownloadConfig, __doc__))
+    entries, folder = read_manifest(Path(config.manifest)), Path(config.folder).expanduser()
+    for entry in select(entries, config.fetch):
+        path = fetch(entry, folder)
+        checked = "verified" if entry.hash else "no published hash to compare"
+        print(f"{path} ({checked}): eval.py --pretrained {path} --dataset {entry.dataset} --data ROOT", flush=True)
+    if config.verify:
+        verify(entries, folder)
+    if not (config.fetch or config.verify):
+        print(ROW.format("name", "data set", "mIoU %", "protocol, as published", "").rstrip())
+        for entry in entries:
+            miou = "-" if entry.miou is None else f"{entry.miou:.2f}"
+            state = "on disk" if (folder / entry.file).exists() else ""
+            print(ROW.format(entry.name, entry.dataset, miou, entry.protocol, state).rstrip())
+
+
+if __name__ == "__main__":
+    run_main(main)

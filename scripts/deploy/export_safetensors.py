@@ -1,0 +1,72 @@
+"""Write a checkpoint's network as safetensors, the form for publishing: weights, and what is known about them.
+
+    python scripts/deploy/export_safetensors.py --pretrained runs/student/best.pth --export student.safetensors
+
+Any file that eval.py reads can be exported, and eval.py reads the result. The metadata's "card" is JSON: network, class
+names, palette, pixel convention, data set, the run's settings and its scores; folders of this machine are left out.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from torch import Tensor, nn
+
+from models.checkpoints.loading import from_checkpoint
+from models.checkpoints.reading import SUFFIX, write_safetensors
+from utils.errors import UserError, run_main
+from utils.options import option, parse_flags
+
+FOLDERS = ("data", "save_dir", "resume")  # settings that name places on the machine of the run
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    pretrained: str = option("", "checkpoint to export")
+    export: str = option("", f"file to write (*{SUFFIX})")
+    half: bool = option(False, "weights in half precision: half the size; the network still computes in float32")
+    assisted: bool = option(False, "keep the label plane of a file of the LAD release: it is a teacher")
+
+
+def public(card: dict[str, Any]) -> dict[str, Any]:
+    """The card without folders of this machine."""
+    settings = {key: value for key, value in card.get("config", {}).items() if key not in FOLDERS}
+    return {**card, "data": "", **({"config": settings} if settings else {})}
+
+
+def halved(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters in half precision. Running variances of raw pixels pass its largest number, so buffers stay.
+
+    Raises:
+        UserError: a parameter does, too.
+    """
+    weights = {name: parameter.detach().half() for name, parameter in model.named_parameters()}
+    lost = [name for name, value in weights.items() if not value.isfinite().all()]
+    if lost:
+        raise UserError(f"--half: {lost[0]} has values that half precision cannot hold")
+    return weights
+
+
+def main() -> None:
+    config = ExportConfig(**parse_flags(ExportConfig, __doc__))
+    if not config.pretrained:
+        raise UserError("--pretrained FILE is missing: the checkpoint to export")
+    if not config.export.endswith(SUFFIX):
+        raise UserError(f"--export {config.export or 'FILE'}: the file's name must end with {SUFFIX}")
+    model, card = from_checkpoint(config.pretrained, config.assisted)
+    card = public(card)
+    weights = model.state_dict()
+    if config.half:
+        weights |= halved(model)
+    write_safetensors(config.export, weights, card)
+    arch = card["arch"]
+    print(
+        f"{config.export}: {arch['arch']} on {arch['backbone']}, {card['num_classes']} classes, {card['pixels']} pixels"
+    )
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,191 @@
+"""Plots that compare groups of runs. A group is a list of runs that differ in the seed."""
+
+from collections.abc import Mapping, Sequence
+from itertools import chain
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+from scripts.study.analysis.runs import Run, View
+from scripts.study.analysis.style import color, line, wrap
+
+MAX_BARS, MAX_CELLS, ANNOTATED = 40, 40, 15  # classes that still read well
+NOT_A_TERM = {"event", "iteration", "images_per_second", "cpu_seconds"}
+Groups = Mapping[str, Sequence[Run]]
+
+
+def class_names(groups: Groups, view: View) -> list[str]:
+    """Of every class that a run of the view has a score for, in the order of the data set."""
+    scores = (run.scores[view]["iou"] for runs in groups.values() for run in runs if view in run.scores)
+    return list(dict.fromkeys(chain.from_iterable(scores)))
+
+
+def class_iou(runs: Sequence[Run], view: View, names: Sequence[str]) -> np.ndarray:
+    """``[runs, classes]``, NaN where a class does not occur."""
+    rows = [[run.scores[view]["iou"].get(name) for name in names] for run in runs if view in run.scores]
+    return np.array(rows, float)
+
+
+def class_bars(groups: Groups, view: View, baseline: str) -> Figure:
+    """IoU of each class by group, the most gained class on top, whiskers for the seeds, a line at each mIoU."""
+    names = class_names(groups, view)
+    shown = {name: runs for name, runs in groups.items() if any(view in run.scores for run in runs)}
+    tables = {name: class_iou(runs, view, names) for name, runs in shown.items()}
+    means = {name: _mean(table) for name, table in tables.items()}
+    others = [name for name in means if name != baseline and not any(run.assisted(view) for run in shown[name])]
+    if baseline in means and others:
+        order = np.argsort(np.nan_to_num(means[others[-1]] - means[baseline]))
+        title = f"sorted by the gain of {others[-1]} over {baseline}"
+    else:
+        order = np.argsort(np.nan_to_num(next(iter(means.values()))))
+        title = f"sorted by {next(iter(means))}"
+    if len(order) > MAX_BARS:
+        order = np.concatenate([order[: MAX_BARS // 2], order[-MAX_BARS // 2 :]])
+        title += f"; the {MAX_BARS // 2} at either end of {len(names)} classes"
+    height = 0.8 / len(tables)
+    size = (7.5, 1.4 + len(order) * max(0.25, 0.16 * len(tables)))
+    figure, axis = plt.subplots(figsize=size, layout="constrained")
+    at = np.arange(len(order))
+    for i, (name, table) in enumerate(tables.items()):
+        offset = ((len(tables) - 1) / 2 - i) * height
+        total = 100 * np.mean([run.scores[view]["miou"] for run in shown[name] if view in run.scores])
+        label = f"{name}: mIoU {total:.1f} %" + (f", {len(table)} seeds" if len(table) > 1 else "")
+        label += " (reads the label)" if any(run.assisted(view) for run in shown[name]) else ""
+        whisker = 100 * table.std(0, ddof=1)[order] if len(table) > 1 else None
+        style = {"elinewidth": 1, "capsize": 1.5, "ecolor": "0.25"}
+        values = 100 * np.nan_to_num(means[name][order])
+        axis.barh(at + offset, values, height, xerr=whisker, error_kw=style, color=color(i), label=wrap(label, 48))
+        axis.axvline(total, color=color(i), linestyle="--", linewidth=1)
+    axis.set(yticks=at, xlabel="IoU %, dashed: mIoU", xlim=(0, 100), ylim=(-0.6, len(order) - 0.4))
+    axis.set_yticklabels([names[k] for k in order])
+    axis.tick_params(axis="y", length=0)
+    axis.grid(axis="x", color="0.9")
+    figure.suptitle(
+        f"IoU by class, {view.dataset} {view.split}, {view.checkpoint} checkpoint\n{wrap(title, 90)}", fontsize=10
+    )
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return figure
+
+
+def _mean(table: np.ndarray) -> np.ndarray:
+    """Over the runs in which a class occurs."""
+    counts = np.isfinite(table).sum(0)
+    return np.divide(np.nan_to_num(table).sum(0), counts, out=np.full(table.shape[1], np.nan), where=counts > 0)
+
+
+def training_curves(groups: Groups) -> Figure | None:
+    """Validation mIoU and every training term against the iteration; None when no run has a log.
+
+    A line is the mean over seeds, the band their range. Training terms are smoothed; of a single seed the raw values
+    show as well.
+    """
+    runs = list(chain.from_iterable(groups.values()))
+    terms = chain.from_iterable(r for run in runs for r in run.curves.get("train", ()))
+    panels = ["val", *dict.fromkeys(term for term in terms if term not in NOT_A_TERM)]
+    if len(panels) == 1:
+        return None
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(3.6 * columns, 2.6 * rows), squeeze=False, layout="constrained")
+    for axis, panel in zip(axes.flat, panels, strict=False):
+        for i, (name, members) in enumerate(groups.items()):
+            event, key, scale = ("val", "miou", 100) if panel == "val" else ("train", panel, 1)
+            series = [_series(run, event, key, scale) for run in members]
+            _band(axis, [s for s in series if s], name, color(i), smooth=panel not in ("val", "lr"))
+        title = "validation mIoU %" if panel == "val" else f"training: {panel}"
+        axis.set(title=title, xlabel="iteration", xlim=(0, None))
+        axis.grid(color="0.92")
+        values = np.concatenate([line.get_ydata() for line in axis.lines]) if axis.lines else np.zeros(0)
+        if len(values) and values.min() > 0 and values.max() > 30 * values.min() and panel != "lr":
+            axis.set_yscale("log")
+    for axis in axes.flat[len(panels) :]:
+        axis.remove()
+    handles = {h.get_label(): h for axis in figure.axes for h in axis.get_legend_handles_labels()[0]}
+    figure.legend(handles=list(handles.values()), loc="outside lower center", ncols=min(3, len(handles)))
+    return figure
+
+
+def validation_curves(axis: plt.Axes, groups: Groups) -> None:
+    """mIoU against the iteration: mean over seeds, and their range."""
+    for i, (name, members) in enumerate(groups.items()):
+        series = [_series(run, "val", "miou", 100) for run in members]
+        _band(axis, [s for s in series if s], name, color(i), smooth=False, line=line(i))
+    axis.set(xlim=(0, None))
+    axis.grid(color="0.92")
+
+
+def _series(run: Run, event: str, key: str, scale: float) -> list[tuple[int, float]]:
+    return [(r["iteration"], scale * r[key]) for r in run.curves.get(event, ()) if r.get(key) is not None]
+
+
+def _band(
+    axis: plt.Axes, series: list[list[tuple[int, float]]], name: str, tint: str, smooth: bool, line: str = "-"
+) -> None:
+    if not series:
+        return
+    common = sorted(set.intersection(*({iteration for iteration, _ in s} for s in series)))
+    table = np.array([[dict(s)[iteration] for iteration in common] for s in series]).reshape(len(series), len(common))
+    lines = np.stack([_smooth(row) for row in table]) if smooth else table
+    if len(series) > 1:
+        axis.fill_between(common, lines.min(0), lines.max(0), color=tint, alpha=0.2, linewidth=0)
+    elif smooth:
+        axis.plot(common, table[0], color=tint, alpha=0.25, linewidth=0.8)
+    label = wrap(name if len(series) == 1 else f"{name} (mean and range of {len(series)} seeds)", 48)
+    marker = "." if len(common) < 15 else None
+    axis.plot(common, lines.mean(0), line, color=tint, linewidth=1.6, label=label, marker=marker)
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+    """Centred moving mean over a twentieth of the points; windows shrink at the ends."""
+    half = len(values) // 40
+    total = np.concatenate([[0.0], np.cumsum(values)])
+    at = np.arange(len(values))
+    low, high = np.maximum(at - half, 0), np.minimum(at + half + 1, len(values))
+    return (total[high] - total[low]) / (high - low)
+
+
+def confusion_map(confusion: np.ndarray, names: Sequence[str], title: str) -> Figure:
+    """Row-normalised confusion, int ``[K, K]`` with rows = label, in percent of the class's pixels."""
+    share = row_shares(confusion)
+    shown = np.arange(len(names))
+    if len(names) > MAX_CELLS:  # the classes that are confused most, in the order of the data set
+        shown = np.sort(np.argsort(np.where(confusion.sum(1) > 0, share.diagonal(), 2.0))[:MAX_CELLS])
+        title += f"\nthe {MAX_CELLS} of {len(names)} classes with the lowest recall"
+    share = share[np.ix_(shown, shown)]
+    side = 2.2 + 0.36 * len(shown) if len(shown) <= ANNOTATED else 2.6 + 0.24 * len(shown)
+    figure, axis = plt.subplots(figsize=(side + 0.8, side), layout="constrained")
+    picture = axis.imshow(100 * share, cmap="cividis", vmin=0, vmax=100)
+    labels = [names[k] for k in shown]
+    axis.set(xticks=range(len(shown)), yticks=range(len(shown)), xlabel="prediction", ylabel="label")
+    axis.set_xticklabels(labels, rotation=90)
+    axis.set_yticklabels(labels)
+    axis.spines[:].set_visible(False)
+    axis.tick_params(length=0)
+    if len(shown) <= ANNOTATED:
+        for (i, j), value in np.ndenumerate(share):
+            if np.isfinite(value) and value >= 0.005:
+                tint = "black" if value > 0.55 else "white"
+                axis.text(j, i, f"{100 * value:.0f}", ha="center", va="center", color=tint, fontsize=7.5)
+    figure.colorbar(picture, ax=axis, label="% of the label's pixels", shrink=0.8)
+    axis.set_title("\n".join(wrap(part, int(10 * side)) for part in title.split("\n")), fontsize=10)
+    return figure
+
+
+def row_shares(confusion: np.ndarray) -> np.ndarray:
+    """Each row over its sum; NaN for a class without a labelled pixel."""
+    total = confusion.sum(1, keepdims=True).astype(float)
+    return np.divide(confusion, total, out=np.full(confusion.shape, np.nan), where=total > 0)
+
+
+def top_confusions(confusion: np.ndarray, names: Sequence[str], count: int = 5) -> list[dict[str, object]]:
+    """The largest off-diagonal shares: label, prediction, share of the label's pixels, pixels."""
+    share = np.nan_to_num(row_shares(confusion))
+    np.fill_diagonal(share, 0)
+    order = np.argsort(-share, axis=None)[:count]
+    pairs = [divmod(int(k), len(names)) for k in order]
+    return [
+        {"label": names[i], "prediction": names[j], "share": float(share[i, j]), "pixels": int(confusion[i, j])}
+        for i, j in pairs
+        if share[i, j] > 0
+    ]

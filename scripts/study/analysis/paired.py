@@ -1,0 +1,60 @@
+"""Paired bootstrap over images: is the difference of two data-set mIoUs more than the choice of images?"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from scripts.study.analysis.runs import miou
+from utils.errors import UserError
+
+CHUNK = 250  # resamples at a time; bounds memory at CHUNK x images
+
+
+class Gain(NamedTuple):
+    """mIoU of one group minus that of another, as fractions. Groups of several runs count by their mean."""
+
+    difference: float
+    low: float  # 95 % interval of the percentiles
+    high: float
+    p: float  # two-sided; below 0.05 exactly when the interval leaves out 0 (up to the resamples' grain)
+    images: int
+    samples: int
+
+
+def align(runs: Sequence[dict[str, np.ndarray]]) -> np.ndarray:
+    """Pixel counts by image name, of several runs -> int64 ``[runs, images, 3, K]``, images in the same order.
+
+    Raises:
+        UserError: the runs were scored on different images, or against different labels.
+    """
+    names = sorted(runs[0])
+    for run in runs[1:]:
+        other = runs[0].keys() ^ run.keys()
+        if other:
+            raise UserError(f"scored on different images ({len(other)}, e.g. {min(other)})")
+    counts = [np.stack([run[name] for name in names]) for run in runs]
+    if any(c.shape != counts[0].shape or (c[:, 1] != counts[0][:, 1]).any() for c in counts):
+        raise UserError("scored against different labels")
+    return np.stack(counts)
+
+
+def bootstrap(group: np.ndarray, baseline: np.ndarray, samples: int, seed: int) -> Gain:
+    """Resample images with replacement, the same ones for every run, and score the whole data set each time.
+
+    group, baseline: ``[runs, images, 3, K]``. p is twice the smaller share of resamples on either side of 0, each
+    counted with one more, so that it is never 0 (Davison and Hinkley 1997, section 4.2).
+    """
+    images = group.shape[1]
+    flat = [runs.reshape(len(runs), images, -1).astype(np.float64) for runs in (group, baseline)]
+    rng = np.random.default_rng(seed)
+    differences = []
+    for start in range(0, samples, CHUNK):
+        weights = rng.multinomial(images, np.full(images, 1 / images), min(CHUNK, samples - start)).astype(np.float64)
+        means = [miou((weights @ runs).reshape(*runs.shape[:1], len(weights), 3, -1)).mean(0) for runs in flat]
+        differences.append(means[0] - means[1])
+    values = np.concatenate(differences)
+    low, high = np.percentile(values, (2.5, 97.5))
+    tail = min((values <= 0).sum(), (values >= 0).sum())
+    point = miou(group.sum(1)).mean() - miou(baseline.sum(1)).mean()
+    return Gain(float(point), float(low), float(high), min(1.0, 2 * (tail + 1) / (samples + 1)), images, samples)

@@ -1,0 +1,221 @@
+"""What an experiment consists of: a yaml file in this folder, as records."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from scripts.study.analysis.runs import CHECKPOINT_SETTINGS
+from train_student import RECIPES
+from utils.errors import UserError, lookup
+from utils.options import convert
+from utils.training.configuration import ROLES, load_recipe
+
+EXPERIMENTS = Path(__file__).resolve().parent
+KINDS = {"include": str, "title": str, "recipe": str, "baseline": str, "settings": dict, "seeds": list, "only": list}
+KINDS |= {"runs": dict, "compare": list, "robustness_images": int, "equal_time": str}
+RUN_KINDS = {"title": str, "train": str, "settings": dict}
+REQUIRED = ("recipe", "seeds", "baseline", "runs")
+IN_WORDS = {str: "a word", list: "a list", dict: "'key: value' lines", int: "a number"}
+RUNNER_SETTINGS = {"recipe", "data", "seed", "save_dir", "resume", "overwrite", "workers", "cache_gb"}
+
+
+class Origin(NamedTuple):
+    """The run of the experiment whose last checkpoint a run starts from, and whose seed: so many further on."""
+
+    arm: str
+    shift: int
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A row of the experiment: which script trains it, with which flags, starting from which others."""
+
+    name: str
+    title: str
+    train: str  # "teacher" or "student"
+    settings: Mapping[str, Any]
+    origins: Mapping[str, Origin]  # by flag: pretrained, teacher_pretrained
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """arms: in the order of the file, each after those it starts from. baseline: the arm without distillation.
+    equal_time: the arm without distillation that had the teacher's time too; "" where there is none.
+    compare: pairs of arms whose difference is reported, besides every student's over the baseline.
+    """
+
+    name: str
+    title: str
+    recipe: str
+    seeds: tuple[int, ...]
+    baseline: str
+    equal_time: str
+    compare: tuple[tuple[str, str], ...]
+    robustness_images: int
+    arms: Mapping[str, Arm]
+
+    def next_seed(self, seed: int, shift: int) -> int:
+        """So many further in the circle of the experiment's seeds; of a seed beyond them, the sum."""
+        if seed not in self.seeds:
+            return seed + shift
+        return self.seeds[(self.seeds.index(seed) + shift) % len(self.seeds)]
+
+
+def read_experiment(name: str) -> Experiment:
+    """By the name of a file in this folder, or by the path of one.
+
+    ``include`` names a file whose values come first; ``settings`` and ``runs`` are merged key by key, ``only`` picks
+    runs. Settings are flags of the training scripts; ``pretrained`` and ``teacher_pretrained`` may name a run of the
+    same seed, ``NAME+1`` one of the next seed (so that a teacher is no twin of its student).
+
+    Raises:
+        UserError: no such file, unknown keys or flags, bad values, a run that starts from itself, an unknown one, or
+            its own seed where another is asked for.
+    """
+    path = _path(name)
+    content = _merged(path, ())
+    for key in REQUIRED:
+        if not content.get(key):
+            raise UserError(f"{path}: {key!r} is missing")
+    seeds = content["seeds"]
+    if not all(type(seed) is int and seed >= 0 for seed in seeds) or len(set(seeds)) < len(seeds):
+        raise UserError(f"{path}: seeds: {seeds!r} is no list of different numbers")
+    if content.get("robustness_images", 1) < 1:
+        raise UserError(f"{path}: robustness_images: at least 1")
+    for role in ROLES:
+        load_recipe(content["recipe"], role, RECIPES)
+    shared = content.get("settings", {})
+    arms = {key: _arm(path, key, value, shared, content["runs"]) for key, value in content["runs"].items()}
+    ordered: dict[str, Arm] = {}
+    for key in content.get("only", arms):
+        lookup(arms, str(key), f"run in {path}: only:")
+        _add(path, arms, key, ordered, ())
+    titles = [arm.title for arm in ordered.values()]
+    for title in titles:
+        if titles.count(title) > 1:
+            raise UserError(f"{path}: two runs are called {title!r}")
+    if lookup(ordered, content["baseline"], f"baseline among the runs of {path}").train != "student":
+        raise UserError(f"{path}: the baseline {content['baseline']!r} reads the label: gains over it mean nothing")
+    equal_time = content.get("equal_time", "")
+    if equal_time and lookup(arms, equal_time, f"run in {path}: equal_time:").train != "student":
+        raise UserError(f"{path}: equal_time: {equal_time} reads the label: gains over it mean nothing")
+    for arm in ordered.values():
+        for key, origin in arm.origins.items():
+            if origin.shift and origin.shift % len(seeds) == 0:
+                raise UserError(f"{path}: {arm.name}: {key}: {origin.arm}+{origin.shift} needs more seeds than {seeds}")
+    return Experiment(
+        path.stem,
+        content.get("title", path.stem),
+        content["recipe"],
+        tuple(seeds),
+        content["baseline"],
+        equal_time if equal_time in ordered else "",
+        _pairs(path, content.get("compare", []), ordered, arms),
+        content.get("robustness_images", 30),
+        ordered,
+    )
+
+
+def _path(name: str) -> Path:
+    path = Path(name).expanduser() if name.endswith((".yaml", ".yml")) else EXPERIMENTS / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in EXPERIMENTS.glob("*.yaml")))
+        raise UserError(f"experiment not found: {path} (experiments: {known})")
+    return path
+
+
+def _merged(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    """The file's mapping on top of what it includes; each file is checked by itself."""
+    if path.resolve() in seen:
+        raise UserError(f"{path} includes itself")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is no plain yaml: {' '.join(str(error).split())}") from error
+    _check(content, KINDS, str(path))
+    for name, run in content.get("runs", {}).items():
+        if not re.fullmatch(r"[A-Za-z]\w*", str(name)) or not isinstance(name, str):
+            raise UserError(f"{path}: {name!r}: a run's name is made of letters, digits and _")
+        content["runs"][name] = {} if run is None else run
+        _check(content["runs"][name], RUN_KINDS, f"{path}: {name}")
+    include = content.pop("include", None)
+    if include is None:
+        return content
+    beside = path.parent / (include if include.endswith((".yaml", ".yml")) else f"{include}.yaml")
+    base = _merged(beside if beside.is_file() else _path(include), (*seen, path.resolve()))
+    return _over(base, content)
+
+
+def _check(content: Any, kinds: Mapping[str, type], where: str) -> None:
+    if not isinstance(content, dict):
+        raise UserError(f"{where}: 'key: value' lines, not {content!r}")
+    for key, value in content.items():
+        kind = lookup(kinds, str(key), f"key in {where}:")
+        if type(value) is not kind:
+            raise UserError(f"{where}: {key}: {IN_WORDS[kind]}, not {value!r}")
+
+
+def _over(base: Any, top: Any) -> Any:
+    """``top``'s values win; mappings are merged."""
+    if not (isinstance(base, dict) and isinstance(top, dict)):
+        return top
+    return base | {key: _over(base[key], value) if key in base else value for key, value in top.items()}
+
+
+def _arm(path: Path, name: str, content: dict, shared: dict, runs: Mapping[str, Any]) -> Arm:
+    where = f"{path}: {name}"
+    train = content.get("train", "student")
+    config_class = lookup({role: ROLES[role] for role in ("teacher", "student")}, train, f"script in {where}: train:")
+    own = content.get("settings", {})
+    known = {field.name: field for field in fields(config_class) if field.name not in RUNNER_SETTINGS}
+    elsewhere = {field.name for role in ROLES.values() for field in fields(role)} - RUNNER_SETTINGS
+    settings, origins = {}, {}
+    for key, value in {**shared, **own}.items():
+        if key not in known and key not in own and key in elsewhere:
+            continue  # a shared setting of the other script
+        lookup(known, str(key), f"setting in {where}:")
+        origin = _origin(value, runs) if key in CHECKPOINT_SETTINGS else None
+        if origin is not None:
+            origins[key] = origin
+            continue
+        if value is None or (isinstance(value, (list, dict)) and not isinstance(known[key].default, tuple)):
+            raise UserError(f"{where}: {key}: one value, not {value!r}")
+        settings[key] = convert(config_class, key, value, f"{where}: {key}")
+        if key in CHECKPOINT_SETTINGS and value and not Path(settings[key]).suffix:
+            lookup(runs, settings[key], f"run in {where}: {key}:")
+    start = origins.get("pretrained")
+    if train == "student" and start and runs[start.arm].get("train") == "teacher":
+        raise UserError(f"{where}: pretrained: {start.arm} reads the label, a student does not")
+    return Arm(name, content.get("title", name), train, settings, origins)
+
+
+def _origin(value: Any, runs: Mapping[str, Any]) -> Origin | None:
+    match = re.fullmatch(r"(\w+?)(?:\+(\d+))?", str(value))
+    return Origin(match[1], int(match[2] or 0)) if match and match[1] in runs else None
+
+
+def _add(path: Path, arms: Mapping[str, Arm], name: str, ordered: dict[str, Arm], above: tuple[str, ...]) -> None:
+    """``name`` after what it starts from."""
+    if name in above:
+        raise UserError(f"{path}: {' -> '.join((*above, name))}: a run cannot start from itself")
+    for origin in arms[name].origins.values():
+        _add(path, arms, origin.arm, ordered, (*above, name))
+    ordered.setdefault(name, arms[name])
+
+
+def _pairs(path: Path, pairs: list, ordered: Mapping[str, Arm], arms: Mapping[str, Arm]) -> tuple[tuple[str, str], ...]:
+    """Those of which both are among the runs that were picked."""
+    found = []
+    for pair in pairs:
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise UserError(f"{path}: compare: {pair!r} is no pair of runs")
+        for name in pair:
+            if lookup(arms, str(name), f"run in {path}: compare:").train != "student":
+                raise UserError(f"{path}: compare: {name} reads the label: its score is no segmentation result")
+        if set(pair) <= ordered.keys():
+            found.append(tuple(pair))
+    return tuple(found)

@@ -1,0 +1,230 @@
+"""The tables of an experiment, from the records of its runs: what is not there says "not run"."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import ttest_1samp
+
+from scripts.study.analysis import style
+from scripts.study.analysis.paired import Gain, align, bootstrap
+from scripts.study.analysis.runs import Run, View, read_run
+from scripts.study.experiments.definition import Experiment
+from utils.errors import UserError
+
+SAMPLES = 10000  # of the paired bootstrap
+Table = tuple[list[str], list[list[str]]]
+
+
+def read_records(experiment: Experiment, folder: Path) -> dict[str, list[Run]]:
+    """The runs of each arm below ``folder``, by seed; an arm without any has an empty list."""
+    runs = {}
+    for name in experiment.arms:
+        found = [read_run(path, path.name) for path in folder.glob(f"{name}-*") if path.name[len(name) + 1 :].isdigit()]
+        runs[name] = sorted(found, key=lambda run: run.seed)
+    return runs
+
+
+def view_of(run: Run, checkpoint: str) -> View | None:
+    """Of the run's last or best checkpoint's score by eval.py."""
+    return next((view for view in run.scores if view.checkpoint == checkpoint and view in run.areas), None)
+
+
+def scores(runs: Sequence[Run], checkpoint: str) -> dict[int, float]:
+    """mIoU by seed."""
+    views = {run.seed: (run, view_of(run, checkpoint)) for run in runs}
+    return {seed: run.scores[view]["miou"] for seed, (run, view) in views.items() if view}
+
+
+def training_minutes(run: Run) -> float | None:
+    """From the speeds in the log: without validation, and without iterations that an interruption lost.
+
+    Of a run on one thread of a CPU the processor's time, which other work on the machine does not lengthen.
+    """
+    starts = [record["iteration"] for record in run.curves.get("start", ())]
+    alone = all(s.get("threads") == 1 and str(s.get("device")).startswith("cpu") for s in run.curves.get("start", ()))
+    seconds, before = 0.0, 0
+    for record in run.curves.get("train", ()):
+        at, speed = record["iteration"], record.get("images_per_second")
+        if not speed:
+            return None
+        if alone and "cpu_seconds" in record:
+            seconds += record["cpu_seconds"]
+            continue
+        before = max([before, *(start for start in starts if start < at)])
+        seconds += (at - before) * run.config["batch_size"] / speed
+        before = at
+    return seconds / 60
+
+
+def paired_gain(runs: Sequence[Run], base: Sequence[Run], checkpoint: str) -> tuple[list[float], Gain] | None:
+    """The difference of each seed that both sides have, and of their means, tested over the images."""
+    own, other = scores(runs, checkpoint), scores(base, checkpoint)
+    seeds = sorted(own.keys() & other.keys())
+    if not seeds:
+        return None
+    areas = [{run.seed: run.areas[view] for run in side if (view := view_of(run, checkpoint))} for side in (runs, base)]
+    counts = align([side[seed] for side in areas for seed in seeds])
+    return [own[seed] - other[seed] for seed in seeds], bootstrap(
+        counts[: len(seeds)], counts[len(seeds) :], SAMPLES, seed=0
+    )
+
+
+def students(experiment: Experiment, folder: Path) -> Table:
+    """The networks that see the image only: scores of the last and of the best checkpoint."""
+    records, rows = read_records(experiment, folder), []
+    for arm in experiment.arms.values():
+        if arm.train == "student":
+            runs = records[arm.name]
+            last, best = scores(runs, "last"), scores(runs, "best")
+            cells = [f"`{arm.name}`", arm.title, str(len(last)), _spread(last), _spread(best)]
+            rows.append([*cells, _minutes(runs), _logs(runs, folder)])
+    return ["run", "arm", "n", "last mIoU %", "best mIoU %", _time(records), "logs by seed"], rows
+
+
+def summary(experiment: Experiment, folder: Path) -> Table:
+    """The students once more, in short: gains at equal iterations and at equal time, time with all they start from."""
+    records, rows = read_records(experiment, folder), []
+    for arm in experiment.arms.values():
+        if arm.train == "student":
+            found = scores(records[arm.name], "last")
+            minutes = [total_minutes(experiment, records, arm.name, seed) for seed in found]
+            known = [value for value in minutes if value is not None]
+            over = [_gain(records, arm.name, base) for base in (experiment.baseline, experiment.equal_time)]
+            rows.append([arm.title, str(len(found)), _spread(found), *over, f"{np.mean(known):.0f}" if known else "-"])
+    header = ["student", "n", "mIoU %", "gain at equal iterations", "gain at equal time"]
+    return [*header, _time(records).replace("minutes", "minutes, teacher included", 1)], rows
+
+
+def total_minutes(experiment: Experiment, records: dict[str, list[Run]], name: str, seed: int) -> float | None:
+    """Of a run and of every run it starts from; None where one is not there."""
+    run = next((run for run in records[name] if run.seed == seed), None)
+    own = run and training_minutes(run)
+    origins = experiment.arms[name].origins.values()
+    below = [total_minutes(experiment, records, o.arm, experiment.next_seed(seed, o.shift)) for o in origins]
+    return None if own is None or None in below else own + sum(below)
+
+
+def _gain(records: dict[str, list[Run]], name: str, base: str) -> str:
+    """Mean and spread over the seeds both have, with the p of a paired t-test."""
+    own, other = scores(records[name], "last"), scores(records[base], "last") if base else {}
+    differences = [own[seed] - other[seed] for seed in sorted(own.keys() & other.keys())]
+    if name == base or not differences:
+        return "-"
+    p = _p_over_seeds(differences)
+    return style.spread(differences, "+") + (f" (p {p})" if p != "-" else "")
+
+
+def gains(experiment: Experiment, folder: Path) -> Table:
+    """Differences of last checkpoints: of every student to the baseline, to the one that had the teacher's time too,
+    and of the pairs the experiment asks for."""
+    arms, records, rows = experiment.arms, read_records(experiment, folder), []
+    bases = filter(None, (experiment.baseline, experiment.equal_time))
+    pairs = [(name, base) for base in bases for name in arms if arms[name].train == "student"]
+    for name, base in dict.fromkeys((*pairs, *experiment.compare)):
+        if name == base:
+            continue
+        cells = [arms[name].title, arms[base].title]
+        found = paired_gain(records[name], records[base], "last")
+        if found is None:
+            rows.append([*cells, "0", "not run", "-", "-", "-", "-"])
+            continue
+        differences, gain = found
+        by_seed = ", ".join(f"{100 * value:+.2f}" for value in differences)
+        interval = f"{100 * gain.low:+.2f} .. {100 * gain.high:+.2f}"
+        p = _p_over_seeds(differences)
+        rows.append(
+            [*cells, str(len(differences)), style.spread(differences, "+"), by_seed, p, interval, f"{gain.p:.2g}"]
+        )
+    return ["arm", "minus", "n", "gain", "by seed", "p over seeds", "95 % interval over images", "p over images"], rows
+
+
+def teachers(experiment: Experiment, folder: Path) -> Table:
+    """The networks that read the label: scores that are no segmentation results, and what they do without it."""
+    records, rows, images = read_records(experiment, folder), [], {}
+    for arm in experiment.arms.values():
+        if arm.train != "teacher":
+            continue
+        runs = records[arm.name]
+        last, probes = scores(runs, "last"), []
+        for run in runs:
+            if probe := read_robustness(run.folder / "robustness.json", images):
+                probes.append(probe)
+        conditions = [_condition(probes, *key) for key in (("as trained", ""), ("codes", "fixed"), ("no label", ""))]
+        cells = [f"`{arm.name}`", arm.title, str(len(last)), _spread(last), *conditions, _followed(probes)]
+        rows.append([*cells, _minutes(runs), _logs(runs, folder)])
+    if len(images) > 1:
+        raise UserError(f"{folder}: robustness of different images: {'; '.join(sorted(images))}")
+    where = f" ({next(iter(images))})" if images else ""
+    header = ["run", "teacher", "n", "last mIoU %, LABEL-ASSISTED", f"as trained{where}", "fixed codes", "no label"]
+    return [*header, "follows wrong labels %", _time(records), "logs by seed"], rows
+
+
+TABLES = {"summary": summary, "students": students, "gains": gains, "teachers": teachers}
+
+
+def _p_over_seeds(differences: Sequence[float]) -> str:
+    """Of a paired t-test: could so large a mean come from the seeds alone?"""
+    if len(differences) < 2 or len(set(differences)) < 2:
+        return "-"
+    return f"{ttest_1samp(differences, 0).pvalue:.2g}"
+
+
+def _spread(values: dict[int, float]) -> str:
+    return style.spread(list(values.values())) if values else "not run"
+
+
+def _time(records: dict[str, list[Run]]) -> str:
+    """The heading of the training times: where they were measured."""
+    places = set()
+    for run in (run for runs in records.values() for run in runs):
+        for start in run.curves.get("start", ()):
+            threads = f", {start['threads']} thread(s)" if str(start.get("device")).startswith("cpu") else ""
+            places.add(f"{start.get('device', 'unknown device')}{threads}")
+    return f"minutes ({' / '.join(sorted(places))})" if places else "minutes"
+
+
+def _minutes(runs: Sequence[Run]) -> str:
+    """Mean training time."""
+    known = [minutes for run in runs if (minutes := training_minutes(run)) is not None]
+    return f"{np.mean(known):.1f}" if known else "-"
+
+
+def _logs(runs: Sequence[Run], folder: Path) -> str:
+    """Links from the repository's root; ``folder`` lies in results/."""
+    return " ".join(f"[{run.seed}](results/{folder.name}/{run.folder.name}/metrics.jsonl)" for run in runs) or "-"
+
+
+def read_robustness(path: Path, images: dict[str, None]) -> list[dict[str, Any]] | None:
+    """The conditions of one teacher; ``images`` collects what they were measured on."""
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        (records,) = content["results"].values()
+        keys = {"name", "value", "miou", "share", "follows_wrong"}
+        if not all(keys <= record.keys() for record in records):
+            raise ValueError("a condition lacks its values")
+        images[str(content["data"])] = None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is no result of teacher_robustness.py for one teacher: {error}") from error
+    return records
+
+
+def _condition(probes: Sequence[list[dict[str, Any]]], name: str, value: str) -> str:
+    """Over runs, of the mean over draws."""
+    found = [
+        np.mean(r["miou"]) for records in probes for r in records if r["name"] == name and value in ("", r["value"])
+    ]
+    return style.spread([float(x) for x in found]) if found else "-"
+
+
+def _followed(probes: Sequence[list[dict[str, Any]]]) -> str:
+    """Of pixels whose whole region was shown as another class, the share predicted as the shown class."""
+    shown = [
+        r["follows_wrong"] for records in probes for r in records if r["name"] == "wrong regions" and r["share"] == 1
+    ]
+    values = [value for value in shown if value is not None]
+    return style.spread(values) if values else "-"

@@ -1,0 +1,113 @@
+"""What a loss costs: time of a training step and peak memory, each measured in a process of its own.
+
+    python scripts/study/loss_cost.py losses --json results/losses/cost.json
+
+The students of an experiment that have no teacher or a plain one, with its networks, crops and batch; weights, images
+and labels are random. On a CPU: one thread, its processor time, the process's largest resident memory; on a GPU: wall
+time, and the largest memory that torch allocated. Median over --steps, after two that do not count.
+"""
+
+import json
+import multiprocessing
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import torch
+
+from datasets import DATASETS
+from datasets.base import DatasetSpec
+from losses import build_kd, parse_losses
+from losses.task import TaskLoss
+from models import build_model
+from scripts.study.experiments.definition import read_experiment
+from train_student import RECIPES, StudentStep
+from utils.errors import UserError, lookup, run_main
+from utils.options import option, parse_flags
+from utils.training.configuration import load_recipe
+from utils.training.logs import environment
+
+
+@dataclass(frozen=True)
+class CostConfig:
+    experiment: tuple[str, ...] = option((), "name of a file in scripts/experiments, or a path", positional=True)
+    only: tuple[str, ...] = option((), "its runs to measure (default: the students of plain teachers)")
+    steps: int = option(7, "training steps that count", minimum=1)
+    device: str = option("auto", "where to run", choices=("auto", "cpu", "cuda"))
+    json: str = option("", "file for the result")
+
+
+class Cost(NamedTuple):
+    seconds: float  # a step
+    megabytes: float  # at the peak
+
+
+def measure(settings: Mapping[str, Any], classes: int, steps: int, device: str) -> Cost:
+    """In a fresh process: the peak is that of its whole life. Without a loss (kd none) there is no teacher either."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    on_gpu, target = device == "cuda", torch.device(device)
+    model, teacher = (build_model(settings["model"], settings["backbone"], classes) for _ in range(2))
+    kd = None
+    if parse_losses(settings["kd"]):
+        width = model.main.head.out_channels
+        kd = build_kd(settings["kd"], width, width, classes)
+    task = TaskLoss(model.supervision, settings.get("aux_weight"))
+    step = StudentStep(model, task, teacher if kd else None, None, kd).to(target).train()
+    optimizer = torch.optim.SGD([p for p in step.parameters() if p.requires_grad], 0.01, 0.9)
+    shape = settings["batch_size"], *settings["crop_size"]
+    image = torch.randn(shape[0], 3, *shape[1:], device=target)
+    label = torch.randint(0, classes, shape, device=target)
+    clock, times = time.perf_counter if on_gpu else time.process_time, []
+    for _ in range(2 + steps):
+        start = clock()
+        optimizer.zero_grad(set_to_none=True)
+        step(image, label)["loss"].backward()
+        optimizer.step()
+        if on_gpu:
+            torch.cuda.synchronize()
+        times.append(clock() - start)
+    peak = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return Cost(statistics.median(times[2:]), peak / 1e6)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    config = CostConfig(**parse_flags(CostConfig, __doc__, argv))
+    if len(config.experiment) != 1:
+        raise UserError("name one experiment: a file of scripts/experiments, without .yaml, or a path to one")
+    experiment = read_experiment(config.experiment[0])
+    recipe = load_recipe(experiment.recipe, "student", RECIPES)
+    spec = DATASETS[recipe["dataset"]]
+    if not isinstance(spec, DatasetSpec):
+        raise UserError(f"the number of classes of {recipe['dataset']} is not known without its data")
+    students = {name: arm for name, arm in experiment.arms.items() if arm.train == "student"}
+    teachers = {name: arm.origins.get("teacher_pretrained") for name, arm in students.items()}
+    plain = [name for name, origin in teachers.items() if origin is None or origin.arm in students]
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
+    costs = {}
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
+        for name in config.only or plain:
+            settings = recipe | lookup(students, name, "student in --only").settings
+            costs[name] = pool.submit(measure, settings, len(spec.names), config.steps, device).result()
+            print(f"{name:<24}{costs[name].seconds:8.3f} s {costs[name].megabytes:8.0f} MB", flush=True)
+    if config.json:
+        content = {"environment": environment(torch.device(device)), "steps": config.steps}
+        content |= {"costs": {name: cost._asdict() for name, cost in costs.items()}}
+        path = Path(config.json).expanduser()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"--json {path} cannot be written: {error.strerror}") from error
+
+
+if __name__ == "__main__":
+    run_main(main)

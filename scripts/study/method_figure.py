@@ -1,0 +1,152 @@
+"""The method in one picture: how the label-assisted teacher is trained, and how it teaches an image-only student.
+
+    python scripts/study/method_figure.py --output figures/method.png
+
+Images, labels and noised labels are real ones of the built-in data; networks are boxes.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+
+from datasets.toy import TOY, draw
+from models.label_noise import LabelNoise
+from scripts.study.analysis import style
+from utils.colors import colorize, diverging
+from utils.errors import run_main
+from utils.options import option, parse_flags
+from utils.types import Draw
+
+TEACHER, STUDENT, LOSS, NOISE, INK = "#0072B2", "#009E73", "#D55E00", "#7A5195", "#222222"
+WIDTH, HEIGHT = 12.0, 4.6  # of each panel, in the units of its axis
+PICTURE = (1.6, 1.2)  # width and height of a data picture
+
+
+@dataclass(frozen=True)
+class FigureConfig:
+    sample: int = option(50, "image of the built-in validation set", minimum=0)
+    seed: int = option(3, "of the label noise", minimum=0)
+    output: str = option("figures/method.png", "picture to write (.png or .pdf)")
+
+
+def picture(axis: Axes, pixels: np.ndarray, x: float, y: float, caption: str, layer: int = 2) -> None:
+    """Centred at (x, y), with its caption below."""
+    width, height = PICTURE
+    axis.imshow(
+        pixels,
+        extent=(x - width / 2, x + width / 2, y - height / 2, y + height / 2),
+        interpolation="nearest",
+        aspect="auto",
+        zorder=layer,
+    )
+    corner = (x - width / 2, y - height / 2)
+    axis.add_patch(plt.Rectangle(corner, width, height, fill=False, edgecolor=INK, linewidth=0.8, zorder=layer))
+    axis.text(x, y - height / 2 - 0.1, caption, ha="center", va="top", fontsize=9.5)
+
+
+def box(
+    axis: Axes, x: float, y: float, width: float, height: float, text: str, color: str, filled: bool = True
+) -> None:
+    """Rounded, centred at (x, y)."""
+    shape = FancyBboxPatch(
+        (x - width / 2, y - height / 2),
+        width,
+        height,
+        boxstyle="round,pad=0,rounding_size=0.12",
+        facecolor=color if filled else "white",
+        edgecolor=color,
+        linewidth=1.6,
+        zorder=2,
+    )
+    axis.add_patch(shape)
+    tint = "white" if filled else color
+    axis.text(x, y, text, ha="center", va="center", color=tint, fontsize=10.5, zorder=3, linespacing=1.3)
+
+
+def arrow(axis: Axes, start: tuple[float, float], end: tuple[float, float], color: str = INK, **options) -> None:
+    options = {"arrowstyle": "-|>", "linewidth": 1.5, "mutation_scale": 12, "shrinkA": 0, "shrinkB": 0} | options
+    axis.add_patch(FancyArrowPatch(start, end, color=color, zorder=1, **options))
+
+
+def stack(axis: Axes, image: np.ndarray, plane: np.ndarray, x: float, y: float, caption: str) -> None:
+    """The four channels of an assisted teacher: the image, and the noised label in front of it."""
+    picture(axis, image, x - 0.22, y + 0.2, "")
+    picture(axis, plane, x + 0.22, y - 0.2, caption, layer=3)
+
+
+def panel(axis: Axes, title: str) -> None:
+    axis.set(xlim=(0, WIDTH), ylim=(0, HEIGHT), aspect="equal")
+    axis.axis("off")
+    axis.text(0.05, HEIGHT - 0.02, title, fontsize=12, fontweight="bold", va="top")
+
+
+def teacher_panel(axis: Axes, image: np.ndarray, label: np.ndarray, planes: list[np.ndarray]) -> None:
+    panel(axis, "(a) Teacher: one network, two noised copies of the label, one answer")
+    middle = 2.15
+    picture(axis, colorize(label, TOY.palette), 1.0, middle, "label $y$")
+    for y, plane, k in ((3.2, planes[0], 1), (1.1, planes[1], 2)):
+        side = 3 - 2 * k  # up for the first, down for the second
+        arrow(axis, (1.9, middle + 0.12 * side), (3.1, y - 0.15), NOISE)
+        axis.text(2.3, middle + 0.82 * side, f"noise $n_{k}$", ha="right", va="center", fontsize=10.5, color=NOISE)
+        stack(axis, image, plane, 4.3, y, f"image $x$, noised label $n_{k}(y)$")
+        arrow(axis, (5.45, y), (6.55, y))
+        box(axis, 7.35, y, 1.5, 0.95, "teacher $T$", TEACHER)
+        arrow(axis, (8.15, y), (8.85, y))
+        axis.text(9.1, y, f"$z_{k}$", ha="center", va="center", fontsize=14)
+        arrow(axis, (9.35, y), (9.95, y), LOSS)
+        axis.text(10.05, y, f"CE$(z_{k},\\, y)$", va="center", fontsize=11.5, color=LOSS)
+    axis.text(0.2, 0.25, "noise: a random code\nfor each class and image\n+ pixel noise", fontsize=9.5, color=NOISE)
+    arrow(axis, (7.35, 2.65), (7.35, 1.65), TEACHER, arrowstyle="-", linestyle=":", linewidth=2)
+    axis.text(7.22, middle, "same\nweights", ha="right", va="center", fontsize=10, color=TEACHER)
+    arrow(axis, (9.1, 2.9), (9.1, 1.4), LOSS, arrowstyle="<|-|>")
+    terms = "$D(z_1, \\mathrm{sg}\\,z_2) + D(z_2, \\mathrm{sg}\\,z_1)$"
+    axis.text(
+        9.3, middle, f"consistency\n{terms}\n(sg: no gradient)", va="center", fontsize=10.5, color=LOSS, linespacing=1.4
+    )
+
+
+def student_panel(axis: Axes, image: np.ndarray, label: np.ndarray, plane: np.ndarray) -> None:
+    panel(axis, "(b) Student: sees the image only, learns from the frozen teacher")
+    picture(axis, colorize(label, TOY.palette), 1.0, 3.2, "label $y$")
+    arrow(axis, (1.9, 3.2), (3.1, 3.2), NOISE)
+    axis.text(2.5, 3.3, "fixed codes\n+ pixel noise", ha="center", va="bottom", fontsize=10, color=NOISE)
+    stack(axis, image, plane, 4.3, 3.2, "image $x$, noised label $n(y)$")
+    picture(axis, image, 4.3, 1.0, "image $x$")
+    for y, name, color, title in ((3.2, "T", TEACHER, "teacher $T$\nfrozen"), (1.0, "S", STUDENT, "student $S$")):
+        arrow(axis, (5.45, y), (6.55, y))
+        box(axis, 7.35, y, 1.5, 0.95, title, color, filled=name == "S")
+        arrow(axis, (8.15, y), (8.85, y))
+        axis.text(9.1, y, f"$z_{name}$", ha="center", va="center", fontsize=14)
+    arrow(axis, (9.35, 1.0), (9.95, 1.0), LOSS)
+    axis.text(10.05, 1.0, "CE$(z_S,\\, y)$", va="center", fontsize=11.5, color=LOSS)
+    arrow(axis, (9.1, 2.9), (9.1, 1.3), LOSS)
+    axis.text(9.3, 2.1, "distillation\nKD$(z_S,\\, z_T)$", va="center", fontsize=10.5, color=LOSS, linespacing=1.4)
+
+
+def compose(sample: int, seed: int) -> Figure:
+    image, label = draw("val", sample)
+    y = torch.from_numpy(label)[None]
+    random, fixed = LabelNoise(len(TOY.names), "random", 0.03, 100.0), LabelNoise(len(TOY.names), "fixed", 0.02, 100.0)
+    planes = [diverging(random(y, Draw(seed), path)[0, 0].numpy()) for path in (0, 1)]
+    figure, axes = plt.subplots(2, 1, figsize=(WIDTH * 0.78, 2 * HEIGHT * 0.78), layout="constrained")
+    teacher_panel(axes[0], image, label, planes)
+    student_panel(axes[1], image, label, diverging(fixed(y, Draw(seed))[0, 0].numpy()))
+    return figure
+
+
+def main() -> None:
+    config = FigureConfig(**parse_flags(FigureConfig, __doc__))
+    style.save_figure(compose(config.sample, config.seed), Path(config.output))
+
+
+if __name__ == "__main__":
+    run_main(main)

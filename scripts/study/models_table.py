@@ -1,0 +1,99 @@
+"""A Markdown table of the networks: parameters, operations, stride, speed; as student and as assisted teacher.
+
+    python scripts/study/models_table.py                                  # all, at 512x1024
+    python scripts/study/models_table.py --crop-size 512 512 --num-classes 21 --only stdc ocrnet
+
+GFLOPs are of one forward pass of one image (torch's counter: a multiplication and an addition are two). Parameters
+include auxiliary branches, operations and speed do not: evaluation leaves them out. Speed is the median of --repeats
+passes of one image in float32, after two that do not count.
+"""
+
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from models import build_model
+from utils.errors import UserError, run_main
+from utils.options import option, parse_flags
+from utils.training.logs import device_name
+
+NETWORKS = (
+    *(("fcn", name) for name in ("resnet18_v1c", "resnet50_v1c", "resnet101_v1c")),
+    *(("pspnet", name) for name in ("mobilenetv2_100", "resnet18_v1s", "resnet101_v1s")),
+    *(("deeplabv3", name) for name in ("mobilenetv2_100", "resnet18_v1s", "resnet101_v1s")),
+    *(("stdc", name) for name in ("stdc1", "stdc2")),
+    *(("ocrnet", name) for name in ("hrnet_w18_small_v2", "hrnet_w18", "hrnet_w48")),
+)
+ROLES = {"student": 3, "assisted teacher": 4}  # input channels
+HEADER = ("model", "backbone", "role", "parameters", "GFLOPs", "stride")
+
+
+@dataclass(frozen=True)
+class TableConfig:
+    crop_size: tuple[int, int] = option((512, 1024), "height and width of the image", minimum=32)
+    num_classes: int = option(19, "classes", minimum=2)
+    only: tuple[str, ...] = option((), "architectures or backbones to list (default: all)")
+    repeats: int = option(5, "timed passes; 0 leaves the speed out", minimum=0)
+    threads: int = option(1, "CPU threads", minimum=1)
+
+
+def images_per_second(model: torch.nn.Module, image: torch.Tensor, repeats: int) -> float:
+    """Of single images, median over ``repeats``."""
+    wait: Callable[[], None] = torch.cuda.synchronize if image.is_cuda else lambda: None
+    times = []
+    for _ in range(repeats + 2):
+        wait()
+        start = time.perf_counter()
+        model(image, with_aux=False)
+        wait()
+        times.append(time.perf_counter() - start)
+    return 1 / statistics.median(times[2:])
+
+
+@torch.inference_mode()
+def row(arch: str, backbone: str, role: str, config: TableConfig, devices: list[str]) -> tuple[str, ...]:
+    channels, (height, width) = ROLES[role], config.crop_size
+    with torch.device("meta"):
+        model = build_model(arch, backbone, config.num_classes, channels).eval()
+        with FlopCounterMode(display=False) as counter:
+            output = model(torch.zeros(1, channels, height, width), with_aux=False)
+    cells = [arch, backbone, role, f"{sum(p.numel() for p in model.parameters()):,}"]
+    cells += [f"{counter.get_total_flops() / 1e9:.1f}", str(round(height / output.logits.shape[2]))]
+    if config.repeats:
+        model = build_model(arch, backbone, config.num_classes, channels).eval()
+        for device in devices:
+            image = torch.randn(1, channels, height, width, device=device)
+            cells.append(f"{images_per_second(model.to(device), image, config.repeats):.2f}")
+    return tuple(cells)
+
+
+def main() -> None:
+    config = TableConfig(**parse_flags(TableConfig, __doc__))
+    torch.set_num_threads(config.threads)
+    networks = [n for n in NETWORKS if not config.only or set(n) & set(config.only)]
+    if not networks:
+        raise UserError(f"--only {' '.join(config.only)}: no such network in the table")
+    threads = f"{config.threads} thread" + "s" * (config.threads > 1)
+    devices = {"cpu": f"{device_name(torch.device('cpu'))}, {threads}"}
+    if torch.cuda.is_available():
+        devices["cuda"] = device_name(torch.device("cuda"))
+    height, width = config.crop_size
+    speeds = [f"images/s, {name}" for name in devices.values()] if config.repeats else []
+    print(f"{height}x{width}, {config.num_classes} classes, torch {torch.__version__}\n")
+    for cells in ((*HEADER, *speeds), ["---"] * (len(HEADER) + len(speeds))):
+        print("| " + " | ".join(cells) + " |", flush=True)
+    for arch, backbone in networks:
+        for role in ROLES:
+            print("| " + " | ".join(row(arch, backbone, role, config, list(devices))) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,116 @@
+"""Tables from the JSON files of eval.py.
+
+    python scripts/study/results_table.py runs/quickstart/*/eval.json      # one table of these files
+    python scripts/study/results_table.py --readme README.md               # rewrite the tables of README.md in place
+    python scripts/study/results_table.py --readme README.md --check       # exit 1 if they are not what the files say
+
+A table of a README stands between ``<!-- table: NAME -->`` and ``<!-- end -->``; NAME is a key of results/tables.yaml,
+which lists the rows, their published numbers and commands, and where in results/ their files are, or names an
+experiment of scripts/experiments, whose records are in results/<experiment>. A row without files says "not run".
+"""
+
+import argparse
+import json
+import os
+import re
+import sys
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import yaml
+
+from scripts.study.experiments.definition import read_experiment
+from scripts.study.experiments.losses_table import losses
+from scripts.study.experiments.tables import TABLES
+from utils.errors import UserError, lookup, run_main
+
+RESULTS = Path(__file__).resolve().parents[2] / "results"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="*", type=Path, help="written by eval.py --json")
+    parser.add_argument("--readme", type=Path, help="Markdown file whose marked tables are rewritten")
+    parser.add_argument("--check", action="store_true", help="change nothing, exit 1 where something would change")
+    args = parser.parse_args()
+    if args.files:
+        print(markdown(*files_table(args.files)))
+    if args.readme:
+        old = args.readme.read_text(encoding="utf-8")
+        tables = yaml.safe_load((RESULTS / "tables.yaml").read_text(encoding="utf-8"))
+        new = rewrite(old, tables, RESULTS, os.path.relpath(RESULTS, args.readme.resolve().parent))
+        if args.check and new != old:
+            raise UserError(f"{args.readme} does not show what results/ holds: run this without --check")
+        if not args.check:
+            args.readme.write_text(new, encoding="utf-8")
+
+
+def files_table(files: list[Path]) -> tuple[list[str], list[list[str]]]:
+    """A row for each file, named after its folder."""
+    rows = []
+    for file in files:
+        result = read(file)
+        seen = "image + label (assisted)" if result["label_assisted"] else "image"
+        where = f"{result['dataset']} {result['split']}, {result['images']} images, {result['protocol']}"
+        network = f"{result['model']['arch']} {result['model']['backbone']}"
+        scores = [percent([result[key]]) for key in ("miou", "pixel_accuracy")]
+        rows.append([file.parent.name, network, seen, str(result["iteration"]), *scores, where])
+    return ["run", "network", "input", "iterations", "mIoU %", "pixel accuracy %", "protocol"], rows
+
+
+def rewrite(text: str, tables: dict[str, Any], results: Path, link: str = "results") -> str:
+    """``text`` with every marked table made anew; ``link`` leads from its folder to ``results``."""
+
+    def table(match: re.Match[str]) -> str:
+        spec = lookup(tables, match["name"], "table in results/tables.yaml")
+        rows = markdown(*declared_table(spec, results)).replace("](results/", f"]({link}/")
+        return f"<!-- table: {match['name']} -->\n{rows}\n<!-- end -->"
+
+    return re.sub(r"<!-- table: (?P<name>[\w-]+) -->\n.*?<!-- end -->", table, text, flags=re.DOTALL)
+
+
+def declared_table(spec: dict[str, Any], results: Path) -> tuple[list[str], list[list[str]]]:
+    """columns: headings of each row's ``cells``; then published, ours (mean +- std), n, command, log (files).
+
+    Or of an experiment: its students, their gains or its teachers.
+    """
+    if "experiment" in spec:
+        experiment = read_experiment(spec["experiment"])
+        return lookup(TABLES | {"losses": losses}, spec["show"], "table of an experiment")(
+            experiment, results / experiment.name
+        )
+    rows = []
+    for row in spec["rows"]:
+        files = sorted(results.glob(row["files"])) if row.get("files") else []
+        scores = [read(file)["miou"] for file in files]
+        published = "-" if row.get("published") is None else f"{row['published']:.2f}"
+        ours = percent(scores) if scores else "not run"
+        log = ", ".join(f"[{file.stem}](results/{file.relative_to(results)})" for file in files) or "-"
+        rows.append([*row["cells"], published, ours, str(len(scores)), f"`{row['command']}`", log])
+    return [*spec["columns"], "published mIoU %", "ours mIoU %", "n", "command", "log"], rows
+
+
+def read(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} is no result of eval.py: {error}") from error
+
+
+def percent(values: list[float | None]) -> str:
+    """``mean +- std`` in percent; the standard deviation needs two values."""
+    if None in values:
+        return "not defined"
+    scaled = [100 * value for value in values]
+    return f"{mean(scaled):.2f}" + (f" +- {stdev(scaled):.2f}" if len(scaled) > 1 else "")
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows))
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,182 @@
+"""How much a label-assisted teacher reads the label, and how it stands noise and wrong labels.
+
+    python scripts/study/teacher_robustness.py --teacher runs/teacher/last.pth
+    python scripts/study/teacher_robustness.py --teacher runs/dual/last.pth runs/single/last.pth --limit 100 --draws 4
+
+mIoU against the true label while the label plane is made with other pixel noise, with other codes, is zero, or shows
+wrong classes in a share of the pixels or regions; and how much predictions differ between draws of the noise. Writes
+robustness.md, robustness.json and robustness.png into --output.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from datasets import build_dataset, variant
+from datasets.base import SegmentationDataset
+from models.checkpoints.loading import Loaded, from_checkpoint
+from models.label_noise import CODES, LabelNoise
+from scripts.deploy.network import Deployed
+from scripts.study.analysis import style
+from scripts.study.analysis.robustness import CORRUPTIONS, Condition, Tally, corrupt, plot
+from utils.errors import UserError, run_main
+from utils.options import option, parse_flags
+from utils.pixels import CONVENTIONS
+from utils.seeding import derive_seed
+from utils.training.runtime import start
+from utils.types import Draw
+
+
+@dataclass(frozen=True)
+class RobustnessConfig:
+    teacher: tuple[str, ...] = option((), "checkpoints of label-assisted teachers")
+    names: tuple[str, ...] = option((), "what to call them (default: their run folders)")
+    dataset: str = option("", "data set (default: the first checkpoint's)")
+    data: str = option("", "root folder of the data set (default: the first checkpoint's)")
+    split: str = option("val", "part of the data set")
+    limit: int | None = option(None, "images, evenly spaced over the split (default: all)", minimum=1)
+    draws: int = option(2, "independent label noises an image is shown with", minimum=2)
+    noise: tuple[float, ...] = option((0.0, 0.03, 0.1, 0.3, 1.0), "pixel-noise levels, before scaling", minimum=0)
+    near: tuple[float, ...] = option((0.1, 0.3, 1.0), "strengths of codes 'near'", minimum=0)
+    wrong: tuple[float, ...] = option((0.1, 0.3, 1.0), "shares of pixels or regions shown a wrong class", minimum=0)
+    seed: int = option(0, "of noise and wrong labels", minimum=0)
+    device: str = option("auto", "where to run", choices=("auto", "cpu", "cuda"))
+    output: str = option("runs/robustness", "folder to write to")
+
+
+def conditions(config: RobustnessConfig, trained: LabelNoise) -> list[Condition]:
+    """What a teacher is put through; the first is as it was trained."""
+    codes, pixel_std, num_classes = trained.config["codes"], trained.pixel_std, len(trained.table) - 1
+    own = trained.config.get("code_std")
+    kinds = [kind for kind in CODES if LabelNoise(num_classes, kind, 0.0, 1.0, 0.0).planes == trained.planes]
+    near = [
+        Condition("codes", f"near {s:g}", "near", pixel_std, code_std=s) for s in sorted(config.near) if "near" in kinds
+    ]
+    if max(config.wrong, default=0) > 1:
+        raise UserError(f"--wrong {max(config.wrong)}: a share is at most 1")
+    wrong = [(kind, share) for kind in CORRUPTIONS for share in sorted(config.wrong)]
+    return [
+        Condition(
+            "as trained", f"{codes}{'' if own is None else f' {own:g}'}, {pixel_std:g}", codes, pixel_std, code_std=own
+        ),
+        *(Condition("pixel noise", f"{std:g}", codes, std, code_std=own) for std in sorted({*config.noise, pixel_std})),
+        *(Condition("codes", kind, kind, pixel_std) for kind in kinds if kind != "near"),
+        *near,
+        Condition("no label", "zero plane", codes, pixel_std, plane=0.0, code_std=own),
+        *(Condition(kind, f"{100 * share:g} %", codes, pixel_std, share, code_std=own) for kind, share in wrong),
+    ]
+
+
+@torch.inference_mode()
+def measure(
+    loaded: Loaded, dataset: SegmentationDataset, chosen: Sequence[int], config: RobustnessConfig, device: torch.device
+) -> list[dict[str, Any]]:
+    """One record a condition. Draw 0 of an image is the noise that eval.py shows it with the same seed."""
+    card, trained = loaded.card, loaded.noise
+    network = Deployed(loaded.model, CONVENTIONS[card["pixels"]]).to(device).eval()
+    records = []
+    for condition in tqdm(conditions(config, trained), "conditions", leave=False, disable=None):
+        kind = condition.codes, condition.pixel_std, trained.scale, condition.code_std
+        noise = LabelNoise(card["num_classes"], *kind).to(device)
+        tally = Tally(card["num_classes"], config.draws)
+        for i in chosen:
+            sample = dataset[i]
+            if isinstance(sample, UserError):
+                raise sample
+            image, label = sample[0][None].to(device), sample[1].numpy()
+            rng = np.random.default_rng(derive_seed(config.seed, 5, i))
+            shown = corrupt(label, condition, card["num_classes"], rng)
+            draws = [Draw(derive_seed(config.seed + d, i)) for d in range(config.draws)]
+            plane = _planes(noise, torch.from_numpy(shown)[None].to(device), draws) * condition.plane
+            tally.add(network(image.expand(config.draws, -1, -1, -1), plane).float().cpu(), label, shown)
+        records.append(asdict(condition) | tally.result())
+    return records
+
+
+def _planes(noise: LabelNoise, label: Tensor, draws: Sequence[Draw]) -> Tensor:
+    """``[draws, planes, H, W]``"""
+    return torch.cat([noise(label, draw) for draw in draws])
+
+
+def call_names(config: RobustnessConfig) -> list[str]:
+    """Of the teachers, all different."""
+    if config.names and len(config.names) != len(config.teacher):
+        raise UserError(f"--names: {len(config.names)} names for {len(config.teacher)} teachers")
+    names = list(config.names) or [Path(path).resolve().parent.name for path in config.teacher]
+    if len(set(names)) < len(names):
+        names = list(config.teacher)
+    if len(set(names)) < len(names):
+        raise UserError("--teacher: the same file twice")
+    return names
+
+
+def table(results: dict[str, list[dict[str, Any]]]) -> str:
+    """Markdown, one a teacher."""
+    header = ["condition", "value", "mIoU %", "same class in two draws %", "KL between draws", "follows wrong label %"]
+    parts = []
+    for name, records in results.items():
+        rows = [
+            [
+                r["name"],
+                r["value"],
+                style.spread(r["miou"]),
+                style.percent(r["agreement"]),
+                f"{r['kl']:.4f}",
+                style.percent(r["follows_wrong"], 1),
+            ]
+            for r in records
+        ]
+        parts.append(f"## {name}\n\n{style.markdown(header, rows)}")
+    return "\n".join(parts)
+
+
+EXPLANATION = """\
+mIoU against the true label: mean ± standard deviation over the draws of the label noise. Same class, KL: mean over
+pairs of draws of the same image, over the labelled pixels; the KL is of class probabilities, in nats. Follows wrong
+label: of the pixels whose shown class was wrong, the share predicted as the shown class."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    config = RobustnessConfig(**parse_flags(RobustnessConfig, __doc__, argv))
+    if not config.teacher:
+        raise UserError("--teacher FILE is missing: the checkpoint of a label-assisted teacher")
+    names = call_names(config)
+    teachers = [from_checkpoint(path, assisted=True) for path in config.teacher]
+    for path, loaded in zip(config.teacher, teachers, strict=True):
+        if loaded.noise is None:
+            raise UserError(f"--teacher {path} sees the image only: there is no label to be robust against")
+    card = teachers[0].card
+    name = variant(config.dataset or card["dataset"], card["num_classes"])
+    dataset = build_dataset(name, config.data or card["data"], config.split)
+    for path, loaded in zip(config.teacher, teachers, strict=True):
+        if loaded.card["num_classes"] != len(dataset.spec.names):
+            wanted = f"the data set {len(dataset.spec.names)}"
+            raise UserError(f"--teacher {path} has {loaded.card['num_classes']} classes, {wanted}")
+    count = min(config.limit or len(dataset), len(dataset))
+    chosen = np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist()
+    with start(config) as runtime:
+        results = {
+            name: measure(loaded, dataset, chosen, config, runtime.device)
+            for name, loaded in zip(names, teachers, strict=True)
+        }
+    output = Path(config.output).expanduser()
+    what = f"{name} {config.split}, {count} of {len(dataset)} images, {config.draws} draws"
+    text = f"# Robustness of label-assisted teachers\n\n{what}\n\n{table(results)}\n{EXPLANATION}\n"
+    content = {"data": what, "teachers": dict(zip(names, config.teacher, strict=True)), "results": results}
+    style.save_json(content, output / "robustness.json")
+    style.save_figure(plot(results, what), output / "robustness.png")
+    style.save_text(text, output / "robustness.md")
+    print(text)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,38 @@
+"""Label maps as colours."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from utils.types import IGNORE_INDEX
+
+Rgb = tuple[int, int, int]
+IGNORE_COLOR = (255, 255, 255)
+ERROR_COLORS = {"right": (235, 235, 235), "wrong": (213, 94, 0), "ignored": (160, 160, 160)}
+
+
+def colorize(label: np.ndarray, palette: Sequence[Rgb]) -> np.ndarray:
+    """Class indices ``[H, W]`` -> RGB uint8 ``[H, W, 3]``; ignored pixels are white."""
+    table = np.full((256, 3), IGNORE_COLOR, np.uint8)
+    table[: len(palette)] = palette
+    return table[label]
+
+
+def error_map(prediction: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """RGB ``[H, W, 3]``: right light grey, wrong vermilion, ignored grey (distinct for colour-blind readers)."""
+    picture = np.where((prediction == label)[..., None], *(np.uint8(ERROR_COLORS[k]) for k in ("right", "wrong")))
+    picture[label == IGNORE_INDEX] = ERROR_COLORS["ignored"]
+    return picture
+
+
+def diverging(plane: np.ndarray) -> np.ndarray:
+    """A real-valued plane ``[H, W]`` -> RGB: blue below zero, white at 0, orange above; full at the 99th percentile."""
+    limit = max(float(np.percentile(np.abs(plane), 99)), 1e-6)
+    x = np.clip(plane / limit, -1, 1)[..., None]
+    low, high = np.array([0, 114, 178]), np.array([230, 159, 0])
+    return (255 + np.where(x < 0, -x * (low - 255), x * (high - 255))).astype(np.uint8)
+
+
+def strongest(planes: np.ndarray) -> np.ndarray:
+    """``[planes, H, W]`` -> the one to show: of one-hot planes that of the most frequent class."""
+    return planes[planes.mean((1, 2)).argmax()]

@@ -1,0 +1,180 @@
+"""The one evaluator: validation during training and eval.py both call it."""
+
+from collections.abc import Callable, Sequence
+from contextlib import closing
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from utils.bilinear import neighbours
+from utils.pixels import PixelConvention
+from utils.seeding import derive_seed
+from utils.training.loader import eval_batches
+from utils.training.metrics import Metrics, confusion_matrix
+from utils.training.runtime import Runtime
+from utils.types import Draw
+
+Window = tuple[int, int]
+
+
+class Predictor:
+    """``(image, label, draws) -> logits`` at label size, with one signature for teacher and student.
+
+    image: uint8 RGB ``[B, 3, H, W]``; label ``[B, H, W]`` is looked at only by an assisted teacher, whose ``noise``
+    turns it into input planes; draws: where that noise comes from, one for each image.
+    scales, flip: logits of the resized and mirrored inputs are averaged (LAD: eval.py). window: height and width of
+    a sliding window with the given stride (default two thirds of it); overlapping logits are averaged.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        convention: PixelConvention,
+        noise: nn.Module | None = None,
+        scales: Sequence[float] = (1.0,),
+        flip: bool = False,
+        window: Window | None = None,
+        stride: Window | None = None,
+        runtime: Runtime | None = None,
+    ) -> None:
+        self.model, self.convention, self.noise, self.runtime = model, convention, noise, runtime or Runtime()
+        self.scales, self.flip, self.window = tuple(scales), flip, window
+        self.stride = stride or (window and tuple(max(1, side * 2 // 3) for side in window))
+        self.align_corners = model.supervision[0].align_corners
+
+    @torch.inference_mode()
+    def __call__(self, image: Tensor, label: Tensor, draws: Sequence[Draw]) -> Tensor:
+        """Logits ``[B, K, H, W]``, float32."""
+        x = self._input(image, label, draws)
+        views = [self._view(x, scale) for scale in self.scales]
+        views += [self._view(x.flip(3), scale).flip(3) for scale in self.scales if self.flip]
+        return views[0] if len(views) == 1 else torch.stack(views).mean(0)
+
+    @torch.inference_mode()
+    def classes(self, image: Tensor, label: Tensor, draws: Sequence[Draw]) -> Tensor:
+        """The class of every pixel, int64 ``[B, H, W]``; a single whole view never holds full-size logits."""
+        if self.scales != (1.0,) or self.flip or self.window:
+            return self(image, label, draws).argmax(1)
+        x = self._input(image, label, draws)
+        return upsampled_argmax(self._logits(x), x.shape[-2:], self.align_corners)
+
+    def _input(self, image: Tensor, label: Tensor, draws: Sequence[Draw]) -> Tensor:
+        x = self.convention.normalize(image)
+        if self.noise is None:
+            return x
+        rows = zip(x.split(1), label.split(1), draws, strict=True)
+        return torch.cat([self.noise.beside(*row) for row in rows])
+
+    def _view(self, x: Tensor, scale: float) -> Tensor:
+        size = x.shape[-2:]
+        if scale != 1:
+            scaled = [max(1, round(side * scale)) for side in size]
+            x = F.interpolate(x, scaled, mode="bilinear", align_corners=True)
+        logits = self._slide(x) if self.window else self._resize(self._logits(x), x.shape[-2:])
+        return logits if logits.shape[-2:] == size else self._resize(logits, size)
+
+    def _logits(self, x: Tensor) -> Tensor:
+        """At head resolution."""
+        with self.runtime.autocast():
+            return self.model(x, with_aux=False).logits.float()
+
+    def _resize(self, logits: Tensor, size: Sequence[int]) -> Tensor:
+        return F.interpolate(logits, size, mode="bilinear", align_corners=self.align_corners)
+
+    def _slide(self, x: Tensor) -> Tensor:
+        """Mean of the logits of overlapping windows; the last row and column are moved inwards to fit."""
+        height, width = x.shape[-2:]
+        total, count = None, x.new_zeros(height, width)
+        for top in _starts(height, self.window[0], self.stride[0]):
+            for left in _starts(width, self.window[1], self.stride[1]):
+                box = ..., slice(top, top + self.window[0]), slice(left, left + self.window[1])
+                logits = self._resize(self._logits(x[box]), x[box].shape[-2:])
+                if total is None:
+                    total = logits.new_zeros(*logits.shape[:2], height, width)
+                total[box] += logits
+                count[box] += 1
+        return total / count
+
+
+def _starts(side: int, window: int, stride: int) -> list[int]:
+    last = max(side - window, 0)
+    return sorted({*range(0, last, stride), last})
+
+
+def upsampled_argmax(logits: Tensor, size: Sequence[int], align_corners: bool, rows: int = 64) -> Tensor:
+    """``interpolate(logits, size, "bilinear").argmax(1)`` in bands of ``rows`` rows, so that memory is bounded.
+
+    Rows are interpolated first, then columns of one band, with channels last: the same sums in another order. Between
+    two neighbours with the same largest class every pixel has it, and only the others are mixed where they are few; on
+    CUDA all are, since counting them would wait for the device. ``[B, K, h, w] -> int64 [B, H, W]``.
+    """
+    (height, width), (h, w) = size, logits.shape[2:]
+    low, high, down = neighbours(height, h, align_corners, logits)
+    left, right, along = neighbours(width, w, align_corners, logits)
+    logits = logits.permute(0, 2, 3, 1).contiguous()
+    classes = torch.empty(len(logits), height, width, dtype=torch.long, device=logits.device)
+    for start in range(0, height, rows):
+        band = slice(start, min(start + rows, height))
+        mixed = torch.lerp(logits[:, low[band]], logits[:, high[band]], down[band].view(-1, 1, 1))
+        if not logits.is_cuda:
+            best = mixed.argmax(3)
+            found = best.index_select(2, left)
+            unsure = (found != best.index_select(2, right)).flatten().nonzero().squeeze(1)
+        if logits.is_cuda or len(unsure) > found.numel() / 3:
+            wide = (mixed.shape[1], width)
+            found = F.interpolate(mixed.permute(0, 3, 1, 2), wide, mode="bilinear", align_corners=align_corners).argmax(
+                1
+            )
+        else:
+            line = unsure.div(width, rounding_mode="floor")
+            column, first, pixels = unsure - line * width, line * w, mixed.flatten(0, 2)
+            ends = (pixels.index_select(0, first + side[column]) for side in (left, right))
+            found.view(-1)[unsure] = torch.lerp(*ends, along[column, None]).argmax(1)
+        classes[:, band] = found
+    return classes
+
+
+def evaluate(
+    predict: Predictor,
+    dataset: Dataset,
+    num_classes: int,
+    runtime: Runtime,
+    workers: int = 0,
+    seed: int = 0,
+    batch_size: int = 1,
+    on_prediction: Callable[[int, np.ndarray], None] | None = None,
+    progress: bool = False,
+) -> Metrics:
+    """Scores over the data set, each image counted once for any number of processes.
+
+    ``on_prediction(index, prediction [H, W])`` sees every prediction of this process. The label noise of image i is a
+    function of (seed, i). Images of equal size among ``batch_size`` neighbours go through the network together. The
+    network is put into eval mode for the duration.
+    """
+    was_training = predict.model.training
+    predict.model.eval()
+    confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=runtime.device)
+    areas = torch.zeros(len(dataset), 3, num_classes, dtype=torch.int64, device=runtime.device)
+    total = len(range(runtime.rank, len(dataset), runtime.size))
+    hidden = None if progress and runtime.is_main else True  # None: hidden unless a terminal looks on
+    batches = eval_batches(dataset, workers, runtime, batch_size)
+    with closing(batches), tqdm(total=total, desc="eval", disable=hidden, leave=False) as bar:
+        for image, label, indices in batches:
+            draws = [Draw(derive_seed(seed, i)) for i in indices.tolist()]
+            predictions = predict.classes(image, label, draws)
+            for i, prediction, truth in zip(indices.tolist(), predictions, label, strict=True):
+                counts = confusion_matrix(prediction, truth, num_classes)
+                confusion += counts
+                areas[i] = torch.stack([counts.diagonal(), counts.sum(1), counts.sum(0)])
+                if on_prediction is not None:
+                    on_prediction(i, prediction.cpu().numpy())
+            bar.update(len(indices))
+            if not bar.disable and bar.n % 10 < len(indices):
+                bar.set_postfix_str(f"mIoU so far {100 * Metrics(confusion.cpu().numpy(), bar.n).miou():.2f} %")
+    predict.model.train(was_training)
+    runtime.reduce(areas)
+    return Metrics(runtime.reduce(confusion).cpu().numpy(), len(dataset), areas.cpu().numpy())

@@ -1,0 +1,87 @@
+"""Batches in an order that is a function of the position alone, not of workers, processes or the past."""
+
+import signal
+from collections.abc import Generator, Sequence
+
+import cv2
+import torch
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from utils.training.runtime import Runtime
+
+
+def _collate(samples: list[object]) -> object:
+    """A list of batches, one for each image size among the samples.
+
+    A sample that could not be read travels as the exception itself: its message reaches the user unwrapped.
+    """
+    groups: dict[tuple[int, ...], list[object]] = {}
+    for sample in samples:
+        if isinstance(sample, Exception):
+            return sample
+        groups.setdefault(tuple(sample[0].shape), []).append(sample)
+    return [default_collate(group) for group in groups.values()]
+
+
+def _init_worker(_: int) -> None:
+    # A signal to the whole job is for the main process: it ends its iteration, saves, and lets the workers go.
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+
+
+def _batches(dataset: Dataset, batches: Sequence[Sequence[int]], workers: int, device: torch.device) -> Generator:
+    loader = DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=min(workers, len(batches)),
+        collate_fn=_collate,
+        worker_init_fn=_init_worker,
+        pin_memory=device.type == "cuda",
+    )
+    iterator = iter(loader)
+    try:
+        for groups in iterator:
+            if isinstance(groups, Exception):
+                raise groups
+            for group in groups:
+                yield [part.to(device, non_blocking=True) for part in group[:2]] + group[2:]
+    finally:
+        del iterator  # joins the workers, also when the consumer stops early
+
+
+class _TrainBatches(Sequence):
+    """Positions of this process's share of each global batch, from ``start`` to ``stop``."""
+
+    def __init__(self, start: int, stop: int, batch_size: int, rank: int, size: int) -> None:
+        self.start, self.stop, self.batch_size, self.share = start, stop, batch_size, batch_size // size
+        self.offset = rank * self.share
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __getitem__(self, i: int) -> range:
+        if i >= len(self):
+            raise IndexError(i)
+        first = (self.start + i) * self.batch_size + self.offset
+        return range(first, first + self.share)
+
+
+def train_batches(stream: Dataset, start: int, stop: int, batch_size: int, workers: int, runtime: Runtime) -> Generator:
+    """``(image, label)`` on the device for iterations ``start .. stop - 1``.
+
+    ``stream[position]`` is sample number ``position`` of an endless training sequence; iteration i of a global batch
+    of B takes positions i*B .. i*B + B - 1, split over the processes in rank order.
+    """
+    return _batches(stream, _TrainBatches(start, stop, batch_size, runtime.rank, runtime.size), workers, runtime.device)
+
+
+def eval_batches(dataset: Dataset, workers: int, runtime: Runtime, batch_size: int = 1) -> Generator:
+    """``(image, label, indices)``, the indices on the host: every ``size``-th image from ``rank``, each exactly once.
+
+    Of ``batch_size`` successive images, those of equal size come together.
+    """
+    own = range(runtime.rank, len(dataset), runtime.size)
+    batches = [own[i : i + batch_size] for i in range(0, len(own), batch_size)]
+    return _batches(dataset, batches, workers, runtime.device)

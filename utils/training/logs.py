@@ -1,0 +1,113 @@
+"""What a run writes: metrics.jsonl, TensorBoard events, and lines or a bar on the terminal."""
+
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from shutil import which
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+
+def device_name(device: torch.device) -> str:
+    """Of the GPU or the processor."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions, device and git revision, for the first record of a run."""
+    root = Path(__file__).resolve().parents[2]
+    describe = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    git = subprocess.run(describe, cwd=root, capture_output=True, text=True, check=False) if which("git") else None
+    return {
+        "python": platform.python_version(),
+        **{package: version(package) for package in ("torch", "torchvision", "timm", "numpy")},
+        "opencv-python": cv2.__version__,  # or -headless
+        "device": f"{device.type}: {device_name(device)}",
+        "threads": torch.get_num_threads(),
+        "git": (git and git.stdout.strip()) or "unknown",
+    }
+
+
+class RunLogger:
+    """Records of one run in ``folder``; every method does nothing in processes other than rank 0."""
+
+    def __init__(self, folder: Path, enabled: bool, start: int, stop: int, header: Mapping[str, Any]) -> None:
+        """``start``: the iteration the run continues from; later records of an interrupted run are dropped."""
+        self.enabled = enabled
+        if not enabled:
+            return
+        path = folder / "metrics.jsonl"
+        kept = []
+        if start and path.is_file():
+            kept = [line for line in path.read_text().splitlines() if _iteration(line) <= start]
+        path.write_text("".join(line + "\n" for line in kept))
+        self.file = path.open("a", buffering=1)
+        self.writer = SummaryWriter(str(folder), purge_step=start + 1 if start else None)
+        self.bar = tqdm(
+            total=stop, initial=start, desc=folder.name, disable=not sys.stderr.isatty(), dynamic_ncols=True
+        )
+        self.record({"event": "start", "iteration": start, **header})
+
+    def record(self, values: Mapping[str, Any]) -> None:
+        """One line of metrics.jsonl."""
+        if self.enabled:
+            self.file.write(json.dumps(values) + "\n")
+
+    def scalars(self, tag: str, values: Mapping[str, float], iteration: int) -> None:
+        """A record, TensorBoard curves ``tag/name``, and one line on the terminal."""
+        if not self.enabled:
+            return
+        self.record({"event": tag, "iteration": iteration, **values})
+        for name, value in values.items():
+            if value is not None:
+                self.writer.add_scalar(f"{tag}/{name}", value, iteration)
+        text = " ".join(f"{name} {value:.4g}" for name, value in values.items() if value is not None)
+        self.say(f"{tag} {iteration}: {text}", quiet=tag == "train")
+
+    def picture(self, tag: str, image: np.ndarray, iteration: int) -> None:
+        """RGB uint8 ``[H, W, 3]`` to TensorBoard."""
+        if self.enabled:
+            self.writer.add_image(tag, image, iteration, dataformats="HWC")
+
+    def advance(self, iteration: int) -> None:
+        if self.enabled:
+            self.bar.update(iteration - self.bar.n)
+
+    def say(self, text: str, quiet: bool = False) -> None:
+        """A line on the terminal; a quiet one shows as the bar's postfix where there is a bar."""
+        if not self.enabled:
+            return
+        if self.bar.disable:
+            print(text, flush=True)
+        elif quiet:
+            self.bar.set_postfix_str(text.partition(": ")[2])
+        else:
+            self.bar.write(text)
+
+    def close(self) -> None:
+        if self.enabled:
+            self.bar.close()
+            self.writer.close()
+            self.file.close()
+
+
+def _iteration(line: str) -> float:
+    """Of a record; a line cut off by a kill belongs to no iteration that is kept."""
+    try:
+        return json.loads(line)["iteration"]
+    except (json.JSONDecodeError, KeyError):
+        return float("inf")
