@@ -16,13 +16,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from datasets import build_dataset, dataset_spec, variant
+from datasets import for_network
 from datasets.base import DatasetSpec, SegmentationDataset
 from models.checkpoints.loading import Loaded, from_checkpoint
 from utils.colors import colorize
 from utils.errors import UserError, run_main
 from utils.options import option, parse_flags
-from utils.pixels import CONVENTIONS
 from utils.training.evaluation import Predictor, evaluate
 from utils.training.runtime import start
 
@@ -63,17 +62,14 @@ def load(config: EvalConfig) -> Loaded:
         UserError: label flags for a network that does not read the label.
     """
     asked = {"codes": config.label_codes or None, "pixel_std": config.label_std, "code_std": config.code_std}
+    asked["scale"] = 0.0 if config.without_label else None
     asked = {key: value for key, value in asked.items() if value is not None}
-    if config.without_label:
-        asked["scale"] = 0.0
     loaded = from_checkpoint(config.pretrained, assisted=bool(asked))
-    if asked and not loaded.card["label_noise"]:
+    if asked and not loaded.card.label_noise:
         raise UserError(
             f"--label-codes, --label-std, --code-std and --without-label: {config.pretrained} sees the image only"
         )
-    if asked:
-        loaded.card["label_noise"] |= asked
-    return loaded
+    return loaded.shown(**asked) if asked else loaded
 
 
 def protocol(config: EvalConfig, amp: str, assisted: bool) -> str:
@@ -96,21 +92,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         card, noise = loaded.card, loaded.noise
         if config.draws > 1 and noise is None:
             raise UserError(f"--draws: {config.pretrained} sees the image only")
-        if config.classes not in (None, card["num_classes"]):
-            raise UserError(f"--classes {config.classes}: {config.pretrained} has {card['num_classes']}")
-        name, root = config.dataset or card["dataset"], config.data or card["data"]
-        if not name:
-            raise UserError(f"{config.pretrained} does not say its data set: give --dataset and --data")
-        name = variant(name, card["num_classes"])
-        spec = dataset_spec(name, root)
-        if len(spec.names) != card["num_classes"]:
-            raise UserError(f"{config.pretrained} has {card['num_classes']} classes, {name} {len(spec.names)}")
-        dataset = build_dataset(name, root, config.split)
-        amp = config.amp or card.get("config", {}).get("amp", "none")
+        if config.classes not in (None, card.num_classes):
+            raise UserError(f"--classes {config.classes}: {config.pretrained} has {card.num_classes}")
+        where = config.dataset or card.dataset, config.data or card.data, config.split
+        name, dataset = for_network(card.num_classes, *where, config.pretrained)
+        spec = dataset.spec
+        amp = config.amp or card.training.get("config", {}).get("amp", "none")
         runtime = replace(runtime, amp=amp)
         predict = Predictor(
             runtime.place(loaded.model),
-            CONVENTIONS[card["pixels"]],
+            loaded.convention,
             noise and runtime.place(noise),
             config.scales,
             config.flip,
@@ -138,8 +129,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             return
         result: dict[str, Any] = {
             "checkpoint": config.pretrained,
-            "iteration": card.get("iteration"),
-            "model": card["arch"],
+            "iteration": card.training.get("iteration"),
+            "model": card.arch,
             "dataset": name,
             "split": config.split,
             "protocol": protocol(config, amp, noise is not None),

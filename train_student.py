@@ -96,17 +96,13 @@ def load_teacher(config: StudentConfig, num_classes: int) -> tuple[Segmentor, La
         raise UserError(f"--kd {config.kd} needs --teacher-pretrained FILE (--kd none trains the baseline)")
     teacher = from_checkpoint(path, assisted=True)
     card = teacher.card
-    if card["num_classes"] != num_classes:
-        raise UserError(
-            f"--teacher-pretrained {path} has {card['num_classes']} classes, {config.dataset} {num_classes}"
-        )
-    if card["pixels"] != config.pixels:
-        raise UserError(f"--teacher-pretrained {path} was trained on other pixels: use --pixels {card['pixels']}")
-    if card["label_noise"] is not None:
-        card["label_noise"] |= {"codes": config.label_codes, "pixel_std": config.label_std}
-        for key, value in (("scale", config.label_scale), ("code_std", config.code_std)):
-            if value is not None:
-                card["label_noise"][key] = value
+    if card.num_classes != num_classes:
+        raise UserError(f"--teacher-pretrained {path} has {card.num_classes} classes, {config.dataset} {num_classes}")
+    if card.pixels != config.pixels:
+        raise UserError(f"--teacher-pretrained {path} was trained on other pixels: use --pixels {card.pixels}")
+    if card.label_noise is not None:
+        shown = {"codes": config.label_codes, "pixel_std": config.label_std}
+        teacher = teacher.shown(**shown, scale=config.label_scale, code_std=config.code_std)
     return teacher.model, teacher.noise
 
 

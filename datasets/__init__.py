@@ -15,8 +15,6 @@ from datasets.toy import TOY
 from datasets.transforms import AUGMENTATIONS
 from datasets.voc import VOC
 from utils.errors import UserError, lookup
-from utils.pixels import CONVENTIONS
-from utils.training.configuration import TrainConfig
 
 # A data set that describes itself by files in its root is a function of the root.
 DATASETS: dict[str, DatasetSpec | Callable[[Path], DatasetSpec]] = {
@@ -32,18 +30,13 @@ DATASETS: dict[str, DatasetSpec | Callable[[Path], DatasetSpec]] = {
 }
 
 
-def variant(name: str, classes: int | None) -> str:
-    """``NAME_<classes>`` where there is such a data set, else the name as it is."""
-    return f"{name}_{classes}" if f"{name}_{classes}" in DATASETS else name
-
-
 def dataset_spec(name: str, root: str = "", classes: int | None = None) -> DatasetSpec:
     """The record of a data set; with ``classes``, of its variant of so many.
 
     Raises:
         UserError: unknown name, a root that is missing or not as it should be, or no variant of so many classes.
     """
-    entry = lookup(DATASETS, variant(name, classes), "data set")
+    entry = lookup(DATASETS, _of_classes(name, classes), "data set")
     spec = entry if isinstance(entry, DatasetSpec) else entry(_folder(name, root))
     if classes not in (None, len(spec.names)):
         raise UserError(f"{name} has {len(spec.names)} classes, not {classes}")
@@ -69,15 +62,47 @@ class Data(NamedTuple):
     val: SegmentationDataset
 
 
-def train_and_val(config: TrainConfig) -> Data:
-    """The data set's record, its endless augmented training sequence, and its validation images."""
-    name, root, classes = config.dataset, config.data, config.classes
+def train_and_val(
+    name: str,
+    root: str = "",
+    classes: int | None = None,
+    augmentation: str = "cirkd",
+    crop_size: tuple[int, int] = (512, 512),
+    pad_color: tuple[int, int, int] = (0, 0, 0),
+    seed: int = 0,
+    cache_gb: float = 0.0,
+) -> Data:
+    """The data set's record, its endless augmented training sequence, and its validation images.
+
+    crop_size: height and width. pad_color: RGB of what a crop has beyond the image. cache_gb: for decoded images.
+    """
     spec = dataset_spec(name, root, classes)
-    augment = lookup(AUGMENTATIONS, config.augmentation, "augmentation")
-    pad_color = CONVENTIONS[config.pixels].pad_color
-    transform = partial(augment, crop_size=config.crop_size, pad_color=pad_color, base_size=spec.base_size)
-    train = TrainStream(build_dataset(name, root, "train", classes, config.cache_gb), transform, config.seed)
+    augment = lookup(AUGMENTATIONS, augmentation, "augmentation")
+    transform = partial(augment, crop_size=crop_size, pad_color=pad_color, base_size=spec.base_size)
+    train = TrainStream(build_dataset(name, root, "train", classes, cache_gb), transform, seed)
     return Data(spec, train, build_dataset(name, root, "val", classes))
+
+
+def for_network(num_classes: int, dataset: str, data: str, split: str, source: str) -> tuple[str, SegmentationDataset]:
+    """The name and the images of the data set that a network of so many classes is to be scored on.
+
+    dataset, data: of the flags, or of the network's checkpoint ``source``.
+
+    Raises:
+        UserError: no data set is named, or it has other classes; as ``build_dataset``.
+    """
+    if not dataset:
+        raise UserError(f"{source} does not say its data set: give --dataset and --data")
+    name = _of_classes(dataset, num_classes)
+    spec = dataset_spec(name, data)
+    if len(spec.names) != num_classes:
+        raise UserError(f"{source} has {num_classes} classes, {name} {len(spec.names)}")
+    return name, build_dataset(name, data, split)
+
+
+def _of_classes(name: str, classes: int | None) -> str:
+    """``NAME_<classes>`` where there is such a data set, else the name as it is."""
+    return f"{name}_{classes}" if f"{name}_{classes}" in DATASETS else name
 
 
 def _folder(name: str, root: str) -> Path:

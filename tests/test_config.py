@@ -85,7 +85,8 @@ def test_what_only_the_user_can_give_is_asked_for(recipe):
     path = recipe('student.pretrained: "?"')
     with pytest.raises(UserError, match="needs --pretrained: checkpoint to start"):
         parse(StudentConfig, "student", "", RECIPES, ["--recipe", path])
-    assert parse(StudentConfig, "student", "", RECIPES, ["--recipe", path, "--pretrained", "x.pth"]).pretrained == "x.pth"
+    given = ["--recipe", path, "--pretrained", "x.pth"]
+    assert parse(StudentConfig, "student", "", RECIPES, given).pretrained == "x.pth"
     assert parse(TeacherConfig, "teacher", "", RECIPES, ["--recipe", path]).pretrained == ""
 
 

@@ -16,7 +16,7 @@ import yaml
 from datasets import DATASETS
 from models import ARCHITECTURES
 from models.backbones import BACKBONES
-from scripts import download_checkpoints as download
+from scripts.deploy import download_checkpoints as download
 from utils.errors import UserError
 
 CONTENT = bytes(range(256)) * 4096

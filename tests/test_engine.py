@@ -14,8 +14,9 @@ import train_student
 import train_teacher
 from datasets.base import TrainStream
 from tests.conftest import TINY
-from utils import checkpoint, engine
+from utils import checkpoint
 from utils.errors import UserError
+from utils.training import engine
 from utils.training.configuration import TeacherConfig
 from utils.training.guards import STOPPED_STATUS
 from utils.training.runs import open_run

@@ -12,7 +12,8 @@ from losses import LOSSES
 from tests.conftest import TINY
 from tests.test_engine import assert_same, losses, records
 from tests.test_feature_losses import SMALL
-from utils import checkpoint, engine
+from utils import checkpoint
+from utils.training import engine
 
 WEIGHTS = {"at": 1000, "adv": 0.001, "mgd": 0.00002, "dsd": 0.1}  # else they outweigh the others
 KD = ",".join(f"{name}={WEIGHTS.get(name, 1)}{SMALL.get(name, '')}" for name in LOSSES)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import yaml
 
-from scripts import experiment, experiment_figure
+from scripts.study import experiment, experiment_figure
 from scripts.study.analysis.runs import read_run
 from scripts.study.experiment import RunnerConfig, plan, prepare
 from scripts.study.experiments.definition import EXPERIMENTS, Origin, read_experiment

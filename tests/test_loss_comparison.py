@@ -6,7 +6,7 @@ import pytest
 import yaml
 from matplotlib import image as pictures
 
-from scripts import equal_time, loss_cost, losses_figure
+from scripts.study import equal_time, loss_cost, losses_figure
 from scripts.study.experiments.definition import read_experiment
 from scripts.study.experiments.losses_table import losses
 from tests.test_compare import make_areas, make_run

@@ -12,7 +12,6 @@ from train_student import StudentStep
 from train_teacher import TeacherStep
 from utils.errors import UserError
 from utils.pixels import CONVENTIONS
-from utils.training.configuration import TrainConfig
 from utils.types import Draw
 
 K = 7
@@ -95,7 +94,7 @@ def test_label_plane_keeps_the_image_weights(arch):
 def test_learns_as_teacher_and_as_student(arch):
     """20 iterations of each on the built-in data at an odd crop: the loss falls and every weight stays finite."""
     convention = CONVENTIONS["imagenet"]
-    spec, train, _ = train_and_val(TrainConfig(crop_size=(33, 41), pixels="imagenet"))
+    spec, train, _ = train_and_val("toy", crop_size=(33, 41), pad_color=convention.pad_color)
     classes = len(spec.names)
     torch.manual_seed(0)
     noise = LabelNoise(classes, "random", 0.03, convention.label_scale)

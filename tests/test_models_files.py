@@ -16,8 +16,9 @@ from safetensors import safe_open
 from torch import nn
 
 import eval as evaluation
-from models import build_model, files, from_checkpoint
+from models import build_model, from_checkpoint
 from models.backbones import build_backbone
+from models.checkpoints import reading
 from models.checkpoints.loading import initialise
 from models.checkpoints.reading import read
 from scripts.deploy import export_safetensors
@@ -155,8 +156,8 @@ def test_safetensors_round_trip(own, network, tmp_path):
     path = tmp_path / "sub" / "student.safetensors"
     export(own, path)
     model, card = from_checkpoint(path)
-    assert card["class_names"] == CARD["class_names"]
-    assert (card["best_miou"], card["pixels"], card["config"]) == (0.5, "imagenet", {"lr": 0.02})
+    assert card.class_names == CARD["class_names"]
+    assert (card.training["best_miou"], card.pixels, card.training["config"]) == (0.5, "imagenet", {"lr": 0.02})
     assert model.config == network.config
     for key, value in network.state_dict().items():
         assert torch.equal(value, model.state_dict()[key]), key
@@ -274,11 +275,11 @@ def test_starting_from_a_whole_checkpoint(own, network, tmp_path):
 
 
 def test_a_file_that_comes_with_the_project_is_known_by_its_name(own, tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "SHIPPED", tmp_path / "shipped")
+    monkeypatch.setattr(reading, "SHIPPED", tmp_path / "shipped")
     with pytest.raises(UserError, match=r"checkpoint not found: street$"):
         from_checkpoint("street")
     model, card = from_checkpoint(own)
-    files.write_safetensors(tmp_path / "shipped/street.safetensors", model.state_dict(), card)
+    reading.write_safetensors(tmp_path / "shipped/street.safetensors", model.state_dict(), card.entries())
     assert from_checkpoint("street").card == card
     with pytest.raises(UserError, match=r"did you mean 'street'\?.*comes with street"):
         from_checkpoint("streets")

@@ -12,9 +12,10 @@ from torch import nn
 import train_teacher
 from datasets import cache
 from tests.conftest import TINY
-from utils import checkpoint, guards, logger, runs
+from utils import checkpoint
 from utils.distributed import SyncedNorm, sync_batchnorm
 from utils.errors import UserError
+from utils.training import guards, logs, runs
 from utils.training.configuration import TeacherConfig
 from utils.training.guards import FiniteWatch, StopRequest
 from utils.training.runtime import Runtime
@@ -88,7 +89,7 @@ def test_neither_git_nor_locks_nor_memory_are_taken_for_granted(tmp_path, monkey
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(FileNotFoundError):
         subprocess.run(["git"], check=False)
-    assert logger.environment(torch.device("cpu"))["git"] == "unknown"
+    assert logs.environment(torch.device("cpu"))["git"] == "unknown"
 
     def no_lock(file, flags):
         raise OSError(errno.ENOLCK, "No locks available")

@@ -12,10 +12,9 @@ from PIL import Image
 import eval
 from datasets import dataset_spec
 from models import build_model
-from models.checkpoints.loading import make_card
+from models.checkpoints.loading import begin
 from tests.trees import SIZE, TREES
 from utils.errors import UserError
-from utils.training.configuration import TeacherConfig
 
 
 @pytest.mark.parametrize("name", ["cityscapes", "ade20k"])
@@ -29,7 +28,7 @@ def test_submission_of_unlabelled_images(name, tmp_path, monkeypatch):
     spec = dataset_spec(name)
     torch.manual_seed(0)
     model = build_model("fcn", "resnet10t", len(spec.names))
-    card = make_card(model, spec.names, spec.palette, TeacherConfig(dataset=name, data=str(data)))
+    card = begin(model, spec.names, spec.palette, name, str(data), "bgr_mean").entries()
     torch.save({**card, "model": model.state_dict()}, tmp_path / "model.pth")
     for folder, flags in (("shown", []), ("sent", ["--submission"])):
         out = ["--save-pred", str(tmp_path / folder), "--json", str(tmp_path / f"{folder}.json")]

@@ -2,7 +2,6 @@
 
 import colorsys
 import pickle
-from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -13,7 +12,6 @@ from datasets import build_dataset, train_and_val
 from datasets.transforms import AUGMENTATIONS, SCALES, balanced, cirkd, distort, flip, mmseg, pad, resized_window
 from tests.trees import camvid
 from utils.errors import UserError
-from utils.training.configuration import TrainConfig
 from utils.training.loader import train_batches
 from utils.training.runtime import Runtime
 
@@ -134,7 +132,7 @@ def test_distortion_of_one_pixel_is_the_formula():
 
 
 def stream(seed=3, augmentation="cirkd"):
-    return train_and_val(TrainConfig(crop_size=(48, 64), seed=seed, augmentation=augmentation))[1]
+    return train_and_val("toy", crop_size=(48, 64), seed=seed, augmentation=augmentation).train
 
 
 def equal(a, b):
@@ -171,8 +169,7 @@ def test_workers_and_processes_do_not_change_the_samples(workers, size):
 
 def test_the_cache_changes_nothing_and_is_shared_by_workers(tmp_path):
     camvid(tmp_path)
-    settings = TrainConfig(dataset="camvid", data=str(tmp_path), crop_size=(32, 32))
-    plain, cached = (train_and_val(replace(settings, cache_gb=gb))[1] for gb in (0.0, 0.1))
+    plain, cached = (train_and_val("camvid", str(tmp_path), crop_size=(32, 32), cache_gb=gb).train for gb in (0, 0.1))
     read = [list(train_batches(s, 0, 3, 2, workers, Runtime())) for s, workers in ((plain, 0), (cached, 2))]
     assert all(map(equal, *read))
     assert cached.dataset.cache.filled.all()
@@ -186,9 +183,9 @@ def test_the_cache_changes_nothing_and_is_shared_by_workers(tmp_path):
 def test_a_cache_that_does_not_fit_names_its_size(tmp_path):
     camvid(tmp_path)
     with pytest.raises(UserError, match=r"--cache-gb 1e-06: the 1 decoded images take 0.00 GB"):
-        train_and_val(TrainConfig(dataset="camvid", data=str(tmp_path), crop_size=(32, 32), cache_gb=1e-6))
+        train_and_val("camvid", str(tmp_path), crop_size=(32, 32), cache_gb=1e-6)
     with pytest.raises(UserError, match="nothing to read"):
-        train_and_val(TrainConfig(crop_size=(32, 32), cache_gb=1))
+        train_and_val("toy", crop_size=(32, 32), cache_gb=1)
 
 
 def test_augmentation_never_writes_into_the_source():

@@ -9,7 +9,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from models.checkpoints import reading as files
+from models.checkpoints import reading
 from models.checkpoints.formats import translate_backbone, unwrap
 from models.segmentor import Segmentor
 from utils import checkpoint
@@ -62,7 +62,7 @@ def load_base(model: Segmentor, pretrained_base: str, pixels: str) -> None:
         weights = _timm_weights(model)
     else:
         path = _package_file(model.config["backbone"]) if pretrained_base == "package" else pretrained_base
-        weights = unwrap(files.read(path), source)
+        weights = unwrap(reading.read(path), source)
     own = own_pixels(model.config["backbone"])
     if own not in ("", pixels) and (pretrained_base in ("package", "timm") or "_conv_stem.weight" in weights):
         raise UserError(f"{source} was trained on other pixels: use --pixels {own}, not {pixels}")

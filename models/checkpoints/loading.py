@@ -9,7 +9,8 @@ from PIL import Image
 
 from models.architectures import build_model
 from models.backbones import narrow_stem, stem_conv, widen_stem
-from models.checkpoints import reading as files
+from models.checkpoints import reading
+from models.checkpoints.card import Card, read_card
 from models.checkpoints.formats import FORMATS, MMSEG, unwrap
 from models.checkpoints.imagenet import load_base
 from models.checkpoints.recognition import OPTIONAL, infer, mmseg_record
@@ -18,12 +19,8 @@ from models.prediction import rgb_pixels, segment
 from models.segmentor import Segmentor
 from utils import checkpoint
 from utils.errors import UserError
-from utils.pixels import CONVENTIONS
-from utils.training.configuration import TrainConfig
+from utils.pixels import CONVENTIONS, PixelConvention
 
-FORMAT = 1  # of the cards this version writes
-CARD_KEYS = ("num_classes", "class_names", "palette", "dataset", "data", "pixels", "label_noise")
-TRAINING_STATE = ("optimizer", "scaler", "losses")
 # how LAD trained its assisted teachers (train_baseline.py:387-417); its files do not say so
 RELEASE_NOISE = {"codes": "random", "pixel_std": 0.03, "scale": CONVENTIONS["bgr_mean"].label_scale}
 
@@ -33,7 +30,11 @@ class Loaded(NamedTuple):
     ``predict`` takes an image and gives its classes."""
 
     model: Segmentor
-    card: dict[str, Any]  # what is known about the network: class_names, palette, dataset, pixels, label_noise, ...
+    card: Card
+
+    @property
+    def convention(self) -> PixelConvention:
+        return CONVENTIONS[self.card.pixels]
 
     @property
     def noise(self) -> LabelNoise | None:
@@ -42,15 +43,19 @@ class Loaded(NamedTuple):
         Raises:
             UserError: the card's codes make more or fewer planes than the network reads.
         """
-        config = self.card.get("label_noise")
+        config, classes = self.card.label_noise, self.card.num_classes
         if not config:
             return None
-        noise, wanted = LabelNoise(self.card["num_classes"], **config), self.model.config["in_channels"] - 3
+        noise, wanted = LabelNoise(classes, **config), self.model.config["in_channels"] - 3
         if noise.planes != wanted:
-            fitting = [k for k in CODES if LabelNoise(self.card["num_classes"], k, 0.0, 1.0, 0.0).planes == wanted]
+            fitting = [kind for kind in CODES if LabelNoise(classes, kind, 0.0, 1.0, 0.0).planes == wanted]
             codes = f"label codes {config['codes']!r} make {noise.planes} planes, this teacher reads {wanted}"
             raise UserError(f"{codes}: --label-codes {' or '.join(fitting) or '(none fits)'}")
         return noise
+
+    def shown(self, **changes: Any) -> "Loaded":
+        """The same teacher with another label noise: arguments of ``LabelNoise``, None for what stays."""
+        return self._replace(card=self.card.shown(**changes))
 
     def predict(
         self, image: str | Path | Image.Image | np.ndarray, probabilities: bool = False
@@ -60,50 +65,31 @@ class Loaded(NamedTuple):
 
         Raises UserError: no such image, or a network that reads the label.
         """
-        if self.card["label_noise"]:
+        if self.card.label_noise:
             raise UserError("a label-assisted teacher cannot predict from an image alone: use a student")
-        return segment(self.model, CONVENTIONS[self.card["pixels"]], rgb_pixels(image), probabilities)
-
-
-def make_card(
-    model: Segmentor,
-    class_names: Sequence[str],
-    palette: Sequence[tuple[int, int, int]],
-    config: TrainConfig,
-    noise: LabelNoise | None = None,
-    start: str = "",
-) -> dict[str, Any]:
-    """What a checkpoint says about itself besides its weights, in plain values. start: of ``initialise``."""
-    return {
-        "format": FORMAT,
-        "arch": dict(model.config),
-        "num_classes": len(class_names),
-        "class_names": list(class_names),
-        "palette": [list(color) for color in palette],
-        "dataset": config.dataset,
-        "data": config.data,
-        "pixels": config.pixels,
-        "start": start,
-        "label_noise": dict(noise.config) if noise else None,
-    }
+        return segment(self.model, self.convention, rgb_pixels(image), probabilities)
 
 
 def begin(
     model: Segmentor,
-    spec: Any,
-    config: TrainConfig,
-    noise: LabelNoise | None,
-    state: Mapping[str, Any] | None,
-) -> dict[str, Any]:
-    """Initialise the network of a new run; the card of this run, or of the one that ``state`` continues.
+    names: Sequence[str],
+    palette: Sequence[tuple[int, int, int]],
+    dataset: str,
+    data: str,
+    pixels: str,
+    noise: LabelNoise | None = None,
+    pretrained_base: str = "",
+    pretrained: str = "",
+    start: str = "",
+) -> Card:
+    """Initialise the network of a new run, and the card of its checkpoints.
 
-    spec: the data set's record (names, palette). noise: what the network is shown besides the image.
+    noise: what the network is shown besides the image. start: the card's, of a run that is continued; its network is
+    left as it is.
     """
-    if state is None:
-        start = initialise(model, config.pretrained_base, config.pretrained, config.pixels)
-    else:
-        start = state["start"]
-    return make_card(model, spec.names, spec.palette, config, noise, start)
+    start = start or initialise(model, pretrained_base, pretrained, pixels)
+    shown = dict(noise.config) if noise else None
+    return Card(dict(model.config), names, palette, dataset, data, pixels, shown, start)
 
 
 def from_checkpoint(path: str | Path, assisted: bool = False) -> Loaded:
@@ -116,23 +102,15 @@ def from_checkpoint(path: str | Path, assisted: bool = False) -> Loaded:
     Raises:
         UserError: no such file, damaged, of unknown content, or weights that do not fit what the file says.
     """
-    content = files.read(path)
+    content = reading.read(path)
     return _own(content, path) if "arch" in content else _foreign(content, str(path), assisted)
 
 
 def _own(content: dict[str, Any], path: str | Path) -> Loaded:
-    weights, config = content.pop("model", None), content["arch"]
-    missing = [key for key in CARD_KEYS if key not in content]
-    if content.get("format") != FORMAT or missing or not isinstance(weights, Mapping):
-        what = f"no {missing[0]!r}" if missing else f"format {content.get('format')!r}, not {FORMAT}, or no weights"
-        raise UserError(f"{path} is no checkpoint of this version: {what}")
-    if not isinstance(config, Mapping) or config.get("num_classes") != content["num_classes"]:
-        raise UserError(f"{path} does not say which network it holds")
-    for key in TRAINING_STATE:
-        content.pop(key, None)
-    model = build_model(**config)
-    checkpoint.load_weights(model, weights, path)
-    return Loaded(model.eval(), content)
+    card = read_card(content, path)
+    model = build_model(**card.arch)
+    checkpoint.load_weights(model, content["model"], path)
+    return Loaded(model.eval(), card)
 
 
 def _foreign(content: Mapping[str, Any], source: str, assisted: bool) -> Loaded:
@@ -158,17 +136,8 @@ def _foreign(content: Mapping[str, Any], source: str, assisted: bool) -> Loaded:
     if config["in_channels"] == 4 and not assisted:
         narrow_stem(model.backbone)
         model.config["in_channels"] = 3
-    card = {
-        "format": FORMAT,
-        "arch": dict(model.config),
-        "num_classes": config["num_classes"],
-        **record,
-        "dataset": "",
-        "data": "",
-        "pixels": family.pixels,
-        "label_noise": dict(RELEASE_NOISE) if model.config["in_channels"] == 4 else None,
-        "source": form,
-    }
+    noise = RELEASE_NOISE if model.config["in_channels"] == 4 else None
+    card = Card(dict(model.config), **record, pixels=family.pixels, label_noise=noise, source=form)
     return Loaded(model.eval(), card)
 
 
@@ -182,7 +151,7 @@ def initialise(model: Segmentor, pretrained_base: str, pretrained: str, pixels: 
     """
     if pretrained:
         loaded, card = from_checkpoint(pretrained, assisted=model.config["in_channels"] > 3)
-        if card["pixels"] != pixels:
+        if card.pixels != pixels:
             raise UserError(f"--pretrained {pretrained} was trained on other pixels: use --pixels {card['pixels']}")
         own, other = model.config, loaded.config
         keys = [key for key in own | other if key != "in_channels" and own.get(key) != other.get(key)]

@@ -28,11 +28,11 @@ import torch
 from torch import Tensor, nn
 
 from datasets.files import read_image
+from models.checkpoints.card import Card
 from models.checkpoints.loading import from_checkpoint
 from scripts.deploy.network import Deployed, replace_pools
 from utils.errors import UserError, first_line, run_main
 from utils.options import option, parse_flags
-from utils.pixels import CONVENTIONS
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 FIXED_SIZE = (512, 512)  # of a network that cannot take every size, without --size
@@ -142,12 +142,12 @@ def check_images(config: ExportConfig, size: tuple[int, int] | None) -> dict[str
     return images
 
 
-def metadata(card: dict[str, Any], source: str) -> dict[str, str]:
+def metadata(card: Card, source: str) -> dict[str, str]:
     return {
         "input": "uint8 RGB 0..255, as decoded; normalisation is inside",
-        "class_names": json.dumps(card["class_names"]),
-        "palette": json.dumps(card["palette"]),
-        "network": json.dumps(card["arch"]),
+        "class_names": json.dumps(list(card.class_names)),
+        "palette": json.dumps(list(card.palette)),
+        "network": json.dumps(card.arch),
         "checkpoint": Path(source).name,
     }
 
@@ -165,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(
             f"--pretrained {config.pretrained} reads the label: a teacher cannot be deployed; export a student"
         )
-    network = Exported(Deployed(loaded.model, CONVENTIONS[loaded.card["pixels"]]), config.labels).eval()
+    network = Exported(Deployed(loaded.model, loaded.convention), config.labels).eval()
     images = check_images(config, config.size)  # before the long part, so that a bad file is reported at once
     exportable = Exported(Deployed(from_checkpoint(config.pretrained).model, network.network.convention), config.labels)
     replace_pools(exportable.eval())
@@ -175,7 +175,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         program = export(exportable, size, output_name)
     except torch.onnx.OnnxExporterError as error:
-        name = f"{loaded.card['arch']['arch']} on {loaded.card['arch']['backbone']}"
+        name = f"{loaded.card.arch['arch']} on {loaded.card.arch['backbone']}"
         if size is not None:
             raise UserError(f"{name} cannot be written as ONNX: {first_line(error)}") from error
         size = FIXED_SIZE

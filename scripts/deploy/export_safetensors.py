@@ -7,14 +7,14 @@ names, palette, pixel convention, data set, the run's settings and its scores; f
 """
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from torch import Tensor, nn
 
+from models.checkpoints.card import Card
 from models.checkpoints.loading import from_checkpoint
 from models.checkpoints.reading import SUFFIX, write_safetensors
 from utils.errors import UserError, run_main
@@ -31,10 +31,10 @@ class ExportConfig:
     assisted: bool = option(False, "keep the label plane of a file of the LAD release: it is a teacher")
 
 
-def public(card: dict[str, Any]) -> dict[str, Any]:
-    """The card without folders of this machine."""
-    settings = {key: value for key, value in card.get("config", {}).items() if key not in FOLDERS}
-    return {**card, "data": "", **({"config": settings} if settings else {})}
+def public(card: Card) -> Card:
+    """Without folders of this machine."""
+    settings = {key: value for key, value in card.training.get("config", {}).items() if key not in FOLDERS}
+    return replace(card, data="", training={**card.training, **({"config": settings} if settings else {})})
 
 
 def halved(model: nn.Module) -> dict[str, Tensor]:
@@ -61,11 +61,9 @@ def main() -> None:
     weights = model.state_dict()
     if config.half:
         weights |= halved(model)
-    write_safetensors(config.export, weights, card)
-    arch = card["arch"]
-    print(
-        f"{config.export}: {arch['arch']} on {arch['backbone']}, {card['num_classes']} classes, {card['pixels']} pixels"
-    )
+    write_safetensors(config.export, weights, card.entries())
+    arch = card.arch
+    print(f"{config.export}: {arch['arch']} on {arch['backbone']}, {card.num_classes} classes, {card.pixels} pixels")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -23,11 +22,11 @@ from matplotlib.colors import to_hex
 from PIL import Image
 
 from datasets.files import IMAGE_SUFFIXES, read_image
+from models.checkpoints.card import Card
 from models.checkpoints.loading import from_checkpoint
 from utils.colors import colorize
 from utils.errors import UserError, run_main
 from utils.options import option, parse_flags
-from utils.pixels import CONVENTIONS
 from utils.training.evaluation import Predictor
 from utils.training.runtime import start
 
@@ -51,11 +50,11 @@ def generated_palette(count: int) -> list[tuple[int, int, int]]:
     return [(40, 40, 40), *(tuple(round(255 * c) for c in color) for color in colors)][:count]
 
 
-def appearance(card: dict[str, Any]) -> tuple[list[str], list[tuple[int, int, int]]]:
+def appearance(card: Card) -> tuple[list[str], list[tuple[int, int, int]]]:
     """Names and colours of the classes; made up where the checkpoint does not know them."""
-    count = card["num_classes"]
-    names = list(card.get("class_names") or [])
-    palette = [tuple(color) for color in card.get("palette") or []]
+    count = card.num_classes
+    names = list(card.class_names)
+    palette = [tuple(color) for color in card.palette]
     return (
         names if len(names) == count else [f"class {k}" for k in range(count)],
         palette if len(palette) == count else generated_palette(count),
@@ -143,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     pixels = np.zeros(len(names), np.int64)
     failed = 0
     with start(config) as runtime:
-        predict = Predictor(runtime.place(loaded.model), CONVENTIONS[loaded.card["pixels"]])
+        predict = Predictor(runtime.place(loaded.model), loaded.convention)
         for path in images:
             try:
                 image = read_image(path, behind="white")

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from datasets import build_dataset, variant
+from datasets import for_network
 from datasets.base import SegmentationDataset
 from models.checkpoints.loading import Loaded, from_checkpoint
 from models.label_noise import CODES, LabelNoise
@@ -30,7 +30,6 @@ from scripts.study.analysis import style
 from scripts.study.analysis.robustness import CORRUPTIONS, Condition, Tally, corrupt, plot
 from utils.errors import UserError, run_main
 from utils.options import option, parse_flags
-from utils.pixels import CONVENTIONS
 from utils.seeding import derive_seed
 from utils.training.runtime import start
 from utils.types import Draw
@@ -81,20 +80,20 @@ def measure(
     loaded: Loaded, dataset: SegmentationDataset, chosen: Sequence[int], config: RobustnessConfig, device: torch.device
 ) -> list[dict[str, Any]]:
     """One record a condition. Draw 0 of an image is the noise that eval.py shows it with the same seed."""
-    card, trained = loaded.card, loaded.noise
-    network = Deployed(loaded.model, CONVENTIONS[card["pixels"]]).to(device).eval()
+    classes, trained = loaded.card.num_classes, loaded.noise
+    network = Deployed(loaded.model, loaded.convention).to(device).eval()
     records = []
     for condition in tqdm(conditions(config, trained), "conditions", leave=False, disable=None):
         kind = condition.codes, condition.pixel_std, trained.scale, condition.code_std
-        noise = LabelNoise(card["num_classes"], *kind).to(device)
-        tally = Tally(card["num_classes"], config.draws)
+        noise = LabelNoise(classes, *kind).to(device)
+        tally = Tally(classes, config.draws)
         for i in chosen:
             sample = dataset[i]
             if isinstance(sample, UserError):
                 raise sample
             image, label = sample[0][None].to(device), sample[1].numpy()
             rng = np.random.default_rng(derive_seed(config.seed, 5, i))
-            shown = corrupt(label, condition, card["num_classes"], rng)
+            shown = corrupt(label, condition, classes, rng)
             draws = [Draw(derive_seed(config.seed + d, i)) for d in range(config.draws)]
             plane = _planes(noise, torch.from_numpy(shown)[None].to(device), draws) * condition.plane
             tally.add(network(image.expand(config.draws, -1, -1, -1), plane).float().cpu(), label, shown)
@@ -155,12 +154,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         if loaded.noise is None:
             raise UserError(f"--teacher {path} sees the image only: there is no label to be robust against")
     card = teachers[0].card
-    name = variant(config.dataset or card["dataset"], card["num_classes"])
-    dataset = build_dataset(name, config.data or card["data"], config.split)
+    where = config.dataset or card.dataset, config.data or card.data, config.split
     for path, loaded in zip(config.teacher, teachers, strict=True):
-        if loaded.card["num_classes"] != len(dataset.spec.names):
-            wanted = f"the data set {len(dataset.spec.names)}"
-            raise UserError(f"--teacher {path} has {loaded.card['num_classes']} classes, {wanted}")
+        data_name, dataset = for_network(loaded.card.num_classes, *where, f"--teacher {path}")
     count = min(config.limit or len(dataset), len(dataset))
     chosen = np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist()
     with start(config) as runtime:
@@ -169,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             for name, loaded in zip(names, teachers, strict=True)
         }
     output = Path(config.output).expanduser()
-    what = f"{name} {config.split}, {count} of {len(dataset)} images, {config.draws} draws"
+    what = f"{data_name} {config.split}, {count} of {len(dataset)} images, {config.draws} draws"
     text = f"# Robustness of label-assisted teachers\n\n{what}\n\n{table(results)}\n{EXPLANATION}\n"
     content = {"data": what, "teachers": dict(zip(names, config.teacher, strict=True)), "results": results}
     style.save_json(content, output / "robustness.json")

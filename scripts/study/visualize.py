@@ -19,13 +19,12 @@ import torch
 from matplotlib.patches import Patch
 from torch import Tensor
 
-from datasets import build_dataset, dataset_spec, variant
+from datasets import for_network
 from models.checkpoints.loading import from_checkpoint
 from scripts.study.analysis import style
 from utils.colors import ERROR_COLORS, colorize, diverging, error_map, strongest
 from utils.errors import UserError, run_main
 from utils.options import option, parse_flags
-from utils.pixels import CONVENTIONS
 from utils.seeding import derive_seed
 from utils.training.evaluation import Predictor
 from utils.training.metrics import Metrics, confusion_matrix
@@ -51,7 +50,7 @@ class Column:
     def __init__(self, path: str) -> None:
         self.path, self.loaded = path, from_checkpoint(path)
         self.noise = self.loaded.noise
-        self.predict = Predictor(self.loaded.model, CONVENTIONS[self.loaded.card["pixels"]], self.noise)
+        self.predict = Predictor(self.loaded.model, self.loaded.convention, self.noise)
 
     def __call__(self, image: Tensor, label: Tensor, draw: Draw) -> np.ndarray:
         return self.predict.classes(image[None], label[None], [draw])[0].numpy()
@@ -81,12 +80,11 @@ def main() -> None:
         raise UserError("give --teacher FILE, --student FILE.. or both")
     card = next(iter(columns.values())).loaded.card
     for column in columns.values():
-        if column.loaded.card["num_classes"] != card["num_classes"]:
+        if column.loaded.card.num_classes != card.num_classes:
             raise UserError(f"--student {column.path} has other classes than the network before it")
-    name = config.dataset or card["dataset"]
-    name, root = variant(name, card["num_classes"]), config.data or card["data"]
-    spec = dataset_spec(name, root)
-    dataset = build_dataset(name, root, config.split)
+    where = config.dataset or card.dataset, config.data or card.data, config.split
+    name, dataset = for_network(card.num_classes, *where, next(iter(columns.values())).path)
+    spec = dataset.spec
     chosen = config.images or np.linspace(0, len(dataset) - 1, min(config.count, len(dataset))).round().astype(int)
 
     rows = []

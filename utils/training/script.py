@@ -16,15 +16,26 @@ from utils.training.runtime import start
 def train(config: TrainConfig, load: Callable[..., Any], build: Callable[..., Any], begin: Callable[..., Any]) -> None:
     """A training run, from its settings to its end.
 
-    load: ``config -> (spec, train, val)``, a data set's record, endless training sequence, and validation images.
-    build: ``(config, spec) -> (step, noise)``; noise makes the planes that ``step.model`` is shown besides the image.
-    begin: ``(model, spec, config, noise, state) -> card``, initialises the network unless a state is continued.
+    load: of data sets, ``train_and_val``. build: ``(config, spec) -> (step, noise)``; noise makes the planes that
+    ``step.model`` is shown besides the image. begin: of networks, their initialisation and their checkpoints' card.
     """
     with start(config) as runtime:
         torch.manual_seed(config.seed)
-        data = load(config)
+        data = load(
+            config.dataset,
+            config.data,
+            config.classes,
+            augmentation=config.augmentation,
+            crop_size=config.crop_size,
+            pad_color=CONVENTIONS[config.pixels].pad_color,
+            seed=config.seed,
+            cache_gb=config.cache_gb,
+        )
         step, noise = build(config, data.spec)
         run = open_run(config, runtime)
-        run = run._replace(card=begin(step.model, data.spec, config, noise, run.state))
+        start_of = run.state["start"] if run.state else ""
+        about = data.spec.names, data.spec.palette, config.dataset, config.data, config.pixels, noise
+        card = begin(step.model, *about, config.pretrained_base, config.pretrained, start_of)
+        run = run._replace(card=card.entries())
         predict = Predictor(step.model, CONVENTIONS[config.pixels], noise, runtime=runtime)
         fit(step, data, predict, run, config, runtime)

@@ -3,7 +3,6 @@
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -17,7 +16,6 @@ from datasets.transforms import SCALES
 from scripts.study.benchmarks.timing import BenchmarkConfig, Comparison, medians
 from utils.pixels import CONVENTIONS
 from utils.seeding import derive_seed
-from utils.training.configuration import TrainConfig
 
 
 @contextmanager
@@ -73,9 +71,11 @@ def loader(config: BenchmarkConfig, device: torch.device) -> Comparison:
     """One training sample from files: ours against a plain full-resize float loader, same draws, same files."""
     crop_size, convention = (512, 512), CONVENTIONS["bgr_mean"]
     with voc_like(config.count) as root:
-        settings = TrainConfig(dataset="camvid", data=str(root), crop_size=crop_size)
-        stream = train_and_val(settings)[1]
-        cached = train_and_val(replace(settings, cache_gb=1.0))[1]
+        pad_color = convention.pad_color
+        stream, cached = (
+            train_and_val("camvid", str(root), crop_size=crop_size, pad_color=pad_color, cache_gb=gb).train
+            for gb in (0.0, 1.0)
+        )
         decoded = [stream.dataset.read(i) for i in range(len(stream.dataset))]
         held = SegmentationDataset(stream.dataset.spec, root, "train")
         held.read = decoded.__getitem__
