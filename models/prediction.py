@@ -1,11 +1,12 @@
-"""What people call an image, as the pixels a network is shown."""
+"""Networks as they are used: from what people call an image to logits and classes at its size."""
 
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageOps
-from torch import nn
+from torch import Tensor, nn
 
 from utils.errors import UserError
 from utils.pixels import PixelConvention
@@ -41,6 +42,25 @@ def rgb_pixels(image: str | Path | Image.Image | np.ndarray) -> np.ndarray:
         upright = upright.convert("RGBA")
         upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
     return np.array(upright.convert("RGB"))
+
+
+class PixelsToLogits(nn.Module):
+    """uint8 RGB ``[B, 3, H, W]`` (and an assisted teacher's label planes) -> logits float32 ``[B, K, H, W]``.
+
+    The pixel convention and the upsampling are those of validation, so that nobody has to know them.
+    """
+
+    def __init__(self, model: nn.Module, convention: PixelConvention) -> None:
+        super().__init__()
+        self.model, self.convention = model, convention
+        self.align_corners = model.supervision[0].align_corners
+
+    def forward(self, image: Tensor, *planes: Tensor) -> Tensor:
+        x = self.convention.normalize(image)
+        if planes:
+            x = torch.cat([x, *planes], 1)
+        logits = self.model(x, with_aux=False).logits
+        return F.interpolate(logits, image.shape[-2:], mode="bilinear", align_corners=self.align_corners)
 
 
 def segment(

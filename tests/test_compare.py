@@ -11,8 +11,9 @@ from PIL import Image
 from datasets import build_dataset
 from scripts.study import compare
 from scripts.study.analysis import charts, gained_lost
+from scripts.study.analysis.groups import read_groups
 from scripts.study.analysis.paired import align, bootstrap
-from scripts.study.analysis.runs import miou, read_groups
+from scripts.study.analysis.runs import miou
 from utils.errors import UserError
 from utils.training.metrics import Metrics
 

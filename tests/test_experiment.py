@@ -16,10 +16,13 @@ import yaml
 from scripts.study import experiment, experiment_figure
 from scripts.study.analysis.runs import read_run
 from scripts.study.experiment import RunnerConfig, plan, prepare
-from scripts.study.experiments.definition import EXPERIMENTS, Origin, read_experiment
+from scripts.study.experiments.definition import Origin, read_experiment
 from scripts.study.experiments.dial import dial_points, draw_dial
-from scripts.study.experiments.jobs import Job, Stop, execute
-from scripts.study.experiments.tables import gains, read_records, students, summary, teachers, training_minutes
+from scripts.study.experiments.files import EXPERIMENTS
+from scripts.study.experiments.jobs import Job, execute
+from scripts.study.experiments.stop import Stop
+from scripts.study.experiments.tables import gains, read_records, students, summary, training_minutes
+from scripts.study.experiments.teachers_table import teachers
 from tests.conftest import ENVIRONMENT, ROOT, TINY
 from tests.test_compare import make_areas, make_run
 from utils.errors import UserError

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from models.checkpoints.loading import from_checkpoint
+from models.prediction import PixelsToLogits
 from scripts.deploy import export_onnx
-from scripts.deploy.network import BinMeans, Deployed, replace_pools
+from scripts.deploy.onnx_pools import BinMeans, replace_pools
 from tests.networks import write_checkpoint
 from utils.errors import UserError
 from utils.pixels import CONVENTIONS
@@ -49,7 +50,7 @@ def test_a_file_for_every_size(tmp_path, capsys):
     (given,), (made,) = session.get_inputs(), session.get_outputs()
     assert given.shape == ["batch", 3, "height", "width"]
     assert made.shape == ["batch", 7, "height", "width"]
-    network = Deployed(from_checkpoint(source).model, CONVENTIONS["bgr_mean"])
+    network = PixelsToLogits(from_checkpoint(source).model, CONVENTIONS["bgr_mean"])
     for shape in ((1, 3, 33, 200), (3, 3, 90, 61)):
         image = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
         (logits,) = session.run(None, {"image": image.numpy()})

@@ -15,29 +15,27 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import cv2
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from datasets.files import read_image
 from models.checkpoints.card import Card
 from models.checkpoints.loading import from_checkpoint
-from scripts.deploy.network import Deployed, replace_pools
+from models.prediction import PixelsToLogits
+from scripts.deploy.onnx_check import check_images, compare
+from scripts.deploy.onnx_pools import replace_pools
 from utils.errors import UserError, first_line, run_main
 from utils.options import option, parse_flags
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 FIXED_SIZE = (512, 512)  # of a network that cannot take every size, without --size
 TRACED_SIZE = (97, 131)  # of the example that is traced: odd, unequal
-CHECKED_SIZES = ((97, 131), (128, 64), (65, 200))  # random images
 AGREEMENT = 0.9999  # share of pixels whose class must be the same
 
 
@@ -51,9 +49,9 @@ class ExportConfig:
 
 
 class Exported(nn.Module):
-    """What the file computes: logits of ``Deployed``, or their classes."""
+    """What the file computes: logits of ``PixelsToLogits``, or their classes."""
 
-    def __init__(self, network: Deployed, labels: bool) -> None:
+    def __init__(self, network: PixelsToLogits, labels: bool) -> None:
         super().__init__()
         self.network, self.labels = network, labels
 
@@ -99,49 +97,6 @@ def save(program: Any, path: Path, metadata: dict[str, str]) -> None:
         raise UserError(f"--output {path} cannot be written: {error.strerror or error}") from error
 
 
-def compare(path: Path, network: Exported, images: dict[str, Tensor]) -> list[tuple[str, str, float]]:
-    """Per image: its name, the largest difference of a logit in words (none for classes), share of equal classes.
-
-    Raises:
-        UserError: onnxruntime cannot load the file, or cannot run it on an image.
-    """
-    import onnxruntime
-
-    def attempt(what: str, action: Callable[[], Any]) -> Any:
-        try:
-            return action()
-        except Exception as error:  # onnxruntime's kinds have no base of their own
-            raise UserError(f"onnxruntime fails on {what}: {first_line(error)} (--size H W fixes the size)") from error
-
-    options = {"providers": ["CPUExecutionProvider"]}
-    session = attempt("the file", lambda: onnxruntime.InferenceSession(str(path), **options))
-    rows = []
-    for name, image in images.items():
-        ours = network(image).numpy()
-        (theirs,) = attempt(name, lambda x=image: session.run(None, {"image": x.numpy()}))
-        if network.labels:
-            rows.append((name, "", float((ours == theirs).mean())))
-        else:
-            difference, largest = np.abs(ours - theirs).max(), np.abs(ours).max()
-            words = f"logits up to {largest:.3g} differ by at most {difference:.1e}, "
-            rows.append((name, words, float((ours.argmax(1) == theirs.argmax(1)).mean())))
-    return rows
-
-
-def check_images(config: ExportConfig, size: tuple[int, int] | None) -> dict[str, Tensor]:
-    """Random pixels of several sizes, and the user's images; of a fixed size those are scaled to it."""
-    generator = torch.Generator().manual_seed(0)
-    images = {
-        f"random {h}x{w}": torch.randint(0, 256, (1, 3, h, w), dtype=torch.uint8, generator=generator)
-        for h, w in ([size] if size else CHECKED_SIZES)
-    }
-    for path in config.image:
-        pixels = read_image(Path(path))
-        pixels = cv2.resize(pixels, size[::-1]) if size else pixels
-        images[path] = torch.from_numpy(pixels.transpose(2, 0, 1).copy())[None]
-    return images
-
-
 def metadata(card: Card, source: str) -> dict[str, str]:
     return {
         "input": "uint8 RGB 0..255, as decoded; normalisation is inside",
@@ -162,12 +117,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     require_packages()
     loaded = from_checkpoint(config.pretrained)
     if loaded.noise is not None:
-        raise UserError(
-            f"--pretrained {config.pretrained} reads the label: a teacher cannot be deployed; export a student"
-        )
-    network = Exported(Deployed(loaded.model, loaded.convention), config.labels).eval()
-    images = check_images(config, config.size)  # before the long part, so that a bad file is reported at once
-    exportable = Exported(Deployed(from_checkpoint(config.pretrained).model, network.network.convention), config.labels)
+        reads = f"--pretrained {config.pretrained} reads the label"
+        raise UserError(f"{reads}: a teacher cannot be deployed; export a student")
+    network = Exported(PixelsToLogits(loaded.model, loaded.convention), config.labels).eval()
+    images = check_images(config.image, config.size)  # first, so that a bad file is reported at once
+    again = from_checkpoint(config.pretrained)  # whose pools are replaced
+    exportable = Exported(PixelsToLogits(again.model, again.convention), config.labels)
     replace_pools(exportable.eval())
 
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -180,13 +135,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UserError(f"{name} cannot be written as ONNX: {first_line(error)}") from error
         size = FIXED_SIZE
         print(f"{name} cannot be written for every size; fixed to {size[0]}x{size[1]} (--size H W picks another)")
-        program, images = export(exportable, size, output_name), check_images(config, size)
+        program, images = export(exportable, size, output_name), check_images(config.image, size)
 
     path = Path(config.output).expanduser()
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         save(program, temporary, metadata(loaded.card, config.pretrained))
-        rows = compare(temporary, network, images)
+        rows = compare(temporary, network, config.labels, images)
         for name, logits, same in rows:
             print(f"{name}: {logits}equal classes {100 * same:.4f} %")
         worst = min(rows, key=lambda row: row[2])

@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import yaml
 
+from scripts.study.analysis import style
 from scripts.study.experiments.definition import Experiment, read_experiment
 from scripts.study.experiments.tables import read_records, training_minutes
 from utils.errors import UserError, lookup, run_main
@@ -28,7 +29,7 @@ from utils.options import option, parse_flags
 
 @dataclass(frozen=True)
 class TimeConfig:
-    experiment: tuple[str, ...] = option((), "name of a file in scripts/experiments, or a path", positional=True)
+    experiment: str = option("", "name of a file in scripts/study/experiments, or a path", positional=True)
     records: str = option("", "folder of its records (default: results/<experiment>)")
     output: str = option("", "yaml file to write (default: scripts/study/experiments/<experiment>_time.yaml)")
     reference: str = option("kd_plain", "the run whose training time is everybody's")
@@ -67,9 +68,7 @@ def equal_time(experiment: Experiment, source: str, pace: dict[str, float], minu
 
 def main(argv: Sequence[str] | None = None) -> None:
     config = TimeConfig(**parse_flags(TimeConfig, __doc__, argv))
-    if len(config.experiment) != 1:
-        raise UserError("name one experiment: a file of scripts/experiments, without .yaml, or a path to one")
-    experiment = read_experiment(config.experiment[0])
+    experiment = read_experiment(config.experiment)
     folder = Path(config.records or f"results/{experiment.name}").expanduser()
     pace = minutes_an_iteration(experiment, folder)
     if experiment.baseline not in pace:
@@ -80,12 +79,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if minutes is None:
         each = lookup(pace, config.reference, f"run with a record in {folder}, --reference")
         minutes = each * experiment.arms[config.reference].settings["max_iterations"]
-    content = equal_time(experiment, config.experiment[0], pace, minutes)
+    content = equal_time(experiment, config.experiment, pace, minutes)
     output = Path(config.output or f"scripts/study/experiments/{experiment.name}_time.yaml").expanduser()
-    try:
-        output.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"--output {output} cannot be written: {error.strerror}") from error
+    style.save_text(yaml.safe_dump(content, sort_keys=False), output)
     print(f"{output}: {len(pace)} runs of {minutes:.1f} minutes")
 
 

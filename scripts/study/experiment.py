@@ -4,7 +4,8 @@
     python scripts/study/experiment.py camvid --data data/camvid --gpus 0 1 2 3          # a run on each GPU at a time
     python scripts/study/experiment.py camvid_lite --data data/camvid_half --jobs 2 --max-minutes 60
 
-A file of scripts/experiments (or a path to a yaml file) names the runs, their settings and which run starts from which.
+A file of scripts/study/experiments (or a path to a yaml file) names the runs, their settings and which run starts from
+which.
 Every run is trained by train_teacher.py or train_student.py and scored by eval.py, its last and its best checkpoint,
 in --output/<run>-<seed>. Started again, it skips what is finished and continues what was interrupted. --records copies
 what is small (settings, training log, scores; no weights) from there: compare.py reads such folders, and
@@ -39,7 +40,7 @@ RECORDS = ("config.yaml", "metrics.jsonl", "last.json", "best.json", "per_image_
 
 @dataclass(frozen=True)
 class RunnerConfig:
-    experiment: tuple[str, ...] = option((), "name of a file in scripts/experiments, or a path", positional=True)
+    experiment: str = option("", "name of a file in scripts/study/experiments, or a path", positional=True)
     data: str = option("", "root folder of the data set")
     only: tuple[str, ...] = option((), "runs to do, with those they start from (default: all)")
     seeds: tuple[int, ...] = option((), "seeds (default: the experiment's)", minimum=0)
@@ -170,11 +171,9 @@ def slots_of(config: RunnerConfig) -> list[dict[str, str]]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     config = RunnerConfig(**parse_flags(RunnerConfig, __doc__, argv))
-    if len(config.experiment) != 1:
-        raise UserError("name one experiment: a file of scripts/experiments, without .yaml, or a path to one")
     if config.gpus and config.jobs > 1:
         raise UserError("--jobs is for the CPU; --gpus says how many runs go on at a time")
-    experiment = read_experiment(config.experiment[0])
+    experiment = read_experiment(config.experiment)
     output = Path(config.output or f"runs/{experiment.name}").expanduser()
     jobs = plan(experiment, config, output)
     if config.dry_run:

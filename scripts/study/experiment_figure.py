@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class FigureConfig:
-    experiment: tuple[str, ...] = option((), "name of a file in scripts/experiments, or a path", positional=True)
+    experiment: str = option("", "name of a file in scripts/study/experiments, or a path", positional=True)
     records: str = option("", "folder of the records (default: results/<experiment>)")
     output: str = option("", "picture to write (default: figures/<experiment>.png)")
 
@@ -58,9 +58,7 @@ def draw(experiment: Experiment, groups: dict[str, Sequence[Run]]) -> Figure:
 
 def main(argv: Sequence[str] | None = None) -> None:
     config = FigureConfig(**parse_flags(FigureConfig, __doc__, argv))
-    if len(config.experiment) != 1:
-        raise UserError("name one experiment: a file of scripts/experiments, without .yaml, or a path to one")
-    experiment = read_experiment(config.experiment[0])
+    experiment = read_experiment(config.experiment)
     folder = Path(config.records).expanduser() if config.records else ROOT / "results" / experiment.name
     records = read_records(experiment, folder)
     shown = {n: runs for n, runs in records.items() if experiment.arms[n].train == "student" and scores(runs, "last")}

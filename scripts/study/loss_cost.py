@@ -7,7 +7,6 @@ and labels are random. On a CPU: one thread, its processor time, the process's l
 time, and the largest memory that torch allocated. Median over --steps, after two that do not count.
 """
 
-import json
 import multiprocessing
 import resource
 import statistics
@@ -28,6 +27,7 @@ from datasets.base import DatasetSpec
 from losses import build_kd, parse_losses
 from losses.task import TaskLoss
 from models import build_model
+from scripts.study.analysis import style
 from scripts.study.experiments.definition import read_experiment
 from train_student import RECIPES, StudentStep
 from utils.errors import UserError, lookup, run_main
@@ -38,7 +38,7 @@ from utils.training.logs import environment
 
 @dataclass(frozen=True)
 class CostConfig:
-    experiment: tuple[str, ...] = option((), "name of a file in scripts/experiments, or a path", positional=True)
+    experiment: str = option("", "name of a file in scripts/study/experiments, or a path", positional=True)
     only: tuple[str, ...] = option((), "its runs to measure (default: the students of plain teachers)")
     steps: int = option(7, "training steps that count", minimum=1)
     device: str = option("auto", "where to run", choices=("auto", "cpu", "cuda"))
@@ -81,9 +81,7 @@ def measure(settings: Mapping[str, Any], classes: int, steps: int, device: str) 
 
 def main(argv: Sequence[str] | None = None) -> None:
     config = CostConfig(**parse_flags(CostConfig, __doc__, argv))
-    if len(config.experiment) != 1:
-        raise UserError("name one experiment: a file of scripts/experiments, without .yaml, or a path to one")
-    experiment = read_experiment(config.experiment[0])
+    experiment = read_experiment(config.experiment)
     recipe = load_recipe(experiment.recipe, "student", RECIPES)
     spec = DATASETS[recipe["dataset"]]
     if not isinstance(spec, DatasetSpec):
@@ -101,12 +99,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if config.json:
         content = {"environment": environment(torch.device(device)), "steps": config.steps}
         content |= {"costs": {name: cost._asdict() for name, cost in costs.items()}}
-        path = Path(config.json).expanduser()
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"--json {path} cannot be written: {error.strerror}") from error
+        style.save_json(content, Path(config.json).expanduser())
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from utils.options import option, parse_flags
 
 @dataclass(frozen=True)
 class FigureConfig:
-    experiment: tuple[str, ...] = option((), "name of a file in scripts/experiments, or a path", positional=True)
+    experiment: str = option("", "name of a file in scripts/study/experiments, or a path", positional=True)
     records: str = option("", "folder of the records and cost.json (default: results/<experiment>)")
     output: str = option("", "picture to write (default: figures/<experiment>.png)")
 
@@ -59,9 +59,7 @@ def _scatter(ax: Axes, rows: Sequence[Row], budget: str, cost) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     config = FigureConfig(**parse_flags(FigureConfig, __doc__, argv))
-    if len(config.experiment) != 1:
-        raise UserError("name one experiment: a file of scripts/experiments, without .yaml, or a path to one")
-    experiment = read_experiment(config.experiment[0])
+    experiment = read_experiment(config.experiment)
     folder = Path(config.records or f"results/{experiment.name}").expanduser()
     comparison = read_comparison(experiment, folder)
     if not comparison.seeds:

@@ -6,7 +6,7 @@
 
 A table of a README stands between ``<!-- table: NAME -->`` and ``<!-- end -->``; NAME is a key of results/tables.yaml,
 which lists the rows, their published numbers and commands, and where in results/ their files are, or names an
-experiment of scripts/experiments, whose records are in results/<experiment>. A row without files says "not run".
+experiment of scripts/study/experiments, whose records are in results/<experiment>. A row without files says "not run".
 """
 
 import argparse
@@ -24,9 +24,11 @@ import yaml
 
 from scripts.study.experiments.definition import read_experiment
 from scripts.study.experiments.losses_table import losses
-from scripts.study.experiments.tables import TABLES
+from scripts.study.experiments.tables import gains, students, summary
+from scripts.study.experiments.teachers_table import teachers
 from utils.errors import UserError, lookup, run_main
 
+TABLES = {"summary": summary, "students": students, "gains": gains, "teachers": teachers, "losses": losses}
 RESULTS = Path(__file__).resolve().parents[2] / "results"
 
 
@@ -79,9 +81,7 @@ def declared_table(spec: dict[str, Any], results: Path) -> tuple[list[str], list
     """
     if "experiment" in spec:
         experiment = read_experiment(spec["experiment"])
-        return lookup(TABLES | {"losses": losses}, spec["show"], "table of an experiment")(
-            experiment, results / experiment.name
-        )
+        return lookup(TABLES, spec["show"], "table of an experiment")(experiment, results / experiment.name)
     rows = []
     for row in spec["rows"]:
         files = sorted(results.glob(row["files"])) if row.get("files") else []

@@ -25,7 +25,7 @@ from datasets import for_network
 from datasets.base import SegmentationDataset
 from models.checkpoints.loading import Loaded, from_checkpoint
 from models.label_noise import CODES, LabelNoise
-from scripts.deploy.network import Deployed
+from models.prediction import PixelsToLogits
 from scripts.study.analysis import style
 from scripts.study.analysis.robustness import CORRUPTIONS, Condition, Tally, corrupt, plot
 from utils.errors import UserError, run_main
@@ -81,7 +81,7 @@ def measure(
 ) -> list[dict[str, Any]]:
     """One record a condition. Draw 0 of an image is the noise that eval.py shows it with the same seed."""
     classes, trained = loaded.card.num_classes, loaded.noise
-    network = Deployed(loaded.model, loaded.convention).to(device).eval()
+    network = PixelsToLogits(loaded.model, loaded.convention).to(device).eval()
     records = []
     for condition in tqdm(conditions(config, trained), "conditions", leave=False, disable=None):
         kind = condition.codes, condition.pixel_std, trained.scale, condition.code_std

@@ -6,20 +6,14 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from scripts.study.analysis.runs import CHECKPOINT_SETTINGS
+from scripts.study.experiments.files import find, merged
 from train_student import RECIPES
 from utils.errors import UserError, lookup
 from utils.options import convert
 from utils.training.configuration import ROLES, load_recipe
 
-EXPERIMENTS = Path(__file__).resolve().parent
-KINDS = {"include": str, "title": str, "recipe": str, "baseline": str, "settings": dict, "seeds": list, "only": list}
-KINDS |= {"runs": dict, "compare": list, "robustness_images": int, "equal_time": str}
-RUN_KINDS = {"title": str, "train": str, "settings": dict}
 REQUIRED = ("recipe", "seeds", "baseline", "runs")
-IN_WORDS = {str: "a word", list: "a list", dict: "'key: value' lines", int: "a number"}
 RUNNER_SETTINGS = {"recipe", "data", "seed", "save_dir", "resume", "overwrite", "workers", "cache_gb"}
 
 
@@ -76,8 +70,8 @@ def read_experiment(name: str) -> Experiment:
         UserError: no such file, unknown keys or flags, bad values, a run that starts from itself, an unknown one, or
             its own seed where another is asked for.
     """
-    path = _path(name)
-    content = _merged(path, ())
+    path = find(name)
+    content = merged(path)
     for key in REQUIRED:
         if not content.get(key):
             raise UserError(f"{path}: {key!r} is missing")
@@ -118,52 +112,6 @@ def read_experiment(name: str) -> Experiment:
         content.get("robustness_images", 30),
         ordered,
     )
-
-
-def _path(name: str) -> Path:
-    path = Path(name).expanduser() if name.endswith((".yaml", ".yml")) else EXPERIMENTS / f"{name}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in EXPERIMENTS.glob("*.yaml")))
-        raise UserError(f"experiment not found: {path} (experiments: {known})")
-    return path
-
-
-def _merged(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-    """The file's mapping on top of what it includes; each file is checked by itself."""
-    if path.resolve() in seen:
-        raise UserError(f"{path} includes itself")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is no plain yaml: {' '.join(str(error).split())}") from error
-    _check(content, KINDS, str(path))
-    for name, run in content.get("runs", {}).items():
-        if not re.fullmatch(r"[A-Za-z]\w*", str(name)) or not isinstance(name, str):
-            raise UserError(f"{path}: {name!r}: a run's name is made of letters, digits and _")
-        content["runs"][name] = {} if run is None else run
-        _check(content["runs"][name], RUN_KINDS, f"{path}: {name}")
-    include = content.pop("include", None)
-    if include is None:
-        return content
-    beside = path.parent / (include if include.endswith((".yaml", ".yml")) else f"{include}.yaml")
-    base = _merged(beside if beside.is_file() else _path(include), (*seen, path.resolve()))
-    return _over(base, content)
-
-
-def _check(content: Any, kinds: Mapping[str, type], where: str) -> None:
-    if not isinstance(content, dict):
-        raise UserError(f"{where}: 'key: value' lines, not {content!r}")
-    for key, value in content.items():
-        kind = lookup(kinds, str(key), f"key in {where}:")
-        if type(value) is not kind:
-            raise UserError(f"{where}: {key}: {IN_WORDS[kind]}, not {value!r}")
-
-
-def _over(base: Any, top: Any) -> Any:
-    """``top``'s values win; mappings are merged."""
-    if not (isinstance(base, dict) and isinstance(top, dict)):
-        return top
-    return base | {key: _over(base[key], value) if key in base else value for key, value in top.items()}
 
 
 def _arm(path: Path, name: str, content: dict, shared: dict, runs: Mapping[str, Any]) -> Arm:

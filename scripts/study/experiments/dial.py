@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 from scripts.study.analysis import style
 from scripts.study.analysis.runs import Run
 from scripts.study.experiments.definition import Experiment
-from scripts.study.experiments.tables import read_records, read_robustness, scores
+from scripts.study.experiments.tables import read_records, scores
+from scripts.study.experiments.teachers_table import read_robustness
 
 
 def strength(settings: dict[str, object]) -> str:

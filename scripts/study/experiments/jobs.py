@@ -3,7 +3,6 @@
 import json
 import os
 import shlex
-import signal
 import subprocess
 import sys
 import time
@@ -12,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from scripts.study.experiments.stop import Stop
 from utils.errors import UserError
 from utils.training.guards import STOPPED_STATUS
 
 ROOT = Path(__file__).resolve().parents[3]
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 VOLATILE = ("--workers", "--cache-gb")  # flags with a value that change nothing that is computed
 
 
@@ -136,29 +135,6 @@ class Worker:
         if not self.stopping:
             self.stopping = True
             self.process.terminate()
-
-
-class Stop:
-    """True from the deadline or a signal on, while it is entered."""
-
-    def __init__(self, max_minutes: float | None = None) -> None:
-        self.deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
-        self.signalled = False
-
-    def __enter__(self) -> "Stop":
-        heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # nohup ignores one
-        self.before = {number: signal.signal(number, self._signal) for number in heard}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    def _signal(self, number: int, frame: object) -> None:
-        self.signalled = True
-
-    def __bool__(self) -> bool:
-        return self.signalled or (self.deadline is not None and time.monotonic() >= self.deadline)
 
 
 def execute(

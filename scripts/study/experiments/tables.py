@@ -1,9 +1,7 @@
 """The tables of an experiment, from the records of its runs: what is not there says "not run"."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from scipy.stats import ttest_1samp
@@ -12,7 +10,6 @@ from scripts.study.analysis import style
 from scripts.study.analysis.paired import Gain, align, bootstrap
 from scripts.study.analysis.runs import Run, View, read_run
 from scripts.study.experiments.definition import Experiment
-from utils.errors import UserError
 
 SAMPLES = 10000  # of the paired bootstrap
 Table = tuple[list[str], list[list[str]]]
@@ -79,9 +76,9 @@ def students(experiment: Experiment, folder: Path) -> Table:
         if arm.train == "student":
             runs = records[arm.name]
             last, best = scores(runs, "last"), scores(runs, "best")
-            cells = [f"`{arm.name}`", arm.title, str(len(last)), _spread(last), _spread(best)]
-            rows.append([*cells, _minutes(runs), _logs(runs, folder)])
-    return ["run", "arm", "n", "last mIoU %", "best mIoU %", _time(records), "logs by seed"], rows
+            cells = [f"`{arm.name}`", arm.title, str(len(last)), shown(last), shown(best)]
+            rows.append([*cells, minutes(runs), logs(runs, folder)])
+    return ["run", "arm", "n", "last mIoU %", "best mIoU %", time_heading(records), "logs by seed"], rows
 
 
 def summary(experiment: Experiment, folder: Path) -> Table:
@@ -93,9 +90,9 @@ def summary(experiment: Experiment, folder: Path) -> Table:
             minutes = [total_minutes(experiment, records, arm.name, seed) for seed in found]
             known = [value for value in minutes if value is not None]
             over = [_gain(records, arm.name, base) for base in (experiment.baseline, experiment.equal_time)]
-            rows.append([arm.title, str(len(found)), _spread(found), *over, f"{np.mean(known):.0f}" if known else "-"])
+            rows.append([arm.title, str(len(found)), shown(found), *over, f"{np.mean(known):.0f}" if known else "-"])
     header = ["student", "n", "mIoU %", "gain at equal iterations", "gain at equal time"]
-    return [*header, _time(records).replace("minutes", "minutes, teacher included", 1)], rows
+    return [*header, time_heading(records).replace("minutes", "minutes, teacher included", 1)], rows
 
 
 def total_minutes(experiment: Experiment, records: dict[str, list[Run]], name: str, seed: int) -> float | None:
@@ -141,30 +138,6 @@ def gains(experiment: Experiment, folder: Path) -> Table:
     return ["arm", "minus", "n", "gain", "by seed", "p over seeds", "95 % interval over images", "p over images"], rows
 
 
-def teachers(experiment: Experiment, folder: Path) -> Table:
-    """The networks that read the label: scores that are no segmentation results, and what they do without it."""
-    records, rows, images = read_records(experiment, folder), [], {}
-    for arm in experiment.arms.values():
-        if arm.train != "teacher":
-            continue
-        runs = records[arm.name]
-        last, probes = scores(runs, "last"), []
-        for run in runs:
-            if probe := read_robustness(run.folder / "robustness.json", images):
-                probes.append(probe)
-        conditions = [_condition(probes, *key) for key in (("as trained", ""), ("codes", "fixed"), ("no label", ""))]
-        cells = [f"`{arm.name}`", arm.title, str(len(last)), _spread(last), *conditions, _followed(probes)]
-        rows.append([*cells, _minutes(runs), _logs(runs, folder)])
-    if len(images) > 1:
-        raise UserError(f"{folder}: robustness of different images: {'; '.join(sorted(images))}")
-    where = f" ({next(iter(images))})" if images else ""
-    header = ["run", "teacher", "n", "last mIoU %, LABEL-ASSISTED", f"as trained{where}", "fixed codes", "no label"]
-    return [*header, "follows wrong labels %", _time(records), "logs by seed"], rows
-
-
-TABLES = {"summary": summary, "students": students, "gains": gains, "teachers": teachers}
-
-
 def _p_over_seeds(differences: Sequence[float]) -> str:
     """Of a paired t-test: could so large a mean come from the seeds alone?"""
     if len(differences) < 2 or len(set(differences)) < 2:
@@ -172,11 +145,11 @@ def _p_over_seeds(differences: Sequence[float]) -> str:
     return f"{ttest_1samp(differences, 0).pvalue:.2g}"
 
 
-def _spread(values: dict[int, float]) -> str:
+def shown(values: dict[int, float]) -> str:
     return style.spread(list(values.values())) if values else "not run"
 
 
-def _time(records: dict[str, list[Run]]) -> str:
+def time_heading(records: dict[str, list[Run]]) -> str:
     """The heading of the training times: where they were measured."""
     places = set()
     for run in (run for runs in records.values() for run in runs):
@@ -186,45 +159,12 @@ def _time(records: dict[str, list[Run]]) -> str:
     return f"minutes ({' / '.join(sorted(places))})" if places else "minutes"
 
 
-def _minutes(runs: Sequence[Run]) -> str:
+def minutes(runs: Sequence[Run]) -> str:
     """Mean training time."""
     known = [minutes for run in runs if (minutes := training_minutes(run)) is not None]
     return f"{np.mean(known):.1f}" if known else "-"
 
 
-def _logs(runs: Sequence[Run], folder: Path) -> str:
+def logs(runs: Sequence[Run], folder: Path) -> str:
     """Links from the repository's root; ``folder`` lies in results/."""
     return " ".join(f"[{run.seed}](results/{folder.name}/{run.folder.name}/metrics.jsonl)" for run in runs) or "-"
-
-
-def read_robustness(path: Path, images: dict[str, None]) -> list[dict[str, Any]] | None:
-    """The conditions of one teacher; ``images`` collects what they were measured on."""
-    if not path.is_file():
-        return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        (records,) = content["results"].values()
-        keys = {"name", "value", "miou", "share", "follows_wrong"}
-        if not all(keys <= record.keys() for record in records):
-            raise ValueError("a condition lacks its values")
-        images[str(content["data"])] = None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is no result of teacher_robustness.py for one teacher: {error}") from error
-    return records
-
-
-def _condition(probes: Sequence[list[dict[str, Any]]], name: str, value: str) -> str:
-    """Over runs, of the mean over draws."""
-    found = [
-        np.mean(r["miou"]) for records in probes for r in records if r["name"] == name and value in ("", r["value"])
-    ]
-    return style.spread([float(x) for x in found]) if found else "-"
-
-
-def _followed(probes: Sequence[list[dict[str, Any]]]) -> str:
-    """Of pixels whose whole region was shown as another class, the share predicted as the shown class."""
-    shown = [
-        r["follows_wrong"] for records in probes for r in records if r["name"] == "wrong regions" and r["share"] == 1
-    ]
-    values = [value for value in shown if value is not None]
-    return style.spread(values) if values else "-"
