@@ -342,7 +342,8 @@ def test_each_slot_has_its_own_gpu_or_share_of_the_cores():
     shares = experiment.slots_of(RunnerConfig(jobs=2))
     assert all(slot["CUDA_VISIBLE_DEVICES"] == "" for slot in shares)
     assert [int(slot["OMP_NUM_THREADS"]) for slot in shares] == [max(1, len(os.sched_getaffinity(0)) // 2)] * 2
-    for flags, message in ((["camvid", "--gpus", "0", "--jobs", "2"], "--jobs is for the CPU"), ([], "name an experiment")):
+    both = ["camvid", "--gpus", "0", "--jobs", "2"]
+    for flags, message in ((both, "--jobs is for the CPU"), ([], "name an experiment")):
         with pytest.raises(UserError, match=message):
             experiment.main(flags)
 
