@@ -45,9 +45,11 @@ def _line(script: str, flags: tuple, processes: int) -> list[str]:
 def command() -> Callable[..., subprocess.CompletedProcess]:
     """``command("eval.py", "--flag", ..., processes=2)``: run it to its end, output captured."""
 
-    def call(script: str, *flags: str, processes: int = 1, check: bool = True) -> subprocess.CompletedProcess:
-        line = _line(script, flags, processes)
-        result = subprocess.run(line, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    def call(
+        script: str, *flags: str, processes: int = 1, check: bool = True, gpu: bool = False
+    ) -> subprocess.CompletedProcess:
+        line, environment = _line(script, flags, processes), dict(os.environ) if gpu else ENVIRONMENT
+        result = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
         assert result.returncode == 0 or not check, result.stderr
         return result
 

@@ -1,5 +1,6 @@
 """On a real GPU: no waiting in a step, every precision, one NCCL process, resume. Skipped where there is none."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -9,9 +10,11 @@ from losses.task import TaskLoss
 from models import build_model
 from models.label_noise import LabelNoise
 from tests.conftest import TINY
+from tests.test_engine import losses
 from train_teacher import TeacherStep
 from utils import checkpoint
 from utils.pixels import CONVENTIONS
+from utils.training import engine
 from utils.training.runtime import Runtime
 from utils.types import Draw, valid_pixels
 
@@ -40,11 +43,31 @@ def test_a_step_never_waits_for_the_device(amp):
 
 
 @pytest.mark.parametrize("amp", ["none", "bf16", "fp16"])
-def test_a_run_continues(tmp_path, amp):
-    flags = [*FLAGS, "--save-dir", str(tmp_path), "--amp", amp]
-    train_teacher.main([*flags, "--max-iterations", "6"])
-    assert checkpoint.read(tmp_path / "last.pth")["iteration"] == 6
-    train_teacher.main([*flags, "--max-iterations", "6", "--resume", "auto"])
+def test_a_run_continues_to_the_same_bits(tmp_path, monkeypatch, amp):
+    flags = [*FLAGS, "--amp", amp, "--deterministic", "--max-iterations", "6"]
+    train_teacher.main([*flags, "--save-dir", str(tmp_path / "whole")])
+
+    def stop(self, iteration):
+        if iteration == 5:  # one iteration after a checkpoint
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.RunLogger, "advance", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train_teacher.main([*flags, "--save-dir", str(tmp_path / "halves")])
+    train_teacher.main([*flags, "--save-dir", str(tmp_path / "halves"), "--resume", "auto"])
+    one, two = (checkpoint.read(tmp_path / name / "last.pth") for name in ("whole", "halves"))
+    assert one["iteration"] == two["iteration"] == 6
+    assert all(torch.equal(value, two["model"][key]) for key, value in one["model"].items())
+
+
+def test_batchnorm_of_two_processes_is_that_of_one(command, tmp_path):
+    """They share the GPU, by gloo; what one process computes on four images two compute on two each."""
+    flags = ["--dropout", "0", "--lr", "0.001", "--deterministic", "--backend", "gloo", "--max-iterations", "3"]
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        command("train_teacher.py", *FLAGS, *flags, "--save-dir", folder, processes=processes, gpu=True)
+    np.testing.assert_allclose(*(losses(tmp_path / name) for name in "12"), rtol=1e-4)
 
 
 def test_one_process_of_torchrun_uses_nccl(tmp_path, monkeypatch):

@@ -21,8 +21,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from scripts.study.benchmarks.memory import memory
 from scripts.study.benchmarks.parts import metric, noising
 from scripts.study.benchmarks.samples import loader
+from scripts.study.benchmarks.scaling import scaling
 from scripts.study.benchmarks.steps import student, teacher
 from scripts.study.benchmarks.timing import BenchmarkConfig, Comparison
 from utils.errors import lookup, run_main
@@ -36,6 +38,8 @@ COMPARISONS: dict[str, Callable[[BenchmarkConfig, torch.device], Comparison]] = 
     **{f"metric-{k}": partial(metric, k) for k in (21, 171)},
     **{f"teacher-{k}": partial(teacher, k) for k in (21, 150)},
     **{f"student-{k}": partial(student, k) for k in (21, 150)},
+    **{f"memory-{k}": partial(memory, k) for k in (21, 150)},
+    "scaling": scaling,
 }
 
 

@@ -30,7 +30,7 @@ class Comparison:
 
     def lines(self) -> Iterator[str]:
         yield self.what
-        first = next(iter(self.seconds.values()))
+        first = next(iter(self.seconds.values()), 0)
         for way, seconds in self.seconds.items():
             yield f"  {way:<44} {1000 * seconds:10.2f} ms   {first / seconds:5.2f}x"
         for name, value in self.check.items():
