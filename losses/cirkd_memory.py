@@ -10,7 +10,7 @@ with the same random slots. As CIRKD v1's cirkd_memory.py, but for:
 - a batch without labelled pixels has loss 0, and one process without a group works.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
 
 import torch
@@ -57,12 +57,11 @@ def memory_loss(student: Tensor, teacher: Tensor, contrasts: Tensor, labelled: T
     return total / all_reduce_mean(labelled.sum(dtype=total.dtype)).clamp(min=1)
 
 
-class Memory(Rings):
-    """A ring of keys for each class and a projector from student to teacher features.
+class CIRKDRegion(Rings):
+    """``memory_loss`` to ``region_keys``: a ring of keys for each class, a projector from student to teacher features.
 
-    size: slots a class. contrasts: divided by the classes, plus one, it is the number of slots of every class that an
-    iteration compares with. keys: ``(features, members) -> (keys, valid)``, as ``region_keys``. The queue takes 860 MB
-    for the pixels of VOC with the release's teacher.
+    Options: tau, size (slots a class), contrasts (divided by the classes, plus one, it is the number of slots of every
+    class that an iteration compares with).
 
     Raises:
         UserError: a size or count that is no positive whole number, or too large for the memory.
@@ -75,14 +74,13 @@ class Memory(Rings):
         student_channels: int,
         teacher_channels: int,
         num_classes: int,
-        tau: float,
-        size: float,
-        contrasts: float,
-        keys: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+        tau: float = 0.1,
+        size: float = 2000,
+        contrasts: float = 1024,
     ) -> None:
         project = projector(student_channels, teacher_channels)
         super().__init__(num_classes, whole("size", size), teacher_channels)
-        self.projector, self.keys = project, keys
+        self.projector, self.keys = project, region_keys
         self.tau, self.contrasts = tau, whole("contrasts", contrasts) // num_classes + 1
 
     def forward(self, student: Output, teacher: Output, label: Tensor) -> Tensor:
@@ -101,10 +99,10 @@ class Memory(Rings):
         enqueue(self.queue, self.pointer, all_gather_cat(keys), all_gather_cat(valid))
 
 
-class CIRKDPixel(Memory):
-    """``memory_loss`` to ``pixel_keys``.
+class CIRKDPixel(CIRKDRegion):
+    """``memory_loss`` to ``pixel_keys``. The queue takes 860 MB for the pixels of VOC with the release's teacher.
 
-    Options: tau, size, contrasts, per_image (new pixels of a class an image), as_released (0 or 1).
+    Options: those of ``CIRKDRegion``, per_image (new pixels of a class an image), as_released (0 or 1).
     """
 
     def __init__(
@@ -118,27 +116,12 @@ class CIRKDPixel(Memory):
         per_image: float = 16,
         as_released: float = 0,
     ) -> None:
-        keys = partial(pixel_keys, per_image=whole("per_image", per_image), as_released=bool(as_released))
-        super().__init__(student_channels, teacher_channels, num_classes, tau, size, contrasts, keys)
-
-
-class CIRKDRegion(Memory):
-    """``memory_loss`` to ``region_keys``. Options: tau, size, contrasts."""
-
-    def __init__(
-        self,
-        student_channels: int,
-        teacher_channels: int,
-        num_classes: int,
-        tau: float = 0.1,
-        size: float = 2000,
-        contrasts: float = 1024,
-    ) -> None:
-        super().__init__(student_channels, teacher_channels, num_classes, tau, size, contrasts, region_keys)
+        super().__init__(student_channels, teacher_channels, num_classes, tau, size, contrasts)
+        self.keys = partial(pixel_keys, per_image=whole("per_image", per_image), as_released=bool(as_released))
 
 
 def share_projector(losses: Iterable[nn.Module]) -> None:
     """Give all memory losses the projector of the first: in CIRKD both memories see the same projected pixels."""
-    memories = [loss for loss in losses if isinstance(loss, Memory)]
+    memories = [loss for loss in losses if isinstance(loss, CIRKDRegion)]
     for memory in memories[1:]:
         memory.projector = memories[0].projector
