@@ -32,12 +32,14 @@ from utils.options import parse_flags
 from utils.training.logs import environment
 from utils.training.runtime import start
 
+LIGHT = ("tf_efficientnet_lite0", "mobilenetv2_100")
 COMPARISONS: dict[str, Callable[[BenchmarkConfig, torch.device], Comparison]] = {
     "loader": loader,
     **{f"noising-{k}": partial(noising, k) for k in (21, 171)},
     **{f"metric-{k}": partial(metric, k) for k in (21, 171)},
     **{f"teacher-{k}": partial(teacher, k) for k in (21, 150)},
     **{f"student-{k}": partial(student, k) for k in (21, 150)},
+    **{f"light-{backbone}": partial(teacher, 21, backbone=backbone) for backbone in LIGHT},
     **{f"memory-{k}": partial(memory, k) for k in (21, 150)},
     "scaling": scaling,
 }

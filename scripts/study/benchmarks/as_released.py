@@ -38,7 +38,7 @@ def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def task(output: Output, target: Tensor, aux_weight: float) -> Tensor:
-    return cross_entropy(output.logits, target) + aux_weight * cross_entropy(output.aux[0], target)
+    return cross_entropy(output.logits, target) + sum(aux_weight * cross_entropy(aux, target) for aux in output.aux)
 
 
 def cwd(student: Tensor, teacher: Tensor, tau: float = 4.0) -> Tensor:

@@ -1,4 +1,4 @@
-"""Whole training steps, DeepLabV3 on ResNet-18: 256x256 and 2 images on a CPU, 512x512 and 16 images on a GPU."""
+"""Whole training steps: 256x256 and 2 images on a CPU, 512x512 and 16 images on a GPU."""
 
 import copy
 from collections.abc import Callable
@@ -27,10 +27,10 @@ CWD = {"student_channels": 128, "teacher_channels": 128}
 Loss = Callable[[int], Tensor]  # of iteration i
 
 
-def network(num_classes: int, in_channels: int) -> Segmentor:
-    """Without dropout, whose masks would differ."""
+def network(num_classes: int, in_channels: int, backbone: str = "resnet18_v1s") -> Segmentor:
+    """DeepLabV3 without dropout, whose masks would differ."""
     torch.manual_seed(0)
-    model = build_model("deeplabv3", "resnet18_v1s", num_classes, in_channels)
+    model = build_model("deeplabv3", backbone, num_classes, in_channels)
     model.set_dropout(0)
     return model
 
@@ -111,10 +111,12 @@ def compare(what: str, ours: Loss, plain: Loss, given: Loss, modules: list, conf
     return Comparison(what, times, check)
 
 
-def teacher(num_classes: int, config: BenchmarkConfig, device: torch.device) -> Comparison:
+def teacher(
+    num_classes: int, config: BenchmarkConfig, device: torch.device, backbone: str = "resnet18_v1s"
+) -> Comparison:
     """LAD's teacher: two noised paths, cross entropies, consistency, SGD."""
     batch, runtime = Batch(num_classes, device), Runtime(device, amp=config.amp, channels_last=True)
-    model, noise = network(num_classes, 4), LabelNoise(num_classes, "random", 0.03, 100.0)
+    model, noise = network(num_classes, 4, backbone), LabelNoise(num_classes, "random", 0.03, 100.0)
     plain = copy.deepcopy(model).to(device)
     distance = build_kd("cwd=5", **CWD, num_classes=num_classes, flag="--consistency")
     ours = runtime.prepare(TeacherStep(model, noise, TaskLoss(model.supervision, 0.4), distance)).train()
@@ -127,7 +129,13 @@ def teacher(num_classes: int, config: BenchmarkConfig, device: torch.device) -> 
         return loss(i, [drawn(noise, batch.label, Draw(i), path) for path in (0, 1)])
 
     return compare(
-        f"teacher step, {batch.what}", batch.loss(ours, runtime), loss, given, [ours, plain], config, runtime
+        f"teacher step, {backbone}, {batch.what}",
+        batch.loss(ours, runtime),
+        loss,
+        given,
+        [ours, plain],
+        config,
+        runtime,
     )
 
 
