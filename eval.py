@@ -8,7 +8,7 @@ reads the label, is marked. JSON scores are fractions.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from datasets.base import DatasetSpec, SegmentationDataset
 from models.checkpoints.loading import Loaded, from_checkpoint
 from utils.colors import colorize
 from utils.errors import UserError, run_main
+from utils.files import write, write_text
 from utils.options import option, parse_flags
 from utils.training.evaluation import Predictor, evaluate
 from utils.training.runtime import start
@@ -141,8 +142,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             result["draws"] = [m.miou(config.absent_as_zero) for m in (metrics, *others)]
         print(metrics.table(spec.names))
         report(result)
-        write_file("--per-image", config.per_image, lambda path: save_areas(path, metrics.areas, dataset))
-        write_file("--json", config.json, lambda path: path.write_text(json.dumps(result, indent=1) + "\n"))
+        if config.per_image:
+            save_areas(Path(config.per_image), metrics.areas, dataset)
+        if config.json:
+            write_text(Path(config.json), json.dumps(result, indent=1) + "\n")
 
 
 class Keeper:
@@ -169,27 +172,11 @@ class Keeper:
             Image.fromarray(mixed.astype(np.uint8)).save(Path(self.config.blend) / name)
 
 
-def write_file(flag: str, path: str, write: Callable[[Path], object]) -> None:
-    """Write an output file, if one is asked for, with its folder.
-
-    Raises:
-        UserError: it cannot be written; the score has been printed by then.
-    """
-    if not path:
-        return
-    try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        write(Path(path))
-    except OSError as error:
-        raise UserError(f"{flag} {path} cannot be written: {error.strerror}") from error
-
-
 def save_areas(path: Path, areas: np.ndarray, dataset: SegmentationDataset) -> None:
     """Per image and class ``[n, K]``: pixels of the intersection, the label and the prediction."""
     names = [image.stem for image, _ in dataset.pairs]
     counts = dict(zip(("intersection", "label", "prediction"), areas.swapaxes(0, 1), strict=True))
-    with path.open("wb") as file:
-        np.savez_compressed(file, names=names, **counts)
+    write(path, lambda file: np.savez_compressed(file, names=names, **counts))
 
 
 def report(result: dict[str, Any]) -> None:

@@ -25,12 +25,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from datasets.base import DatasetSpec, voc_colors
 from datasets.files import Pair, images_in, match, read_files, read_list
 from datasets.ids import MAX_CLASSES, IdMap
 from utils.errors import UserError, nearest
+from utils.files import read_yaml
 from utils.types import IGNORE_INDEX
 
 FILE = "dataset.yaml"
@@ -130,15 +130,12 @@ def _pairs(
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
+    if not path.exists():
         raise UserError(
             f"{path} is missing: it names the classes and folders; "
             f"'python scripts/data/describe_folder.py --data {path.parent}' writes one to correct"
-        ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is no plain yaml: {' '.join(str(error).split())}") from error
+        )
+    content = read_yaml(path)
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold 'key: value' lines (see datasets/folder.py)")
     for key in content:

@@ -60,7 +60,7 @@ def test_a_key_may_be_for_one_method(recipe):
         ("lr: fast", r"lr: 'fast' is not a float"),
         ("batch_size: 2.5", "is not a int"),
         ("batch_size: 0", "at least 1"),
-        ("lr: .nan", "at least 0"),
+        ("lr: .nan", "nan is no finite number"),
         ("skip_val: 3", "true or false"),
         ("lr: true", "is not a float"),
         ("crop_size: 512", "is not 2 values"),

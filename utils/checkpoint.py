@@ -1,8 +1,7 @@
 """Checkpoints: tensors and plain values only, written atomically, read without running code."""
 
-import os
 import pickle
-import struct
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,31 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from utils import files
 from utils.errors import UserError, first_line
 
-# what torch.load raises on broken bytes; on files of torch's old format nearly anything
-DAMAGED = (
-    *(OSError, RuntimeError, EOFError, ValueError, LookupError, AssertionError, AttributeError, TypeError),
-    *(struct.error, zipfile.BadZipFile),
-)
 
-
-def save(state: Mapping[str, Any], path: Path) -> None:
-    """Write ``state`` so that ``path`` holds either the old file or the whole new one, whatever happens.
-
-    Raises:
-        UserError: the file cannot be written (folder read-only, disk full); the old one is intact.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            torch.save(dict(state), file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {error}") from error
+def save(state: Mapping[str, Any], path: Path, previous: Path | None = None) -> None:
+    """Write ``state`` whole or not at all; see ``utils.files.write``, also for what it raises."""
+    files.write(path, lambda file: torch.save(dict(state), file), previous)
 
 
 def read(path: str | Path) -> dict[str, Any]:
@@ -50,14 +31,19 @@ def read(path: str | Path) -> dict[str, Any]:
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
+                if sum(member.file_size for member in archive.infolist()) > path.stat().st_size:
+                    raise UserError(f"{path} is no checkpoint: unpacked it would be larger than it is")
                 damaged = archive.testzip()  # torch.load does not compare the checksums
             if damaged:
                 raise UserError(f"{path} is damaged (checksum of {damaged})")
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = first_line(error)
-        raise UserError(f"{path} is no plain checkpoint, or a damaged one; nothing in it was run ({reason})") from error
-    except DAMAGED as error:
+        wanted = re.search(r"GLOBAL (\S+)", str(error))  # torch's own words advise to run it
+        asks = f"; it asks for {wanted[1]}" if wanted else ""
+        raise UserError(f"{path} is no plain checkpoint, or a damaged one; nothing in it was run{asks}") from error
+    except UserError:
+        raise
+    except Exception as error:  # of broken bytes torch.load raises nearly anything
         raise UserError(f"{path} is damaged or no checkpoint: {first_line(error)}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, not a checkpoint's dictionary")
@@ -68,9 +54,12 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor], source: str |
     """Load a state dict strictly.
 
     Raises:
-        UserError: keys or shapes differ; the message names the first of them and says how many there are.
+        UserError: keys or shapes differ, or values are not finite; the message names the first of them and says how
+            many there are.
     """
     own = module.state_dict()
+    if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise UserError(f"{source} is damaged: its weights are no tensors")
     missing = sorted(own.keys() - weights.keys())
     unexpected = sorted(weights.keys() - own.keys())
     shapes = [
@@ -78,11 +67,15 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor], source: str |
         for key in own.keys() & weights.keys()
         if own[key].shape != weights[key].shape
     ]
+    lost = sorted(key for key, value in weights.items() if value.is_floating_point() and not value.isfinite().all())
     problems = [
         f"{len(items)} {what} ({items[0]}{', ...' if len(items) > 1 else ''})"
         for what, items in (("keys missing", missing), ("unknown keys", unexpected), ("other shapes", sorted(shapes)))
         if items
     ]
+    if lost and not problems:
+        count = f"{len(lost)} of {len(weights)} tensors, first {lost[0]}"
+        raise UserError(f"{source} holds weights that are not finite ({count}): the training that wrote it had failed")
     if problems:
         raise UserError(f"{source} does not fit this network: {'; '.join(problems)}")
     module.load_state_dict(dict(weights))
@@ -112,13 +105,19 @@ def restore(
     Raises:
         UserError: the state is of another network or of other losses.
     """
-    load_weights(step.model, state["model"], "the resumed checkpoint")
-    if state["losses"].keys() != training_state(step, optimizer, scaler)["losses"].keys():
-        raise UserError("the resumed checkpoint was trained with other losses")
-    step.load_state_dict(dict(state["losses"]), strict=False)  # strict within the losses: the keys were compared
-    optimizer.load_state_dict(state["optimizer"])
-    for parameter, values in optimizer.state.items():  # in the layout of the weights, whatever it was when saved
-        for key, value in values.items():
-            if isinstance(value, Tensor) and value.shape == parameter.shape:
-                values[key] = torch.empty_like(parameter).copy_(value)
-    scaler.load_state_dict(state["scaler"])
+    source = "the resumed checkpoint"
+    load_weights(step.model, state["model"], source)
+    try:
+        if state["losses"].keys() != training_state(step, optimizer, scaler)["losses"].keys():
+            raise UserError(f"{source} was trained with other losses")
+        step.load_state_dict(dict(state["losses"]), strict=False)  # strict within the losses: the keys were compared
+        optimizer.load_state_dict(state["optimizer"])
+        for parameter, values in optimizer.state.items():  # in the layout of the weights, whatever it was when saved
+            for key, value in values.items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    values[key] = torch.empty_like(parameter).copy_(value)
+                elif value is not None:
+                    raise ValueError(f"{key} does not fit its parameter")
+        scaler.load_state_dict(state["scaler"])
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"{source} is damaged: {first_line(error)}") from error

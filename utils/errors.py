@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
@@ -33,8 +34,38 @@ def first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
+# what a RuntimeError without a kind of its own says -> what it means, and what to do
+MEANINGS = {
+    "DataLoader worker": "a loader process was killed, most likely for want of memory: fewer --workers, no --cache-gb, "
+    "or more shared memory (docker: --shm-size)",
+    "Connection (closed|reset)|peer|Broken pipe|NCCL|Gloo|Timed out|TCPStore|ProcessGroup": "another process of the "
+    "job ended or does not answer; its own message says why",
+    "DefaultCPUAllocator|std::bad_alloc|[Cc]annot allocate memory": "out of memory: a smaller --batch-size or "
+    "--crop-size, --accumulate, or fewer --workers",
+    "No space left on device": "a disk or the shared memory is full (docker: --shm-size)",
+}
+
+
+def named(error: BaseException) -> UserError | None:
+    """A failure of the machine, not of the program, in a user's words; None: it is none that is known."""
+    if isinstance(error, UserError):
+        return error
+    if isinstance(error, torch.OutOfMemoryError):
+        flags = "a smaller --batch-size or --crop-size, --accumulate 2, or --amp bf16"
+        return UserError(f"{first_line(error)} Try {flags}.")
+    if isinstance(error, MemoryError):
+        return UserError(MEANINGS["DefaultCPUAllocator|std::bad_alloc|[Cc]annot allocate memory"])
+    if isinstance(error, OSError) and error.strerror:
+        return UserError(f"{f'{error.filename}: ' if error.filename else ''}{error.strerror}")
+    if isinstance(error, RuntimeError):
+        text = first_line(error)
+        meaning = next((meaning for pattern, meaning in MEANINGS.items() if re.search(pattern, text)), None)
+        return meaning and UserError(f"{meaning} ({text})")
+    return None
+
+
 def run_main(main: Callable[[], None]) -> None:
-    """Call an entry script's ``main``, turning a UserError into one line on stderr and exit status 2.
+    """Call an entry script's ``main``, turning what ``named`` knows into one line on stderr and exit status 2.
 
     When the reader of its output goes away (``| head``) it says so and ends with status 141, as of SIGPIPE.
     """
@@ -46,12 +77,9 @@ def run_main(main: Callable[[], None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left unwritten has no reader
         print("ended: nothing reads the output any more", file=sys.stderr)
         sys.exit(141)
-    except UserError as error:
-        sys.exit(_fail(str(error)))
-    except torch.OutOfMemoryError as error:
-        sys.exit(_fail(f"{first_line(error)} Try a smaller --batch-size or --crop-size, or --amp bf16."))
-
-
-def _fail(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr, flush=True)
-    return 2
+    except Exception as error:
+        known = named(error)
+        if known is None:
+            raise
+        print(f"error: {known}", file=sys.stderr, flush=True)
+        sys.exit(2)

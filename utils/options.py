@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Sequence
@@ -97,9 +98,12 @@ def _scalar(kind: type, value: Any, where: str) -> Any:
     try:
         if kind is int and isinstance(value, float):
             raise ValueError
-        return kind(value)
-    except (TypeError, ValueError):
+        result = kind(value)
+    except (OverflowError, TypeError, ValueError):
         raise UserError(f"{where}: {value!r} is not a {kind.__name__}") from None
+    if kind is float and not math.isfinite(result):
+        raise UserError(f"{where}: {value!r} is no finite number")
+    return result
 
 
 def _plain(hint: Any) -> Any:

@@ -152,7 +152,7 @@ def initialise(model: Segmentor, pretrained_base: str, pretrained: str, pixels: 
     if pretrained:
         loaded, card = from_checkpoint(pretrained, assisted=model.config["in_channels"] > 3)
         if card.pixels != pixels:
-            raise UserError(f"--pretrained {pretrained} was trained on other pixels: use --pixels {card['pixels']}")
+            raise UserError(f"--pretrained {pretrained} was trained on other pixels: use --pixels {card.pixels}")
         own, other = model.config, loaded.config
         keys = [key for key in own | other if key != "in_channels" and own.get(key) != other.get(key)]
         if keys:

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
-from utils import checkpoint
+from utils import checkpoint, files
 from utils.errors import UserError, nearest
 
 SUFFIX = ".safetensors"
@@ -91,16 +91,6 @@ def write_safetensors(path: str | Path, weights: Mapping[str, Tensor], card: Map
     Raises:
         UserError: the file cannot be written.
     """
-    path = Path(path).expanduser()
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        plain = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
-        temporary.touch()
-        mode = temporary.stat().st_mode  # safetensors makes files that only their owner may read
-        save_file(plain, temporary, {"format": "pt", CARD: json.dumps(dict(card))})
-        temporary.chmod(mode)
-        temporary.replace(path)
-    except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {error}") from error
+    plain = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
+    content = save(plain, {"format": "pt", CARD: json.dumps(dict(card))})
+    files.write(Path(path).expanduser(), lambda file: file.write(content))

@@ -28,6 +28,7 @@ from datasets import dataset_spec
 from datasets.base import SHOWN, DatasetSpec, label_classes, missing_files, read_sample
 from datasets.files import IMAGE_SUFFIXES, Pair
 from utils.errors import UserError, lookup, run_main
+from utils.files import write_text
 from utils.options import option, parse_flags
 from utils.types import IGNORE_INDEX
 
@@ -191,8 +192,7 @@ def main() -> None:
     if config.json:
         result = {"dataset": config.dataset, "data": config.data, "split": config.split or None} | total.as_dict(spec)
         result["splits"] = {name: report.as_dict(spec) for name, report in reports.items()}
-        Path(config.json).parent.mkdir(parents=True, exist_ok=True)
-        Path(config.json).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write_text(Path(config.json), json.dumps(result, indent=1) + "\n")
     if total.problems:
         raise SystemExit(1)
 

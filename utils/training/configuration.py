@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import yaml
 
 from utils.errors import UserError, lookup, nearest
+from utils.files import read_yaml, write_text
 from utils.options import REQUIRED, convert, flag_of, option, parse_flags
 from utils.pixels import CONVENTIONS
 from utils.training.naming import run_name
@@ -136,10 +137,7 @@ def load_recipe(name: str, role: str, recipes: Path) -> dict[str, Any]:
     if not path.is_file():
         known = sorted(file.stem for file in recipes.glob("*.yaml"))
         raise UserError(f"recipe not found: {path}{nearest(name, known)} (recipes: {', '.join(known)})")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is no plain yaml: {' '.join(str(error).split())}") from error
+    content = read_yaml(path) or {}
     if not isinstance(content, dict):
         raise UserError(f"{path}: a recipe is a list of 'key: value' lines")
     fields = {r: {field.name for field in dataclasses.fields(c)} - {"recipe"} for r, c in ROLES.items()}
@@ -165,4 +163,4 @@ def save_yaml(config: Any, path: Path) -> None:
     """Write every setting; the file is itself a recipe."""
     values = {key: list(v) if isinstance(v, tuple) else v for key, v in dataclasses.asdict(config).items()}
     values.pop("recipe", None)
-    path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+    write_text(path, yaml.safe_dump(values, sort_keys=False))

@@ -1,0 +1,151 @@
+"""Files read and written so that nothing is lost: whole or not at all, regular ones only, errors with their names."""
+
+import errno
+import hashlib
+import os
+import stat
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+
+from utils.errors import UserError
+
+BLOCK = 1 << 20
+
+
+class _Output:
+    """A file that keeps the first error of its writes: torch.save hides it behind one of its own."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file, self.error = file, None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = self.error or error
+            raise
+
+
+def write(path: Path, fill: Callable[[IO[bytes]], object], previous: Path | None = None, durable: bool = True) -> None:
+    """Have ``fill`` write a file so that ``path`` holds either the old one or the whole new one, whatever happens.
+
+    previous: where the old one is kept. durable: it outlives a power failure, too. The folder is made; links in the
+    place of any of the files are replaced, never followed.
+
+    Raises:
+        UserError: the file cannot be written (folder read-only, disk full); the old one is intact.
+    """
+    temporary, output = path.with_name(f".{path.name}.tmp"), None
+    try:
+        if path.parent == Path("/dev") or (path.exists() and not path.is_file()):
+            raise UserError(f"cannot write {path}: it is no regular file")  # to replace it would harm the system
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.unlink(missing_ok=True)
+        with temporary.open("xb") as file:  # x: made here, not a link that somebody else put there
+            output = _Output(file)
+            fill(output)
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+        if previous is not None and path.is_file():
+            _keep(path, previous)
+        os.replace(temporary, path)
+        if durable:
+            _sync_folder(path.parent)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    except RuntimeError as error:
+        if output is None or output.error is None:
+            raise
+        raise UserError(f"cannot write {path}: {output.error.strerror}") from error
+    finally:
+        with suppress(OSError):  # there is none, or its folder is not what was thought
+            temporary.unlink()
+
+
+def _keep(path: Path, previous: Path) -> None:
+    """``previous`` becomes a second name of ``path``, so that there is no moment without the latter."""
+    second = previous.with_name(f".{previous.name}.tmp")
+    second.unlink(missing_ok=True)
+    try:
+        os.link(path, second)
+    except OSError:  # a file system without hard links
+        os.replace(path, previous)
+    else:
+        os.replace(second, previous)
+
+
+def _sync_folder(folder: Path) -> None:
+    """The new name, too, outlives a power failure; where folders cannot be synchronised there is nothing to do."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        return
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """See ``write``."""
+    write(path, lambda file: file.write(text.encode()))
+
+
+def open_regular(path: Path) -> IO[bytes]:
+    """A regular file to read: a device has no end, and a pipe would be waited for.
+
+    Raises:
+        OSError: it is none, or cannot be opened.
+    """
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
+    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        return file
+    file.close()
+    raise OSError(errno.EINVAL, "it is no regular file", str(path))
+
+
+def read_bytes(path: Path) -> bytes:
+    """See ``open_regular``."""
+    with open_regular(path) as file:
+        return file.read()
+
+
+def digest_of(path: Path, digest: Any = None) -> str:
+    """Of a file's content, in hex; SHA-256, or what another digest has begun."""
+    digest = digest or hashlib.sha256()
+    with open_regular(path) as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is there twice, of which yaml would keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen: set[str] = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.YAMLError(f"line {key.start_mark.line + 1}: the key {key.value!r} is there twice")
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> Any:
+    """Plain values from a yaml file; nothing in it is run.
+
+    Raises:
+        UserError: unreadable, no text, no plain yaml, a key twice, nested too deep.
+    """
+    try:
+        return yaml.load(read_bytes(path).decode("utf-8-sig"), _Loader)
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
+        raise UserError(f"{path} is no plain yaml: {reason}") from error
