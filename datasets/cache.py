@@ -11,6 +11,7 @@ from torch import Tensor
 
 from datasets.files import Arrays, Pair
 from utils.errors import UserError
+from utils.files import open_regular
 
 GB = 1e9
 SHARED_MEMORY = Path("/dev/shm")
@@ -65,7 +66,7 @@ def _reserve(size: int) -> Tensor:
 def _size(path: Path) -> tuple[int, int]:
     """Height and width, turned as EXIF says, from the file's header."""
     try:
-        with Image.open(path) as file:
+        with open_regular(path) as source, Image.open(source) as file:
             width, height = file.size
             turned = file.getexif().get(0x0112, 1) >= 5  # EXIF tag Orientation: 5 to 8 swap the sides
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

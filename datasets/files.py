@@ -1,14 +1,16 @@
 """Images, labels and lists from files: exact, or refused with the file's name."""
 
+import io
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
+from datasets.jpeg import JPEG, decode_jpeg
 from datasets.matlab import mat_field
 from utils.errors import UserError
+from utils.files import read_bytes
 
 Pair = tuple[Path, Path]
 Arrays = tuple[np.ndarray, np.ndarray]
@@ -17,7 +19,6 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 IMAGE_MODES = ("RGB", "L", "P", "1", "CMYK", "RGBA", "LA", "PA")  # 8 bits a channel, with one meaning as RGB
 COLOR_MODES = ("RGB", "RGBA", "L", "P", "1", "LA", "PA")  # of labels
 LABEL_MODES = ("L", "P", "1", "I", "I;16", "I;16B", "I;16L", "I;16N")
-JPEG, JPEG_SCAN, JPEG_END = b"\xff\xd8\xff", b"\xff\xda", b"\xff\xd9"
 
 
 def read_files(
@@ -49,25 +50,10 @@ def read_image(path: Path, size: tuple[int, int] | None = None, behind: str = ""
 
 
 def _decode(path: Path, upright: bool, behind: str) -> np.ndarray:
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise UserError(f"file not found: {path}") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    data = _content(path)
     if not data.startswith(JPEG):
-        return _open(path, lambda file: _rgb(path, ImageOps.exif_transpose(file) if upright else file, behind))
-    # no 0xff of the compressed picture is followed by anything but 0, so its end marker cannot occur before its end
-    if not data.endswith(JPEG_END) and data.rfind(JPEG_END) < data.rfind(JPEG_SCAN):
-        raise UserError(f"{path} cannot be read: truncated JPEG, the end marker is missing")
-    orientation = 0 if upright else cv2.IMREAD_IGNORE_ORIENTATION
-    try:
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | orientation)
-    except cv2.error as error:
-        raise UserError(f"{path} cannot be read: {error.err}") from error
-    if pixels is None:
-        raise UserError(f"{path} cannot be read: damaged JPEG")
-    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+        return _open(path, data, lambda file: _rgb(path, ImageOps.exif_transpose(file) if upright else file, behind))
+    return decode_jpeg(path, data, upright)
 
 
 def _rgb(path: Path, file: Image.Image, behind: str) -> np.ndarray:
@@ -90,7 +76,7 @@ def read_label(path: Path, indexed: bool = True, colored: bool = False) -> np.nd
     """
     if path.suffix == ".mat" and indexed:
         return mat_field(path, "S").astype(np.int64)
-    return _open(path, lambda file: _label(path, file, indexed, colored))
+    return _open(path, _content(path), lambda file: _label(path, file, indexed, colored))
 
 
 def _label(path: Path, file: Image.Image, indexed: bool, colored: bool) -> np.ndarray:
@@ -105,12 +91,21 @@ def _label(path: Path, file: Image.Image, indexed: bool, colored: bool) -> np.nd
     raise UserError(f"{path}: a label must hold class ids (grey or palette), found mode {file.mode}{hint}")
 
 
-def _open(path: Path, convert: Callable[[Image.Image], np.ndarray]) -> np.ndarray:
+def _content(path: Path) -> bytes:
     try:
-        with Image.open(path) as file:
-            return convert(file)
+        return read_bytes(path)
     except FileNotFoundError:
         raise UserError(f"file not found: {path}") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _open(path: Path, data: bytes, convert: Callable[[Image.Image], np.ndarray]) -> np.ndarray:
+    try:
+        with Image.open(io.BytesIO(data)) as file:
+            return convert(file)
+    except UnidentifiedImageError:
+        raise UserError(f"{path} cannot be read: it is no picture of a known format") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
 
@@ -122,9 +117,11 @@ def read_list(path: Path) -> list[str]:
         UserError: no such file, no text, a name listed twice, or one that leads out of the data set.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = read_bytes(path).decode("utf-8-sig").splitlines()
     except FileNotFoundError:
         raise UserError(f"list file not found: {path}") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is no text file: {error}") from error
     seen: dict[str, int] = {}

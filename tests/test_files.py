@@ -1,0 +1,146 @@
+"""Files are read and written whole or not at all, and what fails has a name."""
+
+import os
+import re
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from datasets.base import read_sample
+from datasets.camvid import CAMVID
+from datasets.files import read_image
+from datasets.jpeg import complaints
+from utils import checkpoint, files
+from utils.errors import UserError, named
+
+
+def test_the_disk_is_full(tmp_path, monkeypatch):
+    """torch.save hides the error of a write behind one of its own."""
+    checkpoint.save({"model": {}}, tmp_path / "last.pth")
+    before = (tmp_path / "last.pth").read_bytes()
+
+    def full(self, data):
+        if len(data) > 100:
+            self.error = OSError(28, "No space left on device")
+            raise self.error
+        return self.file.write(data)
+
+    monkeypatch.setattr(files._Output, "write", full)
+    with pytest.raises(UserError, match=r"cannot write .*last\.pth: No space left on device$"):
+        checkpoint.save({"model": torch.zeros(10000)}, tmp_path / "last.pth")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"last.pth": before}
+
+
+def test_what_is_no_regular_file_is_neither_read_nor_written(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    for name in ("pipe", "zero"):
+        with pytest.raises(OSError, match="no regular file"):
+            files.read_bytes(tmp_path / name)
+        with pytest.raises(UserError, match="no regular file"):
+            files.write_text(tmp_path / name, "x")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("lr: 1\nlr: 2", "line 2: the key 'lr' is there twice"),
+        ("[" * 5000, "no plain yaml"),
+        ("lr: " + "9" * 5000, "no plain yaml"),
+        ("a: !!python/object/apply:os.system [ls]", "no plain yaml"),
+    ],
+)
+def test_yaml_that_is_no_recipe(tmp_path, text, message):
+    (tmp_path / "r.yaml").write_text(text)
+    with pytest.raises(UserError, match=message):
+        files.read_yaml(tmp_path / "r.yaml")
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (RuntimeError("DataLoader worker (pid 3) is killed by signal: Killed."), "fewer --workers"),
+        (RuntimeError("[gloo/pair.cc:1] Connection closed by peer [::1]:3"), "another process"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "out of memory: a smaller --batch-size"),
+        (torch.OutOfMemoryError("CUDA out of memory."), "Try a smaller --batch-size or --crop-size, --accumulate 2"),
+        (PermissionError(13, "Permission denied", "a/b.png"), "a/b.png: Permission denied"),
+        (MemoryError(), "out of memory"),
+    ],
+)
+def test_failures_of_the_machine_have_names(error, message):
+    assert message in str(named(error))
+
+
+def test_failures_of_the_program_keep_their_traceback():
+    assert named(RuntimeError("shapes differ")) is None
+    assert named(KeyError("x")) is None
+
+
+@pytest.fixture
+def jpeg(tmp_path):
+    """A photograph-like picture, and its bytes."""
+    rng = np.random.default_rng(0)
+    coarse = Image.fromarray(rng.integers(0, 255, (12, 16, 3), dtype=np.uint8)).resize((256, 192), Image.BICUBIC)
+    pixels = np.clip(np.asarray(coarse) + rng.normal(0, 15, (192, 256, 3)), 0, 255).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.jpg", quality=90)
+    return tmp_path / "a.jpg", (tmp_path / "a.jpg").read_bytes()
+
+
+DAMAGE = {
+    "zeros at a third": lambda data: data[: len(data) // 3] + bytes(200) + data[len(data) // 3 + 200 :],
+    "zeros in the middle": lambda data: data[: len(data) // 2] + bytes(200) + data[len(data) // 2 + 200 :],
+    "half, and an end marker": lambda data: data[: len(data) // 2] + b"\xff\xd9",
+    "a tenth, and an end marker": lambda data: data[: len(data) // 10] + b"\xff\xd9",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_jpeg_is_refused_by_name(jpeg, damage, capfd):
+    path, data = jpeg
+    path.write_bytes(DAMAGE[damage](data))
+    with pytest.raises(UserError, match=r"a\.jpg cannot be read: damaged JPEG \(Corrupt JPEG data: "):
+        read_image(path)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_few_bytes_too_many_harm_no_pixel(jpeg):
+    path, data = jpeg
+    expected = read_image(path)
+    path.write_bytes(data[:-2] + bytes([1] * 5) + data[-2:])
+    assert np.array_equal(read_image(path), expected)
+
+
+def test_what_others_say_meanwhile_is_passed_on(capfd):
+    with complaints() as heard:
+        os.write(2, b"something else\nPremature end of JPEG file\n")
+    assert heard == ["Premature end of JPEG file"]
+    assert capfd.readouterr().err == "something else\n"
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_an_image_that_is_no_file_is_refused(tmp_path, kind):
+    path = tmp_path / "a.png"
+    os.mkfifo(path) if kind == "pipe" else path.symlink_to("/dev/zero")
+    for pair in ((path, None), (tmp_path / "none.png", path)):
+        with pytest.raises(UserError, match=r"(a|none)\.png"):
+            read_sample(CAMVID, *pair)
+
+
+def test_a_checkpoint_that_unpacks_to_more_than_it_is(tmp_path):
+    with zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(10**7))
+    with pytest.raises(UserError, match="unpacked it would be larger"):
+        checkpoint.read(tmp_path / "bomb.pth")
+
+
+@pytest.mark.parametrize(
+    "data", [b"\x10" + bytes(7) + b"{}", b"", b"garbage", bytes(100), b"\x80\x02." * 9, b"PK\x03\x04"]
+)
+def test_garbage_is_no_checkpoint(tmp_path, data):
+    for name in ("x.safetensors", "x.pth"):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(UserError, match=re.escape(str(tmp_path / name))):
+            checkpoint.read(tmp_path / name)
