@@ -45,7 +45,8 @@ class Handler(BaseHTTPRequestHandler):
         body = body[: len(body) // 2] + b"x" + body[len(body) // 2 + 1 :] if fault == "other bytes" else body
         self.send_response(206 if start else 200)
         self.send_header("Content-Type", "text/html" if fault == "page" else "application/octet-stream")
-        self.send_header("Content-Length", str(len(body)))
+        if fault != "no length":
+            self.send_header("Content-Length", str(len(body)) if fault != "odd length" else "many")
         self.end_headers()
         self.wfile.write(body[: len(body) // 2] if fault == "cut" else body)
 
@@ -125,6 +126,15 @@ def test_wrong_bytes_never_get_the_name(server, entry, tmp_path, fault, message)
     with pytest.raises(UserError, match=message):
         download.fetch(entry, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("fault", ["no length", "odd length"])
+def test_something_must_say_when_a_file_is_whole(server, entry, tmp_path, fault):
+    server.fault = fault
+    with pytest.raises(UserError, match="neither server nor manifest says how long it is"):
+        download.fetch(entry._replace(hash=None, size=None), tmp_path)
+    assert not list(tmp_path.iterdir())
+    assert download.fetch(entry, tmp_path).read_bytes() == CONTENT
 
 
 def test_a_wrong_part_is_thrown_away(server, entry, tmp_path):

@@ -165,13 +165,15 @@ def test_a_hostile_tar_writes_nothing(kind, extract, tmp_path):
     assert sorted(tmp_path.rglob("*")) == [path]
 
 
-@pytest.mark.parametrize("kind", ["parent", "absolute", "backslash", "symlink", "twice", "bomb", "damaged", "no zip"])
+@pytest.mark.parametrize(
+    "kind", ["parent", "absolute", "backslash", "symlink", "twice", "one place", "bomb", "damaged", "no zip"]
+)
 def test_a_hostile_zip_writes_nothing(kind, extract, tmp_path):
     path = tmp_path / "a.zip"
     link = zipfile.ZipInfo("VOC2012/JPEGImages/l.jpg")
     link.external_attr = (stat.S_IFLNK | 0o777) << 16
     names = {"parent": "../VOC2012/JPEGImages/e.jpg", "absolute": "/VOC2012/JPEGImages/e", "backslash": "..\\e",
-             "symlink": link, "twice": GOOD}  # fmt: skip
+             "symlink": link, "twice": GOOD, "one place": f"again/{GOOD}"}  # fmt: skip
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(GOOD, b"0123456789" * 99)
         if kind == "bomb":

@@ -19,20 +19,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
-import yaml
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from utils.errors import UserError, lookup, nearest, run_main
+from utils.files import BLOCK, digest_of, read_yaml
 from utils.options import option, parse_flags
 
 TIMEOUT = 30  # seconds without an answer
-BLOCK = 1 << 20
 ROW = "{:52} {:16} {:>6}  {:34} {}"  # of the list
 
 
@@ -62,31 +61,19 @@ class DownloadConfig:
     manifest: str = option(str(ROOT / "checkpoints" / "manifest.yaml"), "list of files")
 
 
-def sha256(path: Path) -> str:
-    return _digest(hashlib.sha256(), path)
-
-
 def git_blob(path: Path) -> str:
     """The id git gives a file: SHA-1 of "blob <size>\\0" and the content."""
-    return _digest(hashlib.sha1(f"blob {path.stat().st_size}\0".encode()), path)
+    return digest_of(path, hashlib.sha1(f"blob {path.stat().st_size}\0".encode()))
 
 
-def _digest(digest: Any, path: Path) -> str:
-    with path.open("rb") as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-HASHES: dict[str, Callable[[Path], str]] = {"sha256": sha256, "git-blob": git_blob}
+HASHES: dict[str, Callable[[Path], str]] = {"sha256": digest_of, "git-blob": git_blob}
 
 
 def read_manifest(path: Path) -> list[Entry]:
     """Raises UserError: no such file, no yaml, an entry that is incomplete, a name or file twice, an unsafe address."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        entries = [Entry(**item) for item in content]
-    except (OSError, yaml.YAMLError, UnicodeDecodeError, TypeError) as error:
+        entries = [Entry(**item) for item in read_yaml(path)]
+    except TypeError as error:
         raise UserError(f"manifest {path}: {' '.join(str(error).split())}") from error
     for key in ("name", "file"):
         values = [getattr(entry, key) for entry in entries]
@@ -136,8 +123,8 @@ def fetch(entry: Entry, folder: Path) -> Path:
             if wrong:
                 raise UserError(f"{path} is not the published file ({wrong}): delete it and fetch again")
             return path
-        if not entry.hash:
-            part.unlink(missing_ok=True)  # nothing would tell whether two halves belong together
+        if not entry.hash or part.is_symlink():
+            part.unlink(missing_ok=True)  # nothing would tell whether two halves belong together, or where it leads
         _download(entry, part)
         wrong = problem(entry, part)
         if wrong:
@@ -175,7 +162,9 @@ def _download(entry: Entry, part: Path) -> None:
         if response.status != 206:  # the server sends everything again
             start = 0
         length = response.headers.get("Content-Length")
-        total = start + int(length) if length else None
+        total = start + int(length) if length and length.isdecimal() else None
+        if total is None and not (entry.hash or entry.size or response.chunked):
+            raise UserError(f"{entry.url}: neither server nor manifest says how long it is: download it by hand")
         progress = tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=entry.name, leave=False)
         with part.open("ab" if start else "wb") as file, progress:
             while block := response.read(BLOCK):

@@ -9,6 +9,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
@@ -20,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 from datasets.matlab import mat_field
 from utils.errors import UserError, run_main
+from utils.files import write
 from utils.options import option, parse_flags
 
 MAX_FILES = 500_000
@@ -96,6 +98,7 @@ def extract(archive: Path, root: Path, place: tuple[str, str]) -> None:
     """
     pattern, replacement = re.compile(rf"(?:.*/)?{place[0]}"), place[1]
     targets: dict[str, Path] = {}
+    places: dict[Path, str] = {}
     count = total = 0
     for member in tqdm(read(archive), f"{archive.name}: contents", disable=None):
         count, total = count + 1, total + member.size
@@ -109,7 +112,10 @@ def extract(archive: Path, root: Path, place: tuple[str, str]) -> None:
         if matched and not member.folder:
             if member.name in targets:
                 raise UserError(f"{archive} is not unpacked: it holds {member.name} twice")
-            targets[member.name] = root / matched.expand(replacement)
+            target = root / matched.expand(replacement)
+            if target in places:
+                raise UserError(f"{archive} is not unpacked: {member.name} and {places[target]} would be one file")
+            targets[member.name], places[target] = target, member.name
     if not targets:
         raise UserError(f"{archive} holds no file named like {place[0]}")
     folder = root
@@ -124,9 +130,13 @@ def extract(archive: Path, root: Path, place: tuple[str, str]) -> None:
             continue
         progress.update()
         if not (target.is_file() and target.stat().st_size == member.size):
-            with guard(archive), member.open() as source:
-                write(target, lambda file, source=source: shutil.copyfileobj(source, file))
+            write(target, partial(_copy, archive, member), durable=False)
     progress.close()
+
+
+def _copy(archive: Path, member: Member, file: IO[bytes]) -> None:
+    with guard(archive), member.open() as source:
+        shutil.copyfileobj(source, file)
 
 
 class guard:
@@ -171,18 +181,6 @@ def _trouble(name: str, regular: bool) -> str:
     return "" if regular else "is a link or a device"
 
 
-def write(target: Path, fill: Callable[[IO[bytes]], object]) -> None:
-    """A file that is there whole or not at all."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            fill(file)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def convert_mat(files: Sequence[Path], folder: Path, fields: Sequence[str]) -> None:
     """MATLAB labels as grey PNG with the same ids, ``folder/<stem>.png``; those that are there are left alone.
 
@@ -197,4 +195,4 @@ def convert_mat(files: Sequence[Path], folder: Path, fields: Sequence[str]) -> N
         if ids.ndim != 2 or ids.min() < 0 or ids.max() > 255:
             raise UserError(f"{path}: {'.'.join(fields)} is no map of ids 0..255")
         picture = Image.fromarray(ids.astype(np.uint8))
-        write(target, lambda file, picture=picture: picture.save(file, "PNG"))
+        write(target, lambda file, picture=picture: picture.save(file, "PNG"), durable=False)
