@@ -6,12 +6,13 @@ if ! python -c 'import importlib.util as i, sys; sys.exit(not i.find_spec("torch
 fi
 
 # launch SCRIPT ARGS.. runs it on NGPUS processes (default: all GPUs, or one on the CPU), in the folder of the caller.
+# It takes this shell's place, and torchrun passes every signal on that a run saves itself at.
 launch() {
     set -- "$repository/$1" "${@:2}"
     if [ "${NGPUS:=$(python -c 'import torch; print(max(1, torch.cuda.device_count()))')}" -gt 1 ]; then
-        torchrun --standalone --nproc-per-node "$NGPUS" "$@"
+        exec torchrun --signals-to-handle SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 --standalone --nproc-per-node "$NGPUS" "$@"
     else
-        python "$@"
+        exec python "$@"
     fi
 }
 

@@ -61,9 +61,9 @@ def start() -> Iterator[Callable[..., subprocess.Popen]]:
     """``start("train_teacher.py", ...)``: a process at work; it does not outlive the test."""
     processes = []
 
-    def call(script: str, *flags: str) -> subprocess.Popen:
+    def call(script: str, *flags: str, **options: int) -> subprocess.Popen:
         line = _line(script, flags, 1)
-        options = {"cwd": ROOT, "env": ENVIRONMENT, "stdout": subprocess.DEVNULL, "start_new_session": True}
+        options |= {"cwd": ROOT, "env": ENVIRONMENT, "stdout": subprocess.DEVNULL, "start_new_session": True}
         processes.append(subprocess.Popen(line, **options))
         return processes[-1]
 

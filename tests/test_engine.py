@@ -101,8 +101,8 @@ def test_a_stopped_run_continues_to_the_same_bits(finished, tmp_path, monkeypatc
         )
     )
 
-    class Crash(Exception):
-        pass
+    class Crash(BaseException):
+        """Ends the process without anything being saved."""
 
     def crash(self, iteration):
         if iteration == 5:  # one iteration after a checkpoint

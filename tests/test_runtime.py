@@ -15,9 +15,9 @@ from tests.conftest import TINY
 from utils import checkpoint
 from utils.distributed import SyncedNorm, sync_batchnorm
 from utils.errors import UserError
-from utils.training import guards, logs, runs
+from utils.training import logs, runs
 from utils.training.configuration import TeacherConfig
-from utils.training.guards import FiniteWatch, StopRequest
+from utils.training.guards import FiniteWatch
 from utils.training.runtime import Runtime
 
 
@@ -52,27 +52,6 @@ def test_weights_that_are_not_finite_are_noticed_behind_a_finite_loss():
     watch.check([torch.ones(3), torch.full((2, 2), 1e30)])
     with pytest.raises(UserError, match="the gradient is not finite at 4"):
         watch.check([torch.ones(3), torch.tensor([1.0, torch.nan])])
-
-
-def test_signals_are_asked_for_by_time_and_at_iterations_that_all_processes_know(monkeypatch):
-    now = iter(range(1000))
-    monkeypatch.setattr(guards.time, "monotonic", lambda: 0.05 * next(now))
-    asked = []
-
-    class Two(Runtime):
-        def reduce(self, value, op="sum"):
-            asked.append(value.tolist()[1])
-            return value
-
-    stopping = StopRequest(100)
-    try:
-        for done in range(101, 200):
-            assert not stopping.requested(done, Two(size=2))
-        stopping.received = True
-        assert any(stopping.requested(done, Two(size=2)) for done in range(200, 1000))
-    finally:
-        stopping.restore()
-    assert 2 <= len(asked) < 20
 
 
 @pytest.mark.parametrize("parts", [2, 4])

@@ -1,5 +1,6 @@
 """The training loop of both scripts: SGD, polynomial decay, logs, validation, checkpoints, resume."""
 
+import math
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -10,21 +11,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from utils import checkpoint
 from utils.distributed import broadcast_statistics
 from utils.errors import UserError
+from utils.memory import require_memory
 from utils.pixels import CONVENTIONS
 from utils.seeding import derive_seed
-from utils.training.configuration import TrainConfig, save_yaml
+from utils.training.configuration import TrainConfig
 from utils.training.evaluation import Predictor, evaluate
-from utils.training.guards import STOPPED_STATUS, FiniteWatch, NotFinite, StopRequest, forward
+from utils.training.guards import FiniteWatch, InStep, NotFinite, Stopped, StopRequest, forward
+from utils.training.inputs import plain
 from utils.training.loader import train_batches
 from utils.training.logs import RunLogger, environment
 from utils.training.metrics import Metrics, or_none
 from utils.training.preview import preview
-from utils.training.runs import Run, clear, plain
+from utils.training.runs import Run
 from utils.training.runtime import Runtime
+from utils.training.state import TrainingState
 from utils.types import Draw, valid_pixels
+
+INPUT_BYTES = 3 * 4 + 8 + 1  # of a pixel: normalised image, label, weight
+SMALLER = "a smaller --batch-size or --crop-size, or --accumulate"
 
 
 def learning_rate(config: TrainConfig, iteration: int) -> float:
@@ -47,68 +53,48 @@ def fit(
         UserError: batch size not divisible, non-finite loss, BatchNorm on a single value.
         SystemExit: a signal asked to stop; the run is saved first.
     """
-    folder, state, _, card = run
-    parts = config.accumulate
+    folder, card, parts = run.folder, run.card, config.accumulate
     if config.batch_size % (runtime.size * parts):
         split = f" in {parts} parts (--accumulate)" if parts > 1 else ""
         raise UserError(f"--batch-size {config.batch_size} does not divide over {runtime.size} processes{split}")
+    share = config.batch_size // runtime.size
+    size = share // parts * math.prod(config.crop_size) * INPUT_BYTES
+    require_memory(size, f"--batch-size {config.batch_size}: the images alone", SMALLER, runtime.device)
     wrapped = runtime.prepare(step)
     learnable = [p for p in step.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(learnable, config.lr, config.momentum, weight_decay=config.weight_decay, fused=True)
-    scaler = runtime.scaler()
-    progress = {"iteration": 0, "best_miou": None, "best_iteration": None}
-    if state is not None:
-        checkpoint.restore(state, step, optimizer, scaler)
-        progress = {key: state[key] for key in progress}
-        state.clear()  # nothing of it stays in memory
-    begun = progress["iteration"]
-    if begun >= config.max_iterations:
+    scaler, settings = runtime.scaler(), plain(asdict(config))
+    state = TrainingState(step, optimizer, scaler, run, settings, runtime)
+    begun, owed = state.iteration, _due(config, state.iteration) and state.validated < state.iteration
+    if begun >= config.max_iterations and not owed:
         run.close()
         if runtime.is_main:
-            print(f"{folder} is finished: {begun} iterations, best mIoU {_percent(progress['best_miou'])}")
+            print(f"{folder} is finished: {begun} iterations, best mIoU {_percent(state.best_miou)}")
         return None
-    settings = plain(asdict(config))
+    runtime.agree(lambda: run.begin(config))
     header = {"world_size": runtime.size, **environment(runtime.device), "runtime": runtime.describe()}
-    if runtime.is_main:
-        if not begun:
-            clear(folder)
-        save_yaml(config, folder / "config.yaml")
     header |= {"config": settings, "card": dict(card)}
-    logger = RunLogger(folder, runtime.is_main, begun, config.max_iterations, header)
+    logger = RunLogger(folder, runtime.is_main, begun, state.validated, config.max_iterations, header)
     logger.say(f"{folder}: " + (f"continues after iteration {begun}" if begun else f"from {card['start']}"))
     logger.say(f"{header['device']}: " + ", ".join(f"{key} {value}" for key, value in header["runtime"].items()))
     convention = CONVENTIONS[config.pixels]
-    share = config.batch_size // runtime.size
     metrics: Metrics | None = None
 
-    def save(name: str, training: bool) -> None:
-        """Every process takes part: running statistics are rank 0's from here on."""
-        finite.check(learnable)
-        broadcast_statistics(step)
-        if runtime.is_main:
-            content = {**card, **progress, "config": settings, **checkpoint.weights(step.model)}
-            if training:
-                content |= checkpoint.training_state(step, optimizer, scaler)
-            checkpoint.save(content, folder / name)
-        runtime.barrier()
-
-    def validate(iteration: int) -> Metrics:
-        finite.check(learnable)
+    def validate() -> Metrics:
+        """Saves first: a validation that fails, or is left because of a signal, is owed and done on resume."""
+        if state.saved < state.iteration:
+            state.save(finite)
         broadcast_statistics(step)
         # label noise of eval.py's default seed: the same for every run, so that seeds of training are comparable
-        result = evaluate(predict, data.val, card["num_classes"], runtime, config.workers)
+        result = evaluate(predict, data.val, card["num_classes"], runtime, config.workers, asked=stopping)
         scores = {"miou": or_none(result.miou()), "pixel_accuracy": or_none(result.pixel_accuracy)}
         names = card["class_names"]
         per_class = {f"iou/{name}": or_none(v) for name, v in zip(names, result.iou.tolist(), strict=True)}
-        logger.scalars("val", scores, iteration)
-        logger.record({"event": "val_iou", "iteration": iteration, **per_class})
-        if runtime.is_main:
-            predict.model.eval()
-            logger.picture("val/prediction", preview(predict, data.val, card["palette"]), iteration)
-        best = progress["best_miou"]
-        if scores["miou"] is not None and (best is None or scores["miou"] > best):
-            progress.update(best_miou=scores["miou"], best_iteration=iteration)
-            save("best.pth", training=False)
+        logger.scalars("val", scores, state.iteration)
+        logger.record({"event": "val_iou", "iteration": state.iteration, **per_class})
+        predict.model.eval()
+        runtime.agree(lambda: logger.picture("val/prediction", preview(predict, data.val, card["palette"]), done))
+        state.score(scores["miou"], finite)
         train_mode(step, config.freeze_bn)
         return result
 
@@ -132,12 +118,16 @@ def fit(
             means = {name: means.get(name, 0) + term.detach() / parts for name, term in terms.items()}
         return means
 
-    stopping, finite = StopRequest(begun), FiniteWatch(not_finite)
-    batches = train_batches(data.train, begun, config.max_iterations, config.batch_size, config.workers, runtime)
-    clock, processor, clocked = time.perf_counter(), time.process_time(), begun
-    train_mode(step, config.freeze_bn)
+    stopping, finite, between, done = StopRequest(), FiniteWatch(not_finite), True, begun
+    loaded = train_batches(data.train, begun, config.max_iterations, config.batch_size, config.workers, runtime)
+    batches = InStep(loaded, runtime, stopping)
     try:
+        if owed:
+            metrics = validate()
+        train_mode(step, config.freeze_bn)
+        clock, processor, clocked = time.perf_counter(), time.process_time(), begun
         for iteration, (image, label) in enumerate(batches, begun):
+            between = False
             lr = learning_rate(config, iteration)
             for group in optimizer.param_groups:
                 group["lr"] = lr
@@ -147,8 +137,8 @@ def fit(
             scaler.step(optimizer)
             scaler.update()
 
-            done = progress["iteration"] = iteration + 1
-            last = done == config.max_iterations
+            done = state.iteration = iteration + 1
+            last, between = done == config.max_iterations, True
             finite.watch(iteration, terms)
             if done % config.log_iter == 0 or last or done == 1:
                 now = time.perf_counter()
@@ -158,30 +148,38 @@ def fit(
                 logger.scalars("train", {**means, "lr": lr, **pace}, done)
                 clock, processor, clocked = time.perf_counter(), time.process_time(), done
             logger.advance(done)
-            if last or (not config.skip_val and done % config.val_per_iters == 0):
+            if _due(config, done):
                 before = time.perf_counter(), time.process_time()
-                metrics = validate(done)
+                metrics = validate()
                 clock += time.perf_counter() - before[0]
                 processor += time.process_time() - before[1]
-            stop = stopping.requested(done, runtime)
-            if last or stop or done % config.save_per_iters == 0:
-                save("last.pth", training=True)
-            if stop and not last:
-                logger.say(f"stopped by a signal after iteration {done}; --resume auto continues")
-                raise SystemExit(STOPPED_STATUS)
+            elif done % config.save_per_iters == 0:
+                state.save(finite)
+        state.save(finite)  # with the last validation's score
+    except Stopped:
+        if state.saved < state.iteration:
+            state.save(finite)
+        logger.say(f"stopped by a signal after iteration {done}; --resume auto continues")
+        stopping.leave(runtime)
+        raise
     except NotFinite:
         raise
-    except UserError:
-        # an unreadable file must not cost the work so far; several processes could not agree on saving here
-        if runtime.size == 1 and progress["iteration"] > begun:
-            save("last.pth", training=True)
+    except Exception:
+        # a failure must not cost the work so far: of one process between two iterations, or of several that all know
+        if state.saved < state.iteration and (batches.left or (runtime.size == 1 and between)):
+            state.save(finite)
         raise
     finally:
-        batches.close()
+        loaded.close()
         stopping.restore()
         logger.close()
         run.close()
     return metrics
+
+
+def _due(config: TrainConfig, done: int) -> bool:
+    """Whether a validation belongs to the end of iteration ``done``."""
+    return done == config.max_iterations or (not config.skip_val and done % config.val_per_iters == 0 and done > 0)
 
 
 def train_mode(module: nn.Module, freeze_bn: bool) -> None:

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from utils.bilinear import neighbours
 from utils.pixels import PixelConvention
 from utils.seeding import derive_seed
+from utils.training.guards import InStep
 from utils.training.loader import eval_batches
 from utils.training.metrics import Metrics, confusion_matrix
 from utils.training.runtime import Runtime
@@ -138,6 +139,18 @@ def upsampled_argmax(logits: Tensor, size: Sequence[int], align_corners: bool, r
     return classes
 
 
+def _fitting(predict: Predictor, image: Tensor, label: Tensor, draws: Sequence[Draw]) -> Tensor:
+    """The classes of a batch; image by image where the device's memory does not hold it at once."""
+    try:
+        return predict.classes(image, label, draws)
+    except torch.OutOfMemoryError:
+        if len(image) == 1:
+            raise
+    torch.cuda.empty_cache()
+    rows = zip(image.split(1), label.split(1), draws, strict=True)
+    return torch.cat([predict.classes(x, y, [draw]) for x, y, draw in rows])
+
+
 def evaluate(
     predict: Predictor,
     dataset: Dataset,
@@ -148,12 +161,13 @@ def evaluate(
     batch_size: int = 1,
     on_prediction: Callable[[int, np.ndarray], None] | None = None,
     progress: bool = False,
+    asked: Callable[[], bool] = lambda: False,
 ) -> Metrics:
     """Scores over the data set, each image counted once for any number of processes.
 
     ``on_prediction(index, prediction [H, W])`` sees every prediction of this process. The label noise of image i is a
     function of (seed, i). Images of equal size among ``batch_size`` neighbours go through the network together. The
-    network is put into eval mode for the duration.
+    network is put into eval mode for the duration. A failure of one process, or being ``asked`` to stop, ends all.
     """
     was_training = predict.model.training
     predict.model.eval()
@@ -163,9 +177,9 @@ def evaluate(
     hidden = None if progress and runtime.is_main else True  # None: hidden unless a terminal looks on
     batches = eval_batches(dataset, workers, runtime, batch_size)
     with closing(batches), tqdm(total=total, desc="eval", disable=hidden, leave=False) as bar:
-        for image, label, indices in batches:
+        for image, label, indices in InStep(batches, runtime, asked):
             draws = [Draw(derive_seed(seed, i)) for i in indices.tolist()]
-            predictions = predict.classes(image, label, draws)
+            predictions = _fitting(predict, image, label, draws)
             for i, prediction, truth in zip(indices.tolist(), predictions, label, strict=True):
                 counts = confusion_matrix(prediction, truth, num_classes)
                 confusion += counts

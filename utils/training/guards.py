@@ -1,9 +1,11 @@
-"""What watches over a training loop: losses that are not finite, batches too small, signals that ask it to stop."""
+"""What watches over a training loop: losses that are not finite, batches too small, failures and signals in one of
+several processes."""
 
 import math
+import os
 import signal
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +14,17 @@ from utils.errors import UserError
 from utils.training.runtime import Runtime
 from utils.types import Draw
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-STOP_SECONDS = 1.0  # between two looks at the signals of all processes
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 STOPPED_STATUS = 3  # exit status of a run that a signal stopped after saving itself
+DONE, MORE, STOP, FAILED = range(4)  # what a process has to say before each batch; the largest counts
 
 
 class NotFinite(UserError):
     """The weights are lost; nothing may be saved."""
+
+
+class Stopped(SystemExit):
+    """A signal asked to stop."""
 
 
 def forward(step: nn.Module, image: Tensor, label: Tensor, draw: Draw, valid: Tensor) -> dict[str, Tensor]:
@@ -44,7 +50,7 @@ class FiniteWatch:
     """
 
     def __init__(self, message: Callable[[str, int, Mapping[str, float]], str]) -> None:
-        self.message, self.pending = message, None
+        self.message, self.pending, self.seen = message, None, (0, {})
 
     def watch(self, iteration: int, terms: Mapping[str, Tensor]) -> None:
         names = list(terms)
@@ -58,8 +64,8 @@ class FiniteWatch:
         if copied is None:
             self.check()
 
-    def check(self, weights: Sequence[Tensor] = ()) -> None:
-        """Raises NotFinite when the last watched loss, or one of the weights it led to, is not finite."""
+    def check(self, state: Sequence[Tensor] = ()) -> None:
+        """Raises NotFinite when the last watched loss is not finite, or one of the tensors that are to be saved."""
         if self.pending is not None:
             iteration, names, values, copied = self.pending
             self.pending = None
@@ -68,34 +74,69 @@ class FiniteWatch:
             self.seen = iteration, dict(zip(names, values.tolist(), strict=True))
             if not math.isfinite(self.seen[1]["loss"]):
                 raise NotFinite(self.message("the loss is not finite", *self.seen))
-        if weights and not torch.stack(torch._foreach_norm(weights, math.inf)).isfinite().all():
+        if state and not torch.stack(torch._foreach_norm(state, math.inf)).isfinite().all():
             raise NotFinite(self.message("the gradient is not finite", *self.seen))
 
 
 class StopRequest:
-    """Remembers SIGTERM, SIGINT and SIGUSR1 so that the loop can save before it ends."""
+    """Remembers the signals that ask to stop, so that the loop can save before it ends.
 
-    def __init__(self, start: int = 0) -> None:
-        self.received, self.asked, self.last, self.next = False, time.monotonic(), start, start
-        self.previous = {number: signal.signal(number, self._receive) for number in STOP_SIGNALS}
+    The end of torchrun's agent is one of them: nobody would watch over this process any more.
+    """
+
+    def __init__(self) -> None:
+        self.received = False
+        self.agent = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
+        # nohup has SIGHUP ignored: that is left as it is
+        numbers = [n for n in STOP_SIGNALS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
+        self.previous = {number: signal.signal(number, self._receive) for number in numbers}
 
     def _receive(self, number: int, frame: object) -> None:
         if self.received and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = True
 
-    def requested(self, done: int, runtime: Runtime) -> bool:
-        """Whether any process was asked to stop: the same answer in all, at iterations that all know.
+    def __call__(self) -> bool:
+        """Whether this process was asked to stop."""
+        return self.received or self.agent not in (None, os.getppid())
 
-        They are STOP_SECONDS apart by the pace of the slowest process, so that a launcher's patience is not used up.
-        """
-        if runtime.size == 1 or done < self.next:
-            return self.received and runtime.size == 1
-        pace = (time.monotonic() - self.asked) / max(done - self.last, 1)
-        received, pace = runtime.reduce(torch.tensor([float(self.received), pace]), "max").tolist()
-        self.asked, self.last, self.next = time.monotonic(), done, done + max(1, int(STOP_SECONDS / max(pace, 1e-9)))
-        return bool(received)
+    def leave(self, runtime: Runtime) -> None:
+        """Before a process ends as asked: have the agent that restarts failed ones end, too."""
+        first = os.environ.get("LOCAL_RANK") == "0" and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
+        if first and self.agent == os.getppid():
+            os.kill(self.agent, signal.SIGTERM)
+        runtime.barrier()
 
     def restore(self) -> None:
         for number, handler in self.previous.items():
             signal.signal(number, handler)
+
+
+class InStep:
+    """Batches of all processes in step: they leave the loop before the same one, whatever happens in one of them.
+
+    asked: whether this process is asked to stop. ``left``: all processes have left the loop before its end.
+    """
+
+    def __init__(self, batches: Iterator, runtime: Runtime, asked: Callable[[], bool] = lambda: False) -> None:
+        self.batches, self.runtime, self.asked, self.left = batches, runtime, asked, False
+
+    def __iter__(self) -> Iterator[Any]:
+        """Raises Stopped, or this process's failure, or a UserError when it is another's, in every process."""
+        while True:
+            batch = problem = None
+            try:
+                batch = next(self.batches, None)
+            except Exception as error:
+                problem = error
+            own = FAILED if problem else DONE if batch is None else STOP if self.asked() else MORE
+            agreed = int(self.runtime.reduce(torch.tensor(float(own)), "max"))
+            if agreed == DONE:
+                return
+            self.left = agreed > MORE
+            if agreed == STOP:
+                raise Stopped(STOPPED_STATUS)
+            if agreed == FAILED:
+                raise problem or UserError("another process of the job failed; its own message says why")
+            if batch is not None:
+                yield batch

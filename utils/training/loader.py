@@ -1,12 +1,14 @@
 """Batches in an order that is a function of the position alone, not of workers, processes or the past."""
 
 import signal
+import threading
 from collections.abc import Generator, Sequence
 
 import cv2
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from utils.training.guards import STOP_SIGNALS
 from utils.training.runtime import Runtime
 
 
@@ -25,7 +27,7 @@ def _collate(samples: list[object]) -> object:
 
 def _init_worker(_: int) -> None:
     # A signal to the whole job is for the main process: it ends its iteration, saves, and lets the workers go.
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
@@ -40,7 +42,11 @@ def _batches(dataset: Dataset, batches: Sequence[Sequence[int]], workers: int, d
         worker_init_fn=_init_worker,
         pin_memory=device.type == "cuda",
     )
+    before = signal.getsignal(signal.SIGCHLD)
     iterator = iter(loader)
+    if threading.current_thread() is threading.main_thread():
+        # torch's handler raises the death of a worker anywhere, in a save as well; asking for a batch finds it, too
+        signal.signal(signal.SIGCHLD, before)
     try:
         for groups in iterator:
             if isinstance(groups, Exception):
@@ -48,7 +54,8 @@ def _batches(dataset: Dataset, batches: Sequence[Sequence[int]], workers: int, d
             for group in groups:
                 yield [part.to(device, non_blocking=True) for part in group[:2]] + group[2:]
     finally:
-        del iterator  # joins the workers, also when the consumer stops early
+        # joins the workers now, also when the consumer stops early or the traceback of a failure holds the iterator
+        getattr(iterator, "_shutdown_workers", bool)()
 
 
 class _TrainBatches(Sequence):

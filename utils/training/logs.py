@@ -1,5 +1,6 @@
 """What a run writes: metrics.jsonl, TensorBoard events, and lines or a bar on the terminal."""
 
+import errno
 import json
 import platform
 import subprocess
@@ -15,6 +16,8 @@ import numpy as np
 import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
+
+from utils.files import read_bytes, write_text
 
 
 def device_name(device: torch.device) -> str:
@@ -45,16 +48,16 @@ def environment(device: torch.device) -> dict[str, Any]:
 class RunLogger:
     """Records of one run in ``folder``; every method does nothing in processes other than rank 0."""
 
-    def __init__(self, folder: Path, enabled: bool, start: int, stop: int, header: Mapping[str, Any]) -> None:
-        """``start``: the iteration the run continues from; later records of an interrupted run are dropped."""
+    def __init__(
+        self, folder: Path, enabled: bool, start: int, validated: int, stop: int, header: Mapping[str, Any]
+    ) -> None:
+        """start, validated: iterations that the run continues from; later records of an interrupted run are dropped."""
         self.enabled = enabled
         if not enabled:
             return
         path = folder / "metrics.jsonl"
-        kept = []
-        if start and path.is_file():
-            kept = [line for line in path.read_text().splitlines() if _iteration(line) <= start]
-        path.write_text("".join(line + "\n" for line in kept))
+        lines = read_bytes(path).decode(errors="replace").splitlines() if start and path.exists() else []
+        write_text(path, "".join(line + "\n" for line in lines if _kept(line, start, validated)))
         self.file = path.open("a", buffering=1)
         self.writer = SummaryWriter(str(folder), purge_step=start + 1 if start else None)
         self.bar = tqdm(
@@ -91,12 +94,16 @@ class RunLogger:
         """A line on the terminal; a quiet one shows as the bar's postfix where there is a bar."""
         if not self.enabled:
             return
-        if self.bar.disable:
-            print(text, flush=True)
-        elif quiet:
-            self.bar.set_postfix_str(text.partition(": ")[2])
-        else:
-            self.bar.write(text)
+        try:
+            if self.bar.disable:
+                print(text, flush=True)
+            elif quiet:
+                self.bar.set_postfix_str(text.partition(": ")[2])
+            else:
+                self.bar.write(text)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise  # EIO: the terminal is gone (ssh was closed); the run and its files go on
 
     def close(self) -> None:
         if self.enabled:
@@ -105,9 +112,10 @@ class RunLogger:
             self.file.close()
 
 
-def _iteration(line: str) -> float:
-    """Of a record; a line cut off by a kill belongs to no iteration that is kept."""
+def _kept(line: str, start: int, validated: int) -> bool:
+    """Whether a record is of an iteration that is kept; a line cut off by a kill, or damaged, is of none."""
     try:
-        return json.loads(line)["iteration"]
-    except (json.JSONDecodeError, KeyError):
-        return float("inf")
+        record = json.loads(line)
+        return record["iteration"] <= (validated if record["event"] in ("val", "val_iou") else start)
+    except (ValueError, LookupError, TypeError):
+        return False

@@ -1,18 +1,25 @@
-"""The folder of a run: who may write to it, and what a run continues from."""
+"""The folder of a run: what it holds, who may write to it, and what a run continues from."""
 
 import fcntl
+import json
+import os
 import sys
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import IO, Any, NamedTuple
 
 from utils import checkpoint
 from utils.errors import UserError
-from utils.training.configuration import TrainConfig
-from utils.training.naming import RESUMABLE
+from utils.training.configuration import TrainConfig, save_yaml
+from utils.training.inputs import compare
 from utils.training.runtime import Runtime
+
+LAST, PREVIOUS, BEST, LOG = "last.pth", "previous.pth", "best.pth", "metrics.jsonl"
+DAMAGED = "damaged.pth"  # what last.pth is called once the previous one has taken its place
+WRITTEN = (BEST, LOG, "events.out.tfevents.*", PREVIOUS, LAST)  # by a run
+SHOWN = 5  # files that an error lists
 
 
 class Run(NamedTuple):
@@ -21,81 +28,142 @@ class Run(NamedTuple):
     folder: Path
     state: dict[str, Any] | None  # of the checkpoint it continues from
     lock: IO[str] | None
+    inputs: Mapping[str, Any] = MappingProxyType({})  # what it is trained with besides its settings
+    damaged: bool = False  # it continues from the previous checkpoint, the last one cannot be read
     card: Mapping[str, Any] = MappingProxyType({})  # what ``eval.py`` needs to rebuild the network
+
+    def begin(self, config: TrainConfig) -> None:
+        """From here on the folder is changed: what an earlier run wrote is removed when this one starts anew."""
+        if self.state is None:
+            for pattern in WRITTEN:
+                for path in self.folder.glob(pattern):
+                    path.unlink()
+        if self.damaged and (self.folder / LAST).exists():
+            os.replace(self.folder / LAST, self.folder / DAMAGED)
+        save_yaml(config, self.folder / "config.yaml")
 
     def close(self) -> None:
         if self.lock is not None:
             self.lock.close()
 
 
-def open_run(config: TrainConfig, runtime: Runtime) -> Run:
+def open_run(config: TrainConfig, runtime: Runtime, inputs: Callable[[], Mapping[str, Any]] = dict) -> Run:
     """Lock the run's folder and read the state to continue from, if any. Nothing that exists is changed.
 
     Rank 0 alone looks and reads; what it finds is every process's, so that no folder need be shared.
 
     Raises:
-        UserError: the folder cannot be written, holds a run that is neither resumed nor overwritten, the checkpoint
-            to resume is missing or damaged, or it is of a run with other settings.
+        UserError: the folder cannot be written, holds what would be lost, the checkpoint to resume is missing or
+            damaged, or it is of a run with other settings or inputs.
     """
     folder = Path(config.save_dir).expanduser()
     lock = None
 
-    def look() -> dict[str, Any] | None:
+    def look() -> tuple[dict[str, Any] | None, Mapping[str, Any], bool]:
         nonlocal lock
         lock = _lock(folder)
-        return _state(config, folder)
+        now = inputs()
+        state, damaged = _state(_restarted(config, folder), folder)
+        if state is not None:
+            compare(state, config, now)
+        return state, now, damaged
 
     try:
-        return Run(folder, runtime.agree(look), lock)
+        state, now, damaged = runtime.agree(look)
+        return Run(folder, state, lock, now, damaged)
     except UserError:
         if lock is not None:
             lock.close()
         raise
 
 
-def _state(config: TrainConfig, folder: Path) -> dict[str, Any] | None:
-    last = folder / "last.pth"
+def _restarted(config: TrainConfig, folder: Path) -> TrainConfig:
+    """torchrun restarts a failed job with its flags: then the run goes on, also one that was to start anew."""
+    begun = any((folder / name).exists() for name in (LAST, PREVIOUS)) or not config.resume
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" and begun:
+        return replace(config, resume="auto", overwrite=False)
+    return config
+
+
+def _state(config: TrainConfig, folder: Path) -> tuple[dict[str, Any] | None, bool]:
+    """The checkpoint to continue from, and whether it is the previous one of this folder, for want of the last."""
+    source = _source(config, folder)
+    if source is None:
+        return None, False
+    paths, problems = _choices(source), []
+    for path in paths:
+        try:
+            state = checkpoint.read(path)
+            break
+        except UserError as error:
+            problems.append(error)
+    else:
+        if len(problems) == 1 or not paths[1].exists():
+            best = source.with_name(BEST)
+            advice = f"; --pretrained {best} starts a new run from the best weights" if best.exists() else ""
+            raise UserError(f"--resume: {problems[0]}{advice}") from problems[0]
+        raise UserError(f"--resume: {'; '.join(map(str, problems))}") from problems[0]
+    if problems:
+        print(f"warning: {problems[0]}: continuing from {path}", file=sys.stderr)
+    if "optimizer" not in state:
+        raise UserError(f"--resume {path} holds no training state; --pretrained starts a new run from its weights")
+    return state, bool(problems) and source.parent == folder
+
+
+def _choices(source: Path) -> list[Path]:
+    return [source, source.with_name(PREVIOUS)] if source.name == LAST else [source]
+
+
+def _source(config: TrainConfig, folder: Path) -> Path | None:
+    """The file to continue from.
+
+    Raises:
+        UserError: there is none, or what the folder holds would be lost.
+    """
+    there = [path.name for pattern in WRITTEN for path in sorted(folder.glob(pattern))]
+    resumable = LAST in there or PREVIOUS in there
     if config.resume == "auto":
-        source = last if last.exists() and not config.overwrite else None
+        if resumable and not config.overwrite:
+            return folder / LAST
+        source = None
     else:
         source = Path(config.resume).expanduser() if config.resume else None
         if source is not None and source.is_dir():
-            source = source / "last.pth"
-        if source is not None and not source.is_file():
+            source = source / LAST
+        if source is not None and not (
+            source.is_file() or (source.name == LAST and source.with_name(PREVIOUS).exists())
+        ):
             raise UserError(f"--resume {source}: no such file")
-        if last.exists() and not config.overwrite and (source is None or source.resolve() != last.resolve()):
-            raise UserError(
-                f"--save-dir {folder} holds a run: --resume auto continues it, --overwrite starts anew in its place, "
-                "another --save-dir keeps both"
-            )
-    if source is None:
-        return None
-    state = checkpoint.read(source)
-    if "optimizer" not in state:
-        raise UserError(f"--resume {source} holds no training state; --pretrained starts a new run from its weights")
-    # a setting that is younger than the run had its default value
-    old, new = {**plain(asdict(type(config)())), **state["config"]}, plain(asdict(config))
-    changed = [f"{k}: {old[k]!r} -> {new[k]!r}" for k in new if k not in RESUMABLE and new[k] != old[k]]
-    if changed:
-        raise UserError(
-            f"--resume {source} is of a run with other settings ({'; '.join(changed)}): "
-            "another --save-dir keeps both, --overwrite starts anew in its place"
-        )
-    return state
+        if source is not None and source.parent.resolve() == folder.resolve():
+            return folder / source.name
+    undone = {"start", "train"} if config.resume == "auto" else {"start"}  # events of no value without a checkpoint
+    only_begun = LOG in there and not resumable and BEST not in there and _events(folder / LOG) <= undone
+    if config.overwrite or only_begun or not there:
+        return source
+    if resumable:
+        continues = "holds a run: --resume auto continues it, "
+    else:
+        continues = f"holds {', '.join(there[:SHOWN])} of a run and no {LAST} to continue it from: "
+    raise UserError(
+        f"--save-dir {folder} {continues}--overwrite starts anew in its place, another --save-dir keeps both"
+    )
 
 
-def clear(folder: Path) -> None:
-    """Remove what an earlier run wrote, when a run starts anew; other files are left alone."""
-    for pattern in ("last.pth", "best.pth", "metrics.jsonl", "events.out.tfevents.*"):
-        for path in folder.glob(pattern):
-            path.unlink()
+def _events(log: Path) -> set[str]:
+    """The kinds of the records in a log; "unknown" for what is none."""
+    lines = log.read_bytes().split(b"\n")[:-1] if log.is_file() else []  # a kill may cut the last one off
+    try:
+        return {json.loads(line)["event"] for line in lines}
+    except (ValueError, KeyError, TypeError):
+        return {"unknown"}
 
 
 def _lock(folder: Path) -> IO[str]:
     """An open file in the folder, whose lock ends with it, however the process ends."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("w")
+        # not emptied, and not through a link: it may be somebody else's
+        file = os.fdopen(os.open(folder / ".lock", os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o666), "w")
     except OSError as error:
         raise UserError(f"--save-dir {folder} cannot be written: {error.strerror}") from error
     try:
@@ -106,10 +174,3 @@ def _lock(folder: Path) -> IO[str]:
     except OSError as error:
         print(f"--save-dir {folder} cannot be locked ({error.strerror}): start no second run in it", file=sys.stderr)
     return file
-
-
-def plain(value: Any) -> Any:
-    """Tuples as lists, the form yaml and json give back."""
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from utils.distributed import sync_batchnorm
-from utils.errors import UserError
+from utils.errors import UserError, named
 
 PRECISIONS = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 REDUCTIONS = {"sum": dist.ReduceOp.SUM, "mean": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
@@ -80,13 +80,15 @@ class Runtime:
         return value.div_(self.size) if op == "mean" else value
 
     def agree(self, value: T | Callable[[], T]) -> T:
-        """Rank 0's value, in every process. A function is called by rank 0 alone; its UserError is everybody's."""
+        """Rank 0's value, in every process. A function is called by rank 0 alone; its failure is everybody's."""
         answer: list[Any] = [None, None]
         if self.is_main:
             try:
                 answer[0] = value() if callable(value) else value
-            except UserError as error:
-                answer[1] = error
+            except Exception as error:
+                answer[1] = named(error)
+                if answer[1] is None:
+                    raise
         if dist.is_initialized():
             dist.broadcast_object_list(answer, 0)
         if answer[1] is not None:

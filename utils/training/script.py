@@ -9,6 +9,7 @@ from utils.pixels import CONVENTIONS
 from utils.training.configuration import TrainConfig
 from utils.training.engine import fit
 from utils.training.evaluation import Predictor
+from utils.training.inputs import inputs_of
 from utils.training.runs import open_run
 from utils.training.runtime import start
 
@@ -32,7 +33,7 @@ def train(config: TrainConfig, load: Callable[..., Any], build: Callable[..., An
             cache_gb=config.cache_gb,
         )
         step, noise = build(config, data.spec)
-        run = open_run(config, runtime)
+        run = open_run(config, runtime, lambda: inputs_of(config, data.train.dataset.pairs))
         start_of = run.state["start"] if run.state else ""
         about = data.spec.names, data.spec.palette, config.dataset, config.data, config.pixels, noise
         card = begin(step.model, *about, config.pretrained_base, config.pretrained, start_of)

@@ -1,0 +1,360 @@
+"""Nothing is lost: what happens to a run and its files when something goes wrong."""
+
+import errno
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import train_student
+import train_teacher
+from datasets.base import SegmentationDataset
+from scripts.study.breaking.processes import members
+from tests.conftest import ENVIRONMENT, ROOT, TINY
+from tests.test_engine import assert_same, losses, records
+from utils import checkpoint
+from utils.errors import UserError
+from utils.training import engine, evaluation
+from utils.training.guards import STOPPED_STATUS, FiniteWatch, InStep, Stopped
+from utils.training.logs import RunLogger
+from utils.training.runtime import Runtime
+from utils.training.state import TrainingState
+
+SHORT = [*TINY, "--max-iterations", "3", "--val-per-iters", "2", "--save-per-iters", "1"]
+
+
+def teach(folder: Path, *flags: str) -> dict:
+    train_teacher.main([*SHORT, "--save-dir", str(folder), *flags])
+    return checkpoint.read(folder / "last.pth")
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    from datasets import toy
+
+    folder = tmp_path_factory.mktemp("faults") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(toy, "IMAGES", {"train": 6, "val": 3})
+        teach(folder)
+    return folder
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    """A copy of a finished run: last.pth of iteration 3, previous.pth of iteration 2."""
+    for name, data in content(finished).items():
+        (tmp_path / "run").mkdir(exist_ok=True)
+        (tmp_path / "run" / name).write_bytes(data)
+    return tmp_path / "run"
+
+
+def test_the_checkpoint_before_the_last_is_kept(finished):
+    assert checkpoint.read(finished / "last.pth")["iteration"] == 3
+    assert checkpoint.read(finished / "previous.pth")["iteration"] == 2
+
+
+@pytest.mark.parametrize("kept", [["best.pth"], ["metrics.jsonl"], ["events"], ["best.pth", "metrics.jsonl"]])
+@pytest.mark.parametrize("flags", [[], ["--resume", "auto"]])
+def test_results_without_a_checkpoint_are_not_deleted(run, kept, flags):
+    for path in run.iterdir():
+        if not path.name.startswith(tuple(kept)):
+            path.unlink()
+    before = content(run)
+    with pytest.raises(UserError, match=r"holds .* no last\.pth .*--overwrite starts anew"):
+        teach(run, *flags)
+    assert content(run) == before
+
+
+def test_checkpoints_alone_are_not_deleted(run):
+    for path in [path for path in run.iterdir() if path.suffix != ".pth" or path.name == "best.pth"]:
+        path.unlink()
+    before = content(run)
+    with pytest.raises(UserError, match="holds a run: --resume auto continues it"):
+        teach(run)
+    assert content(run) == before
+
+
+def test_a_run_killed_before_its_first_checkpoint_is_done_again(run, finished):
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    for path in run.iterdir():
+        path.unlink()
+    (run / "metrics.jsonl").write_text("\n".join(line for line in lines if '"val' not in line)[:-5])
+    assert_same(teach(run, "--resume", "auto"), checkpoint.read(finished / "last.pth"))
+    assert losses(run) == losses(finished)
+
+
+@pytest.mark.parametrize("damage", [lambda data: b"", lambda data: data[: len(data) // 2], lambda data: None])
+def test_the_previous_checkpoint_takes_a_damaged_ones_place(run, finished, damage, capsys):
+    data = damage((run / "last.pth").read_bytes())
+    (run / "last.pth").unlink() if data is None else (run / "last.pth").write_bytes(data)
+    assert_same(teach(run, "--resume", "auto"), checkpoint.read(finished / "last.pth"))
+    assert "previous.pth" in capsys.readouterr().err
+    assert checkpoint.read(run / "previous.pth")["iteration"] == 2
+    assert data is None or (run / "damaged.pth").read_bytes() == data
+    assert losses(run) == losses(finished)
+
+
+def test_two_damaged_checkpoints_leave_advice(run):
+    for name in ("last.pth", "previous.pth"):
+        (run / name).write_bytes(b"x")
+    with pytest.raises(UserError, match=r"last\.pth is no plain checkpoint.*previous\.pth is no plain checkpoint"):
+        teach(run, "--resume", "auto")
+    (run / "previous.pth").unlink()
+    with pytest.raises(UserError, match=r"--pretrained .*best\.pth starts a new run"):
+        teach(run, "--resume", "auto")
+
+
+@pytest.mark.parametrize("at", [2, 3])
+def test_a_validation_that_failed_is_done_on_resume(finished, tmp_path, monkeypatch, at):
+    calls, evaluate = [], engine.evaluate
+
+    def fail(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == at - 1:
+            raise UserError("b.png cannot be read")
+        return evaluate(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "evaluate", fail)
+        with pytest.raises(UserError, match=r"b\.png cannot be read"):
+            teach(tmp_path)
+    assert checkpoint.read(tmp_path / "last.pth")["iteration"] == at
+    assert_same(teach(tmp_path, "--resume", "auto"), checkpoint.read(finished / "last.pth"))
+    assert records(tmp_path, "val") == records(finished, "val")
+    assert (tmp_path / "best.pth").exists()
+
+
+def test_a_signal_leaves_a_validation(finished, tmp_path, monkeypatch):
+    def send(self, index):
+        os.kill(os.getpid(), signal.SIGHUP)
+        return read(self, index)
+
+    read = SegmentationDataset.__getitem__
+    with monkeypatch.context() as patch:
+        patch.setattr(SegmentationDataset, "__getitem__", send)
+        with pytest.raises(SystemExit) as stopped:
+            teach(tmp_path)
+    assert stopped.value.code == STOPPED_STATUS
+    assert not records(tmp_path, "val")
+    assert_same(teach(tmp_path, "--resume", "auto"), checkpoint.read(finished / "last.pth"))
+    assert records(tmp_path, "val") == records(finished, "val")
+
+
+class Two(Runtime):
+    """A process whose neighbour says ``other``."""
+
+    other = 1
+
+    def reduce(self, value, op="sum"):
+        return value.clamp(min=self.other)
+
+
+@pytest.mark.parametrize(("other", "kind"), [(2, Stopped), (3, UserError)])
+def test_what_happens_to_one_process_ends_all(other, kind):
+    Two.other = other
+    batches = InStep(iter([1, 2]), Two())
+    with pytest.raises(kind):
+        next(iter(batches))
+    assert batches.left
+
+
+def test_a_process_without_batches_waits_for_the_others():
+    Two.other = 1
+    batches = InStep(iter([7]), Two())
+    seen = iter(batches)
+    assert next(seen) == 7
+    batches.runtime = Runtime()
+    assert list(seen) == []
+    assert not batches.left
+
+
+@pytest.mark.parametrize("where", ["weight", "statistics", "momentum"])
+def test_what_is_not_finite_is_not_saved(finished, tmp_path, monkeypatch, where):
+    def spoil(self, iteration):
+        state = found[0]
+        tensors = {
+            "weight": next(state.step.parameters()),
+            "statistics": next(b for name, b in state.step.named_buffers() if "running_var" in name),
+            "momentum": next(iter(state.optimizer.state.values()))["momentum_buffer"],
+        }
+        if iteration == 3:
+            tensors[where].data[(0,) * tensors[where].ndim] = math.nan
+
+    found, made = [], TrainingState.__init__
+    monkeypatch.setattr(TrainingState, "__init__", lambda self, *a: (found.append(self), made(self, *a))[1])
+    monkeypatch.setattr(engine.RunLogger, "advance", spoil)
+    with pytest.raises(UserError, match="not finite at iteration 3"):
+        teach(tmp_path)
+    assert checkpoint.read(tmp_path / "last.pth")["iteration"] == 2
+
+
+def test_weights_that_are_not_finite_are_no_network(run):
+    saved = checkpoint.read(run / "best.pth")
+    saved["model"]["main.classifier.weight"][0, 0] = math.inf
+    checkpoint.save(saved, run / "best.pth")
+    with pytest.raises(UserError, match=r"not finite \(1 of \d+ tensors, first main.classifier.weight"):
+        teach(run.parent / "new", "--pretrained", f"{run}/best.pth")
+
+
+CHANGES = {
+    "iteration": ["3", -1, None, 2.5],
+    "best_miou": ["high", [1]],
+    "best_iteration": ["x", -3],
+    "config": [None, 5, [1]],
+    "model": [None, 3, {"a": 1}],
+    "optimizer": [None, {}, {"state": 3, "param_groups": []}, "x"],
+    "losses": [None, [1]],
+}
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in CHANGES.items() for value in values])
+def test_fields_of_a_wrong_type_are_damage(run, key, value):
+    checkpoint.save({**checkpoint.read(run / "last.pth"), key: value}, run / "last.pth")
+    with pytest.raises(UserError, match=r"damaged|settings"):
+        teach(run, "--resume", "auto", "--max-iterations", "3")
+
+
+def test_changed_inputs_are_refused(finished, tmp_path, monkeypatch):
+    from datasets import toy
+
+    teacher = tmp_path / "teacher.pth"
+    teacher.write_bytes((finished / "last.pth").read_bytes())
+    flags = [*SHORT, "--teacher-pretrained", str(teacher), "--save-dir", str(tmp_path / "student")]
+    train_student.main(flags)
+    train_student.main([*flags, "--resume", "auto"])
+    monkeypatch.setattr(toy, "IMAGES", {"train": 5, "val": 3})
+    with pytest.raises(UserError, match=r"other inputs \(training: 6 images, \w+ -> 5 images"):
+        train_student.main([*flags, "--resume", "auto"])
+    monkeypatch.setattr(toy, "IMAGES", {"train": 6, "val": 3})
+    teacher.write_bytes((finished / "previous.pth").read_bytes())
+    with pytest.raises(UserError, match=r"other inputs \(teacher_pretrained: \w+ -> \w+\)"):
+        train_student.main([*flags, "--resume", "auto"])
+    saved = checkpoint.read(tmp_path / "student/last.pth")
+    del saved["inputs"]  # a file from before inputs were recorded
+    checkpoint.save(saved, tmp_path / "student/last.pth")
+    train_student.main([*flags, "--resume", "auto"])
+
+
+def test_a_checkpoint_without_the_younger_entries_continues(run, finished):
+    saved = checkpoint.read(run / "previous.pth")
+    (run / "previous.pth").unlink()
+    for key in ("validated", "inputs", "world_size"):
+        del saved[key]
+    checkpoint.save({**saved, "best_miou": 0.0, "best_iteration": 2}, run / "last.pth")
+    assert teach(run, "--resume", "auto")["iteration"] == 3
+
+
+def test_another_number_of_processes_is_said(run, capsys):
+    checkpoint.save({**checkpoint.read(run / "last.pth"), "world_size": 2}, run / "last.pth")
+    teach(run, "--resume", "auto")
+    assert "1 processes continue what 2 began" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("line", [b"\xff\xfe\x00", b"12", b"[]", b'{"event": 3}', b"null"])
+def test_a_damaged_log_does_not_end_a_run(run, finished, line):
+    (run / "last.pth").write_bytes((run / "previous.pth").read_bytes())
+    log = (run / "metrics.jsonl").read_bytes().split(b"\n")
+    (run / "metrics.jsonl").write_bytes(b"\n".join([log[0], line, *log[1:]]))
+    teach(run, "--resume", "auto")
+    assert losses(run) == losses(finished)
+
+
+def test_links_in_a_shared_folder_are_not_followed(tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in (".last.pth.tmp", ".config.yaml.tmp", ".metrics.jsonl.tmp", ".previous.pth.tmp", "config.yaml"):
+        (folder / name).symlink_to(victim)
+    teach(folder)
+    assert victim.read_text() == "precious"
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/.lock").symlink_to(victim)
+    with pytest.raises(UserError, match="cannot be written"):
+        teach(tmp_path / "other")
+    assert victim.read_text() == "precious"
+
+
+@pytest.mark.parametrize(("flag", "value"), [("--lr", "inf"), ("--lr", "nan"), ("--batch-size", "100000000")])
+def test_values_that_cannot_be_meant(tmp_path, flag, value):
+    with pytest.raises(UserError, match=flag):
+        teach(tmp_path, flag, value)
+
+
+def test_a_batch_that_does_not_fit_is_evaluated_image_by_image():
+    class Small:
+        def classes(self, image, label, draws):
+            if len(image) > 1:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return image[:, 0] + draws[0]
+
+    image = torch.arange(24.0).view(2, 3, 2, 2)
+    found = evaluation._fitting(Small(), image, image[:, 0], [1, 2])
+    assert torch.equal(found, image[:, 0] + torch.tensor([1, 2]).view(2, 1, 1))
+
+
+def test_a_terminal_that_is_gone_does_not_end_a_run(tmp_path, monkeypatch):
+    """ssh was closed, and SIGHUP is on its way."""
+
+    def gone(*args, **kwargs):
+        raise OSError(errno.EIO, "Input/output error")
+
+    logger = RunLogger(tmp_path, True, 0, 0, 3, {})
+    monkeypatch.setattr("builtins.print", gone)
+    logger.scalars("train", {"loss": 1.0}, 1)
+    logger.close()
+    assert losses(tmp_path) == [(1, 1.0)]
+
+
+def test_a_killed_loader_process_costs_nothing(tmp_path, start):
+    flags = [*TINY, "--workers", "2", "--max-iterations", "100000", "--save-per-iters", "100000"]
+    process = start("train_teacher.py", *flags, "--save-dir", tmp_path, stderr=subprocess.PIPE)
+    while not (tmp_path / "metrics.jsonl").exists() or len(losses(tmp_path)) < 3:
+        assert process.poll() is None
+        time.sleep(0.05)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[0]), signal.SIGKILL)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert errors.decode().count("error: a loader process was killed") == 1
+    assert "Traceback" not in errors.decode()
+    assert checkpoint.read(tmp_path / "last.pth")["iteration"] >= 3
+
+
+def test_a_watch_before_the_first_iteration_has_a_message():
+    with pytest.raises(UserError, match="gradient"):
+        FiniteWatch(lambda what, iteration, terms: what).check([torch.tensor(math.nan)])
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_a_signal_to_the_launcher_saves_in_every_process(tmp_path, number):
+    """And leaves no process behind."""
+    flags = ["toy", "fcn", "resnet10t", *TINY[6:], "--max-iterations", "100000", "--log-iter", "1000"]
+    line = ["bash", f"{ROOT}/scripts/train_teacher.sh", *flags, "--save-per-iters", "1000", "--save-dir", str(tmp_path)]
+    path = f"{Path(sys.executable).parent}:{ENVIRONMENT['PATH']}"
+    environment = {**ENVIRONMENT, "PATH": path, "NGPUS": "2"}
+    process = subprocess.Popen(line, cwd=ROOT, env=environment, start_new_session=True)
+    try:
+        while not (tmp_path / "metrics.jsonl").exists() or not losses(tmp_path):
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(number)
+        process.wait(timeout=60)
+        deadline = time.monotonic() + 15
+        while members(tmp_path) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert not members(tmp_path)
+    finally:
+        for pid in members(tmp_path):
+            os.kill(pid, signal.SIGKILL)
+    assert checkpoint.read(tmp_path / "last.pth")["iteration"] >= 1

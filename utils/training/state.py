@@ -1,0 +1,98 @@
+"""What a run saves and continues from."""
+
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from utils import checkpoint
+from utils.distributed import broadcast_statistics, trained_norms
+from utils.errors import UserError
+from utils.training.guards import FiniteWatch
+from utils.training.runs import BEST, LAST, PREVIOUS, Run
+from utils.training.runtime import Runtime
+
+
+class TrainingState:
+    """The network, the optimizer, the loss scale and how far the run is.
+
+    iteration: those that are done. validated: the last one whose validation is finished. best_miou, best_iteration:
+    of the best one, None before there is any.
+    """
+
+    def __init__(
+        self,
+        step: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler,
+        run: Run,
+        settings: dict[str, Any],
+        runtime: Runtime,
+    ) -> None:
+        """Continues from the run's state, if it has one.
+
+        Raises:
+            UserError: that is of another network or other losses, or its entries are not what they should be.
+        """
+        self.step, self.optimizer, self.scaler, self.run, self.runtime = step, optimizer, scaler, run, runtime
+        self.about = {"config": settings, "inputs": dict(run.inputs), "world_size": runtime.size}
+        self.iteration, self.validated, self.best_miou, self.best_iteration = 0, 0, None, None
+        if run.state is not None:
+            checkpoint.restore(run.state, step, optimizer, scaler)
+            self._continue(run.state)
+            run.state.clear()  # nothing of it stays in memory
+        self.saved = self.iteration
+
+    def _continue(self, state: dict[str, Any]) -> None:
+        self.iteration, self.best_miou = state.get("iteration"), state.get("best_miou")
+        self.best_iteration = state.get("best_iteration")
+        # files that do not say it were written after the validation of their iteration
+        self.validated = state.get("validated", self.iteration if self.best_miou is not None else 0)
+        counts = (self.iteration, self.validated, self.best_iteration or 0)
+        if not all(type(n) is int and n >= 0 for n in counts) or type(self.best_miou) not in (float, type(None)):
+            raise UserError("the resumed checkpoint is damaged: it does not say how far its run was")
+        before = state.get("world_size", self.runtime.size)
+        if before != self.runtime.size and self.runtime.is_main and self.runtime.device.type != "cuda":
+            print(
+                f"warning: {self.runtime.size} processes continue what {before} began: on the CPU each has BatchNorm "
+                "statistics of its share of the batch, so results differ from those of either",
+                file=sys.stderr,
+            )
+
+    def tensors(self) -> list[Tensor]:
+        """What must be finite in a checkpoint: what is learned, its running statistics, the optimizer's memory."""
+        learned = [p.detach() for p in self.step.parameters() if p.requires_grad]
+        statistics = [b for norm in trained_norms(self.step).values() for b in norm.buffers(False)]
+        memory = [v for values in self.optimizer.state.values() for v in values.values() if isinstance(v, Tensor)]
+        return [value for value in (*learned, *statistics, *memory) if value.is_floating_point()]
+
+    def save(self, finite: FiniteWatch, name: str = LAST) -> None:
+        """Every process takes part: running statistics are rank 0's from here on. The checkpoint before is kept.
+
+        Raises:
+            NotFinite: there is nothing to be saved.
+            UserError: the file cannot be written; in every process.
+        """
+        finite.check(self.tensors())
+        broadcast_statistics(self.step)
+        progress = {key: getattr(self, key) for key in ("iteration", "validated", "best_miou", "best_iteration")}
+        content = {**self.run.card, **progress, **self.about}
+
+        def write() -> None:
+            whole = content | checkpoint.weights(self.step.model)
+            if name == LAST:
+                whole |= checkpoint.training_state(self.step, self.optimizer, self.scaler)
+            previous = self.run.folder / PREVIOUS if name == LAST and self.saved != self.iteration else None
+            checkpoint.save(whole, self.run.folder / name, previous)
+
+        self.runtime.agree(write)
+        if name == LAST:
+            self.saved = self.iteration
+
+    def score(self, miou: float | None, finite: FiniteWatch) -> None:
+        """Note a validation of the present weights, and save them where they are the best."""
+        self.validated = self.iteration
+        if miou is not None and (self.best_miou is None or miou > self.best_miou):
+            self.best_miou, self.best_iteration = miou, self.iteration
+            self.save(finite, BEST)
