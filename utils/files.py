@@ -57,8 +57,6 @@ def write(path: Path, fill: Callable[[IO[bytes]], object], previous: Path | None
         if previous is not None and path.is_file():
             _keep(path, previous)
         os.replace(temporary, path)
-        if durable:
-            _sync_folder(path.parent)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     except RuntimeError as error:
@@ -80,17 +78,6 @@ def _keep(path: Path, previous: Path) -> None:
         os.replace(path, previous)
     else:
         os.replace(second, previous)
-
-
-def _sync_folder(folder: Path) -> None:
-    """The new name, too, outlives a power failure; where folders cannot be synchronised there is nothing to do."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        return
-    finally:
-        os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,0 +1,63 @@
+"""Break runs and see what is lost: a table of faults, how often each was tried, and how often nothing was lost.
+
+    python scripts/study/faults.py                                   # all of them: hours on a CPU
+    python scripts/study/faults.py --only sigkill_teacher --tries 20
+    python scripts/study/faults.py --tries 1 --iterations 2000 --output table.md
+
+Small networks on the built-in data, on the CPU. "Nothing is lost": the run ends as the fault demands, no process is
+left behind, and what continues it reaches the weights, the optimizer state and the losses of a run without a fault, to
+the last bit.
+"""
+
+import sys
+import tempfile
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from scripts.study.breaking.bench import Bench, Lost
+from scripts.study.breaking.faults import FAULTS, soak
+from utils.errors import UserError, lookup, run_main
+from utils.files import write_text
+from utils.options import option, parse_flags
+
+
+@dataclass(frozen=True)
+class FaultsConfig:
+    only: tuple[str, ...] = option((), "names of faults", positional=True)
+    tries: int = option(20, "of each fault", minimum=1)
+    iterations: int = option(40000, "of the long run that is watched for growth", minimum=100)
+    seed: int = option(0, "of the moments and places", minimum=0)
+    output: str = option("", "file for the table")
+
+
+def main() -> None:
+    config = FaultsConfig(**parse_flags(FaultsConfig, __doc__))
+    known = {**FAULTS, "soak": ("a long run", partial(soak, iterations=config.iterations))}
+    chosen = {name: lookup(known, name, "fault") for name in config.only} or known
+    rows = ["| fault | tries | survived |", "|---|---|---|"]
+    failed = 0
+    print("\n".join(rows))
+    with tempfile.TemporaryDirectory(prefix="faults") as folder:
+        bench = Bench(Path(folder), config.seed)
+        for name, (text, fault) in chosen.items():
+            tries, survived, figures = 1 if name == "soak" else config.tries, 0, ""
+            for number in range(tries):
+                try:
+                    figures = fault(bench) or ""
+                    survived += 1
+                except (Lost, TimeoutError, UserError) as error:
+                    print(f"{name}, try {number + 1}: {error}", file=sys.stderr, flush=True)
+            failed += tries - survived
+            rows.append(f"| {text}{figures and f' ({figures})'} | {tries} | {survived} |")
+            print(rows[-1], flush=True)
+    if config.output:
+        write_text(Path(config.output), "\n".join(rows) + "\n")
+    if failed:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    run_main(main)
