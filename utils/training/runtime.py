@@ -131,13 +131,22 @@ def start(settings: Any, timeout_minutes: float = 30) -> Iterator[Runtime]:
     torch.use_deterministic_algorithms(deterministic)
     if "WORLD_SIZE" in os.environ and "RANK" in os.environ:
         backend = "cpu:gloo,cuda:nccl" if cuda and not gloo else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
+        _join(backend, timedelta(minutes=timeout_minutes))
     try:
         yield Runtime(device, *((dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else ()), **options)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
         torch.use_deterministic_algorithms(False)
+
+
+def _join(backend: str, timeout: timedelta) -> None:
+    """After a restart on one host, with a clean slate: torchrun's store still has the addresses of those that ended."""
+    attempt, alone = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), {}
+    if attempt != "0" and os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
+        store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
+        alone = {"store": dist.PrefixStore(f"attempt {attempt}", store), "rank": rank, "world_size": size}
+    dist.init_process_group(backend, timeout=timeout, **alone)
 
 
 def _device(name: str, shared: bool) -> torch.device:

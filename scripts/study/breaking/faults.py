@@ -13,6 +13,7 @@ from scripts.study.breaking.processes import ITERATIONS, Job, iteration
 from utils import checkpoint
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+DAYS = 3e5  # seconds that a long run may take
 END, ORPHANS = 30, 15  # seconds after a signal: until the run has ended, and then until no process is left
 
 
@@ -126,9 +127,9 @@ def soak(bench: Bench, iterations: int) -> str:
     )
     bench.number += 1
     job = Job("teacher", "python", 1, bench.folder / f"run{bench.number}", flags)
-    job.until(lambda: iteration(job.folder) >= min(1600, iterations // 4))
+    job.until(lambda: iteration(job.folder) >= min(1600, iterations // 4), DAYS)
     first = usage(job.pid)
-    job.until(lambda: iteration(job.folder) >= iterations - 20)
+    job.until(lambda: iteration(job.folder) >= iterations - 20, DAYS)
     last, log = usage(job.pid), (job.folder / "metrics.jsonl").stat().st_size
     demand(job.wait(600) == 0, f"it failed: {job.errors()}")
     growth, per_million = (last[0] - first[0]) / 1e6, log / iterations

@@ -59,13 +59,13 @@ class Job:
             )
         self.pid = self.process.pid
 
-    def until(self, holds: Callable[[], bool]) -> None:
+    def until(self, holds: Callable[[], bool], patience: float = PATIENCE) -> None:
         """Wait for something in the run's folder.
 
         Raises:
             TimeoutError: it does not happen, or the run has ended before.
         """
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + patience
         while not holds():
             if self.process.poll() is not None or time.monotonic() > deadline:
                 self.clear()
