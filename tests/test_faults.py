@@ -213,14 +213,14 @@ CHANGES = {
     "config": [None, 5, [1]],
     "model": [None, 3, {"a": 1}],
     "optimizer": [None, {}, {"state": 3, "param_groups": []}, "x"],
-    "losses": [None, [1]],
+    "losses": [None, [1], {"kd.queue": 3}],
 }
 
 
 @pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in CHANGES.items() for value in values])
 def test_fields_of_a_wrong_type_are_damage(run, key, value):
     checkpoint.save({**checkpoint.read(run / "last.pth"), key: value}, run / "last.pth")
-    with pytest.raises(UserError, match=r"damaged|settings"):
+    with pytest.raises(UserError, match=r"damaged|settings|with other losses"):
         teach(run, "--resume", "auto", "--max-iterations", "3")
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from datasets.base import read_sample
 from datasets.camvid import CAMVID
-from datasets.files import read_image
+from datasets.files import read_image, read_list
 from datasets.jpeg import complaints
 from utils import checkpoint, files
 from utils.errors import UserError, named
@@ -127,6 +127,22 @@ def test_an_image_that_is_no_file_is_refused(tmp_path, kind):
     for pair in ((path, None), (tmp_path / "none.png", path)):
         with pytest.raises(UserError, match=r"(a|none)\.png"):
             read_sample(CAMVID, *pair)
+
+
+@pytest.mark.parametrize("content", [None, "pipe", b"\xff\xfe\x00", b"a\nb\na", b"../a", b"/a"])
+def test_a_list_that_is_none_is_refused(tmp_path, content):
+    path = tmp_path / "train.txt"
+    if content == "pipe":
+        os.mkfifo(path)
+    elif content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=r"train\.txt"):
+        read_list(path)
+
+
+def test_how_a_list_is_written_does_not_matter(tmp_path):
+    (tmp_path / "train.txt").write_bytes("\ufeffa\r\n\r\n  b c \nü\n\n".encode())
+    assert read_list(tmp_path / "train.txt") == ["a", "b c", "ü"]
 
 
 def test_a_checkpoint_that_unpacks_to_more_than_it_is(tmp_path):
