@@ -3,7 +3,10 @@
 import difflib
 import os
 import sys
+import time
+import zlib
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -50,8 +53,32 @@ def run_main(main: Callable[[], None]) -> None:
         sys.exit(_fail(str(error)))
     except torch.OutOfMemoryError as error:
         sys.exit(_fail(f"{first_line(error)} Try a smaller --batch-size or --crop-size, or --amp bf16."))
+    except RuntimeError:
+        time.sleep(1)  # one that lost its peers is a second ahead of their message at most
+        if not (_mates() and any(_mates().glob("said-*"))):
+            raise
+        sys.exit(2)
 
 
 def _fail(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    if not _said(message):
+        print(f"error: {message}", file=sys.stderr, flush=True)
     return 2
+
+
+def _said(message: str) -> bool:
+    """Whether another process of this launch has said the same."""
+    try:
+        if _mates():
+            (_mates() / f"said-{zlib.crc32(message.encode())}").touch(exist_ok=False)
+    except FileExistsError:
+        return True
+    except OSError:
+        pass  # rather twice than not at all
+    return False
+
+
+def _mates() -> Path | None:
+    """The folder that torchrun and scripts/processes.py give the processes of one launch on one machine."""
+    error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    return Path(error_file).parents[1] if error_file else None
