@@ -194,14 +194,15 @@ def save_areas(path: Path, areas: np.ndarray, dataset: SegmentationDataset) -> N
 
 def report(result: dict[str, Any]) -> None:
     miou, accuracy = result["miou"], result["pixel_accuracy"]
+    mark = "  LABEL-ASSISTED" * result["label_assisted"]
     if miou is None:
         print("mIoU is not defined: no labelled pixel")
     else:
-        print(f"mIoU {100 * miou:.2f} %  pixel accuracy {100 * accuracy:.2f} %")
+        print(f"mIoU {100 * miou:.2f} %  pixel accuracy {100 * accuracy:.2f} %{mark}")
     print(f"{result['dataset']} {result['split']}, {result['images']} images, {result['protocol']}")
     if "draws" in result:
         scores = 100 * np.array(result["draws"])
-        print(f"over {len(scores)} label noises: mIoU {scores.mean():.2f} +- {scores.std(ddof=1):.2f} %")
+        print(f"over {len(scores)} label noises: mIoU {scores.mean():.2f} +- {scores.std(ddof=1):.2f} %{mark}")
     if result["absent"]:
         how = "counted as 0" if result["absent_as_zero"] else "left out of the mean"
         print(f"classes that never occur ({how}): {', '.join(result['absent'])}")

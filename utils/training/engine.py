@@ -19,7 +19,7 @@ from utils.training.configuration import TrainConfig, save_yaml
 from utils.training.evaluation import Predictor, evaluate
 from utils.training.guards import STOPPED_STATUS, FiniteWatch, NotFinite, StopRequest, forward
 from utils.training.loader import train_batches
-from utils.training.logs import RunLogger, environment
+from utils.training.logs import RunLogger, assisted, environment
 from utils.training.metrics import Metrics, or_none
 from utils.training.preview import preview
 from utils.training.runs import Run, clear, plain
@@ -65,7 +65,9 @@ def fit(
     if begun >= config.max_iterations:
         run.close()
         if runtime.is_main:
-            print(f"{folder} is finished: {begun} iterations, best mIoU {_percent(progress['best_miou'])}")
+            print(
+                f"{folder} is finished: {begun} iterations, best mIoU {_percent(progress['best_miou'])}{assisted(card)}"
+            )
         return None
     settings = plain(asdict(config))
     header = {"world_size": runtime.size, **environment(runtime.device), "runtime": runtime.describe()}

@@ -160,6 +160,7 @@ def evaluate(
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=runtime.device)
     areas = torch.zeros(len(dataset), 3, num_classes, dtype=torch.int64, device=runtime.device)
     total = len(range(runtime.rank, len(dataset), runtime.size))
+    mark = " LABEL-ASSISTED" if predict.noise is not None else ""
     hidden = None if progress and runtime.is_main else True  # None: hidden unless a terminal looks on
     batches = eval_batches(dataset, workers, runtime, batch_size)
     with closing(batches), tqdm(total=total, desc="eval", disable=hidden, leave=False) as bar:
@@ -174,7 +175,7 @@ def evaluate(
                     on_prediction(i, prediction.cpu().numpy())
             bar.update(len(indices))
             if not bar.disable and bar.n % 10 < len(indices):
-                bar.set_postfix_str(f"mIoU so far {100 * Metrics(confusion.cpu().numpy(), bar.n).miou():.2f} %")
+                bar.set_postfix_str(f"mIoU so far {100 * Metrics(confusion.cpu().numpy(), bar.n).miou():.2f} %{mark}")
     predict.model.train(was_training)
     runtime.reduce(areas)
     return Metrics(runtime.reduce(confusion).cpu().numpy(), len(dataset), areas.cpu().numpy())
