@@ -153,7 +153,7 @@ def test_a_damaged_tree_is_explained(camvid, tmp_path, damage, message, workers)
         (["--dataset", "camvd"], "unknown data set 'camvd'; did you mean 'camvid'"),
         (["--model", "deeplab"], "unknown model 'deeplab'; did you mean 'deeplabv3'"),
         (["--backbone", "resnet18_v1"], r"unknown backbone 'resnet18_v1'; did you mean 'resnet18_v1\w'"),
-        (["--backbone", "vit_base_patch16_224"], "timm does not offer it"),
+        (["--backbone", "vit_base_patch16_224"], "cannot be used: four maps"),
         (["--crop-size", "16", "16"], "--crop-size: 16 is too small: at least 32"),
         (["--consistency", "cwdd=5"], "did you mean 'cwd'"),
         (["--label-codes", "rand"], "unknown label codes 'rand'"),

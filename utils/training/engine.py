@@ -1,4 +1,4 @@
-"""The training loop of both scripts: SGD, polynomial decay, logs, validation, checkpoints, resume."""
+"""The training loop of both scripts: polynomial decay, logs, validation, checkpoints, resume."""
 
 import time
 from collections.abc import Mapping
@@ -21,6 +21,7 @@ from utils.training.guards import STOPPED_STATUS, FiniteWatch, NotFinite, StopRe
 from utils.training.loader import train_batches
 from utils.training.logs import RunLogger, assisted, environment
 from utils.training.metrics import Metrics, or_none
+from utils.training.optimizers import OPTIMIZERS
 from utils.training.preview import preview
 from utils.training.runs import Run, clear, plain
 from utils.training.runtime import Runtime
@@ -54,7 +55,7 @@ def fit(
         raise UserError(f"--batch-size {config.batch_size} does not divide over {runtime.size} processes{split}")
     wrapped = runtime.prepare(step)
     learnable = [p for p in step.parameters() if p.requires_grad]
-    optimizer = torch.optim.SGD(learnable, config.lr, config.momentum, weight_decay=config.weight_decay, fused=True)
+    optimizer = OPTIMIZERS[config.optimizer](learnable, config)
     scaler = runtime.scaler()
     progress = {"iteration": 0, "best_miou": None, "best_iteration": None}
     if state is not None:
