@@ -12,6 +12,7 @@ from utils.errors import UserError, lookup, nearest
 from utils.options import REQUIRED, convert, flag_of, option, parse_flags
 from utils.pixels import CONVENTIONS
 from utils.training.naming import run_name
+from utils.training.protocol import Protocol
 
 C = TypeVar("C")
 
@@ -87,7 +88,8 @@ class StudentConfig(TrainConfig):
 
 
 # A recipe may prefix a key with the role it is for: "student.lr: 0.001".
-ROLES: dict[str, type] = {"teacher": TeacherConfig, "student": StudentConfig, "baseline": StudentConfig}
+TRAINED = {"teacher": TeacherConfig, "student": StudentConfig, "baseline": StudentConfig}
+ROLES: dict[str, type] = {**TRAINED, "eval": Protocol}
 
 
 def parse(
@@ -146,7 +148,7 @@ def load_recipe(name: str, role: str, recipes: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path}: a recipe is a list of 'key: value' lines")
     fields = {r: {field.name for field in dataclasses.fields(c)} - {"recipe"} for r, c in ROLES.items()}
-    every = set().union(*fields.values())
+    every = set().union(*(fields[r] for r in TRAINED))  # of evaluation only "eval.<name>" is known
     known = every | {f"{r}.{field_name}" for r, names in fields.items() for field_name in names}
     order = ("", role, method) if method else ("", role)
     layers: dict[str, dict[str, Any]] = {layer: {} for layer in order}  # a later one wins
