@@ -10,6 +10,7 @@ reads the label, is marked. JSON scores are fractions.
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +24,21 @@ from utils.colors import colorize
 from utils.errors import UserError, run_main
 from utils.files import write, write_text
 from utils.options import option, parse_flags
+from utils.training.configuration import load_recipe
 from utils.training.evaluation import Predictor, evaluate
+from utils.training.protocol import Protocol
 from utils.training.runtime import start
+
+RECIPES = Path(__file__).resolve().parent / "scripts" / "recipes"
 
 
 @dataclass(frozen=True)
-class EvalConfig:
+class EvalConfig(Protocol):
     pretrained: str = option("", "checkpoint to evaluate", positional=True)
-    dataset: str = option("", "data set (default: the checkpoint's)")
+    recipe: str = option("", "recipe whose data set and 'eval.' keys are the defaults, such as ade20k_mmseg")
     data: str = option("", "root folder of the data set (default: the checkpoint's)")
     classes: int | None = option(None, "number of classes (the checkpoint's: anything else is an error)", minimum=2)
     split: str = option("val", "part of the data set")
-    scales: tuple[float, ...] = option((1.0,), "input scales whose logits are averaged", minimum=0.05)
-    flip: bool = option(False, "average with the mirrored input")
-    window: tuple[int, int] | None = option(None, "height and width of a sliding window", minimum=32)
-    stride: tuple[int, int] | None = option(None, "step of the window (default: two thirds of it)", minimum=1)
     batch_size: int = option(1, "successive images of equal size that go through the network together", minimum=1)
     draws: int = option(1, "independent label noises an assisted teacher is scored with", minimum=1)
     absent_as_zero: bool = option(False, "count a class that never occurs as IoU 0, as the LAD release does")
@@ -75,15 +76,14 @@ def load(config: EvalConfig) -> Loaded:
 
 def protocol(config: EvalConfig, amp: str, assisted: bool) -> str:
     """How the score was made, in words."""
-    scales = "single scale" if config.scales == (1.0,) else f"scales {' '.join(map(str, config.scales))} (mean logits)"
-    view = f"window {config.window[0]}x{config.window[1]}" if config.window else "whole image"
-    parts = [scales, view, "flip" * config.flip, amp * (amp != "none"), "LABEL-ASSISTED" * assisted]
-    parts += ["zero label plane" * config.without_label]
-    return ", ".join(filter(None, parts))
+    parts = [*config.words(), amp * (amp != "none"), "LABEL-ASSISTED" * assisted]
+    return ", ".join(filter(None, [*parts, "zero label plane" * config.without_label]))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    config = EvalConfig(**parse_flags(EvalConfig, __doc__, argv))
+    flags = parse_flags(EvalConfig, __doc__, argv)
+    recipe = load_recipe(flags["recipe"], "eval", RECIPES) if flags.get("recipe") else {}
+    config = EvalConfig(**recipe | flags)
     if not config.pretrained:
         raise UserError("--pretrained FILE is missing: the checkpoint to evaluate")
     if config.submission and not config.save_pred:
@@ -100,30 +100,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         spec = dataset.spec
         amp = config.amp or card.training.get("config", {}).get("amp", "none")
         runtime = replace(runtime, amp=amp)
-        predict = Predictor(
-            runtime.place(loaded.model),
-            loaded.convention,
-            noise and runtime.place(noise),
-            config.scales,
-            config.flip,
-            config.window,
-            config.stride,
-            runtime,
-        )
-
+        placed = runtime.place(loaded.model), loaded.convention, noise and runtime.place(noise)
+        predict = Predictor(*placed, **config.views(), runtime=runtime)
         keep = Keeper(config, dataset, spec)
+        scored = partial(evaluate, predict, dataset, len(spec.names), runtime, config.workers, progress=True)
         metrics, *others = (
-            evaluate(
-                predict,
-                dataset,
-                len(spec.names),
-                runtime,
-                config.workers,
-                config.seed + draw,
-                config.batch_size,
-                keep if draw == 0 and keep.wanted else None,
-                progress=True,
-            )
+            scored(config.seed + draw, config.batch_size, keep if draw == 0 and keep.wanted else None)
             for draw in range(config.draws)
         )
         if not runtime.is_main:
@@ -181,14 +163,15 @@ def save_areas(path: Path, areas: np.ndarray, dataset: SegmentationDataset) -> N
 
 def report(result: dict[str, Any]) -> None:
     miou, accuracy = result["miou"], result["pixel_accuracy"]
+    mark = "  LABEL-ASSISTED" * result["label_assisted"]
     if miou is None:
         print("mIoU is not defined: no labelled pixel")
     else:
-        print(f"mIoU {100 * miou:.2f} %  pixel accuracy {100 * accuracy:.2f} %")
+        print(f"mIoU {100 * miou:.2f} %  pixel accuracy {100 * accuracy:.2f} %{mark}")
     print(f"{result['dataset']} {result['split']}, {result['images']} images, {result['protocol']}")
     if "draws" in result:
         scores = 100 * np.array(result["draws"])
-        print(f"over {len(scores)} label noises: mIoU {scores.mean():.2f} +- {scores.std(ddof=1):.2f} %")
+        print(f"over {len(scores)} label noises: mIoU {scores.mean():.2f} +- {scores.std(ddof=1):.2f} %{mark}")
     if result["absent"]:
         how = "counted as 0" if result["absent_as_zero"] else "left out of the mean"
         print(f"classes that never occur ({how}): {', '.join(result['absent'])}")

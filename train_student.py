@@ -110,7 +110,9 @@ def build(config: StudentConfig, spec: DatasetSpec) -> tuple[StudentStep, None]:
     """The step; its network is shown the image only."""
     model = build_model(config.model, config.backbone, len(spec.names))
     model.set_dropout(config.dropout)
-    task = TaskLoss(model.supervision, config.aux_weight, config.label_smoothing)
+    task = TaskLoss(
+        model.supervision, config.aux_weight, config.label_smoothing, config.task_loss, config.ignored_in_mean
+    )
     if not parse_losses(config.kd):
         return StudentStep(model, task), None
     teacher, noise = load_teacher(config, len(spec.names))

@@ -79,7 +79,9 @@ def build(config: TeacherConfig, spec: DatasetSpec) -> tuple[TeacherStep, LabelN
     model.set_dropout(config.dropout)
     width = model.main.head.out_channels
     distance = build_kd(config.consistency, width, width, len(spec.names), "--consistency")
-    task = TaskLoss(model.supervision, config.aux_weight, config.label_smoothing)
+    task = TaskLoss(
+        model.supervision, config.aux_weight, config.label_smoothing, config.task_loss, config.ignored_in_mean
+    )
     return TeacherStep(model, noise, task, distance, config.single_path), noise
 
 

@@ -96,27 +96,56 @@ def dice_loss(probability: Tensor, target: Tensor, smooth: float = 1e-3) -> Tens
     return (1 - 2 * (p * t).sum(1) / ((p * p).sum(1) + (t * t).sum(1) + 2 * smooth)).mean()
 
 
+def soft_dice(
+    logits: Tensor, label: Tensor, align_corners: bool, smoothing: float = 0.0, valid: Tensor | None = None
+) -> Tensor:
+    """Mean of ``1 - 2 sum(p t) / (sum(p^2) + sum(t))`` over the classes that the batch of a process holds.
+
+    V-Net's Dice loss (Milletari et al., 3DV 2016, arXiv 1606.04797, equation in section 3), of each class against the
+    rest; p is the softmax, t the one-hot label, the sums go over the labelled pixels of all images. A class without a
+    pixel has no overlap to ask for and is left out. Labels are not smoothed; ``valid`` does not matter.
+    """
+    logits = F.interpolate(logits, label.shape[-2:], mode="bilinear", align_corners=align_corners).float()
+    known = (label != IGNORE_INDEX).unsqueeze(1)
+    p = logits.softmax(1) * known
+    t = F.one_hot(label.masked_fill(~known.squeeze(1), 0), logits.shape[1]).permute(0, 3, 1, 2) * known
+    overlap, predicted, labelled = ((p * t).sum((0, 2, 3)), (p * p).sum((0, 2, 3)), t.sum((0, 2, 3)))
+    present = labelled > 0
+    return ((1 - 2 * overlap / (predicted + labelled).clamp(min=1)) * present).sum() / present.sum().clamp(min=1)
+
+
 CRITERIA: dict[str, Callable[..., Tensor]] = {
     "ce": cross_entropy,
     "ohem": ohem,
+    "dice": soft_dice,
     "detail": detail_loss,
 }
+NAMED = ("ce", "ohem", "dice")  # those over classes, which --task-loss may name
 
 
 class TaskLoss(nn.Module):
     """Main loss plus weighted auxiliary losses, each map supervised as the network says.
 
     aux_weight: replaces the weights of the network's auxiliary maps where it is given (LAD: 0.4 for the teacher,
-    0.02 for the student). label_smoothing: of every loss over classes.
+    0.02 for the student). label_smoothing: of every loss over classes. named: one of NAMED, or a sum such as
+    "ce+dice", for every map over classes in place of the network's own. ignored_in_mean: cross entropy is divided by
+    all pixels (MMSegmentation's ``avg_non_ignore=False``).
     """
 
     def __init__(
-        self, supervision: Sequence[Supervision], aux_weight: float | None = None, label_smoothing: float = 0.0
+        self,
+        supervision: Sequence[Supervision],
+        aux_weight: float | None = None,
+        label_smoothing: float = 0.0,
+        named: str = "",
+        ignored_in_mean: bool = False,
     ) -> None:
         super().__init__()
-        self.label_smoothing = label_smoothing
-        self.supervision = tuple(supervision)
-        for item in self.supervision:
+        self.label_smoothing, self.ignored_in_mean = label_smoothing, ignored_in_mean
+        self.supervision = tuple(s._replace(kind=named) if named and s.kind in NAMED else s for s in supervision)
+        for part in named.split("+") if named else []:
+            lookup(dict.fromkeys(NAMED), part, "loss in --task-loss")
+        for item in supervision:
             lookup(CRITERIA, item.kind, "criterion")
         self.aux_weights = tuple(s.weight if aux_weight is None else aux_weight for s in self.supervision[1:])
 
@@ -126,8 +155,11 @@ class TaskLoss(nn.Module):
         valid: ``valid_pixels(label)`` where it has been counted already; counting makes processes wait for each other.
         """
         valid = valid_pixels(label) if valid is None else valid
+        if self.ignored_in_mean:
+            valid = torch.full_like(valid, label.numel())
+        options = {"smoothing": self.label_smoothing, "valid": valid}
         main, *aux = (
-            CRITERIA[s.kind](logits, label, s.align_corners, smoothing=self.label_smoothing, valid=valid)
+            sum(CRITERIA[kind](logits, label, s.align_corners, **options) for kind in s.kind.split("+"))
             for s, logits in zip(self.supervision, (output.logits, *output.aux), strict=True)
         )
         terms = {"task": main, "ce": main}

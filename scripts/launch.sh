@@ -5,12 +5,11 @@ if ! python -c 'import importlib.util as i, sys; sys.exit(not i.find_spec("torch
     exit 2
 fi
 
-# launch SCRIPT ARGS.. runs it on NGPUS processes (default: all GPUs, or one on the CPU), in the folder of the caller.
-# It takes this shell's place, and torchrun passes every signal on that a run saves itself at.
+# launch SCRIPT ARGS.. becomes it, in NGPUS processes (default: all GPUs, or one on the CPU), in the folder of the caller.
 launch() {
     set -- "$repository/$1" "${@:2}"
     if [ "${NGPUS:=$(python -c 'import torch; print(max(1, torch.cuda.device_count()))')}" -gt 1 ]; then
-        exec torchrun --signals-to-handle SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 --standalone --nproc-per-node "$NGPUS" "$@"
+        exec python "$repository/scripts/torchrun.py" --standalone --nproc-per-node "$NGPUS" "$@"
     else
         exec python "$@"
     fi

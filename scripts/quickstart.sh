@@ -5,6 +5,8 @@ set -euo pipefail
 source "$(dirname "$0")/setup.sh"
 runs=runs/quickstart
 train=(--recipe toy --pretrained-base package --resume auto)  # ImageNet weights of an installed package
+# shellcheck disable=SC2206
+train+=(${TRAIN_FLAGS:-})  # such as --max-iterations 4, for a try
 
 # Codes near a fixed table: with the paper's random ones a teacher needs far more than minutes to read its label.
 python train_teacher.py "${train[@]}" --label-codes near --code-std 0.1 --save-dir $runs/teacher

@@ -12,6 +12,7 @@ import train_student
 import train_teacher
 from datasets import build_dataset
 from tests.conftest import TINY
+from tests.networks import write_checkpoint
 from tests.test_engine import records
 from utils.errors import UserError
 
@@ -153,7 +154,7 @@ def test_a_damaged_tree_is_explained(camvid, tmp_path, damage, message, workers)
         (["--dataset", "camvd"], "unknown data set 'camvd'; did you mean 'camvid'"),
         (["--model", "deeplab"], "unknown model 'deeplab'; did you mean 'deeplabv3'"),
         (["--backbone", "resnet18_v1"], r"unknown backbone 'resnet18_v1'; did you mean 'resnet18_v1\w'"),
-        (["--backbone", "vit_base_patch16_224"], "timm does not offer it"),
+        (["--backbone", "vit_base_patch16_224"], "cannot be used: needed are four maps"),
         (["--crop-size", "16", "16"], "--crop-size: 16 is too small: at least 32"),
         (["--consistency", "cwdd=5"], "did you mean 'cwd'"),
         (["--label-codes", "rand"], "unknown label codes 'rand'"),
@@ -200,3 +201,15 @@ def test_an_unwritable_json_does_not_hide_the_score(runs, tmp_path, capsys):
         evaluation.main(["--pretrained", f"{runs}/student/last.pth", "--json", str(target)])
     assert stat.S_ISDIR(target.stat().st_mode)
     assert "mIoU" in capsys.readouterr().out
+
+
+def test_a_recipe_says_how_its_data_set_is_evaluated(tmp_path, capsys):
+    recipe, file = tmp_path / "own.yaml", tmp_path / "s.json"
+    recipe.write_text("dataset: toy\nlr: 0.1\neval.resize: [160, 120]\neval.flip: true\n")
+    student = write_checkpoint(tmp_path / "a/last.pth")
+    flags = [student, "--device", "cpu", "--workers", "0", "--recipe", str(recipe), "--json", str(file)]
+    evaluation.main([*flags, "--no-flip"])
+    assert json.loads(file.read_text())["protocol"] == "resized to fit 160x120, single scale, whole image"
+    recipe.write_text("flip: true\n")
+    with pytest.raises(UserError, match=r"unknown key 'flip'; did you mean 'eval\.flip'"):
+        evaluation.main(flags)

@@ -179,7 +179,7 @@ def test_the_comparison(tmp_path, capsys):
     mean, std = np.mean(base["miou"]), np.std(base["miou"], ddof=1)
     assert f"| base | last | 2 | {100 * mean:.2f} ± {100 * std:.2f} |" in text
     assert "(n 30)" in text
-    assert "| teacher (reads the label) | last | 1 |" in text  # next to the students, but no gain over them
+    assert "| teacher (LABEL-ASSISTED) | last | 1 |" in text  # next to the students, but no gain over them
     assert "gain" not in rows["teacher", "last", "single"]
     assert "teacher, last, single scale, whole image: no gain: reads the label" in text
     assert "plain: no JSON of eval.py: scores are those of the training log" in text

@@ -1,3 +1,4 @@
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -8,6 +9,7 @@ from models import build_model
 from models.label_noise import LabelNoise
 from utils.pixels import CONVENTIONS
 from utils.training.evaluation import Predictor, evaluate, upsampled_argmax
+from utils.training.protocol import resize_to_fit
 from utils.training.runtime import Runtime
 from utils.types import Draw
 
@@ -161,3 +163,44 @@ class DoubleConvention:
     @staticmethod
     def normalize(x):
         return BGR.normalize(x).double()
+
+
+@pytest.mark.parametrize(
+    ("size", "sides", "expected"),
+    [
+        ((375, 500), (2048, 512), (512, 683)),
+        ((500, 375), (2048, 512), (683, 512)),
+        ((100, 1000), (2048, 512), (205, 2048)),  # the long side is the limit
+        ((1024, 2048), (2048, 1024), (1024, 2048)),
+    ],
+)
+def test_sizes_of_mmsegmentations_test_images(size, sides, expected):
+    x = torch.zeros(1, 3, *size, dtype=torch.uint8)
+    resized, mask = resize_to_fit(x, torch.zeros(1, *size, dtype=torch.uint8), sides)
+    assert resized.shape == (1, 3, *expected)
+    assert mask.shape == (1, *expected)
+
+
+def test_mmsegmentations_protocol_step_by_step(model):
+    """Image resized by OpenCV; logits to the network's input size, then to the label's; argmax."""
+    x = image(45, 70)
+    big = cv2.resize(x[0].permute(1, 2, 0).numpy(), (149, 96), interpolation=cv2.INTER_LINEAR)
+    big = torch.from_numpy(big).permute(2, 0, 1)[None]
+    logits = Predictor(model, BGR)(big, label(big), DRAW)
+    expected = nn.functional.interpolate(logits, (45, 70), mode="bilinear", align_corners=True)
+    predict = Predictor(model, BGR, resize=(200, 96))
+    torch.testing.assert_close(predict(x, label(x), DRAW), expected)
+    assert torch.equal(predict.classes(x, label(x), DRAW), expected.argmax(1))
+    assert not torch.equal(expected.argmax(1), Predictor(model, BGR).classes(x, label(x), DRAW))
+
+
+def test_an_assisted_teacher_sees_its_label_at_the_size_of_the_image():
+    torch.manual_seed(0)
+    teacher, noise = build_model("pspnet", "resnet10t", 7, in_channels=4).eval(), LabelNoise(7, "fixed", 0.0, 1.0)
+    x = image(45, 70)
+    mask = torch.randint(0, 7, (1, 45, 70), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    big, wide = resize_to_fit(x, mask, (200, 96))
+    assert set(wide.unique().tolist()) <= set(range(7))
+    expected = Predictor(teacher, BGR, noise)(big, wide, DRAW)
+    expected = nn.functional.interpolate(expected, (45, 70), mode="bilinear", align_corners=True)
+    torch.testing.assert_close(Predictor(teacher, BGR, noise, resize=(200, 96))(x, mask, DRAW), expected)

@@ -75,3 +75,35 @@ def test_the_active_environment_is_used_else_the_message_says_what_to_run(script
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: no Python environment with PyTorch: activate one, or make .venv by: bash /")
     assert Path(done.stderr.split()[-1]) == ROOT / "scripts/setup.sh"
+
+
+def test_several_processes_say_one_message_once_and_end_with_its_status(tmp_path):
+    done = bash("train_student.sh", "toy", "fcn", "resnet10t", "--kd", "kd=1", cwd=tmp_path, NGPUS="3")
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: --kd kd=1 needs --teacher-pretrained FILE")
+
+
+def test_a_stopped_run_of_two_processes_is_saved_and_ends_with_status_3(tmp_path):
+    flags = [*TINY_FLAGS, "--max-iterations", "100000", "--log-iter", "100000", "--save-dir", "run"]
+    line = ["bash", ROOT / "scripts/train_student.sh", "toy", "fcn", "resnet10t", *flags, "--kd", "none"]
+    path = f"{Path(sys.executable).parent}:{ENVIRONMENT['PATH']}"
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    environment = {**ENVIRONMENT, "PATH": path, "NGPUS": "2"}
+    with subprocess.Popen(list(map(str, line)), cwd=tmp_path, env=environment, **pipes) as process:
+        for text in process.stdout:
+            if text.startswith("train 1"):
+                break
+        process.terminate()
+        out, err = process.communicate(timeout=120)
+    assert (process.returncode, err) == (3, "")
+    assert "stopped by a signal after iteration" in out
+    assert (tmp_path / "run/last.pth").exists()
+
+
+def test_a_process_that_is_killed_is_named(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text("import os, time\nos.environ['RANK'] == '1' and os.kill(os.getpid(), 9)\ntime.sleep(100)\n")
+    line = [sys.executable, ROOT / "scripts/torchrun.py", "--standalone", "--nproc-per-node", "2", script]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (137, "error: a process was ended by SIGKILL\n")

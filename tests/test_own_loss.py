@@ -13,7 +13,7 @@ from tests.test_feature_losses import outputs
 from utils import checkpoint
 from utils.errors import UserError
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+README = Path(__file__).resolve().parent.parent / "losses/README.md"
 SOURCE = README.read_text(encoding="utf-8").partition("## Add your own loss")[2].partition("```python\n")[2]
 SOURCE = SOURCE.partition("```")[0]
 

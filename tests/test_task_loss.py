@@ -8,7 +8,17 @@ import torch
 import torch.nn.functional as F
 
 from losses.pixels import upsampled_cross_entropy
-from losses.task import CRITERIA, TaskLoss, cross_entropy, detail_loss, detail_target, dice_loss, hard_pixels, ohem
+from losses.task import (
+    CRITERIA,
+    TaskLoss,
+    cross_entropy,
+    detail_loss,
+    detail_target,
+    dice_loss,
+    hard_pixels,
+    ohem,
+    soft_dice,
+)
 from utils.errors import UserError
 from utils.types import Output, Supervision
 
@@ -113,3 +123,32 @@ def test_cross_entropy_in_strips_is_the_plain_one_with_its_gradient(align_corner
         grads.append(logits.grad)
     torch.testing.assert_close(*values, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(*grads, rtol=1e-10, atol=1e-12)
+
+
+def test_soft_dice_by_hand():
+    """Two classes, certain of both: class 0 holds two pixels, one found; class 1 holds one, found with one too many."""
+    label = torch.tensor([[[0, 0, 1, 255]]])
+    certain = torch.tensor([[[[9.0, -9, -9, 9]], [[-9, 9, 9, -9]], [[-99, -99, -99, -99]]]]) * 9
+    expected = ((1 - 2 * 1 / (1 + 2)) + (1 - 2 * 1 / (2 + 1))) / 2  # the third class has no pixel: it is left out
+    torch.testing.assert_close(soft_dice(certain, label, False), torch.tensor(expected))
+    even = soft_dice(torch.zeros(1, 3, 1, 4), label, False)
+    third = torch.tensor([1 - 2 * (2 / 3) / (3 / 9 + 2), 1 - 2 * (1 / 3) / (3 / 9 + 1)])
+    torch.testing.assert_close(even, third.mean())
+
+
+def test_a_named_task_loss_replaces_those_over_classes_only(reference, label):
+    maps = Supervision("ce", True), Supervision("ohem", True, 0.4), Supervision("detail", True, 0.5)
+    logits, detail = reference["seg_logits"], reference["detail_logits"]
+    terms = TaskLoss(maps, named="ce+dice")(Output(logits, (logits, detail), logits), label)
+    both = cross_entropy(logits, label, True) + soft_dice(logits, label, True)
+    torch.testing.assert_close(terms["ce"], both)
+    expected = both + 0.4 * both + 0.5 * detail_loss(detail, label, True)
+    torch.testing.assert_close(terms["task"], expected)
+    with pytest.raises(UserError, match="unknown loss in --task-loss 'dize'; did you mean 'dice'"):
+        TaskLoss(maps, named="ce+dize")
+
+
+def test_cross_entropy_over_all_pixels_is_mmsegmentations(reference, label):
+    logits = reference["seg_logits"]
+    terms = TaskLoss([Supervision("ce", True)], ignored_in_mean=True)(Output(logits, (), logits), label)
+    torch.testing.assert_close(terms["ce"], reference["plain_ce_loss"], rtol=1e-6, atol=1e-6)

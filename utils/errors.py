@@ -4,7 +4,10 @@ import difflib
 import os
 import re
 import sys
+import time
+import zlib
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -34,12 +37,13 @@ def first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
+ANOTHER = "another process of the job"  # how a message begins that only points at the one that matters
 # what a RuntimeError without a kind of its own says -> what it means, and what to do
 MEANINGS = {
     "DataLoader worker": "a loader process was killed, most likely for want of memory: fewer --workers, no --cache-gb, "
     "or more shared memory (docker: --shm-size)",
-    "Connection (closed|reset)|peer|Broken pipe|NCCL|Gloo|Timed out|TCPStore|ProcessGroup": "another process of the "
-    "job ended or does not answer; its own message says why",
+    "Connection (closed|reset)|peer|Broken pipe|NCCL|Gloo|Timed out|TCPStore|ProcessGroup": f"{ANOTHER} "
+    "ended or does not answer; its own message says why",
     "DefaultCPUAllocator|std::bad_alloc|[Cc]annot allocate memory": "out of memory: a smaller --batch-size or "
     "--crop-size, --accumulate, or fewer --workers",
     "No space left on device": "a disk or the shared memory is full (docker: --shm-size)",
@@ -81,5 +85,24 @@ def run_main(main: Callable[[], None]) -> None:
         known = named(error)
         if known is None:
             raise
-        print(f"error: {known}", file=sys.stderr, flush=True)
+        if not _said(str(known)):
+            print(f"error: {known}", file=sys.stderr, flush=True)
         sys.exit(2)
+
+
+def _said(message: str) -> bool:
+    """Whether another process of this launch has said it, or where it only points at another, anything."""
+    error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if not error_file:
+        return False
+    folder = Path(error_file).parents[1]  # that torchrun gives the processes of one launch on one machine
+    if message.startswith(ANOTHER):
+        time.sleep(1)  # who lost its peers is a second ahead of their message at most
+        return any(folder.glob("said-*"))
+    try:
+        (folder / f"said-{zlib.crc32(message.encode())}").touch(exist_ok=False)
+    except FileExistsError:
+        return True
+    except OSError:
+        return False  # rather twice than not at all
+    return False

@@ -10,7 +10,7 @@ from torch import nn
 
 from models.backbones.hrnet import refine_fusion
 from models.backbones.stdc import BLOCKS, stdc_backbone
-from utils.errors import UserError, nearest
+from utils.errors import UserError, first_line, nearest
 
 DILATED, PYRAMID = 8, 32  # output strides: of networks whose last stages are dilated, and of those left as they are
 RESNET_DEPTHS = (18, 34, 50, 101, 152)
@@ -56,6 +56,38 @@ def _hrnet(name: str, output_stride: int) -> nn.Module:
     return refine_fusion(_features(name, feature_location=""))
 
 
+def _any_timm(name: str, output_stride: int) -> nn.Module:
+    """At the output stride, or where timm cannot dilate the network, as the pyramid it is, with strides 4 to 32.
+
+    The second set of maps is of networks whose stem has stride 4 (ConvNeXt); they have no map at stride 2.
+    """
+    offers = [{"output_stride": output_stride}, {"output_stride": output_stride, "out_indices": (0, 1, 2, 3)}]
+    offers += [{}, {"out_indices": (0, 1, 2, 3)}]
+    for options in offers:
+        try:
+            backbone = _features(name, **options)
+            if options == offers[0] or _fits(backbone):
+                return backbone
+        except (AssertionError, TypeError, ValueError, NotImplementedError, RuntimeError, IndexError) as error:
+            reason = first_line(error)
+        else:
+            reason = f"its maps have strides {', '.join(map(str, backbone.strides))}, or another layout"
+    raise UserError(
+        f"backbone {name!r} cannot be used: needed are four maps at strides up to {output_stride}, or at 4, 8, 16 and "
+        f"32, of images of any size ({reason}); models/README.md lists networks that work"
+    )
+
+
+@torch.no_grad()
+def _fits(backbone: nn.Module, size: tuple[int, int] = (97, 129)) -> bool:
+    """Whether it gives maps ``[B, C, h, w]`` of its strides, from 4 on, for an image whose sides no stride divides."""
+    maps = backbone.eval()(torch.zeros(1, 3, *size))
+    backbone.train()
+    channels = tuple(x.shape[1] for x in maps)
+    ratios = [size[i] / x.shape[2 + i] / s for x, s in zip(maps, backbone.strides, strict=True) for i in range(2)]
+    return channels == backbone.channels and backbone.strides[0] == 4 and all(0.7 < ratio < 1.4 for ratio in ratios)
+
+
 BACKBONES: dict[str, Callable[[int], nn.Module]] = {
     **{f"resnet{depth}_v1s": partial(_resnet_v1s, depth) for depth in RESNET_DEPTHS},
     **{f"resnet{depth}_v1c": partial(_resnet_v1c, depth) for depth in RESNET_DEPTHS},
@@ -76,24 +108,21 @@ def build_backbone(name: str, in_channels: int = 3, output_stride: int = DILATED
     if name in BACKBONES:
         backbone = BACKBONES[name](output_stride)
     elif timm.is_model(name):
-        try:
-            backbone = _features(name, output_stride=output_stride)
-        except (AssertionError, TypeError, ValueError, NotImplementedError, RuntimeError, IndexError) as error:
-            raise UserError(
-                f"backbone {name!r}: timm does not offer it as four maps at output stride {output_stride}; "
-                "ResNets, MobileNets and EfficientNets work"
-            ) from error
+        backbone = _any_timm(name, output_stride)
     else:
         hint = nearest(name, [*BACKBONES, *timm.list_models()])
         raise UserError(f"unknown backbone {name!r}{hint} (choices: {', '.join(BACKBONES)}, or a timm name)")
+    for module in backbone.modules():
+        if isinstance(module, nn.Conv2d) and module.in_channels == 3:
+            module.sees_image = True
     if in_channels > 3:
         widen_stem(backbone, in_channels)
     return backbone
 
 
-def stem_conv(backbone: nn.Module) -> nn.Conv2d:
-    """The convolution that sees the image."""
-    return next(module for module in backbone.modules() if isinstance(module, nn.Conv2d))
+def stem_convs(backbone: nn.Module) -> list[nn.Conv2d]:
+    """The convolutions that see the image: one, or several side by side (MobileOne, RepViT, FastViT)."""
+    return [module for module in backbone.modules() if getattr(module, "sees_image", False)]
 
 
 def widen_stem(backbone: nn.Module, in_channels: int) -> None:
@@ -102,13 +131,13 @@ def widen_stem(backbone: nn.Module, in_channels: int) -> None:
     As LAD does when it loads ImageNet weights (models/base_models/resnet.py:257); timm's own ``in_chans=4`` would
     rescale the RGB weights by 3/4.
     """
-    conv = stem_conv(backbone)
-    weight = torch.empty(conv.out_channels, in_channels, *conv.kernel_size).normal_(0, 0.1)
-    weight[:, :3] = conv.weight.detach()
-    conv.weight, conv.in_channels = nn.Parameter(weight), in_channels
+    for conv in stem_convs(backbone):
+        weight = torch.empty(conv.out_channels, in_channels, *conv.kernel_size).normal_(0, 0.1)
+        weight[:, :3] = conv.weight.detach()
+        conv.weight, conv.in_channels = nn.Parameter(weight), in_channels
 
 
 def narrow_stem(backbone: nn.Module) -> None:
     """Undo ``widen_stem``: exact for a network that was only ever shown zeros in its label planes."""
-    conv = stem_conv(backbone)
-    conv.weight, conv.in_channels = nn.Parameter(conv.weight.detach()[:, :3].clone()), 3
+    for conv in stem_convs(backbone):
+        conv.weight, conv.in_channels = nn.Parameter(conv.weight.detach()[:, :3].clone()), 3

@@ -81,12 +81,16 @@ def backbone_weights(weights: Mapping[str, Tensor], backbone: nn.Module, source:
     own = backbone.state_dict()
     prefix = next((p for p in PREFIXES if any(key.startswith(p) for key in weights)), "")
     weights = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+    parts = {key.partition(".")[0] for key in own}
+    for key in list(weights):  # timm's feature extractors call "stages.0" of the whole network "stages_0"
+        joined = key.replace(".", "_", 1)
+        if joined.partition(".")[0] in parts:
+            weights[joined] = weights.pop(key)
     weights = translate_backbone(weights)
     if "conv1.0.weight" in own and "conv1.0.weight" not in weights and "conv1.weight" in weights:
         raise UserError(f"{source} has a 7x7 stem, this backbone a deep one (three 3x3 convolutions)")
     if "conv1.weight" in own and "conv1.0.weight" in weights:
         raise UserError(f"{source} has a deep stem (three 3x3 convolutions), this backbone a 7x7 one")
-    parts = {key.partition(".")[0] for key in own}
     result = {key: value for key, value in weights.items() if key.partition(".")[0] in parts}
     for key, value in own.items():
         if key.endswith("num_batches_tracked"):

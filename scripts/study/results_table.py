@@ -55,7 +55,7 @@ def files_table(files: list[Path]) -> tuple[list[str], list[list[str]]]:
     rows = []
     for file in files:
         result = read(file)
-        seen = "image + label (assisted)" if result["label_assisted"] else "image"
+        seen = "image + label (LABEL-ASSISTED)" if result["label_assisted"] else "image"
         where = f"{result['dataset']} {result['split']}, {result['images']} images, {result['protocol']}"
         network = f"{result['model']['arch']} {result['model']['backbone']}"
         scores = [percent([result[key]]) for key in ("miou", "pixel_accuracy")]

@@ -110,7 +110,8 @@ def cells(image: Tensor, label: Tensor, columns: dict[str, Column], spec, draw: 
             plane = strongest(column.noise(label[None], draw)[0].numpy())
             row["noised label"] = diverging(plane), f"{plane.min():.0f} .. {plane.max():.0f}"
         counts = confusion_matrix(torch.from_numpy(prediction), label, len(spec.names)).numpy()
-        row[name] = colorize(prediction, spec.palette), f"mIoU {100 * Metrics(counts, 1).miou():.0f} %"
+        caption = f"mIoU {100 * Metrics(counts, 1).miou():.0f} %" + "\nLABEL-ASSISTED" * (column.noise is not None)
+        row[name] = colorize(prediction, spec.palette), caption
         predictions[name] = prediction
     students = {name: p for name, p in predictions.items() if name != "teacher"}
     for name, prediction in (students or predictions).items():
@@ -134,7 +135,7 @@ def draw_grid(rows: list[dict], patches: list[Patch], output: Path) -> None:
     figure, axes = plt.subplots(
         len(rows),
         len(titles),
-        figsize=(cell * len(titles), (cell * height / width + 0.15) * len(rows) + 0.8),
+        figsize=(cell * len(titles), (cell * height / width + 0.4) * len(rows) + 0.8),
         squeeze=False,
         layout="constrained",
     )

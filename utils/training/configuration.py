@@ -13,6 +13,7 @@ from utils.files import read_yaml, write_text
 from utils.options import REQUIRED, convert, flag_of, option, parse_flags
 from utils.pixels import CONVENTIONS
 from utils.training.naming import run_name
+from utils.training.protocol import Protocol
 
 C = TypeVar("C")
 
@@ -36,8 +37,11 @@ class TrainConfig:
     min_lr: float = option(0.0, "learning rate at the end of the polynomial decay", minimum=0)
     power: float = option(0.9, "exponent of the polynomial decay", minimum=0)
     warmup_iterations: int = option(0, "linear warm-up from a tenth of the learning rate", minimum=0)
-    momentum: float = option(0.9, "of SGD", minimum=0)
-    weight_decay: float = option(1e-4, "of SGD, on every parameter", minimum=0)
+    optimizer: str = option("sgd", "sgd, or adamw", choices=("sgd", "adamw"))
+    momentum: float = option(0.9, "of SGD; the first beta of AdamW", minimum=0)
+    weight_decay: float = option(1e-4, "of SGD on every parameter, of AdamW not on norms and biases", minimum=0)
+    task_loss: str = option("", "in place of the architecture's: ce, ohem, dice, or a sum such as ce+dice")
+    ignored_in_mean: bool = option(False, "cross entropy over all pixels, ignored ones too, as MMSegmentation has it")
     label_smoothing: float = option(0.0, "of the classes in the task loss, 0 to 1", minimum=0, maximum=1)
     aux_weight: float | None = option(None, "weight of auxiliary losses (default: the architecture's)", minimum=0)
     pixels: str = option("bgr_mean", "pixel convention", choices=tuple(CONVENTIONS))
@@ -85,7 +89,8 @@ class StudentConfig(TrainConfig):
 
 
 # A recipe may prefix a key with the role it is for: "student.lr: 0.001".
-ROLES: dict[str, type] = {"teacher": TeacherConfig, "student": StudentConfig, "baseline": StudentConfig}
+TRAINED = {"teacher": TeacherConfig, "student": StudentConfig, "baseline": StudentConfig}
+ROLES: dict[str, type] = {**TRAINED, "eval": Protocol}
 
 
 def parse(
@@ -141,7 +146,7 @@ def load_recipe(name: str, role: str, recipes: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path}: a recipe is a list of 'key: value' lines")
     fields = {r: {field.name for field in dataclasses.fields(c)} - {"recipe"} for r, c in ROLES.items()}
-    every = set().union(*fields.values())
+    every = set().union(*(fields[r] for r in TRAINED))  # of evaluation only "eval.<name>" is known
     known = every | {f"{r}.{field_name}" for r, names in fields.items() for field_name in names}
     order = ("", role, method) if method else ("", role)
     layers: dict[str, dict[str, Any]] = {layer: {} for layer in order}  # a later one wins

@@ -1,4 +1,4 @@
-"""The training loop of both scripts: SGD, polynomial decay, logs, validation, checkpoints, resume."""
+"""The training loop of both scripts: polynomial decay, logs, validation, checkpoints, resume."""
 
 import math
 import time
@@ -21,8 +21,9 @@ from utils.training.evaluation import Predictor, evaluate
 from utils.training.guards import FiniteWatch, InStep, NotFinite, Stopped, StopRequest, forward
 from utils.training.inputs import plain
 from utils.training.loader import train_batches
-from utils.training.logs import RunLogger, environment
+from utils.training.logs import RunLogger, assisted, environment
 from utils.training.metrics import Metrics, or_none
+from utils.training.optimizers import OPTIMIZERS
 from utils.training.preview import preview
 from utils.training.runs import Run
 from utils.training.runtime import Runtime
@@ -62,14 +63,15 @@ def fit(
     require_memory(size, f"--batch-size {config.batch_size}: the images alone", SMALLER, runtime.device)
     wrapped = runtime.prepare(step)
     learnable = [p for p in step.parameters() if p.requires_grad]
-    optimizer = torch.optim.SGD(learnable, config.lr, config.momentum, weight_decay=config.weight_decay, fused=True)
+    optimizer = OPTIMIZERS[config.optimizer](learnable, config)
     scaler, settings = runtime.scaler(), plain(asdict(config))
     state = TrainingState(step, optimizer, scaler, run, settings, runtime)
     begun, owed = state.iteration, _due(config, state.iteration) and state.validated < state.iteration
     if begun >= config.max_iterations and not owed:
         run.close()
         if runtime.is_main:
-            print(f"{folder} is finished: {begun} iterations, best mIoU {_percent(state.best_miou)}")
+            best = f"best mIoU {_percent(state.best_miou)}{assisted(card)}"
+            print(f"{folder} is finished: {begun} iterations, {best}")
         return None
     runtime.agree(lambda: run.begin(config))
     header = {"world_size": runtime.size, **environment(runtime.device), "runtime": runtime.describe()}

@@ -16,6 +16,7 @@ from utils.seeding import derive_seed
 from utils.training.guards import InStep
 from utils.training.loader import eval_batches
 from utils.training.metrics import Metrics, confusion_matrix
+from utils.training.protocol import resize_to_fit
 from utils.training.runtime import Runtime
 from utils.types import Draw
 
@@ -28,7 +29,8 @@ class Predictor:
     image: uint8 RGB ``[B, 3, H, W]``; label ``[B, H, W]`` is looked at only by an assisted teacher, whose ``noise``
     turns it into input planes; draws: where that noise comes from, one for each image.
     scales, flip: logits of the resized and mirrored inputs are averaged (LAD: eval.py). window: height and width of
-    a sliding window with the given stride (default two thirds of it); overlapping logits are averaged.
+    a sliding window with the given stride (default two thirds of it); overlapping logits are averaged. resize: the
+    sides that images are resized to fit first; their logits are resized back.
     """
 
     def __init__(
@@ -41,7 +43,9 @@ class Predictor:
         window: Window | None = None,
         stride: Window | None = None,
         runtime: Runtime | None = None,
+        resize: tuple[int, int] | None = None,
     ) -> None:
+        self.resize = resize
         self.model, self.convention, self.noise, self.runtime = model, convention, noise, runtime or Runtime()
         self.scales, self.flip, self.window = tuple(scales), flip, window
         self.stride = stride or (window and tuple(max(1, side * 2 // 3) for side in window))
@@ -50,15 +54,19 @@ class Predictor:
     @torch.inference_mode()
     def __call__(self, image: Tensor, label: Tensor, draws: Sequence[Draw]) -> Tensor:
         """Logits ``[B, K, H, W]``, float32."""
+        size = image.shape[-2:]
+        if self.resize:
+            image, label = resize_to_fit(image, label, self.resize)
         x = self._input(image, label, draws)
         views = [self._view(x, scale) for scale in self.scales]
         views += [self._view(x.flip(3), scale).flip(3) for scale in self.scales if self.flip]
-        return views[0] if len(views) == 1 else torch.stack(views).mean(0)
+        logits = views[0] if len(views) == 1 else torch.stack(views).mean(0)
+        return logits if logits.shape[-2:] == size else self._resize(logits, size)
 
     @torch.inference_mode()
     def classes(self, image: Tensor, label: Tensor, draws: Sequence[Draw]) -> Tensor:
         """The class of every pixel, int64 ``[B, H, W]``; a single whole view never holds full-size logits."""
-        if self.scales != (1.0,) or self.flip or self.window:
+        if self.scales != (1.0,) or self.flip or self.window or self.resize:
             return self(image, label, draws).argmax(1)
         x = self._input(image, label, draws)
         return upsampled_argmax(self._logits(x), x.shape[-2:], self.align_corners)
@@ -174,6 +182,7 @@ def evaluate(
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=runtime.device)
     areas = torch.zeros(len(dataset), 3, num_classes, dtype=torch.int64, device=runtime.device)
     total = len(range(runtime.rank, len(dataset), runtime.size))
+    mark = " LABEL-ASSISTED" if predict.noise is not None else ""
     hidden = None if progress and runtime.is_main else True  # None: hidden unless a terminal looks on
     batches = eval_batches(dataset, workers, runtime, batch_size)
     with closing(batches), tqdm(total=total, desc="eval", disable=hidden, leave=False) as bar:
@@ -188,7 +197,7 @@ def evaluate(
                     on_prediction(i, prediction.cpu().numpy())
             bar.update(len(indices))
             if not bar.disable and bar.n % 10 < len(indices):
-                bar.set_postfix_str(f"mIoU so far {100 * Metrics(confusion.cpu().numpy(), bar.n).miou():.2f} %")
+                bar.set_postfix_str(f"mIoU so far {100 * Metrics(confusion.cpu().numpy(), bar.n).miou():.2f} %{mark}")
     predict.model.train(was_training)
     runtime.reduce(areas)
     return Metrics(runtime.reduce(confusion).cpu().numpy(), len(dataset), areas.cpu().numpy())

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from utils.errors import UserError
+from utils.errors import ANOTHER, UserError
 from utils.training.runtime import Runtime
 from utils.types import Draw
 
@@ -137,6 +137,6 @@ class InStep:
             if agreed == STOP:
                 raise Stopped(STOPPED_STATUS)
             if agreed == FAILED:
-                raise problem or UserError("another process of the job failed; its own message says why")
+                raise problem or UserError(f"{ANOTHER} failed; its own message says why")
             if batch is not None:
                 yield batch

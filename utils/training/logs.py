@@ -3,9 +3,12 @@
 import errno
 import json
 import platform
+import resource
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
+from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
 from shutil import which
@@ -19,6 +22,9 @@ from tqdm import tqdm
 
 from utils.files import read_bytes, write_text
 
+MACHINE = ("images_per_second", "cpu_seconds", "memory_gb")  # of a record: of the machine, not of the training
+RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes
+
 
 def device_name(device: torch.device) -> str:
     """Of the GPU or the processor."""
@@ -28,6 +34,18 @@ def device_name(device: torch.device) -> str:
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def memory_gb() -> float:
+    """The most this process has held so far, in 10^9 bytes: on its GPU if it uses one, else in RAM."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT / 1e9
+
+
+def assisted(card: Mapping[str, Any]) -> str:
+    """The mark of a score or prediction by a network that reads the label; nothing for any other."""
+    return " LABEL-ASSISTED" if card.get("label_noise") else ""
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -60,6 +78,7 @@ class RunLogger:
         write_text(path, "".join(line + "\n" for line in lines if _kept(line, start, validated)))
         self.file = path.open("a", buffering=1)
         self.writer = SummaryWriter(str(folder), purge_step=start + 1 if start else None)
+        self.start, self.stop, self.began, self.header = start, stop, time.monotonic(), header
         self.bar = tqdm(
             total=stop, initial=start, desc=folder.name, disable=not sys.stderr.isatty(), dynamic_ncols=True
         )
@@ -71,20 +90,31 @@ class RunLogger:
             self.file.write(json.dumps(values) + "\n")
 
     def scalars(self, tag: str, values: Mapping[str, float], iteration: int) -> None:
-        """A record, TensorBoard curves ``tag/name``, and one line on the terminal."""
+        """A record, TensorBoard curves ``tag/name``, and one line on the terminal; a record of training has memory."""
         if not self.enabled:
             return
+        if tag == "train":
+            values = {**values, "memory_gb": memory_gb()}
         self.record({"event": tag, "iteration": iteration, **values})
         for name, value in values.items():
             if value is not None:
-                self.writer.add_scalar(f"{tag}/{name}", value, iteration)
-        text = " ".join(f"{name} {value:.4g}" for name, value in values.items() if value is not None)
-        self.say(f"{tag} {iteration}: {text}", quiet=tag == "train")
+                self.writer.add_scalar(f"{self.marked(tag)}/{name}", value, iteration)
+        text = f"{tag} {iteration}/{self.stop}:{assisted(self.header['card']) * (tag == 'val')}"
+        text += "".join(f" {name} {v:.4g}" for name, v in values.items() if v is not None and name not in MACHINE)
+        if tag == "train":
+            left = (time.monotonic() - self.began) / (iteration - self.start) * (self.stop - iteration)
+            text += f" | {values['images_per_second']:.1f} images/s, {timedelta(seconds=round(left))} left, "
+            text += f"{values['memory_gb']:.1f} GB"
+        self.say(text, quiet=tag == "train")
+
+    def marked(self, tag: str) -> str:
+        """A tag of validation says of a teacher's scores and predictions what they are."""
+        return tag.replace("val", "val" + assisted(self.header["card"]).replace(" ", "_"), 1)
 
     def picture(self, tag: str, image: np.ndarray, iteration: int) -> None:
         """RGB uint8 ``[H, W, 3]`` to TensorBoard."""
         if self.enabled:
-            self.writer.add_image(tag, image, iteration, dataformats="HWC")
+            self.writer.add_image(self.marked(tag), image, iteration, dataformats="HWC")
 
     def advance(self, iteration: int) -> None:
         if self.enabled:

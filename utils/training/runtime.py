@@ -1,6 +1,7 @@
 """The one owner of device, processes, precision, memory layout and compilation."""
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -63,7 +64,9 @@ class Runtime:
         if not dist.is_initialized():
             return step
         device_ids = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(step, device_ids=device_ids, broadcast_buffers=False)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`broadcast_buffers`")  # its new name is not known to every torch
+            return DistributedDataParallel(step, device_ids=device_ids, broadcast_buffers=False)
 
     def autocast(self) -> AbstractContextManager:
         dtype = PRECISIONS[self.amp]

@@ -11,7 +11,7 @@ from scripts.study.analysis.runs import Run, View
 from scripts.study.analysis.style import color, line, wrap
 
 MAX_BARS, MAX_CELLS, ANNOTATED = 40, 40, 15  # classes that still read well
-NOT_A_TERM = {"event", "iteration", "images_per_second", "cpu_seconds"}
+NOT_A_TERM = {"event", "iteration", "images_per_second", "cpu_seconds", "memory_gb"}
 Groups = Mapping[str, Sequence[Run]]
 
 
@@ -51,7 +51,7 @@ def class_bars(groups: Groups, view: View, baseline: str) -> Figure:
         offset = ((len(tables) - 1) / 2 - i) * height
         total = 100 * np.mean([run.scores[view]["miou"] for run in shown[name] if view in run.scores])
         label = f"{name}: mIoU {total:.1f} %" + (f", {len(table)} seeds" if len(table) > 1 else "")
-        label += " (reads the label)" if any(run.assisted(view) for run in shown[name]) else ""
+        label += " (LABEL-ASSISTED)" if any(run.assisted(view) for run in shown[name]) else ""
         whisker = 100 * table.std(0, ddof=1)[order] if len(table) > 1 else None
         style = {"elinewidth": 1, "capsize": 1.5, "ecolor": "0.25"}
         values = 100 * np.nan_to_num(means[name][order])

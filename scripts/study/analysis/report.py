@@ -20,7 +20,7 @@ def table(rows: Sequence[dict[str, Any]], tests: Mapping[tuple[str, View], Gain 
             interval = f"{100 * test.low:+.2f} .. {100 * test.high:+.2f} (n {test.images})"
             p = f"{test.p:.2g}"
         accuracy = style.spread(r["pixel_accuracy"]) if r["pixel_accuracy"] else "-"
-        name = r["group"] + (" (reads the label)" if r["label_assisted"] else "")
+        name = r["group"] + (" (LABEL-ASSISTED)" if r["label_assisted"] else "")
         lines.append([name, view.checkpoint, str(len(r["miou"])), style.spread(r["miou"]), accuracy, gain, interval, p])
     return style.markdown(header, lines)
 

@@ -1,0 +1,80 @@
+"""Run every command of README.md in order, in a fresh clone with a bare environment, long ones in a small form.
+
+    python tests/readme_commands.py [--environment .venv] [--keep FOLDER]
+
+Without --environment the clone makes its own .venv. What a command needs and a newcomer brings (VOC, a folder of masks,
+a photograph) is made from random pictures; what needs a download from elsewhere than PyPI is replaced by a random file.
+"""
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+SMALL = {
+    "TRAIN_FLAGS": "--max-iterations 2 --batch-size 4 --crop-size 64 64 --workers 0",
+    "PYTEST_ADDOPTS": "-k layering",
+    "NGPUS": "1",
+    "OMP_NUM_THREADS": "1",
+}
+DOWNLOADED = {"download_checkpoints.py cirkd_resnet18_imagenet": "checkpoints/resnet18-imagenet.pth"}
+
+
+def commands(readme: Path) -> list[str]:
+    """Of the bash blocks, continued lines joined, comments left out."""
+    blocks = re.findall(r"^```bash\n(.*?)^```", readme.read_text(encoding="utf-8"), re.M | re.S)
+    lines = [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return [re.sub(r"\s+#.*", "", line) for line in lines if line and not line.startswith("#")]
+
+
+def bring(folder: Path) -> None:
+    """What the reader has and the repository has not."""
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    from models import build_model
+    from tests import trees
+
+    trees.voc(folder / "VOCdevkit/VOC2012")
+    trees.picture(folder / "photo.jpg")
+    for split, n in (("train", 4), ("val", 2)):
+        for i in range(n):
+            trees.picture(folder / f"my_photos/{split}/images/{i}.jpg", i)
+            mask = folder / f"my_photos/{split}/masks/{i}.png"
+            mask.parent.mkdir(parents=True, exist_ok=True)
+            colors = np.array([[0, 0, 0], [128, 0, 0], [0, 128, 0]], np.uint8)
+            Image.fromarray(colors[trees.draw(range(3), i)]).save(mask)
+    backbone = build_model("fcn", "resnet18_v1s", 2).backbone
+    for file in DOWNLOADED.values():
+        torch.save(backbone.state_dict(), folder / file)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--environment", type=Path, help="an environment to use as the clone's .venv")
+    parser.add_argument("--keep", type=Path, help="folder of the clone, kept")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        clone = options.keep or Path(temporary) / "clone"
+        subprocess.run(["git", "clone", "--quiet", ROOT, clone], check=True)
+        if options.environment:
+            (clone / ".venv").symlink_to(options.environment.resolve())
+        bring(clone)
+        lines = commands(clone / "README.md")
+        ran = [line for line in lines if not any(text in line for text in DOWNLOADED)]
+        script = "set -e\n" + "\n".join(f"printf '%s\\n' {'$ ' + line!r}\n{line}" for line in ran)
+        environment = {"HOME": os.environ["HOME"], "PATH": "/usr/local/bin:/usr/bin:/bin", **SMALL}
+        status = subprocess.run(["bash", "-c", script], cwd=clone, env=environment, check=False).returncode
+        print(f"{len(ran)} of {len(lines)} commands, {'all ran' if status == 0 else f'stopped with status {status}'}")
+        return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

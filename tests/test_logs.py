@@ -1,0 +1,32 @@
+"""What a run says: how far it is, how long it will take, and that a teacher's score is assisted."""
+
+import json
+import re
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from utils.training.logs import RunLogger
+
+
+def log(folder, card):
+    """The lines of a run of 40,000 iterations that is continued at 20."""
+    logger = RunLogger(folder, True, 20, 40_000, {"card": card})
+    logger.scalars("train", {"loss": 1.5, "images_per_second": 8.0, "cpu_seconds": 0.5}, 30)
+    logger.scalars("val", {"miou": 0.25}, 40)
+    logger.close()
+    events = EventAccumulator(str(folder)).Reload()
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()], events.Tags()["scalars"]
+
+
+@pytest.mark.parametrize("card", [{}, {"label_noise": None}, {"label_noise": {"codes": "random"}}])
+def test_progress_memory_and_the_mark_of_an_assisted_score(tmp_path, capsys, card):
+    records, tags = log(tmp_path, card)
+    train, val = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"train 30/40000: loss 1\.5 \| 8\.0 images/s, \d+:\d\d:\d\d left, \d+\.\d GB", train)
+    mark = bool(card.get("label_noise"))
+    assert val == ("val 40/40000: LABEL-ASSISTED miou 0.25" if mark else "val 40/40000: miou 0.25")
+    assert ("val_LABEL-ASSISTED/miou" if mark else "val/miou") in tags
+    assert records[1].keys() == {"event", "iteration", "loss", "images_per_second", "cpu_seconds", "memory_gb"}
+    assert 0.05 < records[1]["memory_gb"] < 100
+    assert records[2] == {"event": "val", "iteration": 40, "miou": 0.25}

@@ -1,0 +1,54 @@
+"""Optimizers by name: which parameters decay, and that a run with AdamW continues to the same bits."""
+
+import pytest
+import torch
+
+import train_student
+from models import build_model
+from tests.conftest import TINY
+from utils import checkpoint
+from utils.training.configuration import StudentConfig
+from utils.training.optimizers import OPTIMIZERS
+
+
+def test_norms_biases_and_layer_scales_do_not_decay_in_adamw():
+    model = build_model("fcn", "convnext_atto", 5)
+    optimizer = OPTIMIZERS["adamw"](list(model.parameters()), StudentConfig(lr=0.001, weight_decay=0.05))
+    free = {id(p) for group in optimizer.param_groups for p in group["params"] if group["weight_decay"] == 0}
+    for name, parameter in model.named_parameters():
+        one_number_a_channel = name.endswith((".bias", ".gamma")) or ".norm" in name or ".bn" in name
+        assert (id(parameter) in free) == (one_number_a_channel or parameter.ndim < 2), name
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {0.0, 0.05}
+    before = model.main.classifier.bias.detach().clone()
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    weight = model.main.classifier.weight.detach().clone()
+    optimizer.step()
+    assert torch.equal(model.main.classifier.bias, before)
+    torch.testing.assert_close(model.main.classifier.weight.detach(), weight * (1 - 0.001 * 0.05))
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_run_continues_to_the_same_bits(tmp_path, optimizer):
+    flags = [*TINY, "--kd", "none", "--optimizer", optimizer, "--lr", "0.001", "--save-per-iters", "2"]
+    train_student.main([*flags, "--max-iterations", "4", "--save-dir", str(tmp_path / "whole")])
+    whole = checkpoint.read(tmp_path / "whole/last.pth")
+
+    class Crash(Exception):
+        pass
+
+    def crash(self, iteration):
+        if iteration == 3:
+            raise Crash
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("utils.training.engine.RunLogger.advance", crash)
+        with pytest.raises(Crash):
+            train_student.main([*flags, "--max-iterations", "4", "--save-dir", str(tmp_path / "halves")])
+    train_student.main([*flags, "--max-iterations", "4", "--save-dir", str(tmp_path / "halves"), "--resume", "auto"])
+    halves = checkpoint.read(tmp_path / "halves/last.pth")
+    for key, value in whole["model"].items():
+        assert torch.equal(value, halves["model"][key]), key
+    for i, state in whole["optimizer"]["state"].items():
+        assert state.keys() == halves["optimizer"]["state"][i].keys()
+        assert all(torch.equal(v, halves["optimizer"]["state"][i][k]) for k, v in state.items())

@@ -1,0 +1,56 @@
+"""timm networks as backbones: dilated, as pyramids, with several first convolutions; and those that are refused."""
+
+import pytest
+import timm
+import torch
+
+from models import build_model
+from models.backbones import build_backbone, narrow_stem, stem_convs
+from models.checkpoints.imagenet import backbone_weights
+from utils import checkpoint
+from utils.errors import UserError
+
+# name: strides at output stride 8, first convolutions
+NETWORKS = {
+    "convnext_atto": ((4, 8, 8, 8), 1),  # its stem has stride 4: there is no map at stride 2
+    "efficientvit_b0": ((4, 8, 16, 32), 1),  # timm cannot dilate it
+    "mobileone_s0": ((4, 8, 8, 8), 2),  # two branches see the image
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("arch", ["stdc", "ocrnet"])
+def test_an_assisted_teacher_learns_and_sees_its_plane(name, arch):
+    strides, stems = NETWORKS[name]
+    torch.manual_seed(0)
+    model = build_model(arch, name, 5, in_channels=4)
+    x = torch.randn(2, 4, 65, 70)
+    output = model(x)
+    stride = 8 if arch == "stdc" or strides[3] == 8 else 4
+    assert [
+        abs(side - expected / stride) <= 1 for side, expected in zip(output.logits.shape[2:], (65, 70), strict=True)
+    ]
+    output.logits.square().mean().backward()
+    convs = stem_convs(model.backbone)
+    assert len(convs) == stems
+    for conv in convs:
+        assert conv.weight.grad[:, 3].abs().sum() > 0
+    narrow_stem(model.backbone)
+    assert build_model(arch, name, 5).state_dict().keys() == model.state_dict().keys()
+    assert {conv.weight.shape[1] for conv in stem_convs(model.backbone)} == {3}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_strides_and_imagenet_weights_of_the_whole_network(name):
+    backbone = build_backbone(name)
+    assert backbone.strides == NETWORKS[name][0]
+    whole = timm.create_model(name).state_dict()
+    checkpoint.load_weights(backbone, backbone_weights(whole, backbone, "file"), "file")
+    (first, *_), shape = stem_convs(backbone), stem_convs(backbone)[0].weight.shape
+    assert any(value.shape == shape and torch.equal(value, first.weight) for value in whole.values())
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "efficientvit_m0", "dla34"])
+def test_what_does_not_fit_is_refused_in_one_line(name):
+    with pytest.raises(UserError, match=f"backbone '{name}' cannot be used: needed are four maps"):
+        build_backbone(name)
