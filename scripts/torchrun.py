@@ -21,7 +21,7 @@ STOPPED_STATUS = 3
 def main() -> int:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # as torchrun has it, which says so at length
     os.environ.setdefault("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1")
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
+    logging.disable()  # of the agent; the processes log for themselves
     try:
         run(parse_args(None))
     except ChildFailedError as error:

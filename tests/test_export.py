@@ -10,7 +10,7 @@ from torch import nn
 
 from models.checkpoints.loading import from_checkpoint
 from models.prediction import PixelsToLogits
-from scripts.deploy import export_onnx
+from scripts.deploy import export_onnx, onnx_check
 from scripts.deploy.onnx_pools import BinMeans, replace_pools
 from tests.networks import write_checkpoint
 from utils.errors import UserError
@@ -44,7 +44,7 @@ def test_a_file_for_every_size(tmp_path, capsys):
 
     source, target = write_checkpoint(tmp_path / "psp.pth", "pspnet"), tmp_path / "new/psp.onnx"
     export_onnx.main(["--pretrained", source, "--output", str(target)])
-    assert capsys.readouterr().out.count("equal classes 100.0000 %") == len(export_onnx.CHECKED_SIZES)
+    assert capsys.readouterr().out.count("equal classes 100.0000 %") == len(onnx_check.CHECKED_SIZES)
     assert [path.name for path in target.parent.iterdir()] == ["psp.onnx"]
     session = onnxruntime.InferenceSession(str(target), providers=["CPUExecutionProvider"])
     (given,), (made,) = session.get_inputs(), session.get_outputs()

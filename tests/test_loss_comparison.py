@@ -72,7 +72,7 @@ def test_the_scatter_is_drawn(study, tmp_path):
     picture = pictures.imread(tmp_path / "a.png")
     assert picture[..., :3].std() > 0.02
     (records / "cost.json").unlink()
-    with pytest.raises(UserError, match=r"lacks base, kd, at: run scripts/loss_cost\.py"):
+    with pytest.raises(UserError, match=r"lacks base, kd, at: run scripts/study/loss_cost\.py"):
         losses_figure.main([str(file), "--records", str(records)])
     with pytest.raises(UserError, match="no scored runs"):
         losses_figure.main([str(file), "--records", str(tmp_path / "nothing")])

@@ -65,7 +65,7 @@ def robustness_pictures(groups: Groups, output: Path) -> list[Path]:
     pictures = []
     for run in (run for runs in groups.values() for run in runs):
         path = run.folder / "robustness.json"
-        if path.isfile_name():
+        if path.is_file():
             try:
                 content = json.loads(path.read_text(encoding="utf-8"))
                 figure = robustness.plot(content["results"], f"{run.name}: {content['data']}")
