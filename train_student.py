@@ -26,12 +26,13 @@ from models.segmentor import Segmentor
 from utils.errors import UserError, run_main
 from utils.training.configuration import StudentConfig, parse
 from utils.training.script import train
+from utils.training.step import Step
 from utils.types import Draw, Output
 
 RECIPES = Path(__file__).resolve().parent / "scripts" / "recipes"
 
 
-class StudentStep(nn.Module):
+class StudentStep(Step):
     """One training step of the student (the paper's distillation stage; LAD train_baseline.py:438-491).
 
     L = CE(z_S, y) + aux_weight * CE(a_S, y) + sum over losses i of w_i * KD_i(z_S, z_T)
@@ -52,6 +53,9 @@ class StudentStep(nn.Module):
         self.model, self.task, self.noise, self.kd = model, task, noise, kd
         self.teacher = teacher and teacher.eval().requires_grad_(False)
         self.teacher_aux = any(getattr(loss, "reads_aux", True) for loss in kd.losses.values()) if kd else False
+
+    def networks(self) -> list[nn.Module]:
+        return [network for network in (self.model, self.teacher) if network is not None]
 
     def train(self, mode: bool = True) -> "StudentStep":
         """The teacher stays in eval mode."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from datasets import train_and_val
 from datasets.base import DatasetSpec
@@ -27,12 +27,13 @@ from utils.errors import run_main
 from utils.pixels import CONVENTIONS
 from utils.training.configuration import TeacherConfig, parse
 from utils.training.script import train
+from utils.training.step import Step
 from utils.types import Draw
 
 RECIPES = Path(__file__).resolve().parent / "scripts" / "recipes"
 
 
-class TeacherStep(nn.Module):
+class TeacherStep(Step):
     """One training step of LAD's teacher (the paper's dual-path training; LAD train_baseline.py:387-434).
 
     L = sum over paths p of [CE(z_p, y) + aux_weight * CE(a_p, y)] + w * [D(z_1, sg z_2) + D(z_2, sg z_1)]

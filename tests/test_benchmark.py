@@ -6,7 +6,7 @@ import torch
 from models.label_noise import LabelNoise
 from scripts.study.benchmarks import as_released
 from scripts.study.benchmarks.parts import drawn, label_maps, signed
-from utils.training.evaluation import upsampled_argmax
+from utils.bilinear import upsampled_argmax
 from utils.training.metrics import Metrics, confusion_matrix
 from utils.types import Draw
 

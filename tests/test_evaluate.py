@@ -7,8 +7,9 @@ from torch import nn
 from datasets import build_dataset
 from models import build_model
 from models.label_noise import LabelNoise
+from utils.bilinear import upsampled_argmax
 from utils.pixels import CONVENTIONS
-from utils.training.evaluation import Predictor, evaluate, upsampled_argmax
+from utils.training.evaluation import Predictor, evaluate
 from utils.training.protocol import resize_to_fit
 from utils.training.runtime import Runtime
 from utils.types import Draw

@@ -15,8 +15,9 @@ from tests.test_models import FIVE
 from train_student import StudentStep
 from train_teacher import TeacherStep
 from utils import memory
+from utils.bilinear import upsampled_argmax
 from utils.pixels import CONVENTIONS
-from utils.training.evaluation import Predictor, upsampled_argmax
+from utils.training.evaluation import Predictor
 from utils.training.metrics import confusion_matrix
 from utils.training.runtime import PRECISIONS
 from utils.types import Draw, valid_pixels

@@ -28,6 +28,7 @@ from utils.training.preview import preview
 from utils.training.runs import Run
 from utils.training.runtime import Runtime
 from utils.training.state import TrainingState
+from utils.training.step import Step
 from utils.types import Draw, valid_pixels
 
 INPUT_BYTES = 3 * 4 + 8 + 1  # of a pixel: normalised image, label, weight
@@ -42,13 +43,10 @@ def learning_rate(config: TrainConfig, iteration: int) -> float:
     return decayed
 
 
-def fit(
-    step: nn.Module, data: Any, predict: Predictor, run: Run, config: TrainConfig, runtime: Runtime
-) -> Metrics | None:
+def fit(step: Step, data: Any, predict: Predictor, run: Run, config: TrainConfig, runtime: Runtime) -> Metrics | None:
     """Train ``step`` and return the last validation's metrics.
 
-    step: ``(image, label, draw, valid) -> {"loss": ..., named terms}``, valid of ``valid_pixels``; its ``model`` is
-    what is trained, evaluated by ``predict`` and saved. data: as ``train``'s load gives it.
+    Its ``model`` is what is evaluated by ``predict`` and saved. data: as ``train``'s load gives it.
 
     Raises:
         UserError: batch size not divisible, non-finite loss, BatchNorm on a single value.

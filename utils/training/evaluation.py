@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from utils.bilinear import neighbours
+from utils.bilinear import upsampled_argmax
 from utils.pixels import PixelConvention
 from utils.seeding import derive_seed
 from utils.training.guards import InStep
@@ -112,39 +112,6 @@ class Predictor:
 def _starts(side: int, window: int, stride: int) -> list[int]:
     last = max(side - window, 0)
     return sorted({*range(0, last, stride), last})
-
-
-def upsampled_argmax(logits: Tensor, size: Sequence[int], align_corners: bool, rows: int = 64) -> Tensor:
-    """``interpolate(logits, size, "bilinear").argmax(1)`` in bands of ``rows`` rows, so that memory is bounded.
-
-    Rows are interpolated first, then columns of one band, with channels last: the same sums in another order. Between
-    two neighbours with the same largest class every pixel has it, and only the others are mixed where they are few; on
-    CUDA all are, since counting them would wait for the device. ``[B, K, h, w] -> int64 [B, H, W]``.
-    """
-    (height, width), (h, w) = size, logits.shape[2:]
-    low, high, down = neighbours(height, h, align_corners, logits)
-    left, right, along = neighbours(width, w, align_corners, logits)
-    logits = logits.permute(0, 2, 3, 1).contiguous()
-    classes = torch.empty(len(logits), height, width, dtype=torch.long, device=logits.device)
-    for start in range(0, height, rows):
-        band = slice(start, min(start + rows, height))
-        mixed = torch.lerp(logits[:, low[band]], logits[:, high[band]], down[band].view(-1, 1, 1))
-        if not logits.is_cuda:
-            best = mixed.argmax(3)
-            found = best.index_select(2, left)
-            unsure = (found != best.index_select(2, right)).flatten().nonzero().squeeze(1)
-        if logits.is_cuda or len(unsure) > found.numel() / 3:
-            wide = (mixed.shape[1], width)
-            found = F.interpolate(mixed.permute(0, 3, 1, 2), wide, mode="bilinear", align_corners=align_corners).argmax(
-                1
-            )
-        else:
-            line = unsure.div(width, rounding_mode="floor")
-            column, first, pixels = unsure - line * width, line * w, mixed.flatten(0, 2)
-            ends = (pixels.index_select(0, first + side[column]) for side in (left, right))
-            found.view(-1)[unsure] = torch.lerp(*ends, along[column, None]).argmax(1)
-        classes[:, band] = found
-    return classes
 
 
 def _fitting(predict: Predictor, image: Tensor, label: Tensor, draws: Sequence[Draw]) -> Tensor:

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from utils.distributed import sync_batchnorm
-from utils.errors import UserError, named
+from utils.errors import UserError
+from utils.training.step import Step, named
 
 PRECISIONS = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 REDUCTIONS = {"sum": dist.ReduceOp.SUM, "mean": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
 OPTIONS = ("amp", "channels_last", "tf32", "deterministic", "compile")
-NETWORKS = ("model", "teacher")  # what a step calls its networks
 T = TypeVar("T")
 
 
@@ -48,7 +48,7 @@ class Runtime:
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         return module.to(self.device, memory_format=layout)
 
-    def prepare(self, step: nn.Module) -> nn.Module:
+    def prepare(self, step: Step) -> nn.Module:
         """What the loop calls: the step moved, laid out, compiled, synchronised over the processes.
 
         BatchNorm statistics are shared on CUDA only, elsewhere torch has no such layer. Buffers are not broadcast at
@@ -58,9 +58,8 @@ class Runtime:
         if self.size > 1 and self.device.type == "cuda":
             sync_batchnorm(step)
         self.place(step)
-        for name in NETWORKS if self.compile else ():
-            if getattr(step, name, None) is not None:
-                getattr(step, name).compile()
+        for network in step.networks() if self.compile else ():
+            network.compile()
         if not dist.is_initialized():
             return step
         device_ids = [self.device.index] if self.device.type == "cuda" else None

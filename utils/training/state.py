@@ -1,6 +1,7 @@
 """What a run saves and continues from."""
 
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -8,10 +9,11 @@ from torch import Tensor, nn
 
 from utils import checkpoint
 from utils.distributed import broadcast_statistics, trained_norms
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 from utils.training.guards import FiniteWatch
 from utils.training.runs import BEST, LAST, PREVIOUS, Run
 from utils.training.runtime import Runtime
+from utils.training.step import Step
 
 
 class TrainingState:
@@ -23,7 +25,7 @@ class TrainingState:
 
     def __init__(
         self,
-        step: nn.Module,
+        step: Step,
         optimizer: torch.optim.Optimizer,
         scaler: torch.amp.GradScaler,
         run: Run,
@@ -39,7 +41,7 @@ class TrainingState:
         self.about = {"config": settings, "inputs": dict(run.inputs), "world_size": runtime.size}
         self.iteration, self.validated, self.best_miou, self.best_iteration = 0, 0, None, None
         if run.state is not None:
-            checkpoint.restore(run.state, step, optimizer, scaler)
+            restore(run.state, step, optimizer, scaler)
             self._continue(run.state)
             run.state.clear()  # nothing of it stays in memory
         self.saved = self.iteration
@@ -80,9 +82,9 @@ class TrainingState:
         content = {**self.run.card, **progress, **self.about}
 
         def write() -> None:
-            whole = content | checkpoint.weights(self.step.model)
+            whole = content | weights(self.step.model)
             if name == LAST:
-                whole |= checkpoint.training_state(self.step, self.optimizer, self.scaler)
+                whole |= training_state(self.step, self.optimizer, self.scaler)
             previous = self.run.folder / PREVIOUS if name == LAST and self.saved != self.iteration else None
             checkpoint.save(whole, self.run.folder / name, previous)
 
@@ -96,3 +98,44 @@ class TrainingState:
         if miou is not None and (self.best_miou is None or miou > self.best_miou):
             self.best_miou, self.best_iteration = miou, self.iteration
             self.save(finite, BEST)
+
+
+def weights(model: nn.Module) -> dict[str, Any]:
+    """The entry ``model`` of a checkpoint, in the plain memory layout whatever the network's is."""
+    return {"model": {key: value.contiguous() for key, value in model.state_dict().items()}}
+
+
+def training_state(
+    step: Step, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
+) -> dict[str, dict[str, Any]]:
+    """The entries of a checkpoint that only ``restore`` reads.
+
+    losses: what ``Step.beside`` gives.
+    """
+    return {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(), "losses": step.beside()}
+
+
+def restore(
+    state: Mapping[str, Any], step: Step, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
+) -> None:
+    """Undo ``weights`` of the step's model and ``training_state``.
+
+    Raises:
+        UserError: the state is of another network or of other losses.
+    """
+    source = "the resumed checkpoint"
+    checkpoint.load_weights(step.model, state["model"], source)
+    try:
+        if state["losses"].keys() != step.beside().keys():
+            raise UserError(f"{source} was trained with other losses")
+        step.load_state_dict(dict(state["losses"]), strict=False)  # strict within the losses: the keys were compared
+        optimizer.load_state_dict(state["optimizer"])
+        for parameter, values in optimizer.state.items():  # in the layout of the weights, whatever it was when saved
+            for key, value in values.items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    values[key] = torch.empty_like(parameter).copy_(value)
+                elif value is not None and not (isinstance(value, Tensor) and value.ndim == 0):  # a count of steps
+                    raise ValueError(f"{key} does not fit its parameter")
+        scaler.load_state_dict(state["scaler"])
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"{source} is damaged: {first_line(error)}") from error

@@ -7,7 +7,7 @@ from torch import Tensor
 from models.label_noise import LabelNoise
 from scripts.study.benchmarks import as_released
 from scripts.study.benchmarks.timing import BenchmarkConfig, Comparison, medians
-from utils.training.evaluation import upsampled_argmax
+from utils.bilinear import upsampled_argmax
 from utils.training.metrics import confusion_matrix
 from utils.types import IGNORE_INDEX, Draw
 
