@@ -70,7 +70,6 @@ class Finding(NamedTuple):
 def check_pair(task: tuple[DatasetSpec, Path, Path | None]) -> Finding:
     """Read one image and its label; where that fails, each of them alone, so that no problem hides another."""
     spec, image_path, label_path = task
-    nothing = np.zeros(IGNORE_INDEX + 1, np.int64)
     problems: list[str] = []
     digest = blake2b(image_path.read_bytes()).digest() if image_path.is_file() else b""
     try:
@@ -86,7 +85,7 @@ def check_pair(task: tuple[DatasetSpec, Path, Path | None]) -> Finding:
             again()
         except UserError as error:
             problems.append(str(error))
-    return Finding(nothing, list(dict.fromkeys(problems)), digest)
+    return Finding(np.zeros(IGNORE_INDEX + 1, np.int64), list(dict.fromkeys(problems)), digest)
 
 
 def check_split(spec: DatasetSpec, root: Path, split: str, workers: int) -> tuple[Report, dict[bytes, Path]]:

@@ -9,48 +9,27 @@ continued the next time. Proxies are those of the environment (https_proxy).
 """
 
 import fnmatch
-import hashlib
 import os
-import re
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
-from typing import NamedTuple
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from utils.errors import UserError, lookup, nearest, run_main
-from utils.files import BLOCK, digest_of, read_yaml
+from scripts.deploy.manifest import Entry, problem, read_manifest
+from utils.errors import UserError, nearest, run_main
+from utils.files import BLOCK
 from utils.options import option, parse_flags
 
 TIMEOUT = 30  # seconds without an answer
 ROW = "{:52} {:16} {:>6}  {:34} {}"  # of the list
-
-
-class Entry(NamedTuple):
-    """One line of the manifest. ``hash`` is "kind:hex" (see HASHES), or None where the publisher gives none."""
-
-    name: str
-    url: str
-    arch: str
-    backbone: str
-    dataset: str
-    miou: float | None  # percent, as published
-    protocol: str
-    hash: str | None = None
-    size: int | None = None  # bytes
-
-    @property
-    def file(self) -> str:
-        return unquote(urlsplit(self.url).path.rsplit("/", 1)[1])
 
 
 @dataclass(frozen=True)
@@ -59,45 +38,6 @@ class DownloadConfig:
     verify: bool = option(False, "compare the files on disk with the manifest")
     folder: str = option(str(ROOT / "checkpoints"), "where the files are")
     manifest: str = option(str(ROOT / "checkpoints" / "manifest.yaml"), "list of files")
-
-
-def git_blob(path: Path) -> str:
-    """The id git gives a file: SHA-1 of "blob <size>\\0" and the content."""
-    return digest_of(path, hashlib.sha1(f"blob {path.stat().st_size}\0".encode()))
-
-
-HASHES: dict[str, Callable[[Path], str]] = {"sha256": digest_of, "git-blob": git_blob}
-
-
-def read_manifest(path: Path) -> list[Entry]:
-    """Raises UserError: no such file, no yaml, an entry that is incomplete, a name or file twice, an unsafe address."""
-    try:
-        entries = [Entry(**item) for item in read_yaml(path)]
-    except TypeError as error:
-        raise UserError(f"manifest {path}: {' '.join(str(error).split())}") from error
-    for key in ("name", "file"):
-        values = [getattr(entry, key) for entry in entries]
-        twice = next((value for value in values if values.count(value) > 1), None)
-        if twice:
-            raise UserError(f"manifest {path}: the {key} {twice!r} is there twice")
-    for entry in entries:
-        if urlsplit(entry.url).scheme not in ("http", "https") or not re.fullmatch(r"\w[\w.+-]*", entry.file):
-            raise UserError(f"manifest {path}: {entry.name} has no http address of a plain file name: {entry.url}")
-        if entry.hash:
-            lookup(HASHES, entry.hash.partition(":")[0], f"hash of {entry.name}")
-    return entries
-
-
-def problem(entry: Entry, path: Path) -> str | None:
-    """What is wrong with a file on disk, or None. A manifest's hash may be the first digits of the whole."""
-    if entry.size is not None and path.stat().st_size != entry.size:
-        return f"{path.stat().st_size} bytes instead of {entry.size}"
-    if entry.hash:
-        kind, _, expected = entry.hash.partition(":")
-        found = HASHES[kind](path)
-        if not found.startswith(expected):
-            return f"{kind} {found[: len(expected)]} instead of {expected}"
-    return None
 
 
 class SafeRedirects(urllib.request.HTTPRedirectHandler):

@@ -20,13 +20,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import yaml
-
 from scripts.study.experiments.definition import read_experiment
 from scripts.study.experiments.losses_table import losses
 from scripts.study.experiments.tables import gains, students, summary
 from scripts.study.experiments.teachers_table import teachers
 from utils.errors import UserError, lookup, run_main
+from utils.files import read_yaml
 
 TABLES = {"summary": summary, "students": students, "gains": gains, "teachers": teachers, "losses": losses}
 RESULTS = Path(__file__).resolve().parents[2] / "results"
@@ -42,7 +41,7 @@ def main() -> None:
         print(markdown(*files_table(args.files)))
     if args.readme:
         old = args.readme.read_text(encoding="utf-8")
-        tables = yaml.safe_load((RESULTS / "tables.yaml").read_text(encoding="utf-8"))
+        tables = read_yaml(RESULTS / "tables.yaml")
         new = rewrite(old, tables, RESULTS, os.path.relpath(RESULTS, args.readme.resolve().parent))
         if args.check and new != old:
             raise UserError(f"{args.readme} does not show what results/ holds: run this without --check")

@@ -6,10 +6,9 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from scripts.study.analysis.runs import CHECKPOINT_SETTINGS, Run, read_run
 from utils.errors import UserError
+from utils.files import read_yaml
 
 # settings that do not make two runs different experiments: the seed, and what changes nothing that is computed
 SAME_EXPERIMENT = {
@@ -67,7 +66,7 @@ def experiment(config: dict[str, Any], beside: Path | None = None) -> dict[str, 
         places = (origin.parent, beside / origin.parent.name) if beside else (origin.parent,)
         source = next((place / "config.yaml" for place in places if (place / "config.yaml").is_file()), None)
         if source is not None and origin.name:
-            content = yaml.safe_load(source.read_text(encoding="utf-8"))
+            content = read_yaml(source)
             settings[key] = [origin.name, experiment(content, source.parent.parent)]
     return settings
 

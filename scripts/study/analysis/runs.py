@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import yaml
 
 from utils.errors import UserError
+from utils.files import read_yaml
 
 CHECKPOINT_SETTINGS = ("pretrained", "teacher_pretrained")
 
@@ -52,10 +52,7 @@ def read_run(folder: Path, name: str) -> Run:
     path = folder / "config.yaml"
     if not path.is_file():
         raise UserError(f"{folder} is no run folder: it has no config.yaml")
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is no plain yaml: {' '.join(str(error).split())}") from error
+    config = read_yaml(path)
     if not isinstance(config, dict):
         raise UserError(f"{path} holds no settings")
     notes: list[str] = []

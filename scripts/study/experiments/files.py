@@ -5,9 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from utils.errors import UserError, lookup
+from utils.files import read_yaml
 
 EXPERIMENTS = Path(__file__).resolve().parent
 KINDS = {"include": str, "title": str, "recipe": str, "baseline": str, "settings": dict, "seeds": list, "only": list}
@@ -30,10 +29,7 @@ def merged(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The file's mapping on top of what it includes; each file is checked by itself."""
     if path.resolve() in seen:
         raise UserError(f"{path} includes itself")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is no plain yaml: {' '.join(str(error).split())}") from error
+    content = read_yaml(path)
     _check(content, KINDS, str(path))
     for name, run in content.get("runs", {}).items():
         if not re.fullmatch(r"[A-Za-z]\w*", str(name)) or not isinstance(name, str):

@@ -1,0 +1,68 @@
+"""The list of published checkpoints, checkpoints/manifest.yaml, and whether a file is one of them."""
+
+import hashlib
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import unquote, urlsplit
+
+from utils.errors import UserError, lookup
+from utils.files import digest_of, read_yaml
+
+
+class Entry(NamedTuple):
+    """One line of the manifest. ``hash`` is "kind:hex" (see HASHES), or None where the publisher gives none."""
+
+    name: str
+    url: str
+    arch: str
+    backbone: str
+    dataset: str
+    miou: float | None  # percent, as published
+    protocol: str
+    hash: str | None = None
+    size: int | None = None  # bytes
+
+    @property
+    def file(self) -> str:
+        return unquote(urlsplit(self.url).path.rsplit("/", 1)[1])
+
+
+def git_blob(path: Path) -> str:
+    """The id git gives a file: SHA-1 of "blob <size>\\0" and the content."""
+    return digest_of(path, hashlib.sha1(f"blob {path.stat().st_size}\0".encode()))
+
+
+HASHES: dict[str, Callable[[Path], str]] = {"sha256": digest_of, "git-blob": git_blob}
+
+
+def read_manifest(path: Path) -> list[Entry]:
+    """Raises UserError: no such file, no yaml, an entry that is incomplete, a name or file twice, an unsafe address."""
+    try:
+        entries = [Entry(**item) for item in read_yaml(path)]
+    except TypeError as error:
+        raise UserError(f"manifest {path}: {' '.join(str(error).split())}") from error
+    for key in ("name", "file"):
+        values = [getattr(entry, key) for entry in entries]
+        twice = next((value for value in values if values.count(value) > 1), None)
+        if twice:
+            raise UserError(f"manifest {path}: the {key} {twice!r} is there twice")
+    for entry in entries:
+        if urlsplit(entry.url).scheme not in ("http", "https") or not re.fullmatch(r"\w[\w.+-]*", entry.file):
+            raise UserError(f"manifest {path}: {entry.name} has no http address of a plain file name: {entry.url}")
+        if entry.hash:
+            lookup(HASHES, entry.hash.partition(":")[0], f"hash of {entry.name}")
+    return entries
+
+
+def problem(entry: Entry, path: Path) -> str | None:
+    """What is wrong with a file on disk, or None. A manifest's hash may be the first digits of the whole."""
+    if entry.size is not None and path.stat().st_size != entry.size:
+        return f"{path.stat().st_size} bytes instead of {entry.size}"
+    if entry.hash:
+        kind, _, expected = entry.hash.partition(":")
+        found = HASHES[kind](path)
+        if not found.startswith(expected):
+            return f"{kind} {found[: len(expected)]} instead of {expected}"
+    return None
