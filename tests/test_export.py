@@ -11,6 +11,7 @@ from torch import nn
 from models.checkpoints.loading import from_checkpoint
 from models.prediction import PixelsToLogits
 from scripts.deploy import export_onnx, onnx_check
+from scripts.deploy.onnx_padding import ORIGINAL, same_padding
 from scripts.deploy.onnx_pools import BinMeans, replace_pools
 from tests.networks import write_checkpoint
 from utils.errors import UserError
@@ -38,6 +39,15 @@ def test_no_adaptive_pool_is_left_and_the_function_stays(tmp_path):
 
 
 @needs_onnx
+@pytest.mark.parametrize("kernel", [1, 3, 5])
+def test_same_padding_in_a_form_for_the_exporter_is_timms(kernel):
+    for side in range(1, 40):
+        for stride in (1, 2, 4):
+            for dilation in (1, 2):
+                options = (side, kernel, stride, dilation)
+                assert same_padding(*options) == ORIGINAL(*options)
+
+
 def test_a_file_for_every_size(tmp_path, capsys):
     import onnx
     import onnxruntime

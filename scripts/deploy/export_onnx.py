@@ -29,6 +29,7 @@ from models.checkpoints.card import Card
 from models.checkpoints.loading import from_checkpoint
 from models.prediction import PixelsToLogits
 from scripts.deploy.onnx_check import check_images, compare
+from scripts.deploy.onnx_padding import simple_same_padding
 from scripts.deploy.onnx_pools import replace_pools
 from utils.errors import UserError, first_line, run_main
 from utils.options import option, parse_flags
@@ -74,7 +75,7 @@ def export(network: nn.Module, size: tuple[int, int] | None, output_name: str) -
     """
     free = {0: "batch"} if size else {0: "batch", 2: "height", 3: "width"}
     shape = (2, 3, *(size or TRACED_SIZE))
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), simple_same_padding():
         warnings.simplefilter("ignore")  # of the exporter about itself
         return torch.onnx.export(
             network,
