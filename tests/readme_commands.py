@@ -46,7 +46,7 @@ def bring(folder: Path) -> None:
     trees.picture(folder / "photo.jpg")
     for split, n in (("train", 4), ("val", 2)):
         for i in range(n):
-            trees.picture(folder / f"my_photos/{split}/images/{i}.jpg", i)
+            trees.picture(folder / f"my_photos/{split}/images/{i}.jpg", len(split) * 10 + i)
             mask = folder / f"my_photos/{split}/masks/{i}.png"
             mask.parent.mkdir(parents=True, exist_ok=True)
             colors = np.array([[0, 0, 0], [128, 0, 0], [0, 128, 0]], np.uint8)
