@@ -11,8 +11,9 @@ from utils.training.logs import RunLogger
 
 def log(folder, card):
     """The lines of a run of 40,000 iterations that is continued at 20."""
-    logger = RunLogger(folder, True, 20, 40_000, {"card": card})
-    logger.scalars("train", {"loss": 1.5, "images_per_second": 8.0, "cpu_seconds": 0.5}, 30)
+    logger = RunLogger(folder, True, 20, 20, 40_000, {"card": card})
+    for iteration in (21, 30):
+        logger.scalars("train", {"loss": 1.5, "images_per_second": 8.0, "cpu_seconds": 0.5}, iteration)
     logger.scalars("val", {"miou": 0.25}, 40)
     logger.close()
     events = EventAccumulator(str(folder)).Reload()
@@ -22,11 +23,14 @@ def log(folder, card):
 @pytest.mark.parametrize("card", [{}, {"label_noise": None}, {"label_noise": {"codes": "random"}}])
 def test_progress_memory_and_the_mark_of_an_assisted_score(tmp_path, capsys, card):
     records, tags = log(tmp_path, card)
-    train, val = capsys.readouterr().out.splitlines()
+    first, train, val = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(
+        r"train 21/40000: loss 1\.5 \| 8\.0 images/s, \d+\.\d GB", first
+    )  # it says nothing of the others
     assert re.fullmatch(r"train 30/40000: loss 1\.5 \| 8\.0 images/s, \d+:\d\d:\d\d left, \d+\.\d GB", train)
     mark = bool(card.get("label_noise"))
     assert val == ("val 40/40000: LABEL-ASSISTED miou 0.25" if mark else "val 40/40000: miou 0.25")
     assert ("val_LABEL-ASSISTED/miou" if mark else "val/miou") in tags
-    assert records[1].keys() == {"event", "iteration", "loss", "images_per_second", "cpu_seconds", "memory_gb"}
-    assert 0.05 < records[1]["memory_gb"] < 100
-    assert records[2] == {"event": "val", "iteration": 40, "miou": 0.25}
+    assert records[2].keys() == {"event", "iteration", "loss", "images_per_second", "cpu_seconds", "memory_gb"}
+    assert 0.05 < records[2]["memory_gb"] < 100
+    assert records[3] == {"event": "val", "iteration": 40, "miou": 0.25}

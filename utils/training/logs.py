@@ -78,7 +78,10 @@ class RunLogger:
         write_text(path, "".join(line + "\n" for line in lines if _kept(line, start, validated)))
         self.file = path.open("a", buffering=1)
         self.writer = SummaryWriter(str(folder), purge_step=start + 1 if start else None)
-        self.start, self.stop, self.began, self.header = start, stop, time.monotonic(), header
+        self.stop, self.header = stop, header
+        self.first: tuple[float, int] | None = (
+            None  # time and iteration of the first record: it took longer than others
+        )
         self.bar = tqdm(
             total=stop, initial=start, desc=folder.name, disable=not sys.stderr.isatty(), dynamic_ncols=True
         )
@@ -102,8 +105,11 @@ class RunLogger:
         text = f"{tag} {iteration}/{self.stop}:{assisted(self.header['card']) * (tag == 'val')}"
         text += "".join(f" {name} {v:.4g}" for name, v in values.items() if v is not None and name not in MACHINE)
         if tag == "train":
-            left = (time.monotonic() - self.began) / (iteration - self.start) * (self.stop - iteration)
-            text += f" | {values['images_per_second']:.1f} images/s, {timedelta(seconds=round(left))} left, "
+            text += f" | {values['images_per_second']:.1f} images/s, "
+            if self.first is not None:
+                left = (time.monotonic() - self.first[0]) / (iteration - self.first[1]) * (self.stop - iteration)
+                text += f"{timedelta(seconds=round(left))} left, "
+            self.first = self.first or (time.monotonic(), iteration)
             text += f"{values['memory_gb']:.1f} GB"
         self.say(text, quiet=tag == "train")
 
