@@ -309,9 +309,9 @@ def test_a_terminal_that_is_gone_does_not_end_a_run(tmp_path, monkeypatch):
     def gone(*args, **kwargs):
         raise OSError(errno.EIO, "Input/output error")
 
-    logger = RunLogger(tmp_path, True, 0, 0, 3, {})
+    logger = RunLogger(tmp_path, True, 0, 0, 3, {"card": {}})
     monkeypatch.setattr("builtins.print", gone)
-    logger.scalars("train", {"loss": 1.0}, 1)
+    logger.scalars("train", {"loss": 1.0, "images_per_second": 1.0}, 1)
     logger.close()
     assert losses(tmp_path) == [(1, 1.0)]
 

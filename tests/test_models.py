@@ -149,8 +149,8 @@ def test_heads_run_on_other_backbones(arch):
     [
         (("ocrnett", "resnet18", K), "did you mean 'ocrnet'"),
         (("fcn", "hrnet_w18_smal", K), "did you mean 'hrnet_w18_small"),
-        (("stdc", "vit_base_patch16_224", K), "does not offer it"),
-        (("fcn", "vit_base_patch16_224", K), "does not offer it"),
+        (("stdc", "vit_base_patch16_224", K), "cannot be used"),
+        (("fcn", "vit_base_patch16_224", K), "cannot be used"),
         (("fcn", "resnet18", K, 1), "2 classes and 3 channels or more"),
         (("fcn", "resnet18", 1), "2 classes and 3 channels or more"),
     ],
