@@ -15,6 +15,7 @@ from datasets.toy import TOY
 from datasets.transforms import AUGMENTATIONS
 from datasets.voc import VOC
 from utils.errors import UserError, lookup
+from utils.types import Rgb
 
 # A data set that describes itself by files in its root is a function of the root.
 DATASETS: dict[str, DatasetSpec | Callable[[Path], DatasetSpec]] = {
@@ -68,7 +69,7 @@ def train_and_val(
     classes: int | None = None,
     augmentation: str = "cirkd",
     crop_size: tuple[int, int] = (512, 512),
-    pad_color: tuple[int, int, int] = (0, 0, 0),
+    pad_color: Rgb = (0, 0, 0),
     seed: int = 0,
     cache_gb: float = 0.0,
 ) -> Data:

@@ -13,10 +13,10 @@ from torch.utils.data import Dataset
 
 from datasets.cache import SampleCache
 from datasets.files import Arrays, FileListing, Pair, read_files
-from datasets.ids import INVALID, IdMap, Rgb, most_frequent
+from datasets.ids import INVALID, IdMap, most_frequent
 from utils.errors import UserError
 from utils.seeding import derive_seed
-from utils.types import IGNORE_INDEX
+from utils.types import IGNORE_INDEX, Rgb
 
 Transform = Callable[[np.ndarray, np.ndarray, np.random.Generator], Arrays]
 SHOWN = 5  # files or ids that an error lists by name

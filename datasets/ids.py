@@ -7,9 +7,8 @@ from functools import cached_property, lru_cache
 import cv2
 import numpy as np
 
-from utils.types import IGNORE_INDEX
+from utils.types import IGNORE_INDEX, Rgb
 
-Rgb = tuple[int, int, int]
 INVALID = 254  # marks pixels whose id is neither a class nor ignored; classes are 0..253
 MAX_CLASSES = INVALID
 _SIZE = 2**16  # ids that a file may hold: 8 or 16 bit

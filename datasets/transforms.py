@@ -6,10 +6,9 @@ import cv2
 import numpy as np
 
 from datasets.files import Arrays
-from utils.types import IGNORE_INDEX
+from utils.types import IGNORE_INDEX, Rgb
 
 Size = tuple[int, int]  # height, width
-Color = tuple[int, int, int]
 
 SCALES = tuple(k / 10 for k in range(5, 21))  # 0.5, 0.6, ..., 2.0
 PHASE = 20  # source pixels: times a scale of SCALES an even number, so that rounding half to even goes the same way
@@ -34,7 +33,7 @@ def resized_window(image: np.ndarray, label: np.ndarray, scale: float, top: int,
     return part[tuple(window)], label[spans[0]].take(columns, axis=1)[rows - spans[0].start]
 
 
-def pad(image: np.ndarray, label: np.ndarray, size: Size, color: Color) -> Arrays:
+def pad(image: np.ndarray, label: np.ndarray, size: Size, color: Rgb) -> Arrays:
     """Grow to at least ``size`` at the bottom and right: image with ``color``, label with ignore."""
     bottom, right = (max(0, want - have) for want, have in zip(size, label.shape, strict=True))
     if not (bottom or right):
@@ -91,7 +90,7 @@ def cirkd(
     rng: np.random.Generator,
     *,
     crop_size: Size,
-    pad_color: Color,
+    pad_color: Rgb,
     base_size: Size,
 ) -> Arrays:
     """Scale 0.5 to 2.0 in steps of 0.1, pad bottom and right, crop, flip (CIRKD, LAD: dataset/*.py, in this order).
@@ -114,7 +113,7 @@ def mmseg(
     rng: np.random.Generator,
     *,
     crop_size: Size,
-    pad_color: Color,
+    pad_color: Rgb,
     base_size: Size,
 ) -> Arrays:
     """Scale within ``base_size`` (long, short side) times 0.5 to 2.0, a crop that is not one class, flip, colour

@@ -3,7 +3,5 @@
 #   bash scripts/eval.sh runs/student-voc-deeplabv3-resnet18_v1s/best.pth --data VOCdevkit/VOC2012 --json scores.json
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
-[ $# -ge 1 ] || { sed -n '2,3s/^# *//p' "$0" >&2; exit 2; }
-file=$1
-shift
-launch eval.py --pretrained "$file" "$@"
+[ $# -ge 1 ] || usage
+launch eval.py --pretrained "$@"

@@ -19,3 +19,16 @@ launch() {
 recipe_for() {
     if [ -e "$repository/scripts/recipes/$1.yaml" ]; then echo "--recipe $1"; fi
 }
+
+# usage: the comment at the top of the launcher
+usage() {
+    sed -n '2,${/^#/!q;s/^# *//p}' "$0" >&2
+    exit 2
+}
+
+# train SCRIPT DATASET MODEL BACKBONE [flags]
+train() {
+    [ $# -ge 4 ] || usage
+    # shellcheck disable=SC2046,SC2086
+    launch "$1" $(recipe_for "$2") --dataset "$2" --model "$3" --backbone "$4" --resume auto "${@:5}" ${TRAIN_FLAGS:-}
+}

@@ -24,9 +24,7 @@ def log(folder, card):
 def test_progress_memory_and_the_mark_of_an_assisted_score(tmp_path, capsys, card):
     records, tags = log(tmp_path, card)
     first, train, val = capsys.readouterr().out.splitlines()
-    assert re.fullmatch(
-        r"train 21/40000: loss 1\.5 \| 8\.0 images/s, \d+\.\d GB", first
-    )
+    assert re.fullmatch(r"train 21/40000: loss 1\.5 \| 8\.0 images/s, \d+\.\d GB", first)
     assert re.fullmatch(r"train 30/40000: loss 1\.5 \| 8\.0 images/s, \d+:\d\d:\d\d left, \d+\.\d GB", train)
     mark = bool(card.get("label_noise"))
     assert val == ("val 40/40000: LABEL-ASSISTED miou 0.25" if mark else "val 40/40000: miou 0.25")

@@ -4,9 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from utils.types import IGNORE_INDEX
+from utils.types import IGNORE_INDEX, Rgb
 
-Rgb = tuple[int, int, int]
 IGNORE_COLOR = (255, 255, 255)
 ERROR_COLORS = {"right": (235, 235, 235), "wrong": (213, 94, 0), "ignored": (160, 160, 160)}
 

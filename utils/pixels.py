@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from utils.types import Rgb
+
 
 class PixelConvention(NamedTuple):
     channels: tuple[int, int, int]  # order in which the network sees the RGB planes
@@ -13,7 +15,7 @@ class PixelConvention(NamedTuple):
     label_scale: float  # factor on the label plane that keeps its strength relative to the image
 
     @property
-    def pad_color(self) -> tuple[int, int, int]:
+    def pad_color(self) -> Rgb:
         """RGB grey levels nearest to the mean: padding that is zero (to half a grey level) after normalisation."""
         return tuple(round(m) for m in self.mean)
 

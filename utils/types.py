@@ -7,6 +7,7 @@ from torch import Tensor
 
 from utils.distributed import all_reduce_mean
 
+Rgb = tuple[int, int, int]  # 0..255
 IGNORE_INDEX = 255  # the one ignore label inside the project; every data set maps its own to it
 
 

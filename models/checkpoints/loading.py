@@ -20,6 +20,7 @@ from models.segmentor import Segmentor
 from utils import checkpoint
 from utils.errors import UserError
 from utils.pixels import CONVENTIONS, PixelConvention
+from utils.types import Rgb
 
 # how LAD trained its assisted teachers (train_baseline.py:387-417); its files do not say so
 RELEASE_NOISE = {"codes": "random", "pixel_std": 0.03, "scale": CONVENTIONS["bgr_mean"].label_scale}
@@ -73,7 +74,7 @@ class Loaded(NamedTuple):
 def begin(
     model: Segmentor,
     names: Sequence[str],
-    palette: Sequence[tuple[int, int, int]],
+    palette: Sequence[Rgb],
     dataset: str,
     data: str,
     pixels: str,

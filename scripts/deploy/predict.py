@@ -29,6 +29,7 @@ from utils.errors import UserError, run_main
 from utils.options import option, parse_flags
 from utils.training.evaluation import Predictor
 from utils.training.runtime import start
+from utils.types import Rgb
 
 GOLDEN_ANGLE = 0.6180339887  # of the hue circle: successive colours are far apart
 
@@ -43,14 +44,14 @@ class PredictConfig:
     device: str = option("auto", "where to run", choices=("auto", "cpu", "cuda"))
 
 
-def generated_palette(count: int) -> list[tuple[int, int, int]]:
+def generated_palette(count: int) -> list[Rgb]:
     """Distinct colours for any number of classes, the first one dark."""
     levels = ((0.65, 0.95), (0.95, 0.75), (0.45, 0.85))  # saturation, value
     colors = [colorsys.hsv_to_rgb(k * GOLDEN_ANGLE % 1, *levels[k % len(levels)]) for k in range(count - 1)]
     return [(40, 40, 40), *(tuple(round(255 * c) for c in color) for color in colors)][:count]
 
 
-def appearance(card: Card) -> tuple[list[str], list[tuple[int, int, int]]]:
+def appearance(card: Card) -> tuple[list[str], list[Rgb]]:
     """Names and colours of the classes; made up where the checkpoint does not know them."""
     count = card.num_classes
     names = list(card.class_names)
@@ -102,7 +103,7 @@ def check_outputs(images: Sequence[Path], config: PredictConfig) -> None:
             writers[path] = image
 
 
-def write(image: np.ndarray, ids: np.ndarray, palette: Sequence[tuple[int, int, int]], files: dict[str, Path]) -> None:
+def write(image: np.ndarray, ids: np.ndarray, palette: Sequence[Rgb], files: dict[str, Path]) -> None:
     """ids uint8 ``[H, W]`` as a palette PNG, and the other kinds that are asked for."""
     grey = Image.fromarray(ids)
     picture = grey.copy()
@@ -118,7 +119,7 @@ def write(image: np.ndarray, ids: np.ndarray, palette: Sequence[tuple[int, int, 
             raise UserError(f"--output {path} cannot be written: {error.strerror or error}") from error
 
 
-def legend(names: Sequence[str], palette: Sequence[tuple[int, int, int]], pixels: np.ndarray) -> str:
+def legend(names: Sequence[str], palette: Sequence[Rgb], pixels: np.ndarray) -> str:
     """One line a class, the most frequent first, with its share of all predicted pixels."""
     width = max(map(len, names))
     total = max(int(pixels.sum()), 1)

@@ -9,12 +9,10 @@ from torch.utils.data import Dataset
 from utils.colors import colorize, diverging, error_map, strongest
 from utils.seeding import derive_seed
 from utils.training.evaluation import Predictor
-from utils.types import Draw
+from utils.types import Draw, Rgb
 
 
-def preview(
-    predict: Predictor, dataset: Dataset, palette: Sequence[tuple[int, int, int]], count: int = 4
-) -> np.ndarray:
+def preview(predict: Predictor, dataset: Dataset, palette: Sequence[Rgb], count: int = 4) -> np.ndarray:
     """Rows of image | label | noised label (assisted) | prediction | error for a few fixed images, RGB."""
     rows = []
     for i in np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int).tolist():

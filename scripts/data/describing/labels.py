@@ -11,8 +11,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from datasets.files import read_label
-from datasets.ids import Rgb, color_codes
+from datasets.ids import color_codes
 from utils.errors import UserError
+from utils.types import Rgb
 
 Value = int | Rgb
 NAME_FILES = (".txt", ".csv")

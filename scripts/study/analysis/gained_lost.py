@@ -14,7 +14,7 @@ from datasets.base import SegmentationDataset
 from scripts.study.analysis.style import wrap
 from utils.colors import colorize
 from utils.errors import UserError
-from utils.types import IGNORE_INDEX
+from utils.types import IGNORE_INDEX, Rgb
 
 # blue and vermilion stay apart for colour-blind readers, as red and green do not
 CHANGES = {
@@ -111,5 +111,5 @@ def draw(changes: Changes, count: int, new_name: str, old_name: str) -> Figure:
     return figure
 
 
-def _patches(entries: Iterable[tuple[str, tuple[int, int, int]]]) -> list[Patch]:
+def _patches(entries: Iterable[tuple[str, Rgb]]) -> list[Patch]:
     return [Patch(facecolor=np.array(c) / 255, edgecolor="0.6", linewidth=0.5, label=name) for name, c in entries]
