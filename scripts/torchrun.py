@@ -10,12 +10,15 @@ import logging
 import os
 import signal
 import sys
+from pathlib import Path
 
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import parse_args, run
 
-STOPPED_STATUS = 3
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from utils.training.guards import STOPPED_STATUS
 
 
 def main() -> int:
