@@ -52,7 +52,7 @@ class StudentStep(Step):
         super().__init__()
         self.model, self.task, self.noise, self.kd = model, task, noise, kd
         self.teacher = teacher and teacher.eval().requires_grad_(False)
-        self.teacher_aux = any(getattr(loss, "reads_aux", True) for loss in kd.losses.values()) if kd else False
+        self.teacher_aux = any(getattr(loss, "reads_aux", False) for loss in kd.losses.values()) if kd else False
 
     def networks(self) -> list[nn.Module]:
         return [network for network in (self.model, self.teacher) if network is not None]

@@ -76,8 +76,6 @@ class Adversarial(nn.Module):
     learns from the same batch. Options: discriminator (weight of its loss, 0.1 in the release).
     """
 
-    reads_aux = False  # of the teacher
-
     def __init__(
         self, student_channels: int, teacher_channels: int, num_classes: int, discriminator: float = 0.1
     ) -> None:

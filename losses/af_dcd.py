@@ -53,8 +53,6 @@ class AfDCD(nn.Module):
         UserError: groups that do not divide the teacher's channels, or sizes that are no positive whole numbers.
     """
 
-    reads_aux = False  # of the teacher
-
     def __init__(
         self,
         student_channels: int,

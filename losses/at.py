@@ -23,8 +23,6 @@ def at_loss(student: Tensor, teacher: Tensor) -> Tensor:
 class AT(nn.Module):
     """``at_loss`` on the features."""
 
-    reads_aux = False  # of the teacher
-
     def __init__(self, student_channels: int, teacher_channels: int, num_classes: int) -> None:
         super().__init__()
 

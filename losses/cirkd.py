@@ -50,8 +50,6 @@ def pair_relations(student: Tensor, teacher: Tensor, tau: float) -> Tensor:
 class CIRKD(nn.Module):
     """``cirkd_loss`` on the features. Options: tau."""
 
-    reads_aux = False  # of the teacher
-
     def __init__(self, student_channels: int, teacher_channels: int, num_classes: int, tau: float = 0.1) -> None:
         super().__init__()
         self.tau = tau

@@ -47,8 +47,6 @@ class CIRKD2(nn.Module):
     region_size, channel_size: slots of the queues.
     """
 
-    reads_aux = False  # of the teacher
-
     def __init__(
         self,
         student_channels: int,

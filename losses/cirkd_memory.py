@@ -67,8 +67,6 @@ class CIRKDRegion(Rings):
         UserError: a size or count that is no positive whole number, or too large for the memory.
     """
 
-    reads_aux = False  # of the teacher
-
     def __init__(
         self,
         student_channels: int,

@@ -21,8 +21,6 @@ def cwd_loss(student: Tensor, teacher: Tensor, tau: float = 4.0) -> Tensor:
 class CWD(nn.Module):
     """``cwd_loss`` on the logits. Options: tau."""
 
-    reads_aux = False  # of the teacher
-
     def __init__(self, student_channels: int, teacher_channels: int, num_classes: int, tau: float = 4.0) -> None:
         super().__init__()
         self.tau = tau

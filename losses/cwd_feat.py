@@ -25,8 +25,6 @@ def cwd_feat_loss(student: Tensor, teacher: Tensor, kernel: Tensor | None = None
 class CWDFeat(nn.Module):
     """``cwd_feat_loss``; the kernel is learned, none where the channels are equal. Options: tau."""
 
-    reads_aux = False  # of the teacher
-
     def __init__(self, student_channels: int, teacher_channels: int, num_classes: int, tau: float = 4.0) -> None:
         super().__init__()
         self.tau = tau

@@ -25,8 +25,6 @@ def dist_loss(student: Tensor, teacher: Tensor, beta: float = 1.0, gamma: float 
 class DIST(nn.Module):
     """``dist_loss`` on the logits. Options: beta, gamma."""
 
-    reads_aux = False  # of the teacher
-
     def __init__(
         self, student_channels: int, teacher_channels: int, num_classes: int, beta: float = 1.0, gamma: float = 1.0
     ) -> None:

@@ -17,8 +17,6 @@ def fitnet_loss(student: Tensor, teacher: Tensor, kernel: Tensor) -> Tensor:
 class FitNet(nn.Module):
     """``fitnet_loss`` on the features; the kernel is learned, for equal channels too."""
 
-    reads_aux = False  # of the teacher
-
     def __init__(self, student_channels: int, teacher_channels: int, num_classes: int) -> None:
         super().__init__()
         self.regressor = nn.Conv2d(student_channels, teacher_channels, 1, bias=False)

@@ -38,8 +38,6 @@ def ifvd_loss(student: Tensor, teacher: Tensor, label: Tensor, num_classes: int 
 class IFVD(nn.Module):
     """``ifvd_loss`` on the features."""
 
-    reads_aux = False  # of the teacher
-
     def __init__(self, student_channels: int, teacher_channels: int, num_classes: int) -> None:
         super().__init__()
         self.num_classes = num_classes

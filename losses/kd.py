@@ -21,8 +21,6 @@ def kd_loss(student: Tensor, teacher: Tensor, tau: float = 1.0) -> Tensor:
 class KD(nn.Module):
     """``kd_loss`` on the logits. Options: tau."""
 
-    reads_aux = False  # of the teacher
-
     def __init__(self, student_channels: int, teacher_channels: int, num_classes: int, tau: float = 1.0) -> None:
         super().__init__()
         self.tau = tau

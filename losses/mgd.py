@@ -41,8 +41,6 @@ class Generator(nn.Module):
 class MGD(nn.Module):
     """``mgd_loss`` on the features, as yzd-v/MGD's seg/; that takes the backbone's last map. Options: ratio."""
 
-    reads_aux = False  # of the teacher
-
     def __init__(self, student_channels: int, teacher_channels: int, num_classes: int, ratio: float = 0.75) -> None:
         super().__init__()
         self.generator = Generator(student_channels, teacher_channels, ratio)

@@ -33,8 +33,6 @@ def nfd_loss(student: Tensor, teacher: Tensor, kernel: Tensor | None = None, eps
 class NFD(nn.Module):
     """``nfd_loss`` on the features; the kernel is learned, none where the channels are equal."""
 
-    reads_aux = False  # of the teacher
-
     def __init__(self, student_channels: int, teacher_channels: int, num_classes: int) -> None:
         super().__init__()
         self.align = align(student_channels, teacher_channels)

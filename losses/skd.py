@@ -28,8 +28,6 @@ def skd_loss(student: Tensor, teacher: Tensor) -> Tensor:
 class SKD(nn.Module):
     """``skd_loss`` on the features."""
 
-    reads_aux = False  # of the teacher
-
     def __init__(self, student_channels: int, teacher_channels: int, num_classes: int) -> None:
         super().__init__()
 
