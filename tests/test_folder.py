@@ -175,7 +175,7 @@ LAYOUTS = {
     ),
     "split above, RGBA": ({s: (f"{s}/img/{{}}.jpg", f"{s}/gt/{{}}.png") for s in ("train", "valid")}, "RGBA", {}),
     "no split": (FLAT, "RGB", {"splits": FLAT_SPLITS}),
-    "palette": (FLAT, "P", {"palette": COLORS[::-1].tolist()}),
+    "palette": (FLAT, "P", {}),
     "endings": (
         {"train": ("train/{}_sat.jpg", "train/{}_mask.png")},
         "RGB",
@@ -224,7 +224,23 @@ def test_an_unknown_tree_is_described_so_that_it_can_be_read(layout, tmp_path, m
     assert sorted(seen) == sorted(drawn)
 
 
-def test_names_and_ignored_values_come_from_lists_and_counts(tmp_path, monkeypatch, capsys):
+def test_lists_are_splits(tmp_path, monkeypatch):
+    for n in range(8):
+        picture(tmp_path / f"images/{n}.jpg", n)
+        save(tmp_path / f"masks/{n}.png", draw(range(4), n))
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists/train_ids.txt").write_text("0\n1.jpg\nimages/2.jpg\n\n3\n4\n")
+    (tmp_path / "lists/val.txt").write_text("5\r\n6\r\n7\r\n")
+    (tmp_path / "lists/trainer.txt").write_text("some other words\n")
+    splits = describe(monkeypatch, tmp_path)["splits"]
+    assert {name: entry["list"] for name, entry in splits.items()} == {
+        "train": "lists/train_ids.txt",
+        "val": "lists/val.txt",
+    }
+    assert len(build_dataset("folder", str(tmp_path), "train")) == 5
+
+
+def test_ignored_values_come_from_counts(tmp_path, monkeypatch, capsys):
     ids = np.zeros(SIZE, np.uint8)
     ids[1:] = draw(range(1, 4), 0)[1:]  # black on 5 % of the pixels
     for n in range(5):
@@ -234,16 +250,11 @@ def test_names_and_ignored_values_come_from_lists_and_counts(tmp_path, monkeypat
     assert content["ignore"] == [[0, 0, 0]]
     assert content["colors"]["class_800000"] == [128, 0, 0]
     text = (tmp_path / "dataset.yaml").read_text()
-    assert "[0, 0, 0]  # 5.00% of the pixels, in 5 of 5 files" in text
-    (tmp_path / "labelmap.txt").write_text("# label:color\nvoid car:128,0,0::\nother:0,0,0::\nvoid:0,128,0::\n")
-    content = describe(monkeypatch, tmp_path, "--overwrite")
-    assert content["ignore"] == [[0, 128, 0]]
-    assert content["colors"] == {"void car": [128, 0, 0], "other": [0, 0, 0], "class_400080": [64, 0, 128]}
-    (tmp_path / "classes.csv").write_text("Pixel Value, Class\n0, none\n1, house\n2, tree\n")
+    assert "[0, 0, 0]: 5.00% of the pixels, in 5 of 5 files" in text
     for n in range(5):
-        save(tmp_path / f"labels/{n}.png", ids, "ids")
+        save(tmp_path / f"labels/{n}.png", np.where(ids == 0, 255, ids).astype(np.uint8), "ids")
     content = describe(monkeypatch, tmp_path, "--overwrite")
-    assert (content["names"], content["ignore"]) == (["house", "tree", "class_3"], [0])
+    assert (content["names"], content["ignore"]) == (["class_1", "class_2", "class_3"], [255])
     assert content["ids"] == {1: 0, 2: 1, 3: 2}
     with pytest.raises(SystemExit):
         describe(monkeypatch, tmp_path)

@@ -3,28 +3,36 @@
     python scripts/data/describe_folder.py --data my_photos
 
 It looks for folders (or one folder) of images and labels that go by the same names, for splits in the names of
-folders or in lists, and for the ids or colours of the labels, with their counts; class names come from a list beside
-them, such as labelmap.txt or class_dict.csv. Without a validation split every fifth training image is taken out for
-it, by two lists that are written. What was guessed is marked in the file. See datasets/folder.py for the keys.
+folders or in lists, and for the ids or colours of the labels, with their counts. Without a validation split every fifth
+training image is taken out for it, by two lists that are written. See datasets/folder.py for the keys.
 """
 
 import sys
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+import numpy as np
 import yaml
+from tqdm import tqdm
 
 from datasets import dataset_spec
 from datasets.base import missing_files
+from datasets.files import read_label
 from datasets.folder import FILE
-from datasets.ids import MAX_CLASSES
-from scripts.data.describing.labels import Content, Value, look_into, names_in
-from scripts.data.describing.layout import Match, find_matches
-from scripts.data.describing.splits import find_splits
+from datasets.ids import MAX_CLASSES, color_codes
+from scripts.data.folder_layout import find_matches, find_splits
 from utils.errors import UserError, run_main
+from utils.files import write_text
 from utils.options import option, parse_flags
+from utils.types import IGNORE_INDEX, Rgb
+
+Value = int | Rgb
+BLACK, VOID = (0, 0, 0), (224, 224, 192)  # VOID: VOC's outlines
+SMALL = 0.15  # share of pixels up to which black is probably "void" rather than a class
 
 
 @dataclass(frozen=True)
@@ -34,83 +42,63 @@ class DescribeConfig:
     overwrite: bool = option(False, "replace a dataset.yaml (and lists) that are there")
 
 
-def yaml_text(splits: dict[str, dict[str, str]], match: Match, content: Content, root: Path, remarks: list[str]) -> str:
-    """dataset.yaml with a comment on every value that was guessed or counted.
+class Content:
+    """What label files hold. ``pixels`` and ``files``: counts by id or RGB colour."""
+
+    def __init__(self, labels: Sequence[Path]) -> None:
+        """Raises UserError when a file cannot be read."""
+        self.pixels: Counter[Value] = Counter()
+        self.files: Counter[Value] = Counter()
+        self.looked_into = len(labels)
+        self.colored = any(read_label(path, colored=True).ndim == 3 for path in labels)
+        for path in tqdm(labels, "labels", disable=None):
+            array = read_label(path, indexed=not self.colored, colored=self.colored)
+            codes, counts = np.unique(color_codes(array) if self.colored else array, return_counts=True)
+            values = [(c & 255, c >> 8 & 255, c >> 16) if self.colored else c for c in codes.tolist()]
+            self.pixels.update(dict(zip(values, counts.tolist(), strict=True)))
+            self.files.update(values)
+
+    def share(self, value: Value) -> float:
+        return self.pixels[value] / self.pixels.total()
+
+    def ignored(self) -> list[Value]:
+        """What has probably no class."""
+        usual = [VOID, *([BLACK] if self.share(BLACK) < SMALL else [])] if self.colored else [IGNORE_INDEX]
+        return sorted(set(usual) & self.pixels.keys()) if len(self.pixels) > 2 else []
+
+    def seen(self, value: Value) -> str:
+        return f"{self.share(value):.2%} of the pixels, in {self.files[value]} of {self.looked_into} files"
+
+
+def flow(value: object) -> str:
+    """One line of yaml."""
+    plain = list(value) if isinstance(value, tuple) else value
+    text = yaml.safe_dump(plain, default_flow_style=True, width=10**9, sort_keys=False, allow_unicode=True)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def classes_text(content: Content, folder: Path) -> list[str]:
+    """The lines of dataset.yaml on classes, with a comment on every value.
 
     Raises:
         UserError: fewer than two ids or colours, or more than there can be classes.
     """
-    names, source = names_in(root, content.colored)
-    kind = "colours" if content.colored else "ids"
-    strays, ignored = content.strays(), content.ignored(names)
-    found = [value for value in sorted(content.pixels) if value not in (*names, *ignored, *strays)]
-    values = [*(value for value in names if value not in ignored), *found]  # a list's order is its author's
+    ignored = content.ignored()
+    values = sorted(content.pixels.keys() - set(ignored))
     if not 2 <= len(values) <= MAX_CLASSES:
-        seen = ", ".join(_flow(value) for value, _ in content.pixels.most_common(8))
+        kind = "colours" if content.colored else "ids"
+        seen = ", ".join(flow(value) for value, _ in content.pixels.most_common(8))
         few = "a class alone cannot be learnt" if len(values) < 2 else "instances, depth, or a JPEG's blended colours?"
-        raise UserError(
-            f"{match.labels.folder} holds {len(content.pixels)} different {kind} (the most frequent: {seen}): {few}"
-        )
-    called = {v: names.get(v) or _invented(v, values) for v in values}
-    if source:
-        remarks.append(f"class names from {source.relative_to(root)}")
-    if strays:
-        pixels = sum(content.pixels[v] for v in strays)
-        remarks.append(
-            f"{len(strays)} rare colours on {pixels} pixels are no class and will be refused: blended edges?"
-        )
-    if content.transparent:
-        remarks.append(f"{content.transparent} labels have transparent pixels: the colour stored there counts")
-
-    lines = [
-        f"# Written by scripts/data/describe_folder.py from {content.looked_into} label files. Correct what is wrong."
-    ]
-    lines += [f"# {remark}" for remark in remarks]
-    lines += ["splits:", *(f"  {name}: {_flow(entry)}" for name, entry in splits.items())]
-    suffixes = {"label_suffix": (match.labels.ending, ".png"), "image_suffix": (match.images.ending, "")}
-    lines += [f"{key}: {_flow(value)}" for key, (value, default) in suffixes.items() if value != default]
+        raise UserError(f"{folder} holds {len(content.pixels)} different {kind} (the most frequent: {seen}): {few}")
     if content.colored:
-        lines += ["colors:", *(f"  {_flow(called[v])}: {_flow(v)}{_count(content, v)}" for v in values)]
+        lines = ["colors:"]
+        lines += [f"  class_{bytes(v).hex()}: {flow(v)}  # {content.seen(v)}" for v in values]
     else:
-        lines += [
-            "names:",
-            *(f"  - {_flow(called[v])}  # id {v}{_count(content, v).replace('  # ', ': ')}" for v in values),
-        ]
+        lines = ["names:", *(f"  - class_{v}  # id {v}: {content.seen(v)}" for v in values)]
         if values != list(range(len(values))):
-            lines.append(f"ids: {_flow({v: k for k, v in enumerate(values)})}  # id in the files: class")
-        colors = [content.palette.get(v) for v in values]
-        if None not in colors and len({c for c in colors if c and len(set(c)) > 1}) > 1:
-            lines.append(f"palette: {_flow(colors)}  # of the label files")
-    why = "" if not ignored else "  # a guess" if not names.keys() & set(ignored) else "  # by their names"
-    lines += [f"ignore: {_flow(ignored)}{why}", *(f"  # {_flow(v)}{_count(content, v)}" for v in ignored)]
-    return "\n".join(lines) + "\n"
-
-
-def _invented(value: Value, values: list[Value]) -> str:
-    if value == (0, 0, 0) or (value == 0 and len(values) == 2):
-        return "background"
-    if len(values) == 2 and {0, (0, 0, 0)} & set(values):
-        return "foreground"
-    return f"class_{value}" if isinstance(value, int) else f"class_{bytes(value).hex()}"
-
-
-def _count(content: Content, value: Value) -> str:
-    if value not in content.pixels:
-        return "  # in no label that was looked into"
-    return f"  # {content.share(value):.2%} of the pixels, in {content.files[value]} of {content.looked_into} files"
-
-
-def _flow(value: object) -> str:
-    """One line of yaml."""
-    plain = [list(item) if isinstance(item, tuple) else item for item in value] if isinstance(value, list) else value
-    text = yaml.safe_dump(
-        list(plain) if isinstance(plain, tuple) else plain,
-        default_flow_style=True,
-        width=10**9,
-        sort_keys=False,
-        allow_unicode=True,
-    )
-    return text.removesuffix("\n").removesuffix("\n...")
+            lines.append(f"ids: {flow({value: k for k, value in enumerate(values)})}  # id in the files: class")
+    lines.append(f"ignore: {flow([list(v) if isinstance(v, tuple) else v for v in ignored])}  # a guess")
+    return [*lines, *(f"  # {flow(v)}: {content.seen(v)}" for v in ignored)]
 
 
 def main() -> None:
@@ -118,30 +106,33 @@ def main() -> None:
     root = Path(config.data).expanduser()
     if not (config.data and root.is_dir()):
         raise UserError(f"--data {config.data or 'ROOT'}: no such folder")
-    path = root / FILE
-    matches, others = find_matches(root)
-    remarks = [f"not taken: {other}" for other in others]
-    content = look_into([label for match in matches for _, label in match.pairs], config.labels)
-    splits, more, lists = find_splits(root, matches)
-    text = yaml_text(splits, matches[0], content, root, remarks + more)
-    files = {path: text, **{root / name: "\n".join(names) + "\n" for name, names in lists.items()}}
+    matches = find_matches(root)
+    first = matches[0]
+    labels = [match.labels / f"{base}{match.label_suffix}" for match in matches for base in match.bases]
+    count = min(config.labels or len(labels), len(labels))
+    content = Content([labels[i * len(labels) // count] for i in range(count)])
+    classes, remarks = classes_text(content, first.labels), []
+    splits, lists = find_splits(root, matches, remarks)
+
+    lines = [f"# Written by scripts/data/describe_folder.py from {count} label files. Correct what is wrong."]
+    lines += [*(f"# {remark}" for remark in remarks), "splits:"]
+    lines += [f"  {name}: {flow(splits[name])}" for name in sorted(splits, key=("train", "val", "test").index)]
+    suffixes = {"label_suffix": (first.label_suffix, ".png"), "image_suffix": (first.image_suffix, "")}
+    lines += [f"{key}: {flow(suffix)}" for key, (suffix, usual) in suffixes.items() if suffix != usual]
+    files = {root / FILE: [*lines, *classes], **{root / name: names for name, names in lists.items()}}
     for file in files if not config.overwrite else ():
         if file.exists():
             raise UserError(f"{file} exists: --overwrite replaces it")
-    for file, lines in files.items():
-        try:
-            file.write_text(lines, encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"{file} cannot be written: {error.strerror}") from error
-    print(text, end="")
+    for file, content_lines in files.items():
+        write_text(file, "\n".join(content_lines) + "\n")
+    print("\n".join(files[root / FILE]))
     spec = dataset_spec("folder", str(root))
     for split in splits:
         pairs = spec.pairs(root, split)
         missing = len(missing_files(pairs))
         print(f"{split}: {len(pairs)} images" + (f", {missing} files missing" if missing else ""))
-    print(
-        f"written: {path}; after correcting it: python scripts/data/check_data.py --dataset folder --data {config.data}"
-    )
+    check = f"python scripts/data/check_data.py --dataset folder --data {config.data}"
+    print(f"written: {root / FILE}; after correcting it: {check}")
 
 
 if __name__ == "__main__":

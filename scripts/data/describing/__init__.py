@@ -1,1 +1,0 @@
-"""What an unknown folder of images and labels seems to be."""

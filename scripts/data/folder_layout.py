@@ -1,0 +1,155 @@
+"""Which folders of an unknown tree hold images, which the labels of those, and which splits they make."""
+
+import os
+import re
+from collections import Counter, defaultdict
+from difflib import SequenceMatcher
+from itertools import product
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+
+from datasets.files import IMAGE_SUFFIXES, read_list
+from utils.errors import UserError
+
+SPLIT = re.compile(r"(?<![a-z])(train|val|dev|test)", re.IGNORECASE)
+LABEL_WORD = re.compile(r"mask|label|annot|(?<![a-z])(gt|seg|ann|target)|ids|class", re.IGNORECASE)
+KIND = 0.2  # share of a folder's files that an ending must have to be a kind of them
+COVERED = 0.5  # share of a folder's images that must have a label
+LISTED = 0.8  # share of a list's names that must be images
+HELD_OUT = 5  # every fifth image is for validation where there is no such split
+Splits = dict[str, dict[str, str]]  # as in dataset.yaml
+
+
+class Match(NamedTuple):
+    """Images called base + one ending in one folder, labels called base + another in a folder; "" is any suffix."""
+
+    images: Path
+    image_suffix: str
+    labels: Path
+    label_suffix: str
+    bases: tuple[str, ...]
+    merit: tuple[object, ...]
+
+
+def find_matches(root: Path) -> list[Match]:
+    """The best labels of each folder of images, all with names of one form.
+
+    Raises:
+        UserError: no pictures, or none that go by the same names as labels.
+    """
+    folders = dict(_pictures(root))
+    found = [match for here, there in product(folders, repeat=2) for match in _pairings(root, folders, here, there)]
+    if not found:
+        places = ", ".join(sorted(str(folder.relative_to(root)) for folder in folders)[:6]) or "there are none"
+        raise UserError(
+            f"--data {root}: no folder of labels found for those of pictures ({places}); labels are named as their "
+            "images with one ending for all, such as photo.jpg and photo_mask.png, and hold few colours"
+        )
+    forms: Counter[tuple[str, str]] = Counter()
+    for match in found:
+        forms[match.image_suffix, match.label_suffix] += len(match.bases)
+    form = max(forms, key=lambda form: (forms[form], form[0] == ""))
+    label_folders = {match.labels for match in found if match.images != match.labels}
+    best: dict[Path, Match] = {}
+    for match in sorted(found, key=lambda match: match.merit):
+        if (match.image_suffix, match.label_suffix) == form and match.images not in label_folders:
+            best[match.images] = match
+    return [best[folder] for folder in sorted(best)]
+
+
+def _pictures(root: Path):
+    """Names of the pictures of each folder; links are followed, once."""
+    seen: set[Path] = set()
+    for folder, below, names in os.walk(root, followlinks=True):
+        seen.add(Path(folder).resolve())
+        below[:] = [name for name in sorted(below) if name[0] != "." and Path(folder, name).resolve() not in seen]
+        pictures = [name for name in sorted(names) if Path(name).suffix.lower() in IMAGE_SUFFIXES and name[0] != "."]
+        if pictures:
+            yield Path(folder), pictures
+
+
+def _pairings(root: Path, folders: dict[Path, list[str]], here: Path, there: Path):
+    """Every way in which most images of one folder have a label in another, or the same."""
+    image_split, label_split = split_of(here.relative_to(root)), split_of(there.relative_to(root))
+    if image_split and label_split and image_split != label_split:
+        return
+    special = [ending for ending in _endings(folders[here]) if ending.lower() not in IMAGE_SUFFIXES]
+    for image_suffix, label_suffix in product(("", *special), _endings(folders[there])):
+        names = [n for n in folders[here] if n.endswith(image_suffix)]
+        if here == there:
+            names = [n for n in names if not n.endswith(label_suffix)]
+        images = {n.removesuffix(image_suffix) if image_suffix else Path(n).stem: n for n in names}
+        labels = {n.removesuffix(label_suffix): n for n in folders[there] if n.endswith(label_suffix)}
+        bases = tuple(sorted(images.keys() & labels.keys()))
+        if not bases or len(bases) < COVERED * len(images):
+            continue
+        places = [str(folder.relative_to(root)) for folder in (here, there)]
+        words = [{*Path(place).parts, end} for place, end in zip(places, (image_suffix, label_suffix), strict=True)]
+        hint, against = (any(map(LABEL_WORD.search, words[i] - words[1 - i])) for i in (1, 0))
+        colors = [_colors(path) for path in (here / images[bases[0]], there / labels[bases[0]])]
+        if (hint and not against) or (hint == against and 2 * colors[1] < colors[0]):
+            alike = SequenceMatcher(None, *places).ratio()
+            merit = (image_split == label_split, len(bases), hint, -colors[1], alike)
+            yield Match(here, image_suffix, there, label_suffix, bases, merit)
+
+
+def _endings(names: list[str]) -> list[str]:
+    """What several of the names end with, from a mark on."""
+    counts = Counter(name[mark.start() :] for name in names for mark in re.finditer(r"(?<=.)[_\-.]", name))
+    return [ending for ending, count in counts.items() if count >= KIND * len(names)]
+
+
+def _colors(path: Path) -> int:
+    try:
+        with Image.open(path) as file:
+            return len(file.convert("RGB").getcolors(2**24))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+
+
+def split_of(path: Path) -> str:
+    """``train``, ``val`` or ``test`` where a part of the path says so, the last one first; else an empty string."""
+    found = next(filter(None, map(SPLIT.search, reversed(path.parts))), None)
+    return {"dev": "val"}.get(found[1].lower(), found[1].lower()) if found else ""
+
+
+def find_splits(root: Path, matches: list[Match], remarks: list[str]) -> tuple[Splits, dict[str, list[str]]]:
+    """By the names of folders and lists; without a validation split, lists that take it from the training images.
+
+    Returns the splits, and the lists to be written: file name -> names of images.
+    """
+    splits: Splits = {}
+    bases: dict[str, tuple[str, ...]] = {}
+    for match in sorted(matches, key=lambda match: -len(match.bases)):
+        images, labels = match.images.relative_to(root), match.labels.relative_to(root)
+        name = split_of(images) or split_of(labels) or "train"
+        if name in splits:
+            remarks.append(f"left out: {images} ({len(match.bases)} images): a second folder for {name}")
+        else:
+            splits[name], bases[name] = {"images": str(images), "labels": str(labels)}, match.bases
+    if list(splits) == ["train"]:
+        lists = _lists(root, set(bases["train"]))
+        splits = {name: splits["train"] | {"list": path} for name, path in lists.items()} or splits
+    if "val" in splits or "train" not in splits:
+        return splits, {}
+    listed = splits["train"].get("list")
+    names = read_list(root / listed) if listed else bases["train"]
+    parts = {"train": [n for i, n in enumerate(names) if i % HELD_OUT], "val": list(names[::HELD_OUT])}
+    remarks.append(f"no validation split: every {HELD_OUT}th image is taken for it, by lists of names")
+    more = {name: {**splits["train"], "list": f"{name}_names.txt"} for name in parts}
+    return splits | more, {f"{name}_names.txt": part for name, part in parts.items()}
+
+
+def _lists(root: Path, bases: set[str]) -> dict[str, str]:
+    """Text files that are called after a split and name images, the longest for each."""
+    found: defaultdict[str, tuple[int, str]] = defaultdict(lambda: (0, ""))
+    for path in sorted(root.rglob("*.txt")):
+        if name := split_of(Path(path.stem)):
+            text = path.read_text(encoding="utf-8-sig", errors="replace")
+            lines = [Path(line.strip()) for line in text.splitlines() if line.strip()]
+            known = sum(line.name in bases or line.stem in bases for line in lines)
+            if known >= LISTED * len(lines) and known > found[name][0]:
+                found[name] = known, str(path.relative_to(root))
+    return {name: path for name, (known, path) in found.items() if known}
