@@ -3,7 +3,8 @@
     python scripts/study/experiment_figure.py camvid_lite        # figures/camvid_lite.png
 
 Where it has students of teachers with different label noise, a second picture, camvid_lite_dial.png, shows their gains
-beside what the teachers know.
+beside what the teachers know; where it compares losses whose cost was measured (loss_cost.py), losses_costs.png shows
+gain against cost.
 
 Networks that see the image only; teachers that read the label are in the tables (scripts/study/results_table.py).
 scripts/study/compare.py plots the same record folders in more detail.
@@ -22,8 +23,10 @@ from matplotlib.figure import Figure
 from scripts.study.analysis import style
 from scripts.study.analysis.charts import validation_curves
 from scripts.study.analysis.runs import Run
+from scripts.study.experiments.costs import draw_costs
 from scripts.study.experiments.definition import Experiment, read_experiment
 from scripts.study.experiments.dial import draw_dial
+from scripts.study.experiments.losses_table import read_comparison
 from scripts.study.experiments.tables import read_records, scores
 from utils.errors import UserError, run_main
 from utils.options import option, parse_flags
@@ -66,8 +69,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"{folder} holds no scored run of {experiment.name}")
     output = Path(config.output).expanduser() if config.output else ROOT / "figures" / f"{experiment.name}.png"
     style.save_figure(draw(experiment, shown), output)
-    if dial := draw_dial(experiment, folder):
-        style.save_figure(dial, output.with_name(f"{output.stem}_dial{output.suffix}"))
+    costs = draw_costs(read_comparison(experiment, folder), experiment.title)
+    for name, figure in (("dial", draw_dial(experiment, folder)), ("costs", costs)):
+        if figure is not None:
+            style.save_figure(figure, output.with_name(f"{output.stem}_{name}{output.suffix}"))
 
 
 if __name__ == "__main__":

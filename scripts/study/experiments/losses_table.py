@@ -5,9 +5,8 @@ from pathlib import Path
 from statistics import mean
 from typing import NamedTuple
 
-from scripts.study.analysis.runs import read_run
 from scripts.study.experiments.definition import Experiment
-from scripts.study.experiments.tables import Table, scores
+from scripts.study.experiments.tables import Table, runs_of, scores
 from utils.errors import UserError
 
 TEACHERS = {"plain": "plain teacher", "lad": "assisted teacher"}
@@ -72,8 +71,7 @@ def _cost_cells(row: Row, baseline: Row) -> list[str]:
 
 def _scores(folder: Path, name: str) -> dict[int, float]:
     """mIoU of the last checkpoint by seed."""
-    found = [path for path in folder.glob(f"{name}-*") if path.name[len(name) + 1 :].isdigit()]
-    return scores([read_run(path, path.name) for path in found], "last")
+    return scores(runs_of(folder, name), "last")
 
 
 def _costs(path: Path) -> dict[str, tuple[float, float]]:

@@ -17,11 +17,13 @@ Table = tuple[list[str], list[list[str]]]
 
 def read_records(experiment: Experiment, folder: Path) -> dict[str, list[Run]]:
     """The runs of each arm below ``folder``, by seed; an arm without any has an empty list."""
-    runs = {}
-    for name in experiment.arms:
-        found = [read_run(path, path.name) for path in folder.glob(f"{name}-*") if path.name[len(name) + 1 :].isdigit()]
-        runs[name] = sorted(found, key=lambda run: run.seed)
-    return runs
+    return {name: runs_of(folder, name) for name in experiment.arms}
+
+
+def runs_of(folder: Path, name: str) -> list[Run]:
+    """The records of a run by seed: name-0, name-1, ..."""
+    found = [path for path in folder.glob(f"{name}-*") if path.name.removeprefix(f"{name}-").isdigit()]
+    return sorted((read_run(path, path.name) for path in found), key=lambda run: run.seed)
 
 
 def view_of(run: Run, checkpoint: str) -> View | None:
