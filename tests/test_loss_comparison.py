@@ -94,8 +94,6 @@ def test_equal_time_gives_each_run_the_iterations_that_its_speed_allows(study, t
     assert found.arms["base"].settings["max_iterations"] == 30, "a teacher is trained as before"
     assert found.arms["kd_lad_time"].origins["teacher_pretrained"] == ("teacher", 1)
     assert found.baseline == "base_time"
-    equal_time.main([str(file), "--records", str(records), "--output", str(output), "--minutes", "1"])
-    assert read_experiment(str(output)).arms["base_time"].settings["max_iterations"] == 600
     with pytest.raises(UserError, match="no finished run of base"):
         equal_time.main([str(file), "--records", str(tmp_path / "nothing")])
 

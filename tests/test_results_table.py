@@ -29,7 +29,7 @@ def test_rows_are_the_mean_over_files_or_not_run(tmp_path):
     lines = results_table.rewrite(text, TABLES, tmp_path).splitlines()
     assert lines[0] == "x"
     assert lines[-1] == "y"
-    assert "| a | 75.00 | 55.00 +- 7.07 | 2 | `run a` | [a0](results/a0.json), [a1](results/a1.json) |" in lines
+    assert "| a | 75.00 | 55.00 ± 7.07 | 2 | `run a` | [a0](results/a0.json), [a1](results/a1.json) |" in lines
     assert "| b | - | not run | 0 | `run b` | - |" in lines
     again = results_table.rewrite("\n".join(lines), TABLES, tmp_path)
     assert again.splitlines() == lines

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -45,21 +45,17 @@ class CostConfig:
     json: str = option("", "file for the result")
 
 
-class Cost(NamedTuple):
-    seconds: float  # a step
-    megabytes: float  # at the peak
+def measure(settings: Mapping[str, Any], classes: int, steps: int, device: str) -> dict[str, float]:
+    """Seconds of a step, megabytes at the peak. Without a loss (kd none) there is no teacher either.
 
-
-def measure(settings: Mapping[str, Any], classes: int, steps: int, device: str) -> Cost:
-    """In a fresh process: the peak is that of its whole life. Without a loss (kd none) there is no teacher either."""
+    In a fresh process: the peak is that of its whole life.
+    """
     torch.set_num_threads(1)
     torch.manual_seed(0)
     on_gpu, target = device == "cuda", torch.device(device)
     model, teacher = (build_model(settings["model"], settings["backbone"], classes) for _ in range(2))
-    kd = None
-    if parse_losses(settings["kd"]):
-        width = model.main.head.out_channels
-        kd = build_kd(settings["kd"], width, width, classes)
+    width = model.main.head.out_channels
+    kd = build_kd(settings["kd"], width, width, classes) if parse_losses(settings["kd"]) else None
     task = TaskLoss(model.supervision, settings.get("aux_weight"))
     step = StudentStep(model, task, teacher if kd else None, None, kd).to(target).train()
     optimizer = torch.optim.SGD([p for p in step.parameters() if p.requires_grad], 0.01, 0.9)
@@ -76,7 +72,7 @@ def measure(settings: Mapping[str, Any], classes: int, steps: int, device: str) 
             torch.cuda.synchronize()
         times.append(clock() - start)
     peak = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return Cost(statistics.median(times[2:]), peak / 1e6)
+    return {"seconds": statistics.median(times[2:]), "megabytes": peak / 1e6}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -95,10 +91,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         for name in config.only or plain:
             settings = recipe | lookup(students, name, "student in --only").settings
             costs[name] = pool.submit(measure, settings, len(spec.names), config.steps, device).result()
-            print(f"{name:<24}{costs[name].seconds:8.3f} s {costs[name].megabytes:8.0f} MB", flush=True)
+            print(name, "{seconds:.3f} s, {megabytes:.0f} MB".format(**costs[name]), flush=True)
     if config.json:
-        content = {"environment": environment(torch.device(device)), "steps": config.steps}
-        content |= {"costs": {name: cost._asdict() for name, cost in costs.items()}}
+        content = {"environment": environment(torch.device(device)), "steps": config.steps, "costs": costs}
         style.save_json(content, Path(config.json).expanduser())
 
 

@@ -15,11 +15,11 @@ import os
 import re
 import sys
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from scripts.study.analysis.style import markdown, percent, spread
 from scripts.study.experiments.definition import read_experiment
 from scripts.study.experiments.losses_table import losses
 from scripts.study.experiments.tables import gains, students, summary
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="change nothing, exit 1 where something would change")
     args = parser.parse_args()
     if args.files:
-        print(markdown(*files_table(args.files)))
+        print(markdown(*files_table(args.files)), end="")
     if args.readme:
         old = args.readme.read_text(encoding="utf-8")
         tables = read_yaml(RESULTS / "tables.yaml")
@@ -57,7 +57,7 @@ def files_table(files: list[Path]) -> tuple[list[str], list[list[str]]]:
         seen = "image + label (LABEL-ASSISTED)" if result["label_assisted"] else "image"
         where = f"{result['dataset']} {result['split']}, {result['images']} images, {result['protocol']}"
         network = f"{result['model']['arch']} {result['model']['backbone']}"
-        scores = [percent([result[key]]) for key in ("miou", "pixel_accuracy")]
+        scores = [percent(result[key]) for key in ("miou", "pixel_accuracy")]
         rows.append([file.parent.name, network, seen, str(result["iteration"]), *scores, where])
     return ["run", "network", "input", "iterations", "mIoU %", "pixel accuracy %", "protocol"], rows
 
@@ -68,13 +68,13 @@ def rewrite(text: str, tables: dict[str, Any], results: Path, link: str = "resul
     def table(match: re.Match[str]) -> str:
         spec = lookup(tables, match["name"], "table in results/tables.yaml")
         rows = markdown(*declared_table(spec, results)).replace("](results/", f"]({link}/")
-        return f"<!-- table: {match['name']} -->\n{rows}\n<!-- end -->"
+        return f"<!-- table: {match['name']} -->\n{rows}<!-- end -->"
 
     return re.sub(r"<!-- table: (?P<name>[\w-]+) -->\n.*?<!-- end -->", table, text, flags=re.DOTALL)
 
 
 def declared_table(spec: dict[str, Any], results: Path) -> tuple[list[str], list[list[str]]]:
-    """columns: headings of each row's ``cells``; then published, ours (mean +- std), n, command, log (files).
+    """columns: headings of each row's ``cells``; then published, ours (mean ± std), n, command, log (files).
 
     Or of an experiment: its students, their gains or its teachers.
     """
@@ -84,9 +84,9 @@ def declared_table(spec: dict[str, Any], results: Path) -> tuple[list[str], list
     rows = []
     for row in spec["rows"]:
         files = sorted(results.glob(row["files"])) if row.get("files") else []
-        scores = [read(file)["miou"] for file in files]
+        scores = [score for file in files if (score := read(file)["miou"]) is not None]
         published = "-" if row.get("published") is None else f"{row['published']:.2f}"
-        ours = percent(scores) if scores else "not run"
+        ours = spread(scores) if scores else "not run"
         log = ", ".join(f"[{file.stem}](results/{file.relative_to(results)})" for file in files) or "-"
         rows.append([*row["cells"], published, ours, str(len(scores)), f"`{row['command']}`", log])
     return [*spec["columns"], "published mIoU %", "ours mIoU %", "n", "command", "log"], rows
@@ -97,18 +97,6 @@ def read(file: Path) -> dict[str, Any]:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{file} is no result of eval.py: {error}") from error
-
-
-def percent(values: list[float | None]) -> str:
-    """``mean +- std`` in percent; the standard deviation needs two values."""
-    if None in values:
-        return "not defined"
-    scaled = [100 * value for value in values]
-    return f"{mean(scaled):.2f}" + (f" +- {stdev(scaled):.2f}" if len(scaled) > 1 else "")
-
-
-def markdown(header: list[str], rows: list[list[str]]) -> str:
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows))
 
 
 if __name__ == "__main__":
