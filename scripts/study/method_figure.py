@@ -8,6 +8,7 @@ Images, labels and noised labels are real ones of the built-in data; networks ar
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -16,7 +17,6 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from datasets.toy import TOY, draw
 from models.label_noise import LabelNoise
@@ -26,55 +26,36 @@ from utils.errors import run_main
 from utils.options import option, parse_flags
 from utils.types import Draw
 
-TEACHER, STUDENT, LOSS, NOISE, INK = "#0072B2", "#009E73", "#D55E00", "#7A5195", "#222222"
+TEACHER, STUDENT, LOSS, NOISE = "#0072B2", "#009E73", "#D55E00", "#7A5195"
 WIDTH, HEIGHT = 12.0, 4.6  # of each panel, in the units of its axis
-PICTURE = (1.6, 1.2)  # width and height of a data picture
 
 
 @dataclass(frozen=True)
 class FigureConfig:
-    sample: int = option(50, "image of the built-in validation set", minimum=0)
-    seed: int = option(3, "of the label noise", minimum=0)
     output: str = option("figures/method.png", "picture to write (.png or .pdf)")
 
 
 def picture(axis: Axes, pixels: np.ndarray, x: float, y: float, caption: str, layer: int = 2) -> None:
     """Centred at (x, y), with its caption below."""
-    width, height = PICTURE
-    axis.imshow(
-        pixels,
-        extent=(x - width / 2, x + width / 2, y - height / 2, y + height / 2),
-        interpolation="nearest",
-        aspect="auto",
-        zorder=layer,
-    )
-    corner = (x - width / 2, y - height / 2)
-    axis.add_patch(plt.Rectangle(corner, width, height, fill=False, edgecolor=INK, linewidth=0.8, zorder=layer))
-    axis.text(x, y - height / 2 - 0.1, caption, ha="center", va="top", fontsize=9.5)
+    place = (x - 0.8, x + 0.8, y - 0.6, y + 0.6)
+    axis.imshow(pixels, extent=place, interpolation="nearest", aspect="auto", zorder=layer)
+    axis.add_patch(plt.Rectangle((x - 0.8, y - 0.6), 1.6, 1.2, fill=False, linewidth=0.8, zorder=layer))
+    axis.text(x, y - 0.7, caption, ha="center", va="top", fontsize=9.5)
 
 
-def box(
-    axis: Axes, x: float, y: float, width: float, height: float, text: str, color: str, filled: bool = True
-) -> None:
-    """Rounded, centred at (x, y)."""
-    shape = FancyBboxPatch(
-        (x - width / 2, y - height / 2),
-        width,
-        height,
-        boxstyle="round,pad=0,rounding_size=0.12",
-        facecolor=color if filled else "white",
-        edgecolor=color,
-        linewidth=1.6,
-        zorder=2,
-    )
-    axis.add_patch(shape)
-    tint = "white" if filled else color
-    axis.text(x, y, text, ha="center", va="center", color=tint, fontsize=10.5, zorder=3, linespacing=1.3)
+def network(axis: Axes, y: float, title: str, output: str, color: str, filled: bool = True) -> None:
+    """A box that takes what stands left of it and gives ``output``."""
+    arrow(axis, (5.45, y), (6.55, y))
+    frame = {"boxstyle": "round,pad=1.1", "facecolor": color if filled else "white", "edgecolor": color}
+    text = {"color": "white" if filled else color, "fontsize": 10.5, "linespacing": 1.3}
+    axis.text(7.35, y, title, ha="center", va="center", bbox=frame | {"linewidth": 1.6}, **text)
+    arrow(axis, (8.15, y), (8.85, y))
+    axis.text(9.1, y, output, ha="center", va="center", fontsize=14)
 
 
-def arrow(axis: Axes, start: tuple[float, float], end: tuple[float, float], color: str = INK, **options) -> None:
-    options = {"arrowstyle": "-|>", "linewidth": 1.5, "mutation_scale": 12, "shrinkA": 0, "shrinkB": 0} | options
-    axis.add_patch(FancyArrowPatch(start, end, color=color, zorder=1, **options))
+def arrow(axis: Axes, start: tuple[float, float], end: tuple[float, float], color: str = "black", **style: Any) -> None:
+    style = {"arrowstyle": "-|>", "linewidth": 1.5, "mutation_scale": 12, "shrinkA": 0, "shrinkB": 0} | style
+    axis.annotate("", end, start, arrowprops=style | {"color": color}, zorder=1)
 
 
 def stack(axis: Axes, image: np.ndarray, plane: np.ndarray, x: float, y: float, caption: str) -> None:
@@ -98,10 +79,7 @@ def teacher_panel(axis: Axes, image: np.ndarray, label: np.ndarray, planes: list
         arrow(axis, (1.9, middle + 0.12 * side), (3.1, y - 0.15), NOISE)
         axis.text(2.3, middle + 0.82 * side, f"noise $n_{k}$", ha="right", va="center", fontsize=10.5, color=NOISE)
         stack(axis, image, plane, 4.3, y, f"image $x$, noised label $n_{k}(y)$")
-        arrow(axis, (5.45, y), (6.55, y))
-        box(axis, 7.35, y, 1.5, 0.95, "teacher $T$", TEACHER)
-        arrow(axis, (8.15, y), (8.85, y))
-        axis.text(9.1, y, f"$z_{k}$", ha="center", va="center", fontsize=14)
+        network(axis, y, "teacher $T$", f"$z_{k}$", TEACHER)
         arrow(axis, (9.35, y), (9.95, y), LOSS)
         axis.text(10.05, y, f"CE$(z_{k},\\, y)$", va="center", fontsize=11.5, color=LOSS)
     axis.text(0.2, 0.25, "noise: a random code\nfor each class and image\n+ pixel noise", fontsize=9.5, color=NOISE)
@@ -109,9 +87,8 @@ def teacher_panel(axis: Axes, image: np.ndarray, label: np.ndarray, planes: list
     axis.text(7.22, middle, "same\nweights", ha="right", va="center", fontsize=10, color=TEACHER)
     arrow(axis, (9.1, 2.9), (9.1, 1.4), LOSS, arrowstyle="<|-|>")
     terms = "$D(z_1, \\mathrm{sg}\\,z_2) + D(z_2, \\mathrm{sg}\\,z_1)$"
-    axis.text(
-        9.3, middle, f"consistency\n{terms}\n(sg: no gradient)", va="center", fontsize=10.5, color=LOSS, linespacing=1.4
-    )
+    consistency = f"consistency\n{terms}\n(sg: no gradient)"
+    axis.text(9.3, middle, consistency, va="center", fontsize=10.5, color=LOSS, linespacing=1.4)
 
 
 def student_panel(axis: Axes, image: np.ndarray, label: np.ndarray, plane: np.ndarray) -> None:
@@ -121,31 +98,28 @@ def student_panel(axis: Axes, image: np.ndarray, label: np.ndarray, plane: np.nd
     axis.text(2.5, 3.3, "fixed codes\n+ pixel noise", ha="center", va="bottom", fontsize=10, color=NOISE)
     stack(axis, image, plane, 4.3, 3.2, "image $x$, noised label $n(y)$")
     picture(axis, image, 4.3, 1.0, "image $x$")
-    for y, name, color, title in ((3.2, "T", TEACHER, "teacher $T$\nfrozen"), (1.0, "S", STUDENT, "student $S$")):
-        arrow(axis, (5.45, y), (6.55, y))
-        box(axis, 7.35, y, 1.5, 0.95, title, color, filled=name == "S")
-        arrow(axis, (8.15, y), (8.85, y))
-        axis.text(9.1, y, f"$z_{name}$", ha="center", va="center", fontsize=14)
+    network(axis, 3.2, "teacher $T$\nfrozen", "$z_T$", TEACHER, filled=False)
+    network(axis, 1.0, "student $S$", "$z_S$", STUDENT)
     arrow(axis, (9.35, 1.0), (9.95, 1.0), LOSS)
     axis.text(10.05, 1.0, "CE$(z_S,\\, y)$", va="center", fontsize=11.5, color=LOSS)
     arrow(axis, (9.1, 2.9), (9.1, 1.3), LOSS)
     axis.text(9.3, 2.1, "distillation\nKD$(z_S,\\, z_T)$", va="center", fontsize=10.5, color=LOSS, linespacing=1.4)
 
 
-def compose(sample: int, seed: int) -> Figure:
-    image, label = draw("val", sample)
+def compose() -> Figure:
+    image, label = draw("val", 50)
     y = torch.from_numpy(label)[None]
     random, fixed = LabelNoise(len(TOY.names), "random", 0.03, 100.0), LabelNoise(len(TOY.names), "fixed", 0.02, 100.0)
-    planes = [diverging(random(y, Draw(seed), path)[0, 0].numpy()) for path in (0, 1)]
+    planes = [diverging(random(y, Draw(3), path)[0, 0].numpy()) for path in (0, 1)]
     figure, axes = plt.subplots(2, 1, figsize=(WIDTH * 0.78, 2 * HEIGHT * 0.78), layout="constrained")
     teacher_panel(axes[0], image, label, planes)
-    student_panel(axes[1], image, label, diverging(fixed(y, Draw(seed))[0, 0].numpy()))
+    student_panel(axes[1], image, label, diverging(fixed(y, Draw(3))[0, 0].numpy()))
     return figure
 
 
 def main() -> None:
     config = FigureConfig(**parse_flags(FigureConfig, __doc__))
-    style.save_figure(compose(config.sample, config.seed), Path(config.output))
+    style.save_figure(compose(), Path(config.output))
 
 
 if __name__ == "__main__":
