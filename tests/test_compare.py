@@ -65,7 +65,7 @@ def make_run(folder, seed=0, areas=None, checkpoint="last", log=True, assisted=F
 def test_runs_that_differ_only_in_seed_are_a_group(tmp_path):
     runs = [make_run(tmp_path / f"lad-{seed}", seed) for seed in (0, 1)]
     other = make_run(tmp_path / "lad-slow", 0, lr=0.2)
-    groups = read_groups([*runs, other], [])
+    groups = read_groups([*runs, other])
     assert {name: [run.seed for run in members] for name, members in groups.items()} == {"lad": [0, 1], "lad-slow": [0]}
 
 
@@ -76,7 +76,7 @@ def test_a_teacher_of_another_seed_is_no_other_experiment(tmp_path):
     make_run(tmp_path / "weak", 0, lr=0.001)
     odd = make_run(tmp_path / "odd", 1, teacher_pretrained=f"{tmp_path}/weak/last.pth")
     best = make_run(tmp_path / "of-best", 1, teacher_pretrained=f"{tmp_path}/teacher-1/best.pth")
-    groups = read_groups([f"{tmp_path}/s-0", f"{tmp_path}/s-1", odd, best], [])
+    groups = read_groups([f"{tmp_path}/s-0", f"{tmp_path}/s-1", odd, best])
     assert {name: len(members) for name, members in groups.items()} == {"s": 2, "odd": 1, "of-best": 1}
 
 
@@ -85,24 +85,18 @@ def test_records_that_were_carried_elsewhere_are_grouped_by_their_neighbours(tmp
         make_run(tmp_path / f"teacher-{seed}", seed)
         make_run(tmp_path / f"s-{seed}", seed, teacher_pretrained=f"runs/gone/teacher-{seed}/last.pth")
     make_run(tmp_path / "odd", 1, teacher_pretrained="runs/gone/unknown/last.pth")
-    groups = read_groups([f"{tmp_path}/{name}" for name in ("s-0", "s-1", "odd")], [])
+    groups = read_groups([f"{tmp_path}/{name}" for name in ("s-0", "s-1", "odd")])
     assert {name: len(members) for name, members in groups.items()} == {"s": 2, "odd": 1}
 
 
-def test_groups_of_ones_own_and_names_in_two_places(tmp_path):
+def test_names_in_two_places_and_refusals(tmp_path):
     a, b = make_run(tmp_path / "x/run", 0), make_run(tmp_path / "y/run", 0)
-    groups = read_groups([], [f"both={a},{b}"])
-    assert [run.name for run in groups["both"]] == ["x/run", "y/run"]
-    assert any("shares seed 0" in note for run in groups["both"] for note in run.notes)
-    for named, message in (
-        (["both"], "write name=RUN,RUN"),
-        ([f"both={a},"], "write name=RUN,RUN"),
-        ([f"both={a},{a}"], "is given twice"),
-        ([f"both={tmp_path}"], "is no run folder"),
-        ([], "no runs given"),
-    ):
+    (runs,) = read_groups([a, b]).values()
+    assert [run.name for run in runs] == ["x/run", "y/run"]
+    assert any("shares seed 0" in note for run in runs for note in run.notes)
+    for folders, message in (([a, a], "is given twice"), ([f"{tmp_path}"], "is no run folder"), ([], "no runs given")):
         with pytest.raises(UserError, match=message):
-            read_groups([], named)
+            read_groups(folders)
 
 
 def test_miou_of_counts_is_the_metrics_miou():
@@ -197,7 +191,7 @@ def test_counts_of_another_evaluation_are_left_out(tmp_path):
     other = make_areas(0.6)
     counts = dict(zip(("intersection", "label", "prediction"), other.swapaxes(0, 1), strict=True))
     np.savez(tmp_path / "a/per_image.npz", names=NAMES, **counts)
-    ((loaded,),) = read_groups([run], []).values()
+    ((loaded,),) = read_groups([run]).values()
     assert not loaded.areas
     assert any("is of none of the scores" in note for note in loaded.notes)
 
@@ -279,13 +273,14 @@ def test_smoothing_keeps_constants_and_means():
     assert np.ptp(charts._smooth(np.tile([0.0, 1.0], 100))) < 0.3
 
 
-def test_one_page_holds_everything(tmp_path, monkeypatch):
-    runs = [make_run(tmp_path / name, i // 2, make_areas(seed=i), lr=0.1 + i % 2) for i, name in enumerate("abcd")]
+def test_one_page_holds_everything(tmp_path):
+    names = ("base <b>-0", "lad-0", "base <b>-1", "lad-1")
+    runs = [make_run(tmp_path / n, i // 2, make_areas(seed=i), lr=0.1 + i % 2) for i, n in enumerate(names)]
     known = {"results": {"t": robustness_records()}, "data": "toy <val>"}
-    (tmp_path / "d/robustness.json").write_text(json.dumps(known))
+    (tmp_path / "lad-1/robustness.json").write_text(json.dumps(known))
     target = tmp_path / "new/page.html"
-    groups = ["--group", f"base <b>={runs[0]},{runs[2]}", f"lad={runs[1]},{runs[3]}", "--baseline", "base <b>"]
-    compare.main([*groups, "--output", str(tmp_path / "out"), "--html", str(target), "--samples", "100"])
+    flags = [*runs, "--baseline", "base <b>", "--output", str(tmp_path / "out"), "--html", str(target)]
+    compare.main([*flags, "--samples", "100"])
     page = target.read_text()
     headings = re.findall("<h2[^>]*>(.*?)</h2>", page)
     assert headings[0] == "toy val, last checkpoint, single scale, whole image"
@@ -296,9 +291,9 @@ def test_one_page_holds_everything(tmp_path, monkeypatch):
     assert "<td>base &lt;b&gt;</td>" in page
     assert "<b>" not in page
     assert not re.findall(r"(?:src|href)=\"(?!data:|#)", page)  # nothing else is fetched
-    (tmp_path / "d/robustness.json").write_text("{}")
-    with pytest.raises(UserError, match=r"d/robustness.json is not what teacher_robustness.py writes: KeyError"):
-        compare.main([*groups, "--output", str(tmp_path / "out"), "--html", str(target), "--samples", "100"])
+    (tmp_path / "lad-1/robustness.json").write_text("{}")
+    with pytest.raises(UserError, match=r"lad-1/robustness.json is not what teacher_robustness.py writes: KeyError"):
+        compare.main([*flags, "--samples", "100"])
 
 
 def robustness_records():

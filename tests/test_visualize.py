@@ -18,10 +18,11 @@ LONG = "student-voc-deeplabv3-resnet18_v1s-kd=cwd=3-seed=1"
 def run(monkeypatch, *flags):
     """The titles of the grid that is drawn."""
     drawn = []
-    whole = visualize.draw_grid
+    whole = visualize.style.grid
     monkeypatch.setattr(sys, "argv", ["visualize.py", *map(str, flags)])
-    monkeypatch.setattr(visualize, "draw_grid", lambda rows, *rest: (drawn.extend(rows), whole(rows, *rest)))
-    visualize.main()
+    with monkeypatch.context() as patch:
+        patch.setattr(visualize.style, "grid", lambda rows, *rest: (drawn.extend(rows), whole(rows, *rest))[1])
+        visualize.main()
     return [list(row) for row in drawn]
 
 

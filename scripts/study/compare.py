@@ -1,7 +1,6 @@
 """Compare runs: means over seeds, gains with a paired test, plots. Runs that differ only in seed form a group.
 
     python scripts/study/compare.py runs/baseline-0 runs/baseline-1 runs/lad-0 runs/lad-1 --baseline baseline
-    python scripts/study/compare.py --group baseline=runs/a,runs/b lad=runs/c,runs/d --baseline baseline
 
 What a run folder should hold: config.yaml and metrics.jsonl (training), JSON files of eval.py --json (one for each
 checkpoint and protocol), per_image.npz (--per-image: the paired test), pred/ (--save-pred: the gained/lost map).
@@ -33,7 +32,6 @@ Groups = dict[str, list[Run]]
 @dataclass(frozen=True)
 class CompareConfig:
     runs: tuple[str, ...] = option((), "run folders; those that differ only in seed form a group", positional=True)
-    group: tuple[str, ...] = option((), "groups of your own: name=RUN,RUN ...")
     baseline: str = option("", "group that gains are against")
     samples: int = option(10000, "resamples of the paired bootstrap", minimum=100)
     seed: int = option(0, "of the bootstrap", minimum=0)
@@ -94,7 +92,7 @@ def paired(runs: Sequence[Run], base: Sequence[Run], view: View, config: Compare
 
 def main(argv: Sequence[str] | None = None) -> None:
     config = CompareConfig(**parse_flags(CompareConfig, __doc__, argv))
-    groups = read_groups(config.runs, config.group)
+    groups = read_groups(config.runs)
     base = lookup(groups, config.baseline, "group in --baseline") if config.baseline else []
     views = views_of(groups)
     if not views:
@@ -102,7 +100,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     output = Path(config.output).expanduser()
     notes = [f"{run.name}: {note}" for runs in groups.values() for run in runs for note in run.notes]
     rows = [r for view in views for name, runs in groups.items() if (r := row(name, runs, view, base))]
-    tests: dict[tuple[str, View], Gain | str] = {}
     for r in rows if base else ():
         name, view = r["group"], View(**r["view"])
         if name == config.baseline:
@@ -111,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             what = "reads the label" if r["label_assisted"] else f"{config.baseline} has no such score"
             notes.append(f"{name}, {view.checkpoint}, {view.protocol}: no gain: {what}")
             continue
-        test = tests[name, view] = paired(groups[name], base, view, config)
+        test = paired(groups[name], base, view, config)
         if isinstance(test, Gain):
             r["test"] = test._asdict()
         else:
@@ -135,8 +132,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "top_confusions": named,
         "notes": notes,
     }
-    tables = {v: report.table([r for r in rows if r["view"] == v._asdict()], tests) for v in views}
-    text = report.report(result, tables, config.baseline, config.samples)
+    text = report.report(result, views, config.samples)
     style.save_json(result, output / "compare.json")
     style.save_text(text, output / "compare.md")
     if config.html:

@@ -13,16 +13,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.patches import Patch
 from torch import Tensor
 
 from datasets import for_network
+from datasets.base import DatasetSpec
 from models.checkpoints.loading import from_checkpoint
 from scripts.study.analysis import style
-from utils.colors import ERROR_COLORS, colorize, diverging, error_map, strongest
+from utils.colors import ERROR_COLORS, IGNORE_COLOR, colorize, diverging, error_map, strongest
 from utils.errors import UserError, run_main
 from utils.options import option, parse_flags
 from utils.seeding import derive_seed
@@ -87,20 +87,21 @@ def main() -> None:
     spec = dataset.spec
     chosen = config.images or np.linspace(0, len(dataset) - 1, min(config.count, len(dataset))).round().astype(int)
 
-    rows = []
+    rows, present = [], set()
     for i in map(int, chosen):
         if not 0 <= i < len(dataset):
             raise UserError(f"--images {i}: {name} {config.split} has images 0 to {len(dataset) - 1}")
         sample = dataset[i]
         if isinstance(sample, UserError):
             raise sample
-        rows.append(cells(sample[0], sample[1], columns, spec, Draw(derive_seed(config.seed, i))))
-    draw_grid(rows, legend(spec, rows), Path(config.output))
-    print(f"wrote {config.output}")
+        rows.append(cells(sample[0], sample[1], columns, spec, Draw(derive_seed(config.seed, i)), present))
+    style.save_figure(style.grid(rows, legend(spec, present)), Path(config.output))
 
 
-def cells(image: Tensor, label: Tensor, columns: dict[str, Column], spec, draw: Draw) -> dict[str, tuple]:
-    """Picture and caption by column title, for one image."""
+def cells(
+    image: Tensor, label: Tensor, columns: dict[str, Column], spec: DatasetSpec, draw: Draw, present: set[int]
+) -> dict[str, style.Cell]:
+    """Picture and caption by column title, for one image; ``present`` collects the classes."""
     truth = label.numpy()
     row = {"image": (image.permute(1, 2, 0).numpy(), ""), "label": (colorize(truth, spec.palette), "")}
     predictions = {}
@@ -116,41 +117,15 @@ def cells(image: Tensor, label: Tensor, columns: dict[str, Column], spec, draw: 
     students = {name: p for name, p in predictions.items() if name != "teacher"}
     for name, prediction in (students or predictions).items():
         row[f"error ({name})"] = error_map(prediction, truth), ""
-    row["classes"] = set(np.unique(truth)).union(*map(np.unique, predictions.values())), ""
+    present.update(*map(np.unique, (truth, *predictions.values())))
     return row
 
 
-def legend(spec, rows: list[dict]) -> list[Patch]:
+def legend(spec: DatasetSpec, present: set[int]) -> list[Patch]:
     """The classes that occur in the grid, then the colours of the error map."""
-    present = set().union(*(row.pop("classes")[0] for row in rows)) - {IGNORE_INDEX}
-    patches = [Patch(color=np.array(spec.palette[k]) / 255, label=spec.names[k]) for k in sorted(present)]
-    patches.append(Patch(facecolor="white", edgecolor="black", label="ignored (label)"))
-    return patches + [Patch(color=np.array(c) / 255, label=f"error map: {name}") for name, c in ERROR_COLORS.items()]
-
-
-def draw_grid(rows: list[dict], patches: list[Patch], output: Path) -> None:
-    titles = list(rows[0])
-    height, width = rows[0]["image"][0].shape[:2]
-    cell = 2.2
-    figure, axes = plt.subplots(
-        len(rows),
-        len(titles),
-        figsize=(cell * len(titles), (cell * height / width + 0.4) * len(rows) + 0.8),
-        squeeze=False,
-        layout="constrained",
-    )
-    for axis, title in zip(axes[0], titles, strict=True):
-        axis.set_title(style.wrap(title), fontsize=10)
-    for axis_row, row in zip(axes, rows, strict=True):
-        for axis, title in zip(axis_row, titles, strict=True):
-            picture, caption = row[title]
-            axis.imshow(picture, interpolation="nearest")
-            axis.set(xticks=[], yticks=[])
-            axis.spines[:].set_visible(False)
-            axis.set_xlabel(caption, fontsize=8)
-    figure.legend(handles=patches, loc="outside lower center", ncols=min(8, len(patches)), fontsize=8, frameon=False)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(output, dpi=110)
+    classes = [(spec.names[k], spec.palette[k]) for k in sorted(present - {IGNORE_INDEX})]
+    errors = [(f"error map: {name}", color) for name, color in ERROR_COLORS.items()]
+    return style.patches([*classes, ("ignored (label)", IGNORE_COLOR), *errors])
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def class_bars(groups: Groups, view: View, baseline: str) -> Figure:
     names = class_names(groups, view)
     shown = {name: runs for name, runs in groups.items() if any(view in run.scores for run in runs)}
     tables = {name: class_iou(runs, view, names) for name, runs in shown.items()}
-    means = {name: _mean(table) for name, table in tables.items()}
+    means = {name: np.ma.masked_invalid(table).mean(0).filled(np.nan) for name, table in tables.items()}
     others = [name for name in means if name != baseline and not any(run.assisted(view) for run in shown[name])]
     if baseline in means and others:
         order = np.argsort(np.nan_to_num(means[others[-1]] - means[baseline]))
@@ -66,12 +66,6 @@ def class_bars(groups: Groups, view: View, baseline: str) -> Figure:
     )
     figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
-
-
-def _mean(table: np.ndarray) -> np.ndarray:
-    """Over the runs in which a class occurs."""
-    counts = np.isfinite(table).sum(0)
-    return np.divide(np.nan_to_num(table).sum(0), counts, out=np.full(table.shape[1], np.nan), where=counts > 0)
 
 
 def training_curves(groups: Groups) -> Figure | None:
@@ -138,11 +132,8 @@ def _band(
 
 def _smooth(values: np.ndarray) -> np.ndarray:
     """Centred moving mean over a twentieth of the points; windows shrink at the ends."""
-    half = len(values) // 40
-    total = np.concatenate([[0.0], np.cumsum(values)])
-    at = np.arange(len(values))
-    low, high = np.maximum(at - half, 0), np.minimum(at + half + 1, len(values))
-    return (total[high] - total[low]) / (high - low)
+    window = np.ones(len(values) // 40 * 2 + 1)
+    return np.convolve(values, window, "same") / np.convolve(np.ones(len(values)), window, "same")
 
 
 def confusion_map(confusion: np.ndarray, names: Sequence[str], title: str) -> Figure:

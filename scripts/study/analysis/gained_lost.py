@@ -1,20 +1,17 @@
 """Where one network is right and another wrong, from the predictions that eval.py --save-pred left in their folders."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from PIL import Image
 
 from datasets.base import SegmentationDataset
-from scripts.study.analysis.style import wrap
+from scripts.study.analysis import style
 from utils.colors import colorize
 from utils.errors import UserError
-from utils.types import IGNORE_INDEX, Rgb
+from utils.types import IGNORE_INDEX
 
 # blue and vermilion stay apart for colour-blind readers, as red and green do not
 CHANGES = {
@@ -87,29 +84,20 @@ def _prediction(path: Path, shape: tuple[int, int]) -> np.ndarray:
 
 def draw(changes: Changes, count: int, new_name: str, old_name: str) -> Figure:
     """Rows of image, label, both predictions and the change map."""
-    spec, chosen = changes.dataset.spec, changes.spread(count)
-    titles = ("image", "label", *map(wrap, (old_name, new_name, f"{new_name} against {old_name}")))
-    rows = [changes.read(i) for i in chosen]
-    ratio = rows[0][1].shape[0] / rows[0][1].shape[1]
-    size = (2.2 * len(titles), (2.2 * ratio + 0.25) * len(rows) + 1.0)
-    figure, axes = plt.subplots(len(rows), len(titles), figsize=size, squeeze=False, layout="constrained")
-    for line, index, (image, label, new, old) in zip(axes, chosen, rows, strict=True):
-        change = np.uint8(list(CHANGES.values()))[change_map(new, old, label)]
-        pictures = (image, *(colorize(ids, spec.palette) for ids in (label, old, new)), change)
-        for axis, title, picture in zip(line, titles, pictures, strict=True):
-            axis.imshow(picture, interpolation="nearest")
-            axis.set(xticks=[], yticks=[], title=title if index == chosen[0] else "")
-            axis.title.set_fontsize(9)
-            axis.spines[:].set(visible=True, color="0.8")
+    spec, rows, present = changes.dataset.spec, [], set()
+    for index in changes.spread(count):
+        image, label, new, old = changes.read(index)
         gained, lost = 100 * changes.counts[index, :2] / max(changes.counts[index, :4].sum(), 1)
-        line[-1].set_xlabel(f"gained {gained:.1f} %, lost {lost:.1f} %", fontsize=8)
-        line[0].set_xlabel(wrap(changes.dataset.pairs[index][0].stem), fontsize=8)
-    present = sorted(set().union(*(np.unique(ids) for row in rows for ids in row[1:])) - {IGNORE_INDEX})
-    classes = [(spec.names[k], spec.palette[k]) for k in present]
-    figure.legend(handles=_patches(classes), loc="outside lower left", ncols=5, fontsize=8, title="classes")
-    figure.legend(handles=_patches(CHANGES.items()), loc="outside lower right", ncols=3, fontsize=8, title="map")
-    return figure
-
-
-def _patches(entries: Iterable[tuple[str, Rgb]]) -> list[Patch]:
-    return [Patch(facecolor=np.array(c) / 255, edgecolor="0.6", linewidth=0.5, label=name) for name, c in entries]
+        change = np.uint8(list(CHANGES.values()))[change_map(new, old, label)]
+        rows.append(
+            {
+                "image": (image, changes.dataset.pairs[index][0].stem),
+                "label": (colorize(label, spec.palette), ""),
+                old_name: (colorize(old, spec.palette), ""),
+                new_name: (colorize(new, spec.palette), ""),
+                f"{new_name} against {old_name}": (change, f"gained {gained:.1f} %, lost {lost:.1f} %"),
+            }
+        )
+        present.update(*map(np.unique, (label, new, old)))
+    classes = [(spec.names[k], spec.palette[k]) for k in sorted(present - {IGNORE_INDEX})]
+    return style.grid(rows, style.patches(classes), style.patches(CHANGES.items()))

@@ -1,8 +1,8 @@
 """Groups of runs that differ in nothing but the seed."""
 
 import json
+import os
 from collections.abc import Sequence
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -17,38 +17,27 @@ SAME_EXPERIMENT = {
 }  # fmt: skip
 
 
-def read_groups(folders: Sequence[str], named: Sequence[str]) -> dict[str, list[Run]]:
-    """Groups by name: those written out as ``name=RUN,RUN``, then the other folders by their settings.
+def read_groups(folders: Sequence[str]) -> dict[str, list[Run]]:
+    """Groups by what the names of their runs have in common.
 
     Raises:
-        UserError: no runs, a run given twice, or a group that is not ``name=RUN,RUN``.
+        UserError: no runs, or a run given twice.
     """
-    explicit: dict[str, list[Path]] = {}
-    for text in named:
-        name, equals, members = text.partition("=")
-        if not (name and equals and all(members.split(","))) or name in explicit:
-            raise UserError(f"--group {text}: write name=RUN,RUN, each name once")
-        explicit[name] = [Path(member).expanduser() for member in members.split(",")]
-    loose = [Path(folder).expanduser() for folder in folders]
-    every = [path for paths in explicit.values() for path in paths] + loose
-    if not every:
-        raise UserError("no runs given: compare.py RUN.. or --group name=RUN,RUN")
-    resolved = [path.resolve() for path in every]
-    twice = [str(path) for path, full in zip(every, resolved, strict=True) if resolved.count(full) > 1]
+    paths = [Path(folder).expanduser().resolve() for folder in folders]
+    if not paths:
+        raise UserError("no runs given: compare.py RUN..")
+    twice = [str(path) for path in paths if paths.count(path) > 1]
     if twice:
         raise UserError(f"{twice[0]} is given twice")
-    bases = [path.name for path in resolved]
-    names = [full.name if bases.count(full.name) == 1 else f"{full.parent.name}/{full.name}" for full in resolved]
-    runs = {path: read_run(path, name) for path, name in zip(every, names, strict=True)}
-    groups = {name: [runs[path] for path in paths] for name, paths in explicit.items()}
+    names = [path.name for path in paths]
     alike: dict[str, list[Run]] = {}
-    for path in loose:
-        settings = experiment(runs[path].config, path.resolve().parent)
-        alike.setdefault(json.dumps(settings, sort_keys=True), []).append(runs[path])
+    for path in paths:
+        run = read_run(path, path.name if names.count(path.name) == 1 else f"{path.parent.name}/{path.name}")
+        alike.setdefault(json.dumps(experiment(run.config, path.parent), sort_keys=True), []).append(run)
+    groups: dict[str, list[Run]] = {}
     for members in alike.values():
         name = _common_name(members)
         groups[name if name not in groups else members[0].name] = members
-    for members in groups.values():
         for run in members:
             if sum(run.seed == other.seed for other in members) > 1:
                 run.notes.append(f"shares seed {run.seed} with another run of its group: they are not independent")
@@ -75,6 +64,6 @@ def _common_name(runs: Sequence[Run]) -> str:
     """What the names of seeds have in common: student-0, student-1 -> student."""
     if len(runs) == 1:
         return runs[0].name
-    alike = takewhile(lambda letters: len(set(letters)) == 1, zip(*(run.name for run in runs), strict=False))
-    prefix = "".join(letters[0] for letters in alike).rstrip("0123456789")
+    prefix = os.path.commonprefix([run.name for run in runs])  # noqa: RUF071 of letters
+    prefix = prefix.rstrip("0123456789")
     return prefix.rstrip("-_. ").removesuffix("seed").rstrip("-_. ") or runs[0].name

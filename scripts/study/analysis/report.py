@@ -1,34 +1,32 @@
 """What scripts/study/compare.py says in words and tables."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from scripts.study.analysis import gained_lost, style
-from scripts.study.analysis.paired import Gain
 from scripts.study.analysis.runs import View
 
 
-def table(rows: Sequence[dict[str, Any]], tests: Mapping[tuple[str, View], Gain | str]) -> str:
+def table(rows: Sequence[dict[str, Any]]) -> str:
     header = ["group", "checkpoint", "n", "mIoU %", "pixel accuracy %", "gain", "95 % interval (images)", "p"]
     lines = []
     for r in rows:
-        view = View(**r["view"])
-        test = tests.get((r["group"], view))
-        gain = "-" if "gain" not in r else f"{100 * r['gain']:+.2f}"
-        interval = p = "-"
-        if isinstance(test, Gain):
-            interval = f"{100 * test.low:+.2f} .. {100 * test.high:+.2f} (n {test.images})"
-            p = f"{test.p:.2g}"
-        accuracy = style.spread(r["pixel_accuracy"]) if r["pixel_accuracy"] else "-"
         name = r["group"] + (" (LABEL-ASSISTED)" if r["label_assisted"] else "")
-        lines.append([name, view.checkpoint, str(len(r["miou"])), style.spread(r["miou"]), accuracy, gain, interval, p])
+        accuracy = style.spread(r["pixel_accuracy"]) if r["pixel_accuracy"] else "-"
+        cells = [name, r["view"]["checkpoint"], str(len(r["miou"])), style.spread(r["miou"]), accuracy]
+        cells.append(f"{100 * r['gain']:+.2f}" if "gain" in r else "-")
+        if test := r.get("test"):
+            cells.append(f"{100 * test['low']:+.2f} .. {100 * test['high']:+.2f} (n {test['images']})")
+            cells.append(f"{test['p']:.2g}")
+        lines.append(cells + ["-"] * (len(header) - len(cells)))
     return style.markdown(header, lines)
 
 
-def report(result: dict[str, Any], tables: dict[View, str], baseline: str, samples: int) -> str:
+def report(result: dict[str, Any], views: Sequence[View], samples: int) -> str:
     """compare.md."""
-    parts = ["# Comparison of runs\n"]
-    for view, text in tables.items():
+    parts, baseline = ["# Comparison of runs\n"], result["baseline"]
+    for view in views:
+        text = table([row for row in result["rows"] if row["view"] == view._asdict()])
         parts.append(f"## {view.dataset} {view.split}, {view.checkpoint} checkpoint, {view.protocol}\n\n{text}")
     parts.append("mIoU: mean ± standard deviation over n runs, in percent.")
     if baseline:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,15 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import numpy as np
 from cycler import cycler
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from utils.errors import UserError
+from utils.types import Rgb
+
+Cell = tuple[np.ndarray, str]  # a picture and its caption
 
 # Okabe and Ito's colours, told apart by colour-blind readers; yellow is left out, too light for lines on white.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -74,6 +79,31 @@ def wrap(text: str, width: int = 26) -> str:
 def markdown(header: list[str], rows: list[list[str]]) -> str:
     cells = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(row) + " |" for row in cells) + "\n"
+
+
+def grid(rows: Sequence[Mapping[str, Cell]], *legends: Sequence[Patch]) -> Figure:
+    """Pictures with captions below, in columns with titles, above one or two legends."""
+    titles, ratio = list(rows[0]), np.divide(*next(iter(rows[0].values()))[0].shape[:2])
+    size = 2.2 * len(titles), (2.2 * ratio + 0.4) * len(rows) + 1
+    figure, axes = plt.subplots(len(rows), len(titles), figsize=size, squeeze=False, layout="constrained")
+    for line, row in zip(axes, rows, strict=True):
+        for axis, (title, (picture, caption)) in zip(line, row.items(), strict=True):
+            axis.imshow(picture, interpolation="nearest")
+            axis.set(xticks=[], yticks=[])
+            axis.set_xlabel(wrap(caption), fontsize=8)
+            axis.spines[:].set(visible=True, color="0.8")
+            if row is rows[0]:
+                axis.set_title(wrap(title), fontsize=9)
+    places = ("lower center",) if len(legends) == 1 else ("lower left", "lower right")
+    for patches, place in zip(legends, places, strict=True):
+        columns = 8 if len(legends) == 1 else 4
+        figure.legend(handles=patches, loc=f"outside {place}", ncols=min(columns, len(patches)), fontsize=8)
+    return figure
+
+
+def patches(colors: Iterable[tuple[str, Rgb]]) -> list[Patch]:
+    """Entries of a legend."""
+    return [Patch(facecolor=np.array(c) / 255, edgecolor="0.6", linewidth=0.5, label=name) for name, c in colors]
 
 
 def save_figure(figure: Figure, path: Path) -> None:
