@@ -1,14 +1,13 @@
 """Segment image files: a coloured PNG for each, whose palette indices are the classes.
 
     python scripts/deploy/predict.py street.jpg photos/ --pretrained runs/student/best.pth --output predictions
-    python scripts/deploy/predict.py photos/ --pretrained FILE --blend --ids
+    python scripts/deploy/predict.py photos/ --pretrained FILE --blend
 
 Images of any size, files or folders (not their subfolders); transparent pixels are white, as on a page. Colours and
-class names come from the checkpoint; one without gets generated ones. An image that cannot be read is named and
+class names come from the checkpoint; one without gets VOC's colours. An image that cannot be read is named and
 skipped; the exit status is then 1.
 """
 
-import colorsys
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,45 +20,32 @@ import torch
 from matplotlib.colors import to_hex
 from PIL import Image
 
+from datasets.base import voc_colors
 from datasets.files import IMAGE_SUFFIXES, read_image
 from models.checkpoints.card import Card
 from models.checkpoints.loading import from_checkpoint
 from utils.colors import colorize
 from utils.errors import UserError, run_main
 from utils.options import option, parse_flags
-from utils.training.evaluation import Predictor
 from utils.training.runtime import start
 from utils.types import Rgb
-
-GOLDEN_ANGLE = 0.6180339887  # of the hue circle: successive colours are far apart
 
 
 @dataclass(frozen=True)
 class PredictConfig:
     images: tuple[str, ...] = option((), "image files and folders", positional=True)
     pretrained: str = option("", "checkpoint of an image-only network")
-    output: str = option("predictions", "folder for NAME.png (and NAME_blend.png, NAME_ids.png)")
+    output: str = option("predictions", "folder for NAME.png (and NAME_blend.png)")
     blend: bool = option(False, "also write the colours over the image")
-    ids: bool = option(False, "also write the class ids as a grey PNG")
     device: str = option("auto", "where to run", choices=("auto", "cpu", "cuda"))
-
-
-def generated_palette(count: int) -> list[Rgb]:
-    """Distinct colours for any number of classes, the first one dark."""
-    levels = ((0.65, 0.95), (0.95, 0.75), (0.45, 0.85))  # saturation, value
-    colors = [colorsys.hsv_to_rgb(k * GOLDEN_ANGLE % 1, *levels[k % len(levels)]) for k in range(count - 1)]
-    return [(40, 40, 40), *(tuple(round(255 * c) for c in color) for color in colors)][:count]
 
 
 def appearance(card: Card) -> tuple[list[str], list[Rgb]]:
     """Names and colours of the classes; made up where the checkpoint does not know them."""
     count = card.num_classes
-    names = list(card.class_names)
-    palette = [tuple(color) for color in card.palette]
-    return (
-        names if len(names) == count else [f"class {k}" for k in range(count)],
-        palette if len(palette) == count else generated_palette(count),
-    )
+    named, colored = len(card.class_names) == count, len(card.palette) == count
+    names = list(card.class_names) if named else [f"class {k}" for k in range(count)]
+    return names, [tuple(color) for color in card.palette] if colored else list(voc_colors(count))
 
 
 def find_images(given: Sequence[str]) -> list[Path]:
@@ -83,38 +69,35 @@ def find_images(given: Sequence[str]) -> list[Path]:
     return found
 
 
-def outputs(image: Path, config: PredictConfig) -> dict[str, Path]:
-    """The files to write for an image, by kind."""
+def outputs(images: Sequence[Path], config: PredictConfig) -> dict[Path, list[Path]]:
+    """The files to write for each image: NAME.png, and NAME_blend.png if asked for.
+
+    Raises:
+        UserError: two images would be written to one file, or one over an input.
+    """
     folder = Path(config.output).expanduser()
-    kinds = {"color": "", **({"blend": "_blend"} if config.blend else {}), **({"ids": "_ids"} if config.ids else {})}
-    return {kind: folder / f"{image.stem}{suffix}.png" for kind, suffix in kinds.items()}
-
-
-def check_outputs(images: Sequence[Path], config: PredictConfig) -> None:
-    """Raises UserError when two images would be written to one file, or one over an input."""
+    suffixes = ("", "_blend") if config.blend else ("",)
+    files = {image: [folder / f"{image.stem}{suffix}.png" for suffix in suffixes] for image in images}
     inputs = {path.resolve() for path in images}
     writers: dict[Path, Path] = {}
-    for image in images:
-        for path in outputs(image, config).values():
-            if path.resolve() in inputs:
-                raise UserError(f"{path} is an input and would be overwritten: use another --output folder")
-            if path in writers:
-                raise UserError(f"{writers[path]} and {image} would both be written to {path}: predict them in turn")
-            writers[path] = image
+    for image, path in ((image, path) for image, paths in files.items() for path in paths):
+        if path.resolve() in inputs:
+            raise UserError(f"{path} is an input and would be overwritten: use another --output folder")
+        if path in writers:
+            raise UserError(f"{writers[path]} and {image} would both be written to {path}: predict them in turn")
+        writers[path] = image
+    return files
 
 
-def write(image: np.ndarray, ids: np.ndarray, palette: Sequence[Rgb], files: dict[str, Path]) -> None:
-    """ids uint8 ``[H, W]`` as a palette PNG, and the other kinds that are asked for."""
-    grey = Image.fromarray(ids)
-    picture = grey.copy()
+def write(image: np.ndarray, ids: np.ndarray, palette: Sequence[Rgb], files: Sequence[Path]) -> None:
+    """ids uint8 ``[H, W]`` as a palette PNG; over the image in a second file, if there is one."""
+    picture = Image.fromarray(ids)
     picture.putpalette([value for color in palette for value in color])
-    kinds = {"color": picture, "ids": grey}
-    if "blend" in files:
-        kinds["blend"] = Image.fromarray(((image.astype(np.uint16) + colorize(ids, palette)) // 2).astype(np.uint8))
-    for kind, path in files.items():
+    blend = Image.fromarray(((image.astype(np.uint16) + colorize(ids, palette)) // 2).astype(np.uint8))
+    for path, content in zip(files, (picture, blend), strict=False):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            kinds[kind].save(path)
+            content.save(path)
         except OSError as error:
             raise UserError(f"--output {path} cannot be written: {error.strerror or error}") from error
 
@@ -135,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not config.pretrained:
         raise UserError("--pretrained FILE is missing: the checkpoint of the network")
     images = find_images(config.images)
-    check_outputs(images, config)
+    files = outputs(images, config)
     loaded = from_checkpoint(config.pretrained)
     if loaded.noise is not None:
         raise UserError(f"--pretrained {config.pretrained} is a label-assisted teacher: it needs labels; use a student")
@@ -143,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     pixels = np.zeros(len(names), np.int64)
     failed = 0
     with start(config) as runtime:
-        predict = Predictor(runtime.place(loaded.model), loaded.convention)
+        runtime.place(loaded.model)
         for path in images:
             try:
                 image = read_image(path, behind="white")
@@ -151,12 +134,10 @@ def main(argv: Sequence[str] | None = None) -> None:
                 print(f"skipped: {error}", file=sys.stderr)
                 failed += 1
                 continue
-            x = torch.from_numpy(image.transpose(2, 0, 1).copy())[None].to(runtime.device)
-            ids = predict.classes(x, x[:, 0], ())[0].to(torch.uint8).cpu().numpy()  # no label is looked at
+            ids = loaded.predict(image)
             pixels += np.bincount(ids.ravel(), minlength=len(names))
-            files = outputs(path, config)
-            write(image, ids, palette, files)
-            print(f"{path} -> {', '.join(map(str, files.values()))}")
+            write(image, ids, palette, files[path])
+            print(f"{path} -> {', '.join(map(str, files[path]))}")
     if failed < len(images):
         print(legend(names, palette, pixels))
     if failed:

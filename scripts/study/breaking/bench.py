@@ -6,10 +6,8 @@ from pathlib import Path
 
 import torch
 
-from scripts.study.breaking.processes import Job
+from scripts.study.breaking.processes import LAUNCHERS, Job
 from utils import checkpoint
-
-LAUNCHERS = {"python": 1, "torchrun": 2, "launcher": 2}  # and their number of processes
 
 
 class Lost(Exception):
@@ -27,25 +25,27 @@ class Bench:
     def __init__(self, folder: Path, seed: int) -> None:
         self.folder, self.random, self.number = folder, random.Random(seed), 0
 
-    def job(self, role: str = "teacher", launcher: str = "python", folder: Path | None = None, *flags: str) -> Job:
+    def job(
+        self, role: str = "teacher", launcher: str = "python", folder: Path | None = None, restarts: int = 0
+    ) -> Job:
         self.number += folder is None
         folder = folder or self.folder / f"run{self.number}"
+        flags = ()
         if role == "student":
-            flags = (*flags, "--kd", "cwd=3", "--teacher-pretrained", str(self.reference("teacher") / "last.pth"))
-        return Job(role, launcher, LAUNCHERS[launcher], folder, flags)
+            flags = ("--kd", "cwd=3", "--teacher-pretrained", str(self.reference("teacher") / "last.pth"))
+        return Job(role, launcher, folder, flags, restarts)
 
     def reference(self, role: str, launcher: str = "python") -> Path:
         folder = self.folder / f"{role}-{LAUNCHERS[launcher]}"
         if not folder.exists():
-            demand(self.job(role, launcher, folder).wait(600) == 0, f"the run without a fault failed: {folder}")
+            demand(self.job(role, launcher, folder).wait() == 0, f"the run without a fault failed: {folder}")
         return folder
 
     def resume(self, job: Job) -> None:
         """Continue a run to its end, and compare."""
-        expected = self.reference(job.role, job.launcher)
-        again = Job(job.role, job.launcher, job.processes, job.folder, job.flags)
-        demand(again.wait(600) == 0, f"it cannot be continued: {again.errors()}")
-        same(expected, job.folder)
+        again = Job(job.role, job.launcher, job.folder, job.flags)
+        demand(again.wait() == 0, f"it cannot be continued: {again.errors()}")
+        same(self.reference(job.role, job.launcher), job.folder)
 
 
 def same(expected: Path, folder: Path) -> None:

@@ -1,5 +1,6 @@
 """The faults: each breaks a run, and looks whether anything is lost."""
 
+import os
 import resource
 import shutil
 import signal
@@ -14,7 +15,7 @@ from utils import checkpoint
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 DAYS = 3e5  # seconds that a long run may take
-END, ORPHANS = 30, 15  # seconds after a signal: until the run has ended, and then until no process is left
+END = 30  # seconds after a signal until the run has ended
 
 
 def killed(bench: Bench, role: str) -> None:
@@ -35,7 +36,7 @@ def signalled(bench: Bench, launcher: str) -> None:
     at = bench.random.randint(1, 9)
     job.until(lambda: iteration(job.folder) >= at)
     job.process.send_signal(number)
-    job.ended(END, ORPHANS)
+    job.wait(END)
     saved, logged = checkpoint.read(job.folder / "last.pth")["iteration"], iteration(job.folder)
     demand(saved == logged, f"{number.name}: saved at iteration {saved}, trained to {logged}")
     bench.resume(job)
@@ -45,27 +46,27 @@ def rank_killed(bench: Bench) -> None:
     """SIGKILL to one of two processes: the other ends, and a second start continues."""
     job = bench.job("teacher", "torchrun")
     job.until(lambda: iteration(job.folder) >= 3)
-    job.kill(bench.random.choice(job.ranks()))
-    demand(job.ended(END, ORPHANS) != 0, "the job's status is 0")
+    os.kill(bench.random.choice(job.ranks()), signal.SIGKILL)
+    demand(job.wait(END) != 0, "the job's status is 0")
     bench.resume(job)
 
 
 def rank_restarted(bench: Bench) -> None:
     """The same under --max-restarts 1: the job itself goes on to its end."""
     bench.reference("teacher", "torchrun")
-    job = bench.job("teacher", "torchrun", None, "--max-restarts", "1")
+    job = bench.job("teacher", "torchrun", restarts=1)
     job.until(lambda: iteration(job.folder) >= 3)
-    job.kill(bench.random.choice(job.ranks()))
-    demand(job.wait(600) == 0, f"it did not go on: {job.errors()}")
+    os.kill(bench.random.choice(job.ranks()), signal.SIGKILL)
+    demand(job.wait() == 0, f"it did not go on: {job.errors()}")
     same(bench.reference("teacher", "torchrun"), job.folder)
 
 
 def stop_restarted(bench: Bench) -> None:
     """A signal to one process under --max-restarts 3 is a stop, not a failure to be restarted."""
-    job = bench.job("teacher", "torchrun", None, "--max-restarts", "3")
+    job = bench.job("teacher", "torchrun", restarts=3)
     job.until(lambda: iteration(job.folder) >= 3)
-    job.kill(bench.random.choice(job.ranks()), signal.SIGUSR1)
-    job.ended(END, ORPHANS)
+    os.kill(bench.random.choice(job.ranks()), signal.SIGUSR1)
+    job.wait(END)
     bench.resume(job)
 
 
@@ -73,8 +74,8 @@ def agent_killed(bench: Bench) -> None:
     """SIGKILL to torchrun itself: its processes notice, save and end."""
     job = bench.job("teacher", "torchrun")
     job.until(lambda: iteration(job.folder) >= 3)
-    job.kill(job.pid)
-    job.ended(END, ORPHANS)
+    job.process.kill()
+    job.wait(END)
     demand(checkpoint.read(job.folder / "last.pth")["iteration"] >= iteration(job.folder), "work was lost")
     bench.resume(job)
 
@@ -92,7 +93,7 @@ def damaged(bench: Bench) -> None:
         data[place] ^= 1 << bench.random.randrange(8)
     path.write_bytes(data)
     job = bench.job("teacher", "python", folder)
-    demand(job.wait(600) == 0, f"it cannot be continued: {job.errors()}")
+    demand(job.wait() == 0, f"it cannot be continued: {job.errors()}")
     demand("continuing from" in job.errors(), "the damage was not noticed")
     same(bench.reference("teacher"), folder)
 
@@ -106,8 +107,8 @@ def disk_full(bench: Bench) -> None:
     before = checkpoint.read(job.folder / "last.pth")["iteration"]
     limit = bench.random.randrange(size // 10, size)
     full = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (limit, limit))
-    again = Job(job.role, job.launcher, 1, job.folder, job.flags, full)
-    demand(again.wait(600) == 2, f"it did not fail: {again.errors()}")
+    again = Job(job.role, job.launcher, job.folder, prepare=full)
+    demand(again.wait() == 2, f"it did not fail: {again.errors()}")
     demand("last.pth: File too large" in again.errors(), f"its error is {again.errors()}")
     demand(checkpoint.read(job.folder / "last.pth")["iteration"] == before, "the old checkpoint is gone")
     bench.resume(job)
@@ -115,30 +116,20 @@ def disk_full(bench: Bench) -> None:
 
 def soak(bench: Bench, iterations: int) -> str:
     """A long run: what it holds and has open must not grow, nor its log without bound. Returns the figures."""
-    flags = (
-        "--max-iterations",
-        str(iterations),
-        "--save-per-iters",
-        "800",
-        "--val-per-iters",
-        "800",
-        "--log-iter",
-        "10",
-    )
+    flags = f"--max-iterations {iterations} --save-per-iters 800 --val-per-iters 800 --log-iter 10".split()
     bench.number += 1
-    job = Job("teacher", "python", 1, bench.folder / f"run{bench.number}", flags)
+    job = Job("teacher", "python", bench.folder / f"run{bench.number}", flags)
     job.until(lambda: iteration(job.folder) >= min(1600, iterations // 4), DAYS)
-    first = usage(job.pid)
+    first = usage(job.process.pid)
     job.until(lambda: iteration(job.folder) >= iterations - 20, DAYS)
-    last, log = usage(job.pid), (job.folder / "metrics.jsonl").stat().st_size
-    demand(job.wait(600) == 0, f"it failed: {job.errors()}")
-    growth, per_million = (last[0] - first[0]) / 1e6, log / iterations
+    last, log = usage(job.process.pid), (job.folder / "metrics.jsonl").stat().st_size
+    demand(job.wait() == 0, f"it failed: {job.errors()}")
+    growth = (last[0] - first[0]) / 1e6
     demand(growth < 50, f"its memory grew by {growth:.0f} MB")
     demand(last[1] <= first[1] + 2, f"its open files grew from {first[1]} to {last[1]}")
-    demand(per_million * 40000 < 10e6, f"its log is of {log / 1e6:.1f} MB")
-    return (
-        f"{iterations} iterations: memory {growth:+.1f} MB, open files {first[1]} to {last[1]}, log {log / 1e6:.2f} MB"
-    )
+    demand(log / iterations * 40000 < 10e6, f"its log is of {log / 1e6:.1f} MB")
+    files = f"open files {first[1]} to {last[1]}, log {log / 1e6:.2f} MB"
+    return f"{iterations} iterations: memory {growth:+.1f} MB, {files}"
 
 
 def usage(pid: int) -> tuple[int, int]:

@@ -6,17 +6,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
-ITERATIONS, SAVES, VALIDATIONS = 12, 3, 4  # of a run, and between its saves and validations
-SMALL = [
-    *("--crop-size", "32", "32", "--batch-size", "4", "--workers", "1", "--device", "cpu", "--lr", "0.01"),
-    *("--max-iterations", str(ITERATIONS), "--save-per-iters", str(SAVES), "--val-per-iters", str(VALIDATIONS)),
-    *("--log-iter", "1", "--resume", "auto"),
-]
+ITERATIONS = 12  # of a run
+SMALL = f"""
+    --crop-size 32 32 --batch-size 4 --workers 1 --device cpu --lr 0.01 --resume auto
+    --max-iterations {ITERATIONS} --save-per-iters 3 --val-per-iters 4 --log-iter 1
+""".split()
+LAUNCHERS = {"python": 1, "torchrun": 2, "launcher": 2}  # and their number of processes
 PATIENCE = 300  # seconds until a run has come as far as it should
+ORPHANS = 15  # seconds after a run's end until no process of it is left
 
 
 class Job:
@@ -26,38 +27,35 @@ class Job:
         self,
         role: str,
         launcher: str,
-        processes: int,
         folder: Path,
-        flags: tuple[str, ...] = (),
+        flags: Sequence[str] = (),
+        restarts: int = 0,
         prepare: Callable[[], object] | None = None,
     ) -> None:
-        """prepare: called in the new process before it becomes the run."""
-        self.role, self.launcher, self.processes, self.folder, self.flags = role, launcher, processes, folder, flags
+        """restarts: of torchrun. prepare: called in the new process before it becomes the run."""
+        self.role, self.launcher, self.folder, self.flags = role, launcher, folder, flags
         folder.mkdir(parents=True, exist_ok=True)
-        restarts = [*flags[flags.index("--max-restarts") :][:2]] if "--max-restarts" in flags else []
-        rest = [*SMALL, *(flag for flag in flags if flag not in restarts), "--save-dir", str(folder)]
-        script, network = f"train_{role}.py", ("toy", "fcn", "resnet10t")
-        named = [part for pair in zip(("--dataset", "--model", "--backbone"), network, strict=True) for part in pair]
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-        lines = {
-            "python": [sys.executable, script, *named],
-            "torchrun": [*torchrun, *restarts, script, *named],
-            "launcher": ["bash", f"scripts/train_{role}.sh", *network],
-        }
-        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-        environment = {**os.environ, "PATH": path, "NGPUS": str(processes), "OMP_NUM_THREADS": "1"}
+        count = str(LAUNCHERS[launcher])
+        network = f"train_{role}.py --dataset toy --model fcn --backbone resnet10t".split()
+        torchrun = f"-m torch.distributed.run --standalone --nproc-per-node {count} --max-restarts {restarts}".split()
+        line = {
+            "python": [sys.executable, *network],
+            "torchrun": [sys.executable, *torchrun, *network],
+            "launcher": ["bash", f"scripts/train_{role}.sh", "toy", "fcn", "resnet10t"],
+        }[launcher]
+        environment = {"NGPUS": count, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         with (folder / "stdout.txt").open("ab") as out, (folder / "stderr.txt").open("wb") as err:
             self.process = subprocess.Popen(
-                [*lines[launcher], *rest],
+                [*line, *SMALL, *flags, "--save-dir", str(folder)],
                 cwd=ROOT,
-                env={**environment, "CUDA_VISIBLE_DEVICES": ""},
+                env=os.environ | environment,
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
                 start_new_session=True,
                 preexec_fn=prepare,
             )
-        self.pid = self.process.pid
 
     def until(self, holds: Callable[[], bool], patience: float = PATIENCE) -> None:
         """Wait for something in the run's folder.
@@ -72,38 +70,30 @@ class Job:
                 raise TimeoutError(f"the run did not come as far as it should: {self.errors()}")
             time.sleep(0.01)
 
-    def kill(self, pid: int, number: int = signal.SIGKILL) -> None:
-        os.kill(pid, number)
-
     def ranks(self) -> list[int]:
         """The training processes under torchrun."""
-        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
-        return [
-            int(pid) for pid in children if f"train_{self.role}".encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
-        ]
+        pid, script = self.process.pid, f"train_{self.role}".encode()
+        children = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+        return [child for child in children if script in Path(f"/proc/{child}/cmdline").read_bytes()]
 
-    def ended(self, patience: float, orphans: float) -> int:
-        """Its status.
+    def wait(self, patience: float = 600) -> int:
+        """Its status, at its end; nothing of it is left.
 
         Raises:
-            TimeoutError: it, or one of its processes, is still there after so many seconds.
+            TimeoutError: it is still there after so many seconds, or one of its processes is a while later.
         """
         try:
             status = self.process.wait(patience)
-            deadline = time.monotonic() + orphans
+            deadline = time.monotonic() + ORPHANS
             while (left := members(self.folder)) and time.monotonic() < deadline:
                 time.sleep(0.05)
             if left:
-                raise TimeoutError(f"{len(left)} processes are left {orphans} s after its end")
+                raise TimeoutError(f"{len(left)} processes are left {ORPHANS} s after its end")
         except subprocess.TimeoutExpired:
             raise TimeoutError(f"it did not end within {patience} s") from None
         finally:
             self.clear()
         return status
-
-    def wait(self, patience: float) -> int:
-        """Its status, at its end; nothing of it is left."""
-        return self.ended(patience, 15)
 
     def clear(self) -> None:
         """End what is left of it."""
