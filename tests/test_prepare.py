@@ -17,23 +17,25 @@ from scipy.io import savemat
 
 from datasets import build_dataset
 from datasets.files import read_label
+from scripts.data import archives
+from scripts.data.archives import convert_mat
+from scripts.data.prepare import ARCHIVES
 from tests.trees import TREES, draw, picture
 from utils.errors import UserError
 
-SCRIPTS = Path(__file__).parent.parent / "scripts/data/prepare"
+SCRIPTS = Path(__file__).parent.parent / "scripts/data"
 
 
 @pytest.fixture
 def prepare(monkeypatch, tmp_path):
     """Runs a script on the archives in ``tmp_path / "archives"``; exit status 0 or 2."""
-    monkeypatch.syspath_prepend(str(SCRIPTS))
     (tmp_path / "archives").mkdir()
 
     def call(name, *more):
         flags = ["--archives", str(tmp_path / "archives"), "--data", str(tmp_path / "made"), *map(str, more)]
-        monkeypatch.setattr(sys, "argv", [name, *flags])
+        monkeypatch.setattr(sys, "argv", ["prepare.py", name, *flags])
         try:
-            runpy.run_path(str(SCRIPTS / f"{name}.py"), run_name="__main__")
+            runpy.run_path(str(SCRIPTS / "prepare.py"), run_name="__main__")
         except SystemExit as stop:
             return stop.code
         return 0
@@ -123,7 +125,7 @@ def test_camvid(prepare, tmp_path):
     assert_reads("camvid", tmp_path / "made", expected)
 
 
-@pytest.mark.parametrize("name", sorted(p.stem for p in SCRIPTS.glob("*.py") if p.stem != "archives"))
+@pytest.mark.parametrize("name", sorted(ARCHIVES))
 def test_missing_archives_are_named_with_their_source(name, prepare, capsys):
     assert prepare(name) == 2
     assert re.fullmatch(r"error: --archives lacks (\S+ from https?://\S+[^;]*(; )?)+\n", capsys.readouterr().err)
@@ -148,9 +150,6 @@ HOSTILE_TAR = {
 
 @pytest.fixture
 def extract(monkeypatch):
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    import archives
-
     return lambda path, root: archives.extract(path, root, (r"VOC2012/(JPEGImages/.+)", r"\1"))
 
 
@@ -192,8 +191,6 @@ def test_a_hostile_zip_writes_nothing(kind, extract, tmp_path):
 
 
 def test_a_million_files(extract, tmp_path, monkeypatch):
-    import archives
-
     monkeypatch.setattr(archives, "MAX_FILES", 3)
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         for n in range(4):
@@ -218,9 +215,6 @@ def test_a_truncated_archive_leaves_no_half_file_and_can_be_repeated(extract, tm
 
 
 def test_converted_labels_that_do_not_fit_are_refused(monkeypatch, tmp_path):
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    from archives import convert_mat
-
     savemat(tmp_path / "a.mat", {"S": draw(range(9), 0).astype(np.int16) * 100})
     with pytest.raises(UserError, match=r"a.mat: S is no map of ids 0..255"):
         convert_mat([tmp_path / "a.mat"], tmp_path, ("S",))
@@ -239,7 +233,7 @@ def test_a_smaller_copy(name, factor, tmp_path, monkeypatch):
         flags = ["--dataset", name, "--source", str(root), "--data", str(made), "--factor", str(factor), *more]
         monkeypatch.setattr(sys, "argv", ["shrink_dataset.py", *flags])
         with pytest.raises(SystemExit) if more else contextlib.nullcontext():
-            runpy.run_path(str(SCRIPTS.parent / "shrink_dataset.py"), run_name="__main__")
+            runpy.run_path(str(SCRIPTS / "shrink_dataset.py"), run_name="__main__")
 
     call()
     for split, labels in expected.items():
@@ -264,10 +258,10 @@ def test_a_smaller_copy(name, factor, tmp_path, monkeypatch):
 def test_what_cannot_be_made_smaller(tmp_path, monkeypatch, capsys):
     for flags, message in (
         (["--dataset", "toy", "--source", str(tmp_path), "--data", "x"], "has no files"),
-        (["--dataset", "camvid", "--source", str(tmp_path), "--data", "x"], "holds no folder"),
+        (["--dataset", "camvid", "--source", str(tmp_path), "--data", "x"], "has no images of camvid"),
         (["--dataset", "camvid"], "--source is missing"),
     ):
         monkeypatch.setattr(sys, "argv", ["shrink_dataset.py", *flags])
         with pytest.raises(SystemExit):
-            runpy.run_path(str(SCRIPTS.parent / "shrink_dataset.py"), run_name="__main__")
+            runpy.run_path(str(SCRIPTS / "shrink_dataset.py"), run_name="__main__")
         assert message in capsys.readouterr().err

@@ -12,14 +12,13 @@ import multiprocessing
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 import numpy as np
-import torch
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -54,11 +53,17 @@ class Report:
     official: tuple[int, ...] = ()
     pixels: np.ndarray = field(default_factory=lambda: np.zeros(IGNORE_INDEX + 1, np.int64))
     problems: list[str] = field(default_factory=list)
+    contents: dict[bytes, Path] = field(default_factory=dict)  # the images by what they hold
 
-    def as_dict(self, spec: DatasetSpec) -> dict[str, object]:
-        classes = dict(zip(spec.names, self.pixels.tolist(), strict=False))
-        ignored = int(self.pixels[IGNORE_INDEX])
-        return {**asdict(self), "pixels": int(self.pixels.sum()), "classes": classes, "ignored": ignored}
+    def as_dict(self, names: tuple[str, ...]) -> dict[str, object]:
+        found = {"images": self.images, "official": self.official, "problems": self.problems}
+        classes = dict(zip(names, self.pixels.tolist(), strict=False))
+        return {
+            **found,
+            "pixels": int(self.pixels.sum()),
+            "classes": classes,
+            "ignored": int(self.pixels[IGNORE_INDEX]),
+        }
 
 
 class Finding(NamedTuple):
@@ -70,39 +75,36 @@ class Finding(NamedTuple):
 def check_pair(task: tuple[DatasetSpec, Path, Path | None]) -> Finding:
     """Read one image and its label; where that fails, each of them alone, so that no problem hides another."""
     spec, image_path, label_path = task
-    problems: list[str] = []
     digest = blake2b(image_path.read_bytes()).digest() if image_path.is_file() else b""
-    try:
-        _, label = read_sample(spec, image_path, label_path)
-        return Finding(np.bincount(label.ravel(), minlength=IGNORE_INDEX + 1), [], digest)
-    except UserError as error:
-        problems.append(str(error))
-    for again in (
+    problems: dict[str, None] = {}  # each once
+    for attempt in (
+        lambda: read_sample(spec, image_path, label_path)[1],
         lambda: spec.read(image_path, None),
         lambda: label_path and label_classes(spec, spec.read(None, label_path)[1], label_path),
     ):
         try:
-            again()
+            label = attempt()
         except UserError as error:
-            problems.append(str(error))
-    return Finding(np.zeros(IGNORE_INDEX + 1, np.int64), list(dict.fromkeys(problems)), digest)
+            problems[str(error)] = None
+        if not problems:
+            return Finding(np.bincount(label.ravel(), minlength=IGNORE_INDEX + 1), [], digest)
+    return Finding(np.zeros(IGNORE_INDEX + 1, np.int64), list(problems), digest)
 
 
-def check_split(spec: DatasetSpec, root: Path, split: str, workers: int) -> tuple[Report, dict[bytes, Path]]:
-    """The report, and the images by their content."""
+def check_split(spec: DatasetSpec, root: Path, split: str, workers: int) -> Report:
+    """Raises UserError when there is no such split."""
     pairs = spec.pairs(root, split)
     report = Report(len(pairs), spec.splits[split])
     unlabelled = spec.needs_root and split == "test" and missing_files(pairs) == [label for _, label in pairs]
     tasks = [(spec, image, None if unlabelled else label) for image, label in pairs]
-    contents: dict[bytes, Path] = {}
     report.problems += [f"label without image: {path}" for path in labels_without_image(pairs)]
     for (_, image, _), found in zip(tasks, tqdm(_map(tasks, workers), split, len(tasks), disable=None), strict=True):
         report.pixels += found.pixels
         report.problems += found.problems
         if found.digest:
-            contents[found.digest] = image
+            report.contents[found.digest] = image
     report.problems += [] if pairs else [f"{root} has no images for split {split!r}"]
-    return report, contents
+    return report
 
 
 def labels_without_image(pairs: list[Pair]) -> Iterator[Path]:
@@ -124,30 +126,24 @@ def _map(tasks: list[tuple], workers: int) -> Iterator[Finding]:
     if workers == 0:
         yield from map(check_pair, tasks)
         return
-    with multiprocessing.Pool(workers, initializer=_one_thread) as pool:
+    with multiprocessing.Pool(workers, cv2.setNumThreads, (0,)) as pool:
         yield from pool.imap(check_pair, tasks, chunksize=8)
-
-
-def _one_thread() -> None:
-    cv2.setNumThreads(0)
-    torch.set_num_threads(1)
 
 
 def check(spec: DatasetSpec, root: Path, split: str, workers: int) -> dict[str, Report]:
     """Reports by split; images that are in the training split and in another are problems of the other."""
     reports: dict[str, Report] = {}
-    contents: dict[str, dict[bytes, Path]] = {}
     for name in [split] if split else spec.splits:
         try:
-            reports[name], contents[name] = check_split(spec, root, name, workers)
+            reports[name] = check_split(spec, root, name, workers)
         except UserError as error:
             if split or name in ("train", "val"):
-                reports[name], contents[name] = Report(0, spec.splits[name], problems=[str(error)]), {}
+                reports[name] = Report(0, spec.splits[name], problems=[str(error)])
+    train = reports["train"].contents if "train" in reports else {}
     for name in reports.keys() - {"train"}:
-        both = contents.get("train", {}).keys() & contents[name].keys()
-        pictures = sorted((contents[name][key], contents["train"][key]) for key in both)
-        same = f"the same image in {name} and train"
-        reports[name].problems += [f"{same}: {here} and {there}" for here, there in pictures]
+        here = reports[name].contents
+        pictures = sorted((here[key], train[key]) for key in train.keys() & here.keys())
+        reports[name].problems += [f"the same image in {name} and train: {one} and {two}" for one, two in pictures]
     return reports
 
 
@@ -189,8 +185,9 @@ def main() -> None:
     for line in by_kind(total.problems):
         print(f"problem: {line}")
     if config.json:
-        result = {"dataset": config.dataset, "data": config.data, "split": config.split or None} | total.as_dict(spec)
-        result["splits"] = {name: report.as_dict(spec) for name, report in reports.items()}
+        result = {"dataset": config.dataset, "data": config.data, "split": config.split or None}
+        result |= total.as_dict(spec.names)
+        result["splits"] = {name: report.as_dict(spec.names) for name, report in reports.items()}
         write_text(Path(config.json), json.dumps(result, indent=1) + "\n")
     if total.problems:
         raise SystemExit(1)

@@ -58,16 +58,15 @@ class Content:
             self.pixels.update(dict(zip(values, counts.tolist(), strict=True)))
             self.files.update(values)
 
-    def share(self, value: Value) -> float:
-        return self.pixels[value] / self.pixels.total()
-
     def ignored(self) -> list[Value]:
         """What has probably no class."""
-        usual = [VOID, *([BLACK] if self.share(BLACK) < SMALL else [])] if self.colored else [IGNORE_INDEX]
-        return sorted(set(usual) & self.pixels.keys()) if len(self.pixels) > 2 else []
+        void = {VOID, BLACK} if self.pixels[BLACK] < SMALL * self.pixels.total() else {VOID}
+        usual = void if self.colored else {IGNORE_INDEX}
+        return sorted(usual & self.pixels.keys()) if len(self.pixels) > 2 else []
 
     def seen(self, value: Value) -> str:
-        return f"{self.share(value):.2%} of the pixels, in {self.files[value]} of {self.looked_into} files"
+        share = self.pixels[value] / self.pixels.total()
+        return f"{share:.2%} of the pixels, in {self.files[value]} of {self.looked_into} files"
 
 
 def flow(value: object) -> str:

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from difflib import SequenceMatcher
 from itertools import product
 from pathlib import Path
@@ -144,12 +144,11 @@ def find_splits(root: Path, matches: list[Match], remarks: list[str]) -> tuple[S
 
 def _lists(root: Path, bases: set[str]) -> dict[str, str]:
     """Text files that are called after a split and name images, the longest for each."""
-    found: defaultdict[str, tuple[int, str]] = defaultdict(lambda: (0, ""))
+    found: list[tuple[int, str, str]] = []
     for path in sorted(root.rglob("*.txt")):
-        if name := split_of(Path(path.stem)):
-            text = path.read_text(encoding="utf-8-sig", errors="replace")
-            lines = [Path(line.strip()) for line in text.splitlines() if line.strip()]
-            known = sum(line.name in bases or line.stem in bases for line in lines)
-            if known >= LISTED * len(lines) and known > found[name][0]:
-                found[name] = known, str(path.relative_to(root))
-    return {name: path for name, (known, path) in found.items() if known}
+        lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+        names = [Path(line.strip()) for line in lines if line.strip()]
+        known = sum(name.name in bases or name.stem in bases for name in names)
+        if known and known >= LISTED * len(names) and split_of(Path(path.stem)):
+            found.append((known, split_of(Path(path.stem)), str(path.relative_to(root))))
+    return {split: path for _, split, path in sorted(found)}

@@ -6,7 +6,6 @@ Images are averaged over the area of each new pixel, of labels the nearest pixel
 copied, so that the copy is read as the original is.
 """
 
-import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from tqdm import tqdm
 from datasets import build_dataset, dataset_spec
 from datasets.files import Pair
 from utils.errors import UserError, run_main
+from utils.files import write
 from utils.options import option, parse_flags
 
 LISTS = (".txt", ".yaml", ".yml")
@@ -37,39 +37,32 @@ def every_pair(name: str, source: str) -> list[Pair]:
     """Image and label files of all splits that are there; of the others it prints what is wrong.
 
     Raises:
-        UserError: unknown data set, one that is not made of files, or no split there.
+        UserError: unknown data set, or one that is not made of files.
     """
     spec = dataset_spec(name, source)
     if not spec.needs_root:
         raise UserError(f"--dataset {name} has no files to make smaller")
-    pairs, troubles = [], []
+    pairs: set[Pair] = set()
     for split in spec.splits:
         try:
-            pairs += build_dataset(name, source, split).pairs
+            pairs.update(build_dataset(name, source, split).pairs)
         except UserError as error:
-            troubles.append(f"{split}: {error}")
-    if not pairs:
-        raise UserError("; ".join(troubles))
-    for trouble in troubles:
-        print(f"left out: {trouble}")
-    return pairs
+            print(f"left out: {split}: {error}")
+    return sorted(pairs, key=lambda pair: pair[0])
 
 
-def shrink(array: np.ndarray, factor: float, resampling: Image.Resampling) -> Image.Image:
-    """``[H, W]``, ``[H, W, 3]`` or ``[H, W, 4]`` -> a picture of H / factor x W / factor, rounded."""
+def shrink(array: np.ndarray, factor: float, resampling: Image.Resampling, path: Path) -> None:
+    """``[H, W]``, ``[H, W, 3]`` or ``[H, W, 4]`` -> a picture of H / factor x W / factor, rounded.
+
+    Raises:
+        UserError: the file cannot be written or has no such format.
+    """
     size = [max(1, round(side / factor)) for side in array.shape[1::-1]]
-    return Image.fromarray(array).resize(size, resampling)
-
-
-def save(picture: Image.Image, path: Path) -> None:
-    """Complete or not at all. Raises UserError when the file cannot be written or has no such format."""
-    partial = path.with_name(f".partial-{path.name}")
+    picture = Image.fromarray(array).resize(size, resampling)
+    kind = Image.registered_extensions().get(path.suffix.lower())
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(partial, quality=95, subsampling=0)  # of JPEG
-        partial.replace(path)
+        write(path, lambda file: picture.save(file, kind, quality=95, subsampling=0), durable=False)  # of JPEG
     except (OSError, ValueError) as error:
-        partial.unlink(missing_ok=True)
         raise UserError(f"{path} cannot be written: {error}") from error
 
 
@@ -81,26 +74,20 @@ def main() -> None:
     source, target = Path(config.source).expanduser().resolve(), Path(config.data).expanduser().resolve()
     if target.is_relative_to(source) or source.is_relative_to(target):
         raise UserError(f"--data {config.data} and --source {config.source} lie in each other")
-    spec = dataset_spec(config.dataset, str(source))
-    pairs = sorted(set(every_pair(config.dataset, str(source))), key=lambda pair: pair[0])
+    pairs = every_pair(config.dataset, str(source))
+    if not pairs:
+        raise UserError(f"--source {config.source} has no images of {config.dataset}")
     outside = [path for pair in pairs for path in pair if path and not path.is_relative_to(source)]
     if outside:
         raise UserError(f"{outside[0]} lies outside --source {config.source}: where its copy belongs is not known")
-    lists = [path for path in source.rglob("*") if path.suffix in LISTS and path.is_file()]
-    for image, label in tqdm(pairs, "pictures", disable=None):
-        image_ids = spec.read(image, label)
-        for path, array, resampling in zip(
-            (image, label), image_ids, (Image.Resampling.BOX, Image.Resampling.NEAREST), strict=True
-        ):
+    spec, ways = dataset_spec(config.dataset, str(source)), (Image.Resampling.BOX, Image.Resampling.NEAREST)
+    for pair in tqdm(pairs, "pictures", disable=None):
+        for path, array, way in zip(pair, spec.read(*pair), ways, strict=True):
             if path is not None:
-                save(shrink(array, config.factor, resampling), target / path.relative_to(source))
-    for path in lists:
-        copy = target / path.relative_to(source)
-        try:
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, copy)
-        except OSError as error:
-            raise UserError(f"{copy} cannot be written: {error.strerror or error}") from error
+                shrink(array, config.factor, way, target / path.relative_to(source))
+    for path in source.rglob("*"):
+        if path.suffix in LISTS and path.is_file():
+            write(target / path.relative_to(source), lambda file, path=path: file.write(path.read_bytes()))
     print(f"{config.data}: {len(pairs)} images and labels, {config.factor:g} times smaller")
 
 
