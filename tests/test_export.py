@@ -10,9 +10,8 @@ from torch import nn
 
 from models.checkpoints.loading import from_checkpoint
 from models.prediction import PixelsToLogits
-from scripts.deploy import export_onnx, onnx_check
-from scripts.deploy.onnx_padding import ORIGINAL, same_padding
-from scripts.deploy.onnx_pools import BinMeans, replace_pools
+from scripts.deploy import export_onnx
+from scripts.deploy.onnx_sizes import ORIGINAL, BinMeans, replace_pools, same_padding
 from tests.networks import write_checkpoint
 from utils.errors import UserError
 from utils.pixels import CONVENTIONS
@@ -54,7 +53,7 @@ def test_a_file_for_every_size(tmp_path, capsys):
 
     source, target = write_checkpoint(tmp_path / "psp.pth", "pspnet"), tmp_path / "new/psp.onnx"
     export_onnx.main(["--pretrained", source, "--output", str(target)])
-    assert capsys.readouterr().out.count("equal classes 100.0000 %") == len(onnx_check.CHECKED_SIZES)
+    assert capsys.readouterr().out.count("equal classes 100.0000 %") == len(export_onnx.CHECKED_SIZES)
     assert [path.name for path in target.parent.iterdir()] == ["psp.onnx"]
     session = onnxruntime.InferenceSession(str(target), providers=["CPUExecutionProvider"])
     (given,), (made,) = session.get_inputs(), session.get_outputs()
@@ -73,33 +72,27 @@ def test_a_file_for_every_size(tmp_path, capsys):
 
 
 @needs_onnx
-def test_a_network_that_cannot_take_every_size_gets_a_fixed_one(tmp_path, capsys, monkeypatch):
+def test_a_fixed_size_and_what_is_not_kept(tmp_path, capsys, monkeypatch):
     import onnxruntime
 
-    whole = export_onnx.export
-
-    def export(network, size, output_name):
-        if size is None:
-            raise torch.onnx.OnnxExporterError("sizes must be known")
-        return whole(network, size, output_name)
-
-    monkeypatch.setattr(export_onnx, "export", export)
-    monkeypatch.setattr(export_onnx, "FIXED_SIZE", (64, 48))
-    target = tmp_path / "fcn.onnx"
-    source = write_checkpoint(tmp_path / "fcn.pth")
-    export_onnx.main(["--pretrained", source, "--output", str(target), "--labels"])
-    printed = capsys.readouterr().out
-    assert "fcn on resnet10t cannot be written for every size; fixed to 64x48" in printed
-    assert "random 64x48: equal classes 100.0000 %" in printed
+    source, target = write_checkpoint(tmp_path / "fcn.pth"), tmp_path / "fcn.onnx"
+    flags = ["--pretrained", source, "--output", str(target), "--size", "64", "48"]
+    export_onnx.main(flags)
+    assert "equal classes 100.0000 %" in capsys.readouterr().out
     (output,) = onnxruntime.InferenceSession(str(target)).get_outputs()
-    assert output.name == "classes"
-    assert output.type == "tensor(uint8)"
-    assert output.shape[1:] == [64, 48]
+    assert output.shape[1:] == [7, 64, 48]
 
-    monkeypatch.setattr(export_onnx, "compare", lambda *_: [("random", "", 0.9998)])
     target.unlink()
+    monkeypatch.setattr(export_onnx, "compare", lambda *_: {"random": 0.9998})
     with pytest.raises(UserError, match=r"differ on random: .* is not kept"):
-        export_onnx.main(["--pretrained", source, "--output", str(target), "--size", "64", "48"])
+        export_onnx.main(flags)
+
+    def fail(*_):
+        raise torch.onnx.OnnxExporterError("sizes must be known")
+
+    monkeypatch.setattr(export_onnx, "export", fail)
+    with pytest.raises(UserError, match=r"fcn on resnet10t cannot be written as ONNX: sizes must be known \(--size"):
+        export_onnx.main(flags[:-3])
     assert {path.name for path in tmp_path.iterdir()} == {"fcn.pth"}
 
 

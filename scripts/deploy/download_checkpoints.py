@@ -15,6 +15,7 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from http.client import HTTPException
+from itertools import chain
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -59,15 +60,13 @@ def fetch(entry: Entry, folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            wrong = problem(entry, path)
-            if wrong:
+            if wrong := problem(entry, path):
                 raise UserError(f"{path} is not the published file ({wrong}): delete it and fetch again")
             return path
         if not entry.hash or part.is_symlink():
             part.unlink(missing_ok=True)  # nothing would tell whether two halves belong together, or where it leads
         _download(entry, part)
-        wrong = problem(entry, part)
-        if wrong:
+        if wrong := problem(entry, part):
             part.unlink()
             raise UserError(f"{entry.url} is not the published file ({wrong}); nothing was kept")
         os.replace(part, path)
@@ -110,39 +109,30 @@ def _download(entry: Entry, part: Path) -> None:
             while block := response.read(BLOCK):
                 file.write(block)
                 progress.update(len(block))
-    if total is not None and part.stat().st_size < total:
-        size = part.stat().st_size
+    if total is not None and (size := part.stat().st_size) < total:
         raise UserError(f"{entry.url}: interrupted after {size} of {total} bytes; run again to continue from {part}")
-
-
-def select(entries: list[Entry], patterns: tuple[str, ...]) -> list[Entry]:
-    """Raises UserError for a pattern that nothing matches."""
-    for pattern in patterns:
-        names = [entry.name for entry in entries]
-        if not fnmatch.filter(names, pattern):
-            raise UserError(
-                f"--fetch {pattern}: no such checkpoint{nearest(pattern, names)} (run without a name: a list)"
-            )
-    return [entry for entry in entries if any(fnmatch.fnmatch(entry.name, pattern) for pattern in patterns)]
 
 
 def verify(entries: list[Entry], folder: Path) -> None:
     """Raises UserError when a file on disk is not what the manifest says."""
-    here = [entry for entry in entries if (folder / entry.file).exists()]
-    wrong = 0
-    for entry in here:
-        reason = problem(entry, folder / entry.file)
-        wrong += reason is not None
-        print(f"{entry.file}: {f'WRONG, {reason}' if reason else 'ok' if entry.hash else 'no published hash'}")
-    print(f"{len(here)} of {len(entries)} files are in {folder}")
-    if wrong:
-        raise UserError(f"{wrong} files in {folder} are not the published ones")
+    found = {entry: problem(entry, folder / entry.file) for entry in entries if (folder / entry.file).exists()}
+    for entry, wrong in found.items():
+        print(f"{entry.file}: {f'WRONG, {wrong}' if wrong else 'ok' if entry.hash else 'no published hash'}")
+    print(f"{len(found)} of {len(entries)} files are in {folder}")
+    if any(found.values()):
+        raise UserError(f"{sum(map(bool, found.values()))} files in {folder} are not the published ones")
 
 
 def main() -> None:
     config = DownloadConfig(**parse_flags(DownloadConfig, __doc__))
     entries, folder = read_manifest(Path(config.manifest)), Path(config.folder).expanduser()
-    for entry in select(entries, config.fetch):
+    by_name = {entry.name: entry for entry in entries}
+    matching = {pattern: fnmatch.filter(by_name, pattern) for pattern in config.fetch}
+    for pattern, names in matching.items():
+        if not names:
+            near = nearest(pattern, by_name)
+            raise UserError(f"--fetch {pattern}: no such checkpoint{near} (run without a name: a list)")
+    for entry in (by_name[name] for name in dict.fromkeys(chain.from_iterable(matching.values()))):
         path = fetch(entry, folder)
         checked = "verified" if entry.hash else "no published hash to compare"
         print(f"{path} ({checked}): eval.py --pretrained {path} --dataset {entry.dataset} --data ROOT", flush=True)

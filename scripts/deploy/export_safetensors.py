@@ -12,9 +12,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from torch import Tensor, nn
-
-from models.checkpoints.card import Card
 from models.checkpoints.loading import from_checkpoint
 from models.checkpoints.reading import SUFFIX, write_safetensors
 from utils.errors import UserError, run_main
@@ -31,25 +28,6 @@ class ExportConfig:
     assisted: bool = option(False, "keep the label plane of a file of the LAD release: it is a teacher")
 
 
-def public(card: Card) -> Card:
-    """Without folders of this machine."""
-    settings = {key: value for key, value in card.training.get("config", {}).items() if key not in FOLDERS}
-    return replace(card, data="", training={**card.training, **({"config": settings} if settings else {})})
-
-
-def halved(model: nn.Module) -> dict[str, Tensor]:
-    """The parameters in half precision. Running variances of raw pixels pass its largest number, so buffers stay.
-
-    Raises:
-        UserError: a parameter does, too.
-    """
-    weights = {name: parameter.detach().half() for name, parameter in model.named_parameters()}
-    lost = [name for name, value in weights.items() if not value.isfinite().all()]
-    if lost:
-        raise UserError(f"--half: {lost[0]} has values that half precision cannot hold")
-    return weights
-
-
 def main() -> None:
     config = ExportConfig(**parse_flags(ExportConfig, __doc__))
     if not config.pretrained:
@@ -57,10 +35,14 @@ def main() -> None:
     if not config.export.endswith(SUFFIX):
         raise UserError(f"--export {config.export or 'FILE'}: the file's name must end with {SUFFIX}")
     model, card = from_checkpoint(config.pretrained, config.assisted)
-    card = public(card)
+    settings = {key: value for key, value in card.training.get("config", {}).items() if key not in FOLDERS}
+    card = replace(card, data="", training={**card.training, **({"config": settings} if settings else {})})
     weights = model.state_dict()
-    if config.half:
-        weights |= halved(model)
+    if config.half:  # not the buffers: running variances of raw pixels pass the largest number
+        halves = {name: parameter.detach().half() for name, parameter in model.named_parameters()}
+        if lost := [name for name, value in halves.items() if not value.isfinite().all()]:
+            raise UserError(f"--half: {lost[0]} has values that half precision cannot hold")
+        weights |= halves
     write_safetensors(config.export, weights, card.entries())
     arch = card.arch
     print(f"{config.export}: {arch['arch']} on {arch['backbone']}, {card.num_classes} classes, {card.pixels} pixels")

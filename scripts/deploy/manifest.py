@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -44,10 +45,9 @@ def read_manifest(path: Path) -> list[Entry]:
     except TypeError as error:
         raise UserError(f"manifest {path}: {' '.join(str(error).split())}") from error
     for key in ("name", "file"):
-        values = [getattr(entry, key) for entry in entries]
-        twice = next((value for value in values if values.count(value) > 1), None)
-        if twice:
-            raise UserError(f"manifest {path}: the {key} {twice!r} is there twice")
+        for value, count in Counter(getattr(entry, key) for entry in entries).items():
+            if count > 1:
+                raise UserError(f"manifest {path}: the {key} {value!r} is there twice")
     for entry in entries:
         if urlsplit(entry.url).scheme not in ("http", "https") or not re.fullmatch(r"\w[\w.+-]*", entry.file):
             raise UserError(f"manifest {path}: {entry.name} has no http address of a plain file name: {entry.url}")

@@ -21,7 +21,7 @@ from matplotlib.colors import to_hex
 from PIL import Image
 
 from datasets.base import voc_colors
-from datasets.files import IMAGE_SUFFIXES, read_image
+from datasets.files import IMAGE_SUFFIXES, images_in, read_image
 from models.checkpoints.card import Card
 from models.checkpoints.loading import from_checkpoint
 from utils.colors import colorize
@@ -57,12 +57,8 @@ def find_images(given: Sequence[str]) -> list[Path]:
     if not given:
         raise UserError("no images given: predict.py IMAGE.. --pretrained FILE")
     found = []
-    for text in given:
-        path = Path(text).expanduser()
-        if not path.is_dir():
-            found.append(path)
-            continue
-        inside = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+    for path in (Path(text).expanduser() for text in given):
+        inside = images_in(path) if path.is_dir() else [path]
         if not inside:
             raise UserError(f"{path} holds no images ({' '.join(IMAGE_SUFFIXES)})")
         found += inside
