@@ -1,7 +1,7 @@
 """Comparisons in time, each against a plain way of doing the same work and with a check that it is the same.
 
     python scripts/study/benchmark.py teacher student metric noising
-    python scripts/study/benchmark.py loader --json speed.json
+    python scripts/study/benchmark.py memory --json memory.json
     python scripts/study/benchmark.py teacher-150 --device cuda --amp bf16
 
 On a CPU one thread's processor time (the clock that neighbours on a shared machine disturb least), on a GPU the time of
@@ -9,21 +9,19 @@ day; in alternation, and the median of the rounds counts. A new comparison is a 
 a line in COMPARISONS.
 """
 
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-import cv2
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from scripts.study.analysis.style import save_json
 from scripts.study.benchmarks.memory import memory
 from scripts.study.benchmarks.parts import metric, noising
-from scripts.study.benchmarks.samples import loader
 from scripts.study.benchmarks.scaling import scaling
 from scripts.study.benchmarks.steps import student, teacher
 from scripts.study.benchmarks.timing import BenchmarkConfig, Comparison
@@ -34,7 +32,6 @@ from utils.training.runtime import start
 
 LIGHT = ("tf_efficientnet_lite0", "mobilenetv2_100")
 COMPARISONS: dict[str, Callable[[BenchmarkConfig, torch.device], Comparison]] = {
-    "loader": loader,
     **{f"noising-{k}": partial(noising, k) for k in (21, 171)},
     **{f"metric-{k}": partial(metric, k) for k in (21, 171)},
     **{f"teacher-{k}": partial(teacher, k) for k in (21, 150)},
@@ -47,22 +44,18 @@ COMPARISONS: dict[str, Callable[[BenchmarkConfig, torch.device], Comparison]] = 
 
 def main() -> None:
     config = BenchmarkConfig(**parse_flags(BenchmarkConfig, __doc__))
-    cv2.setNumThreads(0)
     torch.set_num_threads(1)
-    groups = {name: [name] for name in COMPARISONS}
-    for name in COMPARISONS:
-        groups.setdefault(name.partition("-")[0], []).append(name)
-    chosen = [name for item in config.only or COMPARISONS for name in lookup(groups, item, "comparison")]
-    results = {}
+    known = dict.fromkeys(name.partition("-")[0] for name in COMPARISONS) | COMPARISONS  # "teacher" is all of them
+    for item in config.only:
+        lookup(known, item, "comparison")
+    wanted, results = set(config.only or COMPARISONS), {}
     with start(config) as runtime:
-        for name in dict.fromkeys(chosen):
+        for name in (name for name in COMPARISONS if wanted & {name, name.partition("-")[0]}):
             results[name] = COMPARISONS[name](config, runtime.device)
             print("\n".join(results[name].lines()), flush=True)
         header = {"environment": environment(runtime.device)}
     if config.json:
-        Path(config.json).parent.mkdir(parents=True, exist_ok=True)
-        content = header | {name: asdict(result) for name, result in results.items()}
-        Path(config.json).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        save_json(header | {name: asdict(result) for name, result in results.items()}, Path(config.json))
 
 
 if __name__ == "__main__":

@@ -10,13 +10,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from losses import build_kd
-from losses.task import TaskLoss
-from models.label_noise import LabelNoise
 from scripts.study.benchmarks import as_released
-from scripts.study.benchmarks.steps import CWD, network
+from scripts.study.benchmarks.steps import teacher_step
 from scripts.study.benchmarks.timing import BenchmarkConfig, Comparison
-from train_teacher import TeacherStep
 from utils.types import Draw
 
 SHAPE = 2, 512, 512  # images, height, width
@@ -50,16 +46,14 @@ def memory(num_classes: int, config: BenchmarkConfig, device: torch.device) -> C
     peaks = {}
     for way in ("as released", "ours"):
         with FakeTensorMode():
-            model, noise = network(num_classes, 4), LabelNoise(num_classes, "random", 0.03, 100.0)
-            distance = build_kd("cwd=5", **CWD, num_classes=num_classes, flag="--consistency")
-            step = TeacherStep(model, noise, TaskLoss(model.supervision, 0.4), distance).train()
+            step = teacher_step(num_classes)
             image, label = torch.zeros(SHAPE[0], 3, *SHAPE[1:]), torch.zeros(SHAPE, dtype=torch.uint8)
             target, planes = torch.zeros(SHAPE), [torch.zeros(SHAPE).unsqueeze(1) for _ in range(2)]
             with Peak() as peak:
                 if way == "ours":
                     loss = step(image, label.long(), _Drawn(0))["loss"]
                 else:
-                    loss = as_released.teacher_loss(model, image, target, planes)
+                    loss = as_released.teacher_loss(step.model, image, target, planes)
                 loss.backward()
             peaks[way] = peak.most / 2**20
     check = {f"MiB, {way}": value for way, value in peaks.items()} | {"share": peaks["ours"] / peaks["as released"]}

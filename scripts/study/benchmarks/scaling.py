@@ -9,12 +9,8 @@ from time import perf_counter
 import torch
 import torch.multiprocessing as mp
 
-from losses import build_kd
-from losses.task import TaskLoss
-from models.label_noise import LabelNoise
-from scripts.study.benchmarks.steps import CWD, Batch, network, step
+from scripts.study.benchmarks.steps import Batch, step, teacher_step
 from scripts.study.benchmarks.timing import BenchmarkConfig, Comparison
-from train_teacher import TeacherStep
 from utils.training.runtime import start
 
 
@@ -43,9 +39,7 @@ def _work(rank: int, size: int, port: int, config: BenchmarkConfig, results: Sim
     torch.set_num_threads(1)
     with start(config) as runtime:
         batch = Batch(21, runtime.device)
-        model, noise = network(21, 4), LabelNoise(21, "random", 0.03, 100.0)
-        distance = build_kd("cwd=5", **CWD, num_classes=21, flag="--consistency")
-        wrapped = runtime.prepare(TeacherStep(model, noise, TaskLoss(model.supervision, 0.4), distance)).train()
+        wrapped = runtime.prepare(teacher_step(21)).train()
         run, times = step(batch.loss(wrapped, runtime), wrapped, fused=True), []
         for i in range(1 + config.rounds):
             runtime.barrier()

@@ -14,7 +14,7 @@ from models.label_noise import LabelNoise
 from models.segmentor import Segmentor
 from scripts.study.benchmarks import as_released
 from scripts.study.benchmarks.parts import drawn, label_maps, signed
-from scripts.study.benchmarks.timing import BenchmarkConfig, Comparison, medians, now
+from scripts.study.benchmarks.timing import BenchmarkConfig, Comparison, medians
 from train_student import StudentStep
 from train_teacher import TeacherStep
 from utils.errors import UserError
@@ -52,6 +52,13 @@ def step(loss: Loss, module: nn.Module, **options: bool) -> Callable[[int], Tens
     return run
 
 
+def teacher_step(num_classes: int, backbone: str = "resnet18_v1s") -> TeacherStep:
+    """LAD's: two noised paths, cross entropies, consistency."""
+    model, noise = network(num_classes, 4, backbone), LabelNoise(num_classes, "random", 0.03, 100.0)
+    distance = build_kd("cwd=5", **CWD, num_classes=num_classes, flag="--consistency")
+    return TeacherStep(model, noise, TaskLoss(model.supervision, 0.4), distance).train()
+
+
 class Batch:
     """Images and labels as each loader gives them: uint8, and float32 with the mean subtracted."""
 
@@ -75,46 +82,33 @@ class Batch:
         return run
 
 
-def matrix_product(device: torch.device, side: int = 2048) -> float:
-    """Operations a second in float32, the best of ten."""
-    matrix, seconds = torch.randn(side, side, device=device), []
-    for _ in range(11):
-        start = now(device)
-        matrix @ matrix
-        seconds.append(now(device) - start)
-    return 2 * side**3 / min(seconds[1:])
-
-
 def compare(what: str, ours: Loss, plain: Loss, given: Loss, modules: list, config: BenchmarkConfig, runtime: Runtime):
     """Equal losses first, ``given`` being the plain way on our draws; then both steps in alternation."""
+    states = [copy.deepcopy(module.state_dict()) for module in modules]
     with torch.no_grad():
-        states = [copy.deepcopy(module.state_dict()) for module in modules]
         values = ours(0).item(), given(0).item()
-        for module, state in zip(modules, states, strict=True):
-            module.load_state_dict(state)  # running statistics
+    for module, state in zip(modules, states, strict=True):
+        module.load_state_dict(state)  # running statistics
     difference = abs(values[0] - values[1]) / abs(values[1])
     if config.amp == "none" and not difference < EQUAL:
         raise UserError(f"{what}: our loss is {values[0]}, the plain one {values[1]}: they do not compute the same")
-    with FlopCounterMode(display=False) as counter:
-        plain(0).backward()
     ways = {"as released": step(plain, modules[1]), "ours": step(ours, modules[0], fused=True)}
     times = medians(ways, config.rounds, 1, runtime.device)
     check = {"relative difference of the losses": difference}
-    grouped = any(part.groups > 1 for part in modules[1].modules() if isinstance(part, nn.Conv2d))
-    work = None if grouped else counter.get_total_flops()  # it takes backward passes of grouped ones for dense
-    for name, seconds in times.items():
-        if work:
-            check[f"GFLOP/s, {name}"] = work / seconds / 1e9
-        if runtime.device.type == "cuda":
-            held = torch.cuda.memory_allocated()
-            torch.cuda.reset_peak_memory_stats()
-            ways[name](0)
-            check[f"MiB at most besides both networks, {name}"] = (torch.cuda.max_memory_allocated() - held) / 2**20
-    if work:
-        check |= {
-            "GFLOP of a step": work / 1e9,
-            "GFLOP/s of a product of matrices": matrix_product(runtime.device) / 1e9,
-        }
+    # the counter takes backward passes of grouped convolutions for dense
+    if not any(isinstance(part, nn.Conv2d) and part.groups > 1 for part in modules[1].modules()):
+        with FlopCounterMode(display=False) as counter:
+            plain(0).backward()
+        matrix = torch.randn(2048, 2048, device=runtime.device)
+        product = medians({"": lambda _: matrix @ matrix}, 10, 1, runtime.device)[""]
+        check["GFLOP of a step"] = work = counter.get_total_flops() / 1e9
+        check |= {f"GFLOP/s, {name}": work / seconds for name, seconds in times.items()}
+        check["GFLOP/s of a product of matrices"] = 2 * 2.048**3 / product
+    for name in ways if runtime.device.type == "cuda" else ():
+        held = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        ways[name](0)
+        check[f"MiB at most besides both networks, {name}"] = (torch.cuda.max_memory_allocated() - held) / 2**20
     return Comparison(what, times, check)
 
 
@@ -123,10 +117,9 @@ def teacher(
 ) -> Comparison:
     """LAD's teacher: two noised paths, cross entropies, consistency, SGD."""
     batch, runtime = Batch(num_classes, device), Runtime(device, amp=config.amp, channels_last=True)
-    model, noise = network(num_classes, 4, backbone), LabelNoise(num_classes, "random", 0.03, 100.0)
-    plain = copy.deepcopy(model).to(device)
-    distance = build_kd("cwd=5", **CWD, num_classes=num_classes, flag="--consistency")
-    ours = runtime.prepare(TeacherStep(model, noise, TaskLoss(model.supervision, 0.4), distance)).train()
+    made = teacher_step(num_classes, backbone)
+    plain, noise = copy.deepcopy(made.model).to(device), made.noise
+    ours = runtime.prepare(made).train()
 
     def loss(_: int, sources=((), ())) -> Tensor:
         planes = [as_released.noised_label(batch.target, num_classes, 0.03, *source) for source in sources]
@@ -135,15 +128,8 @@ def teacher(
     def given(i: int) -> Tensor:
         return loss(i, [drawn(noise, batch.label, Draw(i), path) for path in (0, 1)])
 
-    return compare(
-        f"teacher step, {backbone}, {batch.what}",
-        batch.loss(ours, runtime),
-        loss,
-        given,
-        [ours, plain],
-        config,
-        runtime,
-    )
+    what, modules = f"teacher step, {backbone}, {batch.what}", [ours, plain]
+    return compare(what, batch.loss(ours, runtime), loss, given, modules, config, runtime)
 
 
 def student(num_classes: int, config: BenchmarkConfig, device: torch.device) -> Comparison:
@@ -166,6 +152,5 @@ def student(num_classes: int, config: BenchmarkConfig, device: torch.device) -> 
     def given(i: int) -> Tensor:
         return loss(i, *drawn(noise, batch.label, Draw(i), 0))
 
-    return compare(
-        f"student step, {batch.what}", batch.loss(ours, runtime), loss, given, [ours, plain], config, runtime
-    )
+    what, modules = f"student step, {batch.what}", [ours, plain]
+    return compare(what, batch.loss(ours, runtime), loss, given, modules, config, runtime)

@@ -14,7 +14,6 @@ from utils.options import option
 class BenchmarkConfig:
     only: tuple[str, ...] = option((), "comparisons to run (default: all)", positional=True)
     rounds: int = option(5, "alternating rounds of each way", minimum=3)
-    count: int = option(48, "images a round of the loader", minimum=1)
     device: str = option("cpu", "where labels, steps and metric are computed", choices=("auto", "cpu", "cuda"))
     amp: str = option("none", "precision of our steps; the plain ones are float32", choices=("none", "bf16"))
     json: str = option("", "file for the result")
