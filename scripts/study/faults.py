@@ -2,7 +2,7 @@
 
     python scripts/study/faults.py                                   # all of them: hours on a CPU
     python scripts/study/faults.py --only sigkill_teacher --tries 20
-    python scripts/study/faults.py --tries 1 --iterations 2000 --output table.md
+    python scripts/study/faults.py --tries 1 --iterations 2000
 
 Small networks on the built-in data, on the CPU. "Nothing is lost": the run ends as the fault demands, no process is
 left behind, and what continues it reaches the weights, the optimizer state and the losses of a run without a fault, to
@@ -20,7 +20,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from scripts.study.breaking.bench import Bench, Lost
 from scripts.study.breaking.faults import FAULTS, soak
 from utils.errors import UserError, lookup, run_main
-from utils.files import write_text
 from utils.options import option, parse_flags
 
 
@@ -30,16 +29,14 @@ class FaultsConfig:
     tries: int = option(20, "of each fault", minimum=1)
     iterations: int = option(40000, "of the long run that is watched for growth", minimum=100)
     seed: int = option(0, "of the moments and places", minimum=0)
-    output: str = option("", "file for the table")
 
 
 def main() -> None:
     config = FaultsConfig(**parse_flags(FaultsConfig, __doc__))
     known = {**FAULTS, "soak": ("a long run", partial(soak, iterations=config.iterations))}
     chosen = {name: lookup(known, name, "fault") for name in config.only} or known
-    rows = ["| fault | tries | survived |", "|---|---|---|"]
     failed = 0
-    print("\n".join(rows))
+    print("| fault | tries | survived |\n|---|---|---|")
     with tempfile.TemporaryDirectory(prefix="faults") as folder:
         bench = Bench(Path(folder), config.seed)
         for name, (text, fault) in chosen.items():
@@ -51,10 +48,7 @@ def main() -> None:
                 except (Lost, TimeoutError, UserError) as error:
                     print(f"{name}, try {number + 1}: {error}", file=sys.stderr, flush=True)
             failed += tries - survived
-            rows.append(f"| {text}{figures and f' ({figures})'} | {tries} | {survived} |")
-            print(rows[-1], flush=True)
-    if config.output:
-        write_text(Path(config.output), "\n".join(rows) + "\n")
+            print(f"| {text}{figures and f' ({figures})'} | {tries} | {survived} |", flush=True)
     if failed:
         raise SystemExit(1)
 

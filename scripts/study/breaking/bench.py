@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from scripts.study.breaking.processes import LAUNCHERS, Job
+from scripts.study.breaking.processes import LAUNCHERS, Job, iteration
 from utils import checkpoint
 
 
@@ -34,6 +34,12 @@ class Bench:
         if role == "student":
             flags = ("--kd", "cwd=3", "--teacher-pretrained", str(self.reference("teacher") / "last.pth"))
         return Job(role, launcher, folder, flags, restarts)
+
+    def begun(self, at: int, role: str = "teacher", launcher: str = "python", **options: int) -> Job:
+        """A run that has come to an iteration."""
+        job = self.job(role, launcher, None, **options)
+        job.until(lambda: iteration(job.folder) >= at)
+        return job
 
     def reference(self, role: str, launcher: str = "python") -> Path:
         folder = self.folder / f"{role}-{LAUNCHERS[launcher]}"

@@ -21,10 +21,8 @@ END = 30  # seconds after a signal until the run has ended
 def killed(bench: Bench, role: str) -> None:
     """SIGKILL to the whole run at a random moment of its life, start and end included."""
     bench.reference(role)
-    job = bench.job(role)
-    moment, delay = bench.random.randint(0, ITERATIONS), bench.random.uniform(0, 0.5)
-    job.until(lambda: iteration(job.folder) >= moment)
-    time.sleep(delay)
+    job = bench.begun(bench.random.randint(0, ITERATIONS), role)
+    time.sleep(bench.random.uniform(0, 0.5))
     job.clear()
     bench.resume(job)
 
@@ -32,9 +30,7 @@ def killed(bench: Bench, role: str) -> None:
 def signalled(bench: Bench, launcher: str) -> None:
     """A signal to the process that was started; every 4 tries have all of them."""
     number = SIGNALS[bench.number % len(SIGNALS)]
-    job = bench.job("teacher", launcher)
-    at = bench.random.randint(1, 9)
-    job.until(lambda: iteration(job.folder) >= at)
+    job = bench.begun(bench.random.randint(1, 9), "teacher", launcher)
     job.process.send_signal(number)
     job.wait(END)
     saved, logged = checkpoint.read(job.folder / "last.pth")["iteration"], iteration(job.folder)
@@ -44,8 +40,7 @@ def signalled(bench: Bench, launcher: str) -> None:
 
 def rank_killed(bench: Bench) -> None:
     """SIGKILL to one of two processes: the other ends, and a second start continues."""
-    job = bench.job("teacher", "torchrun")
-    job.until(lambda: iteration(job.folder) >= 3)
+    job = bench.begun(3, "teacher", "torchrun")
     os.kill(bench.random.choice(job.ranks()), signal.SIGKILL)
     demand(job.wait(END) != 0, "the job's status is 0")
     bench.resume(job)
@@ -54,8 +49,7 @@ def rank_killed(bench: Bench) -> None:
 def rank_restarted(bench: Bench) -> None:
     """The same under --max-restarts 1: the job itself goes on to its end."""
     bench.reference("teacher", "torchrun")
-    job = bench.job("teacher", "torchrun", restarts=1)
-    job.until(lambda: iteration(job.folder) >= 3)
+    job = bench.begun(3, "teacher", "torchrun", restarts=1)
     os.kill(bench.random.choice(job.ranks()), signal.SIGKILL)
     demand(job.wait() == 0, f"it did not go on: {job.errors()}")
     same(bench.reference("teacher", "torchrun"), job.folder)
@@ -63,8 +57,7 @@ def rank_restarted(bench: Bench) -> None:
 
 def stop_restarted(bench: Bench) -> None:
     """A signal to one process under --max-restarts 3 is a stop, not a failure to be restarted."""
-    job = bench.job("teacher", "torchrun", restarts=3)
-    job.until(lambda: iteration(job.folder) >= 3)
+    job = bench.begun(3, "teacher", "torchrun", restarts=3)
     os.kill(bench.random.choice(job.ranks()), signal.SIGUSR1)
     job.wait(END)
     bench.resume(job)
@@ -72,8 +65,7 @@ def stop_restarted(bench: Bench) -> None:
 
 def agent_killed(bench: Bench) -> None:
     """SIGKILL to torchrun itself: its processes notice, save and end."""
-    job = bench.job("teacher", "torchrun")
-    job.until(lambda: iteration(job.folder) >= 3)
+    job = bench.begun(3, "teacher", "torchrun")
     job.process.kill()
     job.wait(END)
     demand(checkpoint.read(job.folder / "last.pth")["iteration"] >= iteration(job.folder), "work was lost")
