@@ -17,7 +17,7 @@ from scripts.study import experiment, experiment_figure
 from scripts.study.analysis.runs import read_run
 from scripts.study.experiment import RunnerConfig, plan, prepare
 from scripts.study.experiments.definition import Origin, read_experiment
-from scripts.study.experiments.dial import dial_points, draw_dial
+from scripts.study.experiments.figures import dial_points, draw_dial
 from scripts.study.experiments.files import EXPERIMENTS
 from scripts.study.experiments.jobs import Job, execute
 from scripts.study.experiments.stop import Stop
@@ -90,7 +90,7 @@ def test_a_file_on_top_of_another(small, tmp_path):
         ({"title": None}, "title: a word, not None"),
         ({"baseline": "bsae"}, "did you mean 'base'"),
         ({"baseline": ["base"]}, "baseline: a word"),
-        ({"baseline": "teacher"}, "the baseline 'teacher' reads the label"),
+        ({"baseline": "teacher"}, "baseline: teacher reads the label"),
         ({"only": ["lad"]}, "unknown baseline among the runs"),
         ({"only": ["nothing"]}, "unknown run in .* 'nothing'"),
         ({"only": [["base"]]}, "unknown run in .*only"),
@@ -411,11 +411,10 @@ def test_its_tables_and_its_picture(real):
     assert any("2 of" in name for name in header)
     assert teacher["last mIoU %, LABEL-ASSISTED"] == f"{100 * scored['miou']:.2f}"
     assert teacher["no label"] not in ("-", "not run")
-    flags = [f"{folder}/tiny.yaml", "--records", f"{folder}/records", "--output", f"{folder}/figure.png"]
-    experiment_figure.main(flags)
-    assert (folder / "figure.png").stat().st_size > 10000
+    experiment_figure.main([f"{folder}/tiny.yaml", "--records", f"{folder}/records", "--output", f"{folder}"])
+    assert (folder / "tiny_dial.png").stat().st_size > 10000
     with pytest.raises(UserError, match="holds no scored run"):
-        experiment_figure.main([*flags, "--records", f"{folder}/nothing"])
+        experiment_figure.main([f"{folder}/tiny.yaml", "--records", f"{folder}/nothing"])
 
 
 def test_tables_of_several_seeds(tmp_path):

@@ -68,14 +68,12 @@ def test_without_records_everything_is_not_run(study, tmp_path):
 
 def test_the_scatter_is_drawn(study, tmp_path):
     file, records = study
-    flags = [str(file), "--records", str(records), "--output", str(tmp_path / "a.png")]
+    flags = [str(file), "--records", str(records), "--output", str(tmp_path)]
     experiment_figure.main(flags)
-    scatter = tmp_path / "a_costs.png"
-    assert pictures.imread(scatter)[..., :3].std() > 0.02
-    scatter.unlink()
+    assert pictures.imread(tmp_path / "tiny_costs.png")[..., :3].std() > 0.02
     (records / "cost.json").unlink()
-    experiment_figure.main(flags)
-    assert not scatter.exists()
+    with pytest.raises(UserError, match="no scored runs of tiny"):
+        experiment_figure.main(flags)
 
 
 def test_equal_time_gives_each_run_the_iterations_that_its_speed_allows(study, tmp_path):

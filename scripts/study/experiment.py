@@ -15,7 +15,6 @@ results_table.py makes the README's tables from them. Status 3: stopped by --max
 import fcntl
 import os
 import shlex
-import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -31,6 +30,7 @@ from scripts.study.experiments.definition import Arm, Experiment, read_experimen
 from scripts.study.experiments.jobs import Job, Stop, execute
 from train_student import RECIPES
 from utils.errors import UserError, lookup, run_main
+from utils.files import write
 from utils.options import option, parse_flags
 from utils.training.configuration import load_recipe
 from utils.training.guards import STOPPED_STATUS
@@ -89,14 +89,9 @@ def plan(experiment: Experiment, config: RunnerConfig, output: Path) -> dict[str
             scoring += ["--json", str(folder / f"{which}.json")]
             commands.append([*scoring, "--per-image", str(folder / f"per_image_{which}.npz")])
         if arm.train == "teacher":
-            probe = [
-                "scripts/study/teacher_robustness.py",
-                "--teacher",
-                str(folder / "last.pth"),
-                "--data",
-                config.data,
-            ]
-            commands.append([*probe, "--limit", str(experiment.robustness_images), "--output", str(folder)])
+            probe = ["scripts/study/teacher_robustness.py", "--teacher", str(folder / "last.pth")]
+            probe += ["--data", config.data, "--limit", str(experiment.robustness_images)]
+            commands.append([*probe, "--output", str(folder)])
         jobs[name] = Job(name, folder, tuple(map(tuple, commands)), tuple(needs))
         return name
 
@@ -113,14 +108,8 @@ def record(job: Job, keep: Path) -> None:
     Raises:
         UserError: the folder cannot be written.
     """
-    target = keep / job.name
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-        for pattern in RECORDS:
-            for path in job.folder.glob(pattern):
-                shutil.copyfile(path, target / path.name)
-    except OSError as error:
-        raise UserError(f"--records {target} cannot be written: {error.strerror or error}") from error
+    for path in (path for pattern in RECORDS for path in job.folder.glob(pattern)):
+        write(keep / job.name / path.name, lambda file, path=path: file.write(path.read_bytes()))
 
 
 def prepare(config: RunnerConfig, experiment: Experiment, output: Path) -> IO[str]:

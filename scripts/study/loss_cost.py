@@ -4,14 +4,12 @@
 
 The students of an experiment that have no teacher or a plain one, with its networks, crops and batch; weights, images
 and labels are random. On a CPU: one thread, its processor time, the process's largest resident memory; on a GPU: wall
-time, and the largest memory that torch allocated. Median over --steps, after two that do not count.
+time, and the largest memory that torch allocated. Median over --steps, after one that does not count.
 """
 
 import multiprocessing
 import resource
-import statistics
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -28,6 +26,8 @@ from losses import build_kd, parse_losses
 from losses.task import TaskLoss
 from models import build_model
 from scripts.study.analysis import style
+from scripts.study.benchmarks.steps import step as training_step
+from scripts.study.benchmarks.timing import medians
 from scripts.study.experiments.definition import read_experiment
 from train_student import RECIPES, StudentStep
 from utils.errors import UserError, lookup, run_main
@@ -52,27 +52,19 @@ def measure(settings: Mapping[str, Any], classes: int, steps: int, device: str) 
     """
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    on_gpu, target = device == "cuda", torch.device(device)
     model, teacher = (build_model(settings["model"], settings["backbone"], classes) for _ in range(2))
     width = model.main.head.out_channels
     kd = build_kd(settings["kd"], width, width, classes) if parse_losses(settings["kd"]) else None
     task = TaskLoss(model.supervision, settings.get("aux_weight"))
-    step = StudentStep(model, task, teacher if kd else None, None, kd).to(target).train()
-    optimizer = torch.optim.SGD([p for p in step.parameters() if p.requires_grad], 0.01, 0.9)
+    step = StudentStep(model, task, teacher if kd else None, None, kd).to(device).train()
     shape = settings["batch_size"], *settings["crop_size"]
-    image = torch.randn(shape[0], 3, *shape[1:], device=target)
-    label = torch.randint(0, classes, shape, device=target)
-    clock, times = time.perf_counter if on_gpu else time.process_time, []
-    for _ in range(2 + steps):
-        start = clock()
-        optimizer.zero_grad(set_to_none=True)
-        step(image, label)["loss"].backward()
-        optimizer.step()
-        if on_gpu:
-            torch.cuda.synchronize()
-        times.append(clock() - start)
+    image = torch.randn(shape[0], 3, *shape[1:], device=device)
+    label = torch.randint(0, classes, shape, device=device)
+    run = training_step(lambda _: step(image, label)["loss"], step)
+    seconds = medians({"": run}, steps, 1, torch.device(device))[""]
+    on_gpu = device == "cuda"
     peak = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"seconds": statistics.median(times[2:]), "megabytes": peak / 1e6}
+    return {"seconds": seconds, "megabytes": peak / 1e6}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

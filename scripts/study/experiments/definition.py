@@ -92,11 +92,13 @@ def read_experiment(name: str) -> Experiment:
     for title in titles:
         if titles.count(title) > 1:
             raise UserError(f"{path}: two runs are called {title!r}")
-    if lookup(ordered, content["baseline"], f"baseline among the runs of {path}").train != "student":
-        raise UserError(f"{path}: the baseline {content['baseline']!r} reads the label: gains over it mean nothing")
     equal_time = content.get("equal_time", "")
-    if equal_time and lookup(arms, equal_time, f"run in {path}: equal_time:").train != "student":
-        raise UserError(f"{path}: equal_time: {equal_time} reads the label: gains over it mean nothing")
+    bases = {"baseline": lookup(ordered, content["baseline"], f"baseline among the runs of {path}")}
+    if equal_time:
+        bases["equal_time"] = lookup(arms, equal_time, f"run in {path}: equal_time:")
+    for key, arm in bases.items():
+        if arm.train != "student":
+            raise UserError(f"{path}: {key}: {arm.name} reads the label: gains over it mean nothing")
     for arm in ordered.values():
         for key, origin in arm.origins.items():
             if origin.shift and origin.shift % len(seeds) == 0:

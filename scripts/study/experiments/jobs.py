@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from scripts.study.experiments.stop import Stop
-from utils.errors import UserError
+from utils.files import write_text
 from utils.training.guards import STOPPED_STATUS
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -63,11 +63,7 @@ def origins_of(job: Job, jobs: Mapping[str, Job]) -> dict[str, str | None]:
 def write_mark(job: Job, jobs: Mapping[str, Job], done: bool) -> None:
     """Raises UserError when the file cannot be written."""
     content = {"done": done, "commands": job.lasting(), "origins": origins_of(job, jobs)}
-    try:
-        job.folder.mkdir(parents=True, exist_ok=True)
-        job.mark.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{job.mark} cannot be written: {error.strerror}") from error
+    write_text(job.mark, json.dumps(content, indent=1) + "\n")
 
 
 def state(job: Job, jobs: Mapping[str, Job]) -> Outcome | None:
@@ -88,14 +84,10 @@ class Worker:
     """A job in execution. Its output goes to log.txt in its folder."""
 
     def __init__(self, job: Job, environment: Mapping[str, str]) -> None:
-        """Raises UserError when the job's folder cannot be written."""
         self.job, self.environment = job, environment
         self.left = list(job.commands)
         self.stopping = False
-        try:
-            self.log = (job.folder / "log.txt").open("a", encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"{job.folder} cannot be written: {error.strerror}") from error
+        self.log = (job.folder / "log.txt").open("a", encoding="utf-8")
         self._next()
 
     def _next(self) -> None:

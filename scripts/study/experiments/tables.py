@@ -65,10 +65,8 @@ def paired_gain(runs: Sequence[Run], base: Sequence[Run], checkpoint: str) -> tu
     if not seeds:
         return None
     areas = [{run.seed: run.areas[view] for run in side if (view := view_of(run, checkpoint))} for side in (runs, base)]
-    counts = align([side[seed] for side in areas for seed in seeds])
-    return [own[seed] - other[seed] for seed in seeds], bootstrap(
-        counts[: len(seeds)], counts[len(seeds) :], SAMPLES, seed=0
-    )
+    counts, n = align([side[seed] for side in areas for seed in seeds]), len(seeds)
+    return [own[seed] - other[seed] for seed in seeds], bootstrap(counts[:n], counts[n:], SAMPLES, seed=0)
 
 
 def students(experiment: Experiment, folder: Path) -> Table:
@@ -125,26 +123,20 @@ def gains(experiment: Experiment, folder: Path) -> Table:
     for name, base in dict.fromkeys((*pairs, *experiment.compare)):
         if name == base:
             continue
-        cells = [arms[name].title, arms[base].title]
-        found = paired_gain(records[name], records[base], "last")
-        if found is None:
-            rows.append([*cells, "0", "not run", "-", "-", "-", "-"])
-            continue
-        differences, gain = found
-        by_seed = ", ".join(f"{100 * value:+.2f}" for value in differences)
-        interval = f"{100 * gain.low:+.2f} .. {100 * gain.high:+.2f}"
-        p = _p_over_seeds(differences)
-        rows.append(
-            [*cells, str(len(differences)), style.spread(differences, "+"), by_seed, p, interval, f"{gain.p:.2g}"]
-        )
+        cells = ["0", "not run", "-", "-", "-", "-"]
+        if found := paired_gain(records[name], records[base], "last"):
+            differences, gain = found
+            by_seed = ", ".join(f"{100 * value:+.2f}" for value in differences)
+            interval = f"{100 * gain.low:+.2f} .. {100 * gain.high:+.2f}"
+            cells = [str(len(differences)), style.spread(differences, "+"), by_seed]
+            cells += [_p_over_seeds(differences), interval, f"{gain.p:.2g}"]
+        rows.append([arms[name].title, arms[base].title, *cells])
     return ["arm", "minus", "n", "gain", "by seed", "p over seeds", "95 % interval over images", "p over images"], rows
 
 
 def _p_over_seeds(differences: Sequence[float]) -> str:
     """Of a paired t-test: could so large a mean come from the seeds alone?"""
-    if len(differences) < 2 or len(set(differences)) < 2:
-        return "-"
-    return f"{ttest_1samp(differences, 0).pvalue:.2g}"
+    return f"{ttest_1samp(differences, 0).pvalue:.2g}" if len(set(differences)) > 1 else "-"
 
 
 def shown(values: dict[int, float]) -> str:

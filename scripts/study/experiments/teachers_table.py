@@ -1,7 +1,6 @@
 """What teachers score with their label, without it, and with a wrong one."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,16 @@ def teachers(experiment: Experiment, folder: Path) -> Table:
         if arm.train != "teacher":
             continue
         runs = records[arm.name]
-        last, probes = scores(runs, "last"), []
-        for run in runs:
-            if probe := read_robustness(run.folder / "robustness.json", images):
-                probes.append(probe)
-        conditions = [_condition(probes, *key) for key in (("as trained", ""), ("codes", "fixed"), ("no label", ""))]
-        cells = [f"`{arm.name}`", arm.title, str(len(last)), shown(last), *conditions, _followed(probes)]
+        last = scores(runs, "last")
+        probes = [record for run in runs for record in read_robustness(run.folder / "robustness.json", images)]
+        mious = [(r["name"], r["value"], float(np.mean(r["miou"]))) for r in probes]  # over draws
+        conditions = (("as trained", ""), ("codes", "fixed"), ("no label", ""))
+        found = [[miou for n, v, miou in mious if n == name and value in ("", v)] for name, value in conditions]
+        # of pixels whose whole region was shown as another class, the share predicted as the shown class
+        whole = [r["follows_wrong"] for r in probes if r["name"] == "wrong regions" and r["share"] == 1]
+        found.append([share for share in whole if share is not None])
+        cells = [f"`{arm.name}`", arm.title, str(len(last)), shown(last)]
+        cells += [style.spread(values) if values else "-" for values in found]
         rows.append([*cells, minutes(runs), logs(runs, folder)])
     if len(images) > 1:
         raise UserError(f"{folder}: robustness of different images: {'; '.join(sorted(images))}")
@@ -34,10 +37,10 @@ def teachers(experiment: Experiment, folder: Path) -> Table:
     return [*header, "follows wrong labels %", time_heading(records), "logs by seed"], rows
 
 
-def read_robustness(path: Path, images: dict[str, None]) -> list[dict[str, Any]] | None:
-    """The conditions of one teacher; ``images`` collects what they were measured on."""
+def read_robustness(path: Path, images: dict[str, None]) -> list[dict[str, Any]]:
+    """The conditions of one teacher, none where there is no such file; ``images``: what they were measured on."""
     if not path.is_file():
-        return None
+        return []
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         (records,) = content["results"].values()
@@ -48,20 +51,3 @@ def read_robustness(path: Path, images: dict[str, None]) -> list[dict[str, Any]]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is no result of teacher_robustness.py for one teacher: {error}") from error
     return records
-
-
-def _condition(probes: Sequence[list[dict[str, Any]]], name: str, value: str) -> str:
-    """Over runs, of the mean over draws."""
-    found = [
-        np.mean(r["miou"]) for records in probes for r in records if r["name"] == name and value in ("", r["value"])
-    ]
-    return style.spread([float(x) for x in found]) if found else "-"
-
-
-def _followed(probes: Sequence[list[dict[str, Any]]]) -> str:
-    """Of pixels whose whole region was shown as another class, the share predicted as the shown class."""
-    shown = [
-        r["follows_wrong"] for records in probes for r in records if r["name"] == "wrong regions" and r["share"] == 1
-    ]
-    values = [value for value in shown if value is not None]
-    return style.spread(values) if values else "-"

@@ -1,1 +1,0 @@
-"""Experiments: yaml files of arms and seeds, and what reads, runs and tabulates them."""

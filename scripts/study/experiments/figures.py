@@ -1,0 +1,107 @@
+"""The pictures of an experiment: what must a teacher know to teach, and what do losses gain for their cost?"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+from scripts.study.analysis import style
+from scripts.study.analysis.runs import Run
+from scripts.study.experiments.definition import Experiment
+from scripts.study.experiments.losses_table import BUDGETS, TEACHERS, Row
+from scripts.study.experiments.tables import read_records, scores
+from scripts.study.experiments.teachers_table import read_robustness
+
+COSTS = ("time of a training step, x baseline", "peak memory over the baseline, MB")
+
+
+def dial_points(experiment: Experiment) -> dict[str, tuple[str, str]]:
+    """Place on the dial -> (teacher's arm, student's arm), of dual-path teachers and their first student.
+
+    A place is "fixed", the S of codes "near", or "random".
+    """
+    points: dict[str, tuple[str, str]] = {}
+    for arm in experiment.arms.values():
+        origin = arm.origins.get("teacher_pretrained")
+        teacher = experiment.arms[origin.arm] if origin else None
+        if teacher and teacher.train == "teacher" and "pretrained" not in arm.origins:
+            settings = teacher.settings
+            places = {"fixed": "0 (fixed)", "near": str(settings.get("code_std")), "random": "random"}
+            place = places.get(settings.get("label_codes", "random"))
+            if place and not settings.get("single_path"):
+                points.setdefault(place, (teacher.name, arm.name))
+    return dict(sorted(points.items(), key=lambda item: (item[0] == "random", item[0])))
+
+
+def draw_dial(experiment: Experiment, folder: Path) -> Figure | None:
+    """Left: the teachers' mIoU with their label and with a zero plane. Right: their students' gains, seed by seed.
+
+    None where no point of the dial has a scored student.
+    """
+    records = read_records(experiment, folder)
+    base = scores(records[experiment.baseline], "last")
+    points = {place: arms for place, arms in dial_points(experiment).items() if scores(records[arms[1]], "last")}
+    if not points or not base:
+        return None
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    level = float(np.mean(list(base.values())))
+    gained = []
+    for _, student in points.values():
+        own = scores(records[student], "last")
+        gained.append([own[seed] - base[seed] for seed in own.keys() & base.keys()])
+    for i, (condition, label) in enumerate((("as trained", "its label"), ("no label", "a zero plane"))):
+        found = [_teacher_scores(records[teacher], condition) for teacher, _ in points.values()]
+        _dots(axes[0], found, f"teachers, shown {label}", i)
+    _dots(axes[1], gained, "students, by seed", 2)
+    axes[0].axhline(100 * level, color="0.4", linestyle="--", linewidth=1, label=f"baseline {100 * level:.1f}")
+    axes[1].axhline(0, color="0.4", linestyle="--", linewidth=1)
+    texts = ("what the teacher scores", "mIoU %"), ("what its student gains over the baseline", "points of mIoU")
+    for axis, (title, ylabel) in zip(axes, texts, strict=True):
+        axis.set_xticks(range(len(points)), list(points))
+        axis.set(title=title, ylabel=ylabel, xlabel="noise of the label codes in teacher training")
+        axis.set_xlim(-0.5, len(points) - 0.5)
+        axis.grid(axis="y", color="0.92")
+        axis.legend(fontsize=8)
+    figure.suptitle(experiment.title, fontsize=11)
+    return figure
+
+
+def _teacher_scores(runs: list[Run], condition: str) -> list[float]:
+    probes = [record for run in runs for record in read_robustness(run.folder / "robustness.json", {})]
+    return [float(np.mean(r["miou"])) for r in probes if r["name"] == condition]
+
+
+def _dots(axis: plt.Axes, values: list[list[float]], label: str, i: int) -> None:
+    """Every seed, and a line through the means."""
+    for x, column in enumerate(values):
+        axis.plot([x] * len(column), [100 * v for v in column], style.marker(i), color=style.color(i), alpha=0.5)
+    means = [100 * float(np.mean(column)) if column else np.nan for column in values]
+    axis.plot(means, color=style.color(i), label=label)
+
+
+def draw_costs(rows: Sequence[Row], title: str) -> Figure | None:
+    """Columns: cost in time and in memory. Rows: the budgets that were run. Colours: the teachers.
+
+    None where no loss has both a score and a cost.
+    """
+    shown = [b for b in BUDGETS if any((end, b) in row.gains for row in rows if row.cost for end in TEACHERS)]
+    if not shown:
+        return None
+    figure, axes = plt.subplots(len(shown), 2, figsize=(11, 4.6 * len(shown)), layout="constrained", squeeze=False)
+    for budget, line in zip(shown, axes, strict=True):
+        for k, axis in enumerate(line):
+            for i, (end, teacher) in enumerate(TEACHERS.items()):
+                known = [row for row in rows if row.cost and (end, budget) in row.gains]
+                x, y = [row.cost[k] for row in known], [100 * row.gains[end, budget] for row in known]
+                axis.plot(x, y, style.marker(i), color=style.color(i), label=teacher)
+                text = {"textcoords": "offset points", "fontsize": 7, "color": style.color(i)}
+                for row, *place in zip(known, x, y, strict=True):
+                    axis.annotate(row.loss, place, (3, 3), **text)
+            axis.axhline(0, color="0.6", linewidth=0.8)
+            axis.set(title=BUDGETS[budget], xlabel=COSTS[k], ylabel="gain over the baseline, points of mIoU")
+            axis.margins(x=0.12)  # room for the names
+    figure.suptitle(title, fontsize=11)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return figure
