@@ -251,7 +251,7 @@ def test_pixels_gained_and_lost(tmp_path):
     assert f"lad: pred/ (accuracy {100 * right:.2f} %) is of another evaluation" in (out / "compare.md").read_text()
     (tmp_path / f"lad/pred/{dataset.pairs[1][0].stem}.png").unlink()
     compare.main([f"{tmp_path}/base", f"{tmp_path}/lad", *flags])
-    assert "lad: no gained/lost map: prediction" in (out / "compare.md").read_text()
+    assert "lad: no gained/lost map: prediction file not found" in (out / "compare.md").read_text()
 
 
 def test_confusions_by_name():

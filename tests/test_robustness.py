@@ -116,7 +116,6 @@ def test_refusals(tmp_path):
         ([], "--teacher FILE is missing"),
         (["--teacher", teacher, student], "sees the image only"),
         (["--teacher", teacher, teacher], "the same file twice"),
-        (["--teacher", teacher, "--names", "a", "b"], "2 names for 1 teachers"),
         (["--teacher", teacher, "--wrong", "1.5"], "a share is at most 1"),
         (["--teacher", teacher, "--draws", "1"], "--draws: 1 is too small"),
     ):

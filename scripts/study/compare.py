@@ -18,10 +18,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 
-from scripts.study.analysis import charts, page, report, style
+from scripts.study.analysis import charts, page, style
 from scripts.study.analysis.groups import read_groups
-from scripts.study.analysis.paired import Gain, align, bootstrap
-from scripts.study.analysis.pictures import change_pictures, confusions, file_name, robustness_pictures
+from scripts.study.analysis.paired import align, bootstrap
+from scripts.study.analysis.report import change_pictures, confusions, file_name, report, robustness_pictures
 from scripts.study.analysis.runs import Run, View
 from utils.errors import UserError, lookup, run_main
 from utils.options import option, parse_flags
@@ -50,80 +50,62 @@ def views_of(groups: Groups) -> list[View]:
     return sorted(views, key=lambda v: (-count[v], v.checkpoint != "last", v))
 
 
-def row(name: str, runs: Sequence[Run], view: View, base: Sequence[Run]) -> dict[str, Any] | None:
-    """The scores of a group in a view, and its gain over ``base`` where both have one; None without a score.
+def row(name: str, groups: Groups, view: View, config: CompareConfig, notes: list[str]) -> dict[str, Any] | None:
+    """The scores of a group in a view, and its gain over the baseline where both have one; None without a score.
 
     The score of a network that reads the label is no gain over one that does not.
     """
-    scores = [run.scores[view] for run in runs if view in run.scores and run.scores[view]["miou"] is not None]
-    if not scores:
+    runs = [run for run in groups[name] if view in run.scores and run.scores[view]["miou"] is not None]
+    if not runs:
         return None
+    scores, assisted = [run.scores[view] for run in runs], any(run.assisted(view) for run in runs)
     result: dict[str, Any] = {
         "group": name,
         "view": view._asdict(),
-        "runs": [str(run.folder) for run in runs if view in run.scores],
+        "runs": [str(run.folder) for run in runs],
         "miou": [score["miou"] for score in scores],
         "pixel_accuracy": [s["pixel_accuracy"] for s in scores if s["pixel_accuracy"] is not None],
-        "label_assisted": any(run.assisted(view) for run in runs),
+        "label_assisted": assisted,
     }
-    others = {
-        run.seed: run.scores[view]["miou"]
-        for run in base
-        if view in run.scores and run.assisted(view) == result["label_assisted"]
-    }
-    if others and base is not runs:
-        result["gain"] = float(np.mean(result["miou"]) - np.mean(list(others.values())))
-        own = {run.seed: run.scores[view]["miou"] for run in runs if view in run.scores}
-        result["gain_by_seed"] = {seed: own[seed] - others[seed] for seed in sorted(own.keys() & others.keys())}
-    return result
-
-
-def paired(runs: Sequence[Run], base: Sequence[Run], view: View, config: CompareConfig) -> Gain | str:
-    """The gain with its interval, or why there is none."""
-    own, other = ([run.areas[view] for run in side if view in run.areas] for side in (runs, base))
-    if not (own and other):
-        return "no per-image counts on one side"
+    if not config.baseline or name == config.baseline:
+        return result
+    base = [run for run in groups[config.baseline] if view in run.scores and run.assisted(view) == assisted]
+    if not base:
+        what = "reads the label" if assisted else f"{config.baseline} has no such score"
+        notes.append(f"{name}, {view.checkpoint}, {view.protocol}: no gain: {what}")
+        return result
+    own, other = ({run.seed: run.scores[view]["miou"] for run in side} for side in (runs, base))
+    result["gain"] = float(np.mean(result["miou"]) - np.mean(list(other.values())))
+    result["gain_by_seed"] = {seed: own[seed] - other[seed] for seed in sorted(own.keys() & other.keys())}
+    areas = [[run.areas[view] for run in side if view in run.areas] for side in (runs, base)]
     try:
-        counts = align([*own, *other])
+        if not all(areas):
+            raise UserError("no per-image counts on one side")
+        counts, n = align([*areas[0], *areas[1]]), len(areas[0])
+        result["test"] = bootstrap(counts[:n], counts[n:], config.samples, config.seed)._asdict()
     except UserError as error:
-        return str(error)
-    return bootstrap(counts[: len(own)], counts[len(own) :], config.samples, config.seed)
+        notes.append(f"{name}, {view.checkpoint}: no paired test: {error}")
+    return result
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     config = CompareConfig(**parse_flags(CompareConfig, __doc__, argv))
     groups = read_groups(config.runs)
-    base = lookup(groups, config.baseline, "group in --baseline") if config.baseline else []
+    if config.baseline:
+        lookup(groups, config.baseline, "group in --baseline")
     views = views_of(groups)
     if not views:
         raise UserError("none of the runs has a score: eval.py --json RUN/eval.json, or a training log with validation")
     output = Path(config.output).expanduser()
     notes = [f"{run.name}: {note}" for runs in groups.values() for run in runs for note in run.notes]
-    rows = [r for view in views for name, runs in groups.items() if (r := row(name, runs, view, base))]
-    for r in rows if base else ():
-        name, view = r["group"], View(**r["view"])
-        if name == config.baseline:
-            continue
-        if "gain" not in r:
-            what = "reads the label" if r["label_assisted"] else f"{config.baseline} has no such score"
-            notes.append(f"{name}, {view.checkpoint}, {view.protocol}: no gain: {what}")
-            continue
-        test = paired(groups[name], base, view, config)
-        if isinstance(test, Gain):
-            r["test"] = test._asdict()
-        else:
-            notes.append(f"{name}, {view.checkpoint}: no paired test: {test}")
+    rows = [r for view in views for name in groups if (r := row(name, groups, view, config, notes))]
 
-    main_view = views[0]
-    style.save_figure(charts.class_bars(groups, main_view, config.baseline), output / "per_class.png")
+    style.save_figure(charts.class_bars(groups, views[0], config.baseline), output / "per_class.png")
     curves = charts.training_curves(groups)
     if curves is not None:
         style.save_figure(curves, output / "curves.png")
-    named = confusions(groups, main_view, output)
-    shares: dict[str, Any] = {}
-    if base:
-        shares, more = change_pictures(groups, main_view, config.baseline, config.maps, output)
-        notes += more
+    named = confusions(groups, views[0], output)
+    shares = change_pictures(groups, views[0], config.baseline, config.maps, output, notes) if config.baseline else {}
     result = {
         "groups": {name: [str(run.folder) for run in runs] for name, runs in groups.items()},
         "baseline": config.baseline or None,
@@ -132,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "top_confusions": named,
         "notes": notes,
     }
-    text = report.report(result, views, config.samples)
+    text = report(result, views, config.samples)
     style.save_json(result, output / "compare.json")
     style.save_text(text, output / "compare.md")
     if config.html:

@@ -1,12 +1,11 @@
 """The method in one picture: how the label-assisted teacher is trained, and how it teaches an image-only student.
 
-    python scripts/study/method_figure.py --output figures/method.png
+    python scripts/study/method_figure.py        # figures/method.png
 
 Images, labels and noised labels are real ones of the built-in data; networks are boxes.
 """
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +21,10 @@ from datasets.toy import TOY, draw
 from models.label_noise import LabelNoise
 from scripts.study.analysis import style
 from utils.colors import colorize, diverging
-from utils.errors import run_main
-from utils.options import option, parse_flags
 from utils.types import Draw
 
 TEACHER, STUDENT, LOSS, NOISE = "#0072B2", "#009E73", "#D55E00", "#7A5195"
 WIDTH, HEIGHT = 12.0, 4.6  # of each panel, in the units of its axis
-
-
-@dataclass(frozen=True)
-class FigureConfig:
-    output: str = option("figures/method.png", "picture to write (.png or .pdf)")
 
 
 def picture(axis: Axes, pixels: np.ndarray, x: float, y: float, caption: str, layer: int = 2) -> None:
@@ -58,10 +50,10 @@ def arrow(axis: Axes, start: tuple[float, float], end: tuple[float, float], colo
     axis.annotate("", end, start, arrowprops=style | {"color": color}, zorder=1)
 
 
-def stack(axis: Axes, image: np.ndarray, plane: np.ndarray, x: float, y: float, caption: str) -> None:
+def stack(axis: Axes, image: np.ndarray, plane: np.ndarray, y: float, caption: str) -> None:
     """The four channels of an assisted teacher: the image, and the noised label in front of it."""
-    picture(axis, image, x - 0.22, y + 0.2, "")
-    picture(axis, plane, x + 0.22, y - 0.2, caption, layer=3)
+    picture(axis, image, 4.08, y + 0.2, "")
+    picture(axis, plane, 4.52, y - 0.2, caption, layer=3)
 
 
 def panel(axis: Axes, title: str) -> None:
@@ -78,7 +70,7 @@ def teacher_panel(axis: Axes, image: np.ndarray, label: np.ndarray, planes: list
         side = 3 - 2 * k  # up for the first, down for the second
         arrow(axis, (1.9, middle + 0.12 * side), (3.1, y - 0.15), NOISE)
         axis.text(2.3, middle + 0.82 * side, f"noise $n_{k}$", ha="right", va="center", fontsize=10.5, color=NOISE)
-        stack(axis, image, plane, 4.3, y, f"image $x$, noised label $n_{k}(y)$")
+        stack(axis, image, plane, y, f"image $x$, noised label $n_{k}(y)$")
         network(axis, y, "teacher $T$", f"$z_{k}$", TEACHER)
         arrow(axis, (9.35, y), (9.95, y), LOSS)
         axis.text(10.05, y, f"CE$(z_{k},\\, y)$", va="center", fontsize=11.5, color=LOSS)
@@ -96,7 +88,7 @@ def student_panel(axis: Axes, image: np.ndarray, label: np.ndarray, plane: np.nd
     picture(axis, colorize(label, TOY.palette), 1.0, 3.2, "label $y$")
     arrow(axis, (1.9, 3.2), (3.1, 3.2), NOISE)
     axis.text(2.5, 3.3, "fixed codes\n+ pixel noise", ha="center", va="bottom", fontsize=10, color=NOISE)
-    stack(axis, image, plane, 4.3, 3.2, "image $x$, noised label $n(y)$")
+    stack(axis, image, plane, 3.2, "image $x$, noised label $n(y)$")
     picture(axis, image, 4.3, 1.0, "image $x$")
     network(axis, 3.2, "teacher $T$\nfrozen", "$z_T$", TEACHER, filled=False)
     network(axis, 1.0, "student $S$", "$z_S$", STUDENT)
@@ -117,10 +109,5 @@ def compose() -> Figure:
     return figure
 
 
-def main() -> None:
-    config = FigureConfig(**parse_flags(FigureConfig, __doc__))
-    style.save_figure(compose(), Path(config.output))
-
-
 if __name__ == "__main__":
-    run_main(main)
+    style.save_figure(compose(), Path("figures/method.png"))

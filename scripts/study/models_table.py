@@ -10,14 +10,14 @@ passes of one image in float32, after two that do not count.
 
 import statistics
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
+from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
 from models import build_model
@@ -45,19 +45,6 @@ class TableConfig:
     threads: int = option(1, "CPU threads", minimum=1)
 
 
-def images_per_second(model: torch.nn.Module, image: torch.Tensor, repeats: int) -> float:
-    """Of single images, median over ``repeats``."""
-    wait: Callable[[], None] = torch.cuda.synchronize if image.is_cuda else lambda: None
-    times = []
-    for _ in range(repeats + 2):
-        wait()
-        start = time.perf_counter()
-        model(image, with_aux=False)
-        wait()
-        times.append(time.perf_counter() - start)
-    return 1 / statistics.median(times[2:])
-
-
 @torch.inference_mode()
 def row(arch: str, backbone: str, role: str, config: TableConfig, devices: list[str]) -> tuple[str, ...]:
     channels, (height, width) = ROLES[role], config.crop_size
@@ -71,13 +58,16 @@ def row(arch: str, backbone: str, role: str, config: TableConfig, devices: list[
         model = build_model(arch, backbone, config.num_classes, channels).eval()
         for device in devices:
             image = torch.randn(1, channels, height, width, device=device)
-            cells.append(f"{images_per_second(model.to(device), image, config.repeats):.2f}")
+            names = {"model": model.to(device), "image": image}
+            timer = Timer("model(image, with_aux=False)", globals=names, num_threads=config.threads)
+            timer.timeit(2)  # does not count
+            passes = [timer.timeit(1).median for _ in range(config.repeats)]
+            cells.append(f"{1 / statistics.median(passes):.2f}")
     return tuple(cells)
 
 
 def main() -> None:
     config = TableConfig(**parse_flags(TableConfig, __doc__))
-    torch.set_num_threads(config.threads)
     networks = [n for n in NETWORKS if not config.only or set(n) & set(config.only)]
     if not networks:
         raise UserError(f"--only {' '.join(config.only)}: no such network in the table")
@@ -88,11 +78,9 @@ def main() -> None:
     height, width = config.crop_size
     speeds = [f"images/s, {name}" for name in devices.values()] if config.repeats else []
     print(f"{height}x{width}, {config.num_classes} classes, torch {torch.__version__}\n")
-    for cells in ((*HEADER, *speeds), ["---"] * (len(HEADER) + len(speeds))):
+    rows = (row(arch, backbone, role, config, list(devices)) for arch, backbone in networks for role in ROLES)
+    for cells in chain(((*HEADER, *speeds), ["---"] * (len(HEADER) + len(speeds))), rows):
         print("| " + " | ".join(cells) + " |", flush=True)
-    for arch, backbone in networks:
-        for role in ROLES:
-            print("| " + " | ".join(row(arch, backbone, role, config, list(devices))) + " |", flush=True)
 
 
 if __name__ == "__main__":

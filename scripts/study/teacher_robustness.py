@@ -11,6 +11,7 @@ robustness.md, robustness.json and robustness.png into --output.
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from datasets import for_network
@@ -38,7 +38,6 @@ from utils.types import Draw
 @dataclass(frozen=True)
 class RobustnessConfig:
     teacher: tuple[str, ...] = option((), "checkpoints of label-assisted teachers")
-    names: tuple[str, ...] = option((), "what to call them (default: their run folders)")
     dataset: str = option("", "data set (default: the first checkpoint's)")
     data: str = option("", "root folder of the data set (default: the first checkpoint's)")
     split: str = option("val", "part of the data set")
@@ -54,24 +53,20 @@ class RobustnessConfig:
 
 def conditions(config: RobustnessConfig, trained: LabelNoise) -> list[Condition]:
     """What a teacher is put through; the first is as it was trained."""
-    codes, pixel_std, num_classes = trained.config["codes"], trained.pixel_std, len(trained.table) - 1
-    own = trained.config.get("code_std")
-    kinds = [kind for kind in CODES if LabelNoise(num_classes, kind, 0.0, 1.0, 0.0).planes == trained.planes]
-    near = [
-        Condition("codes", f"near {s:g}", "near", pixel_std, code_std=s) for s in sorted(config.near) if "near" in kinds
-    ]
     if max(config.wrong, default=0) > 1:
         raise UserError(f"--wrong {max(config.wrong)}: a share is at most 1")
-    wrong = [(kind, share) for kind in CORRUPTIONS for share in sorted(config.wrong)]
+    codes, pixel_std, num_classes = trained.config["codes"], trained.pixel_std, len(trained.table) - 1
+    own = trained.config.get("code_std")
+    as_trained = partial(Condition, codes=codes, pixel_std=pixel_std, code_std=own)
+    kinds = [kind for kind in CODES if LabelNoise(num_classes, kind, 0.0, 1.0, 0.0).planes == trained.planes]
+    near = sorted(config.near) if "near" in kinds else ()
     return [
-        Condition(
-            "as trained", f"{codes}{'' if own is None else f' {own:g}'}, {pixel_std:g}", codes, pixel_std, code_std=own
-        ),
-        *(Condition("pixel noise", f"{std:g}", codes, std, code_std=own) for std in sorted({*config.noise, pixel_std})),
+        as_trained("as trained", f"{codes}{'' if own is None else f' {own:g}'}, {pixel_std:g}"),
+        *(as_trained("pixel noise", f"{std:g}", pixel_std=std) for std in sorted({*config.noise, pixel_std})),
         *(Condition("codes", kind, kind, pixel_std) for kind in kinds if kind != "near"),
-        *near,
-        Condition("no label", "zero plane", codes, pixel_std, plane=0.0, code_std=own),
-        *(Condition(kind, f"{100 * share:g} %", codes, pixel_std, share, code_std=own) for kind, share in wrong),
+        *(Condition("codes", f"near {std:g}", "near", pixel_std, code_std=std) for std in near),
+        as_trained("no label", "zero plane", plane=0.0),
+        *(as_trained(k, f"{100 * share:g} %", share=share) for k in CORRUPTIONS for share in sorted(config.wrong)),
     ]
 
 
@@ -95,27 +90,11 @@ def measure(
             rng = np.random.default_rng(derive_seed(config.seed, 5, i))
             shown = corrupt(label, condition, classes, rng)
             draws = [Draw(derive_seed(config.seed + d, i)) for d in range(config.draws)]
-            plane = _planes(noise, torch.from_numpy(shown)[None].to(device), draws) * condition.plane
-            tally.add(network(image.expand(config.draws, -1, -1, -1), plane).float().cpu(), label, shown)
+            planes = torch.cat([noise(torch.from_numpy(shown)[None].to(device), draw) for draw in draws])
+            logits = network(image.expand(config.draws, -1, -1, -1), planes * condition.plane)
+            tally.add(logits.float().cpu(), label, shown)
         records.append(asdict(condition) | tally.result())
     return records
-
-
-def _planes(noise: LabelNoise, label: Tensor, draws: Sequence[Draw]) -> Tensor:
-    """``[draws, planes, H, W]``"""
-    return torch.cat([noise(label, draw) for draw in draws])
-
-
-def call_names(config: RobustnessConfig) -> list[str]:
-    """Of the teachers, all different."""
-    if config.names and len(config.names) != len(config.teacher):
-        raise UserError(f"--names: {len(config.names)} names for {len(config.teacher)} teachers")
-    names = list(config.names) or [Path(path).resolve().parent.name for path in config.teacher]
-    if len(set(names)) < len(names):
-        names = list(config.teacher)
-    if len(set(names)) < len(names):
-        raise UserError("--teacher: the same file twice")
-    return names
 
 
 def table(results: dict[str, list[dict[str, Any]]]) -> str:
@@ -123,17 +102,10 @@ def table(results: dict[str, list[dict[str, Any]]]) -> str:
     header = ["condition", "value", "mIoU %", "same class in two draws %", "KL between draws", "follows wrong label %"]
     parts = []
     for name, records in results.items():
-        rows = [
-            [
-                r["name"],
-                r["value"],
-                style.spread(r["miou"]),
-                style.percent(r["agreement"]),
-                f"{r['kl']:.4f}",
-                style.percent(r["follows_wrong"], 1),
-            ]
-            for r in records
-        ]
+        rows = []
+        for r in records:
+            shares = style.percent(r["agreement"]), f"{r['kl']:.4f}", style.percent(r["follows_wrong"], 1)
+            rows.append([r["name"], r["value"], style.spread(r["miou"]), *shares])
         parts.append(f"## {name}\n\n{style.markdown(header, rows)}")
     return "\n".join(parts)
 
@@ -148,27 +120,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = RobustnessConfig(**parse_flags(RobustnessConfig, __doc__, argv))
     if not config.teacher:
         raise UserError("--teacher FILE is missing: the checkpoint of a label-assisted teacher")
-    names = call_names(config)
-    teachers = [from_checkpoint(path, assisted=True) for path in config.teacher]
-    for path, loaded in zip(config.teacher, teachers, strict=True):
-        if loaded.noise is None:
-            raise UserError(f"--teacher {path} sees the image only: there is no label to be robust against")
-    card = teachers[0].card
+    names = [Path(path).resolve().parent.name for path in config.teacher]
+    files = dict(zip(names if len(set(names)) == len(names) else config.teacher, config.teacher, strict=True))
+    if len(files) < len(config.teacher):
+        raise UserError("--teacher: the same file twice")
+    teachers = {name: from_checkpoint(path, assisted=True) for name, path in files.items()}
+    card = next(iter(teachers.values())).card
     where = config.dataset or card.dataset, config.data or card.data, config.split
-    for path, loaded in zip(config.teacher, teachers, strict=True):
-        data_name, dataset = for_network(loaded.card.num_classes, *where, f"--teacher {path}")
+    for name, loaded in teachers.items():
+        if loaded.noise is None:
+            raise UserError(f"--teacher {files[name]} sees the image only: there is no label to be robust against")
+        data_name, dataset = for_network(loaded.card.num_classes, *where, f"--teacher {files[name]}")
     count = min(config.limit or len(dataset), len(dataset))
     chosen = np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist()
     with start(config) as runtime:
-        results = {
-            name: measure(loaded, dataset, chosen, config, runtime.device)
-            for name, loaded in zip(names, teachers, strict=True)
-        }
+        results = {name: measure(t, dataset, chosen, config, runtime.device) for name, t in teachers.items()}
     output = Path(config.output).expanduser()
     what = f"{data_name} {config.split}, {count} of {len(dataset)} images, {config.draws} draws"
     text = f"# Robustness of label-assisted teachers\n\n{what}\n\n{table(results)}\n{EXPLANATION}\n"
-    content = {"data": what, "teachers": dict(zip(names, config.teacher, strict=True)), "results": results}
-    style.save_json(content, output / "robustness.json")
+    style.save_json({"data": what, "teachers": files, "results": results}, output / "robustness.json")
     style.save_figure(plot(results, what), output / "robustness.png")
     style.save_text(text, output / "robustness.md")
     print(text)

@@ -8,30 +8,22 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from scripts.study.analysis.runs import Run, View
-from scripts.study.analysis.style import color, line, wrap
+from scripts.study.analysis.style import color, wrap
 
 MAX_BARS, MAX_CELLS, ANNOTATED = 40, 40, 15  # classes that still read well
 NOT_A_TERM = {"event", "iteration", "images_per_second", "cpu_seconds", "memory_gb"}
 Groups = Mapping[str, Sequence[Run]]
 
 
-def class_names(groups: Groups, view: View) -> list[str]:
-    """Of every class that a run of the view has a score for, in the order of the data set."""
-    scores = (run.scores[view]["iou"] for runs in groups.values() for run in runs if view in run.scores)
-    return list(dict.fromkeys(chain.from_iterable(scores)))
-
-
-def class_iou(runs: Sequence[Run], view: View, names: Sequence[str]) -> np.ndarray:
-    """``[runs, classes]``, NaN where a class does not occur."""
-    rows = [[run.scores[view]["iou"].get(name) for name in names] for run in runs if view in run.scores]
-    return np.array(rows, float)
-
-
 def class_bars(groups: Groups, view: View, baseline: str) -> Figure:
     """IoU of each class by group, the most gained class on top, whiskers for the seeds, a line at each mIoU."""
-    names = class_names(groups, view)
-    shown = {name: runs for name, runs in groups.items() if any(view in run.scores for run in runs)}
-    tables = {name: class_iou(runs, view, names) for name, runs in shown.items()}
+    shown = {name: found for name, runs in groups.items() if (found := [run for run in runs if view in run.scores])}
+    scores = {name: [run.scores[view] for run in runs] for name, runs in shown.items()}
+    names = list(dict.fromkeys(k for found in scores.values() for score in found for k in score["iou"]))
+    tables = {  # [runs, classes], NaN where a class does not occur
+        name: np.array([[score["iou"].get(k) for k in names] for score in found], float)
+        for name, found in scores.items()
+    }
     means = {name: np.ma.masked_invalid(table).mean(0).filled(np.nan) for name, table in tables.items()}
     others = [name for name in means if name != baseline and not any(run.assisted(view) for run in shown[name])]
     if baseline in means and others:
@@ -49,7 +41,7 @@ def class_bars(groups: Groups, view: View, baseline: str) -> Figure:
     at = np.arange(len(order))
     for i, (name, table) in enumerate(tables.items()):
         offset = ((len(tables) - 1) / 2 - i) * height
-        total = 100 * np.mean([run.scores[view]["miou"] for run in shown[name] if view in run.scores])
+        total = 100 * np.mean([score["miou"] for score in scores[name]])
         label = f"{name}: mIoU {total:.1f} %" + (f", {len(table)} seeds" if len(table) > 1 else "")
         label += " (LABEL-ASSISTED)" if any(run.assisted(view) for run in shown[name]) else ""
         whisker = 100 * table.std(0, ddof=1)[order] if len(table) > 1 else None
@@ -61,9 +53,8 @@ def class_bars(groups: Groups, view: View, baseline: str) -> Figure:
     axis.set_yticklabels([names[k] for k in order])
     axis.tick_params(axis="y", length=0)
     axis.grid(axis="x", color="0.9")
-    figure.suptitle(
-        f"IoU by class, {view.dataset} {view.split}, {view.checkpoint} checkpoint\n{wrap(title, 90)}", fontsize=10
-    )
+    heading = f"IoU by class, {view.dataset} {view.split}, {view.checkpoint} checkpoint"
+    figure.suptitle(f"{heading}\n{wrap(title, 90)}", fontsize=10)
     figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 
@@ -85,8 +76,9 @@ def training_curves(groups: Groups) -> Figure | None:
     for axis, panel in zip(axes.flat, panels, strict=False):
         for i, (name, members) in enumerate(groups.items()):
             event, key, scale = ("val", "miou", 100) if panel == "val" else ("train", panel, 1)
-            series = [_series(run, event, key, scale) for run in members]
-            _band(axis, [s for s in series if s], name, color(i), smooth=panel not in ("val", "lr"))
+            records = [[r for r in run.curves.get(event, ()) if r.get(key) is not None] for run in members]
+            series = [{r["iteration"]: scale * r[key] for r in found} for found in records if found]
+            _band(axis, series, name, color(i), smooth=panel not in ("val", "lr"))
         title = "validation mIoU %" if panel == "val" else f"training: {panel}"
         axis.set(title=title, xlabel="iteration", xlim=(0, None))
         axis.grid(color="0.92")
@@ -100,26 +92,12 @@ def training_curves(groups: Groups) -> Figure | None:
     return figure
 
 
-def validation_curves(axis: plt.Axes, groups: Groups) -> None:
-    """mIoU against the iteration: mean over seeds, and their range."""
-    for i, (name, members) in enumerate(groups.items()):
-        series = [_series(run, "val", "miou", 100) for run in members]
-        _band(axis, [s for s in series if s], name, color(i), smooth=False, line=line(i))
-    axis.set(xlim=(0, None))
-    axis.grid(color="0.92")
-
-
-def _series(run: Run, event: str, key: str, scale: float) -> list[tuple[int, float]]:
-    return [(r["iteration"], scale * r[key]) for r in run.curves.get(event, ()) if r.get(key) is not None]
-
-
-def _band(
-    axis: plt.Axes, series: list[list[tuple[int, float]]], name: str, tint: str, smooth: bool, line: str = "-"
-) -> None:
-    if not series:
+def _band(axis: plt.Axes, series: list[dict[int, float]], name: str, tint: str, smooth: bool) -> None:
+    """series: values by iteration, of each run."""
+    common = sorted(set.intersection(*map(set, series))) if series else []
+    if not common:
         return
-    common = sorted(set.intersection(*({iteration for iteration, _ in s} for s in series)))
-    table = np.array([[dict(s)[iteration] for iteration in common] for s in series]).reshape(len(series), len(common))
+    table = np.array([[points[iteration] for iteration in common] for points in series])
     lines = np.stack([_smooth(row) for row in table]) if smooth else table
     if len(series) > 1:
         axis.fill_between(common, lines.min(0), lines.max(0), color=tint, alpha=0.2, linewidth=0)
@@ -127,7 +105,7 @@ def _band(
         axis.plot(common, table[0], color=tint, alpha=0.25, linewidth=0.8)
     label = wrap(name if len(series) == 1 else f"{name} (mean and range of {len(series)} seeds)", 48)
     marker = "." if len(common) < 15 else None
-    axis.plot(common, lines.mean(0), line, color=tint, linewidth=1.6, label=label, marker=marker)
+    axis.plot(common, lines.mean(0), color=tint, linewidth=1.6, label=label, marker=marker)
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
@@ -174,9 +152,8 @@ def top_confusions(confusion: np.ndarray, names: Sequence[str], count: int = 5) 
     share = np.nan_to_num(row_shares(confusion))
     np.fill_diagonal(share, 0)
     order = np.argsort(-share, axis=None)[:count]
-    pairs = [divmod(int(k), len(names)) for k in order]
     return [
         {"label": names[i], "prediction": names[j], "share": float(share[i, j]), "pixels": int(confusion[i, j])}
-        for i, j in pairs
+        for i, j in (divmod(int(k), len(names)) for k in order)
         if share[i, j] > 0
     ]

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from PIL import Image
 
 from datasets.base import SegmentationDataset
+from datasets.files import read_label
 from scripts.study.analysis import style
 from utils.colors import colorize
 from utils.errors import UserError
@@ -66,17 +66,16 @@ def measure(dataset: SegmentationDataset, new: Path, old: Path) -> Changes:
     """Raises UserError when a prediction is missing, unreadable or of another size than its label."""
     changes = Changes(dataset, new, old, np.zeros((len(dataset), len(CHANGES)), np.int64))
     for i in range(len(dataset)):
-        _, label, a, b = changes.read(i)
-        changes.counts[i] = np.bincount(change_map(a, b, label).ravel(), minlength=len(CHANGES))
+        _, label, *predictions = changes.read(i)
+        changes.counts[i] = np.bincount(change_map(*predictions, label).ravel(), minlength=len(CHANGES))
     return changes
 
 
 def _prediction(path: Path, shape: tuple[int, int]) -> np.ndarray:
     try:
-        with Image.open(path) as file:
-            ids = np.array(file)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"prediction {path} cannot be read: {error}") from error
+        ids = read_label(path)
+    except UserError as error:
+        raise UserError(f"prediction {error}") from error
     if ids.shape != shape:
         raise UserError(f"prediction {path} has shape {ids.shape}, its label {shape}")
     return ids

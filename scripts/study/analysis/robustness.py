@@ -1,5 +1,6 @@
 """Wrong labels, and what a teacher makes of them."""
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import combinations
@@ -30,23 +31,23 @@ class Condition:
     code_std: float | None = None  # of codes "near"
 
 
-def _pixels(label: np.ndarray, share: float, shift: Callable[[int], np.ndarray], rng: np.random.Generator):
-    """Each labelled pixel on its own."""
-    return (rng.random(label.shape) < share), shift(label.size).reshape(label.shape)
+def _pixels(label: np.ndarray) -> tuple[np.ndarray, int]:
+    """Each pixel on its own."""
+    return np.arange(label.size).reshape(label.shape), label.size
 
 
-def _regions(label: np.ndarray, share: float, shift: Callable[[int], np.ndarray], rng: np.random.Generator):
+def _regions(label: np.ndarray) -> tuple[np.ndarray, int]:
     """Each connected region of one class as a whole, as an annotator mistakes an object."""
     region, count = np.zeros(label.shape, np.int64), 1
     for k in np.unique(label[label != IGNORE_INDEX]):
         found, parts = cv2.connectedComponents((label == k).astype(np.uint8), connectivity=4)
         region = np.where(parts > 0, parts + (count - 1), region)
         count += found - 1  # without the component of everything else
-    return (rng.random(count) < share)[region], shift(count)[region]
+    return region, count
 
 
-# kind -> (label, share, draw of n shifts, rng) -> where, and by how many classes to shift
-CORRUPTIONS: dict[str, Callable[..., tuple[np.ndarray, np.ndarray]]] = {
+# kind -> the part each pixel of a label belongs to, and the number of parts: a part is right or wrong as a whole
+CORRUPTIONS: dict[str, Callable[[np.ndarray], tuple[np.ndarray, int]]] = {
     "wrong pixels": _pixels,
     "wrong regions": _regions,
 }
@@ -58,23 +59,28 @@ def corrupt(label: np.ndarray, condition: Condition, num_classes: int, rng: np.r
     """
     if condition.name not in CORRUPTIONS or num_classes < 2:
         return label
+    part, count = CORRUPTIONS[condition.name](label)
+    where = (rng.random(count) < condition.share)[part] & (label != IGNORE_INDEX)
+    shift = rng.integers(1, num_classes, count)[part]
+    return np.where(where, (label.astype(np.int64) + shift) % num_classes, label).astype(np.uint8)
 
-    def shift(count: int) -> np.ndarray:
-        return rng.integers(1, num_classes, count)
 
-    where, by = CORRUPTIONS[condition.name](label, condition.share, shift, rng)
-    where &= label != IGNORE_INDEX
-    return np.where(where, (label.astype(np.int64) + by) % num_classes, label).astype(np.uint8)
+# result -> of which sum, over which
+RATIOS = {
+    "agreement": ("equal", "pairs"),
+    "kl": ("divergence", "pairs"),
+    "wrong_share": ("wrong", "labelled"),
+    "follows_wrong": ("followed", "wrong"),
+    "sees_through_wrong": ("truthful", "wrong"),
+}
 
 
 class Tally:
     """Sums over images, for one condition."""
 
     def __init__(self, num_classes: int, draws: int) -> None:
-        self.confusion = np.zeros((draws, num_classes, num_classes), np.int64)
-        self.pairs = self.equal = self.divergence = self.wrong = self.labelled = 0.0
-        self.followed = self.truthful = 0.0
-        self.images = 0
+        self.confusion, self.images = np.zeros((draws, num_classes, num_classes), np.int64), 0
+        self.sums: Counter[str] = Counter()
 
     def add(self, logits: Tensor, label: np.ndarray, shown: np.ndarray) -> None:
         """logits ``[draws, K, H, W]`` of one image; label is the truth, shown what the plane was made of."""
@@ -82,35 +88,23 @@ class Tally:
         for d, prediction in enumerate(classes):
             self.confusion[d] += confusion_matrix(prediction, truth, logits.shape[1]).numpy()
         valid = truth != IGNORE_INDEX
-        log_p = logits.permute(0, 2, 3, 1)[:, valid].log_softmax(2)
-        classes = classes[:, valid]
+        log_p, classes = logits.permute(0, 2, 3, 1)[:, valid].log_softmax(2), classes[:, valid]
         for a, b in combinations(range(len(logits)), 2):
             symmetric = (log_p[a].exp() - log_p[b].exp()) * (log_p[a] - log_p[b]) / 2  # KL both ways, halved
-            self.divergence += float(symmetric.sum(dtype=torch.float64))
-            self.equal += float((classes[a] == classes[b]).sum())
-            self.pairs += classes.shape[1]
+            equal = int((classes[a] == classes[b]).sum())
+            self.sums.update(divergence=float(symmetric.sum(dtype=torch.float64)), equal=equal, pairs=classes.shape[1])
         said = torch.from_numpy(shown)[valid]
         wrong = said != truth[valid]
-        self.wrong += float(wrong.sum())
-        self.labelled += float(len(said))
-        self.followed += float((classes == said)[:, wrong].sum()) / len(logits)
-        self.truthful += float((classes == truth[valid])[:, wrong].sum()) / len(logits)
+        followed, truthful = (float((classes == x)[:, wrong].sum()) / len(logits) for x in (said, truth[valid]))
+        self.sums.update(wrong=int(wrong.sum()), labelled=len(said), followed=followed, truthful=truthful)
         self.images += 1
 
     def result(self) -> dict[str, Any]:
         """Fractions; what there was no pixel for is None. ``miou``: of each draw."""
-
-        def ratio(part: float, whole: float) -> float | None:
-            return part / whole if whole else None
-
-        return {
-            "miou": [Metrics(confusion, self.images).miou() for confusion in self.confusion],
-            "agreement": ratio(self.equal, self.pairs),
-            "kl": ratio(self.divergence, self.pairs),
-            "wrong_share": ratio(self.wrong, self.labelled),
-            "follows_wrong": ratio(self.followed, self.wrong),
-            "sees_through_wrong": ratio(self.truthful, self.wrong),
-        }
+        mious = [Metrics(confusion, self.images).miou() for confusion in self.confusion]
+        sums = self.sums
+        shares = {name: sums[part] / sums[whole] if sums[whole] else None for name, (part, whole) in RATIOS.items()}
+        return {"miou": mious, **shares}
 
 
 def plot(results: dict[str, list[dict[str, Any]]], title: str) -> Figure:
@@ -137,15 +131,15 @@ def plot(results: dict[str, list[dict[str, Any]]], title: str) -> Figure:
             shares = [0.0] + [r["share"] for r in of.get(kind, ())]
             values = [start] + [r["miou"] for r in of.get(kind, ())]
             _line(axes[1, 0], [100 * s for s in shares], values, name, linestyle=dash, **style)
-    axes[0, 0].set(title="pixel noise of the label plane", xlabel="standard deviation before scaling")
-    axes[0, 0].set_ylabel("mIoU %, true label")
-    axes[0, 1].set(title="codes of the label plane", ylabel="mIoU %, true label")
-    axes[1, 0].set(
-        title="wrong labels shown", xlabel="% of pixels (solid), of regions (dashed)", ylabel="mIoU %, true label"
-    )
-    axes[1, 1].set(title="difference between two draws", xlabel="standard deviation before scaling")
-    axes[1, 1].set_ylabel("% of pixels that change class")
-    for axis in axes.flat:
+    miou, std = "mIoU %, true label", "standard deviation before scaling"
+    texts = [
+        ("pixel noise of the label plane", std, miou),
+        ("codes of the label plane", "", miou),
+        ("wrong labels shown", "% of pixels (solid), of regions (dashed)", miou),
+        ("difference between two draws", std, "% of pixels that change class"),
+    ]
+    for axis, (heading, xlabel, ylabel) in zip(axes.flat, texts, strict=True):
+        axis.set(title=heading, xlabel=xlabel, ylabel=ylabel)
         axis.set_ylim(0, 1.08 * axis.dataLim.y1 or None)  # room for the markers of a flat line
         axis.grid(color="0.92", axis="y")
     for axis in (axes[0, 0], axes[1, 1]):

@@ -1,9 +1,10 @@
 """One look for all plots, and files that are written or complained about."""
 
 import json
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 import matplotlib
@@ -15,7 +16,7 @@ from cycler import cycler
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from utils.errors import UserError
+from utils.files import write, write_text
 from utils.types import Rgb
 
 Cell = tuple[np.ndarray, str]  # a picture and its caption
@@ -45,35 +46,20 @@ def marker(index: int) -> str:
     return MARKERS[index % len(MARKERS)]
 
 
-def line(index: int) -> str:
-    """A style that tells apart what has the same colour."""
-    return ("-", "--", ":")[index // len(COLORS) % 3]
-
-
 def percent(value: float | None, digits: int = 2) -> str:
     """A fraction as a percentage; a score that is not defined or was not measured is a dash."""
     return "-" if value is None else f"{100 * value:.{digits}f}"
 
 
 def spread(values: list[float], sign: str = "") -> str:
-    """``mean +- std`` in percent; one value has no spread. ``sign="+"`` for differences."""
-    mean = sum(values) / len(values)
-    if len(values) == 1:
-        return f"{100 * mean:{sign}.2f}"
-    std = (sum((v - mean) ** 2 for v in values) / (len(values) - 1)) ** 0.5
-    return f"{100 * mean:{sign}.2f} ± {100 * std:.2f}"
+    """``mean ± std`` in percent; one value has no spread. ``sign="+"`` for differences."""
+    std = f" ± {100 * stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{100 * mean(values):{sign}.2f}{std}"
 
 
 def wrap(text: str, width: int = 26) -> str:
-    """Lines for the title of a narrow column: broken at blanks, hyphens and underscores, else anywhere."""
-    lines = [""]
-    for word in re.findall(r"[^\s_-]*[\s_-]?", text):
-        if len(lines[-1] + word.rstrip()) > width:
-            lines.append("")
-        lines[-1] += word
-        while len(lines[-1].rstrip()) > width:
-            lines[-1:] = lines[-1][:width], lines[-1][width:]
-    return "\n".join(line.rstrip() for line in lines if line.strip())
+    """Lines for the title of a narrow column."""
+    return "\n".join(textwrap.wrap(text, width))
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:
@@ -107,23 +93,16 @@ def patches(colors: Iterable[tuple[str, Rgb]]) -> list[Patch]:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    write(path, lambda: figure.savefig(path, dpi=130))
+    """Raises UserError when the file cannot be written; so do the others."""
+    write(path, lambda file: figure.savefig(file, dpi=130, format=path.suffix[1:] or "png"))
     plt.close(figure)
+    print(f"wrote {path}")
 
 
 def save_text(text: str, path: Path) -> None:
-    write(path, lambda: path.write_text(text, encoding="utf-8"))
+    write_text(path, text)
+    print(f"wrote {path}")
 
 
 def save_json(content: Any, path: Path) -> None:
     save_text(json.dumps(content, indent=1) + "\n", path)
-
-
-def write(path: Path, action: Callable[[], object]) -> None:
-    """Raises UserError when the file or its folder cannot be written."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        action()
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
-    print(f"wrote {path}")
