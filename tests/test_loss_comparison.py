@@ -71,9 +71,12 @@ def test_the_scatter_is_drawn(study, tmp_path):
     flags = [str(file), "--records", str(records), "--output", str(tmp_path)]
     experiment_figure.main(flags)
     assert pictures.imread(tmp_path / "tiny_costs.png")[..., :3].std() > 0.02
+    (tmp_path / "tiny_costs.png").unlink()
     (records / "cost.json").unlink()
+    experiment_figure.main(flags)  # of label noise alone
+    assert not (tmp_path / "tiny_costs.png").exists()
     with pytest.raises(UserError, match="no scored runs of tiny"):
-        experiment_figure.main(flags)
+        experiment_figure.main([*flags, "--records", str(tmp_path / "nothing")])
 
 
 def test_equal_time_gives_each_run_the_iterations_that_its_speed_allows(study, tmp_path):
