@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from scripts.study.analysis.style import save_json
 from scripts.study.benchmarks.memory import memory
 from scripts.study.benchmarks.parts import metric, noising
+from scripts.study.benchmarks.samples import loader
 from scripts.study.benchmarks.scaling import scaling
 from scripts.study.benchmarks.steps import student, teacher
 from scripts.study.benchmarks.timing import BenchmarkConfig, Comparison
@@ -32,6 +33,7 @@ from utils.training.runtime import start
 
 LIGHT = ("tf_efficientnet_lite0", "mobilenetv2_100")
 COMPARISONS: dict[str, Callable[[BenchmarkConfig, torch.device], Comparison]] = {
+    "loader": loader,
     **{f"noising-{k}": partial(noising, k) for k in (21, 171)},
     **{f"metric-{k}": partial(metric, k) for k in (21, 171)},
     **{f"teacher-{k}": partial(teacher, k) for k in (21, 150)},
