@@ -82,11 +82,11 @@ def students(experiment: Experiment, folder: Path) -> Table:
 
 
 def summary(experiment: Experiment, folder: Path) -> Table:
-    """The students once more, in short: gains at equal iterations and at equal time, time with all they start from."""
+    """Those students once more that were run: gains at equal iterations and at equal time, time with all they start
+    from."""
     records, rows = read_records(experiment, folder), []
     for arm in experiment.arms.values():
-        if arm.train == "student":
-            found = scores(records[arm.name], "last")
+        if arm.train == "student" and (found := scores(records[arm.name], "last")):
             minutes = [total_minutes(experiment, records, arm.name, seed) for seed in found]
             known = [value for value in minutes if value is not None]
             over = [_gain(records, arm.name, base) for base in (experiment.baseline, experiment.equal_time)]
@@ -116,21 +116,18 @@ def _gain(records: dict[str, list[Run]], name: str, base: str) -> str:
 
 def gains(experiment: Experiment, folder: Path) -> Table:
     """Differences of last checkpoints: of every student to the baseline, to the one that had the teacher's time too,
-    and of the pairs the experiment asks for."""
+    and of the pairs the experiment asks for; where both were run."""
     arms, records, rows = experiment.arms, read_records(experiment, folder), []
     bases = filter(None, (experiment.baseline, experiment.equal_time))
     pairs = [(name, base) for base in bases for name in arms if arms[name].train == "student"]
     for name, base in dict.fromkeys((*pairs, *experiment.compare)):
-        if name == base:
-            continue
-        cells = ["0", "not run", "-", "-", "-", "-"]
-        if found := paired_gain(records[name], records[base], "last"):
+        if name != base and (found := paired_gain(records[name], records[base], "last")):
             differences, gain = found
             by_seed = ", ".join(f"{100 * value:+.2f}" for value in differences)
             interval = f"{100 * gain.low:+.2f} .. {100 * gain.high:+.2f}"
             cells = [str(len(differences)), style.spread(differences, "+"), by_seed]
             cells += [_p_over_seeds(differences), interval, f"{gain.p:.2g}"]
-        rows.append([arms[name].title, arms[base].title, *cells])
+            rows.append([arms[name].title, arms[base].title, *cells])
     return ["arm", "minus", "n", "gain", "by seed", "p over seeds", "95 % interval over images", "p over images"], rows
 
 

@@ -29,12 +29,15 @@ def teachers(experiment: Experiment, folder: Path) -> Table:
         found.append([share for share in whole if share is not None])
         cells = [f"`{arm.name}`", arm.title, str(len(last)), shown(last)]
         cells += [style.spread(values) if values else "-" for values in found]
+        apart = [r["kl"] for r in probes if r["name"] == "as trained"]
+        cells.append(f"{np.mean(apart):.4f}" if apart else "-")
         rows.append([*cells, minutes(runs), logs(runs, folder)])
     if len(images) > 1:
         raise UserError(f"{folder}: robustness of different images: {'; '.join(sorted(images))}")
     where = f" ({next(iter(images))})" if images else ""
     header = ["run", "teacher", "n", "last mIoU %, LABEL-ASSISTED", f"as trained{where}", "fixed codes", "no label"]
-    return [*header, "follows wrong labels %", time_heading(records), "logs by seed"], rows
+    header += ["follows wrong labels %", "KL between two noises"]
+    return [*header, time_heading(records), "logs by seed"], rows
 
 
 def read_robustness(path: Path, images: dict[str, None]) -> list[dict[str, Any]]:
@@ -44,7 +47,7 @@ def read_robustness(path: Path, images: dict[str, None]) -> list[dict[str, Any]]
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         (records,) = content["results"].values()
-        keys = {"name", "value", "miou", "share", "follows_wrong"}
+        keys = {"name", "value", "miou", "share", "follows_wrong", "kl"}
         if not all(keys <= record.keys() for record in records):
             raise ValueError("a condition lacks its values")
         images[str(content["data"])] = None
