@@ -21,7 +21,9 @@ from tests.test_engine import assert_same, losses, records
 from utils import checkpoint
 from utils.errors import UserError
 from utils.training import engine, evaluation
+from utils.training.configuration import StudentConfig
 from utils.training.guards import STOPPED_STATUS, FiniteWatch, InStep, Stopped
+from utils.training.inputs import inputs_of
 from utils.training.logs import RunLogger
 from utils.training.runtime import Runtime
 from utils.training.state import TrainingState
@@ -214,14 +216,41 @@ CHANGES = {
     "model": [None, 3, {"a": 1}],
     "optimizer": [None, {}, {"state": 3, "param_groups": []}, "x"],
     "losses": [None, [1], {"kd.queue": 3}],
+    "start": [None, 5],
+    "inputs": [3],
 }
 
 
 @pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in CHANGES.items() for value in values])
 def test_fields_of_a_wrong_type_are_damage(run, key, value):
     checkpoint.save({**checkpoint.read(run / "last.pth"), key: value}, run / "last.pth")
-    with pytest.raises(UserError, match=r"damaged|settings|with other losses"):
-        teach(run, "--resume", "auto", "--max-iterations", "3")
+    (run / "previous.pth").unlink()
+    with pytest.raises(UserError, match=r"last\.pth: it (is damaged|was trained with other losses).*best\.pth starts"):
+        teach(run, "--resume", "auto")
+
+
+def shorter(state):
+    first = next(iter(state["optimizer"]["state"].values()))
+    first["momentum_buffer"] = first["momentum_buffer"][:1]
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda s: s.update(start=5), lambda s: s["model"].popitem(), lambda s: s.pop("optimizer"), shorter]
+)
+def test_the_previous_checkpoint_takes_the_place_of_one_that_cannot_be_restored(run, finished, damage, capsys):
+    saved = checkpoint.read(run / "last.pth")
+    damage(saved)
+    checkpoint.save(saved, run / "last.pth")
+    assert_same(teach(run, "--resume", "auto"), checkpoint.read(finished / "last.pth"))
+    assert f"continuing from {run / 'previous.pth'}" in capsys.readouterr().err
+
+
+def test_other_settings_are_no_damage(run):
+    """The checkpoint before is of the run that was asked for, and yet not what it should continue from."""
+    saved = checkpoint.read(run / "last.pth")
+    checkpoint.save(saved | {"config": saved["config"] | {"lr": 0.5}}, run / "last.pth")
+    with pytest.raises(UserError, match=r"other settings \(lr: 0\.5 -> 0\.01\)"):
+        teach(run, "--resume", "auto")
 
 
 def test_changed_inputs_are_refused(finished, tmp_path, monkeypatch):
@@ -239,6 +268,14 @@ def test_changed_inputs_are_refused(finished, tmp_path, monkeypatch):
     teacher.write_bytes((finished / "previous.pth").read_bytes())
     with pytest.raises(UserError, match=r"other inputs \(teacher_pretrained: \w+ -> \w+\)"):
         train_student.main([*flags, "--resume", "auto"])
+    teacher.rename(tmp_path / "street.safetensors")  # any other file: known by its name, it is noticed as well
+    monkeypatch.setattr(checkpoint, "SHIPPED", tmp_path)
+    config = StudentConfig(teacher_pretrained="street", pretrained="none", pretrained_base="package")
+    before = inputs_of(config, [])
+    (tmp_path / "street.safetensors").write_bytes(b"another")
+    assert before.keys() == {"teacher_pretrained", "training"}
+    assert inputs_of(config, [])["teacher_pretrained"] != before["teacher_pretrained"]
+    teacher.write_bytes((finished / "previous.pth").read_bytes())
     saved = checkpoint.read(tmp_path / "student/last.pth")
     del saved["inputs"]  # a file from before inputs were recorded
     checkpoint.save(saved, tmp_path / "student/last.pth")

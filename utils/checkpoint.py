@@ -13,6 +13,15 @@ from torch import Tensor, nn
 from utils import files
 from utils.errors import UserError, first_line
 
+SHIPPED = Path(__file__).resolve().parents[1] / "checkpoints"  # files that come with the project, known by name
+
+
+def located(path: str | Path) -> Path:
+    """The file itself, or the one that comes with the project under that name (``camvid_baseline``)."""
+    path = Path(path).expanduser()
+    shipped = SHIPPED / f"{path.name}.safetensors"
+    return shipped if path.name == str(path) and not path.exists() and shipped.is_file() else path
+
 
 def save(state: Mapping[str, Any], path: Path, previous: Path | None = None) -> None:
     """Write ``state`` whole or not at all; see ``utils.files.write``, also for what it raises."""

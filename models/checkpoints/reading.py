@@ -15,7 +15,6 @@ from utils.errors import UserError, nearest
 
 SUFFIX = ".safetensors"
 CARD = "card"  # the metadata key under which the card lies, as JSON
-SHIPPED = Path(__file__).resolve().parents[2] / "checkpoints"  # files that come with the project, known by name
 
 
 class Inert:
@@ -43,37 +42,24 @@ INERT = (
 def read(path: str | Path) -> dict[str, Any]:
     """The content of a weight file, on the CPU; of safetensors the card's entries and the weights under "model".
 
-    path: of a file, or the name of one that comes with the project (``camvid_baseline``).
+    path: see ``utils.checkpoint.located``.
 
     Raises:
         UserError: no such file, damaged, or one that holds anything but tensors and plain values.
     """
-    path = located(path)
+    path = checkpoint.located(path)
+    if not path.is_file():
+        named = path.name == str(path) and not path.suffix  # not a place
+        shipped = sorted(file.stem for file in checkpoint.SHIPPED.glob(f"*{SUFFIX}")) if named else []
+        known = f"; the project comes with {', '.join(shipped)}" if shipped else ""
+        raise UserError(f"checkpoint not found: {path}{nearest(path.name, shipped)}{known}")
     if path.suffix == SUFFIX:
         return _read_safetensors(path)
     with torch.serialization.safe_globals([(Inert, name) for name in INERT]):
         return checkpoint.read(path)
 
 
-def located(path: str | Path) -> Path:
-    """The file itself, or the shipped one of that name.
-
-    Raises:
-        UserError: a bare name that is neither.
-    """
-    path = Path(path).expanduser()
-    if path.exists() or path.name != str(path) or path.suffix:
-        return path
-    shipped = {file.stem: file for file in sorted(SHIPPED.glob(f"*{SUFFIX}"))}
-    if path.name not in shipped:
-        known = f"; the project comes with {', '.join(shipped)}" if shipped else ""
-        raise UserError(f"checkpoint not found: {path}{nearest(path.name, shipped)}{known}")
-    return shipped[path.name]
-
-
 def _read_safetensors(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise UserError(f"checkpoint not found: {path}")
     try:
         with safe_open(path, framework="pt") as file:
             weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  not a dict

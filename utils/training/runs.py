@@ -13,7 +13,7 @@ from typing import IO, Any, NamedTuple
 from utils import checkpoint
 from utils.errors import UserError
 from utils.training.configuration import TrainConfig, save_yaml
-from utils.training.inputs import compare
+from utils.training.inputs import differences
 from utils.training.runtime import Runtime
 
 LAST, PREVIOUS, BEST, LOG = "last.pth", "previous.pth", "best.pth", "metrics.jsonl"
@@ -47,10 +47,16 @@ class Run(NamedTuple):
             self.lock.close()
 
 
-def open_run(config: TrainConfig, runtime: Runtime, inputs: Callable[[], Mapping[str, Any]] = dict) -> Run:
+def open_run(
+    config: TrainConfig,
+    runtime: Runtime,
+    inputs: Callable[[], Mapping[str, Any]] = dict,
+    usable: Callable[[dict[str, Any]], object] = bool,
+) -> Run:
     """Lock the run's folder and read the state to continue from, if any. Nothing that exists is changed.
 
     Rank 0 alone looks and reads; what it finds is every process's, so that no folder need be shared.
+    usable: raises UserError for a state that cannot be restored; then the checkpoint before is tried.
 
     Raises:
         UserError: the folder cannot be written, holds what would be lost, the checkpoint to resume is missing or
@@ -59,17 +65,14 @@ def open_run(config: TrainConfig, runtime: Runtime, inputs: Callable[[], Mapping
     folder = Path(config.save_dir).expanduser()
     lock = None
 
-    def look() -> tuple[dict[str, Any] | None, Mapping[str, Any], bool]:
+    def look() -> tuple[dict[str, Any] | None, bool, Mapping[str, Any]]:
         nonlocal lock
         lock = _lock(folder)
         now = inputs()
-        state, damaged = _state(_restarted(config, folder), folder)
-        if state is not None:
-            compare(state, config, now)
-        return state, now, damaged
+        return *_state(_restarted(config, folder), folder, now, usable, runtime), now
 
     try:
-        state, now, damaged = runtime.agree(look)
+        state, damaged, now = runtime.agree(look)
         return Run(folder, state, lock, now, damaged)
     except UserError:
         if lock is not None:
@@ -85,7 +88,9 @@ def _restarted(config: TrainConfig, folder: Path) -> TrainConfig:
     return config
 
 
-def _state(config: TrainConfig, folder: Path) -> tuple[dict[str, Any] | None, bool]:
+def _state(
+    config: TrainConfig, folder: Path, inputs: Mapping[str, Any], usable: Callable, runtime: Runtime
+) -> tuple[dict[str, Any] | None, bool]:
     """The checkpoint to continue from, and whether it is the previous one of this folder, for want of the last."""
     source = _source(config, folder)
     if source is None:
@@ -94,9 +99,14 @@ def _state(config: TrainConfig, folder: Path) -> tuple[dict[str, Any] | None, bo
     for path in paths:
         try:
             state = checkpoint.read(path)
+            if "optimizer" not in state:
+                raise UserError("it holds no training state; --pretrained starts a new run from its weights")
+            different = differences(state, config, inputs)
+            if not different:
+                usable(state)
             break
         except UserError as error:
-            problems.append(error)
+            problems.append(error if str(path) in str(error) else UserError(f"{path}: {error}"))
     else:
         if len(problems) == 1 or not paths[1].exists():
             best = source.with_name(BEST)
@@ -105,8 +115,15 @@ def _state(config: TrainConfig, folder: Path) -> tuple[dict[str, Any] | None, bo
         raise UserError(f"--resume: {'; '.join(map(str, problems))}") from problems[0]
     if problems:
         print(f"warning: {problems[0]}: continuing from {path}", file=sys.stderr)
-    if "optimizer" not in state:
-        raise UserError(f"--resume {path} holds no training state; --pretrained starts a new run from its weights")
+    if different:
+        raise UserError(different)
+    before = state.get("world_size", runtime.size)
+    if before != runtime.size and runtime.device.type != "cuda":
+        print(
+            f"warning: {runtime.size} processes continue what {before} began: on the CPU each has BatchNorm "
+            "statistics of its share of the batch, so results differ from those of either",
+            file=sys.stderr,
+        )
     return state, bool(problems) and source.parent == folder
 
 

@@ -1,0 +1,225 @@
+"""Messages for users that no other test triggers: what was wrong, where, and no traceback."""
+
+import re
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+import eval as evaluation
+from datasets import DATASETS, cityscapes
+from datasets.base import SegmentationDataset
+from datasets.cache import _size
+from datasets.files import read_list
+from datasets.jpeg import decode_jpeg
+from datasets.matlab import mat_field
+from models import from_checkpoint
+from models.backbones.context_path import ContextPath
+from models.checkpoints import imagenet
+from scripts.data import check_data, describe_folder, shrink_dataset
+from scripts.data.describing import labels, layout
+from scripts.data.prepare import archives
+from scripts.deploy import download_checkpoints, export_onnx, export_safetensors, onnx_check
+from scripts.deploy.manifest import Entry
+from scripts.study import experiment, experiment_figure, losses_figure, models_table, results_table, visualize
+from scripts.study.analysis import gained_lost, pictures, runs, style
+from scripts.study.experiments import jobs, losses_table
+from tests.networks import write_checkpoint
+from utils.errors import UserError, named
+from utils.training.runtime import _device
+
+WHERE = (r"(JPEGImages/.+)", r"\1")  # what is kept of an archive
+
+
+def garbage(folder: Path, name: str = "x.png", content: bytes = b"garbage") -> Path:
+    (folder / name).write_bytes(content)
+    return folder / name
+
+
+def called(main, *flags):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["x.py", *flags])
+        main()
+
+
+def robustness(folder: Path) -> None:
+    garbage(folder, "robustness.json", b"[]")
+    pictures.robustness_pictures({"a": [SimpleNamespace(folder=folder, name="a")]}, folder)
+
+
+def unwritable(folder: Path) -> Path:
+    """A place below a file."""
+    return garbage(folder, "file") / "below"
+
+
+def archive(folder: Path) -> Path:
+    garbage(folder, "a.jpg")
+    (folder / "zip/JPEGImages").mkdir(parents=True)
+    garbage(folder / "zip/JPEGImages", "a.jpg")
+    return Path(shutil.make_archive(str(folder / "a"), "zip", folder / "zip"))
+
+
+def half(folder: Path) -> None:
+    network = torch.nn.Linear(1, 1)
+    network.weight.data.fill_(1e6)
+    export_safetensors.halved(network)
+
+
+def card(folder: Path) -> None:
+    save_file({"a": torch.zeros(1)}, folder / "a.safetensors", {"card": "[1]"})
+    from_checkpoint(folder / "a.safetensors")
+
+
+ENTRY = Entry("a", "http://x/a.pth", "fcn", "resnet18", "voc", None, "", "sha256:0")
+JOB = SimpleNamespace(lasting=list, needs=[], commands=[])
+MESSAGES = {
+    "no images": (lambda t: SegmentationDataset(replace(DATASETS["toy"], pairs=lambda *_: []), t, "val"), "no images"),
+    "header": (lambda t: _size(garbage(t)), r"x\.png cannot be read"),
+    "split": (lambda t: ((t / "leftImg8bit").mkdir(), cityscapes.pairs(t, "val")), "folder not found: .*/val"),
+    "no list": (lambda t: read_list(t / "x.txt"), r"list file not found: .*x\.txt"),
+    "list is a folder": (lambda t: read_list(t), "cannot be read: Is a directory"),
+    "list is no text": (lambda t: read_list(garbage(t, "x.txt", b"\xff\xfe\x00")), r"x\.txt is no text file"),
+    "jpeg": (lambda t: decode_jpeg(t / "x.jpg", b"", True), r"x\.jpg cannot be read"),
+    "no matlab file": (lambda t: mat_field(t / "x.mat", "S"), r"file not found: .*x\.mat"),
+    "matlab file": (lambda t: mat_field(garbage(t, "x.mat"), "S"), r"x\.mat cannot be read as a MATLAB file with S"),
+    "strides": (lambda t: ContextPath(SimpleNamespace(strides=(4, 8, 16))), "at strides 8, 16 and 32.*4, 8, 16"),
+    "card": (card, "its card is no JSON object"),
+    "no data set": (lambda t: called(check_data.main), "--dataset NAME is missing"),
+    "no folder": (lambda t: called(describe_folder.main, "--data", "none"), "--data none: no such folder"),
+    "mode": (lambda t: labels._has_colors(garbage(t)), r"x\.png cannot be read"),
+    "colours": (lambda t: layout._colors(garbage(t)), r"x\.png cannot be read"),
+    "no pictures": (lambda t: layout.find_matches(t), "has no pictures"),
+    "no archives": (lambda t: archives.find([], [t / "none"]), "--archives .*none: no such file or folder"),
+    "no archive": (lambda t: archives.extract(t, t / "root", WHERE), "cannot be unpacked: .*Is a directory"),
+    "nothing in it": (lambda t: archives.extract(archive(t), t, ("x", "x")), "holds no file named like x"),
+    "suffix": (lambda t: shrink_dataset.save(Image.new("L", (1, 1)), t / "a.unknown"), r"a\.unknown cannot be written"),
+    "published": (lambda t: (garbage(t, "a.pth"), download_checkpoints.verify([ENTRY], t)), "1 files in .* are not"),
+    "onnx file": (lambda t: export_onnx.save(SimpleNamespace(model=SimpleNamespace(metadata_props={})),
+                  unwritable(t) / "a.onnx", {}), "--output .* cannot be written: Not a directory"),
+    "export what": (lambda t: called(export_safetensors.main), "--pretrained FILE is missing"),
+    "half": (half, "--half: weight has values that half precision cannot hold"),
+    "prediction": (lambda t: gained_lost._prediction(garbage(t), (1, 1)), r"prediction .*x\.png cannot be read"),
+    "its size": (lambda t: (Image.new("L", (2, 1)).save(t / "x.png"), gained_lost._prediction(t / "x.png", (2, 1))),
+                 r"has shape \(1, 2\), its label \(2, 1\)"),
+    "robustness": (robustness, r"robustness\.json is not what teacher_robustness\.py writes"),
+    "no settings": (lambda t: runs.read_run(garbage(t, "config.yaml", b"3").parent, "a"), "holds no settings"),
+    "picture": (lambda t: style.save_text("", unwritable(t) / "a"), "cannot be written: Not a directory"),
+    "records": (lambda t: experiment.record(SimpleNamespace(name="a", folder=t), unwritable(t)), "--records .* cannot"),
+    "mark": (lambda t: jobs.write_mark(SimpleNamespace(folder=unwritable(t), mark="m", **vars(JOB)), {}, True),
+             "m cannot be written: Not a directory"),
+    "log": (lambda t: jobs.Worker(SimpleNamespace(folder=unwritable(t), **vars(JOB)), {}), "below cannot be written"),
+    "no runs": (lambda t: experiment_figure.main(["toy", "--records", str(t)]), "holds no scored run of toy"),
+    "no losses": (lambda t: losses_figure.main(["losses", "--records", str(t)]), "holds no scored runs of losses"),
+    "costs": (lambda t: losses_table._costs(garbage(t, "c.json")), r"c\.json is no result of loss_cost\.py"),
+    "network": (lambda t: called(models_table.main, "--only", "x"), "--only x: no such network"),
+    "result": (lambda t: results_table.read(garbage(t, "e.json")), r"e\.json is no result of eval\.py"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", MESSAGES)
+def test_a_message(what, tmp_path):
+    call, message = MESSAGES[what]
+    with pytest.raises(UserError, match=message) as caught:
+        call(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory):
+    return write_checkpoint(tmp_path_factory.mktemp("messages") / "last.pth")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--draws", "2"], "--draws: .* sees the image only"),
+        (["--classes", "3"], r"--classes 3: .*last\.pth has 7"),
+        (["--dataset", "camvid"], r"last\.pth has 7 classes, camvid 11"),
+        (["--submission"], "--submission needs --save-pred"),
+    ],
+)
+def test_an_evaluation_that_makes_no_sense(student, flags, message):
+    with pytest.raises(UserError, match=message):
+        evaluation.main(["--pretrained", student, "--device", "cpu", *flags])
+
+
+def test_a_grid_of_what_is_not_there(student, tmp_path):
+    with pytest.raises(UserError, match="--images 99: toy val has images 0 to 2"):
+        called(visualize.main, "--student", student, "--images", "99", "--output", str(tmp_path / "x.png"))
+    with pytest.raises(UserError, match="--student: the same file twice"):
+        called(visualize.main, "--student", student, student)
+
+
+def test_an_export_that_fails(student, tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+
+    def fail(*_):
+        raise torch.onnx.OnnxExporterError("an operator\nis not known")
+
+    monkeypatch.setattr(export_onnx, "export", fail)
+    flags = ["--pretrained", student, "--output", str(tmp_path / "x.onnx"), "--size", "64", "64"]
+    with pytest.raises(UserError, match=r"fcn on resnet10t cannot be written as ONNX: an operator$"):
+        export_onnx.main(flags)
+    with pytest.raises(UserError, match="onnxruntime fails on the file"):
+        onnx_check.compare(garbage(tmp_path), torch.nn.Identity(), False, {})
+
+
+def test_a_download_of_weights_that_fails(monkeypatch):
+    def fail(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr(imagenet.timm, "create_model", fail)
+    with pytest.raises(UserError, match="--pretrained-base timm: resnet18 could not be downloaded: no network"):
+        imagenet._timm_weights(SimpleNamespace(config={"backbone": "resnet18"}))
+
+
+def test_gpus_that_are_not_there(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="torch finds no CUDA GPU"):
+        _device("cuda", False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(UserError, match="2 processes on this host but only 1 GPUs"):
+        _device("cuda", False)
+    assert _device("cuda", True).index == 0
+
+
+def test_a_disk_without_room_for_an_archive(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    with pytest.raises(UserError, match=r"needs up to 0\.0 GB in .*: there is less"):
+        archives.extract(archive(tmp_path), tmp_path / "root", WHERE)
+
+
+def test_other_folders_than_the_source(tmp_path, monkeypatch):
+    pair = (tmp_path / "a.png", None)
+    monkeypatch.setattr(shrink_dataset, "every_pair", lambda *_: [pair])
+    (tmp_path / "source").mkdir()
+    flags = ("--dataset", "toy", "--source", str(tmp_path / "source"), "--data", str(tmp_path / "made"))
+    with pytest.raises(UserError, match=r"a\.png lies outside --source"):
+        called(shrink_dataset.main, *flags)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory."), r"--batch-size or --crop-size, --accumulate 2, or --amp bf16"),
+        (MemoryError(), "out of memory: a smaller --batch-size"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "out of memory: a smaller --batch-size"),
+        (RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed."), "fewer --workers"),
+        (RuntimeError("NCCL error: remote process exited"), "another process of the job"),
+        (OSError(28, "No space left on device", "/x/y"), "/x/y: No space left on device"),
+    ],
+)
+def test_failures_of_the_machine(error, message):
+    assert re.search(message, str(named(error)))
+
+
+def test_a_failure_of_the_program_keeps_its_traceback():
+    assert named(RuntimeError("shapes differ")) is None
