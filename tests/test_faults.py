@@ -3,6 +3,7 @@
 import errno
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -371,6 +372,36 @@ def test_a_killed_loader_process_costs_nothing(tmp_path, start):
 def test_a_watch_before_the_first_iteration_has_a_message():
     with pytest.raises(UserError, match="gradient"):
         FiniteWatch(lambda what, iteration, terms: what).check([torch.tensor(math.nan)])
+
+
+FAILING = """
+import os, sys
+sys.path.insert(0, {root!r})
+import torch, train_teacher
+from utils.errors import run_main
+forward, calls = train_teacher.TeacherStep.forward, []
+def fail(self, *args):
+    calls.append(1)
+    if os.environ["RANK"] == "1" and len(calls) == 4:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+    return forward(self, *args)
+train_teacher.TeacherStep.forward = fail
+run_main(train_teacher.main)
+"""
+
+
+def test_a_process_that_fails_in_a_step_ends_the_others(tmp_path, command):
+    """With its own message alone. What is lost is the work since the last checkpoint: the statistics of BatchNorm and
+    what losses remember have moved with the failed step already."""
+    (tmp_path / "failing.py").write_text(FAILING.format(root=str(ROOT)))
+    flags = [*TINY, "--max-iterations", "1000", "--save-dir", tmp_path]
+    failed = command(tmp_path / "failing.py", *flags, processes=2, check=False)
+    assert failed.returncode
+    assert re.findall("^error: .*", failed.stderr, re.MULTILINE) == [
+        "error: CUDA out of memory. Try a smaller --batch-size or --crop-size, --accumulate 2, or --amp bf16."
+    ]
+    assert checkpoint.read(tmp_path / "last.pth")["iteration"] == 2
+    assert losses(tmp_path)[-1][0] == 3
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
