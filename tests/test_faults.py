@@ -16,6 +16,7 @@ import torch
 import train_student
 import train_teacher
 from datasets.base import SegmentationDataset
+from models.checkpoints import reading
 from scripts.study.breaking.processes import members
 from tests.conftest import ENVIRONMENT, ROOT, TINY
 from tests.test_engine import assert_same, losses, records
@@ -270,12 +271,12 @@ def test_changed_inputs_are_refused(finished, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"other inputs \(teacher_pretrained: \w+ -> \w+\)"):
         train_student.main([*flags, "--resume", "auto"])
     teacher.rename(tmp_path / "street.safetensors")  # any other file: known by its name, it is noticed as well
-    monkeypatch.setattr(checkpoint, "SHIPPED", tmp_path)
+    monkeypatch.setattr(reading, "SHIPPED", tmp_path)
     config = StudentConfig(teacher_pretrained="street", pretrained="none", pretrained_base="package")
-    before = inputs_of(config, [])
+    before = inputs_of(config, [], reading.located)
     (tmp_path / "street.safetensors").write_bytes(b"another")
     assert before.keys() == {"teacher_pretrained", "training"}
-    assert inputs_of(config, [])["teacher_pretrained"] != before["teacher_pretrained"]
+    assert inputs_of(config, [], reading.located)["teacher_pretrained"] != before["teacher_pretrained"]
     teacher.write_bytes((finished / "previous.pth").read_bytes())
     saved = checkpoint.read(tmp_path / "student/last.pth")
     del saved["inputs"]  # a file from before inputs were recorded
@@ -331,14 +332,19 @@ def test_values_that_cannot_be_meant(tmp_path, flag, value):
 
 def test_a_batch_that_does_not_fit_is_evaluated_image_by_image():
     class Small:
+        holds = 1
+
         def classes(self, image, label, draws):
-            if len(image) > 1:
+            if len(image) > self.holds:
                 raise torch.OutOfMemoryError("CUDA out of memory.")
             return image[:, 0] + draws[0]
 
     image = torch.arange(24.0).view(2, 3, 2, 2)
     found = evaluation._fitting(Small(), image, image[:, 0], [1, 2])
     assert torch.equal(found, image[:, 0] + torch.tensor([1, 2]).view(2, 1, 1))
+    Small.holds = 0
+    with pytest.raises(UserError, match=r"for one image of 2x2: .*--window H W"):
+        evaluation._fitting(Small(), image, image[:, 0], [1, 2])
 
 
 def test_a_terminal_that_is_gone_does_not_end_a_run(tmp_path, monkeypatch):

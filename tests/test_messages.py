@@ -1,6 +1,5 @@
 """Messages for users that no other test triggers: what was wrong, where, and no traceback."""
 
-import re
 import shutil
 import sys
 from dataclasses import replace
@@ -31,7 +30,7 @@ from scripts.study import experiment, experiment_figure, losses_figure, models_t
 from scripts.study.analysis import gained_lost, pictures, runs, style
 from scripts.study.experiments import jobs, losses_table
 from tests.networks import write_checkpoint
-from utils.errors import UserError, named
+from utils.errors import UserError
 from utils.training.runtime import _device
 
 WHERE = (r"(JPEGImages/.+)", r"\1")  # what is kept of an archive
@@ -179,6 +178,12 @@ def test_a_download_of_weights_that_fails(monkeypatch):
         imagenet._timm_weights(SimpleNamespace(config={"backbone": "resnet18"}))
 
 
+def test_an_old_torch_reads_no_pickles(student, monkeypatch):
+    monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.9.1+cpu"))
+    with pytest.raises(UserError, match=r"last\.pth: torch 2\.9\.1\+cpu may run what is hidden in it"):
+        from_checkpoint(student)
+
+
 def test_gpus_that_are_not_there(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="torch finds no CUDA GPU"):
@@ -204,22 +209,3 @@ def test_other_folders_than_the_source(tmp_path, monkeypatch):
     flags = ("--dataset", "toy", "--source", str(tmp_path / "source"), "--data", str(tmp_path / "made"))
     with pytest.raises(UserError, match=r"a\.png lies outside --source"):
         called(shrink_dataset.main, *flags)
-
-
-@pytest.mark.parametrize(
-    ("error", "message"),
-    [
-        (torch.OutOfMemoryError("CUDA out of memory."), r"--batch-size or --crop-size, --accumulate 2, or --amp bf16"),
-        (MemoryError(), "out of memory: a smaller --batch-size"),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "out of memory: a smaller --batch-size"),
-        (RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed."), "fewer --workers"),
-        (RuntimeError("NCCL error: remote process exited"), "another process of the job"),
-        (OSError(28, "No space left on device", "/x/y"), "/x/y: No space left on device"),
-    ],
-)
-def test_failures_of_the_machine(error, message):
-    assert re.search(message, str(named(error)))
-
-
-def test_a_failure_of_the_program_keeps_its_traceback():
-    assert named(RuntimeError("shapes differ")) is None

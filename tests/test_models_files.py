@@ -275,7 +275,7 @@ def test_starting_from_a_whole_checkpoint(own, network, tmp_path):
 
 
 def test_a_file_that_comes_with_the_project_is_known_by_its_name(own, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "SHIPPED", tmp_path / "shipped")
+    monkeypatch.setattr(reading, "SHIPPED", tmp_path / "shipped")
     with pytest.raises(UserError, match=r"checkpoint not found: street$"):
         from_checkpoint("street")
     model, card = from_checkpoint(own)

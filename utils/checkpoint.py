@@ -13,15 +13,6 @@ from torch import Tensor, nn
 from utils import files
 from utils.errors import UserError, first_line
 
-SHIPPED = Path(__file__).resolve().parents[1] / "checkpoints"  # files that come with the project, known by name
-
-
-def located(path: str | Path) -> Path:
-    """The file itself, or the one that comes with the project under that name (``camvid_baseline``)."""
-    path = Path(path).expanduser()
-    shipped = SHIPPED / f"{path.name}.safetensors"
-    return shipped if path.name == str(path) and not path.exists() and shipped.is_file() else path
-
 
 def save(state: Mapping[str, Any], path: Path, previous: Path | None = None) -> None:
     """Write ``state`` whole or not at all; see ``utils.files.write``, also for what it raises."""
@@ -37,6 +28,8 @@ def read(path: str | Path) -> dict[str, Any]:
     path = Path(path).expanduser()
     if not path.is_file():
         raise UserError(f"checkpoint not found: {path}")
+    if torch.__version__ < (2, 10):  # CVE-2026-24747, CVE-2025-32434
+        raise UserError(f"{path}: torch {torch.__version__} may run what is hidden in it; torch 2.10 does not")
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:

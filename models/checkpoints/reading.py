@@ -15,6 +15,7 @@ from utils.errors import UserError, nearest
 
 SUFFIX = ".safetensors"
 CARD = "card"  # the metadata key under which the card lies, as JSON
+SHIPPED = Path(__file__).resolve().parents[2] / "checkpoints"  # files that come with the project, known by name
 
 
 class Inert:
@@ -42,21 +43,28 @@ INERT = (
 def read(path: str | Path) -> dict[str, Any]:
     """The content of a weight file, on the CPU; of safetensors the card's entries and the weights under "model".
 
-    path: see ``utils.checkpoint.located``.
+    path: see ``located``.
 
     Raises:
         UserError: no such file, damaged, or one that holds anything but tensors and plain values.
     """
-    path = checkpoint.located(path)
+    path = located(path)
     if not path.is_file():
         named = path.name == str(path) and not path.suffix  # not a place
-        shipped = sorted(file.stem for file in checkpoint.SHIPPED.glob(f"*{SUFFIX}")) if named else []
+        shipped = sorted(file.stem for file in SHIPPED.glob(f"*{SUFFIX}")) if named else []
         known = f"; the project comes with {', '.join(shipped)}" if shipped else ""
         raise UserError(f"checkpoint not found: {path}{nearest(path.name, shipped)}{known}")
     if path.suffix == SUFFIX:
         return _read_safetensors(path)
     with torch.serialization.safe_globals([(Inert, name) for name in INERT]):
         return checkpoint.read(path)
+
+
+def located(path: str | Path) -> Path:
+    """The file itself, or the one that comes with the project under that name (``camvid_baseline``)."""
+    path = Path(path).expanduser()
+    shipped = SHIPPED / f"{path.name}{SUFFIX}"
+    return shipped if path.name == str(path) and not path.exists() and shipped.is_file() else path
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:

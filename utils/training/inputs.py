@@ -1,19 +1,20 @@
 """What a run is trained with, and whether a run to be continued was trained with the same."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from utils import files
-from utils.checkpoint import located
 from utils.errors import UserError
 from utils.training.configuration import TrainConfig
 from utils.training.naming import FILES, RESUMABLE
 
 
-def inputs_of(config: TrainConfig, pairs: Sequence[tuple[Path, Path]]) -> dict[str, str]:
+def inputs_of(
+    config: TrainConfig, pairs: Sequence[tuple[Path, Path]], located: Callable[[str], Path]
+) -> dict[str, str]:
     """What a run depends on and its settings only name: files by their hash, the training images by their order."""
     named = {name: located(getattr(config, name, "")) for name in FILES}
     root = str(Path(config.data).expanduser())

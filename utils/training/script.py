@@ -16,11 +16,18 @@ from utils.training.runtime import start
 from utils.training.state import TrainingState
 
 
-def train(config: TrainConfig, load: Callable[..., Any], build: Callable[..., Any], begin: Callable[..., Any]) -> None:
+def train(
+    config: TrainConfig,
+    load: Callable[..., Any],
+    build: Callable[..., Any],
+    begin: Callable[..., Any],
+    located: Callable[[str], Path],
+) -> None:
     """A training run, from its settings to its end.
 
     load: of data sets, ``train_and_val``. build: ``(config, spec) -> (step, noise)``; noise makes the planes that
     ``step.model`` is shown besides the image. begin: of networks, their initialisation and their checkpoints' card.
+    located: the file that a setting names.
     """
     with start(config) as runtime:
         torch.manual_seed(config.seed)
@@ -39,7 +46,7 @@ def train(config: TrainConfig, load: Callable[..., Any], build: Callable[..., An
         def usable(state: dict[str, Any]) -> None:
             TrainingState(step, Run(Path(), dict(state), None), config, runtime)
 
-        run = open_run(config, runtime, lambda: inputs_of(config, data.train.dataset.pairs), usable)
+        run = open_run(config, runtime, lambda: inputs_of(config, data.train.dataset.pairs, located), usable)
         start_of = run.state["start"] if run.state else ""
         about = data.spec.names, data.spec.palette, config.dataset, config.data, config.pixels, noise
         card = begin(step.model, *about, config.pretrained_base, config.pretrained, start_of)
