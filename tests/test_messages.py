@@ -8,11 +8,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import save_file
 
 import eval as evaluation
-from datasets import DATASETS, cityscapes
+from datasets import DATASETS, cityscapes, dataset_spec
 from datasets.base import SegmentationDataset
 from datasets.cache import _size
 from datasets.files import read_list
@@ -25,12 +26,23 @@ from scripts.data import check_data, describe_folder, shrink_dataset
 from scripts.data.describing import labels, layout
 from scripts.data.prepare import archives
 from scripts.deploy import download_checkpoints, export_onnx, export_safetensors, onnx_check
-from scripts.deploy.manifest import Entry
-from scripts.study import experiment, experiment_figure, losses_figure, models_table, results_table, visualize
+from scripts.deploy.manifest import Entry, read_manifest
+from scripts.study import (
+    experiment,
+    experiment_figure,
+    loss_cost,
+    losses_figure,
+    models_table,
+    results_table,
+    visualize,
+)
 from scripts.study.analysis import gained_lost, pictures, runs, style
+from scripts.study.benchmarks import steps
 from scripts.study.experiments import jobs, losses_table
 from tests.networks import write_checkpoint
 from utils.errors import UserError
+from utils.options import parse_flags
+from utils.training.configuration import TrainConfig
 from utils.training.runtime import _device
 
 WHERE = (r"(JPEGImages/.+)", r"\1")  # what is kept of an archive
@@ -117,6 +129,13 @@ MESSAGES = {
     "no losses": (lambda t: losses_figure.main(["losses", "--records", str(t)]), "holds no scored runs of losses"),
     "costs": (lambda t: losses_table._costs(garbage(t, "c.json")), r"c\.json is no result of loss_cost\.py"),
     "network": (lambda t: called(models_table.main, "--only", "x"), "--only x: no such network"),
+    "no lines": (lambda t: dataset_spec("folder", str(garbage(t, "dataset.yaml", b"3").parent)), "'key: value' lines"),
+    "too large": (lambda t: parse_flags(TrainConfig, "", ["--label-smoothing", "2"]), r"2\.0 is too large: at most 1"),
+    "entry twice": (lambda t: read_manifest(garbage(t, "m.yaml", yaml.safe_dump([ENTRY._asdict()] * 2).encode())),
+                    r"m\.yaml: the name 'a' is there twice"),
+    "classes": (lambda t: loss_cost.main(["labelmefacade"]), "the number of classes of folder is not known"),
+    "losses": (lambda t: steps.compare("x", lambda _: torch.ones(()), None, lambda _: torch.zeros(()) + 2, [],
+               SimpleNamespace(amp="none"), None), r"x: our loss is 1\.0, the plain one 2\.0"),
     "result": (lambda t: results_table.read(garbage(t, "e.json")), r"e\.json is no result of eval\.py"),
 }  # fmt: skip
 
@@ -200,6 +219,12 @@ def test_a_disk_without_room_for_an_archive(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
     with pytest.raises(UserError, match=r"needs up to 0\.0 GB in .*: there is less"):
         archives.extract(archive(tmp_path), tmp_path / "root", WHERE)
+
+
+def test_a_preparation_without_a_folder_to_make(capsys):
+    with pytest.raises(SystemExit):
+        called(lambda: archives.prepare("x", []))
+    assert capsys.readouterr().err == "error: --data ROOT is missing: the folder to make\n"
 
 
 def test_other_folders_than_the_source(tmp_path, monkeypatch):
