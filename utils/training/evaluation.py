@@ -116,11 +116,8 @@ def _starts(side: int, window: int, stride: int) -> list[int]:
 
 
 def _fitting(predict: Predictor, image: Tensor, label: Tensor, draws: Sequence[Draw]) -> Tensor:
-    """The classes of a batch; image by image where the device's memory does not hold it at once.
-
-    Raises:
-        UserError: it does not hold one image.
-    """
+    """The classes of a batch; image by image where the device's memory does not hold it at once; a UserError where it
+    does not hold one image."""
     with suppress(torch.OutOfMemoryError):
         return predict.classes(image, label, draws)
     torch.cuda.empty_cache()

@@ -12,9 +12,7 @@ from utils.training.configuration import TrainConfig
 from utils.training.naming import FILES, RESUMABLE
 
 
-def inputs_of(
-    config: TrainConfig, pairs: Sequence[tuple[Path, Path]], located: Callable[[str], Path]
-) -> dict[str, str]:
+def inputs_of(config: TrainConfig, pairs: Sequence[tuple[Path, Path]], located: Callable) -> dict[str, str]:
     """What a run depends on and its settings only name: files by their hash, the training images by their order."""
     named = {name: located(getattr(config, name, "")) for name in FILES}
     root = str(Path(config.data).expanduser())
@@ -24,10 +22,9 @@ def inputs_of(
 
 
 def differences(state: Mapping[str, Any], config: TrainConfig, inputs: Mapping[str, Any]) -> str:
-    """Why the run may not be continued: it has other settings, or was trained with something else. "": it may.
+    """Why the run is not to be continued: it has other settings, or was trained with something else. "": it may be.
 
-    Raises:
-        UserError: the checkpoint is damaged.
+    Raises UserError: the checkpoint is damaged.
     """
     try:
         saved, recorded = dict(state["config"]), dict(state.get("inputs", {}))

@@ -47,16 +47,11 @@ class Run(NamedTuple):
             self.lock.close()
 
 
-def open_run(
-    config: TrainConfig,
-    runtime: Runtime,
-    inputs: Callable[[], Mapping[str, Any]] = dict,
-    usable: Callable[[dict[str, Any]], object] = bool,
-) -> Run:
+def open_run(config: TrainConfig, runtime: Runtime, inputs: Callable = dict, usable: Callable = bool) -> Run:
     """Lock the run's folder and read the state to continue from, if any. Nothing that exists is changed.
 
     Rank 0 alone looks and reads; what it finds is every process's, so that no folder need be shared.
-    usable: raises UserError for a state that cannot be restored; then the checkpoint before is tried.
+    inputs: gives ``Run.inputs``. usable: raises UserError for a state that cannot be restored; the one before may be.
 
     Raises:
         UserError: the folder cannot be written, holds what would be lost, the checkpoint to resume is missing or
@@ -95,7 +90,7 @@ def _state(
     source = _source(config, folder)
     if source is None:
         return None, False
-    paths, problems = _choices(source), []
+    paths, problems = [source, source.with_name(PREVIOUS)] if source.name == LAST else [source], []
     for path in paths:
         try:
             state = checkpoint.read(path)
@@ -108,27 +103,18 @@ def _state(
         except UserError as error:
             problems.append(error if str(path) in str(error) else UserError(f"{path}: {error}"))
     else:
-        if len(problems) == 1 or not paths[1].exists():
-            best = source.with_name(BEST)
-            advice = f"; --pretrained {best} starts a new run from the best weights" if best.exists() else ""
-            raise UserError(f"--resume: {problems[0]}{advice}") from problems[0]
-        raise UserError(f"--resume: {'; '.join(map(str, problems))}") from problems[0]
+        best, listed = source.with_name(BEST), problems if paths[-1].exists() else problems[:1]
+        advice = f"; --pretrained {best} starts a new run from the best weights" if best.exists() else ""
+        raise UserError(f"--resume: {'; '.join(map(str, listed))}{advice}") from problems[0]
     if problems:
         print(f"warning: {problems[0]}: continuing from {path}", file=sys.stderr)
     if different:
         raise UserError(different)
     before = state.get("world_size", runtime.size)
     if before != runtime.size and runtime.device.type != "cuda":
-        print(
-            f"warning: {runtime.size} processes continue what {before} began: on the CPU each has BatchNorm "
-            "statistics of its share of the batch, so results differ from those of either",
-            file=sys.stderr,
-        )
+        share = "each has BatchNorm statistics of its share of the batch, so results differ from those of either"
+        print(f"warning: {runtime.size} processes continue what {before} began: {share}", file=sys.stderr)
     return state, bool(problems) and source.parent == folder
-
-
-def _choices(source: Path) -> list[Path]:
-    return [source, source.with_name(PREVIOUS)] if source.name == LAST else [source]
 
 
 def _source(config: TrainConfig, folder: Path) -> Path | None:

@@ -16,18 +16,12 @@ from utils.training.runtime import start
 from utils.training.state import TrainingState
 
 
-def train(
-    config: TrainConfig,
-    load: Callable[..., Any],
-    build: Callable[..., Any],
-    begin: Callable[..., Any],
-    located: Callable[[str], Path],
-) -> None:
+def train(config: TrainConfig, load: Callable, build: Callable, begin: Callable, located: Callable) -> None:
     """A training run, from its settings to its end.
 
     load: of data sets, ``train_and_val``. build: ``(config, spec) -> (step, noise)``; noise makes the planes that
     ``step.model`` is shown besides the image. begin: of networks, their initialisation and their checkpoints' card.
-    located: the file that a setting names.
+    located: of files, by what a setting says.
     """
     with start(config) as runtime:
         torch.manual_seed(config.seed)

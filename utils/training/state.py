@@ -26,13 +26,7 @@ class TrainingState:
     of the best one, None before there is any.
     """
 
-    def __init__(
-        self,
-        step: Step,
-        run: Run,
-        config: TrainConfig,
-        runtime: Runtime,
-    ) -> None:
+    def __init__(self, step: Step, run: Run, config: TrainConfig, runtime: Runtime) -> None:
         """Continues from the run's state, if it has one.
 
         Raises:
