@@ -221,6 +221,35 @@ def test_a_disk_without_room_for_an_archive(tmp_path, monkeypatch):
         archives.extract(archive(tmp_path), tmp_path / "root", WHERE)
 
 
+def test_a_grid_of_networks_with_other_classes(monkeypatch):
+    card = {"a": 7, "b": 8}
+
+    def column(path):
+        return SimpleNamespace(path=path, loaded=SimpleNamespace(card=SimpleNamespace(num_classes=card[path])))
+
+    monkeypatch.setattr(visualize, "Column", column)
+    with pytest.raises(UserError, match="--student b has other classes than the network before it"):
+        called(visualize.main, "--student", "a", "b")
+
+
+def test_a_description_that_cannot_be_written(tmp_path, monkeypatch):
+    found = {"find_matches": ([SimpleNamespace(pairs=[])], []), "find_splits": ({}, [], {}), "look_into": None}
+    for name, value in {**found, "yaml_text": ""}.items():
+        monkeypatch.setattr(describe_folder, name, lambda *_, value=value: value)
+    (tmp_path / "dataset.yaml").mkdir()
+    with pytest.raises(UserError, match=r"dataset\.yaml cannot be written: Is a directory"):
+        called(describe_folder.main, "--data", str(tmp_path), "--overwrite")
+
+
+def test_a_list_that_cannot_be_copied(tmp_path, monkeypatch):
+    monkeypatch.setattr(shrink_dataset, "every_pair", lambda *_: [])
+    (tmp_path / "source").mkdir()
+    garbage(tmp_path / "source", "train.txt")
+    flags = ("--dataset", "toy", "--source", str(tmp_path / "source"), "--data", str(unwritable(tmp_path)))
+    with pytest.raises(UserError, match=r"below/train\.txt cannot be written: Not a directory"):
+        called(shrink_dataset.main, *flags)
+
+
 def test_a_preparation_without_a_folder_to_make(capsys):
     with pytest.raises(SystemExit):
         called(lambda: archives.prepare("x", []))
