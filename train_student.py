@@ -21,6 +21,7 @@ from losses.task import TaskLoss
 from models import build_model
 from models.checkpoints.imagenet import implied_settings
 from models.checkpoints.loading import begin, from_checkpoint
+from models.checkpoints.reading import located
 from models.label_noise import LabelNoise
 from models.segmentor import Segmentor
 from utils.errors import UserError, run_main
@@ -126,7 +127,7 @@ def build(config: StudentConfig, spec: DatasetSpec) -> tuple[StudentStep, None]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     config = parse(StudentConfig, "student", __doc__, RECIPES, argv, implied_settings)
-    train(config, train_and_val, build, begin)
+    train(config, train_and_val, build, begin, located)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from losses.task import TaskLoss
 from models import build_model
 from models.checkpoints.imagenet import implied_settings
 from models.checkpoints.loading import begin
+from models.checkpoints.reading import located
 from models.label_noise import LabelNoise
 from models.segmentor import Segmentor
 from utils.errors import run_main
@@ -88,7 +89,7 @@ def build(config: TeacherConfig, spec: DatasetSpec) -> tuple[TeacherStep, LabelN
 
 def main(argv: Sequence[str] | None = None) -> None:
     config = parse(TeacherConfig, "teacher", __doc__, RECIPES, argv, implied_settings)
-    train(config, train_and_val, build, begin)
+    train(config, train_and_val, build, begin, located)
 
 
 if __name__ == "__main__":

@@ -53,7 +53,8 @@ class IdMap:
         if ids.ndim == 3:
             return np.take(_color_table(tuple(self.colors.items())), color_codes(ids), mode="clip")
         if ids.dtype == np.uint8:
-            return cv2.LUT(np.ascontiguousarray(ids), self._table[:256])
+            # OpenCV 4 gives [N, 1] for [N]
+            return cv2.LUT(np.ascontiguousarray(ids), self._table[:256]).reshape(ids.shape)
         ids = ids.astype(np.int64)
         return self._table[np.where((ids < 0) | (ids > _SIZE), _SIZE, ids)]
 

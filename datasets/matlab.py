@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from utils.errors import UserError
+from utils.files import open_regular
 
 
 def mat_field(path: Path, *names: str) -> Any:
@@ -17,7 +18,8 @@ def mat_field(path: Path, *names: str) -> Any:
     from scipy.io import loadmat  # slow to import, and only SBD and COCO-Stuff 10k are MATLAB files
 
     try:
-        value = loadmat(path)
+        with open_regular(path) as file:
+            value = loadmat(file)
         for name in names:
             value = value[name]
             while isinstance(value, np.ndarray) and value.dtype.hasobject and value.size == 1:

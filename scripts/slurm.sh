@@ -7,7 +7,7 @@
 set -euo pipefail
 [ $# -ge 1 ] || { sed -n '2,3s/^# *//p' "$0" >&2; exit 2; }
 host=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-srun torchrun --nnodes "$SLURM_NNODES" --nproc-per-node "${NGPUS:-$SLURM_GPUS_ON_NODE}" \
+srun python scripts/torchrun.py --nnodes "$SLURM_NNODES" --nproc-per-node "${NGPUS:-$SLURM_GPUS_ON_NODE}" \
     --rdzv-backend c10d --rdzv-id "$SLURM_JOB_ID" --rdzv-endpoint "$host:${PORT:-29500}" "$@" --resume auto &
 job=$!
 trap 'kill -TERM $job; wait $job || true; scontrol requeue "$SLURM_JOB_ID"; exit 0' USR1

@@ -25,8 +25,11 @@ def main() -> int:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # as torchrun has it, which says so at length
     os.environ.setdefault("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1")
     logging.disable()  # of the agent; the processes log for themselves
+    settings = parse_args(None)
+    if not settings.standalone:  # processes that are restarted on several hosts would find the addresses of the ended
+        os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     try:
-        run(parse_args(None))
+        run(settings)
     except ChildFailedError as error:
         status = error.get_first_failure()[1].exitcode
         if status < 0:

@@ -3,6 +3,7 @@
 import errno
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,13 +16,16 @@ import torch
 import train_student
 import train_teacher
 from datasets.base import SegmentationDataset
+from models.checkpoints import reading
 from scripts.study.breaking.processes import members
 from tests.conftest import ENVIRONMENT, ROOT, TINY
 from tests.test_engine import assert_same, losses, records
 from utils import checkpoint
 from utils.errors import UserError
 from utils.training import engine, evaluation
+from utils.training.configuration import StudentConfig
 from utils.training.guards import STOPPED_STATUS, FiniteWatch, InStep, Stopped
+from utils.training.inputs import inputs_of
 from utils.training.logs import RunLogger
 from utils.training.runtime import Runtime
 from utils.training.state import TrainingState
@@ -214,14 +218,41 @@ CHANGES = {
     "model": [None, 3, {"a": 1}],
     "optimizer": [None, {}, {"state": 3, "param_groups": []}, "x"],
     "losses": [None, [1], {"kd.queue": 3}],
+    "start": [None, 5],
+    "inputs": [3],
 }
 
 
 @pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in CHANGES.items() for value in values])
 def test_fields_of_a_wrong_type_are_damage(run, key, value):
     checkpoint.save({**checkpoint.read(run / "last.pth"), key: value}, run / "last.pth")
-    with pytest.raises(UserError, match=r"damaged|settings|with other losses"):
-        teach(run, "--resume", "auto", "--max-iterations", "3")
+    (run / "previous.pth").unlink()
+    with pytest.raises(UserError, match=r"last\.pth: it (is damaged|was trained with other losses).*best\.pth starts"):
+        teach(run, "--resume", "auto")
+
+
+def shorter(state):
+    first = next(iter(state["optimizer"]["state"].values()))
+    first["momentum_buffer"] = first["momentum_buffer"][:1]
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda s: s.update(start=5), lambda s: s["model"].popitem(), lambda s: s.pop("optimizer"), shorter]
+)
+def test_the_previous_checkpoint_takes_the_place_of_one_that_cannot_be_restored(run, finished, damage, capsys):
+    saved = checkpoint.read(run / "last.pth")
+    damage(saved)
+    checkpoint.save(saved, run / "last.pth")
+    assert_same(teach(run, "--resume", "auto"), checkpoint.read(finished / "last.pth"))
+    assert f"continuing from {run / 'previous.pth'}" in capsys.readouterr().err
+
+
+def test_other_settings_are_no_damage(run):
+    """The checkpoint before is of the run that was asked for, and yet not what it should continue from."""
+    saved = checkpoint.read(run / "last.pth")
+    checkpoint.save(saved | {"config": saved["config"] | {"lr": 0.5}}, run / "last.pth")
+    with pytest.raises(UserError, match=r"other settings \(lr: 0\.5 -> 0\.01\)"):
+        teach(run, "--resume", "auto")
 
 
 def test_changed_inputs_are_refused(finished, tmp_path, monkeypatch):
@@ -239,6 +270,14 @@ def test_changed_inputs_are_refused(finished, tmp_path, monkeypatch):
     teacher.write_bytes((finished / "previous.pth").read_bytes())
     with pytest.raises(UserError, match=r"other inputs \(teacher_pretrained: \w+ -> \w+\)"):
         train_student.main([*flags, "--resume", "auto"])
+    teacher.rename(tmp_path / "street.safetensors")  # any other file: known by its name, it is noticed as well
+    monkeypatch.setattr(reading, "SHIPPED", tmp_path)
+    config = StudentConfig(teacher_pretrained="street", pretrained="none", pretrained_base="package")
+    before = inputs_of(config, [], reading.located)
+    (tmp_path / "street.safetensors").write_bytes(b"another")
+    assert before.keys() == {"teacher_pretrained", "training"}
+    assert inputs_of(config, [], reading.located)["teacher_pretrained"] != before["teacher_pretrained"]
+    teacher.write_bytes((finished / "previous.pth").read_bytes())
     saved = checkpoint.read(tmp_path / "student/last.pth")
     del saved["inputs"]  # a file from before inputs were recorded
     checkpoint.save(saved, tmp_path / "student/last.pth")
@@ -293,14 +332,19 @@ def test_values_that_cannot_be_meant(tmp_path, flag, value):
 
 def test_a_batch_that_does_not_fit_is_evaluated_image_by_image():
     class Small:
+        holds = 1
+
         def classes(self, image, label, draws):
-            if len(image) > 1:
+            if len(image) > self.holds:
                 raise torch.OutOfMemoryError("CUDA out of memory.")
             return image[:, 0] + draws[0]
 
     image = torch.arange(24.0).view(2, 3, 2, 2)
     found = evaluation._fitting(Small(), image, image[:, 0], [1, 2])
     assert torch.equal(found, image[:, 0] + torch.tensor([1, 2]).view(2, 1, 1))
+    Small.holds = 0
+    with pytest.raises(UserError, match=r"for one image of 2x2: .*--window H W"):
+        evaluation._fitting(Small(), image, image[:, 0], [1, 2])
 
 
 def test_a_terminal_that_is_gone_does_not_end_a_run(tmp_path, monkeypatch):
@@ -334,6 +378,36 @@ def test_a_killed_loader_process_costs_nothing(tmp_path, start):
 def test_a_watch_before_the_first_iteration_has_a_message():
     with pytest.raises(UserError, match="gradient"):
         FiniteWatch(lambda what, iteration, terms: what).check([torch.tensor(math.nan)])
+
+
+FAILING = """
+import os, sys
+sys.path.insert(0, {root!r})
+import torch, train_teacher
+from utils.errors import run_main
+forward, calls = train_teacher.TeacherStep.forward, []
+def fail(self, *args):
+    calls.append(1)
+    if os.environ["RANK"] == "1" and len(calls) == 4:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+    return forward(self, *args)
+train_teacher.TeacherStep.forward = fail
+run_main(train_teacher.main)
+"""
+
+
+def test_a_process_that_fails_in_a_step_ends_the_others(tmp_path, command):
+    """With its own message alone. What is lost is the work since the last checkpoint: the statistics of BatchNorm and
+    what losses remember have moved with the failed step already."""
+    (tmp_path / "failing.py").write_text(FAILING.format(root=str(ROOT)))
+    flags = [*TINY, "--max-iterations", "1000", "--save-dir", tmp_path]
+    failed = command(tmp_path / "failing.py", *flags, processes=2, check=False)
+    assert failed.returncode
+    assert re.findall("^error: .*", failed.stderr, re.MULTILINE) == [
+        "error: CUDA out of memory. Try a smaller --batch-size or --crop-size, --accumulate 2, or --amp bf16."
+    ]
+    assert checkpoint.read(tmp_path / "last.pth")["iteration"] == 2
+    assert losses(tmp_path)[-1][0] == 3
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])

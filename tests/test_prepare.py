@@ -1,12 +1,14 @@
 """Preparation: official archives become layouts that are read exactly; hostile archives write nothing."""
 
 import contextlib
+import gzip
 import io
 import re
 import runpy
 import stat
 import sys
 import tarfile
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -146,6 +148,44 @@ HOSTILE_TAR = {
     "device": member("VOC2012/JPEGImages/l.jpg", tarfile.CHRTYPE),
     "fifo": member("VOC2012/JPEGImages/l.jpg", tarfile.FIFOTYPE),
 }
+
+
+def bomb(kind):
+    """Tar headers behind which a gigabyte of zeros, a megabyte when compressed, would be read into memory."""
+    pax = tarfile.TarInfo("x")
+    pax.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}
+    if kind == "sparse map":
+        return pax.tobuf(tarfile.PAX_FORMAT) + b"99999999\n"
+    info = tarfile.TarInfo("x")
+    info.type, info.size = kind, 0 if kind == tarfile.GNUTYPE_SPARSE else 1 << 30
+    return info.tobuf()
+
+
+@pytest.mark.parametrize(
+    "kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_SPARSE, "sparse map"]
+)
+def test_tar_headers_are_bounded(kind, extract, tmp_path):
+    path, zeros = tmp_path / "a.tgz", gzip.compress(bytes(1 << 24))
+    path.write_bytes(gzip.compress(bomb(kind)) + 64 * zeros)
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError, match=r"a\.tgz is damaged: .*a (header of 1073741824 bytes|sparse file)"):
+            extract(path, tmp_path / "root")
+        assert tracemalloc.get_traced_memory()[1] < 100e6
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("declared", [10 << 30, 100])
+def test_a_bomb_in_a_zip(declared, extract, tmp_path):
+    """Whether it says how much it unpacks to, or not."""
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(GOOD, bytes(1 << 26))
+        archive.infolist()[0].file_size = declared
+    with pytest.raises(UserError, match=r"a\.zip is not unpacked: it holds too much|a\.zip is damaged"):
+        extract(path, tmp_path / "root")
+    assert not [p for p in (tmp_path / "root").rglob("*") if p.is_file()]
 
 
 @pytest.fixture

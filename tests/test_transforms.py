@@ -167,6 +167,13 @@ def test_workers_and_processes_do_not_change_the_samples(workers, size):
         assert equal(whole, batch)
 
 
+def test_a_late_start_reads_nothing_of_the_past():
+    read, s = [], stream()
+    s.index = lambda position, index=s.index: (read.append(position), index(position))[1]
+    assert len(list(train_batches(s, 30000, 30002, 4, 0, Runtime()))) == 2
+    assert read == list(range(120000, 120008))
+
+
 def test_the_cache_changes_nothing_and_is_shared_by_workers(tmp_path):
     camvid(tmp_path)
     plain, cached = (train_and_val("camvid", str(tmp_path), crop_size=(32, 32), cache_gb=gb).train for gb in (0, 0.1))

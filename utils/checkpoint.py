@@ -28,6 +28,8 @@ def read(path: str | Path) -> dict[str, Any]:
     path = Path(path).expanduser()
     if not path.is_file():
         raise UserError(f"checkpoint not found: {path}")
+    if torch.__version__ < (2, 10):  # CVE-2026-24747, CVE-2025-32434
+        raise UserError(f"{path}: torch {torch.__version__} may run what is hidden in it; torch 2.10 does not")
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:

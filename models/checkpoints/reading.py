@@ -43,12 +43,17 @@ INERT = (
 def read(path: str | Path) -> dict[str, Any]:
     """The content of a weight file, on the CPU; of safetensors the card's entries and the weights under "model".
 
-    path: of a file, or the name of one that comes with the project (``camvid_baseline``).
+    path: see ``located``.
 
     Raises:
         UserError: no such file, damaged, or one that holds anything but tensors and plain values.
     """
     path = located(path)
+    if not path.is_file():
+        named = path.name == str(path) and not path.suffix  # not a place
+        shipped = sorted(file.stem for file in SHIPPED.glob(f"*{SUFFIX}")) if named else []
+        known = f"; the project comes with {', '.join(shipped)}" if shipped else ""
+        raise UserError(f"checkpoint not found: {path}{nearest(path.name, shipped)}{known}")
     if path.suffix == SUFFIX:
         return _read_safetensors(path)
     with torch.serialization.safe_globals([(Inert, name) for name in INERT]):
@@ -56,24 +61,13 @@ def read(path: str | Path) -> dict[str, Any]:
 
 
 def located(path: str | Path) -> Path:
-    """The file itself, or the shipped one of that name.
-
-    Raises:
-        UserError: a bare name that is neither.
-    """
+    """The file itself, or the one that comes with the project under that name (``camvid_baseline``)."""
     path = Path(path).expanduser()
-    if path.exists() or path.name != str(path) or path.suffix:
-        return path
-    shipped = {file.stem: file for file in sorted(SHIPPED.glob(f"*{SUFFIX}"))}
-    if path.name not in shipped:
-        known = f"; the project comes with {', '.join(shipped)}" if shipped else ""
-        raise UserError(f"checkpoint not found: {path}{nearest(path.name, shipped)}{known}")
-    return shipped[path.name]
+    shipped = SHIPPED / f"{path.name}{SUFFIX}"
+    return shipped if path.name == str(path) and not path.exists() and shipped.is_file() else path
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise UserError(f"checkpoint not found: {path}")
     try:
         with safe_open(path, framework="pt") as file:
             weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  not a dict

@@ -20,7 +20,7 @@ from datasets.matlab import mat_field
 from utils.errors import UserError
 from utils.files import write
 
-MAX_FILES = 500_000
+MAX_FILES, MAX_HEADER = 500_000, 1 << 20
 MAX_RATIO, SLACK = 30, 100_000_000  # unpacked bytes: at most 30 times the archive and 100 MB; pictures hardly compress
 
 
@@ -90,10 +90,26 @@ def guard(archive: Path) -> Iterator[None]:
     """Damage of an archive as a UserError."""
     try:
         yield
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-        raise UserError(f"{archive} is damaged: {error}") from error
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
+        raise UserError(f"{archive} is damaged: {' '.join(str(error).split())}") from error
     except (OSError, RuntimeError) as error:
-        raise UserError(f"{archive} cannot be unpacked: {error}") from error
+        raise UserError(f"{archive} cannot be unpacked: {' '.join(str(error).split())}") from error
+
+
+class Header(tarfile.TarInfo):
+    """A tar's header, refused where tarfile reads without bound: long names, pax records, maps of sparse files."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> "Header":
+        header = super().frombuf(buf, encoding, errors)
+        if header.size > MAX_HEADER and not header.isreg():
+            raise tarfile.ReadError(f"a header of {header.size} bytes")
+        return header
+
+    def _sparse(self, *_: object) -> None:
+        raise tarfile.ReadError("a sparse file")
+
+    _proc_sparse = _proc_gnusparse_00 = _proc_gnusparse_01 = _proc_gnusparse_10 = _sparse
 
 
 def read(archive: Path) -> Iterator[Member]:
@@ -106,7 +122,7 @@ def read(archive: Path) -> Iterator[Member]:
                     trouble = _trouble(info.filename, info.is_dir() or kind in (0, stat.S_IFREG))
                     yield Member(info.filename, info.file_size, trouble, info.is_dir(), partial(file.open, info))
         else:
-            with tarfile.open(archive) as file:
+            with tarfile.open(archive, tarinfo=Header) as file:
                 for info in file:
                     trouble = _trouble(info.name, info.isreg() or info.isdir())
                     yield Member(info.name, info.size, trouble, info.isdir(), partial(file.extractfile, info))

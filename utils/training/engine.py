@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -19,11 +18,9 @@ from utils.seeding import derive_seed
 from utils.training.configuration import TrainConfig
 from utils.training.evaluation import Predictor, evaluate
 from utils.training.guards import FiniteWatch, InStep, NotFinite, Stopped, StopRequest, forward
-from utils.training.inputs import plain
 from utils.training.loader import train_batches
 from utils.training.logs import RunLogger, assisted, environment
 from utils.training.metrics import Metrics, or_none
-from utils.training.optimizers import OPTIMIZERS
 from utils.training.preview import preview
 from utils.training.runs import Run
 from utils.training.runtime import Runtime
@@ -60,10 +57,8 @@ def fit(step: Step, data: Any, predict: Predictor, run: Run, config: TrainConfig
     size = share // parts * math.prod(config.crop_size) * INPUT_BYTES
     require_memory(size, f"--batch-size {config.batch_size}: the images alone", SMALLER, runtime.device)
     wrapped = runtime.prepare(step)
-    learnable = [p for p in step.parameters() if p.requires_grad]
-    optimizer = OPTIMIZERS[config.optimizer](learnable, config)
-    scaler, settings = runtime.scaler(), plain(asdict(config))
-    state = TrainingState(step, optimizer, scaler, run, settings, runtime)
+    state = TrainingState(step, run, config, runtime)
+    optimizer, scaler = state.optimizer, state.scaler
     begun, owed = state.iteration, _due(config, state.iteration) and state.validated < state.iteration
     if begun >= config.max_iterations and not owed:
         run.close()
@@ -73,7 +68,7 @@ def fit(step: Step, data: Any, predict: Predictor, run: Run, config: TrainConfig
         return None
     runtime.agree(lambda: run.begin(config))
     header = {"world_size": runtime.size, **environment(runtime.device), "runtime": runtime.describe()}
-    header |= {"config": settings, "card": dict(card)}
+    header |= {"config": state.about["config"], "card": dict(card)}
     logger = RunLogger(folder, runtime.is_main, begun, state.validated, config.max_iterations, header)
     logger.say(f"{folder}: " + (f"continues after iteration {begun}" if begun else f"from {card['start']}"))
     logger.say(f"{header['device']}: " + ", ".join(f"{key} {value}" for key, value in header["runtime"].items()))

@@ -1,7 +1,7 @@
 """The one evaluator: validation during training and eval.py both call it."""
 
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from utils.bilinear import upsampled_argmax
+from utils.errors import UserError
 from utils.pixels import PixelConvention
 from utils.seeding import derive_seed
 from utils.training.guards import InStep
@@ -115,15 +116,17 @@ def _starts(side: int, window: int, stride: int) -> list[int]:
 
 
 def _fitting(predict: Predictor, image: Tensor, label: Tensor, draws: Sequence[Draw]) -> Tensor:
-    """The classes of a batch; image by image where the device's memory does not hold it at once."""
-    try:
+    """The classes of a batch; image by image where the device's memory does not hold it at once; a UserError where it
+    does not hold one image."""
+    with suppress(torch.OutOfMemoryError):
         return predict.classes(image, label, draws)
-    except torch.OutOfMemoryError:
-        if len(image) == 1:
-            raise
     torch.cuda.empty_cache()
     rows = zip(image.split(1), label.split(1), draws, strict=True)
-    return torch.cat([predict.classes(x, y, [draw]) for x, y, draw in rows])
+    try:
+        return torch.cat([predict.classes(x, y, [draw]) for x, y, draw in rows])
+    except torch.OutOfMemoryError as error:
+        size = "x".join(map(str, image.shape[-2:]))
+        raise UserError(f"out of memory for one image of {size}: --amp bf16, or eval.py's --window H W") from error
 
 
 def evaluate(

@@ -13,7 +13,7 @@ from typing import IO, Any, NamedTuple
 from utils import checkpoint
 from utils.errors import UserError
 from utils.training.configuration import TrainConfig, save_yaml
-from utils.training.inputs import compare
+from utils.training.inputs import differences
 from utils.training.runtime import Runtime
 
 LAST, PREVIOUS, BEST, LOG = "last.pth", "previous.pth", "best.pth", "metrics.jsonl"
@@ -47,10 +47,11 @@ class Run(NamedTuple):
             self.lock.close()
 
 
-def open_run(config: TrainConfig, runtime: Runtime, inputs: Callable[[], Mapping[str, Any]] = dict) -> Run:
+def open_run(config: TrainConfig, runtime: Runtime, inputs: Callable = dict, usable: Callable = bool) -> Run:
     """Lock the run's folder and read the state to continue from, if any. Nothing that exists is changed.
 
     Rank 0 alone looks and reads; what it finds is every process's, so that no folder need be shared.
+    inputs: gives ``Run.inputs``. usable: raises UserError for a state that cannot be restored; the one before may be.
 
     Raises:
         UserError: the folder cannot be written, holds what would be lost, the checkpoint to resume is missing or
@@ -59,17 +60,14 @@ def open_run(config: TrainConfig, runtime: Runtime, inputs: Callable[[], Mapping
     folder = Path(config.save_dir).expanduser()
     lock = None
 
-    def look() -> tuple[dict[str, Any] | None, Mapping[str, Any], bool]:
+    def look() -> tuple[dict[str, Any] | None, bool, Mapping[str, Any]]:
         nonlocal lock
         lock = _lock(folder)
         now = inputs()
-        state, damaged = _state(_restarted(config, folder), folder)
-        if state is not None:
-            compare(state, config, now)
-        return state, now, damaged
+        return *_state(_restarted(config, folder), folder, now, usable, runtime), now
 
     try:
-        state, now, damaged = runtime.agree(look)
+        state, damaged, now = runtime.agree(look)
         return Run(folder, state, lock, now, damaged)
     except UserError:
         if lock is not None:
@@ -85,33 +83,38 @@ def _restarted(config: TrainConfig, folder: Path) -> TrainConfig:
     return config
 
 
-def _state(config: TrainConfig, folder: Path) -> tuple[dict[str, Any] | None, bool]:
+def _state(
+    config: TrainConfig, folder: Path, inputs: Mapping[str, Any], usable: Callable, runtime: Runtime
+) -> tuple[dict[str, Any] | None, bool]:
     """The checkpoint to continue from, and whether it is the previous one of this folder, for want of the last."""
     source = _source(config, folder)
     if source is None:
         return None, False
-    paths, problems = _choices(source), []
+    paths, problems = [source, source.with_name(PREVIOUS)] if source.name == LAST else [source], []
     for path in paths:
         try:
             state = checkpoint.read(path)
+            if "optimizer" not in state:
+                raise UserError("it holds no training state; --pretrained starts a new run from its weights")
+            different = differences(state, config, inputs)
+            if not different:
+                usable(state)
             break
         except UserError as error:
-            problems.append(error)
+            problems.append(error if str(path) in str(error) else UserError(f"{path}: {error}"))
     else:
-        if len(problems) == 1 or not paths[1].exists():
-            best = source.with_name(BEST)
-            advice = f"; --pretrained {best} starts a new run from the best weights" if best.exists() else ""
-            raise UserError(f"--resume: {problems[0]}{advice}") from problems[0]
-        raise UserError(f"--resume: {'; '.join(map(str, problems))}") from problems[0]
+        best, listed = source.with_name(BEST), problems if paths[-1].exists() else problems[:1]
+        advice = f"; --pretrained {best} starts a new run from the best weights" if best.exists() else ""
+        raise UserError(f"--resume: {'; '.join(map(str, listed))}{advice}") from problems[0]
     if problems:
         print(f"warning: {problems[0]}: continuing from {path}", file=sys.stderr)
-    if "optimizer" not in state:
-        raise UserError(f"--resume {path} holds no training state; --pretrained starts a new run from its weights")
+    if different:
+        raise UserError(different)
+    before = state.get("world_size", runtime.size)
+    if before != runtime.size and runtime.device.type != "cuda":
+        share = "each has BatchNorm statistics of its share of the batch, so results differ from those of either"
+        print(f"warning: {runtime.size} processes continue what {before} began: {share}", file=sys.stderr)
     return state, bool(problems) and source.parent == folder
-
-
-def _choices(source: Path) -> list[Path]:
-    return [source, source.with_name(PREVIOUS)] if source.name == LAST else [source]
 
 
 def _source(config: TrainConfig, folder: Path) -> Path | None:

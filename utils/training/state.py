@@ -1,7 +1,7 @@
 """What a run saves and continues from."""
 
-import sys
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -10,7 +10,10 @@ from torch import Tensor, nn
 from utils import checkpoint
 from utils.distributed import broadcast_statistics, trained_norms
 from utils.errors import UserError, first_line
+from utils.training.configuration import TrainConfig
 from utils.training.guards import FiniteWatch
+from utils.training.inputs import plain
+from utils.training.optimizers import OPTIMIZERS
 from utils.training.runs import BEST, LAST, PREVIOUS, Run
 from utils.training.runtime import Runtime
 from utils.training.step import Step
@@ -23,25 +26,18 @@ class TrainingState:
     of the best one, None before there is any.
     """
 
-    def __init__(
-        self,
-        step: Step,
-        optimizer: torch.optim.Optimizer,
-        scaler: torch.amp.GradScaler,
-        run: Run,
-        settings: dict[str, Any],
-        runtime: Runtime,
-    ) -> None:
+    def __init__(self, step: Step, run: Run, config: TrainConfig, runtime: Runtime) -> None:
         """Continues from the run's state, if it has one.
 
         Raises:
             UserError: that is of another network or other losses, or its entries are not what they should be.
         """
-        self.step, self.optimizer, self.scaler, self.run, self.runtime = step, optimizer, scaler, run, runtime
-        self.about = {"config": settings, "inputs": dict(run.inputs), "world_size": runtime.size}
+        self.step, self.run, self.runtime, self.scaler = step, run, runtime, runtime.scaler()
+        self.optimizer = OPTIMIZERS[config.optimizer]([p for p in step.parameters() if p.requires_grad], config)
+        self.about = {"config": plain(asdict(config)), "inputs": dict(run.inputs), "world_size": runtime.size}
         self.iteration, self.validated, self.best_miou, self.best_iteration = 0, 0, None, None
         if run.state is not None:
-            restore(run.state, step, optimizer, scaler)
+            restore(run.state, step, self.optimizer, self.scaler)
             self._continue(run.state)
             run.state.clear()  # nothing of it stays in memory
         self.saved = self.iteration
@@ -52,15 +48,9 @@ class TrainingState:
         # files that do not say it were written after the validation of their iteration
         self.validated = state.get("validated", self.iteration if self.best_miou is not None else 0)
         counts = (self.iteration, self.validated, self.best_iteration or 0)
-        if not all(type(n) is int and n >= 0 for n in counts) or type(self.best_miou) not in (float, type(None)):
-            raise UserError("the resumed checkpoint is damaged: it does not say how far its run was")
-        before = state.get("world_size", self.runtime.size)
-        if before != self.runtime.size and self.runtime.is_main and self.runtime.device.type != "cuda":
-            print(
-                f"warning: {self.runtime.size} processes continue what {before} began: on the CPU each has BatchNorm "
-                "statistics of its share of the batch, so results differ from those of either",
-                file=sys.stderr,
-            )
+        known = type(self.best_miou) in (float, type(None)) and type(state.get("start")) is str
+        if not (known and all(type(n) is int and n >= 0 for n in counts)):
+            raise UserError("it is damaged: it does not say how its run began and how far it was")
 
     def tensors(self) -> list[Tensor]:
         """What must be finite in a checkpoint: what is learned, its running statistics, the optimizer's memory."""
@@ -123,8 +113,8 @@ def restore(
     Raises:
         UserError: the state is of another network or of other losses.
     """
-    source = "the resumed checkpoint"
-    checkpoint.load_weights(step.model, state["model"], source)
+    source = "it"
+    checkpoint.load_weights(step.model, state.get("model"), source)
     try:
         if state["losses"].keys() != step.beside().keys():
             raise UserError(f"{source} was trained with other losses")

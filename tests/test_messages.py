@@ -1,0 +1,215 @@
+"""Messages for users that no other test triggers: what was wrong, where, and no traceback."""
+
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import save_file
+
+import eval as evaluation
+from datasets import DATASETS, cityscapes, dataset_spec
+from datasets.base import SegmentationDataset
+from datasets.cache import _size
+from datasets.files import read_list
+from datasets.jpeg import decode_jpeg
+from datasets.matlab import mat_field
+from models import from_checkpoint
+from models.backbones.context_path import ContextPath
+from models.checkpoints import imagenet
+from scripts.data import archives, check_data, describe_folder, folder_layout, prepare, shrink_dataset
+from scripts.deploy import download_checkpoints, export_onnx, export_safetensors
+from scripts.deploy.manifest import Entry, read_manifest
+from scripts.study import (
+    experiment_figure,
+    loss_cost,
+    models_table,
+    results_table,
+)
+from scripts.study.analysis import gained_lost, report, runs, style
+from scripts.study.benchmarks import steps
+from tests.networks import write_checkpoint
+from utils import checkpoint
+from utils.errors import UserError
+from utils.options import parse_flags
+from utils.training.configuration import TrainConfig
+from utils.training.runtime import _device
+
+WHERE = (r"(JPEGImages/.+)", r"\1")  # what is kept of an archive
+
+
+def garbage(folder: Path, name: str = "x.png", content: bytes = b"garbage") -> Path:
+    (folder / name).write_bytes(content)
+    return folder / name
+
+
+def called(main, *flags):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["x.py", *flags])
+        main()
+
+
+def robustness(folder: Path) -> None:
+    garbage(folder, "robustness.json", b"[]")
+    report.robustness_pictures({"a": [SimpleNamespace(folder=folder, name="a")]}, folder)
+
+
+def unwritable(folder: Path) -> Path:
+    """A place below a file."""
+    return garbage(folder, "file") / "below"
+
+
+def archive(folder: Path) -> Path:
+    garbage(folder, "a.jpg")
+    (folder / "zip/JPEGImages").mkdir(parents=True)
+    garbage(folder / "zip/JPEGImages", "a.jpg")
+    return Path(shutil.make_archive(str(folder / "a"), "zip", folder / "zip"))
+
+
+def card(folder: Path) -> None:
+    save_file({"a": torch.zeros(1)}, folder / "a.safetensors", {"card": "[1]"})
+    from_checkpoint(folder / "a.safetensors")
+
+
+ENTRY = Entry("a", "http://x/a.pth", "fcn", "resnet18", "voc", None, "", "sha256:0")
+MESSAGES = {
+    "no images": (lambda t: SegmentationDataset(replace(DATASETS["toy"], pairs=lambda *_: []), t, "val"), "no images"),
+    "header": (lambda t: _size(garbage(t)), r"x\.png cannot be read"),
+    "split": (lambda t: ((t / "leftImg8bit").mkdir(), cityscapes.pairs(t, "val")), "folder not found: .*/val"),
+    "no list": (lambda t: read_list(t / "x.txt"), r"list file not found: .*x\.txt"),
+    "list is a folder": (lambda t: read_list(t), "cannot be read: Is a directory"),
+    "list is no text": (lambda t: read_list(garbage(t, "x.txt", b"\xff\xfe\x00")), r"x\.txt is no text file"),
+    "jpeg": (lambda t: decode_jpeg(t / "x.jpg", b"", True), r"x\.jpg cannot be read"),
+    "no matlab file": (lambda t: mat_field(t / "x.mat", "S"), r"file not found: .*x\.mat"),
+    "matlab file": (lambda t: mat_field(garbage(t, "x.mat"), "S"), r"x\.mat cannot be read as a MATLAB file with S"),
+    "strides": (lambda t: ContextPath(SimpleNamespace(strides=(4, 8, 16))), "at strides 8, 16 and 32.*4, 8, 16"),
+    "card": (card, "its card is no JSON object"),
+    "no data set": (lambda t: called(check_data.main), "--dataset NAME is missing"),
+    "no folder": (lambda t: called(describe_folder.main, "--data", "none"), "--data none: no such folder"),
+    "colours": (lambda t: folder_layout._colors(garbage(t)), r"x\.png cannot be read"),
+    "no pictures": (lambda t: folder_layout.find_matches(t), "there are none"),
+    "no archive": (lambda t: archives.extract(t, t / "root", WHERE), "cannot be unpacked: .*Is a directory"),
+    "nothing in it": (lambda t: archives.extract(archive(t), t, ("x", "x")), "holds no file named like x"),
+    "published": (lambda t: (garbage(t, "a.pth"), download_checkpoints.verify([ENTRY], t)), "1 files in .* are not"),
+    "export what": (lambda t: called(export_safetensors.main), "--pretrained FILE is missing"),
+    "prediction": (lambda t: gained_lost._prediction(garbage(t), (1, 1)), r"prediction .*x\.png cannot be read"),
+    "its size": (lambda t: (Image.new("L", (2, 1)).save(t / "x.png"), gained_lost._prediction(t / "x.png", (2, 1))),
+                 r"has shape \(1, 2\), its label \(2, 1\)"),
+    "robustness": (robustness, r"robustness\.json is not what teacher_robustness\.py writes"),
+    "no settings": (lambda t: runs.read_run(garbage(t, "config.yaml", b"3").parent, "a"), "holds no settings"),
+    "picture": (lambda t: style.save_text("", unwritable(t) / "a"), "cannot write .*below/a: Not a directory"),
+    "no runs": (lambda t: experiment_figure.main(["toy", "--records", str(t)]), "holds no scored runs of toy"),
+    "network": (lambda t: called(models_table.main, "--only", "x"), "--only x: no such network"),
+    "no lines": (lambda t: dataset_spec("folder", str(garbage(t, "dataset.yaml", b"3").parent)), "'key: value' lines"),
+    "too large": (lambda t: parse_flags(TrainConfig, "", ["--label-smoothing", "2"]), r"2\.0 is too large: at most 1"),
+    "entry twice": (lambda t: read_manifest(garbage(t, "m.yaml", yaml.safe_dump([ENTRY._asdict()] * 2).encode())),
+                    r"m\.yaml: the name 'a' is there twice"),
+    "classes": (lambda t: loss_cost.main(["labelmefacade"]), "the number of classes of folder is not known"),
+    "losses": (lambda t: steps.compare("x", lambda _: torch.ones(()), None, lambda _: torch.zeros(()) + 2, [],
+               SimpleNamespace(amp="none"), None), r"x: our loss is 1\.0, the plain one 2\.0"),
+    "result": (lambda t: results_table.read(garbage(t, "e.json")), r"e\.json is no result of eval\.py"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", MESSAGES)
+def test_a_message(what, tmp_path):
+    call, message = MESSAGES[what]
+    with pytest.raises(UserError, match=message) as caught:
+        call(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory):
+    return write_checkpoint(tmp_path_factory.mktemp("messages") / "last.pth")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--draws", "2"], "--draws: .* sees the image only"),
+        (["--classes", "3"], r"--classes 3: .*last\.pth has 7"),
+        (["--dataset", "camvid"], r"last\.pth has 7 classes, camvid 11"),
+        (["--submission"], "--submission needs --save-pred"),
+    ],
+)
+def test_an_evaluation_that_makes_no_sense(student, flags, message):
+    with pytest.raises(UserError, match=message):
+        evaluation.main(["--pretrained", student, "--device", "cpu", *flags])
+
+
+def test_an_export_that_fails(student, tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+
+    def fail(*_):
+        raise torch.onnx.OnnxExporterError("an operator\nis not known")
+
+    monkeypatch.setattr(export_onnx, "export", fail)
+    flags = ["--pretrained", student, "--output", str(tmp_path / "x.onnx"), "--size", "64", "64"]
+    with pytest.raises(UserError, match=r"fcn on resnet10t cannot be written as ONNX: an operator$"):
+        export_onnx.main(flags)
+    with pytest.raises(UserError, match="onnxruntime fails on the file"):
+        export_onnx.compare(garbage(tmp_path), torch.nn.Identity(), {})
+
+
+def test_a_download_of_weights_that_fails(monkeypatch):
+    def fail(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr(imagenet.timm, "create_model", fail)
+    with pytest.raises(UserError, match="--pretrained-base timm: resnet18 could not be downloaded: no network"):
+        imagenet._timm_weights(SimpleNamespace(config={"backbone": "resnet18"}))
+
+
+def test_an_old_torch_reads_no_pickles(student, monkeypatch):
+    monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.9.1+cpu"))
+    with pytest.raises(UserError, match=r"last\.pth: torch 2\.9\.1\+cpu may run what is hidden in it"):
+        from_checkpoint(student)
+
+
+def test_gpus_that_are_not_there(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="torch finds no CUDA GPU"):
+        _device("cuda", False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(UserError, match="2 processes on this host but only 1 GPUs"):
+        _device("cuda", False)
+    assert _device("cuda", True).index == 0
+
+
+def test_a_disk_without_room_for_an_archive(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    with pytest.raises(UserError, match=r"needs up to 0\.0 GB in .*: there is less"):
+        archives.extract(archive(tmp_path), tmp_path / "root", WHERE)
+
+
+def test_a_preparation_without_its_folders(tmp_path):
+    with pytest.raises(UserError, match="--data ROOT is missing: the folder to make"):
+        called(prepare.main, "camvid")
+    with pytest.raises(UserError, match="--archives none: no such file or folder"):
+        called(prepare.main, "camvid", "--data", str(tmp_path), "--archives", "none")
+
+
+def test_half_precision_that_does_not_hold_a_weight(student, tmp_path):
+    large = {**checkpoint.read(student)}
+    large["model"] = {**large["model"], "main.classifier.bias": torch.full((7,), 1e6)}
+    checkpoint.save(large, tmp_path / "large.pth")
+    flags = ("--pretrained", str(tmp_path / "large.pth"), "--export", str(tmp_path / "x.safetensors"), "--half")
+    with pytest.raises(UserError, match=r"--half: main\.classifier\.bias has values that half precision cannot hold"):
+        called(export_safetensors.main, *flags)
+
+
+def test_other_folders_than_the_source(tmp_path, monkeypatch):
+    pair = (tmp_path / "a.png", None)
+    monkeypatch.setattr(shrink_dataset, "every_pair", lambda *_: [pair])
+    (tmp_path / "source").mkdir()
+    flags = ("--dataset", "toy", "--source", str(tmp_path / "source"), "--data", str(tmp_path / "made"))
+    with pytest.raises(UserError, match=r"a\.png lies outside --source"):
+        called(shrink_dataset.main, *flags)
