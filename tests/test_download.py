@@ -11,12 +11,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import timm
 import yaml
 
 from datasets import DATASETS
 from models import ARCHITECTURES
 from models.backbones import BACKBONES
 from scripts.deploy import download_checkpoints as download
+from scripts.deploy.manifest import problem
 from utils.errors import UserError
 
 CONTENT = bytes(range(256)) * 4096
@@ -174,6 +176,14 @@ def test_a_folder_that_cannot_be_written_is_named(entry, tmp_path):
         download.fetch(entry, tmp_path / "file")
 
 
+def test_a_file_of_the_project_is_there_or_comes_from_git(entry, tmp_path):
+    own = entry._replace(url="", hash=None, size=None)
+    with pytest.raises(UserError, match=r"net\.safetensors is missing: it comes with the project"):
+        download.fetch(own, tmp_path)
+    (tmp_path / "net.safetensors").write_bytes(b"x")
+    assert download.fetch(own, tmp_path) == tmp_path / "net.safetensors"
+
+
 def run(monkeypatch, *flags):
     monkeypatch.setattr(sys, "argv", ["download", *map(str, flags)])
     download.main()
@@ -212,10 +222,13 @@ def test_a_bad_manifest_is_refused(entry, tmp_path, change, message):
 def test_the_manifest_names_networks_and_hashes_of_this_project():
     entries = download.read_manifest(Path(download.ROOT) / "checkpoints/manifest.yaml")
     for entry in entries:
-        assert entry.url.startswith("https://")
         kind, _, digits = (entry.hash or "").partition(":")
+        if not entry.url:
+            assert problem(entry, Path(download.ROOT) / "checkpoints" / entry.file) is None
+            continue
+        assert entry.url.startswith("https://")
         assert kind != "sha256" or entry.file.endswith(f"-{digits}.pth")
         assert kind != "git-blob" or re.fullmatch("[0-9a-f]{40}", digits)
     assert {entry.arch for entry in entries} <= {*ARCHITECTURES, "backbone"}
-    assert {entry.backbone for entry in entries} <= set(BACKBONES)
+    assert all(entry.backbone in BACKBONES or timm.is_model(entry.backbone) for entry in entries)
     assert {"voc"} <= {entry.dataset for entry in entries} & set(DATASETS)

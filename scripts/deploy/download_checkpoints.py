@@ -63,6 +63,8 @@ def fetch(entry: Entry, folder: Path) -> Path:
             if wrong := problem(entry, path):
                 raise UserError(f"{path} is not the published file ({wrong}): delete it and fetch again")
             return path
+        if not entry.url:
+            raise UserError(f"{path} is missing: it comes with the project (git checkout -- checkpoints)")
         if not entry.hash or part.is_symlink():
             part.unlink(missing_ok=True)  # nothing would tell whether two halves belong together, or where it leads
         _download(entry, part)

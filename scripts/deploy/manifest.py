@@ -13,7 +13,10 @@ from utils.files import digest_of, read_yaml
 
 
 class Entry(NamedTuple):
-    """One line of the manifest. ``hash`` is "kind:hex" (see HASHES), or None where the publisher gives none."""
+    """One line of the manifest. ``hash`` is "kind:hex" (see HASHES), or None where the publisher gives none.
+
+    Without a ``url`` it comes with the project; ``command`` is what trained it.
+    """
 
     name: str
     url: str
@@ -24,9 +27,12 @@ class Entry(NamedTuple):
     protocol: str
     hash: str | None = None
     size: int | None = None  # bytes
+    command: str = ""
 
     @property
     def file(self) -> str:
+        if not self.url:
+            return f"{self.name}.safetensors"
         return unquote(urlsplit(self.url).path.rsplit("/", 1)[1])
 
 
@@ -49,7 +55,8 @@ def read_manifest(path: Path) -> list[Entry]:
             if count > 1:
                 raise UserError(f"manifest {path}: the {key} {value!r} is there twice")
     for entry in entries:
-        if urlsplit(entry.url).scheme not in ("http", "https") or not re.fullmatch(r"\w[\w.+-]*", entry.file):
+        web = not entry.url or urlsplit(entry.url).scheme in ("http", "https")
+        if not web or not re.fullmatch(r"\w[\w.+-]*", entry.file):
             raise UserError(f"manifest {path}: {entry.name} has no http address of a plain file name: {entry.url}")
         if entry.hash:
             lookup(HASHES, entry.hash.partition(":")[0], f"hash of {entry.name}")
