@@ -92,7 +92,7 @@ def summary(experiment: Experiment, folder: Path) -> Table:
             over = [_gain(records, arm.name, base) for base in (experiment.baseline, experiment.equal_time)]
             rows.append([arm.title, str(len(found)), shown(found), *over, f"{np.mean(known):.0f}" if known else "-"])
     header = ["student", "n", "mIoU %", "gain at equal iterations", "gain at equal time"]
-    return [*header, time_heading(records).replace("minutes", "minutes, teacher included", 1)], rows
+    return _filled([*header, time_heading(records).replace("minutes", "minutes, teacher included", 1)], rows)
 
 
 def total_minutes(experiment: Experiment, records: dict[str, list[Run]], name: str, seed: int) -> float | None:
@@ -128,7 +128,12 @@ def gains(experiment: Experiment, folder: Path) -> Table:
             cells = [str(len(differences)), style.spread(differences, "+"), by_seed]
             cells += [_p_over_seeds(differences), interval, f"{gain.p:.2g}"]
             rows.append([arms[name].title, arms[base].title, *cells])
-    return ["arm", "minus", "n", "gain", "by seed", "p over seeds", "95 % interval over images", "p over images"], rows
+    header = ["arm", "minus", "n", "gain", "by seed", "p over seeds", "95 % interval over images", "p over images"]
+    return _filled(header, rows)
+
+
+def _filled(header: list[str], rows: list[list[str]]) -> Table:
+    return header, rows or [["not run", *["-"] * (len(header) - 1)]]
 
 
 def _p_over_seeds(differences: Sequence[float]) -> str:
