@@ -11,6 +11,26 @@ from torch import Tensor, nn
 conv_norm_act = partial(ConvModule, norm_cfg={"type": "BN"}, act_cfg={"type": "ReLU"})
 
 
+def bin_means(x: Tensor, bins: int | tuple[int, int]) -> Tensor:
+    """``nn.AdaptiveAvgPool2d(bins)`` as two matrix products: these repeat to the bit on CUDA, where the gradient of the
+    pool adds in any order, and ONNX can state them for sizes that are not known yet.
+    """
+    counts = (bins, bins) if isinstance(bins, int) else bins
+    rows, columns = (_bin_weights(side, n, x) for side, n in zip(x.shape[-2:], counts, strict=True))
+    return rows @ x @ columns.T
+
+
+def _bin_weights(side: int, bins: int, like: Tensor) -> Tensor:
+    """``[bins, side]``: each row the weights of a mean over its bin.
+
+    Bin i of n over a side of s covers positions floor(i s / n) to ceil((i + 1) s / n) - 1; bins may overlap.
+    """
+    i = torch.arange(bins, device=like.device).unsqueeze(1)
+    at = torch.arange(side, device=like.device).unsqueeze(0)
+    inside = ((at >= i * side // bins) & (at < ((i + 1) * side + bins - 1) // bins)).to(like.dtype)
+    return inside / inside.sum(1, keepdim=True)
+
+
 class FCNHead(nn.Module):
     """``in_channels -> channels`` by ``num_convs`` convolutions; ``concat_input`` fuses the input back in.
 

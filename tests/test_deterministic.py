@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from losses import LOSSES, build_kd
 from losses.task import TaskLoss
 from models import build_model
-from models.architectures.pspnet import BinMeans
+from models.architectures.pspnet import Pool
 from models.label_noise import LabelNoise
 from tests.test_models import FIVE, K
 from train_student import StudentStep
@@ -94,7 +94,7 @@ def test_task_losses_have_none_either(deterministic, kind):
 
 @pytest.mark.parametrize("bins", [1, 2, 3, 6])
 def test_bins_are_the_same_either_way(bins, request):
-    x, pool = torch.randn(2, 3, 13, 4, dtype=torch.float64, requires_grad=True), BinMeans(bins)
+    x, pool = torch.randn(2, 3, 13, 4, dtype=torch.float64, requires_grad=True), Pool(bins)
     plain = pool(x)
     request.getfixturevalue("deterministic")
     torch.testing.assert_close(pool(x), plain)

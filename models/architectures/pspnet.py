@@ -1,25 +1,22 @@
 """Pyramid pooling head (Zhao et al., PSPNet, CVPR 2017)."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.architectures.assembly import head_width, mmseg, release, top
-from models.layers import conv_norm_act
+from models.layers import bin_means, conv_norm_act
 from models.segmentor import Segmentor, resize
 
 BINS = (1, 2, 3, 6)
 
 
-class BinMeans(nn.AdaptiveAvgPool2d):
-    """The mean of each bin; by products where runs must repeat, since CUDA's gradient of a pool adds in any order."""
+class Pool(nn.AdaptiveAvgPool2d):
+    """The mean of each bin, by products where runs must repeat."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not torch.are_deterministic_algorithms_enabled():
-            return super().forward(x)
-        sides = (torch.eye(side, dtype=x.dtype, device=x.device) for side in x.shape[-2:])
-        rows, columns = (F.adaptive_avg_pool1d(side, self.output_size) for side in sides)  # [h, bins], [w, bins]
-        return rows.t() @ x @ columns
+        if torch.are_deterministic_algorithms_enabled():
+            return bin_means(x, self.output_size)
+        return super().forward(x)
 
 
 class PSPHead(nn.Module):
@@ -32,7 +29,7 @@ class PSPHead(nn.Module):
         self.out_channels = channels
         self.align_corners = align_corners
         self.pools = nn.ModuleList(
-            nn.Sequential(BinMeans(bins), conv_norm_act(in_channels, branch_channels, 1)) for bins in BINS
+            nn.Sequential(Pool(bins), conv_norm_act(in_channels, branch_channels, 1)) for bins in BINS
         )
         self.bottleneck = conv_norm_act(in_channels + len(BINS) * branch_channels, channels, 3, padding=1)
         self.dropout = dropout

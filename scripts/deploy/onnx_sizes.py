@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
 from timm.layers import padding
 from torch import Tensor, nn
+
+from models.layers import bin_means
 
 ORIGINAL = padding.get_same_padding
 
@@ -32,33 +33,20 @@ def simple_same_padding() -> Iterator[None]:
 
 
 class BinMeans(nn.Module):
-    """``nn.AdaptiveAvgPool2d`` as two matrix products, which ONNX can state for sizes that are not known yet.
+    """``nn.AdaptiveAvgPool2d`` by products."""
 
-    Bin i of n over a side of s covers positions floor(i s / n) to ceil((i + 1) s / n) - 1; bins may overlap.
-    """
-
-    def __init__(self, bins: tuple[int, int]) -> None:
+    def __init__(self, bins: int | tuple[int, int]) -> None:
         super().__init__()
         self.bins = bins
 
     def forward(self, x: Tensor) -> Tensor:
-        rows, columns = (_bin_weights(side, n, x) for side, n in zip(x.shape[-2:], self.bins, strict=True))
-        return rows @ x @ columns.T
-
-
-def _bin_weights(side: int, bins: int, like: Tensor) -> Tensor:
-    """``[bins, side]``: each row the weights of a mean over its bin."""
-    i = torch.arange(bins, device=like.device).unsqueeze(1)
-    at = torch.arange(side, device=like.device).unsqueeze(0)
-    inside = ((at >= i * side // bins) & (at < ((i + 1) * side + bins - 1) // bins)).to(like.dtype)
-    return inside / inside.sum(1, keepdim=True)
+        return bin_means(x, self.bins)
 
 
 def replace_pools(module: nn.Module) -> None:
     """In place, everywhere; the computed function stays the same."""
     for name, child in module.named_children():
         if isinstance(child, nn.AdaptiveAvgPool2d):
-            size = child.output_size
-            setattr(module, name, BinMeans((size, size) if isinstance(size, int) else tuple(size)))
+            setattr(module, name, BinMeans(child.output_size))
         else:
             replace_pools(child)
