@@ -79,9 +79,8 @@ class RunLogger:
         self.file = path.open("a", buffering=1)
         self.writer = SummaryWriter(str(folder), purge_step=start + 1 if start else None)
         self.stop, self.header = stop, header
-        self.first: tuple[float, int] | None = (
-            None  # time and iteration of the first record: it took longer than others
-        )
+        # time and iteration of the first record, which took longer than others
+        self.first: tuple[float, int] | None = None
         self.bar = tqdm(
             total=stop, initial=start, desc=folder.name, disable=not sys.stderr.isatty(), dynamic_ncols=True
         )
