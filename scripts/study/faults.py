@@ -27,7 +27,7 @@ from utils.options import option, parse_flags
 class FaultsConfig:
     only: tuple[str, ...] = option((), "names of faults", positional=True)
     tries: int = option(20, "of each fault", minimum=1)
-    iterations: int = option(40000, "of the long run that is watched for growth", minimum=100)
+    iterations: int = option(40000, "of the long run that is watched for growth", minimum=1000)
     seed: int = option(0, "of the moments and places", minimum=0)
 
 

@@ -14,7 +14,7 @@ from scripts.study.breaking.processes import ITERATIONS, Job, iteration
 from utils import checkpoint
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
-DAYS = 3e5  # seconds that a long run may take
+LONG = {"patience": 3e5, "interval": 1}  # seconds: a long run's log is long to read
 END = 30  # seconds after a signal until the run has ended
 
 
@@ -109,14 +109,15 @@ def disk_full(bench: Bench) -> None:
 def soak(bench: Bench, iterations: int) -> str:
     """A long run: what it holds and has open must not grow, nor its log without bound. Returns the figures."""
     flags = f"--max-iterations {iterations} --save-per-iters 800 --val-per-iters 800 --log-iter 10".split()
+    flags += ["--backbone", "test_resnet"]  # timm's smallest
     bench.number += 1
     job = Job("teacher", "python", bench.folder / f"run{bench.number}", flags)
-    job.until(lambda: iteration(job.folder) >= min(1600, iterations // 4), DAYS)
+    job.until(lambda: iteration(job.folder) >= min(1600, iterations // 4), **LONG)
     first = usage(job.process.pid)
-    job.until(lambda: iteration(job.folder) >= iterations - 20, DAYS)
-    last, log = usage(job.process.pid), (job.folder / "metrics.jsonl").stat().st_size
+    job.until(lambda: iteration(job.folder) >= iterations * 0.9, **LONG)
+    last = usage(job.process.pid)
     demand(job.wait() == 0, f"it failed: {job.errors()}")
-    growth = (last[0] - first[0]) / 1e6
+    growth, log = (last[0] - first[0]) / 1e6, (job.folder / "metrics.jsonl").stat().st_size
     demand(growth < 50, f"its memory grew by {growth:.0f} MB")
     demand(last[1] <= first[1] + 2, f"its open files grew from {first[1]} to {last[1]}")
     demand(log / iterations * 40000 < 10e6, f"its log is of {log / 1e6:.1f} MB")

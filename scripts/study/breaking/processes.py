@@ -57,8 +57,8 @@ class Job:
                 preexec_fn=prepare,
             )
 
-    def until(self, holds: Callable[[], bool], patience: float = PATIENCE) -> None:
-        """Wait for something in the run's folder.
+    def until(self, holds: Callable[[], bool], patience: float = PATIENCE, interval: float = 0.01) -> None:
+        """Wait for something in the run's folder, looking every so many seconds.
 
         Raises:
             TimeoutError: it does not happen, or the run has ended before.
@@ -68,7 +68,7 @@ class Job:
             if self.process.poll() is not None or time.monotonic() > deadline:
                 self.clear()
                 raise TimeoutError(f"the run did not come as far as it should: {self.errors()}")
-            time.sleep(0.01)
+            time.sleep(interval)
 
     def ranks(self) -> list[int]:
         """The training processes under torchrun."""
