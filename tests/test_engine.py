@@ -1,6 +1,7 @@
 """The training loop: repeatable, resumable at any moment, and it never loses a checkpoint to bad input."""
 
 import json
+import multiprocessing
 import os
 import signal
 import time
@@ -223,6 +224,22 @@ def test_two_runs_do_not_share_a_folder(tmp_path):
         open_run(config, world)
     run.close()
     open_run(config, world).close()
+
+
+def test_the_lock_ends_with_the_run_not_with_its_loader_processes(tmp_path):
+    config, world = TeacherConfig(save_dir=str(tmp_path)), Runtime()
+    run = open_run(config, world)
+    fork = multiprocessing.get_context("fork")
+    running = fork.Event()
+    worker = fork.Process(target=lambda: (running.set(), time.sleep(60)))
+    worker.start()
+    try:
+        assert running.wait(60)
+        run.close()  # as at the run's death
+        open_run(config, world).close()
+    finally:
+        worker.kill()
+        worker.join()
 
 
 def test_learning_rate_follows_the_release():

@@ -176,4 +176,5 @@ def _lock(folder: Path) -> IO[str]:
         raise UserError(f"--save-dir {folder} is in use by another run") from None
     except OSError as error:
         print(f"--save-dir {folder} cannot be locked ({error.strerror}): start no second run in it", file=sys.stderr)
+    os.register_at_fork(after_in_child=file.close)  # a loader process may outlive a killed run, the lock must not
     return file
