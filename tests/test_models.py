@@ -6,7 +6,7 @@ import torch
 from datasets import train_and_val
 from losses import LOSSES, build_kd
 from losses.task import TaskLoss
-from models import build_model
+from models import ARCHITECTURES, build_model
 from models.label_noise import LabelNoise
 from train_student import StudentStep
 from train_teacher import TeacherStep
@@ -120,6 +120,16 @@ def test_learns_as_teacher_and_as_student(arch):
             losses.append(terms["loss"].item())
         assert sum(losses[-4:]) < sum(losses[:4]), losses
         assert all(torch.isfinite(value).all() for value in model.state_dict().values())
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_no_weight_of_an_hrnet_waits_for_a_gradient(arch):
+    """DistributedDataParallel waits for those that do not come."""
+    with torch.device("meta"):
+        model = build_model(arch, "hrnet_w18_small", K)
+        output = model(torch.zeros(2, 3, 64, 64))
+        sum(x.sum() for x in (output.logits, *output.aux)).backward()
+    assert not [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
 
 
 def test_every_pair_distils_with_every_loss_on_logits():

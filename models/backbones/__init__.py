@@ -52,8 +52,13 @@ def _resnet_v1c(depth: int, output_stride: int) -> nn.Module:
 
 
 def _hrnet(name: str, output_stride: int) -> nn.Module:
-    """HRNet without its classification head, strides 4, 8, 16, 32 whatever the ``output_stride`` asked for."""
-    return refine_fusion(_features(name, feature_location=""))
+    """HRNet without its classification head, strides 4, 8, 16, 32 whatever the ``output_stride`` asked for.
+
+    As a pyramid its maps from stride 8 on are read: what only the finest one goes through does not learn.
+    """
+    backbone = refine_fusion(_features(name, feature_location=""))
+    backbone.stage4[-1].fuse_layers[0].requires_grad_(output_stride != PYRAMID)
+    return backbone
 
 
 def _any_timm(name: str, output_stride: int) -> nn.Module:
