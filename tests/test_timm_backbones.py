@@ -5,7 +5,7 @@ import timm
 import torch
 
 from models import build_model
-from models.backbones import build_backbone, narrow_stem, stem_convs
+from models.backbones import DILATED, PYRAMID, build_backbone, narrow_stem, stem_convs
 from models.checkpoints.imagenet import backbone_weights
 from utils import checkpoint
 from utils.errors import UserError
@@ -50,7 +50,8 @@ def test_strides_and_imagenet_weights_of_the_whole_network(name):
     assert any(value.shape == shape and torch.equal(value, first.weight) for value in whole.values())
 
 
+@pytest.mark.parametrize("output_stride", [DILATED, PYRAMID])
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "efficientvit_m0", "dla34"])
-def test_what_does_not_fit_is_refused_in_one_line(name):
+def test_what_does_not_fit_is_refused_in_one_line(name, output_stride):
     with pytest.raises(UserError, match=f"backbone '{name}' cannot be used: needed are four maps"):
-        build_backbone(name)
+        build_backbone(name, output_stride=output_stride)

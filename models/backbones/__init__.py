@@ -71,7 +71,7 @@ def _any_timm(name: str, output_stride: int) -> nn.Module:
     for options in offers:
         try:
             backbone = _features(name, **options)
-            if options == offers[0] or _fits(backbone):
+            if _fits(backbone) or options == offers[0]:  # which has to run, too
                 return backbone
         except (AssertionError, TypeError, ValueError, NotImplementedError, RuntimeError, IndexError) as error:
             reason = first_line(error)
