@@ -8,6 +8,7 @@ from datasets import build_dataset
 from models import build_model
 from models.label_noise import LabelNoise
 from utils.bilinear import upsampled_argmax
+from utils.errors import UserError
 from utils.pixels import CONVENTIONS
 from utils.training.evaluation import Predictor, evaluate
 from utils.training.protocol import resize_to_fit
@@ -63,6 +64,12 @@ def test_windows_cover_the_image_and_average(model):
     torch.testing.assert_close(logits[..., :32], parts[0][..., :32])
     torch.testing.assert_close(logits[..., 36:64], (parts[0][..., 36:] + parts[1][..., 4:32] + parts[2][..., :28]) / 3)
     torch.testing.assert_close(logits[..., 96:], parts[2][..., 60:])
+
+
+@pytest.mark.parametrize("options", [{"window": (64, 64)}, {}])
+def test_a_stride_that_leaves_pixels_out_is_explained(model, options):
+    with pytest.raises(UserError, match="--stride 40 80 needs a --window of at least its size"):
+        Predictor(model, BGR, stride=(40, 80), **options)
 
 
 def test_scales_are_averaged(model):

@@ -32,6 +32,9 @@ class Predictor:
     scales, flip: logits of the resized and mirrored inputs are averaged (LAD: eval.py). window: height and width of
     a sliding window with the given stride (default two thirds of it); overlapping logits are averaged. resize: the
     sides that images are resized to fit first; their logits are resized back.
+
+    Raises:
+        UserError: a stride that leaves pixels out.
     """
 
     def __init__(
@@ -46,6 +49,9 @@ class Predictor:
         runtime: Runtime | None = None,
         resize: tuple[int, int] | None = None,
     ) -> None:
+        if stride and not (window and all(step <= side for step, side in zip(stride, window, strict=True))):
+            step = "{} {}".format(*stride)
+            raise UserError(f"--stride {step} needs a --window of at least its size: no pixel may lie between two")
         self.resize = resize
         self.model, self.convention, self.noise, self.runtime = model, convention, noise, runtime or Runtime()
         self.scales, self.flip, self.window = tuple(scales), flip, window
