@@ -54,7 +54,8 @@ def memory_loss(student: Tensor, teacher: Tensor, contrasts: Tensor, labelled: T
     """
     rows = [relation_kl(s, contrasts, t, contrasts, tau) for s, t in zip(student, teacher.detach(), strict=True)]
     total = torch.stack(rows).masked_fill(~labelled, 0).sum()
-    return total / all_reduce_mean(labelled.sum(dtype=total.dtype)).clamp(min=1)
+    count = all_reduce_mean(labelled.sum(dtype=total.dtype))
+    return total / torch.where(count > 0, count, 1)
 
 
 class CIRKDRegion(Rings):

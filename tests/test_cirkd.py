@@ -10,9 +10,9 @@ import torch.nn.functional as F
 import train_student
 import train_teacher
 from datasets import toy
-from losses import build_kd
+from losses import build_kd, cirkd_memory
 from losses.cirkd import cirkd_loss
-from losses.cirkd_memory import CIRKDPixel, CIRKDRegion, enqueue, pixel_keys
+from losses.cirkd_memory import CIRKDPixel, CIRKDRegion, enqueue, memory_loss, pixel_keys
 from tests.conftest import TINY
 from utils import checkpoint
 from utils.errors import UserError
@@ -186,6 +186,17 @@ def test_a_batch_without_labels_has_loss_zero_and_stores_nothing(kind):
     assert loss.item() == 0
     assert not student.feat.grad.any()
     assert torch.equal(memory.queue, before)
+
+
+def test_few_labelled_pixels_count_alike_over_processes(monkeypatch):
+    """One of two processes has the only labelled pixel: the mean of both losses is that of one process."""
+    s, t = (F.normalize(torch.randn(2, 6, 3), dim=2) for _ in range(2))
+    contrasts, labelled = F.normalize(torch.randn(4, 3), dim=1), torch.zeros(2, 6, dtype=torch.bool)
+    labelled[0, 3] = True
+    whole = memory_loss(s, t, contrasts, labelled)
+    monkeypatch.setattr(cirkd_memory, "all_reduce_mean", lambda count: torch.full_like(count, 0.5))
+    parts = [memory_loss(s[i : i + 1], t[i : i + 1], contrasts, labelled[i : i + 1]) for i in range(2)]
+    assert torch.stack(parts).mean().item() == pytest.approx(whole.item())
 
 
 @pytest.mark.parametrize("option", ["size=0", "size=2.5", "contrasts=nan", "per_image=-1"])
