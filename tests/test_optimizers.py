@@ -7,6 +7,7 @@ import train_student
 from models import build_model
 from tests.conftest import TINY
 from utils import checkpoint
+from utils.errors import UserError
 from utils.training.configuration import StudentConfig
 from utils.training.optimizers import OPTIMIZERS
 
@@ -26,6 +27,31 @@ def test_norms_biases_and_layer_scales_do_not_decay_in_adamw():
     optimizer.step()
     assert torch.equal(model.main.classifier.bias, before)
     torch.testing.assert_close(model.main.classifier.weight.detach(), weight * (1 - 0.001 * 0.05))
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("overflowed", [0, 1])
+def test_a_step_that_the_loss_scale_skips_leaves_no_trace(optimizer, overflowed):
+    """As with float16 gradients that overflow, which the first ones usually do."""
+    finite, weights = [1.0, 2.0], []
+    for gradients in (finite, [*finite[:overflowed], torch.inf, *finite[overflowed:]]):
+        garbage = [torch.full((16, 16), 1e30) for _ in range(20)]  # what new memory may hold
+        del garbage
+        weight = torch.nn.Parameter(torch.ones(16, 16))
+        updater = OPTIMIZERS[optimizer]([weight], StudentConfig(lr=0.1))
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+        for gradient in gradients:
+            updater.zero_grad()
+            scaler.scale((weight * gradient).sum()).backward()
+            scaler.step(updater)
+            scaler.update()
+        weights.append(weight.detach())
+    assert torch.equal(*weights)
+
+
+def test_a_momentum_that_is_no_beta_is_explained():
+    with pytest.raises(UserError, match="--momentum 1: with --optimizer adamw it must be below 1"):
+        OPTIMIZERS["adamw"]([torch.nn.Parameter(torch.ones(2))], StudentConfig(momentum=1.0))
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
