@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from losses.pixels import upsampled_cross_entropy
 from utils.errors import lookup
-from utils.types import IGNORE_INDEX, Output, Supervision, valid_pixels
+from utils.types import IGNORE_INDEX, Output, Supervision, full_precision, valid_pixels
 
 
 def cross_entropy(
@@ -23,6 +23,11 @@ def cross_entropy(
     total = upsampled_cross_entropy(logits, label, align_corners, smoothing)
     valid = valid_pixels(label) if valid is None else valid
     return total / torch.where(valid > 0, valid, 1)
+
+
+def _upsampled(logits: Tensor, label: Tensor, align_corners: bool) -> Tensor:
+    """At label size, at least in float32."""
+    return F.interpolate(full_precision(logits), label.shape[-2:], mode="bilinear", align_corners=align_corners)
 
 
 def ohem(
@@ -40,7 +45,7 @@ def ohem(
     hardest; without a threshold exactly these. Smoothed labels do not change which pixels are hard. The batch is that
     of one process; ``valid`` does not matter.
     """
-    logits = F.interpolate(logits, label.shape[-2:], mode="bilinear", align_corners=align_corners)
+    logits = _upsampled(logits, label, align_corners)
     loss = F.cross_entropy(logits, label, ignore_index=IGNORE_INDEX, reduction="none")
     hard = hard_pixels(loss.detach(), label, threshold, min_kept * len(label))
     if smoothing:
@@ -52,16 +57,16 @@ def hard_pixels(loss: Tensor, label: Tensor, threshold: float | None, min_kept: 
     """Boolean ``[B, H, W]``: where the true class's probability ``exp(-loss)`` is below OHEM's limit.
 
     The limit is the probability at rank ``min_kept`` (from 0, or the last valid one), or the threshold if that is
-    higher. It stays a tensor: the host does not wait for the device.
+    higher. It stays a tensor: the host does not wait for the device. Without a threshold: the ``min_kept`` lowest.
     """
     valid = label != IGNORE_INDEX
     probability = (-loss).exp().masked_fill(~valid, torch.inf)
-    rank = min(min_kept + 1, probability.numel())
-    limit = probability.flatten().topk(rank, largest=False, sorted=False).values.amax()  # kthvalue is slow on CUDA
-    if threshold is not None:
-        highest = probability.masked_fill(~valid, -torch.inf).amax()
-        limit = torch.where(limit.isinf(), highest, limit).clamp(min=threshold)
-    return (probability < limit) & valid
+    lowest = min(min_kept + (threshold is not None), probability.numel())
+    least = probability.flatten().topk(lowest, largest=False, sorted=False)  # kthvalue is slow on CUDA
+    if threshold is None:
+        return valid & torch.zeros_like(valid).flatten().index_fill(0, least.indices, True).view_as(valid)
+    limit, highest = least.values.amax(), probability.masked_fill(~valid, -torch.inf).amax()
+    return (probability < torch.where(limit.isinf(), highest, limit).clamp(min=threshold)) & valid
 
 
 def detail_target(label: Tensor) -> Tensor:
@@ -85,7 +90,7 @@ def detail_loss(
 
     It is not one of classes, so ``smoothing`` and ``valid`` do not concern it.
     """
-    logits = F.interpolate(logits, label.shape[-2:], mode="bilinear", align_corners=align_corners).float()
+    logits = _upsampled(logits, label, align_corners)
     target = F.one_hot(detail_target(label).long(), 2).permute(0, 3, 1, 2).to(logits)
     return F.binary_cross_entropy_with_logits(logits, target) + dice_loss(logits.sigmoid(), target)
 
@@ -105,7 +110,7 @@ def soft_dice(
     rest; p is the softmax, t the one-hot label, the sums go over the labelled pixels of all images. A class without a
     pixel has no overlap to ask for and is left out. Labels are not smoothed; ``valid`` does not matter.
     """
-    logits = F.interpolate(logits, label.shape[-2:], mode="bilinear", align_corners=align_corners).float()
+    logits = _upsampled(logits, label, align_corners)
     known = (label != IGNORE_INDEX).unsqueeze(1)
     p = logits.softmax(1) * known
     t = F.one_hot(label.masked_fill(~known.squeeze(1), 0), logits.shape[1]).permute(0, 3, 1, 2) * known

@@ -84,6 +84,26 @@ def test_finite_under_autocast(kind):
     torch.testing.assert_close(loss, CRITERIA[kind](logits.float(), label, False), rtol=0.02, atol=0.02)
 
 
+@pytest.mark.parametrize("kind", CRITERIA)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_computed_in_full_precision(kind, dtype):
+    """At least float32, upsampling too; float64 stays what it is."""
+    label = torch.randint(0, 2, (2, 24, 24))
+    logits = torch.randn(2, 2, 3, 3).to(dtype)
+    loss, expected = CRITERIA[kind](logits, label, False), CRITERIA[kind](logits.double(), label, False)
+    assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("kept", [5, 63, 64, 10_000])
+def test_ohem_without_a_threshold_keeps_as_many_as_it_says(kept):
+    label = torch.arange(128).view(2, 8, 8) % 3
+    label[0, 0] = 255
+    alike = hard_pixels(torch.ones(2, 8, 8), label, None, kept)
+    assert alike.sum() == min(kept, 120)
+    assert not alike[label == 255].any()
+
+
 def test_task_loss_adds_up_by_kind_and_weight(reference, label):
     kinds = (Supervision("ohem", True), Supervision("ce", False, 0.5), Supervision("detail", True, 1.0))
     output = Output(reference["seg_logits"], (reference["seg_logits"], reference["detail_logits"]), torch.zeros(()))
