@@ -80,6 +80,8 @@ def parse_losses(text: str, flag: str = "--kd") -> dict[str, tuple[float, dict[s
             raise UserError(f"{flag} {text}: write name=weight, e.g. cwd=3 or kd=1:tau=4") from None
         if not math.isfinite(losses[name][0]):
             raise UserError(f"{flag} {text}: {name}={weight} is no weight")
+        if not 0 < (tau := losses[name][1].get("tau", 1.0)) < math.inf:
+            raise UserError(f"{flag} {text}: tau={tau:g} of {name}: give a positive number")
     return losses
 
 
@@ -91,7 +93,8 @@ def term_name(name: str) -> str:
 class WeightedLosses(nn.Module):
     """Several distillation losses with their weights, in full precision, on maps of the student's size.
 
-    A loss returns its value, or a dict of parts whose weighted sum it is, by its ``part_weights``.
+    The teacher gets no gradient, whether a loss stops it or not: a network may be its own teacher. A loss returns its
+    value, or a dict of parts whose weighted sum it is, by its ``part_weights``.
     """
 
     def __init__(self, losses: Mapping[str, nn.Module], weights: Mapping[str, float]) -> None:
@@ -109,7 +112,7 @@ class WeightedLosses(nn.Module):
         if classes[0] != classes[1]:
             raise UserError(f"the student has {classes[0]} classes, its teacher {classes[1]}: they must be the same")
         with torch.autocast(student.logits.device.type, enabled=False):
-            student, teacher = student.full_precision(), teacher.full_precision()
+            student, teacher = student.full_precision(), teacher.full_precision().detach()
             teacher = teacher._replace(
                 logits=_resize(teacher.logits, student.logits), feat=_resize(teacher.feat, student.feat)
             )

@@ -113,6 +113,8 @@ def test_weights_and_options_by_name():
         ("cwd=1,cwd=2", "twice"),
         ("kd=1:taw=2", "did you mean 'tau'"),
         ("kd=1:num_classes=2", "no option"),
+        ("kd=1:tau=0", "tau=0 of kd: give a positive number"),
+        ("cirkd=1:tau=nan", "tau=nan of cirkd: give a positive number"),
         ("", "unknown loss"),
     ],
 )
@@ -130,6 +132,19 @@ def test_consistency_is_symmetric_and_stops_gradients_at_the_target():
     distance.backward()
     (expected,) = torch.autograd.grad(cwd_loss(z1, z2), z1)
     torch.testing.assert_close(z1.grad, expected)
+
+
+def test_the_teacher_gets_no_gradient_of_a_loss_that_does_not_stop_it():
+    class Difference(nn.Module):
+        def forward(self, student, teacher, label):
+            parts = [(student.logits, teacher.logits), (student.feat, teacher.feat), (student.aux[0], teacher.aux[0])]
+            return sum((s - t).square().mean() for s, t in parts)
+
+    (z1, z2), (a1, a2), (f1, f2) = ([x.requires_grad_() for x in maps(seed=seed)] for seed in range(3))
+    losses = WeightedLosses({"own": Difference()}, {"own": 1.0})
+    losses(Output(z1, (a1,), f1), Output(z2, (a2,), f2), None)[0].backward()
+    assert all(x.grad.any() for x in (z1, a1, f1))
+    assert all(x.grad is None for x in (z2, a2, f2))
 
 
 @pytest.mark.parametrize("align_corners", [True, False])

@@ -33,6 +33,10 @@ class Output(NamedTuple):
 
         return Output(full_precision(self.logits), tuple(map(full_precision, self.aux)), full_precision(self.feat))
 
+    def detach(self) -> "Output":
+        """The same maps without gradient."""
+        return Output(self.logits.detach(), tuple(x.detach() for x in self.aux), self.feat.detach())
+
 
 class Supervision(NamedTuple):
     """How one logit map of a network is supervised: the network carries it, the task loss reads it."""
