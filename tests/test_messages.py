@@ -107,6 +107,7 @@ MESSAGES = {
     "network": (lambda t: called(models_table.main, "--only", "x"), "--only x: no such network"),
     "no lines": (lambda t: dataset_spec("folder", str(garbage(t, "dataset.yaml", b"3").parent)), "'key: value' lines"),
     "too large": (lambda t: parse_flags(TrainConfig, "", ["--label-smoothing", "2"]), r"2\.0 is too large: at most 1"),
+    "no probability": (lambda t: parse_flags(TrainConfig, "", ["--dropout", "1.5"]), r"--dropout: 1\.5 is too large"),
     "entry twice": (lambda t: read_manifest(garbage(t, "m.yaml", yaml.safe_dump([ENTRY._asdict()] * 2).encode())),
                     r"m\.yaml: the name 'a' is there twice"),
     "classes": (lambda t: loss_cost.main(["labelmefacade"]), "the number of classes of folder is not known"),

@@ -67,7 +67,9 @@ class TrainConfig:
     compile: bool = option(False, "compile the networks by torch.compile")
     accumulate: int = option(1, "parts that an iteration's batch is computed in, one after another", minimum=1)
     freeze_bn: bool = option(False, "keep BatchNorm in eval mode, for very small batches a process")
-    dropout: float | None = option(None, "dropout probability of the heads (default: the architecture's)", minimum=0)
+    dropout: float | None = option(
+        None, "dropout probability of the heads (default: the architecture's)", minimum=0, maximum=1
+    )
     label_std: float = option(0.03, "standard deviation of the label plane's pixel noise, before scaling", minimum=0)
     label_scale: float | None = option(None, "factor on the label plane (default: the pixel convention's)", minimum=0)
     code_std: float | None = option(None, "of --label-codes near: deviation of the codes from the table", minimum=0)

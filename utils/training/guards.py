@@ -40,7 +40,8 @@ def forward(step: nn.Module, image: Tensor, label: Tensor, draw: Draw, valid: Te
             raise
         raise UserError(
             f"BatchNorm sees one value per channel: this network pools to a 1x1 map, which needs at least 2 images a "
-            f"process (here {len(image)}); raise --batch-size, use fewer processes, or --freeze-bn"
+            f"process at a time (here {len(image)}); raise --batch-size, lower --accumulate, use fewer processes, or "
+            f"--freeze-bn"
         ) from error
 
 
