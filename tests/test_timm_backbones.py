@@ -51,7 +51,7 @@ def test_strides_and_imagenet_weights_of_the_whole_network(name):
 
 
 @pytest.mark.parametrize("output_stride", [DILATED, PYRAMID])
-@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "efficientvit_m0", "dla34"])
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "efficientvit_m0", "dla34", "halonet26t"])
 def test_what_does_not_fit_is_refused_in_one_line(name, output_stride):
     with pytest.raises(UserError, match=f"backbone '{name}' cannot be used: needed are four maps"):
         build_backbone(name, output_stride=output_stride)
