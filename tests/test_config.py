@@ -63,6 +63,8 @@ def test_a_key_may_be_for_one_method(recipe):
         ("lr: .nan", "nan is no finite number"),
         ("skip_val: 3", "true or false"),
         ("lr: true", "is not a float"),
+        ("save_dir:", "save_dir: None is not a str"),
+        ("model: [fcn]", r"model: \['fcn'\] is not a str"),
         ("crop_size: 512", "is not 2 values"),
         ("crop_size: [512, 512, 3]", "is not 2 values"),
         ("crop_size: [8, 8]", "at least 32"),

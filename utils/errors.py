@@ -46,6 +46,7 @@ MEANINGS = {
     "ended or does not answer; its own message says why",
     "DefaultCPUAllocator|std::bad_alloc|[Cc]annot allocate memory": "out of memory: a smaller --batch-size or "
     "--crop-size, --accumulate, or fewer --workers",
+    "home directory": "a path begins with ~ and the name of nobody here",
     "No space left on device": "a disk or the shared memory is full (docker: --shm-size)",
 }
 
