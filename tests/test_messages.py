@@ -103,6 +103,7 @@ MESSAGES = {
     "robustness": (robustness, r"robustness\.json is not what teacher_robustness\.py writes"),
     "no settings": (lambda t: runs.read_run(garbage(t, "config.yaml", b"3").parent, "a"), "holds no settings"),
     "picture": (lambda t: style.save_text("", unwritable(t) / "a"), "cannot write .*below/a: Not a directory"),
+    "kind of picture": (lambda t: style.save_figure(style.plt.figure(), t / "a.xyz"), "'xyz' .choices: .*png"),
     "no runs": (lambda t: experiment_figure.main(["toy", "--records", str(t)]), "holds no scored runs of toy"),
     "network": (lambda t: called(models_table.main, "--only", "x"), "--only x: no such network"),
     "no lines": (lambda t: dataset_spec("folder", str(garbage(t, "dataset.yaml", b"3").parent)), "'key: value' lines"),
