@@ -121,10 +121,16 @@ def _pairs(
     if images == labels:
         found = [path for path in found if not path.name.endswith(label_suffix)]
     stems = {path: path.name.removesuffix(image_suffix) if image_suffix else path.stem for path in found}
+    twins = {stem: path for path, stem in stems.items()}
+    for path, stem in stems.items():
+        if twins[stem] != path:
+            raise UserError(f"{path} and {twins[stem].name} would have one label: image_suffix in {FILE} picks a kind")
     if "list" in entry:
         listed = read_list(root / entry["list"])
         by_name = {name: path for path, stem in stems.items() for name in (stem, path.name)}
         found = sorted({by_name.get(name, images / name) for name in (Path(line).name for line in listed)})
+        if len(found) < len(listed):
+            raise UserError(f"{root / entry['list']} has {len(listed)} lines for {len(found)} images of {images}")
         stems = {path: stems.get(path, path.name) for path in found}
     return match(found, lambda image: [labels / f"{stems[image]}{label_suffix}"])
 

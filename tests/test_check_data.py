@@ -109,6 +109,21 @@ def test_problems_of_one_kind_are_one_line(tmp_path, monkeypatch, capsys):
     assert lines[1] == f"problem: file not found: {root}/trainannot/photo 3.png"
 
 
+def test_a_file_that_cannot_be_opened_hides_no_other_problem(tmp_path, monkeypatch):
+    picture(tmp_path / "images/a.jpg")
+    label(tmp_path / "labels/a.png", np.full((20, 30), 7, np.uint8))
+    (tmp_path / "list.txt").write_text(f"a\n{'b' * 300}.jpg\n")
+    split = "{images: images, labels: labels, list: list.txt}"
+    (tmp_path / "dataset.yaml").write_text(f"names: [x, y]\nsplits: {{train: {split}, val: {split}}}\n")
+    status, result = check(monkeypatch, tmp_path, "--dataset", "folder", "--data", tmp_path, "--split", "val")
+    assert status == 1
+    assert [problem.split(": ")[-1] for problem in result["problems"]] == [
+        "7 (600 px); 2 classes",
+        "File name too long",
+        "File name too long",
+    ]
+
+
 def test_a_wrong_root_and_bad_flags(tmp_path, monkeypatch, capsys):
     status, result = check(monkeypatch, tmp_path, "--dataset", "voc", "--data", tmp_path)
     assert status == 1

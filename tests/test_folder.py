@@ -160,6 +160,12 @@ def test_a_list_picks_images_by_name(tmp_path):
     (tmp_path / "some.txt").write_text("b\nnone\n")
     with pytest.raises(UserError, match=r"1 of 2 image and label pairs are incomplete; first missing: .*train/none"):
         build_dataset("folder", str(tmp_path), "train")
+    (tmp_path / "some.txt").write_text("b\nother/b.jpg\n")
+    with pytest.raises(UserError, match=r"some.txt has 2 lines for 1 images"):
+        build_dataset("folder", str(tmp_path), "train")
+    picture(tmp_path / "train/b.png")
+    with pytest.raises(UserError, match=r"train/b.jpg and b.png would have one label: image_suffix"):
+        build_dataset("folder", str(tmp_path), "train")
 
 
 FLAT = {"all": ("images/{}.jpg", "masks/{}.png")}
@@ -238,6 +244,15 @@ def test_lists_are_splits(tmp_path, monkeypatch):
         "val": "lists/val.txt",
     }
     assert len(build_dataset("folder", str(tmp_path), "train")) == 5
+
+
+def test_images_without_a_label_are_said(tmp_path, monkeypatch):
+    for n in range(6):
+        picture(tmp_path / f"images/{n}.jpg", n)
+        save(tmp_path / f"masks/{n}.{'PNG' if n > 3 else 'png'}", draw(range(4), n))
+    (tmp_path / "train.txt").mkdir()
+    describe(monkeypatch, tmp_path)
+    assert "# 2 images of images have no label called NAME.png\n" in (tmp_path / "dataset.yaml").read_text()
 
 
 def test_ignored_values_come_from_counts(tmp_path, monkeypatch, capsys):
