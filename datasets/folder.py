@@ -19,6 +19,7 @@ ignore: [[0, 0, 0]]                    # optional: colours without a class; none
 ``scripts/data/describe_folder.py`` writes such a file from what it finds in a folder.
 """
 
+import shlex
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -139,7 +140,7 @@ def _read(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise UserError(
             f"{path} is missing: it names the classes and folders; "
-            f"'python scripts/data/describe_folder.py --data {path.parent}' writes one to correct"
+            f"'python scripts/data/describe_folder.py --data {shlex.quote(str(path.parent))}' writes one to correct"
         )
     content = read_yaml(path)
     if not isinstance(content, dict):

@@ -1,16 +1,21 @@
 """The checker counts exactly and lists every problem with its path."""
 
 import json
+import os
 import runpy
 import shutil
+import signal
 import sys
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from datasets import dataset_spec
+from scripts.data import check_data
 from tests.trees import TREES, label, picture
+from utils.errors import named
 
 SCRIPT = Path(__file__).parent.parent / "scripts/data/check_data.py"
 
@@ -54,6 +59,17 @@ def test_one_split_in_worker_processes(tmp_path, monkeypatch):
     assert list(alone) == list(shared) == ["val"]
     assert (alone["val"].images, shared["val"].images, shared["val"].problems) == (1, 1, [])
     assert np.array_equal(alone["val"].pixels, shared["val"].pixels)
+
+
+def end(task):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_process_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(check_data, "check_pair", end)
+    with pytest.raises(BrokenProcessPool) as raised:
+        list(check_data._map([(None, None, None)], 1))
+    assert "fewer --workers" in str(named(raised.value))
 
 
 def test_every_problem_is_listed_with_its_path(tmp_path, monkeypatch, capsys):

@@ -63,6 +63,7 @@ def test_a_key_may_be_for_one_method(recipe):
         ("lr: .nan", "nan is no finite number"),
         ("skip_val: 3", "true or false"),
         ("lr: true", "is not a float"),
+        ("seed: 99999999999999999999", "does not fit into 64 bits"),
         ("save_dir:", "save_dir: None is not a str"),
         ("model: [fcn]", r"model: \['fcn'\] is not a str"),
         ("crop_size: 512", "is not 2 values"),

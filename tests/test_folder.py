@@ -1,6 +1,7 @@
 """One's own data: labels as ids and as colours, lists, and the description of an unknown tree."""
 
 import runpy
+import shlex
 import sys
 from pathlib import Path
 
@@ -287,4 +288,18 @@ def test_a_tree_that_cannot_be_described_is_left_as_it_is(tmp_path, monkeypatch,
     with pytest.raises(SystemExit):
         describe(monkeypatch, tmp_path)
     assert "different colours (the most frequent: [" in capsys.readouterr().err
+    for n in range(5):
+        (tmp_path / f"masks/{n}.jpg").unlink()
+        Image.fromarray(draw(range(3), n).astype(np.int32) * 40000).save(tmp_path / f"masks/{n}.tif")
+    with pytest.raises(SystemExit):
+        describe(monkeypatch, tmp_path)
+    assert "3 different ids (the most frequent: " in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "masks"]
+
+
+def test_the_command_that_describes_a_folder_can_be_copied(tmp_path):
+    root = tmp_path / "my photos"
+    root.mkdir()
+    with pytest.raises(UserError) as raised:
+        dataset_spec("folder", str(root))
+    assert shlex.split(str(raised.value).split("'python ")[1].rpartition("'")[0])[-1] == str(root)

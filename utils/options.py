@@ -103,6 +103,8 @@ def _scalar(kind: type, value: Any, where: str) -> Any:
         raise UserError(f"{where}: {value!r} is not a {kind.__name__}") from None
     if kind is float and not math.isfinite(result):
         raise UserError(f"{where}: {value!r} is no finite number")
+    if kind is int and not -(2**63) <= result < 2**63:
+        raise UserError(f"{where}: {value!r} does not fit into 64 bits")
     return result
 
 

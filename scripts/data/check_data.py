@@ -8,10 +8,10 @@ first files, and exit status 1; --json has every one.
 """
 
 import json
-import multiprocessing
 import re
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -129,8 +129,8 @@ def _map(tasks: list[tuple], workers: int) -> Iterator[Finding]:
     if workers == 0:
         yield from map(check_pair, tasks)
         return
-    with multiprocessing.Pool(workers, cv2.setNumThreads, (0,)) as pool:
-        yield from pool.imap(check_pair, tasks, chunksize=8)
+    with ProcessPoolExecutor(workers, initializer=cv2.setNumThreads, initargs=(0,)) as pool:
+        yield from pool.map(check_pair, tasks, chunksize=8)
 
 
 def check(spec: DatasetSpec, root: Path, split: str, workers: int) -> dict[str, Report]:
