@@ -139,8 +139,8 @@ def _pairs(
 def _read(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise UserError(
-            f"{path} is missing: it names the classes and folders; "
-            f"'python scripts/data/describe_folder.py --data {shlex.quote(str(path.parent))}' writes one to correct"
+            f"{path} is missing: it names the classes and folders; one to correct is written by: "
+            f"python scripts/data/describe_folder.py --data {shlex.quote(str(path.parent))}"
         )
     content = read_yaml(path)
     if not isinstance(content, dict):
