@@ -103,6 +103,8 @@ MESSAGES = {
     "robustness": (robustness, r"robustness\.json is not what teacher_robustness\.py writes"),
     "no settings": (lambda t: runs.read_run(garbage(t, "config.yaml", b"3").parent, "a"), "holds no settings"),
     "picture": (lambda t: style.save_text("", unwritable(t) / "a"), "cannot write .*below/a: Not a directory"),
+    "matlab label": (lambda t: shrink_dataset.shrink(torch.zeros(2, 2).long().numpy(), 2, Image.Resampling.NEAREST,
+                     t / "a.mat"), r"a\.mat would be no picture: scripts/data/prepare\.py makes PNG"),
     "kind of picture": (lambda t: style.save_figure(style.plt.figure(), t / "a.xyz"), "'xyz' .choices: .*png"),
     "no runs": (lambda t: experiment_figure.main(["toy", "--records", str(t)]), "holds no scored runs of toy"),
     "network": (lambda t: called(models_table.main, "--only", "x"), "--only x: no such network"),
