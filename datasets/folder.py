@@ -19,6 +19,7 @@ ignore: [[0, 0, 0]]                    # optional: colours without a class; none
 ``scripts/data/describe_folder.py`` writes such a file from what it finds in a folder.
 """
 
+import shlex
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -121,10 +122,16 @@ def _pairs(
     if images == labels:
         found = [path for path in found if not path.name.endswith(label_suffix)]
     stems = {path: path.name.removesuffix(image_suffix) if image_suffix else path.stem for path in found}
+    twins = {stem: path for path, stem in stems.items()}
+    for path, stem in stems.items():
+        if twins[stem] != path:
+            raise UserError(f"{path} and {twins[stem].name} would have one label: image_suffix in {FILE} picks a kind")
     if "list" in entry:
         listed = read_list(root / entry["list"])
         by_name = {name: path for path, stem in stems.items() for name in (stem, path.name)}
         found = sorted({by_name.get(name, images / name) for name in (Path(line).name for line in listed)})
+        if len(found) < len(listed):
+            raise UserError(f"{root / entry['list']} has {len(listed)} lines for {len(found)} images of {images}")
         stems = {path: stems.get(path, path.name) for path in found}
     return match(found, lambda image: [labels / f"{stems[image]}{label_suffix}"])
 
@@ -132,8 +139,8 @@ def _pairs(
 def _read(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise UserError(
-            f"{path} is missing: it names the classes and folders; "
-            f"'python scripts/data/describe_folder.py --data {path.parent}' writes one to correct"
+            f"{path} is missing: it names the classes and folders; one to correct is written by: "
+            f"python scripts/data/describe_folder.py --data {shlex.quote(str(path.parent))}"
         )
     content = read_yaml(path)
     if not isinstance(content, dict):

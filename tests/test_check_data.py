@@ -1,16 +1,21 @@
 """The checker counts exactly and lists every problem with its path."""
 
 import json
+import os
 import runpy
 import shutil
+import signal
 import sys
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from datasets import dataset_spec
+from scripts.data import check_data
 from tests.trees import TREES, label, picture
+from utils.errors import named
 
 SCRIPT = Path(__file__).parent.parent / "scripts/data/check_data.py"
 
@@ -54,6 +59,17 @@ def test_one_split_in_worker_processes(tmp_path, monkeypatch):
     assert list(alone) == list(shared) == ["val"]
     assert (alone["val"].images, shared["val"].images, shared["val"].problems) == (1, 1, [])
     assert np.array_equal(alone["val"].pixels, shared["val"].pixels)
+
+
+def end(task):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_process_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(check_data, "check_pair", end)
+    with pytest.raises(BrokenProcessPool) as raised:
+        list(check_data._map([(None, None, None)], 1))
+    assert "fewer --workers" in str(named(raised.value))
 
 
 def test_every_problem_is_listed_with_its_path(tmp_path, monkeypatch, capsys):
@@ -107,6 +123,21 @@ def test_problems_of_one_kind_are_one_line(tmp_path, monkeypatch, capsys):
     assert "photo 2.png holds ids that are no class: 12 (600 px); 11 classes (13 like this; also " in lines[0]
     assert lines[0].count("photo ") == 6
     assert lines[1] == f"problem: file not found: {root}/trainannot/photo 3.png"
+
+
+def test_a_file_that_cannot_be_opened_hides_no_other_problem(tmp_path, monkeypatch):
+    picture(tmp_path / "images/a.jpg")
+    label(tmp_path / "labels/a.png", np.full((20, 30), 7, np.uint8))
+    (tmp_path / "list.txt").write_text(f"a\n{'b' * 300}.jpg\n")
+    split = "{images: images, labels: labels, list: list.txt}"
+    (tmp_path / "dataset.yaml").write_text(f"names: [x, y]\nsplits: {{train: {split}, val: {split}}}\n")
+    status, result = check(monkeypatch, tmp_path, "--dataset", "folder", "--data", tmp_path, "--split", "val")
+    assert status == 1
+    assert [problem.split(": ")[-1] for problem in result["problems"]] == [
+        "7 (600 px); 2 classes",
+        "File name too long",
+        "File name too long",
+    ]
 
 
 def test_a_wrong_root_and_bad_flags(tmp_path, monkeypatch, capsys):

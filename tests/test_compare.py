@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from scripts.study import compare
 from scripts.study.analysis import charts, gained_lost
 from scripts.study.analysis.groups import read_groups
 from scripts.study.analysis.paired import align, bootstrap
-from scripts.study.analysis.runs import miou
+from scripts.study.analysis.runs import miou, read_run
 from utils.errors import UserError
 from utils.training.metrics import Metrics
 
@@ -87,6 +88,20 @@ def test_records_that_were_carried_elsewhere_are_grouped_by_their_neighbours(tmp
     make_run(tmp_path / "odd", 1, teacher_pretrained="runs/gone/unknown/last.pth")
     groups = read_groups([f"{tmp_path}/{name}" for name in ("s-0", "s-1", "odd")])
     assert {name: len(members) for name, members in groups.items()} == {"s": 2, "odd": 1}
+
+
+def test_runs_that_started_anew_from_their_own_weights(tmp_path):
+    runs = [make_run(tmp_path / f"s-{seed}", seed, pretrained=f"{tmp_path}/s-{seed}/best.pth") for seed in (0, 1)]
+    assert {name: len(members) for name, members in read_groups(runs).items()} == {"s": 2}
+
+
+@pytest.mark.parametrize("damage", [b"\xff\xfe\n", b"12\n", b'{"event": "train"}\n', b'{"iteration": 1}\n', b"[]\n"])
+def test_a_damaged_line_of_the_log_is_left_out(damage, tmp_path):
+    folder = tmp_path / "a"
+    whole = read_run(Path(make_run(folder)), "a").curves
+    log = folder / "metrics.jsonl"
+    log.write_bytes(damage + log.read_bytes())
+    assert read_run(folder, "a").curves == whole
 
 
 def test_names_in_two_places_and_refusals(tmp_path):
@@ -202,6 +217,8 @@ def test_counts_of_another_evaluation_are_left_out(tmp_path):
         ("config.yaml", b"{", "no plain yaml"),
         ("eval.json", b"{", "is damaged"),
         ("per_image.npz", b"no archive", "no file of eval.py --per-image"),
+        ("per_image.npz", b"", "no file of eval.py --per-image"),
+        ("per_image.npz", b"PK\x03\x04cut off", "no file of eval.py --per-image"),
     ],
 )
 def test_damaged_files_are_named(tmp_path, file, content, message):

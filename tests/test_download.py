@@ -211,6 +211,10 @@ def test_command_line(server, entry, tmp_path, monkeypatch, capsys):
         ({"url": "https://example.org/a/..%2Fb.pth"}, "no http address"),
         ({"hash": "md5:0"}, "unknown hash of net"),
         ({"colour": "red"}, "colour"),
+        ({"url": 3}, "net: url: 3"),
+        ({"miou": "high"}, "net: miou: 'high'"),
+        ({"hash": 5}, "net: hash: 5"),
+        ({"url": "http://[x/a.pth"}, "manifest .*Invalid IPv6 URL"),
     ],
 )
 def test_a_bad_manifest_is_refused(entry, tmp_path, change, message):

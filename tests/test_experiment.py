@@ -331,9 +331,16 @@ def test_what_would_fail_after_hours_fails_at_once(small, tmp_path):
             prepare(RunnerConfig(**changes), found, runs)
     with pytest.raises(UserError, match="--data is missing: the root folder of camvid"):
         prepare(RunnerConfig(), read_experiment("camvid"), runs)
-    with prepare(RunnerConfig(), found, runs), pytest.raises(UserError, match="in use by another runner"):
+    with prepare(RunnerConfig(), found, runs), pytest.raises(UserError, match="in use by another run"):
         prepare(RunnerConfig(), found, runs)
     prepare(RunnerConfig(), found, runs).close()
+    other = tmp_path / "other"
+    other.write_text("somebody's")
+    (runs / ".lock").unlink()
+    (runs / ".lock").symlink_to(other)
+    with pytest.raises(UserError, match=r"--output .* cannot be written: Too many levels of symbolic links"):
+        prepare(RunnerConfig(), found, runs)
+    assert other.read_text() == "somebody's"
 
 
 def test_each_slot_has_its_own_gpu_or_share_of_the_cores():

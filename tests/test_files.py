@@ -68,6 +68,7 @@ def test_yaml_that_is_no_recipe(tmp_path, text, message):
         (torch.OutOfMemoryError("CUDA out of memory."), "Try a smaller --batch-size or --crop-size, --accumulate 2"),
         (PermissionError(13, "Permission denied", "a/b.png"), "a/b.png: Permission denied"),
         (MemoryError(), "out of memory"),
+        (RuntimeError("Could not determine home directory."), "a path begins with ~"),
     ],
 )
 def test_failures_of_the_machine_have_names(error, message):

@@ -1,6 +1,7 @@
 """One's own data: labels as ids and as colours, lists, and the description of an unknown tree."""
 
 import runpy
+import shlex
 import sys
 from pathlib import Path
 
@@ -160,6 +161,12 @@ def test_a_list_picks_images_by_name(tmp_path):
     (tmp_path / "some.txt").write_text("b\nnone\n")
     with pytest.raises(UserError, match=r"1 of 2 image and label pairs are incomplete; first missing: .*train/none"):
         build_dataset("folder", str(tmp_path), "train")
+    (tmp_path / "some.txt").write_text("b\nother/b.jpg\n")
+    with pytest.raises(UserError, match=r"some.txt has 2 lines for 1 images"):
+        build_dataset("folder", str(tmp_path), "train")
+    picture(tmp_path / "train/b.png")
+    with pytest.raises(UserError, match=r"train/b.jpg and b.png would have one label: image_suffix"):
+        build_dataset("folder", str(tmp_path), "train")
 
 
 FLAT = {"all": ("images/{}.jpg", "masks/{}.png")}
@@ -240,6 +247,15 @@ def test_lists_are_splits(tmp_path, monkeypatch):
     assert len(build_dataset("folder", str(tmp_path), "train")) == 5
 
 
+def test_images_without_a_label_are_said(tmp_path, monkeypatch):
+    for n in range(6):
+        picture(tmp_path / f"images/{n}.jpg", n)
+        save(tmp_path / f"masks/{n}.{'PNG' if n > 3 else 'png'}", draw(range(4), n))
+    (tmp_path / "train.txt").mkdir()
+    describe(monkeypatch, tmp_path)
+    assert "# 2 images of images have no label called NAME.png\n" in (tmp_path / "dataset.yaml").read_text()
+
+
 def test_ignored_values_come_from_counts(tmp_path, monkeypatch, capsys):
     ids = np.zeros(SIZE, np.uint8)
     ids[1:] = draw(range(1, 4), 0)[1:]  # black on 5 % of the pixels
@@ -272,4 +288,18 @@ def test_a_tree_that_cannot_be_described_is_left_as_it_is(tmp_path, monkeypatch,
     with pytest.raises(SystemExit):
         describe(monkeypatch, tmp_path)
     assert "different colours (the most frequent: [" in capsys.readouterr().err
+    for n in range(5):
+        (tmp_path / f"masks/{n}.jpg").unlink()
+        Image.fromarray(draw(range(3), n).astype(np.int32) * 40000).save(tmp_path / f"masks/{n}.tif")
+    with pytest.raises(SystemExit):
+        describe(monkeypatch, tmp_path)
+    assert "3 different ids (the most frequent: " in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "masks"]
+
+
+def test_the_command_that_describes_a_folder_can_be_copied(tmp_path):
+    root = tmp_path / "my photos"
+    root.mkdir()
+    with pytest.raises(UserError) as raised:
+        dataset_spec("folder", str(root))
+    assert shlex.split(str(raised.value))[-1] == str(root)

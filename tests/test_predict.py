@@ -73,16 +73,18 @@ def test_bad_images_are_named_and_skipped(student, tmp_path, capsys):
     cut, deep = tmp_path / "cut.png", tmp_path / "deep.png"
     cut.write_bytes(good.read_bytes()[:200])
     Image.fromarray(np.full((9, 9), 40000, np.uint16)).save(deep)
-    files = [str(cut), str(deep), str(tmp_path / "none.png"), str(good)]
+    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+    files = [str(cut), str(deep), str(tmp_path / "none.png"), str(tmp_path / "loop.png"), str(good)]
     with pytest.raises(SystemExit) as stopped:
         predict.main([*files, "--pretrained", student, "--output", f"{tmp_path}/out"])
     assert stopped.value.code == 1
     errors = capsys.readouterr().err.splitlines()
-    assert [line.split(":")[0] for line in errors] == ["skipped"] * 3 + ["error"]
+    assert [line.split(":")[0] for line in errors] == ["skipped"] * 4 + ["error"]
     assert "cut.png cannot be read" in errors[0]
     assert "8-bit RGB" in errors[1]
     assert "file not found" in errors[2]
-    assert "3 of 4" in errors[3]
+    assert "symbolic links" in errors[3]
+    assert "4 of 5" in errors[4]
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["good.png"]
 
 

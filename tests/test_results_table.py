@@ -35,6 +35,13 @@ def test_rows_are_the_mean_over_files_or_not_run(tmp_path):
     assert again.splitlines() == lines
 
 
+@pytest.mark.parametrize("content", ["[]", "{}", "{", "3"])
+def test_a_file_of_something_else_is_named(content, tmp_path):
+    (tmp_path / "robustness.json").write_text(content)
+    with pytest.raises(UserError, match=r"robustness.json is no result of eval.py"):
+        results_table.files_table([tmp_path / "robustness.json"])
+
+
 def test_an_unknown_table_is_named(tmp_path):
     with pytest.raises(UserError, match="unknown table"):
         results_table.rewrite("<!-- table: u -->\n<!-- end -->", TABLES, tmp_path)

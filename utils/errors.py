@@ -40,12 +40,13 @@ def first_line(error: BaseException) -> str:
 ANOTHER = "another process of the job"  # how a message begins that only points at the one that matters
 # what a RuntimeError without a kind of its own says -> what it means, and what to do
 MEANINGS = {
-    "DataLoader worker": "a loader process was killed, most likely for want of memory: fewer --workers, no --cache-gb, "
-    "or more shared memory (docker: --shm-size)",
+    "DataLoader worker|process pool": "a loader process was killed, most likely for want of memory: fewer --workers, "
+    "no --cache-gb, or more shared memory (docker: --shm-size)",
     "Connection (closed|reset)|peer|Broken pipe|NCCL|Gloo|Timed out|TCPStore|ProcessGroup": f"{ANOTHER} "
     "ended or does not answer; its own message says why",
     "DefaultCPUAllocator|std::bad_alloc|[Cc]annot allocate memory": "out of memory: a smaller --batch-size or "
     "--crop-size, --accumulate, or fewer --workers",
+    "home directory": "a path begins with ~ and the name of nobody here",
     "No space left on device": "a disk or the shared memory is full (docker: --shm-size)",
 }
 

@@ -96,13 +96,15 @@ def _scalar(kind: type, value: Any, where: str) -> Any:
             return value
         raise UserError(f"{where}: {value!r} is not {'true or false' if kind is bool else f'a {kind.__name__}'}")
     try:
-        if kind is int and isinstance(value, float):
-            raise ValueError
+        if value is None or isinstance(value, (list, dict)) or (kind is int and isinstance(value, float)):
+            raise ValueError  # anything has a str
         result = kind(value)
     except (OverflowError, TypeError, ValueError):
         raise UserError(f"{where}: {value!r} is not a {kind.__name__}") from None
     if kind is float and not math.isfinite(result):
         raise UserError(f"{where}: {value!r} is no finite number")
+    if kind is int and not -(2**63) <= result < 2**63:
+        raise UserError(f"{where}: {value!r} does not fit into 64 bits")
     return result
 
 

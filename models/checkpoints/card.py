@@ -1,14 +1,43 @@
 """What a checkpoint says about its network besides the weights."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from utils.errors import UserError
+from utils.pixels import CONVENTIONS
 
 FORMAT = 1  # of the cards this version writes
 REQUIRED = ("num_classes", "class_names", "palette", "dataset", "data", "pixels", "label_noise")
 TRAINING_STATE = ("optimizer", "scaler", "losses")
+
+
+def _is_list(value: object, holds: Callable[[Any], bool]) -> bool:
+    return isinstance(value, (list, tuple)) and all(map(holds, value))
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_color(value: object) -> bool:
+    return _is_list(value, lambda item: type(item) is int and 0 <= item < 256) and len(value) == 3
+
+
+def _is_noise(value: object) -> bool:
+    if not isinstance(value, Mapping) or {*value} - {"code_std"} != {"codes", "pixel_std", "scale"}:
+        return False
+    return all(_is_text(item) if key == "codes" else type(item) in (int, float) for key, item in value.items())
+
+
+KINDS: dict[str, Callable[[Any], bool]] = {  # of what a file says
+    **dict.fromkeys(("dataset", "data", "start", "source"), _is_text),
+    "pixels": lambda value: _is_text(value) and value in CONVENTIONS,
+    "class_names": lambda value: _is_list(value, _is_text),
+    "palette": lambda value: _is_list(value, _is_color),
+    "label_noise": lambda value: value is None or _is_noise(value),
+    "config": lambda value: isinstance(value, Mapping),
+}
 
 
 @dataclass(frozen=True)
@@ -54,6 +83,9 @@ def read_card(content: Mapping[str, Any], source: object) -> Card:
     arch = content["arch"]
     if not isinstance(arch, Mapping) or arch.get("num_classes") != content["num_classes"]:
         raise UserError(f"{source} does not say which network it holds")
+    for key, holds in KINDS.items():
+        if key in content and not holds(content[key]):
+            raise UserError(f"{source} is damaged: {key} is {str(content[key])[:60]!r}")
     own = {item.name for item in fields(Card)} - {"training"}
     training = {k: v for k, v in content.items() if k not in {*own, "format", "num_classes", "model", *TRAINING_STATE}}
     return Card(**{key: content[key] for key in own & content.keys()}, training=training)

@@ -109,7 +109,10 @@ def from_checkpoint(path: str | Path, assisted: bool = False) -> Loaded:
 
 def _own(content: dict[str, Any], path: str | Path) -> Loaded:
     card = read_card(content, path)
-    model = build_model(**card.arch)
+    try:
+        model = build_model(**card.arch)
+    except (AttributeError, TypeError) as error:  # of values of other kinds
+        raise UserError(f"{path} does not say which network it holds: {error}") from error
     checkpoint.load_weights(model, content["model"], path)
     return Loaded(model.eval(), card)
 

@@ -8,10 +8,11 @@ first files, and exit status 1; --json has every one.
 """
 
 import json
-import multiprocessing
 import re
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -27,7 +28,7 @@ from datasets import dataset_spec
 from datasets.base import SHOWN, DatasetSpec, label_classes, missing_files, read_sample
 from datasets.files import IMAGE_SUFFIXES, Pair
 from utils.errors import UserError, lookup, run_main
-from utils.files import write_text
+from utils.files import digest_of, write_text
 from utils.options import option, parse_flags
 from utils.types import IGNORE_INDEX
 
@@ -53,7 +54,7 @@ class Report:
     official: tuple[int, ...] = ()
     pixels: np.ndarray = field(default_factory=lambda: np.zeros(IGNORE_INDEX + 1, np.int64))
     problems: list[str] = field(default_factory=list)
-    contents: dict[bytes, Path] = field(default_factory=dict)  # the images by what they hold
+    contents: dict[str, Path] = field(default_factory=dict)  # the images by what they hold
 
     def as_dict(self, names: tuple[str, ...]) -> dict[str, object]:
         found = {"images": self.images, "official": self.official, "problems": self.problems}
@@ -69,13 +70,15 @@ class Report:
 class Finding(NamedTuple):
     pixels: np.ndarray
     problems: list[str]
-    digest: bytes  # of the image file; empty where there is none
+    digest: str  # of the image file; empty where there is none
 
 
 def check_pair(task: tuple[DatasetSpec, Path, Path | None]) -> Finding:
     """Read one image and its label; where that fails, each of them alone, so that no problem hides another."""
     spec, image_path, label_path = task
-    digest = blake2b(image_path.read_bytes()).digest() if image_path.is_file() else b""
+    digest = ""
+    with suppress(OSError):  # said below
+        digest = digest_of(image_path, blake2b())
     problems: dict[str, None] = {}  # each once
     for attempt in (
         lambda: read_sample(spec, image_path, label_path)[1],
@@ -126,8 +129,8 @@ def _map(tasks: list[tuple], workers: int) -> Iterator[Finding]:
     if workers == 0:
         yield from map(check_pair, tasks)
         return
-    with multiprocessing.Pool(workers, cv2.setNumThreads, (0,)) as pool:
-        yield from pool.imap(check_pair, tasks, chunksize=8)
+    with ProcessPoolExecutor(workers, initializer=cv2.setNumThreads, initargs=(0,)) as pool:
+        yield from pool.map(check_pair, tasks, chunksize=8)
 
 
 def check(spec: DatasetSpec, root: Path, split: str, workers: int) -> dict[str, Report]:

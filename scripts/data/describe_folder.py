@@ -7,6 +7,7 @@ folders or in lists, and for the ids or colours of the labels, with their counts
 training image is taken out for it, by two lists that are written. See datasets/folder.py for the keys.
 """
 
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -80,11 +81,11 @@ def classes_text(content: Content, folder: Path) -> list[str]:
     """The lines of dataset.yaml on classes, with a comment on every value.
 
     Raises:
-        UserError: fewer than two ids or colours, or more than there can be classes.
+        UserError: fewer than two ids or colours, more than there can be classes, ids beyond 16 bits.
     """
     ignored = content.ignored()
     values = sorted(content.pixels.keys() - set(ignored))
-    if not 2 <= len(values) <= MAX_CLASSES:
+    if not 2 <= len(values) <= MAX_CLASSES or (not content.colored and values[-1] >= 2**16):
         kind = "colours" if content.colored else "ids"
         seen = ", ".join(flow(value) for value, _ in content.pixels.most_common(8))
         few = "a class alone cannot be learnt" if len(values) < 2 else "instances, depth, or a JPEG's blended colours?"
@@ -130,7 +131,7 @@ def main() -> None:
         pairs = spec.pairs(root, split)
         missing = len(missing_files(pairs))
         print(f"{split}: {len(pairs)} images" + (f", {missing} files missing" if missing else ""))
-    check = f"python scripts/data/check_data.py --dataset folder --data {config.data}"
+    check = f"python scripts/data/check_data.py --dataset folder --data {shlex.quote(config.data)}"
     print(f"written: {root / FILE}; after correcting it: {check}")
 
 

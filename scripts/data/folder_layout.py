@@ -30,6 +30,7 @@ class Match(NamedTuple):
     labels: Path
     label_suffix: str
     bases: tuple[str, ...]
+    unlabelled: int  # images of that ending without such a label
     merit: tuple[object, ...]
 
 
@@ -92,7 +93,7 @@ def _pairings(root: Path, folders: dict[Path, list[str]], here: Path, there: Pat
         if (hint and not against) or (hint == against and 2 * colors[1] < colors[0]):
             alike = SequenceMatcher(None, *places).ratio()
             merit = (image_split == label_split, len(bases), hint, -colors[1], alike)
-            yield Match(here, image_suffix, there, label_suffix, bases, merit)
+            yield Match(here, image_suffix, there, label_suffix, bases, len(images) - len(bases), merit)
 
 
 def _endings(names: list[str]) -> list[str]:
@@ -129,6 +130,8 @@ def find_splits(root: Path, matches: list[Match], remarks: list[str]) -> tuple[S
             remarks.append(f"left out: {images} ({len(match.bases)} images): a second folder for {name}")
         else:
             splits[name], bases[name] = {"images": str(images), "labels": str(labels)}, match.bases
+            if match.unlabelled:
+                remarks.append(f"{match.unlabelled} images of {images} have no label called NAME{match.label_suffix}")
     if list(splits) == ["train"]:
         lists = _lists(root, set(bases["train"]))
         splits = {name: splits["train"] | {"list": path} for name, path in lists.items()} or splits
@@ -145,7 +148,7 @@ def find_splits(root: Path, matches: list[Match], remarks: list[str]) -> tuple[S
 def _lists(root: Path, bases: set[str]) -> dict[str, str]:
     """Text files that are called after a split and name images, the longest for each."""
     found: list[tuple[int, str, str]] = []
-    for path in sorted(root.rglob("*.txt")):
+    for path in filter(Path.is_file, sorted(root.rglob("*.txt"))):
         lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
         names = [Path(line.strip()) for line in lines if line.strip()]
         known = sum(name.name in bases or name.stem in bases for name in names)

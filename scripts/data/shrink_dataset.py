@@ -58,8 +58,10 @@ def shrink(array: np.ndarray, factor: float, resampling: Image.Resampling, path:
         UserError: the file cannot be written or has no such format.
     """
     size = [max(1, round(side / factor)) for side in array.shape[1::-1]]
-    picture = Image.fromarray(array).resize(size, resampling)
     kind = Image.registered_extensions().get(path.suffix.lower())
+    if kind is None:
+        raise UserError(f"{path} would be no picture: scripts/data/prepare.py makes PNG of MATLAB labels")
+    picture = Image.fromarray(array).resize(size, resampling)
     try:
         write(path, lambda file: picture.save(file, kind, quality=95, subsampling=0), durable=False)  # of JPEG
     except (OSError, ValueError) as error:

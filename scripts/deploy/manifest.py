@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
@@ -23,7 +24,7 @@ class Entry(NamedTuple):
     arch: str
     backbone: str
     dataset: str
-    miou: float | None  # percent, as published
+    miou: int | float | None  # percent, as published
     protocol: str
     hash: str | None = None
     size: int | None = None  # bytes
@@ -48,10 +49,14 @@ def read_manifest(path: Path) -> list[Entry]:
     """Raises UserError: no such file, no yaml, an entry that is incomplete, a name or file twice, an unsafe address."""
     try:
         entries = [Entry(**item) for item in read_yaml(path)]
-    except TypeError as error:
+        for entry, (key, kind) in product(entries, Entry.__annotations__.items()):
+            if not isinstance(value := getattr(entry, key), kind):
+                raise TypeError(f"{entry.name}: {key}: {value!r}")
+        names = {key: [getattr(entry, key) for entry in entries] for key in ("name", "file")}
+    except (TypeError, ValueError) as error:
         raise UserError(f"manifest {path}: {' '.join(str(error).split())}") from error
-    for key in ("name", "file"):
-        for value, count in Counter(getattr(entry, key) for entry in entries).items():
+    for key, values in names.items():
+        for value, count in Counter(values).items():
             if count > 1:
                 raise UserError(f"manifest {path}: the {key} {value!r} is there twice")
     for entry in entries:

@@ -8,6 +8,7 @@ class names come from the checkpoint; one without gets VOC's colours. An image t
 skipped; the exit status is then 1.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -74,10 +75,10 @@ def outputs(images: Sequence[Path], config: PredictConfig) -> dict[Path, list[Pa
     folder = Path(config.output).expanduser()
     suffixes = ("", "_blend") if config.blend else ("",)
     files = {image: [folder / f"{image.stem}{suffix}.png" for suffix in suffixes] for image in images}
-    inputs = {path.resolve() for path in images}
+    inputs = set(map(os.path.realpath, images))
     writers: dict[Path, Path] = {}
     for image, path in ((image, path) for image, paths in files.items() for path in paths):
-        if path.resolve() in inputs:
+        if os.path.realpath(path) in inputs:
             raise UserError(f"{path} is an input and would be overwritten: use another --output folder")
         if path in writers:
             raise UserError(f"{writers[path]} and {image} would both be written to {path}: predict them in turn")

@@ -12,7 +12,6 @@ what is small (settings, training log, scores; no weights) from there: compare.p
 results_table.py makes the README's tables from them. Status 3: stopped by --max-minutes or a signal; 1: a run failed.
 """
 
-import fcntl
 import os
 import shlex
 import sys
@@ -34,6 +33,7 @@ from utils.files import write
 from utils.options import option, parse_flags
 from utils.training.configuration import load_recipe
 from utils.training.guards import STOPPED_STATUS
+from utils.training.runs import lock_folder
 
 RECORDS = ("config.yaml", "metrics.jsonl", "last.json", "best.json", "per_image_*.npz", "robustness.json")
 
@@ -136,12 +136,7 @@ def prepare(config: RunnerConfig, experiment: Experiment, output: Path) -> IO[st
             (folder / ".probe").unlink()
         except OSError as error:
             raise UserError(f"{flag} {folder} cannot be written: {error.strerror}") from error
-    lock = (output / ".lock").open("w", encoding="utf-8")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise UserError(f"--output {output} is in use by another runner") from None
-    return lock
+    return lock_folder(output, "--output")
 
 
 def say(text: str) -> None:

@@ -94,9 +94,12 @@ def declared_table(spec: dict[str, Any], results: Path) -> tuple[list[str], list
 
 def read(file: Path) -> dict[str, Any]:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{file} is no result of eval.py: {error}") from error
+    if not isinstance(content, dict) or "miou" not in content:
+        raise UserError(f"{file} is no result of eval.py: it has no miou")
+    return content
 
 
 if __name__ == "__main__":

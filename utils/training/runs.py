@@ -62,7 +62,7 @@ def open_run(config: TrainConfig, runtime: Runtime, inputs: Callable = dict, usa
 
     def look() -> tuple[dict[str, Any] | None, bool, Mapping[str, Any]]:
         nonlocal lock
-        lock = _lock(folder)
+        lock = lock_folder(folder)
         now = inputs()
         return *_state(_restarted(config, folder), folder, now, usable, runtime), now
 
@@ -161,20 +161,24 @@ def _events(log: Path) -> set[str]:
         return {"unknown"}
 
 
-def _lock(folder: Path) -> IO[str]:
-    """An open file in the folder, whose lock ends with it, however the process ends."""
+def lock_folder(folder: Path, flag: str = "--save-dir") -> IO[str]:
+    """An open file in the folder, whose lock ends with it, however the process ends.
+
+    Raises:
+        UserError: the folder that ``flag`` names cannot be written, or somebody else has the lock.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # not emptied, and not through a link: it may be somebody else's
         file = os.fdopen(os.open(folder / ".lock", os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o666), "w")
     except OSError as error:
-        raise UserError(f"--save-dir {folder} cannot be written: {error.strerror}") from error
+        raise UserError(f"{flag} {folder} cannot be written: {error.strerror}") from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
-        raise UserError(f"--save-dir {folder} is in use by another run") from None
+        raise UserError(f"{flag} {folder} is in use by another run") from None
     except OSError as error:
-        print(f"--save-dir {folder} cannot be locked ({error.strerror}): start no second run in it", file=sys.stderr)
+        print(f"{flag} {folder} cannot be locked ({error.strerror}): start no second run in it", file=sys.stderr)
     os.register_at_fork(after_in_child=file.close)  # a loader process may outlive a killed run, the lock must not
     return file

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scripts.study.analysis.runs import CHECKPOINT_SETTINGS, Run, read_run
+from scripts.study.analysis.runs import CHECKPOINT_SETTINGS, Run, read_config, read_run
 from utils.errors import UserError
-from utils.files import read_yaml
 
 # settings that do not make two runs different experiments: the seed, and what changes nothing that is computed
 SAME_EXPERIMENT = {
@@ -44,10 +43,10 @@ def read_groups(folders: Sequence[str]) -> dict[str, list[Run]]:
     return groups
 
 
-def experiment(config: dict[str, Any], beside: Path | None = None) -> dict[str, Any]:
+def experiment(config: dict[str, Any], beside: Path | None = None, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The settings that tell experiments apart. A checkpoint counts by the experiment it comes from, where its run
     folder is at hand, or one of that name in ``beside``, so that students of teachers that differ in the seed alone
-    belong together.
+    belong together; one of ``seen`` by its file's name: a run that began with its own has replaced what wrote it.
     """
     settings = {key: value for key, value in config.items() if key not in SAME_EXPERIMENT}
     for key in CHECKPOINT_SETTINGS:
@@ -55,8 +54,9 @@ def experiment(config: dict[str, Any], beside: Path | None = None) -> dict[str, 
         places = (origin.parent, beside / origin.parent.name) if beside else (origin.parent,)
         source = next((place / "config.yaml" for place in places if (place / "config.yaml").is_file()), None)
         if source is not None and origin.name:
-            content = read_yaml(source)
-            settings[key] = [origin.name, experiment(content, source.parent.parent)]
+            source, settings[key] = source.resolve(), [origin.name]
+            if source not in seen:
+                settings[key].append(experiment(read_config(source), source.parent.parent, (*seen, source)))
     return settings
 
 

@@ -11,6 +11,7 @@ from utils.errors import UserError
 from utils.files import read_yaml
 
 CHECKPOINT_SETTINGS = ("pretrained", "teacher_pretrained")
+EVAL_KEYS = {"miou", "pixel_accuracy", "iou", "checkpoint", "dataset", "split", "protocol"}  # tell eval.py's JSON
 
 
 class View(NamedTuple):
@@ -47,14 +48,20 @@ class Run:
         return bool(self.scores.get(view, {}).get("label_assisted"))
 
 
+def read_config(path: Path) -> dict[str, Any]:
+    """Raises UserError when it is damaged."""
+    config = read_yaml(path)
+    if not isinstance(config, dict):
+        raise UserError(f"{path} holds no settings")
+    return config
+
+
 def read_run(folder: Path, name: str) -> Run:
     """Raises UserError when the folder is no run, or a file in it is damaged."""
     path = folder / "config.yaml"
     if not path.is_file():
         raise UserError(f"{folder} is no run folder: it has no config.yaml")
-    config = read_yaml(path)
-    if not isinstance(config, dict):
-        raise UserError(f"{path} holds no settings")
+    config = read_config(path)
     notes: list[str] = []
     curves = _curves(folder / "metrics.jsonl")
     scores = _scores(folder)
@@ -67,14 +74,15 @@ def read_run(folder: Path, name: str) -> Run:
 
 
 def _curves(path: Path) -> dict[str, list[dict[str, Any]]]:
-    """Records by event, sorted by iteration; a last line that a kill cut off is left out."""
+    """Records by event, sorted by iteration; a line that a kill cut off, or that is damaged, is left out."""
     curves: dict[str, list[dict[str, Any]]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
         try:
             record = json.loads(line)
-        except json.JSONDecodeError:
+            event, _ = record["event"], record["iteration"]
+        except (ValueError, LookupError, TypeError):
             continue
-        curves.setdefault(record["event"], []).append(record)
+        curves.setdefault(event, []).append(record)
     return {event: sorted(records, key=lambda r: r["iteration"]) for event, records in curves.items()}
 
 
@@ -86,7 +94,7 @@ def _scores(folder: Path) -> dict[View, dict[str, Any]]:
             content = json.loads(path.read_text(encoding="utf-8"))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise UserError(f"{path} is damaged: {error}") from error
-        if isinstance(content, dict) and {"miou", "iou", "checkpoint", "protocol"} <= content.keys():
+        if isinstance(content, dict) and content.keys() >= EVAL_KEYS:
             # a teacher's mark is told by "label_assisted"; without it the score stands next to the students'
             protocol = ", ".join(part for part in content["protocol"].split(", ") if part != "LABEL-ASSISTED")
             stem = Path(content["checkpoint"]).stem
@@ -119,7 +127,7 @@ def _areas(folder: Path, scores: dict[View, dict[str, Any]], notes: list[str]) -
             with np.load(path, allow_pickle=False) as content:
                 counts = np.stack([content[key] for key in ("intersection", "label", "prediction")], 1)
                 names = content["names"].tolist()
-        except (OSError, ValueError, KeyError) as error:
+        except Exception as error:  # of broken bytes numpy raises nearly anything
             raise UserError(f"{path} is no file of eval.py --per-image: {error}") from error
         if len(set(names)) < len(names):  # the same file name in several folders
             names = [f"{i} {name}" for i, name in enumerate(names)]

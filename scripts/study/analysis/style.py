@@ -16,6 +16,7 @@ from cycler import cycler
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from utils.errors import lookup
 from utils.files import write, write_text
 from utils.types import Rgb
 
@@ -94,7 +95,9 @@ def patches(colors: Iterable[tuple[str, Rgb]]) -> list[Patch]:
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Raises UserError when the file cannot be written; so do the others."""
-    write(path, lambda file: figure.savefig(file, dpi=130, format=path.suffix[1:] or "png"))
+    kind = path.suffix[1:].lower() or "png"
+    lookup(figure.canvas.get_supported_filetypes(), kind, f"kind of picture for {path}:")
+    write(path, lambda file: figure.savefig(file, dpi=130, format=kind))
     plt.close(figure)
     print(f"wrote {path}")
 

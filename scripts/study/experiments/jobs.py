@@ -52,7 +52,7 @@ class Outcome(NamedTuple):
 def fingerprint(folder: Path) -> str | None:
     """What tells one training in a folder from another: its last training record, timing included."""
     log = folder / "metrics.jsonl"
-    lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
     return next((line for line in reversed(lines) if line.startswith('{"event": "train"')), None)
 
 
