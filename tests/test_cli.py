@@ -160,6 +160,7 @@ def test_a_damaged_tree_is_explained(camvid, tmp_path, damage, message, workers)
         (["--label-codes", "rand"], "unknown label codes 'rand'"),
         (["--pretrained", "none.pth"], r"checkpoint not found: none\.pth"),
         (["--pretrained-base", "none.pth"], r"checkpoint not found: none\.pth"),
+        (["--pretrained", "/dev"], r"/dev is a folder: give a checkpoint in it \(there is none\)"),
         (["--save-dir", "/proc/run"], "--save-dir /proc/run cannot be written"),
     ],
 )

@@ -210,6 +210,7 @@ def test_command_line(server, entry, tmp_path, monkeypatch, capsys):
         ({"url": "file:///etc/passwd"}, "no http address"),
         ({"url": "https://example.org/a/..%2Fb.pth"}, "no http address"),
         ({"hash": "md5:0"}, "unknown hash of net"),
+        ({"hash": "sha256:"}, "net: 'sha256:' has not the 8 digits a hash needs"),
         ({"colour": "red"}, "colour"),
         ({"url": 3}, "net: url: 3"),
         ({"miou": "high"}, "net: miou: 'high'"),

@@ -49,6 +49,9 @@ def read(path: str | Path) -> dict[str, Any]:
         UserError: no such file, damaged, or one that holds anything but tensors and plain values.
     """
     path = located(path)
+    if path.is_dir():
+        inside = ", ".join(file.name for file in sorted(path.iterdir()) if file.suffix in (".pth", SUFFIX))
+        raise UserError(f"{path} is a folder: give a checkpoint in it ({inside or 'there is none'})")
     if not path.is_file():
         named = path.name == str(path) and not path.suffix  # not a place
         shipped = sorted(file.stem for file in SHIPPED.glob(f"*{SUFFIX}")) if named else []

@@ -63,8 +63,11 @@ def read_manifest(path: Path) -> list[Entry]:
         web = not entry.url or urlsplit(entry.url).scheme in ("http", "https")
         if not web or not re.fullmatch(r"\w[\w.+-]*", entry.file):
             raise UserError(f"manifest {path}: {entry.name} has no http address of a plain file name: {entry.url}")
-        if entry.hash:
-            lookup(HASHES, entry.hash.partition(":")[0], f"hash of {entry.name}")
+        if entry.hash is not None:
+            kind, _, digits = entry.hash.partition(":")
+            lookup(HASHES, kind, f"hash of {entry.name}")
+            if not re.fullmatch(r"[0-9a-f]{8,64}", digits):
+                raise UserError(f"manifest {path}: {entry.name}: {entry.hash!r} has not the 8 digits a hash needs")
     return entries
 
 
