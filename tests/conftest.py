@@ -1,6 +1,7 @@
 """Small runs on the CPU, in this process (``train``) or in one of their own (``command``)."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ TINY = [
     *("--workers", "0", "--device", "cpu", "--lr", "0.01", "--log-iter", "1", "--val-per-iters", "100"),
     *("--save-per-iters", "2", "--max-iterations", "6"),
 ]
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has it ignored, and what is ignored stays so
 
 
 @pytest.fixture(autouse=True)

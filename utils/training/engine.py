@@ -61,7 +61,6 @@ def fit(step: Step, data: Any, predict: Predictor, run: Run, config: TrainConfig
     optimizer, scaler = state.optimizer, state.scaler
     begun, owed = state.iteration, _due(config, state.iteration) and state.validated < state.iteration
     if begun >= config.max_iterations and not owed:
-        run.close()
         if runtime.is_main:
             best = f"best mIoU {_percent(state.best_miou)}{assisted(card)}"
             print(f"{folder} is finished: {begun} iterations, {best}")
@@ -168,7 +167,6 @@ def fit(step: Step, data: Any, predict: Predictor, run: Run, config: TrainConfig
         loaded.close()
         stopping.restore()
         logger.close()
-        run.close()
     return metrics
 
 

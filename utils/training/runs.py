@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import IO, Any, NamedTuple
+from weakref import WeakSet
 
 from utils import checkpoint
 from utils.errors import UserError
@@ -20,6 +21,9 @@ LAST, PREVIOUS, BEST, LOG = "last.pth", "previous.pth", "best.pth", "metrics.jso
 DAMAGED = "damaged.pth"  # what last.pth is called once the previous one has taken its place
 WRITTEN = (BEST, LOG, "events.out.tfevents.*", PREVIOUS, LAST)  # by a run
 SHOWN = 5  # files that an error lists
+LOCKS: WeakSet[IO[str]] = WeakSet()
+# a loader process may outlive a killed run by seconds, the lock must not
+os.register_at_fork(after_in_child=lambda: [lock.close() for lock in LOCKS])
 
 
 class Run(NamedTuple):
@@ -180,5 +184,5 @@ def lock_folder(folder: Path, flag: str = "--save-dir") -> IO[str]:
         raise UserError(f"{flag} {folder} is in use by another run") from None
     except OSError as error:
         print(f"{flag} {folder} cannot be locked ({error.strerror}): start no second run in it", file=sys.stderr)
-    os.register_at_fork(after_in_child=file.close)  # a loader process may outlive a killed run, the lock must not
+    LOCKS.add(file)
     return file

@@ -1,6 +1,7 @@
 """What every training script does besides building its Step."""
 
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +42,9 @@ def train(config: TrainConfig, load: Callable, build: Callable, begin: Callable,
             TrainingState(step, Run(Path(), dict(state), None), config, runtime)
 
         run = open_run(config, runtime, lambda: inputs_of(config, data.train.dataset.pairs, located), usable)
-        start_of = run.state["start"] if run.state else ""
-        about = data.spec.names, data.spec.palette, config.dataset, config.data, config.pixels, noise
-        card = begin(step.model, *about, config.pretrained_base, config.pretrained, start_of)
-        run = run._replace(card=card.entries())
-        predict = Predictor(step.model, CONVENTIONS[config.pixels], noise, runtime=runtime)
-        fit(step, data, predict, run, config, runtime)
+        with closing(run):
+            start_of = run.state["start"] if run.state else ""
+            about = data.spec.names, data.spec.palette, config.dataset, config.data, config.pixels, noise
+            card = begin(step.model, *about, config.pretrained_base, config.pretrained, start_of)
+            predict = Predictor(step.model, CONVENTIONS[config.pixels], noise, runtime=runtime)
+            fit(step, data, predict, run._replace(card=card.entries()), config, runtime)
