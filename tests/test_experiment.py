@@ -376,7 +376,7 @@ def real(tmp_path_factory):
         time.sleep(0.02)
     first.send_signal(signal.SIGINT)
     first.communicate(timeout=120)
-    second = subprocess.run(line, **options, timeout=300)
+    second = subprocess.run(line, **options, timeout=1200)
     third = subprocess.run(line, **options, timeout=60)
     return folder, first.returncode, second, third
 
