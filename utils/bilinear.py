@@ -15,7 +15,7 @@ def neighbours(side: int, small: int, align_corners: bool, like: Tensor) -> tupl
     return low, (low + 1).clamp_(max=small - 1), (at - low).to(like.dtype)
 
 
-def upsampled_argmax(logits: Tensor, size: Sequence[int], align_corners: bool, rows: int = 64) -> Tensor:
+def upsampled_argmax(logits: Tensor, size: Sequence[int], align_corners: bool, rows: int = 48) -> Tensor:
     """``interpolate(logits, size, "bilinear").argmax(1)`` in bands of ``rows`` rows, so that memory is bounded.
 
     Rows are interpolated first, then columns of one band, with channels last: the same sums in another order. Between
@@ -29,7 +29,8 @@ def upsampled_argmax(logits: Tensor, size: Sequence[int], align_corners: bool, r
     classes = torch.empty(len(logits), height, width, dtype=torch.long, device=logits.device)
     for start in range(0, height, rows):
         band = slice(start, min(start + rows, height))
-        mixed = torch.lerp(logits[:, low[band]], logits[:, high[band]], down[band].view(-1, 1, 1))
+        upper, lower = (logits.index_select(1, side[band]) for side in (low, high))
+        mixed = upper.lerp_(lower, down[band].view(-1, 1, 1))
         if not logits.is_cuda:
             best = mixed.argmax(3)
             found = best.index_select(2, left)
@@ -42,7 +43,7 @@ def upsampled_argmax(logits: Tensor, size: Sequence[int], align_corners: bool, r
         else:
             line = unsure.div(width, rounding_mode="floor")
             column, first, pixels = unsure - line * width, line * w, mixed.flatten(0, 2)
-            ends = (pixels.index_select(0, first + side[column]) for side in (left, right))
-            found.view(-1)[unsure] = torch.lerp(*ends, along[column, None]).argmax(1)
+            one, two = (pixels.index_select(0, first + side[column]) for side in (left, right))
+            found.view(-1)[unsure] = one.lerp_(two, along[column, None]).argmax(1)
         classes[:, band] = found
     return classes
