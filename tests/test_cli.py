@@ -49,8 +49,12 @@ def test_evaluation_is_the_validation_of_the_run(runs, tmp_path, name):
 
 
 def test_scores_are_those_of_the_saved_predictions(runs, tmp_path):
+    dataset, victim = build_dataset("toy", "", "val"), tmp_path / "victim"
+    victim.write_text("precious")
+    (tmp_path / "pred").mkdir()
+    (tmp_path / "pred" / dataset.pairs[0][0].name).symlink_to(victim)  # replaced, not followed
     result = score(runs, tmp_path, "student", "--save-pred", f"{tmp_path}/pred")
-    dataset = build_dataset("toy", "", "val")
+    assert victim.read_text() == "precious"
     confusion = np.zeros((7, 7), np.int64)
     for i, (image, _) in enumerate(dataset.pairs):
         label = dataset.read(i)[1]

@@ -44,6 +44,18 @@ def test_files_hold_the_evaluators_classes(student, tmp_path, capsys):
     assert all(name in printed for name in TOY.names)
 
 
+def test_a_link_in_place_of_a_prediction_is_not_followed(student, tmp_path):
+    source, victim, out = picture(tmp_path / "a.png"), tmp_path / "victim", tmp_path / "out"
+    victim.write_text("precious")
+    out.mkdir()
+    for name in ("a.png", ".a.png.tmp", "a_blend.png"):
+        (out / name).symlink_to(victim)
+    predict.main([str(source), "--pretrained", student, "--output", str(out), "--blend"])
+    assert victim.read_text() == "precious"
+    assert {path.name for path in out.iterdir()} == {"a.png", "a_blend.png"}
+    assert all(Image.open(path).size == (70, 45) and not path.is_symlink() for path in out.iterdir())
+
+
 def test_every_size_and_kind_of_image(student, tmp_path):
     for i, (size, mode, suffix) in enumerate(
         [((1, 1), "RGB", "png"), ((7, 3), "L", "png"), ((33, 17), "RGBA", "png"), ((40, 40), "CMYK", "jpg")]
@@ -103,7 +115,7 @@ def test_refusals(student, tmp_path):
         ([str(empty), "--pretrained", student], "holds no images"),
         (["--pretrained", student], "no images given"),
         ([source], "--pretrained FILE is missing"),
-        ([source, "--pretrained", student, "--output", "/proc/out"], "--output .* cannot be written"),
+        ([source, "--pretrained", student, "--output", "/proc/out"], r"cannot write /proc/out/\w+\.png: "),
     ):
         with pytest.raises(UserError, match=message) as raised:
             predict.main(flags)
