@@ -20,7 +20,7 @@ from PIL import Image
 from datasets import for_network
 from datasets.base import DatasetSpec, SegmentationDataset
 from models.checkpoints.loading import Loaded, from_checkpoint
-from utils.colors import colorize
+from utils.colors import blended, palette_picture, save_png
 from utils.errors import UserError, run_main
 from utils.files import write, write_text
 from utils.options import option, parse_flags
@@ -145,13 +145,11 @@ class Keeper:
             if self.config.submission:
                 picture = Image.fromarray(self.spec.ids.official(prediction))
             else:
-                picture = Image.fromarray(prediction.astype(np.uint8))
-                picture.putpalette([value for color in self.spec.palette for value in color])
-            picture.save(Path(self.config.save_pred) / name)
+                picture = palette_picture(prediction, self.spec.palette)
+            save_png(picture, Path(self.config.save_pred) / name)
         if self.config.blend:
             image = self.dataset[index][0].permute(1, 2, 0).numpy()
-            mixed = (image.astype(np.uint16) + colorize(prediction, self.spec.palette)) // 2
-            Image.fromarray(mixed.astype(np.uint8)).save(Path(self.config.blend) / name)
+            save_png(blended(image, prediction, self.spec.palette), Path(self.config.blend) / name)
 
 
 def save_areas(path: Path, areas: np.ndarray, dataset: SegmentationDataset) -> None:

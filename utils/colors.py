@@ -1,9 +1,12 @@
-"""Label maps as colours."""
+"""Label maps as colours, and as the pictures that are written of them."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
+from utils.files import write
 from utils.types import IGNORE_INDEX, Rgb
 
 IGNORE_COLOR = (255, 255, 255)
@@ -15,6 +18,23 @@ def colorize(label: np.ndarray, palette: Sequence[Rgb]) -> np.ndarray:
     table = np.full((256, 3), IGNORE_COLOR, np.uint8)
     table[: len(palette)] = palette
     return table[label]
+
+
+def palette_picture(label: np.ndarray, palette: Sequence[Rgb]) -> Image.Image:
+    """Class indices ``[H, W]``, at most 255, that viewers show in their colours."""
+    picture = Image.fromarray(label.astype(np.uint8))
+    picture.putpalette([value for color in palette for value in color])
+    return picture
+
+
+def blended(image: np.ndarray, label: np.ndarray, palette: Sequence[Rgb]) -> Image.Image:
+    """The mean of an image, RGB uint8 ``[H, W, 3]``, and the colours of its classes."""
+    return Image.fromarray(((image.astype(np.uint16) + colorize(label, palette)) // 2).astype(np.uint8))
+
+
+def save_png(picture: Image.Image, path: Path) -> None:
+    """See ``utils.files.write``, also for what it raises."""
+    write(path, lambda file: picture.save(file, "PNG"), durable=False)
 
 
 def error_map(prediction: np.ndarray, label: np.ndarray) -> np.ndarray:

@@ -12,12 +12,12 @@ import copy
 import importlib.util
 import json
 import logging
-import os
 import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -33,6 +33,7 @@ from models.checkpoints.loading import from_checkpoint
 from models.prediction import PixelsToLogits
 from scripts.deploy.onnx_sizes import replace_pools, simple_same_padding
 from utils.errors import UserError, first_line, run_main
+from utils.files import write
 from utils.options import option, parse_flags
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -144,20 +145,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"{name} cannot be written as ONNX: {first_line(error)}{hint}") from error
 
     path = Path(config.output).expanduser()
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / path.name
         program.model.metadata_props.update(metadata(loaded.card, config.pretrained))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        program.save(str(temporary), external_data=False)  # one file, weights inside
-        same = compare(temporary, network, images)
+        program.save(str(file), external_data=False)  # one file, weights inside
+        same = compare(file, network, images)
         worst = min(same, key=same.get)
         if same[worst] < AGREEMENT:
             raise UserError(f"onnxruntime and PyTorch differ on {worst}: {config.output} is not kept")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"--output {path} cannot be written: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        write(path, lambda output: output.write(file.read_bytes()))
     shape = f"{config.size[0]}x{config.size[1]}" if config.size else "any size"
     print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB): uint8 RGB [N, 3, H, W], {shape} -> logits")
 

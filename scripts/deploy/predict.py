@@ -19,13 +19,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 import torch
 from matplotlib.colors import to_hex
-from PIL import Image
 
 from datasets.base import voc_colors
 from datasets.files import IMAGE_SUFFIXES, images_in, read_image
 from models.checkpoints.card import Card
 from models.checkpoints.loading import from_checkpoint
-from utils.colors import colorize
+from utils.colors import blended, palette_picture, save_png
 from utils.errors import UserError, run_main
 from utils.options import option, parse_flags
 from utils.training.runtime import start
@@ -86,19 +85,6 @@ def outputs(images: Sequence[Path], config: PredictConfig) -> dict[Path, list[Pa
     return files
 
 
-def write(image: np.ndarray, ids: np.ndarray, palette: Sequence[Rgb], files: Sequence[Path]) -> None:
-    """ids uint8 ``[H, W]`` as a palette PNG; over the image in a second file, if there is one."""
-    picture = Image.fromarray(ids)
-    picture.putpalette([value for color in palette for value in color])
-    blend = Image.fromarray(((image.astype(np.uint16) + colorize(ids, palette)) // 2).astype(np.uint8))
-    for path, content in zip(files, (picture, blend), strict=False):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            content.save(path)
-        except OSError as error:
-            raise UserError(f"--output {path} cannot be written: {error.strerror or error}") from error
-
-
 def legend(names: Sequence[str], palette: Sequence[Rgb], pixels: np.ndarray) -> str:
     """One line a class, the most frequent first, with its share of all predicted pixels."""
     width = max(map(len, names))
@@ -133,7 +119,10 @@ def main(argv: Sequence[str] | None = None) -> None:
                 continue
             ids = loaded.predict(image)
             pixels += np.bincount(ids.ravel(), minlength=len(names))
-            write(image, ids, palette, files[path])
+            plain, *blends = files[path]
+            save_png(palette_picture(ids, palette), plain)
+            for file in blends:
+                save_png(blended(image, ids, palette), file)
             print(f"{path} -> {', '.join(map(str, files[path]))}")
     if failed < len(images):
         print(legend(names, palette, pixels))

@@ -25,7 +25,7 @@ from scripts.study.experiments.losses_table import losses
 from scripts.study.experiments.tables import gains, students, summary
 from scripts.study.experiments.teachers_table import teachers
 from utils.errors import UserError, lookup, run_main
-from utils.files import read_yaml
+from utils.files import read_yaml, write_text
 
 TABLES = {"summary": summary, "students": students, "gains": gains, "teachers": teachers, "losses": losses}
 RESULTS = Path(__file__).resolve().parents[2] / "results"
@@ -46,7 +46,7 @@ def main() -> None:
         if args.check and new != old:
             raise UserError(f"{args.readme} does not show what results/ holds: run this without --check")
         if not args.check:
-            args.readme.write_text(new, encoding="utf-8")
+            write_text(args.readme, new)
 
 
 def files_table(files: list[Path]) -> tuple[list[str], list[list[str]]]:
