@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -10,46 +10,48 @@ from torch import Tensor, nn
 
 from losses.adv import Adversarial
 from losses.af_dcd import AfDCD
-from losses.at import AT
-from losses.cirkd import CIRKD
+from losses.at import at_loss
+from losses.cirkd import cirkd_loss
 from losses.cirkd2 import CIRKD2
 from losses.cirkd_memory import CIRKDPixel, CIRKDRegion, share_projector
-from losses.cwd import CWD
+from losses.cwd import cwd_loss
 from losses.cwd_feat import CWDFeat
-from losses.dist import DIST
+from losses.dist import dist_loss
 from losses.dsd import DSD
 from losses.fitnet import FitNet
 from losses.ifvd import IFVD
-from losses.kd import KD
+from losses.kd import kd_loss
 from losses.mgd import MGD
 from losses.nfd import NFD
 from losses.own import load_class
-from losses.skd import SKD
+from losses.plain import Plain
+from losses.skd import skd_loss
 from utils.errors import UserError, lookup, nearest
 from utils.types import Output
 
-LOSSES: dict[str, type[nn.Module]] = {
-    "kd": KD,
-    "cwd": CWD,
-    "dist": DIST,
-    "at": AT,
+# (student channels, teacher channels, number of classes, options by keyword) -> loss
+LOSSES: dict[str, Callable[..., nn.Module]] = {
+    "kd": Plain(kd_loss, "logits"),
+    "cwd": Plain(cwd_loss, "logits"),
+    "dist": Plain(dist_loss, "logits"),
+    "at": Plain(at_loss, "feat"),
     "fitnet": FitNet,
     "nfd": NFD,
     "cwd_feat": CWDFeat,
-    "skd": SKD,
+    "skd": Plain(skd_loss, "feat"),
     "ifvd": IFVD,
     "dsd": DSD,
     "adv": Adversarial,
     "mgd": MGD,
     "af_dcd": AfDCD,
-    "cirkd": CIRKD,
+    "cirkd": Plain(cirkd_loss, "feat"),
     "cirkd_pixel": CIRKDPixel,
     "cirkd_region": CIRKDRegion,
     "cirkd2": CIRKD2,
 }
 
 
-def loss_class(name: str, flag: str) -> type[nn.Module]:
+def loss_class(name: str, flag: str) -> Callable[..., nn.Module]:
     """A loss of this project by its name, or ``package.module:Class``."""
     return load_class(name, flag) if ":" in name else lookup(LOSSES, name, f"loss in {flag}")
 
@@ -68,7 +70,9 @@ def parse_losses(text: str, flag: str = "--kd") -> dict[str, tuple[float, dict[s
         if len(items) > 1 and "=" not in items[0] and items[0] not in LOSSES:
             items[:2] = [":".join(items[:2])]
         (name, _, weight), *options = [item.partition("=") for item in items]
-        known = list(inspect.signature(loss_class(name, flag)).parameters)[3:]  # after channels and classes: options
+        loss = loss_class(name, flag)
+        call, behind = (loss.function, 2) if isinstance(loss, Plain) else (loss, 3)  # two maps; channels and classes
+        known = list(inspect.signature(call).parameters)[behind:]
         for option, _, _ in options:
             if option not in known:
                 raise UserError(f"{flag} {text}: {name} has no option {option!r}{nearest(option, known)}")

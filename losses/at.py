@@ -1,9 +1,7 @@
 """Attention transfer (Zagoruyko and Komodakis, ICLR 2017, arXiv 1612.03928, eq. 2)."""
 
 import torch.nn.functional as F
-from torch import Tensor, nn
-
-from utils.types import Output
+from torch import Tensor
 
 
 def attention(feat: Tensor) -> Tensor:
@@ -18,13 +16,3 @@ def at_loss(student: Tensor, teacher: Tensor) -> Tensor:
     hence the published weight of 10000.
     """
     return (attention(student) - attention(teacher.detach())).square().mean()
-
-
-class AT(nn.Module):
-    """``at_loss`` on the features."""
-
-    def __init__(self, student_channels: int, teacher_channels: int, num_classes: int) -> None:
-        super().__init__()
-
-    def forward(self, student: Output, teacher: Output, label: Tensor) -> Tensor:
-        return at_loss(student.feat, teacher.feat)
