@@ -5,7 +5,6 @@ import math
 from collections.abc import Callable, Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from losses.adv import Adversarial
@@ -26,6 +25,7 @@ from losses.nfd import NFD
 from losses.own import load_class
 from losses.plain import Plain
 from losses.skd import skd_loss
+from utils.bilinear import resize
 from utils.errors import UserError, lookup, nearest
 from utils.types import Output
 
@@ -117,9 +117,8 @@ class WeightedLosses(nn.Module):
             raise UserError(f"the student has {classes[0]} classes, its teacher {classes[1]}: they must be the same")
         with torch.autocast(student.logits.device.type, enabled=False):
             student, teacher = student.full_precision(), teacher.full_precision().detach()
-            teacher = teacher._replace(
-                logits=_resize(teacher.logits, student.logits), feat=_resize(teacher.feat, student.feat)
-            )
+            logits, feat = (resize(getattr(teacher, k), getattr(student, k).shape[-2:]) for k in ("logits", "feat"))
+            teacher = teacher._replace(logits=logits, feat=feat)
             terms: dict[str, Tensor] = {}
             for name, loss in self.losses.items():
                 value = loss(student, teacher, label)
@@ -138,11 +137,6 @@ class WeightedLosses(nn.Module):
             inner = getattr(loss, "part_weights", {})
             factors |= {f"{name}_{part}": self.weights[name] * weight for part, weight in inner.items()}
         return {f"{name}_weighted": factors[name] * term for name, term in terms.items()}
-
-
-def _resize(teacher: Tensor, student: Tensor) -> Tensor:
-    size = student.shape[-2:]
-    return teacher if teacher.shape[-2:] == size else F.interpolate(teacher, size, mode="bilinear")
 
 
 def _describe(value: object) -> str:

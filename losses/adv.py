@@ -8,10 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from utils.bilinear import resize
 from utils.distributed import all_reduce_mean
 from utils.types import Output
 
@@ -63,9 +63,7 @@ class Discriminator(nn.Module):
 
     def forward(self, logits: Tensor) -> Tensor:
         size = [max(side, SMALLEST) for side in logits.shape[-2:]]
-        if list(logits.shape[-2:]) != size:
-            logits = F.interpolate(logits, size, mode="bilinear")
-        return self.layers(self.norm(logits))
+        return self.layers(self.norm(resize(logits, size)))
 
 
 class Adversarial(nn.Module):

@@ -13,6 +13,7 @@ from losses.cirkd_channel import ChannelTerms
 from losses.cirkd_memory import CIRKDPixel, CIRKDRegion, share_projector
 from losses.fitnet import FitNet
 from losses.plain import Plain
+from losses.rings import conv_bn_relu
 from utils.types import Output
 
 
@@ -26,18 +27,14 @@ class Context(nn.Module):
         super().__init__()
         half = channels // 2
         self.query, self.key, self.value = (nn.Conv2d(channels, half, 1, bias=False) for _ in range(3))
-        self.expand = _conv_bn_relu(half, channels)
-        self.fuse = _conv_bn_relu(2 * channels, channels)
+        self.expand = conv_bn_relu(half, channels)
+        self.fuse = conv_bn_relu(2 * channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (conv(x).flatten(2) for conv in (self.query, self.key, self.value))
         relation = (q.transpose(1, 2) @ k * q.shape[1] ** -0.5).softmax(2)  # [B, h w, h w], rows: where to look
         seen = (v @ relation.transpose(1, 2)).unflatten(2, x.shape[-2:])
         return self.fuse(torch.cat([x, self.expand(seen)], 1))
-
-
-def _conv_bn_relu(in_channels: int, channels: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(in_channels, channels, 1, bias=False), nn.BatchNorm2d(channels), nn.ReLU())
 
 
 class CIRKD2(nn.Module):

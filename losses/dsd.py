@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from losses.at import attention
+from utils.bilinear import resize
 from utils.types import Output
 
 
@@ -65,4 +66,4 @@ class DSD(nn.Module):
 
 def _maps(output: Output, with_aux: bool, size: torch.Size) -> list[Tensor]:
     maps = (*output.aux[:1], output.feat, output.logits) if with_aux else (output.feat, output.logits)
-    return [m if m.shape[-2:] == size else F.interpolate(m, size, mode="bilinear") for m in maps]
+    return [resize(m, size) for m in maps]

@@ -26,14 +26,15 @@ def enqueue(queue: Tensor, pointer: Tensor, keys: Tensor, valid: Tensor) -> None
     pointer.copy_((pointer + count.squeeze(1)) % slots)
 
 
+def conv_bn_relu(in_channels: int, channels: int) -> nn.Sequential:
+    convolution = nn.Conv2d(in_channels, channels, 1, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(channels), nn.ReLU(inplace=True))
+
+
 def projector(student_channels: int, teacher_channels: int) -> nn.Sequential:
     """CIRKD's map from student to teacher features."""
-    return nn.Sequential(
-        nn.Conv2d(student_channels, teacher_channels, 1, bias=False),
-        nn.BatchNorm2d(teacher_channels),
-        nn.ReLU(inplace=True),
-        nn.Conv2d(teacher_channels, teacher_channels, 1, bias=False),
-    )
+    projected = conv_bn_relu(student_channels, teacher_channels)
+    return projected.append(nn.Conv2d(teacher_channels, teacher_channels, 1, bias=False))
 
 
 def whole(option: str, value: float) -> int:

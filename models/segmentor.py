@@ -3,17 +3,10 @@
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from utils.bilinear import resize
 from utils.types import Output, Supervision
-
-
-def resize(x: Tensor, size: Sequence[int], align_corners: bool = False) -> Tensor:
-    """Bilinear, in the type of ``x``: under autocast CUDA would return float32, and the CPU would not."""
-    if x.shape[-2:] == tuple(size):
-        return x
-    return F.interpolate(x, size, mode="bilinear", align_corners=align_corners).to(x.dtype)
 
 
 class Branch(nn.Module):

@@ -1,10 +1,17 @@
-"""Bilinear interpolation, in parts."""
+"""Bilinear interpolation, whole and in parts."""
 
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+def resize(x: Tensor, size: Sequence[int], align_corners: bool = False) -> Tensor:
+    """Bilinear, in the type of ``x``: under autocast CUDA would return float32, and the CPU would not."""
+    if x.shape[-2:] == tuple(size):
+        return x
+    return F.interpolate(x, size, mode="bilinear", align_corners=align_corners).to(x.dtype)
 
 
 def neighbours(side: int, small: int, align_corners: bool, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:

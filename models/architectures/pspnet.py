@@ -5,7 +5,8 @@ from torch import Tensor, nn
 
 from models.architectures.assembly import head_width, mmseg, release, top
 from models.layers import bin_means, conv_norm_act
-from models.segmentor import Segmentor, resize
+from models.segmentor import Segmentor
+from utils.bilinear import resize
 
 BINS = (1, 2, 3, 6)
 

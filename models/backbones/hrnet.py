@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from models.segmentor import resize
+from utils.bilinear import resize
 
 
 class Fusion(nn.Module):

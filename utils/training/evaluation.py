@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from utils.bilinear import upsampled_argmax
+from utils.bilinear import resize, upsampled_argmax
 from utils.errors import UserError
 from utils.pixels import PixelConvention
 from utils.seeding import derive_seed
@@ -68,7 +68,7 @@ class Predictor:
         views = [self._view(x, scale) for scale in self.scales]
         views += [self._view(x.flip(3), scale).flip(3) for scale in self.scales if self.flip]
         logits = views[0] if len(views) == 1 else torch.stack(views).mean(0)
-        return logits if logits.shape[-2:] == size else self._resize(logits, size)
+        return resize(logits, size, self.align_corners)
 
     @torch.inference_mode()
     def classes(self, image: Tensor, label: Tensor, draws: Sequence[Draw]) -> Tensor:
@@ -90,16 +90,13 @@ class Predictor:
         if scale != 1:
             scaled = [max(1, round(side * scale)) for side in size]
             x = F.interpolate(x, scaled, mode="bilinear", align_corners=True)
-        logits = self._slide(x) if self.window else self._resize(self._logits(x), x.shape[-2:])
-        return logits if logits.shape[-2:] == size else self._resize(logits, size)
+        logits = self._slide(x) if self.window else resize(self._logits(x), x.shape[-2:], self.align_corners)
+        return resize(logits, size, self.align_corners)
 
     def _logits(self, x: Tensor) -> Tensor:
         """At head resolution."""
         with self.runtime.autocast():
             return self.model(x, with_aux=False).logits.float()
-
-    def _resize(self, logits: Tensor, size: Sequence[int]) -> Tensor:
-        return F.interpolate(logits, size, mode="bilinear", align_corners=self.align_corners)
 
     def _slide(self, x: Tensor) -> Tensor:
         """Mean of the logits of overlapping windows; the last row and column are moved inwards to fit."""
@@ -108,7 +105,7 @@ class Predictor:
         for top in _starts(height, self.window[0], self.stride[0]):
             for left in _starts(width, self.window[1], self.stride[1]):
                 box = ..., slice(top, top + self.window[0]), slice(left, left + self.window[1])
-                logits = self._resize(self._logits(x[box]), x[box].shape[-2:])
+                logits = resize(self._logits(x[box]), x[box].shape[-2:], self.align_corners)
                 if total is None:
                     total = logits.new_zeros(*logits.shape[:2], height, width)
                 total[box] += logits
