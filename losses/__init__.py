@@ -27,7 +27,7 @@ from losses.plain import Plain
 from losses.skd import skd_loss
 from utils.bilinear import resize
 from utils.errors import UserError, lookup, nearest
-from utils.types import Output
+from utils.types import Output, full_precision
 
 # (student channels, teacher channels, number of classes, options by keyword) -> loss
 LOSSES: dict[str, Callable[..., nn.Module]] = {
@@ -116,7 +116,7 @@ class WeightedLosses(nn.Module):
         if classes[0] != classes[1]:
             raise UserError(f"the student has {classes[0]} classes, its teacher {classes[1]}: they must be the same")
         with torch.autocast(student.logits.device.type, enabled=False):
-            student, teacher = student.full_precision(), teacher.full_precision().detach()
+            student, teacher = student.map(full_precision), teacher.map(full_precision).map(Tensor.detach)
             logits, feat = (resize(getattr(teacher, k), getattr(student, k).shape[-2:]) for k in ("logits", "feat"))
             teacher = teacher._replace(logits=logits, feat=feat)
             terms: dict[str, Tensor] = {}

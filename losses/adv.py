@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from utils.bilinear import resize
-from utils.distributed import all_reduce_mean
+from utils.distributed import all_reduce
 from utils.types import Output
 
 SMALLEST = 64  # sides of a map that four halvings leave 4 pixels of
@@ -104,7 +104,7 @@ class Adversarial(nn.Module):
         loss = self.weight * discriminator_loss(self.discriminator(student), self.discriminator(teacher))
         parameters = list(self.discriminator.parameters())
         gradients = torch.autograd.grad(loss, parameters)
-        mean = all_reduce_mean(torch.cat([gradient.flatten() for gradient in gradients]))
+        mean = all_reduce(torch.cat([gradient.flatten() for gradient in gradients]), "mean")
         for parameter, gradient in zip(parameters, mean.split([p.numel() for p in parameters]), strict=True):
             parameter.grad = gradient.view_as(parameter)
         self.optimizer.step()

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from losses.cirkd import relation_kl
 from losses.maps import label_rows, unit_rows
 from losses.rings import Rings, enqueue, projector, whole
-from utils.distributed import all_gather_cat, all_reduce_mean
+from utils.distributed import all_gather_cat, all_reduce
 from utils.types import IGNORE_INDEX, Output
 
 
@@ -54,7 +54,7 @@ def memory_loss(student: Tensor, teacher: Tensor, contrasts: Tensor, labelled: T
     """
     rows = [relation_kl(s, contrasts, t, contrasts, tau) for s, t in zip(student, teacher.detach(), strict=True)]
     total = torch.stack(rows).masked_fill(~labelled, 0).sum()
-    count = all_reduce_mean(labelled.sum(dtype=total.dtype))
+    count = all_reduce(labelled.sum(dtype=total.dtype), "mean")
     return total / torch.where(count > 0, count, 1)
 
 

@@ -22,12 +22,11 @@ from tests.conftest import ENVIRONMENT, ROOT, TINY
 from tests.test_engine import assert_same, losses, records
 from utils import checkpoint
 from utils.errors import UserError
-from utils.training import engine, evaluation
+from utils.training import engine, evaluation, guards
 from utils.training.configuration import StudentConfig
 from utils.training.guards import STOPPED_STATUS, FiniteWatch, InStep, Stopped
 from utils.training.inputs import inputs_of
 from utils.training.logs import RunLogger
-from utils.training.runtime import Runtime
 from utils.training.state import TrainingState
 
 SHORT = [*TINY, "--max-iterations", "3", "--val-per-iters", "2", "--save-per-iters", "1"]
@@ -154,30 +153,25 @@ def test_a_signal_leaves_a_validation(finished, tmp_path, monkeypatch):
     assert records(tmp_path, "val") == records(finished, "val")
 
 
-class Two(Runtime):
-    """A process whose neighbour says ``other``."""
-
-    other = 1
-
-    def reduce(self, value, op="sum"):
-        return value.clamp(min=self.other)
+def neighbour_says(monkeypatch, other):
+    monkeypatch.setattr(guards, "all_reduce", lambda value, op: value.clamp(min=other))
 
 
 @pytest.mark.parametrize(("other", "kind"), [(2, Stopped), (3, UserError)])
-def test_what_happens_to_one_process_ends_all(other, kind):
-    Two.other = other
-    batches = InStep(iter([1, 2]), Two())
+def test_what_happens_to_one_process_ends_all(other, kind, monkeypatch):
+    neighbour_says(monkeypatch, other)
+    batches = InStep(iter([1, 2]))
     with pytest.raises(kind):
         next(iter(batches))
     assert batches.left
 
 
-def test_a_process_without_batches_waits_for_the_others():
-    Two.other = 1
-    batches = InStep(iter([7]), Two())
+def test_a_process_without_batches_waits_for_the_others(monkeypatch):
+    neighbour_says(monkeypatch, 1)
+    batches = InStep(iter([7]))
     seen = iter(batches)
     assert next(seen) == 7
-    batches.runtime = Runtime()
+    neighbour_says(monkeypatch, 0)
     assert list(seen) == []
     assert not batches.left
 

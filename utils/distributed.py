@@ -6,16 +6,16 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
-def all_reduce_sum(value: Tensor) -> Tensor:
-    """The sum over processes, in place; the value itself when there is one process."""
+def all_reduce(value: Tensor, op: str = "sum") -> Tensor:
+    """The "sum", "mean" or "max" over processes, in place; the value itself when there is one process.
+
+    A CPU tensor does not wait for a GPU.
+    """
     if dist.is_initialized():
-        dist.all_reduce(value)
+        dist.all_reduce(value, dist.ReduceOp.MAX if op == "max" else dist.ReduceOp.SUM)
+        if op == "mean":
+            value.div_(dist.get_world_size())
     return value
-
-
-def all_reduce_mean(value: Tensor) -> Tensor:
-    """The mean over processes, in place; the value itself when there is one process."""
-    return all_reduce_sum(value).div_(dist.get_world_size()) if dist.is_initialized() else value
 
 
 def all_gather_cat(value: Tensor) -> Tensor:

@@ -1,19 +1,30 @@
 """The records that models, losses, datasets and the engine exchange."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from utils.distributed import all_reduce_mean
+from utils.distributed import all_reduce
 
 Rgb = tuple[int, int, int]  # 0..255
 IGNORE_INDEX = 255  # the one ignore label inside the project; every data set maps its own to it
 
 
+def is_list(value: object, kind: type) -> bool:
+    """Whether a value of a file is a list of that kind."""
+    return isinstance(value, (list, tuple)) and all(type(item) is kind for item in value)
+
+
+def is_color(value: object) -> bool:
+    """Whether a value of a file is [R, G, B]."""
+    return is_list(value, int) and len(value) == 3 and 0 <= min(value) <= max(value) < 256
+
+
 def valid_pixels(label: Tensor) -> Tensor:
     """How many pixels of the global batch have a label, over the number of processes: float32, on the device."""
-    return all_reduce_mean((label != IGNORE_INDEX).sum(dtype=torch.float32))
+    return all_reduce((label != IGNORE_INDEX).sum(dtype=torch.float32), "mean")
 
 
 def full_precision(x: Tensor) -> Tensor:
@@ -28,14 +39,9 @@ class Output(NamedTuple):
     aux: tuple[Tensor, ...]  # auxiliary logits, possibly empty
     feat: Tensor  # [B, C, h, w], the input of the classifier
 
-    def full_precision(self) -> "Output":
-        """Half-precision maps as float32; losses over probabilities need it even under autocast."""
-
-        return Output(full_precision(self.logits), tuple(map(full_precision, self.aux)), full_precision(self.feat))
-
-    def detach(self) -> "Output":
-        """The same maps without gradient."""
-        return Output(self.logits.detach(), tuple(x.detach() for x in self.aux), self.feat.detach())
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Output":
+        """With every map changed."""
+        return Output(change(self.logits), tuple(map(change, self.aux)), change(self.feat))
 
 
 class Supervision(NamedTuple):

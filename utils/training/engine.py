@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from utils.distributed import broadcast_statistics
+from utils.distributed import all_reduce, broadcast_statistics
 from utils.errors import UserError
 from utils.memory import require_memory
 from utils.pixels import CONVENTIONS
@@ -62,8 +62,8 @@ def fit(step: Step, data: Any, predict: Predictor, run: Run, config: TrainConfig
     begun, owed = state.iteration, _due(config, state.iteration) and state.validated < state.iteration
     if begun >= config.max_iterations and not owed:
         if runtime.is_main:
-            best = f"best mIoU {_percent(state.best_miou)}{assisted(card)}"
-            print(f"{folder} is finished: {begun} iterations, {best}")
+            best = "not measured" if state.best_miou is None else f"{100 * state.best_miou:.2f} %"
+            print(f"{folder} is finished: {begun} iterations, best mIoU {best}{assisted(card)}")
         return None
     runtime.agree(lambda: run.begin(config))
     header = {"world_size": runtime.size, **environment(runtime.device), "runtime": runtime.describe()}
@@ -114,7 +114,7 @@ def fit(step: Step, data: Any, predict: Predictor, run: Run, config: TrainConfig
 
     stopping, finite, between, done = StopRequest(), FiniteWatch(not_finite), True, begun
     loaded = train_batches(data.train, begun, config.max_iterations, config.batch_size, config.workers, runtime)
-    batches = InStep(loaded, runtime, stopping)
+    batches = InStep(loaded, stopping)
     try:
         if owed:
             metrics = validate()
@@ -137,7 +137,7 @@ def fit(step: Step, data: Any, predict: Predictor, run: Run, config: TrainConfig
             if done % config.log_iter == 0 or last or done == 1:
                 now = time.perf_counter()
                 speed = config.batch_size * (done - clocked) / (now - clock)
-                means = {name: runtime.reduce(term.clone(), "mean").item() for name, term in terms.items()}
+                means = {name: all_reduce(term.clone(), "mean").item() for name, term in terms.items()}
                 pace = {"images_per_second": speed, "cpu_seconds": time.process_time() - processor}
                 logger.scalars("train", {**means, "lr": lr, **pace}, done)
                 clock, processor, clocked = time.perf_counter(), time.process_time(), done
@@ -181,7 +181,3 @@ def train_mode(module: nn.Module, freeze_bn: bool) -> None:
         for part in module.modules():
             if isinstance(part, _BatchNorm):
                 part.eval()
-
-
-def _percent(value: float | None) -> str:
-    return "not measured" if value is None else f"{100 * value:.2f} %"

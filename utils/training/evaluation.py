@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from utils.bilinear import resize, upsampled_argmax
+from utils.distributed import all_reduce
 from utils.errors import UserError
 from utils.pixels import PixelConvention
 from utils.seeding import derive_seed
@@ -159,7 +160,7 @@ def evaluate(
     hidden = None if progress and runtime.is_main else True  # None: hidden unless a terminal looks on
     batches = eval_batches(dataset, workers, runtime, batch_size)
     with closing(batches), tqdm(total=total, desc="eval", disable=hidden, leave=False) as bar:
-        for image, label, indices in InStep(batches, runtime, asked):
+        for image, label, indices in InStep(batches, asked):
             draws = [Draw(derive_seed(seed, i)) for i in indices.tolist()]
             predictions = _fitting(predict, image, label, draws)
             for i, prediction, truth in zip(indices.tolist(), predictions, label, strict=True):
@@ -172,5 +173,5 @@ def evaluate(
             if not bar.disable and bar.n % 10 < len(indices):
                 bar.set_postfix_str(f"mIoU so far {100 * Metrics(confusion.cpu().numpy(), bar.n).miou():.2f} %{mark}")
     predict.model.train(was_training)
-    runtime.reduce(areas)
-    return Metrics(runtime.reduce(confusion).cpu().numpy(), len(dataset), areas.cpu().numpy())
+    all_reduce(areas)
+    return Metrics(all_reduce(confusion).cpu().numpy(), len(dataset), areas.cpu().numpy())

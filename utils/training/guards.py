@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from utils.distributed import all_reduce
 from utils.errors import ANOTHER, UserError
 from utils.training.runtime import Runtime
 from utils.types import Draw
@@ -119,8 +120,8 @@ class InStep:
     asked: whether this process is asked to stop. ``left``: all processes have left the loop before its end.
     """
 
-    def __init__(self, batches: Iterator, runtime: Runtime, asked: Callable[[], bool] = lambda: False) -> None:
-        self.batches, self.runtime, self.asked, self.left = batches, runtime, asked, False
+    def __init__(self, batches: Iterator, asked: Callable[[], bool] = lambda: False) -> None:
+        self.batches, self.asked, self.left = batches, asked, False
 
     def __iter__(self) -> Iterator[Any]:
         """Raises Stopped, or this process's failure, or a UserError when it is another's, in every process."""
@@ -131,7 +132,7 @@ class InStep:
             except Exception as error:
                 problem = error
             own = FAILED if problem else DONE if batch is None else STOP if self.asked() else MORE
-            agreed = int(self.runtime.reduce(torch.tensor(float(own)), "max"))
+            agreed = int(all_reduce(torch.tensor(float(own)), "max"))
             if agreed == DONE:
                 return
             self.left = agreed > MORE

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from utils.distributed import sync_batchnorm
@@ -18,7 +18,6 @@ from utils.errors import UserError, named
 from utils.training.step import Step
 
 PRECISIONS = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-REDUCTIONS = {"sum": dist.ReduceOp.SUM, "mean": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
 OPTIONS = ("amp", "channels_last", "tf32", "deterministic", "compile")
 T = TypeVar("T")
 
@@ -75,12 +74,6 @@ class Runtime:
         """Of the loss; it does something in fp16 only."""
         return torch.amp.GradScaler(self.device.type, enabled=self.amp == "fp16")
 
-    def reduce(self, value: Tensor, op: str = "sum") -> Tensor:
-        """The "sum", "mean" or "max" over the processes, in place. A CPU tensor does not wait for a GPU."""
-        if dist.is_initialized():
-            dist.all_reduce(value, REDUCTIONS[op])
-        return value.div_(self.size) if op == "mean" else value
-
     def agree(self, value: T | Callable[[], T]) -> T:
         """Rank 0's value, in every process. A function is called by rank 0 alone; its failure is everybody's."""
         answer: list[Any] = [None, None]
@@ -107,7 +100,7 @@ class Runtime:
 
 
 @contextmanager
-def start(settings: Any, timeout_minutes: float = 30) -> Iterator[Runtime]:
+def start(settings: Any) -> Iterator[Runtime]:
     """Join the process group torchrun describes, with one process too; leave it at the end.
 
     settings: a record with ``device`` (auto, cpu, cuda) and any of backend, amp, channels_last, tf32, deterministic,
@@ -133,7 +126,7 @@ def start(settings: Any, timeout_minutes: float = 30) -> Iterator[Runtime]:
     torch.use_deterministic_algorithms(deterministic)
     if "WORLD_SIZE" in os.environ and "RANK" in os.environ:
         backend = "cpu:gloo,cuda:nccl" if cuda and not gloo else "gloo"
-        _join(backend, timedelta(minutes=timeout_minutes))
+        _join(backend)
     try:
         yield Runtime(device, *((dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else ()), **options)
     finally:
@@ -142,7 +135,7 @@ def start(settings: Any, timeout_minutes: float = 30) -> Iterator[Runtime]:
         torch.use_deterministic_algorithms(False)
 
 
-def _join(backend: str, timeout: timedelta) -> None:
+def _join(backend: str, timeout: timedelta = timedelta(minutes=30)) -> None:
     """After a restart on one host, with a clean slate: torchrun's store still has the addresses of those that ended."""
     attempt, alone = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), {}
     if attempt != "0" and os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
