@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from datasets import for_network
-from datasets.base import DatasetSpec, SegmentationDataset
+from datasets.base import SegmentationDataset
 from models.checkpoints.loading import Loaded, from_checkpoint
 from utils.colors import blended, palette_picture, save_png
 from utils.errors import UserError, run_main
@@ -102,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         runtime = replace(runtime, amp=amp)
         placed = runtime.place(loaded.model), loaded.convention, noise and runtime.place(noise)
         predict = Predictor(*placed, **config.views(), runtime=runtime)
-        keep = Keeper(config, dataset, spec)
+        keep = Keeper(config, dataset)
         scored = partial(evaluate, predict, dataset, len(spec.names), runtime, config.workers, progress=True)
         metrics, *others = (
             scored(config.seed + draw, config.batch_size, keep if draw == 0 and keep.wanted else None)
@@ -133,8 +133,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 class Keeper:
     """Writes predictions as pictures: palette PNG with the class ids, and blends with the image."""
 
-    def __init__(self, config: EvalConfig, dataset: SegmentationDataset, spec: DatasetSpec) -> None:
-        self.config, self.dataset, self.spec = config, dataset, spec
+    def __init__(self, config: EvalConfig, dataset: SegmentationDataset) -> None:
+        self.config, self.dataset, self.spec = config, dataset, dataset.spec
         self.wanted = bool(config.save_pred or config.blend)
         for folder in filter(None, (config.save_pred, config.blend)):
             Path(folder).mkdir(parents=True, exist_ok=True)

@@ -106,8 +106,8 @@ def load_teacher(config: StudentConfig, num_classes: int) -> tuple[Segmentor, La
     if card.pixels != config.pixels:
         raise UserError(f"--teacher-pretrained {path} was trained on other pixels: use --pixels {card.pixels}")
     if card.label_noise is not None:
-        shown = {"codes": config.label_codes, "pixel_std": config.label_std}
-        teacher = teacher.shown(**shown, scale=config.label_scale, code_std=config.code_std)
+        noise = {"codes": config.label_codes, "pixel_std": config.label_std, "code_std": config.code_std}
+        teacher = teacher.shown(**noise, scale=config.label_scale)
     return teacher.model, teacher.noise
 
 

@@ -32,7 +32,7 @@ from datasets.files import Pair, images_in, match, read_files, read_list
 from datasets.ids import MAX_CLASSES, IdMap
 from utils.errors import UserError, nearest
 from utils.files import read_yaml
-from utils.types import IGNORE_INDEX
+from utils.types import IGNORE_INDEX, is_color, is_list
 
 FILE = "dataset.yaml"
 KEYS = ("names", "splits", "palette", "ids", "colors", "ignore", "label_suffix", "image_suffix")
@@ -52,7 +52,7 @@ def folder_spec(root: Path) -> DatasetSpec:
     check("colors", isinstance(colors, dict), "{class: [R, G, B], ...}")
     check("colors", not (colors and "ids" in content), "left out where there are ids: labels hold one or the other")
     names = content.get("names", list(colors))
-    check("names", _is_list(names, str) and 2 <= len(names) == len(set(names)), "2 or more different names")
+    check("names", is_list(names, str) and 2 <= len(names) == len(set(names)), "2 or more different names")
     check("names", len(names) <= MAX_CLASSES, f"at most {MAX_CLASSES} classes")
 
     check("splits", _are_splits(content["splits"]), "train: {images: FOLDER, labels: FOLDER} and so on")
@@ -62,7 +62,7 @@ def folder_spec(root: Path) -> DatasetSpec:
 
     palette = content.get("palette")
     if palette is not None:
-        valid = isinstance(palette, list) and len(palette) == len(names) and all(map(_is_color, palette))
+        valid = isinstance(palette, list) and len(palette) == len(names) and all(map(is_color, palette))
         check("palette", valid, f"{len(names)} colours [R, G, B] of 0..255")
     ids = _colors(content, names, check) if colors else _ids(content, names, check)
     shown = palette or (ids.official(np.arange(len(names))).tolist() if colors else voc_colors(len(names)))
@@ -86,13 +86,13 @@ def _ids(content: dict[str, Any], names: list[str], check: Check) -> IdMap:
     check("ids", known and {classes[k] for k in ids.values()} == set(range(len(names))), "an id for each class")
     ignore = content.get("ignore", [IGNORE_INDEX])
     ignore = ignore if isinstance(ignore, list) else [ignore]
-    valid = all(_is_id(item) or _is_color(item) for item in ignore)
+    valid = all(_is_id(item) or is_color(item) for item in ignore)
     ignored = [item for item in ignore if _is_id(item)]
     check("ignore", valid and not set(ignored) & set(ids), "ids 0..65535 or colours [R, G, B] that are no class")
     colors = {}
     if "palette" in content:
         colors = {tuple(color): k for k, color in enumerate(content["palette"])}
-        unclassed = {tuple(item): IGNORE_INDEX for item in ignore if _is_color(item)}
+        unclassed = {tuple(item): IGNORE_INDEX for item in ignore if is_color(item)}
         check("ignore", not unclassed.keys() & colors.keys(), "ids 0..65535 or colours [R, G, B] that are no class")
         colors = colors | unclassed if len(colors) == len(names) else {}  # two classes of one colour: not to be told
     return IdMap({raw: classes[k] for raw, k in ids.items()}, tuple(ignored), colors)
@@ -100,14 +100,14 @@ def _ids(content: dict[str, Any], names: list[str], check: Check) -> IdMap:
 
 def _colors(content: dict[str, Any], names: list[str], check: Check) -> IdMap:
     """Of labels that are pictures."""
-    given = {name: [c] if _is_color(c) else c for name, c in content["colors"].items()}
-    valid = all(isinstance(c, list) and c and all(map(_is_color, c)) for c in given.values())
+    given = {name: [c] if is_color(c) else c for name, c in content["colors"].items()}
+    valid = all(isinstance(c, list) and c and all(map(is_color, c)) for c in given.values())
     check("colors", valid and set(given) == set(names), "one or more colours [R, G, B] of 0..255 for each class")
     classes = [(tuple(color), names.index(name)) for name, several in given.items() for color in several]
     check("colors", len(dict(classes)) == len(classes), "different for different classes")
     ignore = content.get("ignore", [])
-    ignore = [ignore] if _is_color(ignore) else ignore
-    valid = isinstance(ignore, list) and all(map(_is_color, ignore))
+    ignore = [ignore] if is_color(ignore) else ignore
+    valid = isinstance(ignore, list) and all(map(is_color, ignore))
     unclassed = {tuple(color): IGNORE_INDEX for color in ignore} if valid else {}
     check("ignore", valid and not unclassed.keys() & dict(classes).keys(), "colours [R, G, B] that are no class")
     return IdMap({}, (), dict(classes) | unclassed)
@@ -158,22 +158,14 @@ def _are_splits(value: object) -> bool:
     return (
         isinstance(value, dict)
         and len(value) > 0
-        and _is_list(list(value), str)
+        and is_list(list(value), str)
         and all(
             isinstance(entry, dict)
             and {"images", "labels"} <= set(entry) <= {"images", "labels", "list"}
-            and _is_list(list(entry.values()), str)
+            and is_list(list(entry.values()), str)
             for entry in value.values()
         )
     )
-
-
-def _is_color(value: object) -> bool:
-    return _is_list(value, int) and len(value) == 3 and 0 <= min(value) <= max(value) < 256
-
-
-def _is_list(value: object, kind: type) -> bool:
-    return isinstance(value, list) and all(type(item) is kind for item in value)
 
 
 def _is_id(value: object) -> bool:

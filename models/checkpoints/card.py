@@ -1,40 +1,29 @@
 """What a checkpoint says about its network besides the weights."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from utils.errors import UserError
 from utils.pixels import CONVENTIONS
+from utils.types import is_color, is_list
 
 FORMAT = 1  # of the cards this version writes
 REQUIRED = ("num_classes", "class_names", "palette", "dataset", "data", "pixels", "label_noise")
 TRAINING_STATE = ("optimizer", "scaler", "losses")
 
 
-def _is_list(value: object, holds: Callable[[Any], bool]) -> bool:
-    return isinstance(value, (list, tuple)) and all(map(holds, value))
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
-
-
-def _is_color(value: object) -> bool:
-    return _is_list(value, lambda item: type(item) is int and 0 <= item < 256) and len(value) == 3
-
-
 def _is_noise(value: object) -> bool:
     if not isinstance(value, Mapping) or {*value} - {"code_std"} != {"codes", "pixel_std", "scale"}:
         return False
-    return all(_is_text(item) if key == "codes" else type(item) in (int, float) for key, item in value.items())
+    return all(type(item) is str if key == "codes" else type(item) in (int, float) for key, item in value.items())
 
 
 KINDS: dict[str, Callable[[Any], bool]] = {  # of what a file says
-    **dict.fromkeys(("dataset", "data", "start", "source"), _is_text),
-    "pixels": lambda value: _is_text(value) and value in CONVENTIONS,
-    "class_names": lambda value: _is_list(value, _is_text),
-    "palette": lambda value: _is_list(value, _is_color),
+    **dict.fromkeys(("dataset", "data", "start", "source"), lambda value: type(value) is str),
+    "pixels": lambda value: type(value) is str and value in CONVENTIONS,
+    "class_names": lambda value: is_list(value, str),
+    "palette": lambda value: isinstance(value, (list, tuple)) and all(map(is_color, value)),
     "label_noise": lambda value: value is None or _is_noise(value),
     "config": lambda value: isinstance(value, Mapping),
 }
@@ -58,10 +47,6 @@ class Card:
     @property
     def num_classes(self) -> int:
         return self.arch["num_classes"]
-
-    def shown(self, **changes: Any) -> "Card":
-        """With another label noise; what is None stays as it is."""
-        return replace(self, label_noise={**self.label_noise, **{k: v for k, v in changes.items() if v is not None}})
 
     def entries(self) -> dict[str, Any]:
         """As it lies in a file."""

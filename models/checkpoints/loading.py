@@ -1,6 +1,7 @@
 """Networks from files: this project's checkpoints, and those of LAD, CIRKD, MMSegmentation and torchvision."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,7 +57,8 @@ class Loaded(NamedTuple):
 
     def shown(self, **changes: Any) -> "Loaded":
         """The same teacher with another label noise: arguments of ``LabelNoise``, None for what stays."""
-        return self._replace(card=self.card.shown(**changes))
+        given = {key: value for key, value in changes.items() if value is not None}
+        return self._replace(card=replace(self.card, label_noise={**self.card.label_noise, **given}))
 
     def predict(
         self, image: str | Path | Image.Image | np.ndarray, probabilities: bool = False
