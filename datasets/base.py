@@ -135,21 +135,10 @@ class TrainStream(Dataset):
 
     def __init__(self, dataset: SegmentationDataset, transform: Transform, seed: int) -> None:
         self.dataset, self.transform, self.seed = dataset, transform, seed
-        self._order = lru_cache(maxsize=2)(self._shuffled)
-
-    def __getstate__(self) -> dict[str, object]:
-        return {key: value for key, value in self.__dict__.items() if key != "_order"}
-
-    def __setstate__(self, state: dict[str, object]) -> None:
-        self.__dict__.update(state)
-        self._order = lru_cache(maxsize=2)(self._shuffled)
-
-    def _shuffled(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng(derive_seed(self.seed, 3, epoch)).permutation(len(self.dataset))
 
     def index(self, position: int) -> int:
         epoch, i = divmod(position, len(self.dataset))
-        return int(self._order(epoch)[i])
+        return int(_shuffled(len(self.dataset), self.seed, epoch)[i])
 
     def source(self, position: int) -> Path:
         """The image file behind a position."""
@@ -162,6 +151,11 @@ class TrainStream(Dataset):
             return error
         rng = np.random.default_rng(derive_seed(self.seed, 4, position))
         return _tensors(*self.transform(image, label, rng))
+
+
+@lru_cache(maxsize=2)
+def _shuffled(count: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng(derive_seed(seed, 3, epoch)).permutation(count)
 
 
 def _tensors(image: np.ndarray, label: np.ndarray) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 
 import cv2
 import torch
@@ -33,11 +33,11 @@ def _init_worker(_: int) -> None:
     cv2.setNumThreads(0)
 
 
-def _batches(dataset: Dataset, batches: Sequence[Sequence[int]], workers: int, device: torch.device) -> Generator:
+def _batches(dataset: Dataset, batches: Iterable[Sequence[int]], workers: int, device: torch.device) -> Generator:
     loader = DataLoader(
         dataset,
         batch_sampler=batches,
-        num_workers=min(workers, len(batches)),
+        num_workers=workers,
         collate_fn=_collate,
         worker_init_fn=_init_worker,
         pin_memory=device.type == "cuda",
@@ -58,30 +58,15 @@ def _batches(dataset: Dataset, batches: Sequence[Sequence[int]], workers: int, d
         getattr(iterator, "_shutdown_workers", bool)()
 
 
-class _TrainBatches(Sequence):
-    """Positions of this process's share of each global batch, from ``start`` to ``stop``."""
-
-    def __init__(self, start: int, stop: int, batch_size: int, rank: int, size: int) -> None:
-        self.start, self.stop, self.batch_size, self.share = start, stop, batch_size, batch_size // size
-        self.offset = rank * self.share
-
-    def __len__(self) -> int:
-        return self.stop - self.start
-
-    def __getitem__(self, i: int) -> range:
-        if i >= len(self):
-            raise IndexError(i)
-        first = (self.start + i) * self.batch_size + self.offset
-        return range(first, first + self.share)
-
-
 def train_batches(stream: Dataset, start: int, stop: int, batch_size: int, workers: int, runtime: Runtime) -> Generator:
     """``(image, label)`` on the device for iterations ``start .. stop - 1``.
 
     ``stream[position]`` is sample number ``position`` of an endless training sequence; iteration i of a global batch
     of B takes positions i*B .. i*B + B - 1, split over the processes in rank order.
     """
-    return _batches(stream, _TrainBatches(start, stop, batch_size, runtime.rank, runtime.size), workers, runtime.device)
+    share = batch_size // runtime.size
+    firsts = range(start * batch_size + runtime.rank * share, stop * batch_size, batch_size)
+    return _batches(stream, (range(i, i + share) for i in firsts), min(workers, len(firsts)), runtime.device)
 
 
 def eval_batches(dataset: Dataset, workers: int, runtime: Runtime, batch_size: int = 1) -> Generator:
@@ -91,4 +76,4 @@ def eval_batches(dataset: Dataset, workers: int, runtime: Runtime, batch_size: i
     """
     own = range(runtime.rank, len(dataset), runtime.size)
     batches = [own[i : i + batch_size] for i in range(0, len(own), batch_size)]
-    return _batches(dataset, batches, workers, runtime.device)
+    return _batches(dataset, batches, min(workers, len(batches)), runtime.device)
