@@ -8,12 +8,17 @@ import torch
 from timm.models.resnet import BasicBlock
 from torch import nn
 
-from models.backbones.hrnet import refine_fusion
+from models.backbones.hrnet import Fusion
 from models.backbones.stdc import BLOCKS, stdc_backbone
 from utils.errors import UserError, first_line, nearest
 
 DILATED, PYRAMID = 8, 32  # output strides: of networks whose last stages are dilated, and of those left as they are
 RESNET_DEPTHS = (18, 34, 50, 101, 152)
+RESNET_STEMS: dict[str, dict[str, object]] = {
+    "v1s": {"stem_type": "deep", "stem_width": 64},  # LAD's and CIRKD's: three 3x3 convolutions of 64, 64, 128
+    "v1c": {"stem_type": "deep", "stem_width": 32},  # MMSegmentation's: 32, 32, 64
+    "v1b": {},  # MMSegmentation's: 7x7
+}
 
 
 def _features(name: str, **options: object) -> nn.Module:
@@ -24,31 +29,18 @@ def _features(name: str, **options: object) -> nn.Module:
     return backbone
 
 
-def _resnet(depth: int, output_stride: int, **stem: object) -> nn.Module:
+def _resnet(depth: int, variant: str, output_stride: int) -> nn.Module:
     """timm's ResNet without its zero last BatchNorm weight of each residual branch, which the releases do not have.
 
-    The first block of a dilated stage keeps half the dilation in timm as it does in LAD, CIRKD and MMSegmentation.
+    The first block of a dilated stage keeps half the dilation in timm as it does in LAD, CIRKD and MMSegmentation. In
+    MMSegmentation the second convolution of a basic block is never dilated.
     """
-    return _features(f"resnet{depth}", output_stride=output_stride, zero_init_last=False, **stem)
-
-
-def _resnet_v1s(depth: int, output_stride: int) -> nn.Module:
-    """LAD's and CIRKD's ResNet: a stem of three 3x3 convolutions 64, 64, 128; all of a basic block is dilated."""
-    return _resnet(depth, output_stride, stem_type="deep", stem_width=64)
-
-
-def _resnet_v1b(depth: int, output_stride: int, **stem: object) -> nn.Module:
-    """MMSegmentation's ResNet (7x7 stem): the second convolution of a basic block is never dilated."""
-    backbone = _resnet(depth, output_stride, **stem)
+    stem = RESNET_STEMS[variant]
+    backbone = _features(f"resnet{depth}", output_stride=output_stride, zero_init_last=False, **stem)
     for block in backbone.modules():
-        if isinstance(block, BasicBlock):
+        if variant in ("v1b", "v1c") and isinstance(block, BasicBlock):
             block.conv2.dilation = block.conv2.padding = (1, 1)
     return backbone
-
-
-def _resnet_v1c(depth: int, output_stride: int) -> nn.Module:
-    """MMSegmentation's ResNetV1c: as v1b with a stem of three 3x3 convolutions 32, 32, 64."""
-    return _resnet_v1b(depth, output_stride, stem_type="deep", stem_width=32)
 
 
 def _hrnet(name: str, output_stride: int) -> nn.Module:
@@ -56,7 +48,10 @@ def _hrnet(name: str, output_stride: int) -> nn.Module:
 
     As a pyramid its maps from stride 8 on are read: what only the finest one goes through does not learn.
     """
-    backbone = refine_fusion(_features(name, feature_location=""))
+    backbone = _features(name, feature_location="")
+    for stage in (backbone.stage2, backbone.stage3, backbone.stage4):
+        for i, module in enumerate(stage):
+            stage[i] = Fusion(module)
     backbone.stage4[-1].fuse_layers[0].requires_grad_(output_stride != PYRAMID)
     return backbone
 
@@ -94,9 +89,7 @@ def _fits(backbone: nn.Module, size: tuple[int, int] = (97, 129)) -> bool:
 
 
 BACKBONES: dict[str, Callable[[int], nn.Module]] = {
-    **{f"resnet{depth}_v1s": partial(_resnet_v1s, depth) for depth in RESNET_DEPTHS},
-    **{f"resnet{depth}_v1c": partial(_resnet_v1c, depth) for depth in RESNET_DEPTHS},
-    **{f"resnet{depth}_v1b": partial(_resnet_v1b, depth) for depth in RESNET_DEPTHS},
+    **{f"resnet{n}_{variant}": partial(_resnet, n, variant) for variant in RESNET_STEMS for n in RESNET_DEPTHS},
     **{name: partial(_hrnet, name) for name in timm.list_models("hrnet_*")},
     **{name: partial(stdc_backbone, name) for name in BLOCKS},
 }

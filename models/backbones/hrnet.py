@@ -27,11 +27,3 @@ class Fusion(nn.Module):
             terms = [resize(layer(x), target.shape[-2:]) for layer, x in zip(row, maps, strict=True)]
             fused.append(self.fuse_act(sum(terms[1:], terms[0])))
         return fused
-
-
-def refine_fusion(backbone: nn.Module) -> nn.Module:
-    """Replace every exchange module of timm's HRNet, in place."""
-    for stage in (backbone.stage2, backbone.stage3, backbone.stage4):
-        for i, module in enumerate(stage):
-            stage[i] = Fusion(module)
-    return backbone

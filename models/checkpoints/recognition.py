@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from models.architectures import build_model, width_names
+from models.backbones.stdc import BLOCKS
 from models.checkpoints.formats import FORMATS, Family, translate
 from utils.errors import UserError
 
@@ -19,7 +20,7 @@ RESNETS = {
     (True, (3, 4, 23, 3)): 101,
     (True, (3, 8, 36, 3)): 152,
 }
-STDCS = {(2, 2, 2): "stdc1", (4, 5, 3): "stdc2"}
+STDCS = {blocks: name for name, blocks in BLOCKS.items()}
 # the convolution that sees the image, in every family of backbones
 STEMS = ("conv1.0.weight", "conv1.weight", "conv_stem.weight", "encoder.stages.0.conv.weight")
 CLASSIFIER = "main.classifier.weight"
@@ -58,8 +59,12 @@ def infer(weights: Mapping[str, Tensor], source: str) -> Inferred:
     ours = {key: weights[old] for key, old in origin.items()}
     if CLASSIFIER not in ours:
         raise UserError(f"{source} is incomplete: a {name} file without its classifier")
-    backbone, in_channels = _backbone(_below(ours, "backbone."), FORMATS[name].family, source)
-    config = {"backbone": backbone, "num_classes": len(ours[CLASSIFIER]), "in_channels": in_channels}
+    body = _below(ours, "backbone.")
+    stem = next((body[key] for key in STEMS if key in body), None)
+    if stem is None:
+        raise UserError(f"{source} is incomplete or of an unknown backbone: no first convolution")
+    backbone = _backbone(body, FORMATS[name].family, len(stem), source)
+    config = {"backbone": backbone, "num_classes": len(ours[CLASSIFIER]), "in_channels": stem.shape[1]}
     archs = FORMATS[name].archs
     widths = {w: ours[key].shape[dim] if key in ours else 0 for w, (key, dim) in WIDTHS.items()}
     widths = {w: value for w, value in widths.items() if w in width_names(archs[0])}
@@ -88,15 +93,8 @@ def _count(weights: Mapping[str, Tensor], prefix: str) -> int:
     return len({key.partition(".")[0] for key in _below(weights, prefix)})
 
 
-def _backbone(weights: Mapping[str, Tensor], family: Family, source: str) -> tuple[str, int]:
-    """The backbone's name and input channels, from its weights without prefix."""
-    stem = next((weights[key] for key in STEMS if key in weights), None)
-    if stem is None:
-        raise UserError(f"{source} is incomplete or of an unknown backbone: no first convolution")
-    return _backbone_name(weights, family, len(stem), source), stem.shape[1]
-
-
-def _backbone_name(weights: Mapping[str, Tensor], family: Family, stem_width: int, source: str) -> str:
+def _backbone(weights: Mapping[str, Tensor], family: Family, stem_width: int, source: str) -> str:
+    """The backbone's name, from its weights without prefix."""
     if "blocks.0.0.conv_dw.weight" in weights:
         return "mobilenetv2_100"
     if "encoder.stages.0.conv.weight" in weights:
