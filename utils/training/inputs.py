@@ -1,6 +1,7 @@
 """What a run is trained with, and whether a run to be continued was trained with the same."""
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -43,6 +44,4 @@ def differences(state: Mapping[str, Any], config: TrainConfig, inputs: Mapping[s
 
 def plain(value: Any) -> Any:
     """Tuples as lists, the form yaml and json give back."""
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+    return json.loads(json.dumps(value))

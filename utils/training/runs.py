@@ -129,19 +129,16 @@ def _source(config: TrainConfig, folder: Path) -> Path | None:
     """
     there = [path.name for pattern in WRITTEN for path in sorted(folder.glob(pattern))]
     resumable = LAST in there or PREVIOUS in there
+    source = None
     if config.resume == "auto":
         if resumable and not config.overwrite:
             return folder / LAST
-        source = None
-    else:
-        source = Path(config.resume).expanduser() if config.resume else None
-        if source is not None and source.is_dir():
-            source = source / LAST
-        if source is not None and not (
-            source.is_file() or (source.name == LAST and source.with_name(PREVIOUS).exists())
-        ):
+    elif config.resume:
+        source = Path(config.resume).expanduser()
+        source = source / LAST if source.is_dir() else source
+        if not (source.is_file() or (source.name == LAST and source.with_name(PREVIOUS).exists())):
             raise UserError(f"--resume {source}: no such file")
-        if source is not None and source.parent.resolve() == folder.resolve():
+        if source.parent.resolve() == folder.resolve():
             return folder / source.name
     undone = {"start", "train"} if config.resume == "auto" else {"start"}  # events of no value without a checkpoint
     only_begun = LOG in there and not resumable and BEST not in there and _events(folder / LOG) <= undone

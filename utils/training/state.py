@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from utils import checkpoint
 from utils.distributed import broadcast_statistics, trained_norms
@@ -37,10 +37,27 @@ class TrainingState:
         self.about = {"config": plain(asdict(config)), "inputs": dict(run.inputs), "world_size": runtime.size}
         self.iteration, self.validated, self.best_miou, self.best_iteration = 0, 0, None, None
         if run.state is not None:
-            restore(run.state, step, self.optimizer, self.scaler)
+            self._restore(run.state)
             self._continue(run.state)
             run.state.clear()  # nothing of it stays in memory
         self.saved = self.iteration
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        checkpoint.load_weights(self.step.model, state.get("model"), "it")
+        try:
+            if state["losses"].keys() != self.step.beside().keys():
+                raise UserError("it was trained with other losses")
+            self.step.load_state_dict(dict(state["losses"]), strict=False)  # strict within: the keys were compared
+            self.optimizer.load_state_dict(state["optimizer"])
+            for parameter, values in self.optimizer.state.items():  # in the layout of the weights, whatever it was
+                for key, value in values.items():
+                    if isinstance(value, Tensor) and value.shape == parameter.shape:
+                        values[key] = torch.empty_like(parameter).copy_(value)
+                    elif value is not None and not (isinstance(value, Tensor) and value.ndim == 0):  # a count of steps
+                        raise ValueError(f"{key} does not fit its parameter")
+            self.scaler.load_state_dict(state["scaler"])
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise UserError(f"it is damaged: {first_line(error)}") from error
 
     def _continue(self, state: dict[str, Any]) -> None:
         self.iteration, self.best_miou = state.get("iteration"), state.get("best_miou")
@@ -72,9 +89,12 @@ class TrainingState:
         content = {**self.run.card, **progress, **self.about}
 
         def write() -> None:
-            whole = content | weights(self.step.model)
+            # in the plain memory layout, whatever the network's is
+            model = {key: value.contiguous() for key, value in self.step.model.state_dict().items()}
+            whole = {**content, "model": model}
             if name == LAST:
-                whole |= training_state(self.step, self.optimizer, self.scaler)
+                whole |= {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+                whole["losses"] = self.step.beside()
             previous = self.run.folder / PREVIOUS if name == LAST and self.saved != self.iteration else None
             checkpoint.save(whole, self.run.folder / name, previous)
 
@@ -88,44 +108,3 @@ class TrainingState:
         if miou is not None and (self.best_miou is None or miou > self.best_miou):
             self.best_miou, self.best_iteration = miou, self.iteration
             self.save(finite, BEST)
-
-
-def weights(model: nn.Module) -> dict[str, Any]:
-    """The entry ``model`` of a checkpoint, in the plain memory layout whatever the network's is."""
-    return {"model": {key: value.contiguous() for key, value in model.state_dict().items()}}
-
-
-def training_state(
-    step: Step, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
-) -> dict[str, dict[str, Any]]:
-    """The entries of a checkpoint that only ``restore`` reads.
-
-    losses: what ``Step.beside`` gives.
-    """
-    return {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(), "losses": step.beside()}
-
-
-def restore(
-    state: Mapping[str, Any], step: Step, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
-) -> None:
-    """Undo ``weights`` of the step's model and ``training_state``.
-
-    Raises:
-        UserError: the state is of another network or of other losses.
-    """
-    source = "it"
-    checkpoint.load_weights(step.model, state.get("model"), source)
-    try:
-        if state["losses"].keys() != step.beside().keys():
-            raise UserError(f"{source} was trained with other losses")
-        step.load_state_dict(dict(state["losses"]), strict=False)  # strict within the losses: the keys were compared
-        optimizer.load_state_dict(state["optimizer"])
-        for parameter, values in optimizer.state.items():  # in the layout of the weights, whatever it was when saved
-            for key, value in values.items():
-                if isinstance(value, Tensor) and value.shape == parameter.shape:
-                    values[key] = torch.empty_like(parameter).copy_(value)
-                elif value is not None and not (isinstance(value, Tensor) and value.ndim == 0):  # a count of steps
-                    raise ValueError(f"{key} does not fit its parameter")
-        scaler.load_state_dict(state["scaler"])
-    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise UserError(f"{source} is damaged: {first_line(error)}") from error

@@ -2,17 +2,15 @@
 
 from typing import Any
 
-from torch import Tensor, nn
-
-from utils.types import Draw
+from torch import nn
 
 
 class Step(nn.Module):
     """One training step as a module: the network ``model`` that is trained, and what helps it.
 
-    ``forward`` takes a normalised image ``[B, 3, H, W]``, its label ``[B, H, W]``, where random numbers come from, and
-    ``utils.types.valid_pixels``, and gives ``{"loss": ..., named terms}``. DDP wraps all of it, so that losses that
-    learn are synchronised and optimised with the network.
+    ``forward(image, label, draw, valid)`` takes a normalised image ``[B, 3, H, W]``, its label ``[B, H, W]``, where
+    random numbers come from, and ``utils.types.valid_pixels``, and gives ``{"loss": ..., named terms}``. DDP wraps all
+    of it, so that losses that learn are synchronised and optimised with the network.
     """
 
     model: nn.Module
@@ -26,8 +24,3 @@ class Step(nn.Module):
         own = {id(network): name for name, network in self.named_modules()}
         prefixes = tuple(f"{own[id(network)]}." for network in self.networks())
         return {key: value for key, value in self.state_dict().items() if not key.startswith(prefixes)}
-
-    def forward(
-        self, image: Tensor, label: Tensor, draw: Draw | None = None, valid: Tensor | None = None
-    ) -> dict[str, Tensor]:
-        raise NotImplementedError
