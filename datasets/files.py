@@ -91,11 +91,11 @@ def _label(path: Path, file: Image.Image, indexed: bool, colored: bool) -> np.nd
     raise UserError(f"{path}: a label must hold class ids (grey or palette), found mode {file.mode}{hint}")
 
 
-def _content(path: Path) -> bytes:
+def _content(path: Path, kind: str = "file") -> bytes:
     try:
         return read_bytes(path)
     except FileNotFoundError:
-        raise UserError(f"file not found: {path}") from None
+        raise UserError(f"{kind} not found: {path}") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
 
@@ -117,11 +117,7 @@ def read_list(path: Path) -> list[str]:
         UserError: no such file, no text, a name listed twice, or one that leads out of the data set.
     """
     try:
-        lines = read_bytes(path).decode("utf-8-sig").splitlines()
-    except FileNotFoundError:
-        raise UserError(f"list file not found: {path}") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+        lines = _content(path, "list file").decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is no text file: {error}") from error
     seen: dict[str, int] = {}

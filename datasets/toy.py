@@ -5,6 +5,7 @@ three, the rest is form.
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -21,16 +22,8 @@ HUES = ((200, 110, 60), (70, 160, 90), (80, 90, 190))  # mean RGB of a pair of s
 OUTLINE = 2  # pixels of ignored outline around a shape, as in VOC
 
 
-def _disk(center: np.ndarray, radius: float, angle: float) -> list[np.ndarray]:
-    return [_polygon(center, radius, angle, 32)]
-
-
-def _square(center: np.ndarray, radius: float, angle: float) -> list[np.ndarray]:
-    return [_polygon(center, radius, angle, 4)]
-
-
-def _triangle(center: np.ndarray, radius: float, angle: float) -> list[np.ndarray]:
-    return [_polygon(center, radius, angle, 3)]
+def _regular(corners: int, center: np.ndarray, radius: float, angle: float) -> list[np.ndarray]:
+    return [_polygon(center, radius, angle, corners)]
 
 
 def _ring(center: np.ndarray, radius: float, angle: float) -> list[np.ndarray]:
@@ -57,11 +50,11 @@ def _polygon(center: np.ndarray, radius: float, angle: float, corners: int) -> n
 
 
 SHAPES: dict[str, Callable[[np.ndarray, float, float], list[np.ndarray]]] = {
-    "disk": _disk,
+    "disk": partial(_regular, 32),
     "ring": _ring,
-    "square": _square,
+    "square": partial(_regular, 4),
     "cross": _cross,
-    "triangle": _triangle,
+    "triangle": partial(_regular, 3),
     "star": _star,
 }
 

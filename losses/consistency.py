@@ -18,10 +18,6 @@ class Consistency(nn.Module):
 
     def forward(self, path1: Output, path2: Output, label: Tensor) -> tuple[Tensor, Tensor]:
         """The weighted and the unweighted distance."""
-        (weighted1, terms1), (weighted2, terms2) = (
-            self.distance(path1, path2, label),
-            self.distance(path2, path1, label),
-        )
-        return weighted1 + weighted2, sum(
-            sum(terms[name] for name in self.distance.weights) for terms in (terms1, terms2)
-        )
+        both = [self.distance(*paths, label) for paths in ((path1, path2), (path2, path1))]
+        plain = [sum(terms[name] for name in self.distance.weights) for _, terms in both]
+        return sum(weighted for weighted, _ in both), sum(plain)

@@ -10,7 +10,7 @@ from utils.errors import UserError, lookup
 from utils.types import IGNORE_INDEX, Draw
 
 
-def fixed_table(num_classes: int, **kind: object) -> Tensor:
+def fixed_table(num_classes: int) -> Tensor:
     """K + 1 codes, evenly spaced over [-1.1, 1]; the last one is the ignore class's.
 
     The release has (k - 11) / 10 for K = 21, which this reproduces exactly. Its interval rather than its step is kept
@@ -18,7 +18,7 @@ def fixed_table(num_classes: int, **kind: object) -> Tensor:
     out to 13 standard deviations.
     """
     k = torch.arange(num_classes + 1, dtype=torch.float64)
-    return (k * 21 / num_classes - 11).div(10).to(**kind)
+    return (k * 21 / num_classes - 11) / 10
 
 
 def _random(table: Tensor, batch: int, draw: Draw, stream: int, code_std: float) -> Tensor:
@@ -106,14 +106,13 @@ class LabelNoise(nn.Module):
                 raise UserError(f"label codes 'near' need --code-std S, a number from 0 on, not {code_std}")
             self.config["code_std"] = code_std
         self.pixel_std, self.scale, self.code_std = pixel_std, scale, code_std or 0.0
-        self.register_buffer("table", fixed_table(num_classes, dtype=torch.float64), persistent=False)
+        self.register_buffer("table", fixed_table(num_classes), persistent=False)
         self.planes = self.draw_codes(self.table, 1, Draw(0), 0, 0.0).numel() // (num_classes + 1)
 
     def forward(self, label: Tensor, draw: Draw, path: int = 0) -> Tensor:
         """``label [B, H, W] -> [B, planes, H, W]``, float32; each ``path`` of one ``draw`` is an independent noise."""
-        return self._write(
-            torch.empty(len(label), self.planes, *label.shape[1:], device=label.device), label, draw, path
-        )
+        planes = torch.empty(len(label), self.planes, *label.shape[1:], device=label.device)
+        return self._write(planes, label, draw, path)
 
     def beside(self, image: Tensor, label: Tensor, draw: Draw, path: int = 0) -> Tensor:
         """``image [B, C, H, W]`` with the planes behind its channels, each written once: no concatenation."""

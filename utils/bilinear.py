@@ -43,10 +43,7 @@ def upsampled_argmax(logits: Tensor, size: Sequence[int], align_corners: bool, r
             found = best.index_select(2, left)
             unsure = (found != best.index_select(2, right)).flatten().nonzero().squeeze(1)
         if logits.is_cuda or len(unsure) > found.numel() / 3:
-            wide = (mixed.shape[1], width)
-            found = F.interpolate(mixed.permute(0, 3, 1, 2), wide, mode="bilinear", align_corners=align_corners).argmax(
-                1
-            )
+            found = resize(mixed.permute(0, 3, 1, 2), (mixed.shape[1], width), align_corners).argmax(1)
         else:
             line = unsure.div(width, rounding_mode="floor")
             column, first, pixels = unsure - line * width, line * w, mixed.flatten(0, 2)

@@ -33,17 +33,10 @@ def preview(predict: Predictor, dataset: Dataset, palette: Sequence[Rgb], count:
 def heading(text: str, width: int, height: int = 18) -> np.ndarray:
     """Black on white, RGB; smaller where it would be wider than ``width``."""
     strip = np.full((height, width, 3), 255, np.uint8)
-    (wide, _), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 1.0, 1)
-    return cv2.putText(
-        strip,
-        text,
-        (0, height - 5),
-        cv2.FONT_HERSHEY_SIMPLEX,
-        min(0.5, width / max(wide, 1)),
-        (0, 0, 0),
-        1,
-        cv2.LINE_AA,
-    )
+    font = cv2.FONT_HERSHEY_SIMPLEX
+    (wide, _), _ = cv2.getTextSize(text, font, 1.0, 1)
+    scale = min(0.5, width / max(wide, 1))
+    return cv2.putText(strip, text, (0, height - 5), font, scale, (0, 0, 0), 1, cv2.LINE_AA)
 
 
 def tile(rows: Sequence[Mapping[str, np.ndarray]], height: int = 192, gap: int = 4) -> np.ndarray:
