@@ -19,7 +19,7 @@ class DenseConcat(nn.Module):
         self.layers = nn.ModuleList([conv_norm_act(in_channels, half, 1)])
         for a, b in ((half, quarter), (quarter, eighth), (eighth, eighth)):
             self.layers.append(conv_norm_act(a, b, 3, padding=1))
-        self.downsample = self.pool = None
+        self.downsample = self.pool = nn.Identity()
         if stride == 2:
             self.downsample = conv_norm_act(half, half, 3, stride=2, padding=1, groups=half, act_cfg=None)
             self.pool = nn.AvgPool2d(3, 2, 1)
@@ -27,9 +27,8 @@ class DenseConcat(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         first, *others = self.layers
         x = first(x)
-        outputs = [x if self.pool is None else self.pool(x)]
-        if self.downsample is not None:
-            x = self.downsample(x)
+        outputs = [self.pool(x)]
+        x = self.downsample(x)
         for layer in others:
             x = layer(x)
             outputs.append(x)
