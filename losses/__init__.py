@@ -117,8 +117,8 @@ class WeightedLosses(nn.Module):
             raise UserError(f"the student has {classes[0]} classes, its teacher {classes[1]}: they must be the same")
         with torch.autocast(student.logits.device.type, enabled=False):
             student, teacher = student.map(full_precision), teacher.map(full_precision).map(Tensor.detach)
-            logits, feat = (resize(getattr(teacher, k), getattr(student, k).shape[-2:]) for k in ("logits", "feat"))
-            teacher = teacher._replace(logits=logits, feat=feat)
+            logits = resize(teacher.logits, student.logits.shape[-2:])
+            teacher = teacher._replace(logits=logits, feat=resize(teacher.feat, student.feat.shape[-2:]))
             terms: dict[str, Tensor] = {}
             for name, loss in self.losses.items():
                 value = loss(student, teacher, label)
