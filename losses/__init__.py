@@ -2,56 +2,54 @@
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from losses.adv import Adversarial
 from losses.af_dcd import AfDCD
-from losses.at import at_loss
-from losses.cirkd import cirkd_loss
+from losses.at import AT
+from losses.cirkd import CIRKD
 from losses.cirkd2 import CIRKD2
 from losses.cirkd_memory import CIRKDPixel, CIRKDRegion, share_projector
-from losses.cwd import cwd_loss
+from losses.cwd import CWD
 from losses.cwd_feat import CWDFeat
-from losses.dist import dist_loss
+from losses.dist import DIST
 from losses.dsd import DSD
 from losses.fitnet import FitNet
 from losses.ifvd import IFVD
-from losses.kd import kd_loss
+from losses.kd import KD
 from losses.mgd import MGD
 from losses.nfd import NFD
 from losses.own import load_class
-from losses.plain import Plain
-from losses.skd import skd_loss
+from losses.skd import SKD
 from utils.bilinear import resize
 from utils.errors import UserError, lookup, nearest
 from utils.types import Output, full_precision
 
-# (student channels, teacher channels, number of classes, options by keyword) -> loss
-LOSSES: dict[str, Callable[..., nn.Module]] = {
-    "kd": Plain(kd_loss, "logits"),
-    "cwd": Plain(cwd_loss, "logits"),
-    "dist": Plain(dist_loss, "logits"),
-    "at": Plain(at_loss, "feat"),
+LOSSES: dict[str, type[nn.Module]] = {
+    "kd": KD,
+    "cwd": CWD,
+    "dist": DIST,
+    "at": AT,
     "fitnet": FitNet,
     "nfd": NFD,
     "cwd_feat": CWDFeat,
-    "skd": Plain(skd_loss, "feat"),
+    "skd": SKD,
     "ifvd": IFVD,
     "dsd": DSD,
     "adv": Adversarial,
     "mgd": MGD,
     "af_dcd": AfDCD,
-    "cirkd": Plain(cirkd_loss, "feat"),
+    "cirkd": CIRKD,
     "cirkd_pixel": CIRKDPixel,
     "cirkd_region": CIRKDRegion,
     "cirkd2": CIRKD2,
 }
 
 
-def loss_class(name: str, flag: str) -> Callable[..., nn.Module]:
+def loss_class(name: str, flag: str) -> type[nn.Module]:
     """A loss of this project by its name, or ``package.module:Class``."""
     return load_class(name, flag) if ":" in name else lookup(LOSSES, name, f"loss in {flag}")
 
@@ -70,9 +68,7 @@ def parse_losses(text: str, flag: str = "--kd") -> dict[str, tuple[float, dict[s
         if len(items) > 1 and "=" not in items[0] and items[0] not in LOSSES:
             items[:2] = [":".join(items[:2])]
         (name, _, weight), *options = [item.partition("=") for item in items]
-        loss = loss_class(name, flag)
-        call, behind = (loss.function, 2) if isinstance(loss, Plain) else (loss, 3)  # two maps; channels and classes
-        known = list(inspect.signature(call).parameters)[behind:]
+        known = list(inspect.signature(loss_class(name, flag)).parameters)[3:]  # after channels and classes: options
         for option, _, _ in options:
             if option not in known:
                 raise UserError(f"{flag} {text}: {name} has no option {option!r}{nearest(option, known)}")

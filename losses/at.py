@@ -1,7 +1,9 @@
 """Attention transfer (Zagoruyko and Komodakis, ICLR 2017, arXiv 1612.03928, eq. 2)."""
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from utils.types import Output
 
 
 def attention(feat: Tensor) -> Tensor:
@@ -16,3 +18,13 @@ def at_loss(student: Tensor, teacher: Tensor) -> Tensor:
     hence the published weight of 10000.
     """
     return (attention(student) - attention(teacher.detach())).square().mean()
+
+
+class AT(nn.Module):
+    """``at_loss`` on the features."""
+
+    def __init__(self, student_channels: int, teacher_channels: int, num_classes: int) -> None:
+        super().__init__()
+
+    def forward(self, student: Output, teacher: Output, label: Tensor) -> Tensor:
+        return at_loss(student.feat, teacher.feat)

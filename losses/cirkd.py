@@ -4,10 +4,11 @@ from itertools import product
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from losses.maps import unit_rows
+from utils.types import Output
 
 
 def relation_kl(
@@ -44,3 +45,14 @@ def pair_relations(student: Tensor, teacher: Tensor, tau: float) -> Tensor:
     pairs = product(range(len(student)), repeat=2)
     relations = [relation_kl(student[i], student[j], teacher[i], teacher[j], tau).mean() for i, j in pairs]
     return torch.stack(relations).mean()
+
+
+class CIRKD(nn.Module):
+    """``cirkd_loss`` on the features. Options: tau."""
+
+    def __init__(self, student_channels: int, teacher_channels: int, num_classes: int, tau: float = 0.1) -> None:
+        super().__init__()
+        self.tau = tau
+
+    def forward(self, student: Output, teacher: Output, label: Tensor) -> Tensor:
+        return cirkd_loss(student.feat, teacher.feat, self.tau)

@@ -8,11 +8,10 @@ copies drift apart; and leaves the context out where the FitNet weight is 0.
 import torch
 from torch import Tensor, nn
 
-from losses.cirkd import cirkd_loss
+from losses.cirkd import CIRKD
 from losses.cirkd_channel import ChannelTerms
 from losses.cirkd_memory import CIRKDPixel, CIRKDRegion, share_projector
 from losses.fitnet import FitNet
-from losses.plain import Plain
 from losses.rings import conv_bn_relu
 from utils.types import Output
 
@@ -70,7 +69,7 @@ class CIRKD2(nn.Module):
         self.part_weights = {name: weight for name, weight in weights.items() if weight}
         makers = {
             "fitnet": lambda: FitNet(*widths),
-            "pixel": lambda: Plain(cirkd_loss, "feat")(*widths, tau=tau),
+            "pixel": lambda: CIRKD(*widths, tau),
             "memory_pixel": lambda: CIRKDPixel(*widths, tau, pixel_size, as_released=as_released),
             "memory_region": lambda: CIRKDRegion(*widths, tau, region_size),
         }

@@ -1,7 +1,9 @@
 """Channel-wise distillation (Shu et al., "Channel-wise Knowledge Distillation for Dense Prediction", ICCV 2021)."""
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from utils.types import Output
 
 
 def cwd_loss(student: Tensor, teacher: Tensor, tau: float = 4.0) -> Tensor:
@@ -14,3 +16,14 @@ def cwd_loss(student: Tensor, teacher: Tensor, tau: float = 4.0) -> Tensor:
     log_t = F.log_softmax(teacher.detach().flatten(2) / tau, 2)
     channels = student.shape[0] * student.shape[1]
     return F.kl_div(log_s, log_t, reduction="sum", log_target=True) * (tau**2 / channels)
+
+
+class CWD(nn.Module):
+    """``cwd_loss`` on the logits. Options: tau."""
+
+    def __init__(self, student_channels: int, teacher_channels: int, num_classes: int, tau: float = 4.0) -> None:
+        super().__init__()
+        self.tau = tau
+
+    def forward(self, student: Output, teacher: Output, label: Tensor) -> Tensor:
+        return cwd_loss(student.logits, teacher.logits, self.tau)

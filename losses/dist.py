@@ -1,6 +1,8 @@
 """DIST (Huang et al., "Knowledge Distillation from A Stronger Teacher", NeurIPS 2022) on pixels."""
 
-from torch import Tensor
+from torch import Tensor, nn
+
+from utils.types import Output
 
 
 def _one_minus_pearson(a: Tensor, b: Tensor, dim: int) -> Tensor:
@@ -18,3 +20,16 @@ def dist_loss(student: Tensor, teacher: Tensor, beta: float = 1.0, gamma: float 
     rows_s = student.softmax(1).transpose(0, 1).flatten(1).t()
     rows_t = teacher.detach().softmax(1).transpose(0, 1).flatten(1).t()
     return beta * _one_minus_pearson(rows_s, rows_t, 1) + gamma * _one_minus_pearson(rows_s, rows_t, 0)
+
+
+class DIST(nn.Module):
+    """``dist_loss`` on the logits. Options: beta, gamma."""
+
+    def __init__(
+        self, student_channels: int, teacher_channels: int, num_classes: int, beta: float = 1.0, gamma: float = 1.0
+    ) -> None:
+        super().__init__()
+        self.beta, self.gamma = beta, gamma
+
+    def forward(self, student: Output, teacher: Output, label: Tensor) -> Tensor:
+        return dist_loss(student.logits, teacher.logits, self.beta, self.gamma)

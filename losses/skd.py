@@ -4,9 +4,10 @@ Its pixel-wise term is ``kd``, its holistic one ``adv``: CIRKD runs ``kd=1,skd=1
 """
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from losses.maps import unit_rows
+from utils.types import Output
 
 
 def similarities(feat: Tensor) -> Tensor:
@@ -22,3 +23,13 @@ def skd_loss(student: Tensor, teacher: Tensor) -> Tensor:
     B (h w / 4)^2.
     """
     return F.mse_loss(similarities(student), similarities(teacher.detach()))
+
+
+class SKD(nn.Module):
+    """``skd_loss`` on the features."""
+
+    def __init__(self, student_channels: int, teacher_channels: int, num_classes: int) -> None:
+        super().__init__()
+
+    def forward(self, student: Output, teacher: Output, label: Tensor) -> Tensor:
+        return skd_loss(student.feat, teacher.feat)

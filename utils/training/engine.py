@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from utils.distributed import all_reduce, broadcast_statistics
+from utils.distributed import broadcast_statistics
 from utils.errors import UserError
 from utils.memory import require_memory
 from utils.pixels import CONVENTIONS
@@ -137,7 +137,7 @@ def fit(step: Step, data: Any, predict: Predictor, run: Run, config: TrainConfig
             if done % config.log_iter == 0 or last or done == 1:
                 now = time.perf_counter()
                 speed = config.batch_size * (done - clocked) / (now - clock)
-                means = {name: all_reduce(term.clone(), "mean").item() for name, term in terms.items()}
+                means = {name: runtime.reduce(term.clone(), "mean").item() for name, term in terms.items()}
                 pace = {"images_per_second": speed, "cpu_seconds": time.process_time() - processor}
                 logger.scalars("train", {**means, "lr": lr, **pace}, done)
                 clock, processor, clocked = time.perf_counter(), time.process_time(), done

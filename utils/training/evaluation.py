@@ -11,7 +11,6 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from utils.bilinear import resize, upsampled_argmax
-from utils.distributed import all_reduce
 from utils.errors import UserError
 from utils.pixels import PixelConvention
 from utils.seeding import derive_seed
@@ -173,5 +172,5 @@ def evaluate(
             if not bar.disable and bar.n % 10 < len(indices):
                 bar.set_postfix_str(f"mIoU so far {100 * Metrics(confusion.cpu().numpy(), bar.n).miou():.2f} %{mark}")
     predict.model.train(was_training)
-    all_reduce(areas)
-    return Metrics(all_reduce(confusion).cpu().numpy(), len(dataset), areas.cpu().numpy())
+    runtime.reduce(areas)
+    return Metrics(runtime.reduce(confusion).cpu().numpy(), len(dataset), areas.cpu().numpy())

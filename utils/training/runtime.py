@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from utils.distributed import sync_batchnorm
+from utils.distributed import all_reduce, sync_batchnorm
 from utils.errors import UserError, named
 from utils.training.step import Step
 
@@ -37,6 +37,8 @@ class Runtime:
     tf32: bool = True
     deterministic: bool = False
     compile: bool = False
+
+    reduce = staticmethod(all_reduce)
 
     @property
     def is_main(self) -> bool:
