@@ -50,6 +50,14 @@ def test_strides_and_imagenet_weights_of_the_whole_network(name):
     assert any(value.shape == shape and torch.equal(value, first.weight) for value in whole.values())
 
 
+@pytest.mark.parametrize(("output_stride", "strides"), [(DILATED, (4, 8, 8, 8)), (PYRAMID, (4, 8, 16, 32))])
+def test_of_more_than_five_maps_the_last_four_are_taken(output_stride, strides):
+    with torch.device("meta"):
+        backbone = build_backbone("darknet17", output_stride=output_stride)
+    assert backbone.strides == strides
+    assert backbone.channels == (128, 256, 512, 1024)
+
+
 @pytest.mark.parametrize("output_stride", [DILATED, PYRAMID])
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "efficientvit_m0", "dla34", "halonet26t"])
 def test_what_does_not_fit_is_refused_in_one_line(name, output_stride):

@@ -22,8 +22,8 @@ RESNET_STEMS: dict[str, dict[str, object]] = {
 
 
 def _features(name: str, **options: object) -> nn.Module:
-    options = {"features_only": True, "out_indices": (1, 2, 3, 4), "pretrained": False} | options
-    backbone = timm.create_model(name, **options)
+    """The last four maps: some networks (ConvNeXt) have no other, some (Darknet) two before them."""
+    backbone = timm.create_model(name, features_only=True, out_indices=4, pretrained=False, **options)
     backbone.channels = tuple(backbone.feature_info.channels())
     backbone.strides = tuple(backbone.feature_info.reduction())
     return backbone
@@ -57,16 +57,11 @@ def _hrnet(name: str, output_stride: int) -> nn.Module:
 
 
 def _any_timm(name: str, output_stride: int) -> nn.Module:
-    """At the output stride, or where timm cannot dilate the network, as the pyramid it is, with strides 4 to 32.
-
-    The second set of maps is of networks whose stem has stride 4 (ConvNeXt); they have no map at stride 2.
-    """
-    offers = [{"output_stride": output_stride}, {"output_stride": output_stride, "out_indices": (0, 1, 2, 3)}]
-    offers += [{}, {"out_indices": (0, 1, 2, 3)}]
-    for options in offers:
+    """At the output stride, or where timm cannot dilate the network, as the pyramid it is, with strides 4 to 32."""
+    for options in ({"output_stride": output_stride}, {}):
         try:
             backbone = _features(name, **options)
-            if _fits(backbone) or options == offers[0]:  # which has to run, too
+            if _fits(backbone, output_stride):
                 return backbone
         except (AssertionError, TypeError, ValueError, NotImplementedError, RuntimeError, IndexError) as error:
             reason = first_line(error)
@@ -79,13 +74,14 @@ def _any_timm(name: str, output_stride: int) -> nn.Module:
 
 
 @torch.no_grad()
-def _fits(backbone: nn.Module, size: tuple[int, int] = (97, 129)) -> bool:
-    """Whether it gives maps ``[B, C, h, w]`` of its strides, from 4 on, for an image whose sides no stride divides."""
+def _fits(backbone: nn.Module, output_stride: int, size: tuple[int, int] = (97, 129)) -> bool:
+    """Whether it gives maps ``[B, C, h, w]`` of its strides for an image whose sides no stride divides."""
     maps = backbone.eval()(torch.zeros(1, 3, *size))
     backbone.train()
-    channels = tuple(x.shape[1] for x in maps)
-    ratios = [size[i] / x.shape[2 + i] / s for x, s in zip(maps, backbone.strides, strict=True) for i in range(2)]
-    return channels == backbone.channels and backbone.strides[0] == 4 and all(0.7 < ratio < 1.4 for ratio in ratios)
+    channels, strides = tuple(x.shape[1] for x in maps), backbone.strides
+    ratios = [size[i] / x.shape[2 + i] / s for x, s in zip(maps, strides, strict=True) for i in range(2)]
+    wanted = strides[3] == output_stride or strides == (4, 8, 16, 32)
+    return channels == backbone.channels and wanted and all(0.7 < ratio < 1.4 for ratio in ratios)
 
 
 BACKBONES: dict[str, Callable[[int], nn.Module]] = {
