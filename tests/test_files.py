@@ -1,7 +1,9 @@
 """Files are read and written whole or not at all, and what fails has a name."""
 
+import io
 import os
 import re
+import sys
 import zipfile
 
 import numpy as np
@@ -14,7 +16,25 @@ from datasets.camvid import CAMVID
 from datasets.files import read_image, read_list
 from datasets.jpeg import complaints
 from utils import checkpoint, files
-from utils.errors import UserError, named
+from utils.errors import UserError, named, run_main
+
+
+def test_streams_that_are_closed_or_cannot_hold_a_character_end_no_program(monkeypatch):
+    printed = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, "ascii", errors="strict"))
+    monkeypatch.setattr(sys, "stderr", None)
+    run_main(lambda: (print("a\udcff \u00b1"), sys.stderr.flush()))
+    assert printed.getvalue() == b"a\\udcff \\xb1\n"
+    sys.stderr.close()
+
+
+def test_an_interrupt_is_one_line_and_a_status(capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as ended:
+        run_main(interrupted)
+    assert (ended.value.code, capsys.readouterr().err) == (130, "ended: interrupted\n")
 
 
 def test_the_disk_is_full(tmp_path, monkeypatch):

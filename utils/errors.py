@@ -1,6 +1,7 @@
 """Errors for people: one line that says what was wrong, where, and what to do."""
 
 import difflib
+import io
 import os
 import re
 import sys
@@ -72,8 +73,10 @@ def named(error: BaseException) -> UserError | None:
 def run_main(main: Callable[[], None]) -> None:
     """Call an entry script's ``main``, turning what ``named`` knows into one line on stderr and exit status 2.
 
-    When the reader of its output goes away (``| head``) it says so and ends with status 141, as of SIGPIPE.
+    When the reader of its output goes away (``| head``) it says so and ends with status 141, as of SIGPIPE; of an
+    interrupt with 130.
     """
+    _ready_streams()
     try:
         main()
         if sys.stdout is not None:
@@ -82,6 +85,9 @@ def run_main(main: Callable[[], None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left unwritten has no reader
         print("ended: nothing reads the output any more", file=sys.stderr)
         sys.exit(141)
+    except KeyboardInterrupt:
+        print("ended: interrupted", file=sys.stderr)
+        sys.exit(130)
     except Exception as error:
         known = named(error)
         if known is None:
@@ -89,6 +95,17 @@ def run_main(main: Callable[[], None]) -> None:
         if not _said(str(known)):
             print(f"error: {known}", file=sys.stderr, flush=True)
         sys.exit(2)
+
+
+def _ready_streams() -> None:
+    """What is printed ends no program: a stream closed by the caller leads nowhere, no character is too strange."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            nowhere = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: most likely the stream's own
+            setattr(sys, name, os.fdopen(nowhere, "r" if number == 0 else "w"))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _said(message: str) -> bool:
