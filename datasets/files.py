@@ -1,6 +1,7 @@
 """Images, labels and lists from files: exact, or refused with the file's name."""
 
 import io
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -19,6 +20,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 IMAGE_MODES = ("RGB", "L", "P", "1", "CMYK", "RGBA", "LA", "PA")  # 8 bits a channel, with one meaning as RGB
 COLOR_MODES = ("RGB", "RGBA", "L", "P", "1", "LA", "PA")  # of labels
 LABEL_MODES = ("L", "P", "1", "I", "I;16", "I;16B", "I;16L", "I;16N")
+RESCALED = re.compile(r"L;[24]|[L1];.*I")  # raw modes whose numbers PIL multiplies or inverts, as grey levels
 
 
 def read_files(
@@ -26,8 +28,7 @@ def read_files(
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
     """RGB uint8 ``[H, W, 3]`` and label as ``read_label`` gives it; None where there is no such file.
 
-    Raises:
-        UserError: a file is missing, damaged, or of a kind that has no exact meaning here.
+    Raises UserError: a file is missing, damaged, or of a kind that has no exact meaning here.
     """
     label = None if label_path is None else read_label(label_path, indexed, colored)
     size = None if label is None else label.shape[:2]
@@ -80,7 +81,11 @@ def read_label(path: Path, indexed: bool = True, colored: bool = False) -> np.nd
 
 
 def _label(path: Path, file: Image.Image, indexed: bool, colored: bool) -> np.ndarray:
+    if file.format == "JPEG":
+        raise UserError(f"{path}: a label must be stored without loss, such as PNG: JPEG blends classes")
     if indexed and file.mode in LABEL_MODES:
+        if file.tile and _rescaled(file):
+            raise UserError(f"{path} holds grey levels that are not 8-bit numbers as stored: save the ids as 8-bit PNG")
         ids = np.asarray(file)
         return ids.astype(np.uint8) if ids.dtype == bool else ids
     if colored and file.mode in COLOR_MODES:
@@ -89,6 +94,12 @@ def _label(path: Path, file: Image.Image, indexed: bool, colored: bool) -> np.nd
         raise UserError(f"{path}: a label of colours must be an 8-bit picture, found mode {file.mode}")
     hint = "; colours: see datasets/folder.py" if file.mode in COLOR_MODES else ""
     raise UserError(f"{path}: a label must hold class ids (grey or palette), found mode {file.mode}{hint}")
+
+
+def _rescaled(file: Image.Image) -> bool:
+    """Whether the numbers that are read are not the file's: grey of 2 or 4 bits, inverted, or of another maximum."""
+    raw, *more = file.tile[0].args if isinstance(file.tile[0].args, tuple) else (file.tile[0].args,)
+    return bool(RESCALED.match(str(raw))) or (file.tile[0].codec_name.startswith("ppm") and more != [255])
 
 
 def _content(path: Path, kind: str = "file") -> bytes:
@@ -103,6 +114,8 @@ def _content(path: Path, kind: str = "file") -> bytes:
 def _open(path: Path, data: bytes, convert: Callable[[Image.Image], np.ndarray]) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data)) as file:
+            if (count := getattr(file, "n_frames", 1)) > 1 and file.format != "MPO":
+                raise UserError(f"{path} holds {count} pictures: save the one that is meant alone")
             return convert(file)
     except UnidentifiedImageError:
         raise UserError(f"{path} cannot be read: it is no picture of a known format") from None
@@ -148,11 +161,7 @@ def locate(root: Path, marker: str, places: Sequence[str] = ("",), hint: str = "
 
 
 def images_in(folder: Path, suffixes: Iterable[str] = IMAGE_SUFFIXES) -> list[Path]:
-    """Image files of a folder, sorted by name.
-
-    Raises:
-        UserError: no such folder.
-    """
+    """Image files of a folder, sorted by name. Raises UserError: no such folder."""
     if not folder.is_dir():
         raise UserError(f"folder not found: {folder}")
     wanted = set(suffixes)
@@ -160,10 +169,18 @@ def images_in(folder: Path, suffixes: Iterable[str] = IMAGE_SUFFIXES) -> list[Pa
 
 
 def match(images: Iterable[Path], candidates: Callable[[Path], Sequence[Path]]) -> list[Pair]:
-    """Each image with the first of its candidate labels that exists; with the first of all where none does."""
-    exists = FileListing()
-    options = ((image, candidates(image)) for image in images)
-    return [(image, next((c for c in labels if c in exists), labels[0])) for image, labels in options]
+    """Each image with the first of its candidate labels that exists; with the first of all where none does.
+
+    Raises UserError: two images have the same label.
+    """
+    exists, pairs = FileListing(), {}
+    for image in images:
+        labels = candidates(image)
+        label = next((c for c in labels if c in exists), labels[0])
+        if label in pairs:
+            raise UserError(f"{pairs[label]} and {image.name} would have one label, {label}: remove one of them")
+        pairs[label] = image
+    return [(image, label) for label, image in pairs.items()]
 
 
 class FileListing:

@@ -3,6 +3,8 @@
 import io
 import pickle
 import shutil
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -255,6 +257,57 @@ def test_labels_of_other_kinds(tmp_path):
     (tmp_path / "l.mat").write_bytes(b"MATLAB 5.0 nonsense" * 20)
     with pytest.raises(UserError, match=r"cannot be read as a MATLAB file with S"):
         read_label(tmp_path / "l.mat")
+
+
+def few_bits(ids: np.ndarray, bits: int) -> bytes:
+    """A grey PNG of ids in so many bits each, which PIL reads and does not write."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    places = np.unpackbits(ids[..., None], axis=2)[..., 8 - bits :].reshape(len(ids), -1)
+    rows = b"".join(b"\0" + row.tobytes() for row in np.packbits(places, axis=1))
+    header = struct.pack(">IIBBBBB", ids.shape[1], ids.shape[0], bits, 0, 0, 0, 0)
+    data = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + data
+
+
+def test_labels_whose_numbers_are_not_ids_as_stored_are_refused(tmp_path):
+    ids, path = draw(range(4), 0), tmp_path / "label"
+    path.write_bytes(few_bits(ids % 2, 1))
+    assert np.array_equal(read_label(path), ids % 2)
+    for bits in (2, 4):  # as grey levels they would be 85 and 17 times as large
+        path.write_bytes(few_bits(ids, bits))
+        with pytest.raises(UserError, match="label holds grey levels that are not 8-bit numbers as stored"):
+            read_label(path)
+    for maximum in (255, 20):
+        path.write_bytes(b"P5 30 20 %d\n" % maximum + ids.tobytes())
+        if maximum == 255:
+            assert np.array_equal(read_label(path), ids)
+        else:
+            with pytest.raises(UserError, match="not 8-bit numbers as stored"):
+                read_label(path)
+    Image.fromarray(ids).save(path, "JPEG", quality=95)
+    for colored in (False, True):
+        with pytest.raises(UserError, match="a label must be stored without loss, such as PNG: JPEG"):
+            read_label(path, colored=colored)
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "PNG"])
+def test_files_of_several_pictures_are_refused(kind, tmp_path):
+    first, *others = [Image.fromarray(draw(range(n), 0)) for n in (9, 7, 5)]
+    first.save(tmp_path / "pages", kind, save_all=True, append_images=others)
+    for read in (read_image, read_label):
+        with pytest.raises(UserError, match="pages holds 3 pictures"):
+            read(tmp_path / "pages")
+
+
+def test_two_images_of_one_label_are_refused(tmp_path):
+    TREES["ade20k"][1](tmp_path)
+    image = build_dataset("ade20k", str(tmp_path), "val").pairs[0][0]
+    image.with_suffix(".JPG").write_bytes(image.read_bytes())
+    with pytest.raises(UserError, match=rf"{image.stem}\.JPG and {image.name} would have one label"):
+        build_dataset("ade20k", str(tmp_path), "val")
 
 
 def test_a_jpeg_that_is_called_png_is_read_as_what_it_is(tmp_path):

@@ -283,13 +283,15 @@ def test_a_tree_that_cannot_be_described_is_left_as_it_is(tmp_path, monkeypatch,
     with pytest.raises(SystemExit):
         describe(monkeypatch, tmp_path)
     assert "no folder of labels found" in capsys.readouterr().err
+    for suffix, message in (("jpg", "stored without loss"), ("bmp", "different colours (the most frequent: [")):
+        for n in range(5):
+            picture(tmp_path / f"masks/{n}.{suffix}", n)  # its colours are blended
+        with pytest.raises(SystemExit):
+            describe(monkeypatch, tmp_path)
+        assert message in capsys.readouterr().err
+        for n in range(5):
+            (tmp_path / f"masks/{n}.{suffix}").unlink()
     for n in range(5):
-        picture(tmp_path / f"masks/{n}.jpg", n)  # blended by the compression
-    with pytest.raises(SystemExit):
-        describe(monkeypatch, tmp_path)
-    assert "different colours (the most frequent: [" in capsys.readouterr().err
-    for n in range(5):
-        (tmp_path / f"masks/{n}.jpg").unlink()
         Image.fromarray(draw(range(3), n).astype(np.int32) * 40000).save(tmp_path / f"masks/{n}.tif")
     with pytest.raises(SystemExit):
         describe(monkeypatch, tmp_path)
