@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if config.classes not in (None, card.num_classes):
             raise UserError(f"--classes {config.classes}: {config.pretrained} has {card.num_classes}")
         where = config.dataset or card.dataset, config.data or card.data, config.split
-        name, dataset = for_network(card.num_classes, *where, config.pretrained)
+        name, dataset = for_network(card, *where, config.pretrained)
         spec = dataset.spec
         amp = config.amp or card.training.get("config", {}).get("amp", "none")
         runtime = replace(runtime, amp=amp)

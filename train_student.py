@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from datasets import train_and_val
+from datasets import require_classes, train_and_val
 from datasets.base import DatasetSpec
 from losses import WeightedLosses, build_kd, parse_losses
 from losses.task import TaskLoss
@@ -90,7 +90,7 @@ class StudentStep(Step):
         return self.teacher(image, with_aux=self.teacher_aux)
 
 
-def load_teacher(config: StudentConfig, num_classes: int) -> tuple[Segmentor, LabelNoise | None]:
+def load_teacher(config: StudentConfig, spec: DatasetSpec) -> tuple[Segmentor, LabelNoise | None]:
     """The frozen teacher, and for an assisted one the label noise of the student phase.
 
     Raises:
@@ -101,8 +101,7 @@ def load_teacher(config: StudentConfig, num_classes: int) -> tuple[Segmentor, La
         raise UserError(f"--kd {config.kd} needs --teacher-pretrained FILE (--kd none trains the baseline)")
     teacher = from_checkpoint(path, assisted=True)
     card = teacher.card
-    if card.num_classes != num_classes:
-        raise UserError(f"--teacher-pretrained {path} has {card.num_classes} classes, {config.dataset} {num_classes}")
+    require_classes(card, spec, config.dataset, f"--teacher-pretrained {path}")
     if card.pixels != config.pixels:
         raise UserError(f"--teacher-pretrained {path} was trained on other pixels: use --pixels {card.pixels}")
     if card.label_noise is not None:
@@ -120,7 +119,7 @@ def build(config: StudentConfig, spec: DatasetSpec) -> tuple[StudentStep, None]:
     )
     if not parse_losses(config.kd):
         return StudentStep(model, task), None
-    teacher, noise = load_teacher(config, len(spec.names))
+    teacher, noise = load_teacher(config, spec)
     widths = model.main.head.out_channels, teacher.main.head.out_channels
     return StudentStep(model, task, teacher, noise, build_kd(config.kd, *widths, len(spec.names))), None
 

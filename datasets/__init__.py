@@ -1,9 +1,9 @@
 """Data sets by name. A new one is a file with a DatasetSpec and a line in DATASETS."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from datasets.ade20k import ADE20K
 from datasets.base import DatasetSpec, SegmentationDataset, TrainStream
@@ -84,8 +84,28 @@ def train_and_val(
     return Data(spec, train, build_dataset(name, root, "val", classes))
 
 
-def for_network(num_classes: int, dataset: str, data: str, split: str, source: str) -> tuple[str, SegmentationDataset]:
-    """The name and the images of the data set that a network of so many classes is to be scored on.
+class Classes(Protocol):
+    """Those of a network, as its checkpoint's card has them; the names may be unknown."""
+
+    num_classes: int
+    class_names: Sequence[str]
+
+
+def require_classes(network: Classes, spec: DatasetSpec, name: str, source: str) -> None:
+    """Raises UserError: the network of ``source`` has more or fewer classes than the data set, or in another order.
+
+    A class name that the data set does not know at all may be another spelling.
+    """
+    if network.num_classes != len(spec.names):
+        raise UserError(f"{source} has {network.num_classes} classes, {name} {len(spec.names)}")
+    for k, (theirs, ours) in enumerate(zip(network.class_names, spec.names, strict=False)):
+        if theirs != ours and theirs in spec.names:
+            order = f"its class {k} is {theirs!r}, that of {name} is {ours!r}"
+            raise UserError(f"{source} has the classes in another order: {order}")
+
+
+def for_network(network: Classes, dataset: str, data: str, split: str, source: str) -> tuple[str, SegmentationDataset]:
+    """The name and the images of the data set that a network is to be scored on.
 
     dataset, data: of the flags, or of the network's checkpoint ``source``.
 
@@ -94,10 +114,8 @@ def for_network(num_classes: int, dataset: str, data: str, split: str, source: s
     """
     if not dataset:
         raise UserError(f"{source} does not say its data set: give --dataset and --data")
-    name = _of_classes(dataset, num_classes)
-    spec = dataset_spec(name, data)
-    if len(spec.names) != num_classes:
-        raise UserError(f"{source} has {num_classes} classes, {name} {len(spec.names)}")
+    name = _of_classes(dataset, network.num_classes)
+    require_classes(network, dataset_spec(name, data), name, source)
     return name, build_dataset(name, data, split)
 
 

@@ -11,6 +11,7 @@ import eval as evaluation
 import train_student
 import train_teacher
 from datasets import build_dataset
+from datasets.toy import TOY
 from tests.conftest import TINY
 from tests.networks import write_checkpoint
 from tests.test_engine import records
@@ -185,6 +186,13 @@ def test_checkpoints_of_another_network_or_class_count_are_refused(runs, camvid,
         train_student.main([*TINY, *folder, *camvid_flags, "--teacher-pretrained", f"{runs}/teacher/last.pth"])
     with pytest.raises(UserError, match="has 7 classes, camvid 11"):
         evaluation.main(["--pretrained", f"{runs}/teacher/last.pth", *camvid_flags])
+    turned = write_checkpoint(tmp_path / "turned/last.pth", class_names=[*TOY.names[1::-1], *TOY.names[2:]])
+    for main in (
+        lambda: evaluation.main([turned, "--device", "cpu"]),
+        lambda: train_student.main([*TINY, *folder, "--teacher-pretrained", turned]),
+    ):
+        with pytest.raises(UserError, match=f"in another order: its class 0 is '{TOY.names[1]}', that of toy is"):
+            main()
     with pytest.raises(UserError, match="use --pixels bgr_mean"):
         train_student.main([*TINY, *folder, "--pixels", "imagenet", "--teacher-pretrained", f"{runs}/teacher/last.pth"])
     with pytest.raises(UserError, match="needs --teacher-pretrained"):

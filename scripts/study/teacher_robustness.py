@@ -130,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, loaded in teachers.items():
         if loaded.noise is None:
             raise UserError(f"--teacher {files[name]} sees the image only: there is no label to be robust against")
-        data_name, dataset = for_network(loaded.card.num_classes, *where, f"--teacher {files[name]}")
+        data_name, dataset = for_network(loaded.card, *where, f"--teacher {files[name]}")
     count = min(config.limit or len(dataset), len(dataset))
     chosen = np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist()
     with start(config) as runtime:

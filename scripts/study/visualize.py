@@ -70,7 +70,7 @@ def main() -> None:
     columns = networks(config)
     card = next(iter(columns.values())).card
     where = config.dataset or card.dataset, config.data or card.data, config.split
-    _, dataset = for_network(card.num_classes, *where, config.teacher or config.student[0])
+    _, dataset = for_network(card, *where, config.teacher or config.student[0])
     chosen = np.linspace(0, len(dataset) - 1, min(config.count, len(dataset))).round().astype(int).tolist()
     rows, present = [], set()
     for i in chosen:
