@@ -202,6 +202,7 @@ def test_an_unreadable_image_does_not_cost_the_work_so_far(finished, tmp_path, m
         (("--resume", "auto", "--lr", "0.5"), r"other settings \(lr: 0.01 -> 0.5\)"),
         (("--resume", "auto", "--backbone", "resnet18"), "backbone: 'resnet10t' -> 'resnet18'"),
         (("--resume", "auto", "--batch-size", "8"), "batch_size: 4 -> 8"),
+        (("--resume", "auto", "--max-iterations", "9"), r"max_iterations: 6 -> 9\).*--pretrained takes its last\.pth"),
     ],
 )
 def test_a_run_is_not_lost_to_a_mistake(finished, flags, message):

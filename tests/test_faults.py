@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,9 @@ import torch
 
 import train_student
 import train_teacher
+from datasets import DATASETS, train_and_val
 from datasets.base import SegmentationDataset
+from datasets.ids import IdMap
 from models.checkpoints import reading
 from scripts.study.breaking.processes import members
 from tests.conftest import ENVIRONMENT, ROOT, TINY
@@ -260,17 +263,25 @@ def test_changed_inputs_are_refused(finished, tmp_path, monkeypatch):
     monkeypatch.setattr(toy, "IMAGES", {"train": 5, "val": 3})
     with pytest.raises(UserError, match=r"other inputs \(training: 6 images, \w+ -> 5 images"):
         train_student.main([*flags, "--resume", "auto"])
+    monkeypatch.setattr(toy, "IMAGES", {"train": 6, "val": 2})
+    with pytest.raises(UserError, match=r"other inputs \(validation: 3 images, \w+ -> 2 images"):
+        train_student.main([*flags, "--resume", "auto"])
     monkeypatch.setattr(toy, "IMAGES", {"train": 6, "val": 3})
+    with monkeypatch.context() as patch:
+        patch.setitem(DATASETS, "toy", replace(toy.TOY, ids=IdMap.of((1, 0, *range(2, 7)))))
+        with pytest.raises(UserError, match=r"other inputs \(classes: 7, \w+ -> 7, \w+\)"):
+            train_student.main([*flags, "--resume", "auto"])
     teacher.write_bytes((finished / "previous.pth").read_bytes())
     with pytest.raises(UserError, match=r"other inputs \(teacher_pretrained: \w+ -> \w+\)"):
         train_student.main([*flags, "--resume", "auto"])
     teacher.rename(tmp_path / "street.safetensors")  # any other file: known by its name, it is noticed as well
     monkeypatch.setattr(reading, "SHIPPED", tmp_path)
     config = StudentConfig(teacher_pretrained="street", pretrained="none", pretrained_base="package")
-    before = inputs_of(config, [], reading.located)
+    data = train_and_val("toy")
+    before = inputs_of(config, data, reading.located)
     (tmp_path / "street.safetensors").write_bytes(b"another")
-    assert before.keys() == {"teacher_pretrained", "training"}
-    assert inputs_of(config, [], reading.located)["teacher_pretrained"] != before["teacher_pretrained"]
+    assert before.keys() == {"teacher_pretrained", "training", "validation", "classes"}
+    assert inputs_of(config, data, reading.located)["teacher_pretrained"] != before["teacher_pretrained"]
     teacher.write_bytes((finished / "previous.pth").read_bytes())
     saved = checkpoint.read(tmp_path / "student/last.pth")
     del saved["inputs"]  # a file from before inputs were recorded

@@ -13,13 +13,29 @@ from utils.training.configuration import TrainConfig
 from utils.training.naming import FILES, RESUMABLE
 
 
-def inputs_of(config: TrainConfig, pairs: Sequence[tuple[Path, Path]], located: Callable) -> dict[str, str]:
-    """What a run depends on and its settings only name: files by their hash, the training images by their order."""
+def inputs_of(config: TrainConfig, data: Any, located: Callable) -> dict[str, str]:
+    """What a run depends on and its settings only name: files by their hash, images by their order, what labels mean.
+
+    data: as ``utils.training.script.train``'s load gives it.
+    """
     named = {name: located(getattr(config, name, "")) for name in FILES}
-    root = str(Path(config.data).expanduser())
-    names = "\n".join(f"{str(image).removeprefix(root)}\t{str(label).removeprefix(root)}" for image, label in pairs)
-    images = f"{len(pairs)} images, {hashlib.sha256(names.encode(errors='surrogateescape')).hexdigest()[:16]}"
-    return {name: files.digest_of(path)[:16] for name, path in named.items() if path.is_file()} | {"training": images}
+    root, spec = str(Path(config.data).expanduser()), data.spec
+
+    def images(pairs: Sequence[tuple[Path, Path]]) -> str:
+        names = (f"{str(image).removeprefix(root)}\t{str(label).removeprefix(root)}" for image, label in pairs)
+        return f"{len(pairs)} images, {_short(*names)}"
+
+    meaning = repr((spec.names, asdict(spec.ids), {end: asdict(ids) for end, ids in spec.other_ids.items()}))
+    return {name: files.digest_of(path)[:16] for name, path in named.items() if path.is_file()} | {
+        "training": images(data.train.dataset.pairs),
+        "validation": images(data.val.pairs),
+        "classes": f"{len(spec.names)}, {_short(meaning)}",
+    }
+
+
+def _short(*lines: str) -> str:
+    """The first digits of a hash."""
+    return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()[:16]
 
 
 def differences(state: Mapping[str, Any], config: TrainConfig, inputs: Mapping[str, Any]) -> str:
@@ -36,6 +52,8 @@ def differences(state: Mapping[str, Any], config: TrainConfig, inputs: Mapping[s
     changed = [f"{k}: {old[k]!r} -> {new[k]!r}" for k in new if k not in RESUMABLE and new[k] != old[k]]
     if changed:
         advice = "another --save-dir keeps both, --overwrite starts anew in its place"
+        if old["max_iterations"] != new["max_iterations"]:
+            advice += "; the learning rate follows the length: --pretrained takes its last.pth to train on from there"
         return f"--resume {config.resume} is of a run with other settings ({'; '.join(changed)}): {advice}"
     changed = [f"{k}: {recorded[k]} -> {inputs[k]}" for k in inputs if k in recorded and recorded[k] != inputs[k]]
     advice = "restore them, or start anew with --overwrite or in another --save-dir"

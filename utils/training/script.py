@@ -41,7 +41,7 @@ def train(config: TrainConfig, load: Callable, build: Callable, begin: Callable,
         def usable(state: dict[str, Any]) -> None:
             TrainingState(step, Run(Path(), dict(state), None), config, runtime)
 
-        run = open_run(config, runtime, lambda: inputs_of(config, data.train.dataset.pairs, located), usable)
+        run = open_run(config, runtime, lambda: inputs_of(config, data, located), usable)
         with closing(run):
             start_of = run.state["start"] if run.state else ""
             about = data.spec.names, data.spec.palette, config.dataset, config.data, config.pixels, noise
