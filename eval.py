@@ -22,7 +22,7 @@ from datasets.base import SegmentationDataset
 from models.checkpoints.loading import Loaded, from_checkpoint
 from utils.colors import blended, palette_picture, save_png
 from utils.errors import UserError, run_main
-from utils.files import write, write_text
+from utils.files import require_apart, write, write_text
 from utils.options import option, parse_flags
 from utils.training.configuration import load_recipe
 from utils.training.evaluation import Predictor, evaluate
@@ -134,13 +134,21 @@ class Keeper:
     """Writes predictions as pictures: palette PNG with the class ids, and blends with the image."""
 
     def __init__(self, config: EvalConfig, dataset: SegmentationDataset) -> None:
+        """Raises UserError: a picture would overwrite a file of the data set, or another picture."""
         self.config, self.dataset, self.spec = config, dataset, dataset.spec
         self.wanted = bool(config.save_pred or config.blend)
-        for folder in filter(None, (config.save_pred, config.blend)):
-            Path(folder).mkdir(parents=True, exist_ok=True)
+        folders = [Path(folder) for folder in (config.save_pred, config.blend) if folder]
+        outputs = ((folder / self.name(i), pair[0]) for folder in folders for i, pair in enumerate(dataset.pairs))
+        inputs = [path for pair in dataset.pairs for path in pair if path] if folders else ()
+        require_apart(outputs, inputs, "folder for --save-pred and --blend")
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def name(self, index: int) -> str:
+        return f"{self.dataset.pairs[index][0].stem}.png"
 
     def __call__(self, index: int, prediction: np.ndarray) -> None:
-        name = f"{self.dataset.pairs[index][0].stem}.png"
+        name = self.name(index)
         if self.config.save_pred:
             if self.config.submission:
                 picture = Image.fromarray(self.spec.ids.official(prediction))
@@ -148,8 +156,9 @@ class Keeper:
                 picture = palette_picture(prediction, self.spec.palette)
             save_png(picture, Path(self.config.save_pred) / name)
         if self.config.blend:
-            image = self.dataset[index][0].permute(1, 2, 0).numpy()
-            save_png(blended(image, prediction, self.spec.palette), Path(self.config.blend) / name)
+            save_png(
+                blended(self.dataset.read(index)[0], prediction, self.spec.palette), Path(self.config.blend) / name
+            )
 
 
 def save_areas(path: Path, areas: np.ndarray, dataset: SegmentationDataset) -> None:

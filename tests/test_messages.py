@@ -210,6 +210,15 @@ def test_half_precision_that_does_not_hold_a_weight(student, tmp_path):
         called(export_safetensors.main, *flags)
 
 
+def test_an_export_takes_no_place_of_its_source(student, tmp_path):
+    file = str(tmp_path / "a.safetensors")
+    called(export_safetensors.main, "--pretrained", student, "--export", file)
+    with pytest.raises(
+        UserError, match=r"a\.safetensors is an input and would be overwritten: choose another --export"
+    ):
+        called(export_safetensors.main, "--pretrained", file, "--export", file, "--half")
+
+
 def test_other_folders_than_the_source(tmp_path, monkeypatch):
     pair = (tmp_path / "a.png", None)
     monkeypatch.setattr(shrink_dataset, "every_pair", lambda *_: [pair])

@@ -49,6 +49,30 @@ def test_submission_of_unlabelled_images(name, tmp_path, monkeypatch):
     assert (result["miou"] is None) == (split == "test")
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ["--save-pred", "ADEChallengeData2016/annotations/validation"],
+            r"annotations/validation/\w+\.png is an input and would be overwr",
+        ),
+        (["--blend", "pictures", "--save-pred", "pictures"], r"would both be written to pictures/\w+\.png"),
+    ],
+)
+def test_predictions_take_no_place_of_labels_or_of_each_other(flags, message, tmp_path, monkeypatch):
+    TREES["ade20k"][1](tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+    spec = dataset_spec("ade20k")
+    model = build_model("fcn", "resnet10t", len(spec.names))
+    card = begin(model, spec.names, spec.palette, "ade20k", str(tmp_path), "bgr_mean").entries()
+    torch.save({**card, "model": model.state_dict()}, tmp_path / "model.pth")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message):
+        eval.main(["model.pth", "--workers", "0", "--device", "cpu", *flags])
+    (tmp_path / "model.pth").unlink()
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == before
+
+
 def test_submission_needs_a_folder(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["eval.py", "--pretrained", "x", "--submission"])
     with pytest.raises(UserError, match="--submission needs --save-pred DIR"):

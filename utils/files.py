@@ -4,7 +4,7 @@ import errno
 import hashlib
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -83,6 +83,21 @@ def _keep(path: Path, previous: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """See ``write``."""
     write(path, lambda file: file.write(text.encode()))
+
+
+def require_apart(outputs: Iterable[tuple[Path, Path]], inputs: Iterable[Path], flag: str) -> None:
+    """outputs: files to be written, each with what it is made from. flag: says where they go.
+
+    Raises:
+        UserError: one of them is an input and would be lost, or two of them are one file.
+    """
+    known, writers = set(map(os.path.realpath, inputs)), {}
+    for path, source in outputs:
+        if os.path.realpath(path) in known:
+            raise UserError(f"{path} is an input and would be overwritten: choose another {flag}")
+        if path in writers:
+            raise UserError(f"{writers[path]} and {source} would both be written to {path}: {flag} has room for one")
+        writers[path] = source
 
 
 def open_regular(path: Path) -> IO[bytes]:

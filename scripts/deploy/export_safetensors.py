@@ -13,8 +13,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from models.checkpoints.loading import from_checkpoint
-from models.checkpoints.reading import SUFFIX, write_safetensors
+from models.checkpoints.reading import SUFFIX, located, write_safetensors
 from utils.errors import UserError, run_main
+from utils.files import require_apart
 from utils.options import option, parse_flags
 
 FOLDERS = ("data", "save_dir", "resume")  # settings that name places on the machine of the run
@@ -34,6 +35,7 @@ def main() -> None:
         raise UserError("--pretrained FILE is missing: the checkpoint to export")
     if not config.export.endswith(SUFFIX):
         raise UserError(f"--export {config.export or 'FILE'}: the file's name must end with {SUFFIX}")
+    require_apart([(Path(config.export), Path(config.pretrained))], [located(config.pretrained)], "--export")
     model, card = from_checkpoint(config.pretrained, config.assisted)
     settings = {key: value for key, value in card.training.get("config", {}).items() if key not in FOLDERS}
     card = replace(card, data="", training={**card.training, **({"config": settings} if settings else {})})

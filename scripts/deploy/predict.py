@@ -8,7 +8,6 @@ class names come from the checkpoint; one without gets VOC's colours. An image t
 skipped; the exit status is then 1.
 """
 
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from models.checkpoints.card import Card
 from models.checkpoints.loading import from_checkpoint
 from utils.colors import blended, palette_picture, save_png
 from utils.errors import UserError, run_main
+from utils.files import require_apart
 from utils.options import option, parse_flags
 from utils.training.runtime import start
 from utils.types import Rgb
@@ -74,14 +74,7 @@ def outputs(images: Sequence[Path], config: PredictConfig) -> dict[Path, list[Pa
     folder = Path(config.output).expanduser()
     suffixes = ("", "_blend") if config.blend else ("",)
     files = {image: [folder / f"{image.stem}{suffix}.png" for suffix in suffixes] for image in images}
-    inputs = set(map(os.path.realpath, images))
-    writers: dict[Path, Path] = {}
-    for image, path in ((image, path) for image, paths in files.items() for path in paths):
-        if os.path.realpath(path) in inputs:
-            raise UserError(f"{path} is an input and would be overwritten: use another --output folder")
-        if path in writers:
-            raise UserError(f"{writers[path]} and {image} would both be written to {path}: predict them in turn")
-        writers[path] = image
+    require_apart(((path, image) for image, paths in files.items() for path in paths), images, "--output folder")
     return files
 
 
