@@ -4,6 +4,7 @@ import errno
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from utils.training import engine, evaluation, guards
 from utils.training.configuration import StudentConfig
 from utils.training.guards import STOPPED_STATUS, FiniteWatch, InStep, Stopped
 from utils.training.inputs import inputs_of
+from utils.training.locks import Lock
 from utils.training.logs import RunLogger
 from utils.training.state import TrainingState
 
@@ -154,6 +156,53 @@ def test_a_signal_leaves_a_validation(finished, tmp_path, monkeypatch):
     assert not records(tmp_path, "val")
     assert_same(teach(tmp_path, "--resume", "auto"), checkpoint.read(finished / "last.pth"))
     assert records(tmp_path, "val") == records(finished, "val")
+
+
+def during(patch, act):
+    """``act`` between two iterations, after the first checkpoint."""
+
+    def late(self, iteration, terms):
+        watch(self, iteration, terms)
+        if iteration == 1:
+            act()
+
+    watch = FiniteWatch.watch
+    patch.setattr(FiniteWatch, "watch", late)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # of TensorBoard's thread
+def test_a_folder_that_is_removed_meanwhile_costs_no_weights(finished, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        during(patch, lambda: shutil.rmtree(folder))
+        with pytest.raises(UserError, match=r"was emptied while its run went on.* last\.pth was written again"):
+            teach(folder)
+    assert checkpoint.read(folder / "last.pth")["iteration"] == 2
+    assert_same(teach(folder, "--resume", "auto"), checkpoint.read(finished / "last.pth"))
+
+
+def test_a_run_does_not_write_into_the_folder_of_one_that_was_begun_in_its_place(finished, tmp_path, monkeypatch):
+    folder, other = tmp_path / "run", []
+
+    def replace():
+        shutil.rmtree(folder)
+        other.append(Lock(folder))
+        (folder / "last.pth").write_bytes(b"another run's")
+
+    with monkeypatch.context() as patch:
+        during(patch, replace)
+        with pytest.raises(UserError, match="in use by another run"):
+            teach(folder)
+    # TensorBoard opens its file by name for each write
+    assert {path.name for path in folder.iterdir() if "tfevents" not in path.name} == {".lock", "last.pth"}
+    assert (folder / "last.pth").read_bytes() == b"another run's"
+
+
+def test_a_lock_that_is_removed_meanwhile_is_taken_again(finished, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        during(patch, (tmp_path / ".lock").unlink)
+        assert_same(teach(tmp_path), checkpoint.read(finished / "last.pth"))
+    assert (tmp_path / ".lock").exists()
 
 
 def neighbour_says(monkeypatch, other):

@@ -62,7 +62,8 @@ def named(error: BaseException) -> UserError | None:
     if isinstance(error, MemoryError):
         return UserError(MEANINGS["DefaultCPUAllocator|std::bad_alloc|[Cc]annot allocate memory"])
     if isinstance(error, OSError) and error.strerror:
-        return UserError(f"{f'{error.filename}: ' if error.filename else ''}{error.strerror}")
+        name = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
+        return UserError(f"{f'{name}: ' if name else ''}{error.strerror}")
     if isinstance(error, RuntimeError):
         text = first_line(error)
         meaning = next((meaning for pattern, meaning in MEANINGS.items() if re.search(pattern, text)), None)

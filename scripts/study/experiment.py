@@ -19,7 +19,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -33,7 +32,7 @@ from utils.files import write
 from utils.options import option, parse_flags
 from utils.training.configuration import load_recipe
 from utils.training.guards import STOPPED_STATUS
-from utils.training.runs import lock_folder
+from utils.training.locks import Lock
 
 RECORDS = ("config.yaml", "metrics.jsonl", "last.json", "best.json", "per_image_*.npz", "robustness.json")
 
@@ -112,8 +111,8 @@ def record(job: Job, keep: Path) -> None:
         write(keep / job.name / path.name, lambda file, path=path: file.write(path.read_bytes()))
 
 
-def prepare(config: RunnerConfig, experiment: Experiment, output: Path) -> IO[str]:
-    """What would go wrong after hours is tried now. The lock on ``output``, which ends with the file.
+def prepare(config: RunnerConfig, experiment: Experiment, output: Path) -> Lock:
+    """What would go wrong after hours is tried now. The lock on ``output``.
 
     Raises:
         UserError: no data, folders that cannot be written or are the same, or another runner in ``output``.
@@ -136,7 +135,7 @@ def prepare(config: RunnerConfig, experiment: Experiment, output: Path) -> IO[st
             (folder / ".probe").unlink()
         except OSError as error:
             raise UserError(f"{flag} {folder} cannot be written: {error.strerror}") from error
-    return lock_folder(output, "--output")
+    return Lock(output, "--output")
 
 
 def say(text: str) -> None:

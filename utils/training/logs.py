@@ -143,8 +143,11 @@ class RunLogger:
     def close(self) -> None:
         if self.enabled:
             self.bar.close()
-            self.writer.close()
             self.file.close()
+            try:
+                self.writer.close()
+            except OSError as error:  # must not hide why the run ends
+                print(f"warning: the last TensorBoard events are lost: {error.strerror}", file=sys.stderr)
 
 
 def _kept(line: str, start: int, validated: int) -> bool:

@@ -1,6 +1,5 @@
 """The folder of a run: what it holds, who may write to it, and what a run continues from."""
 
-import fcntl
 import json
 import os
 import sys
@@ -8,22 +7,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import IO, Any, NamedTuple
-from weakref import WeakSet
+from typing import Any, NamedTuple
 
 from utils import checkpoint
 from utils.errors import UserError
 from utils.training.configuration import TrainConfig, save_yaml
 from utils.training.inputs import differences
+from utils.training.locks import Lock
 from utils.training.runtime import Runtime
 
 LAST, PREVIOUS, BEST, LOG = "last.pth", "previous.pth", "best.pth", "metrics.jsonl"
 DAMAGED = "damaged.pth"  # what last.pth is called once the previous one has taken its place
 WRITTEN = (BEST, LOG, "events.out.tfevents.*", PREVIOUS, LAST)  # by a run
 SHOWN = 5  # files that an error lists
-LOCKS: WeakSet[IO[str]] = WeakSet()
-# a loader process may outlive a killed run by seconds, the lock must not
-os.register_at_fork(after_in_child=lambda: [lock.close() for lock in LOCKS])
 
 
 class Run(NamedTuple):
@@ -31,7 +27,7 @@ class Run(NamedTuple):
 
     folder: Path
     state: dict[str, Any] | None  # of the checkpoint it continues from
-    lock: IO[str] | None
+    lock: Lock | None
     inputs: Mapping[str, Any] = MappingProxyType({})  # what it is trained with besides its settings
     damaged: bool = False  # it continues from the previous checkpoint, the last one cannot be read
     card: Mapping[str, Any] = MappingProxyType({})  # what ``eval.py`` needs to rebuild the network
@@ -66,7 +62,7 @@ def open_run(config: TrainConfig, runtime: Runtime, inputs: Callable = dict, usa
 
     def look() -> tuple[dict[str, Any] | None, bool, Mapping[str, Any]]:
         nonlocal lock
-        lock = lock_folder(folder)
+        lock = Lock(folder)
         now = inputs()
         return *_state(_restarted(config, folder), folder, now, usable, runtime), now
 
@@ -160,26 +156,3 @@ def _events(log: Path) -> set[str]:
         return {json.loads(line)["event"] for line in lines}
     except (ValueError, KeyError, TypeError):
         return {"unknown"}
-
-
-def lock_folder(folder: Path, flag: str = "--save-dir") -> IO[str]:
-    """An open file in the folder, whose lock ends with it, however the process ends.
-
-    Raises:
-        UserError: the folder that ``flag`` names cannot be written, or somebody else has the lock.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # not emptied, and not through a link: it may be somebody else's
-        file = os.fdopen(os.open(folder / ".lock", os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o666), "w")
-    except OSError as error:
-        raise UserError(f"{flag} {folder} cannot be written: {error.strerror}") from error
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise UserError(f"{flag} {folder} is in use by another run") from None
-    except OSError as error:
-        print(f"{flag} {folder} cannot be locked ({error.strerror}): start no second run in it", file=sys.stderr)
-    LOCKS.add(file)
-    return file

@@ -14,7 +14,7 @@ from utils.training.configuration import TrainConfig
 from utils.training.guards import FiniteWatch
 from utils.training.inputs import plain
 from utils.training.optimizers import OPTIMIZERS
-from utils.training.runs import BEST, LAST, PREVIOUS, Run
+from utils.training.runs import BEST, LAST, LOG, PREVIOUS, Run
 from utils.training.runtime import Runtime
 from utils.training.step import Step
 
@@ -81,7 +81,7 @@ class TrainingState:
 
         Raises:
             NotFinite: there is nothing to be saved.
-            UserError: the file cannot be written; in every process.
+            UserError: the file cannot be written, or what the run had written is gone; in every process.
         """
         finite.check(self.tensors())
         broadcast_statistics(self.step)
@@ -96,7 +96,12 @@ class TrainingState:
                 whole |= {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
                 whole["losses"] = self.step.beside()
             previous = self.run.folder / PREVIOUS if name == LAST and self.saved != self.iteration else None
+            if self.run.lock is not None:
+                self.run.lock.hold()
             checkpoint.save(whole, self.run.folder / name, previous)
+            if not (self.run.folder / LOG).exists():
+                lost = f"--save-dir {self.run.folder} was emptied while its run went on, the log is lost"
+                raise UserError(f"{lost}; {name} was written again: --resume auto continues from {LAST}")
 
         self.runtime.agree(write)
         if name == LAST:

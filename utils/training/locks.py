@@ -1,0 +1,64 @@
+"""Folders that one process writes to at a time."""
+
+import fcntl
+import os
+import sys
+from pathlib import Path
+from typing import IO
+from weakref import WeakSet
+
+from utils.errors import UserError
+
+NAME = ".lock"
+LOCKS: "WeakSet[Lock]" = WeakSet()
+# a loader process may outlive a killed run by seconds, the lock must not
+os.register_at_fork(after_in_child=lambda: [lock.close() for lock in LOCKS])
+
+
+class Lock:
+    """Of a folder, which is made; it ends with ``close`` or the process, however that ends."""
+
+    def __init__(self, folder: Path, flag: str = "--save-dir") -> None:
+        """Raises UserError: the folder that ``flag`` names cannot be written, or somebody else has the lock."""
+        self.folder, self.flag = folder, flag
+        self.file = self._take()
+        LOCKS.add(self)
+
+    def hold(self) -> None:
+        """Take it again where its file, or the folder, was removed. To be asked before anything is written.
+
+        Raises UserError: somebody else has taken it since.
+        """
+        try:
+            held = os.path.samestat(os.fstat(self.file.fileno()), (self.folder / NAME).stat())
+        except FileNotFoundError:
+            held = False
+        if not held:
+            before, self.file = self.file, self._take()
+            before.close()
+
+    def _take(self) -> IO[str]:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            # not emptied, and not through a link: it may be somebody else's
+            file = os.fdopen(os.open(self.folder / NAME, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o666), "w")
+        except OSError as error:
+            raise UserError(f"{self.flag} {self.folder} cannot be written: {error.strerror}") from error
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise UserError(f"{self.flag} {self.folder} is in use by another run") from None
+        except OSError as error:
+            place = f"{self.flag} {self.folder}"
+            print(f"{place} cannot be locked ({error.strerror}): start no second run in it", file=sys.stderr)
+        return file
+
+    def close(self) -> None:
+        self.file.close()
+
+    def __enter__(self) -> "Lock":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
