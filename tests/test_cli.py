@@ -116,6 +116,17 @@ def teach(camvid, tmp_path, *flags):
     train_teacher.main([*TINY, "--dataset", "camvid", "--data", str(camvid), "--save-dir", f"{tmp_path}/run", *flags])
 
 
+def test_labels_without_a_class_teach_and_score_nothing(camvid, tmp_path, capsys):
+    for i in range(2):
+        Image.fromarray(np.full((40, 60), 11, np.uint8)).save(camvid / f"valannot/val{i}.png")
+    teach(camvid, tmp_path, "--max-iterations", "1")
+    assert "no score, no best.pth: no pixel of the validation labels has a class" in capsys.readouterr().out
+    for i in range(2):
+        Image.fromarray(np.full((40, 60), 255, np.uint8)).save(camvid / f"trainannot/train{i}.png")
+    with pytest.raises(UserError, match="no pixel of the training labels has a class"):
+        teach(camvid, tmp_path, "--overwrite")
+
+
 def test_a_good_tree_trains(camvid, tmp_path):
     teach(camvid, tmp_path, "--max-iterations", "1")
 

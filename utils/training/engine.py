@@ -22,13 +22,14 @@ from utils.training.loader import train_batches
 from utils.training.logs import RunLogger, assisted, environment
 from utils.training.metrics import Metrics, or_none
 from utils.training.preview import preview
-from utils.training.runs import Run
+from utils.training.runs import BEST, Run
 from utils.training.runtime import Runtime
 from utils.training.state import TrainingState
 from utils.training.step import Step
 from utils.types import Draw, valid_pixels
 
 INPUT_BYTES = 3 * 4 + 8 + 1  # of a pixel: normalised image, label, weight
+CHECK = "scripts/data/check_data.py counts the pixels of each"
 SMALLER = "a smaller --batch-size or --crop-size, or --accumulate"
 
 
@@ -84,6 +85,8 @@ def fit(step: Step, data: Any, predict: Predictor, run: Run, config: TrainConfig
         scores = {"miou": or_none(result.miou()), "pixel_accuracy": or_none(result.pixel_accuracy)}
         names = card["class_names"]
         per_class = {f"iou/{name}": or_none(v) for name, v in zip(names, result.iou.tolist(), strict=True)}
+        if scores["miou"] is None:
+            logger.say(f"warning: no score, no {BEST}: no pixel of the validation labels has a class: {CHECK}")
         logger.scalars("val", scores, state.iteration)
         logger.record({"event": "val_iou", "iteration": state.iteration, **per_class})
         predict.model.eval()
@@ -101,6 +104,7 @@ def fit(step: Step, data: Any, predict: Predictor, run: Run, config: TrainConfig
     def compute(iteration: int, image: Tensor, label: Tensor) -> dict[str, Tensor]:
         """Gradients and mean terms of this process's share of the batch, one part after another."""
         valid = valid_pixels(label) / parts
+        labelled.add_(valid)
         seed, first, means = derive_seed(config.seed, 2, iteration), runtime.rank * share, {}
         for part, (x, y) in enumerate(zip(image.chunk(parts), label.chunk(parts), strict=True)):
             draw = Draw(seed, first + part * len(x), config.batch_size)
@@ -113,6 +117,7 @@ def fit(step: Step, data: Any, predict: Predictor, run: Run, config: TrainConfig
         return means
 
     stopping, finite, between, done = StopRequest(), FiniteWatch(not_finite), True, begun
+    labelled, epoch = torch.zeros((), device=runtime.device), begun + len(data.train.dataset) / config.batch_size
     loaded = train_batches(data.train, begun, config.max_iterations, config.batch_size, config.workers, runtime)
     batches = InStep(loaded, stopping)
     try:
@@ -137,6 +142,8 @@ def fit(step: Step, data: Any, predict: Predictor, run: Run, config: TrainConfig
             if done % config.log_iter == 0 or last or done == 1:
                 now = time.perf_counter()
                 speed = config.batch_size * (done - clocked) / (now - clock)
+                if (last or done >= epoch) and not labelled:
+                    raise UserError(f"no pixel of the training labels has a class: {CHECK}")
                 means = {name: runtime.reduce(term.clone(), "mean").item() for name, term in terms.items()}
                 pace = {"images_per_second": speed, "cpu_seconds": time.process_time() - processor}
                 logger.scalars("train", {**means, "lr": lr, **pace}, done)

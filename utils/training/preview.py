@@ -7,6 +7,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from utils.colors import colorize, diverging, error_map, strongest
+from utils.errors import UserError
 from utils.seeding import derive_seed
 from utils.training.evaluation import Predictor
 from utils.types import Draw, Rgb
@@ -16,7 +17,10 @@ def preview(predict: Predictor, dataset: Dataset, palette: Sequence[Rgb], count:
     """Rows of image | label | noised label (assisted) | prediction | error for a few fixed images, RGB."""
     rows = []
     for i in np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int).tolist():
-        image, label, _ = dataset[i]
+        sample = dataset[i]
+        if isinstance(sample, UserError):
+            raise sample
+        image, label, _ = sample
         draw, device = Draw(derive_seed(0, i)), next(predict.model.parameters()).device
         prediction = predict.classes(image[None].to(device), label[None].to(device), [draw])[0].cpu().numpy()
         assisted = predict.noise is not None
