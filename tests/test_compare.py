@@ -95,7 +95,10 @@ def test_runs_that_started_anew_from_their_own_weights(tmp_path):
     assert {name: len(members) for name, members in read_groups(runs).items()} == {"s": 2}
 
 
-@pytest.mark.parametrize("damage", [b"\xff\xfe\n", b"12\n", b'{"event": "train"}\n', b'{"iteration": 1}\n', b"[]\n"])
+@pytest.mark.parametrize(
+    "damage",
+    [b"\xff\xfe\n", b"12\n", b'{"event": "train"}\n', b'{"iteration": 1}\n', b'{"event": "train", "iteration": "1"}\n'],
+)
 def test_a_damaged_line_of_the_log_is_left_out(damage, tmp_path):
     folder = tmp_path / "a"
     whole = read_run(Path(make_run(folder)), "a").curves
@@ -226,6 +229,28 @@ def test_damaged_files_are_named(tmp_path, file, content, message):
     (tmp_path / "a" / file).write_bytes(content)
     with pytest.raises(UserError, match=f"{file}.*{message}"):
         compare.main([run, "--output", f"{tmp_path}/out"])
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("miou", "0.5", "miou is 0.5"),
+        ("miou", float("nan"), "miou is nan"),
+        ("iou", {"a": "x"}, "iou is {'a': 'x'}"),
+        ("protocol", None, "protocol is None"),
+        ("label_assisted", None, "label_assisted is None"),
+    ],
+)
+def test_a_score_that_eval_does_not_write_is_named(tmp_path, key, value, message):
+    run = make_run(tmp_path / "a", areas=make_areas())
+    content = json.loads((tmp_path / "a/eval-last.json").read_text())
+    (tmp_path / "a/eval-last.json").write_text(json.dumps(content | {key: value}))
+    with pytest.raises(UserError, match=rf"eval-last\.json is no result of eval\.py: {message}"):
+        read_groups([run])
+    del content["label_assisted"]  # a teacher's score would pass for a student's
+    (tmp_path / "a/eval-last.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="of another version: it has no label_assisted"):
+        read_groups([run])
 
 
 def test_refusals(tmp_path):

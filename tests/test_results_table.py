@@ -35,7 +35,7 @@ def test_rows_are_the_mean_over_files_or_not_run(tmp_path):
     assert again.splitlines() == lines
 
 
-@pytest.mark.parametrize("content", ["[]", "{}", "{", "3"])
+@pytest.mark.parametrize("content", ["[]", "{}", "{", "3", '{"miou": 0.5}'])
 def test_a_file_of_something_else_is_named(content, tmp_path):
     (tmp_path / "robustness.json").write_text(content)
     with pytest.raises(UserError, match=r"robustness.json is no result of eval.py"):

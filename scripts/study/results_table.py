@@ -14,11 +14,13 @@ import json
 import os
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from scripts.study.analysis.runs import KINDS, read_score
 from scripts.study.analysis.style import markdown, percent, spread
 from scripts.study.experiments.definition import read_experiment
 from scripts.study.experiments.losses_table import losses
@@ -53,7 +55,7 @@ def files_table(files: list[Path]) -> tuple[list[str], list[list[str]]]:
     """A row for each file, named after its folder."""
     rows = []
     for file in files:
-        result = read(file)
+        result = read(file, KINDS.keys() - {"checkpoint", "iou"})
         seen = "image + label (LABEL-ASSISTED)" if result["label_assisted"] else "image"
         where = f"{result['dataset']} {result['split']}, {result['images']} images, {result['protocol']}"
         network = f"{result['model']['arch']} {result['model']['backbone']}"
@@ -84,7 +86,7 @@ def declared_table(spec: dict[str, Any], results: Path) -> tuple[list[str], list
     rows = []
     for row in spec["rows"]:
         files = sorted(results.glob(row["files"])) if row.get("files") else []
-        scores = [score for file in files if (score := read(file)["miou"]) is not None]
+        scores = [score for file in files if (score := read(file, ["miou"])["miou"]) is not None]
         published = "-" if row.get("published") is None else f"{row['published']:.2f}"
         ours = spread(scores) if scores else "not run"
         log = ", ".join(f"[{file.stem}](results/{file.relative_to(results)})" for file in files) or "-"
@@ -92,14 +94,12 @@ def declared_table(spec: dict[str, Any], results: Path) -> tuple[list[str], list
     return [*spec["columns"], "published mIoU %", "ours mIoU %", "n", "command", "log"], rows
 
 
-def read(file: Path) -> dict[str, Any]:
+def read(file: Path, keys: Iterable[str]) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{file} is no result of eval.py: {error}") from error
-    if not isinstance(content, dict) or "miou" not in content:
-        raise UserError(f"{file} is no result of eval.py: it has no miou")
-    return content
+    return read_score(content, file, keys)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """Run folders as records, and groups of runs that differ in nothing but the seed."""
 
 import json
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +14,39 @@ from utils.files import read_yaml
 
 CHECKPOINT_SETTINGS = ("pretrained", "teacher_pretrained")
 EVAL_KEYS = {"miou", "pixel_accuracy", "iou", "checkpoint", "dataset", "split", "protocol"}  # tell eval.py's JSON
+
+
+def _is_share(value: object) -> bool:
+    return value is None or (type(value) in (int, float) and math.isfinite(value))
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+KINDS: dict[str, Callable[[Any], bool]] = {  # of what is read from eval.py's JSON
+    **dict.fromkeys(("miou", "pixel_accuracy"), _is_share),
+    **dict.fromkeys(("checkpoint", "dataset", "split", "protocol"), _is_text),
+    "iou": lambda value: isinstance(value, dict) and all(map(_is_share, value.values())),
+    "label_assisted": lambda value: isinstance(value, bool),
+    "images": lambda value: type(value) is int,
+    "iteration": lambda value: value is None or type(value) is int,
+    "model": lambda value: isinstance(value, dict) and {"arch", "backbone"} <= value.keys(),
+}
+
+
+def read_score(content: Any, path: Path, keys: Iterable[str]) -> dict[str, Any]:
+    """``content`` of ``path``, once the ``keys`` of it are known to be what eval.py writes.
+
+    Raises:
+        UserError: one of them is missing, or something else.
+    """
+    for key in sorted(keys):
+        if not isinstance(content, dict) or key not in content:
+            raise UserError(f"{path} is no result of eval.py, or of another version: it has no {key}")
+        if not KINDS[key](content[key]):
+            raise UserError(f"{path} is no result of eval.py: {key} is {str(content[key])[:60]}")
+    return content
 
 
 class View(NamedTuple):
@@ -79,7 +114,7 @@ def _curves(path: Path) -> dict[str, list[dict[str, Any]]]:
     for line in path.read_bytes().splitlines() if path.is_file() else ():
         try:
             record = json.loads(line)
-            event, _ = record["event"], record["iteration"]
+            event, _ = record["event"], record["iteration"] + 0
         except (ValueError, LookupError, TypeError):
             continue
         curves.setdefault(event, []).append(record)
@@ -96,6 +131,7 @@ def _scores(folder: Path) -> dict[View, dict[str, Any]]:
             raise UserError(f"{path} is damaged: {error}") from error
         if isinstance(content, dict) and content.keys() >= EVAL_KEYS:
             # a teacher's mark is told by "label_assisted"; without it the score stands next to the students'
+            read_score(content, path, EVAL_KEYS | {"label_assisted"})
             protocol = ", ".join(part for part in content["protocol"].split(", ") if part != "LABEL-ASSISTED")
             stem = Path(content["checkpoint"]).stem
             scores[View(stem, content["dataset"], content["split"], protocol)] = content
