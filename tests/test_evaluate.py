@@ -11,6 +11,7 @@ from utils.bilinear import upsampled_argmax
 from utils.errors import UserError
 from utils.pixels import CONVENTIONS
 from utils.training.evaluation import Predictor, evaluate
+from utils.training.preview import preview
 from utils.training.protocol import resize_to_fit
 from utils.training.runtime import Runtime
 from utils.types import Draw
@@ -41,6 +42,20 @@ def test_logits_are_those_of_the_network_upsampled(model):
         model(BGR.normalize(x)).logits, x.shape[-2:], mode="bilinear", align_corners=True
     )
     torch.testing.assert_close(logits, expected)
+
+
+def test_a_row_of_pixels_is_resized_to_one(model):
+    x = image(1, 700)
+    assert [part.shape[-2:] for part in resize_to_fit(x, label(x), (64, 32))] == [(1, 64), (1, 64)]
+
+
+def test_a_preview_names_an_image_that_cannot_be_read(model):
+    class Broken(list):
+        def __getitem__(self, index):
+            return UserError("a.png cannot be read")
+
+    with pytest.raises(UserError, match=r"a\.png cannot be read"):
+        preview(Predictor(model, BGR), Broken([0]), [(0, 0, 0)] * 7)
 
 
 def test_flipping_a_flipped_input_changes_nothing(model):

@@ -37,6 +37,11 @@ def test_an_interrupt_is_one_line_and_a_status(capsys):
     assert (ended.value.code, capsys.readouterr().err) == (130, "ended: interrupted\n")
 
 
+def test_names_that_are_no_text_are_written_as_they_are(tmp_path):
+    files.write_text(tmp_path / "list.txt", "a\udcff\n\u00fc\n")
+    assert (tmp_path / "list.txt").read_bytes() == b"a\xff\n\xc3\xbc\n"
+
+
 def test_the_disk_is_full(tmp_path, monkeypatch):
     """torch.save hides the error of a write behind one of its own."""
     checkpoint.save({"model": {}}, tmp_path / "last.pth")

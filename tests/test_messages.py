@@ -71,8 +71,8 @@ def archive(folder: Path) -> Path:
     return Path(shutil.make_archive(str(folder / "a"), "zip", folder / "zip"))
 
 
-def card(folder: Path) -> None:
-    save_file({"a": torch.zeros(1)}, folder / "a.safetensors", {"card": "[1]"})
+def card(folder: Path, text: str = "[1]") -> None:
+    save_file({"a": torch.zeros(1)}, folder / "a.safetensors", {"card": text})
     from_checkpoint(folder / "a.safetensors")
 
 
@@ -89,6 +89,7 @@ MESSAGES = {
     "matlab file": (lambda t: mat_field(garbage(t, "x.mat"), "S"), r"x\.mat cannot be read as a MATLAB file with S"),
     "strides": (lambda t: ContextPath(SimpleNamespace(strides=(4, 8, 16))), "at strides 8, 16 and 32.*4, 8, 16"),
     "card": (card, "its card is no JSON object"),
+    "deep card": (lambda t: card(t, "[" * 100_000), "is damaged or no safetensors file: maximum recursion"),
     "no data set": (lambda t: called(check_data.main), "--dataset NAME is missing"),
     "no folder": (lambda t: called(describe_folder.main, "--data", "none"), "--data none: no such folder"),
     "colours": (lambda t: folder_layout._colors(garbage(t)), r"x\.png cannot be read"),

@@ -82,7 +82,7 @@ def _keep(path: Path, previous: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """See ``write``."""
-    write(path, lambda file: file.write(text.encode()))
+    write(path, lambda file: file.write(text.encode(errors="surrogateescape")))  # of names of files
 
 
 def require_apart(outputs: Iterable[tuple[Path, Path]], inputs: Iterable[Path], flag: str) -> None:

@@ -11,7 +11,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from utils import checkpoint, files
-from utils.errors import UserError, nearest
+from utils.errors import UserError, first_line, nearest
 
 SUFFIX = ".safetensors"
 CARD = "card"  # the metadata key under which the card lies, as JSON
@@ -75,8 +75,8 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
         with safe_open(path, framework="pt") as file:
             weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  not a dict
             card = json.loads((file.metadata() or {}).get(CARD, "{}"))
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged or no safetensors file: {str(error).splitlines()[0]}") from error
+    except (SafetensorError, OSError, RecursionError, ValueError) as error:
+        raise UserError(f"{path} is damaged or no safetensors file: {first_line(error)}") from error
     if not isinstance(card, dict):
         raise UserError(f"{path}: its card is no JSON object")
     return {**card, "model": weights}

@@ -43,7 +43,7 @@ def resize_to_fit(image: Tensor, label: Tensor, sides: tuple[int, int]) -> tuple
     """
     height, width = image.shape[-2:]
     factor = min(max(sides) / max(height, width), min(sides) / min(height, width))
-    size = int(height * factor + 0.5), int(width * factor + 0.5)
+    size = max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
     pictures = [
         torch.from_numpy(cv2.resize(x, size[::-1], interpolation=cv2.INTER_LINEAR)).permute(2, 0, 1)
         for x in image.permute(0, 2, 3, 1).cpu().numpy()
