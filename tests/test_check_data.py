@@ -5,6 +5,7 @@ import os
 import runpy
 import shutil
 import signal
+import subprocess
 import sys
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -13,7 +14,8 @@ import numpy as np
 import pytest
 
 from datasets import dataset_spec
-from scripts.data import check_data
+from scripts.data.pool import each
+from tests.conftest import ENVIRONMENT, ROOT
 from tests.trees import TREES, label, picture
 from utils.errors import named
 
@@ -65,11 +67,31 @@ def end(task):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_killed_process_is_not_waited_for(monkeypatch):
-    monkeypatch.setattr(check_data, "check_pair", end)
+def test_a_killed_process_is_not_waited_for():
     with pytest.raises(BrokenProcessPool) as raised:
-        list(check_data._map([(None, None, None)], 1))
+        list(each(end, [(None, None, None)], 1))
     assert "fewer --workers" in str(named(raised.value))
+
+
+def test_processes_end_with_the_one_that_began_them():
+    """Killed, it can tell them nothing."""
+    code = """
+import multiprocessing, os, time
+from scripts.data.pool import each
+def wait(task): print(os.getpid(), flush=True); time.sleep(60)
+multiprocessing.set_start_method("fork")
+list(each(wait, range(32), 2))
+"""
+    flags = {"cwd": ROOT, "env": ENVIRONMENT, "stdout": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([sys.executable, "-c", code], **flags)
+    workers = [int(process.stdout.readline()) for _ in range(2)]
+    process.kill()
+    try:
+        process.communicate(timeout=30)  # until the last that could write has ended
+    except subprocess.TimeoutExpired:
+        for worker in workers:
+            os.kill(worker, signal.SIGKILL)
+        raise
 
 
 def test_every_problem_is_listed_with_its_path(tmp_path, monkeypatch, capsys):

@@ -11,14 +11,12 @@ import json
 import re
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 from tqdm import tqdm
 
@@ -27,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from datasets import dataset_spec
 from datasets.base import SHOWN, DatasetSpec, label_classes, missing_files, read_sample
 from datasets.files import IMAGE_SUFFIXES, Pair
+from scripts.data.pool import each
 from utils.errors import UserError, lookup, run_main
 from utils.files import digest_of, write_text
 from utils.options import option, parse_flags
@@ -101,7 +100,9 @@ def check_split(spec: DatasetSpec, root: Path, split: str, workers: int) -> Repo
     unlabelled = spec.needs_root and split == "test" and missing_files(pairs) == [label for _, label in pairs]
     tasks = [(spec, image, None if unlabelled else label) for image, label in pairs]
     report.problems += [f"label without image: {path}" for path in labels_without_image(pairs)]
-    for (_, image, _), found in zip(tasks, tqdm(_map(tasks, workers), split, len(tasks), disable=None), strict=True):
+    for (_, image, _), found in zip(
+        tasks, tqdm(each(check_pair, tasks, workers), split, len(tasks), disable=None), strict=True
+    ):
         report.pixels += found.pixels
         report.problems += found.problems
         if found.digest:
@@ -123,14 +124,6 @@ def labels_without_image(pairs: list[Pair]) -> Iterator[Path]:
         for path in sorted(label.parent.glob(f"*{label_end}")):
             if not path.name.startswith(".") and path.name.removesuffix(label_end) + image_end not in stems:
                 yield path
-
-
-def _map(tasks: list[tuple], workers: int) -> Iterator[Finding]:
-    if workers == 0:
-        yield from map(check_pair, tasks)
-        return
-    with ProcessPoolExecutor(workers, initializer=cv2.setNumThreads, initargs=(0,)) as pool:
-        yield from pool.map(check_pair, tasks, chunksize=8)
 
 
 def check(spec: DatasetSpec, root: Path, split: str, workers: int) -> dict[str, Report]:
