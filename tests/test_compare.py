@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import yaml
@@ -11,7 +12,7 @@ from PIL import Image
 
 from datasets import build_dataset
 from scripts.study import compare
-from scripts.study.analysis import charts, gained_lost
+from scripts.study.analysis import charts, gained_lost, style
 from scripts.study.analysis.groups import read_groups
 from scripts.study.analysis.paired import align, bootstrap
 from scripts.study.analysis.runs import miou, read_run
@@ -306,6 +307,13 @@ def test_confusions_by_name():
     shares = charts.row_shares(confusion)
     assert np.nansum(shares, 1).tolist() == pytest.approx([1, 1, 0])
     assert np.isnan(shares[2]).all()
+
+
+def test_a_dollar_in_a_name_is_a_character(tmp_path):
+    figure = plt.figure()
+    figure.suptitle("cost$^$")
+    style.save_figure(figure, tmp_path / "named.png")
+    assert (tmp_path / "named.png").exists()
 
 
 def test_smoothing_keeps_constants_and_means():

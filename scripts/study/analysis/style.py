@@ -35,6 +35,7 @@ plt.rcParams.update(
         "axes.titlesize": 11,
         "font.size": 9,
         "legend.frameon": False,
+        "text.parse_math": False,  # a "$" in the name of a run or class is a character
     }
 )
 
