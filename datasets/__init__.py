@@ -94,12 +94,12 @@ class Classes(Protocol):
 def require_classes(network: Classes, spec: DatasetSpec, name: str, source: str) -> None:
     """Raises UserError: the network of ``source`` has more or fewer classes than the data set, or in another order.
 
-    A class name that the data set does not know at all may be another spelling.
+    A name that only one of the two knows may be another spelling.
     """
     if network.num_classes != len(spec.names):
         raise UserError(f"{source} has {network.num_classes} classes, {name} {len(spec.names)}")
     for k, (theirs, ours) in enumerate(zip(network.class_names, spec.names, strict=False)):
-        if theirs != ours and theirs in spec.names:
+        if theirs != ours and theirs in spec.names and ours in network.class_names:
             order = f"its class {k} is {theirs!r}, that of {name} is {ours!r}"
             raise UserError(f"{source} has the classes in another order: {order}")
 

@@ -142,7 +142,7 @@ def fit(step: Step, data: Any, predict: Predictor, run: Run, config: TrainConfig
             if done % config.log_iter == 0 or last or done == 1:
                 now = time.perf_counter()
                 speed = config.batch_size * (done - clocked) / (now - clock)
-                if (last or done >= epoch) and not labelled:
+                if (done >= epoch or (last and not begun)) and not labelled:
                     raise UserError(f"no pixel of the training labels has a class: {CHECK}")
                 means = {name: runtime.reduce(term.clone(), "mean").item() for name, term in terms.items()}
                 pace = {"images_per_second": speed, "cpu_seconds": time.process_time() - processor}
