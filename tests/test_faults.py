@@ -320,6 +320,9 @@ def test_changed_inputs_are_refused(finished, tmp_path, monkeypatch):
         patch.setitem(DATASETS, "toy", replace(toy.TOY, ids=IdMap.of((1, 0, *range(2, 7)))))
         with pytest.raises(UserError, match=r"other inputs \(classes: 7, \w+ -> 7, \w+\)"):
             train_student.main([*flags, "--resume", "auto"])
+    moved = tmp_path / "moved.pth"  # the same file may lie elsewhere now
+    moved.write_bytes(teacher.read_bytes())
+    train_student.main([*flags, "--teacher-pretrained", str(moved), "--resume", "auto"])
     teacher.write_bytes((finished / "previous.pth").read_bytes())
     with pytest.raises(UserError, match=r"other inputs \(teacher_pretrained: \w+ -> \w+\)"):
         train_student.main([*flags, "--resume", "auto"])

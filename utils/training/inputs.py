@@ -49,7 +49,8 @@ def differences(state: Mapping[str, Any], config: TrainConfig, inputs: Mapping[s
         raise UserError("it is damaged: it does not hold the settings of its run") from None
     # a setting that is younger than the run had its default value
     old, new = {**plain(asdict(type(config)())), **saved}, plain(asdict(config))
-    changed = [f"{k}: {old[k]!r} -> {new[k]!r}" for k in new if k not in RESUMABLE and new[k] != old[k]]
+    free = RESUMABLE | {k for k in FILES if k in recorded and recorded[k] == inputs.get(k)}  # the same file, elsewhere
+    changed = [f"{k}: {old[k]!r} -> {new[k]!r}" for k in new if k not in free and new[k] != old[k]]
     if changed:
         advice = "another --save-dir keeps both, --overwrite starts anew in its place"
         if old["max_iterations"] != new["max_iterations"]:
