@@ -117,7 +117,7 @@ MESSAGES = {
     "classes": (lambda t: loss_cost.main(["labelmefacade"]), "the number of classes of folder is not known"),
     "losses": (lambda t: steps.compare("x", lambda _: torch.ones(()), None, lambda _: torch.zeros(()) + 2, [],
                SimpleNamespace(amp="none"), None), r"x: our loss is 1\.0, the plain one 2\.0"),
-    "result": (lambda t: results_table.read(garbage(t, "e.json")), r"e\.json is no result of eval\.py"),
+    "result": (lambda t: results_table.read(garbage(t, "e.json"), ()), r"e\.json is no result of eval\.py"),
 }  # fmt: skip
 
 

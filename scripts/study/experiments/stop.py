@@ -14,7 +14,8 @@ class Stop:
         self.signalled = False
 
     def __enter__(self) -> "Stop":
-        heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # nohup ignores one
+        # nohup has SIGHUP ignored: that is left as it is
+        heard = [n for n in SIGNALS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
         self.before = {number: signal.signal(number, self._signal) for number in heard}
         return self
 
