@@ -31,8 +31,8 @@ from datasets.base import DatasetSpec, voc_colors
 from datasets.files import Pair, images_in, match, read_files, read_list
 from datasets.ids import MAX_CLASSES, IdMap
 from utils.errors import UserError, nearest
-from utils.files import read_yaml
-from utils.types import IGNORE_INDEX, is_color, is_list
+from utils.files import is_color, is_list, read_yaml
+from utils.types import IGNORE_INDEX
 
 FILE = "dataset.yaml"
 KEYS = ("names", "splits", "palette", "ids", "colors", "ignore", "label_suffix", "image_suffix")

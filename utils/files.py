@@ -151,3 +151,13 @@ def read_yaml(path: Path) -> Any:
     except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
         raise UserError(f"{path} is no plain yaml: {reason}") from error
+
+
+def is_list(value: object, kind: type) -> bool:
+    """Whether a value of a file is a list of that kind."""
+    return isinstance(value, (list, tuple)) and all(type(item) is kind for item in value)
+
+
+def is_color(value: object) -> bool:
+    """Whether a value of a file is [R, G, B]."""
+    return is_list(value, int) and len(value) == 3 and 0 <= min(value) <= max(value) < 256

@@ -12,16 +12,6 @@ Rgb = tuple[int, int, int]  # 0..255
 IGNORE_INDEX = 255  # the one ignore label inside the project; every data set maps its own to it
 
 
-def is_list(value: object, kind: type) -> bool:
-    """Whether a value of a file is a list of that kind."""
-    return isinstance(value, (list, tuple)) and all(type(item) is kind for item in value)
-
-
-def is_color(value: object) -> bool:
-    """Whether a value of a file is [R, G, B]."""
-    return is_list(value, int) and len(value) == 3 and 0 <= min(value) <= max(value) < 256
-
-
 def valid_pixels(label: Tensor) -> Tensor:
     """How many pixels of the global batch have a label, over the number of processes: float32, on the device."""
     return all_reduce((label != IGNORE_INDEX).sum(dtype=torch.float32), "mean")

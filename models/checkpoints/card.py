@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from utils.errors import UserError
+from utils.files import is_color, is_list
 from utils.pixels import CONVENTIONS
-from utils.types import is_color, is_list
 
 FORMAT = 1  # of the cards this version writes
 REQUIRED = ("num_classes", "class_names", "palette", "dataset", "data", "pixels", "label_noise")

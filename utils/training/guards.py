@@ -80,6 +80,15 @@ class FiniteWatch:
             raise NotFinite(self.message("the gradient is not finite", *self.seen))
 
 
+def hear(handler: Callable[[int, Any], None]) -> dict[int, Any]:
+    """Have ``handler`` called at the signals that ask to stop; what handled each before.
+
+    nohup has SIGHUP ignored: that is left as it is.
+    """
+    numbers = [n for n in STOP_SIGNALS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
+    return {number: signal.signal(number, handler) for number in numbers}
+
+
 class StopRequest:
     """Remembers the signals that ask to stop, so that the loop can save before it ends.
 
@@ -89,9 +98,7 @@ class StopRequest:
     def __init__(self) -> None:
         self.received = False
         self.agent = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
-        # nohup has SIGHUP ignored: that is left as it is
-        numbers = [n for n in STOP_SIGNALS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
-        self.previous = {number: signal.signal(number, self._receive) for number in numbers}
+        self.previous = hear(self._receive)
 
     def _receive(self, number: int, frame: object) -> None:
         if self.received and number == signal.SIGINT:

@@ -3,7 +3,7 @@
 import signal
 import time
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+from utils.training.guards import hear
 
 
 class Stop:
@@ -14,9 +14,7 @@ class Stop:
         self.signalled = False
 
     def __enter__(self) -> "Stop":
-        # nohup has SIGHUP ignored: that is left as it is
-        heard = [n for n in SIGNALS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
-        self.before = {number: signal.signal(number, self._signal) for number in heard}
+        self.before = hear(self._signal)
         return self
 
     def __exit__(self, *_: object) -> None:
