@@ -100,6 +100,12 @@ def test_failures_of_the_machine_have_names(error, message):
     assert message in str(named(error))
 
 
+def test_an_image_too_small_for_a_network():
+    with pytest.raises(RuntimeError) as raised:
+        torch.conv2d(torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 4, 4))
+    assert "is too small for this network" in str(named(raised.value))
+
+
 def test_failures_of_the_program_keep_their_traceback():
     assert named(RuntimeError("shapes differ")) is None
     assert named(KeyError("x")) is None

@@ -47,6 +47,8 @@ MEANINGS = {
     "ended or does not answer; its own message says why",
     "DefaultCPUAllocator|std::bad_alloc|[Cc]annot allocate memory": "out of memory: a smaller --batch-size or "
     "--crop-size, --accumulate, or fewer --workers",
+    "Kernel size can't be greater": "an image, or a part of one, is too small for this network: 32 pixels a side are "
+    "enough for most",
     "home directory": "a path begins with ~ and the name of nobody here",
     "No space left on device": "a disk or the shared memory is full (docker: --shm-size)",
 }
