@@ -27,11 +27,12 @@ from tests.test_engine import assert_same, losses, records
 from utils import checkpoint
 from utils.errors import UserError
 from utils.training import engine, evaluation, guards
-from utils.training.configuration import StudentConfig
+from utils.training.configuration import StudentConfig, TeacherConfig
 from utils.training.guards import STOPPED_STATUS, FiniteWatch, InStep, Stopped
 from utils.training.inputs import inputs_of
 from utils.training.locks import Lock
 from utils.training.logs import RunLogger
+from utils.training.runs import Run
 from utils.training.state import TrainingState
 
 SHORT = [*TINY, "--max-iterations", "3", "--val-per-iters", "2", "--save-per-iters", "1"]
@@ -110,6 +111,23 @@ def test_the_previous_checkpoint_takes_a_damaged_ones_place(run, finished, damag
     assert checkpoint.read(run / "previous.pth")["iteration"] == 2
     assert data is None or (run / "damaged.pth").read_bytes() == data
     assert losses(run) == losses(finished)
+
+
+def test_a_run_goes_on_in_another_folder_with_all_that_belongs_to_it(finished, run, tmp_path):
+    other = tmp_path / "other"
+    teach(other, "--seed", "1")
+    assert_same(
+        teach(other, "--resume", str(run / "previous.pth"), "--overwrite"), checkpoint.read(finished / "last.pth")
+    )
+    assert losses(other) == losses(finished)
+    assert [line["config"]["seed"] for line in records(other, "start")] == [0, 0]
+    (other / "previous.pth").write_bytes(b"of another run")
+    before = content(run)
+    Run(other, {}, None, origin=run / "previous.pth").begin(TeacherConfig())
+    assert content(run) == before
+    assert content(other).keys() == {"best.pth", "last.pth", "metrics.jsonl", "config.yaml"}
+    assert (other / "best.pth").read_bytes() == before["best.pth"]
+    assert_same(teach(other, "--resume", "auto"), checkpoint.read(finished / "last.pth"))  # killed at its very start
 
 
 def test_two_damaged_checkpoints_leave_advice(run):

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from utils import checkpoint
 from utils.errors import UserError
+from utils.files import read_bytes, write
 from utils.training.configuration import TrainConfig, save_yaml
 from utils.training.inputs import differences
 from utils.training.locks import Lock
@@ -29,16 +30,21 @@ class Run(NamedTuple):
     state: dict[str, Any] | None  # of the checkpoint it continues from
     lock: Lock | None
     inputs: Mapping[str, Any] = MappingProxyType({})  # what it is trained with besides its settings
-    damaged: bool = False  # it continues from the previous checkpoint, the last one cannot be read
+    origin: Path | None = None  # that checkpoint
+    damaged: bool = False  # it is the previous one, the last one cannot be read
     card: Mapping[str, Any] = MappingProxyType({})  # what ``eval.py`` needs to rebuild the network
 
     def begin(self, config: TrainConfig) -> None:
-        """From here on the folder is changed: what an earlier run wrote is removed when this one starts anew."""
-        if self.state is None:
-            for pattern in WRITTEN:
-                for path in self.folder.glob(pattern):
-                    path.unlink()
-        if self.damaged and (self.folder / LAST).exists():
+        """From here on the folder is changed: what another run wrote there is removed, what belongs to this one and
+        lies elsewhere comes along."""
+        elsewhere = self.origin is None or self.origin.parent != self.folder
+        for path in (path for pattern in WRITTEN if elsewhere for path in self.folder.glob(pattern)):
+            path.unlink()
+        for name in (BEST, LOG, LAST) if self.origin and elsewhere else ():
+            path = self.origin if name == LAST else self.origin.with_name(name)
+            if path.is_file():
+                write(self.folder / name, lambda file, path=path: file.write(read_bytes(path)))
+        if self.damaged and not elsewhere and (self.folder / LAST).exists():
             os.replace(self.folder / LAST, self.folder / DAMAGED)
         save_yaml(config, self.folder / "config.yaml")
 
@@ -60,15 +66,15 @@ def open_run(config: TrainConfig, runtime: Runtime, inputs: Callable = dict, usa
     folder = Path(config.save_dir).expanduser()
     lock = None
 
-    def look() -> tuple[dict[str, Any] | None, bool, Mapping[str, Any]]:
+    def look() -> tuple[dict[str, Any] | None, Path | None, bool, Mapping[str, Any]]:
         nonlocal lock
         lock = Lock(folder)
         now = inputs()
         return *_state(_restarted(config, folder), folder, now, usable, runtime), now
 
     try:
-        state, damaged, now = runtime.agree(look)
-        return Run(folder, state, lock, now, damaged)
+        state, origin, damaged, now = runtime.agree(look)
+        return Run(folder, state, lock, now, origin, damaged)
     except UserError:
         if lock is not None:
             lock.close()
@@ -85,11 +91,11 @@ def _restarted(config: TrainConfig, folder: Path) -> TrainConfig:
 
 def _state(
     config: TrainConfig, folder: Path, inputs: Mapping[str, Any], usable: Callable, runtime: Runtime
-) -> tuple[dict[str, Any] | None, bool]:
-    """The checkpoint to continue from, and whether it is the previous one of this folder, for want of the last."""
+) -> tuple[dict[str, Any] | None, Path | None, bool]:
+    """The checkpoint to continue from, its file, and whether that is the previous one for want of the last."""
     source = _source(config, folder)
     if source is None:
-        return None, False
+        return None, None, False
     paths, problems = [source, source.with_name(PREVIOUS)] if source.name == LAST else [source], []
     for path in paths:
         try:
@@ -114,7 +120,7 @@ def _state(
     if before != runtime.size and runtime.device.type != "cuda":
         share = "each has BatchNorm statistics of its share of the batch, so results differ from those of either"
         print(f"warning: {runtime.size} processes continue what {before} began: {share}", file=sys.stderr)
-    return state, bool(problems) and source.parent == folder
+    return state, path, bool(problems)
 
 
 def _source(config: TrainConfig, folder: Path) -> Path | None:
