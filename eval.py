@@ -138,17 +138,15 @@ class Keeper:
         self.config, self.dataset, self.spec = config, dataset, dataset.spec
         self.wanted = bool(config.save_pred or config.blend)
         folders = [Path(folder) for folder in (config.save_pred, config.blend) if folder]
-        outputs = ((folder / self.name(i), pair[0]) for folder in folders for i, pair in enumerate(dataset.pairs))
+        made = [(f"{name}.png", image) for name, (image, _) in zip(dataset.names, dataset.pairs, strict=True)]
+        outputs = ((folder / name, image) for folder in folders for name, image in made)
         inputs = [path for pair in dataset.pairs for path in pair if path] if folders else ()
         require_apart(outputs, inputs, "folder for --save-pred and --blend")
         for folder in folders:
             folder.mkdir(parents=True, exist_ok=True)
 
-    def name(self, index: int) -> str:
-        return f"{self.dataset.pairs[index][0].stem}.png"
-
     def __call__(self, index: int, prediction: np.ndarray) -> None:
-        name = self.name(index)
+        name = f"{self.dataset.names[index]}.png"
         if self.config.save_pred:
             if self.config.submission:
                 picture = Image.fromarray(self.spec.ids.official(prediction))
@@ -163,9 +161,8 @@ class Keeper:
 
 def save_areas(path: Path, areas: np.ndarray, dataset: SegmentationDataset) -> None:
     """Per image and class ``[n, K]``: pixels of the intersection, the label and the prediction."""
-    names = [image.stem for image, _ in dataset.pairs]
     counts = dict(zip(("intersection", "label", "prediction"), areas.swapaxes(0, 1), strict=True))
-    write(path, lambda file: np.savez_compressed(file, names=names, **counts))
+    write(path, lambda file: np.savez_compressed(file, names=dataset.names, **counts))
 
 
 def report(result: dict[str, Any]) -> None:

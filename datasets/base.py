@@ -1,8 +1,9 @@
 """A data set is a DatasetSpec; the two Dataset classes here read all of them."""
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import cv2
@@ -79,6 +80,15 @@ class SegmentationDataset(Dataset):
 
     def __len__(self) -> int:
         return len(self.pairs)
+
+    @cached_property
+    def names(self) -> list[str]:
+        """What files made from the images are called: their stems, below their folders where stems are not unique."""
+        stems = [image.stem for image, _ in self.pairs]
+        if len(set(stems)) == len(stems):
+            return stems
+        common = os.path.commonpath([image.parent for image, _ in self.pairs])
+        return [image.relative_to(common).with_suffix("").as_posix() for image, _ in self.pairs]
 
     def read(self, index: int) -> Arrays:
         """Image uint8 ``[H, W, 3]`` and label uint8 ``[H, W]``, not to be written to.

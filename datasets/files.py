@@ -168,7 +168,9 @@ def images_in(folder: Path, suffixes: Iterable[str] = IMAGE_SUFFIXES) -> list[Pa
     return sorted(p for p in folder.iterdir() if p.suffix.lower() in wanted and not p.name.startswith("."))
 
 
-def match(images: Iterable[Path], candidates: Callable[[Path], Sequence[Path]]) -> list[Pair]:
+def match(
+    images: Iterable[Path], candidates: Callable[[Path], Sequence[Path]], advice: str = "remove one of them"
+) -> list[Pair]:
     """Each image with the first of its candidate labels that exists; with the first of all where none does.
 
     Raises UserError: two images have the same label.
@@ -178,7 +180,7 @@ def match(images: Iterable[Path], candidates: Callable[[Path], Sequence[Path]]) 
         labels = candidates(image)
         label = next((c for c in labels if c in exists), labels[0])
         if label in pairs:
-            raise UserError(f"{pairs[label]} and {image.name} would have one label, {label}: remove one of them")
+            raise UserError(f"{pairs[label]} and {image.name} would have one label, {label}: {advice}")
         pairs[label] = image
     return [(image, label) for label, image in pairs.items()]
 

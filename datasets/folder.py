@@ -4,6 +4,7 @@ names: [road, sky, car]                # classes 0, 1, 2
 splits:                                # folders below the root; "test" may lack labels
   train: {images: train/rgb, labels: train/mask}
   val: {images: val/rgb, labels: val/mask, list: val.txt}  # list, optional: only the images named there, one a line
+  test: {images: drives/*/rgb, labels: drives/*/mask}      # a * stands for any name, in both places the same
 palette: [[128, 64, 128], ...]         # optional: VOC's colours otherwise. RGB(A) label files are read by it
 ids: {7: road, 10: sky, 26: car}       # optional: id in the files -> class; 0, 1, 2 otherwise
 ignore: [0, 255, [0, 0, 0]]            # optional: ids and colours without a class; 255 otherwise
@@ -28,7 +29,8 @@ from typing import Any
 import numpy as np
 
 from datasets.base import DatasetSpec, voc_colors
-from datasets.files import Pair, images_in, match, read_files, read_list
+from datasets.files import read_files
+from datasets.folder_pairs import folder_pairs
 from datasets.ids import MAX_CLASSES, IdMap
 from utils.errors import UserError, nearest
 from utils.files import is_color, is_list, read_yaml
@@ -55,7 +57,11 @@ def folder_spec(root: Path) -> DatasetSpec:
     check("names", is_list(names, str) and 2 <= len(names) == len(set(names)), "2 or more different names")
     check("names", len(names) <= MAX_CLASSES, f"at most {MAX_CLASSES} classes")
 
-    check("splits", _are_splits(content["splits"]), "train: {images: FOLDER, labels: FOLDER} and so on")
+    check(
+        "splits",
+        _are_splits(content["splits"]),
+        "train: {images: FOLDER, labels: FOLDER} and so on, a * in both or none",
+    )
     suffixes = content.get("label_suffix", ".png"), content.get("image_suffix", "")
     for key, suffix in zip(("label_suffix", "image_suffix"), suffixes, strict=True):
         check(key, isinstance(suffix, str), "the end of a file name, such as _mask.png")
@@ -69,7 +75,7 @@ def folder_spec(root: Path) -> DatasetSpec:
     return DatasetSpec(
         names=tuple(names),
         palette=tuple(tuple(color) for color in shown),
-        pairs=partial(_pairs, content["splits"], *suffixes),
+        pairs=partial(folder_pairs, content["splits"], *suffixes),
         splits=dict.fromkeys(content["splits"], ()),
         ids=ids,
         read=partial(read_files, indexed=not colors, colored=bool(ids.colors)),
@@ -113,29 +119,6 @@ def _colors(content: dict[str, Any], names: list[str], check: Check) -> IdMap:
     return IdMap({}, (), dict(classes) | unclassed)
 
 
-def _pairs(
-    splits: dict[str, dict[str, str]], label_suffix: str, image_suffix: str, root: Path, split: str
-) -> list[Pair]:
-    entry = splits[split]
-    images, labels = root / entry["images"], root / entry["labels"]
-    found = [path for path in images_in(images) if path.name.endswith(image_suffix)]
-    if images == labels:
-        found = [path for path in found if not path.name.endswith(label_suffix)]
-    stems = {path: path.name.removesuffix(image_suffix) if image_suffix else path.stem for path in found}
-    twins = {stem: path for path, stem in stems.items()}
-    for path, stem in stems.items():
-        if twins[stem] != path:
-            raise UserError(f"{path} and {twins[stem].name} would have one label: image_suffix in {FILE} picks a kind")
-    if "list" in entry:
-        listed = read_list(root / entry["list"])
-        by_name = {name: path for path, stem in stems.items() for name in (stem, path.name)}
-        found = sorted({by_name.get(name, images / name) for name in (Path(line).name for line in listed)})
-        if len(found) < len(listed):
-            raise UserError(f"{root / entry['list']} has {len(listed)} lines for {len(found)} images of {images}")
-        stems = {path: stems.get(path, path.name) for path in found}
-    return match(found, lambda image: [labels / f"{stems[image]}{label_suffix}"])
-
-
 def _read(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise UserError(
@@ -163,6 +146,8 @@ def _are_splits(value: object) -> bool:
             isinstance(entry, dict)
             and {"images", "labels"} <= set(entry) <= {"images", "labels", "list"}
             and is_list(list(entry.values()), str)
+            and entry["labels"].count("*") in (0, entry["images"].count("*"))
+            and not ("*" in entry["images"] and ("**" in entry["images"] or Path(entry["images"]).is_absolute()))
             for entry in value.values()
         )
     )

@@ -165,8 +165,43 @@ def test_a_list_picks_images_by_name(tmp_path):
     with pytest.raises(UserError, match=r"some.txt has 2 lines for 1 images"):
         build_dataset("folder", str(tmp_path), "train")
     picture(tmp_path / "train/b.png")
-    with pytest.raises(UserError, match=r"train/b.jpg and b.png would have one label: image_suffix"):
+    with pytest.raises(
+        UserError, match=r"some.txt: b may be .*train/b.jpg or .*train/b.png: name its folder or suffix"
+    ):
         build_dataset("folder", str(tmp_path), "train")
+    path.write_text(path.read_text().replace(", list: some.txt", ""))
+    with pytest.raises(UserError, match=r"train/b.jpg and b.png would have one label, .*b.png: image_suffix"):
+        build_dataset("folder", str(tmp_path), "train")
+
+
+def test_a_star_is_any_name(tmp_path):
+    for drive, names in (("d1", "ab"), ("d2", "bc")):
+        for name in names:
+            picture(tmp_path / f"{drive}/rgb/{name}.jpg")
+            save(tmp_path / f"{drive}/mask/{name}.png", draw(range(2), 1), "ids")
+
+    def pairs(images: str, labels: str, lines: str = "") -> list[str]:
+        entry = {"images": images, "labels": labels} | ({"list": "some.txt"} if lines else {})
+        (tmp_path / "some.txt").write_text(lines)
+        (tmp_path / "dataset.yaml").write_text(yaml.safe_dump({"names": ["x", "y"], "splits": {"train": entry}}))
+        found = dataset_spec("folder", str(tmp_path)).pairs(tmp_path, "train")
+        assert all(image.parent.parent == label.parent.parent for image, label in found)
+        return [f"{image.parent.parent.name}{image.stem}{label.stem}" for image, label in found]
+
+    assert pairs("*/rgb", "*/mask") == ["d1aa", "d1bb", "d2bb", "d2cc"]
+    assert pairs("./d*/rgb/", "d*/mask") == ["d1aa", "d1bb", "d2bb", "d2cc"]
+    names = build_dataset("folder", str(tmp_path), "train").names
+    assert names == ["d1/rgb/a", "d1/rgb/b", "d2/rgb/b", "d2/rgb/c"]
+    assert pairs("*/rgb", "*/mask", "c\nd1/a\nd2/rgb/b.jpg\n") == ["d1aa", "d2bb", "d2cc"]
+    with pytest.raises(UserError, match=r"some.txt: b may be .*d1/rgb/b.jpg or .*d2/rgb/b.jpg: name its folder"):
+        pairs("*/rgb", "*/mask", "a\nb\n")
+    with pytest.raises(UserError, match=r"d1/rgb/b.jpg and b.jpg would have one label, .*: image_suffix"):
+        pairs("*/rgb", "d1/mask")
+    with pytest.raises(UserError, match=r"holds no folder \*/image"):
+        pairs("*/image", "*/mask")
+    for images, labels in (("*/rgb", "*/*"), ("rgb", "*/mask"), ("**/rgb", "**/mask"), ("/*/rgb", "*/mask")):
+        with pytest.raises(UserError, match=r"splits must be train: .*a \* in both or none"):
+            pairs(images, labels)
 
 
 FLAT = {"all": ("images/{}.jpg", "masks/{}.png")}
@@ -191,6 +226,20 @@ LAYOUTS = {
     "side by side": ({"all": ("{}.jpg", "{}.png")}, "ids", {"names": [f"class_{k}" for k in range(4)]}),
     "two suffixes": ({"all": ("ds/img/{}.jpg", "ds/ann/{}.jpg.png")}, "RGB", {"label_suffix": ".jpg.png"}),
     "flat photos": (FLAT, "RGB", {}),  # only the names of the folders tell which are the labels
+    "folders of sequences": (
+        {k: (f"images/{k}/{{}}.jpg", f"labels/{k}/{{}}.png") for k in ("a", "b", "c")},
+        "ids",
+        {
+            "splits": {
+                s: {"images": "images/*", "labels": "labels/*", "list": f"{s}_names.txt"} for s in ("train", "val")
+            }
+        },
+    ),
+    "sequences, splits": (
+        {f"{s}{k}": (f"{s}/{k}/rgb/{{}}.jpg", f"{s}/{k}/mask/{{}}.png") for s in ("train", "val") for k in "xy"},
+        "RGB",
+        {"splits": {s: {"images": f"{s}/*/rgb", "labels": f"{s}/*/mask"} for s in ("train", "val")}},
+    ),
     "test without val": ({s: (f"{s}/{{}}.jpg", f"{s}_labels/{{}}.png") for s in ("train", "test")}, "RGB", {}),
 }
 
@@ -206,13 +255,13 @@ def describe(monkeypatch, root: Path, *flags: str) -> dict:
 def test_an_unknown_tree_is_described_so_that_it_can_be_read(layout, tmp_path, monkeypatch):
     places, form, wanted = LAYOUTS[layout]
     drawn = {}
-    for split, (image, label) in places.items():
+    for k, (image, label) in enumerate(places.values()):
         for n in range(6):
             path = tmp_path / image.format(n)
-            picture(path, n + 10 * len(split))
+            picture(path, n + 10 * k)
             if layout == "flat photos":
                 Image.new("RGB", SIZE[::-1], (n, n, n)).save(path)
-            drawn[path] = draw(range(4), n)
+            drawn[path] = draw(range(4), n + 10 * k)
             save(tmp_path / label.format(n), drawn[path], form)
     content = describe(monkeypatch, tmp_path)
     assert {key: content[key] for key in wanted} == wanted

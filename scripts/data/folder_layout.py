@@ -11,6 +11,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from datasets.files import IMAGE_SUFFIXES, read_list
+from datasets.folder_pairs import folders_of
 from utils.errors import UserError
 
 SPLIT = re.compile(r"(?<![a-z])(train|val|dev|test)", re.IGNORECASE)
@@ -92,7 +93,8 @@ def _pairings(root: Path, folders: dict[Path, list[str]], here: Path, there: Pat
         colors = [_colors(path) for path in (here / images[bases[0]], there / labels[bases[0]])]
         if (hint and not against) or (hint == against and 2 * colors[1] < colors[0]):
             alike = SequenceMatcher(None, *places).ratio()
-            merit = (image_split == label_split, len(bases), hint, -colors[1], alike)
+            shared = len(set(here.parts) & set(there.parts))
+            merit = (image_split == label_split, shared, len(bases), hint, -colors[1], alike)
             yield Match(here, image_suffix, there, label_suffix, bases, len(images) - len(bases), merit)
 
 
@@ -122,27 +124,57 @@ def find_splits(root: Path, matches: list[Match], remarks: list[str]) -> tuple[S
     Returns the splits, and the lists to be written: file name -> names of images.
     """
     splits: Splits = {}
-    bases: dict[str, tuple[str, ...]] = {}
+    bases: dict[str, list[str]] = {}
+    groups: dict[str, list[Match]] = {}
     for match in sorted(matches, key=lambda match: -len(match.bases)):
-        images, labels = match.images.relative_to(root), match.labels.relative_to(root)
-        name = split_of(images) or split_of(labels) or "train"
-        if name in splits:
-            remarks.append(f"left out: {images} ({len(match.bases)} images): a second folder for {name}")
-        else:
-            splits[name], bases[name] = {"images": str(images), "labels": str(labels)}, match.bases
+        groups.setdefault(_split_of_match(root, match), []).append(match)
+    for name, group in groups.items():
+        images, labels, several = _together(root, group)
+        splits[name] = {"images": images, "labels": labels}
+        for match in group if several else group[:1]:
+            place = match.images.relative_to(root)
+            bases.setdefault(name, []).extend(str(place / base) if several else base for base in match.bases)
             if match.unlabelled:
-                remarks.append(f"{match.unlabelled} images of {images} have no label called NAME{match.label_suffix}")
+                remarks.append(f"{match.unlabelled} images of {place} have no label called NAME{match.label_suffix}")
+        for match in () if several else group[1:]:
+            place = match.images.relative_to(root)
+            remarks.append(f"left out: {place} ({len(match.bases)} images): a second folder for {name}")
     if list(splits) == ["train"]:
-        lists = _lists(root, set(bases["train"]))
+        lists = _lists(root, {Path(base).name for base in bases["train"]})
         splits = {name: splits["train"] | {"list": path} for name, path in lists.items()} or splits
     if "val" in splits or "train" not in splits:
         return splits, {}
     listed = splits["train"].get("list")
     names = read_list(root / listed) if listed else bases["train"]
-    parts = {"train": [n for i, n in enumerate(names) if i % HELD_OUT], "val": list(names[::HELD_OUT])}
+    parts = {"train": [n for i, n in enumerate(names) if i % HELD_OUT], "val": names[::HELD_OUT]}
     remarks.append(f"no validation split: every {HELD_OUT}th image is taken for it, by lists of names")
     more = {name: {**splits["train"], "list": f"{name}_names.txt"} for name in parts}
     return splits | more, {f"{name}_names.txt": part for name, part in parts.items()}
+
+
+def _split_of_match(root: Path, match: Match) -> str:
+    return split_of(match.images.relative_to(root)) or split_of(match.labels.relative_to(root)) or "train"
+
+
+def _together(root: Path, group: list[Match]) -> tuple[str, str, bool]:
+    """The folders of a split as dataset.yaml has them, with a ``*`` for what differs where that says all of them; those
+    of the first otherwise."""
+    pairs = {(m.images.relative_to(root), m.labels.relative_to(root)) for m in group}
+    first = group[0].images.relative_to(root), group[0].labels.relative_to(root)
+    if len(group) > 1:
+        images, labels = (_pattern([pair[side] for pair in pairs]) for side in (0, 1))
+        if images.count("*") == labels.count("*") > 0:
+            meant = {tuple(p.relative_to(root) for p in pair) for pair in folders_of(root, images, labels)}
+            if meant == pairs:
+                return images, labels, True
+    return str(first[0]), str(first[1]), False
+
+
+def _pattern(folders: list[Path]) -> str:
+    """What the folders have in common, a ``*`` for each part that differs; "" where they are not equally deep."""
+    if len({len(folder.parts) for folder in folders}) > 1:
+        return ""
+    return "/".join(part[0] if len(set(part)) == 1 else "*" for part in zip(*(f.parts for f in folders), strict=True))
 
 
 def _lists(root: Path, bases: set[str]) -> dict[str, str]:

@@ -58,7 +58,7 @@ class Changes:
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Image, label, new and old prediction."""
         image, label = self.dataset.read(index)
-        name = f"{self.dataset.pairs[index][0].stem}.png"
+        name = f"{self.dataset.names[index]}.png"
         return image, label, *(_prediction(folder / name, label.shape) for folder in (self.new, self.old))
 
 
@@ -90,7 +90,7 @@ def draw(changes: Changes, count: int, new_name: str, old_name: str) -> Figure:
         change = np.uint8(list(CHANGES.values()))[change_map(new, old, label)]
         rows.append(
             {
-                "image": (image, changes.dataset.pairs[index][0].stem),
+                "image": (image, changes.dataset.names[index]),
                 "label": (colorize(label, spec.palette), ""),
                 old_name: (colorize(old, spec.palette), ""),
                 new_name: (colorize(new, spec.palette), ""),
