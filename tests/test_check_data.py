@@ -78,7 +78,7 @@ def test_processes_end_with_the_one_that_began_them():
     code = """
 import multiprocessing, os, time
 from scripts.data.pool import each
-def wait(task): print(os.getpid(), flush=True); time.sleep(60)
+def wait(task): os.write(1, b"%d\\n" % os.getpid()); time.sleep(60)  # print may write the end of a line by itself
 multiprocessing.set_start_method("fork")
 list(each(wait, range(32), 2))
 """
