@@ -235,6 +235,11 @@ LAYOUTS = {
             }
         },
     ),
+    "a depth beside": (
+        {k: (f"drives/{k}/rgb/{{}}.jpg", f"labels/{k}/{{}}.png") for k in ("a", "b", "c")},
+        "RGB",
+        {"splits": {s: {"images": "drives/*/rgb", "labels": "labels/*", "list": f"{s}_names.txt"} for s in LONG}},
+    ),
     "sequences, splits": (
         {f"{s}{k}": (f"{s}/{k}/rgb/{{}}.jpg", f"{s}/{k}/mask/{{}}.png") for s in ("train", "val") for k in "xy"},
         "RGB",
@@ -261,6 +266,8 @@ def test_an_unknown_tree_is_described_so_that_it_can_be_read(layout, tmp_path, m
             picture(path, n + 10 * k)
             if layout == "flat photos":
                 Image.new("RGB", SIZE[::-1], (n, n, n)).save(path)
+            if layout == "a depth beside":
+                save(path.parents[1] / f"depth/{n}.png", draw(range(9), n), "ids")
             drawn[path] = draw(range(4), n + 10 * k)
             save(tmp_path / label.format(n), drawn[path], form)
     content = describe(monkeypatch, tmp_path)

@@ -25,7 +25,8 @@ from datasets.base import missing_files
 from datasets.files import read_label
 from datasets.folder import FILE
 from datasets.ids import MAX_CLASSES, color_codes
-from scripts.data.folder_layout import find_matches, find_splits
+from scripts.data.folder_layout import find_matches
+from scripts.data.folder_splits import find_splits
 from utils.errors import UserError, run_main
 from utils.files import write_text
 from utils.options import option, parse_flags

@@ -1,26 +1,23 @@
-"""Which folders of an unknown tree hold images, which the labels of those, and which splits they make."""
+"""Which folders of an unknown tree hold images, and which the labels of those."""
 
 import os
 import re
 from collections import Counter
 from difflib import SequenceMatcher
-from itertools import product
+from functools import lru_cache
+from itertools import groupby, product
 from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image
 
-from datasets.files import IMAGE_SUFFIXES, read_list
-from datasets.folder_pairs import folders_of
+from datasets.files import IMAGE_SUFFIXES
 from utils.errors import UserError
 
 SPLIT = re.compile(r"(?<![a-z])(train|val|dev|test)", re.IGNORECASE)
 LABEL_WORD = re.compile(r"mask|label|annot|(?<![a-z])(gt|seg|ann|target)|ids|class", re.IGNORECASE)
 KIND = 0.2  # share of a folder's files that an ending must have to be a kind of them
 COVERED = 0.5  # share of a folder's images that must have a label
-LISTED = 0.8  # share of a list's names that must be images
-HELD_OUT = 5  # every fifth image is for validation where there is no such split
-Splits = dict[str, dict[str, str]]  # as in dataset.yaml
 
 
 class Match(NamedTuple):
@@ -32,6 +29,7 @@ class Match(NamedTuple):
     label_suffix: str
     bases: tuple[str, ...]
     unlabelled: int  # images of that ending without such a label
+    hint: bool  # the labels are called so
     merit: tuple[object, ...]
 
 
@@ -42,7 +40,17 @@ def find_matches(root: Path) -> list[Match]:
         UserError: no pictures, or none that go by the same names as labels.
     """
     folders = dict(_pictures(root))
-    found = [match for here, there in product(folders, repeat=2) for match in _pairings(root, folders, here, there)]
+    ranked = {}
+    for here in folders:
+        near = {there: _nearness(root, here, there) for there in folders}
+        ranked[here] = [list(g) for _, g in groupby(sorted(folders, key=near.get, reverse=True), near.get)]
+    found: list[Match] = []
+    for rank in range(max(map(len, ranked.values()), default=0)):
+        # what is further away is looked at where nothing nearer is called labels: there may be many folders
+        done = {folder for match in found if match.hint for folder in (match.images, match.labels)}
+        for here in [folder for folder in folders if folder not in done]:
+            for there in ranked[here][rank] if rank < len(ranked[here]) else ():
+                found += _pairings(root, folders, here, there)
     if not found:
         places = ", ".join(sorted(str(folder.relative_to(root)) for folder in folders)[:6]) or "there are none"
         raise UserError(
@@ -93,9 +101,16 @@ def _pairings(root: Path, folders: dict[Path, list[str]], here: Path, there: Pat
         colors = [_colors(path) for path in (here / images[bases[0]], there / labels[bases[0]])]
         if (hint and not against) or (hint == against and 2 * colors[1] < colors[0]):
             alike = SequenceMatcher(None, *places).ratio()
-            shared = len(set(here.parts) & set(there.parts))
-            merit = (image_split == label_split, shared, len(bases), hint, -colors[1], alike)
-            yield Match(here, image_suffix, there, label_suffix, bases, len(images) - len(bases), merit)
+            same_split, shared = _nearness(root, here, there)
+            merit = (same_split, hint, shared, len(bases), -colors[1], alike)
+            yield Match(here, image_suffix, there, label_suffix, bases, len(images) - len(bases), hint, merit)
+
+
+def _nearness(root: Path, here: Path, there: Path) -> tuple[bool, int]:
+    """Whether two folders are of one split, and how much of their places they have in common."""
+    own, other = here.relative_to(root), there.relative_to(root)
+    shared = len(set(own.parts) & set(other.parts)) - (own == other != Path())  # it is not nearer than those beside it
+    return split_of(own) == split_of(other), shared
 
 
 def _endings(names: list[str]) -> list[str]:
@@ -104,6 +119,7 @@ def _endings(names: list[str]) -> list[str]:
     return [ending for ending, count in counts.items() if count >= KIND * len(names)]
 
 
+@lru_cache
 def _colors(path: Path) -> int:
     try:
         with Image.open(path) as file:
@@ -116,74 +132,3 @@ def split_of(path: Path) -> str:
     """``train``, ``val`` or ``test`` where a part of the path says so, the last one first; else an empty string."""
     found = next(filter(None, map(SPLIT.search, reversed(path.parts))), None)
     return {"dev": "val"}.get(found[1].lower(), found[1].lower()) if found else ""
-
-
-def find_splits(root: Path, matches: list[Match], remarks: list[str]) -> tuple[Splits, dict[str, list[str]]]:
-    """By the names of folders and lists; without a validation split, lists that take it from the training images.
-
-    Returns the splits, and the lists to be written: file name -> names of images.
-    """
-    splits: Splits = {}
-    bases: dict[str, list[str]] = {}
-    groups: dict[str, list[Match]] = {}
-    for match in sorted(matches, key=lambda match: -len(match.bases)):
-        groups.setdefault(_split_of_match(root, match), []).append(match)
-    for name, group in groups.items():
-        images, labels, several = _together(root, group)
-        splits[name] = {"images": images, "labels": labels}
-        for match in group if several else group[:1]:
-            place = match.images.relative_to(root)
-            bases.setdefault(name, []).extend(str(place / base) if several else base for base in match.bases)
-            if match.unlabelled:
-                remarks.append(f"{match.unlabelled} images of {place} have no label called NAME{match.label_suffix}")
-        for match in () if several else group[1:]:
-            place = match.images.relative_to(root)
-            remarks.append(f"left out: {place} ({len(match.bases)} images): a second folder for {name}")
-    if list(splits) == ["train"]:
-        lists = _lists(root, {Path(base).name for base in bases["train"]})
-        splits = {name: splits["train"] | {"list": path} for name, path in lists.items()} or splits
-    if "val" in splits or "train" not in splits:
-        return splits, {}
-    listed = splits["train"].get("list")
-    names = read_list(root / listed) if listed else bases["train"]
-    parts = {"train": [n for i, n in enumerate(names) if i % HELD_OUT], "val": names[::HELD_OUT]}
-    remarks.append(f"no validation split: every {HELD_OUT}th image is taken for it, by lists of names")
-    more = {name: {**splits["train"], "list": f"{name}_names.txt"} for name in parts}
-    return splits | more, {f"{name}_names.txt": part for name, part in parts.items()}
-
-
-def _split_of_match(root: Path, match: Match) -> str:
-    return split_of(match.images.relative_to(root)) or split_of(match.labels.relative_to(root)) or "train"
-
-
-def _together(root: Path, group: list[Match]) -> tuple[str, str, bool]:
-    """The folders of a split as dataset.yaml has them, with a ``*`` for what differs where that says all of them; those
-    of the first otherwise."""
-    pairs = {(m.images.relative_to(root), m.labels.relative_to(root)) for m in group}
-    first = group[0].images.relative_to(root), group[0].labels.relative_to(root)
-    if len(group) > 1:
-        images, labels = (_pattern([pair[side] for pair in pairs]) for side in (0, 1))
-        if images.count("*") == labels.count("*") > 0:
-            meant = {tuple(p.relative_to(root) for p in pair) for pair in folders_of(root, images, labels)}
-            if meant == pairs:
-                return images, labels, True
-    return str(first[0]), str(first[1]), False
-
-
-def _pattern(folders: list[Path]) -> str:
-    """What the folders have in common, a ``*`` for each part that differs; "" where they are not equally deep."""
-    if len({len(folder.parts) for folder in folders}) > 1:
-        return ""
-    return "/".join(part[0] if len(set(part)) == 1 else "*" for part in zip(*(f.parts for f in folders), strict=True))
-
-
-def _lists(root: Path, bases: set[str]) -> dict[str, str]:
-    """Text files that are called after a split and name images, the longest for each."""
-    found: list[tuple[int, str, str]] = []
-    for path in filter(Path.is_file, sorted(root.rglob("*.txt"))):
-        lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
-        names = [Path(line.strip()) for line in lines if line.strip()]
-        known = sum(name.name in bases or name.stem in bases for name in names)
-        if known and known >= LISTED * len(names) and split_of(Path(path.stem)):
-            found.append((known, split_of(Path(path.stem)), str(path.relative_to(root))))
-    return {split: path for _, split, path in sorted(found)}
