@@ -121,8 +121,12 @@ def test_a_run_goes_on_in_another_folder_with_all_that_belongs_to_it(finished, r
     )
     assert losses(other) == losses(finished)
     assert [line["config"]["seed"] for line in records(other, "start")] == [0, 0]
-    (other / "previous.pth").write_bytes(b"of another run")
     before = content(run)
+    assert_same(teach(tmp_path / "copy", "--resume", str(run)), checkpoint.read(finished / "last.pth"))
+    assert all(
+        (tmp_path / "copy" / name).read_bytes() == before[name] for name in ("best.pth", "last.pth", "metrics.jsonl")
+    )
+    (other / "previous.pth").write_bytes(b"of another run")
     Run(other, {}, None, origin=run / "previous.pth").begin(TeacherConfig())
     assert content(run) == before
     assert content(other).keys() == {"best.pth", "last.pth", "metrics.jsonl", "config.yaml"}

@@ -62,6 +62,8 @@ def fit(step: Step, data: Any, predict: Predictor, run: Run, config: TrainConfig
     optimizer, scaler = state.optimizer, state.scaler
     begun, owed = state.iteration, _due(config, state.iteration) and state.validated < state.iteration
     if begun >= config.max_iterations and not owed:
+        if run.elsewhere:
+            runtime.agree(lambda: run.begin(config))
         if runtime.is_main:
             best = "not measured" if state.best_miou is None else f"{100 * state.best_miou:.2f} %"
             print(f"{folder} is finished: {begun} iterations, best mIoU {best}{assisted(card)}")

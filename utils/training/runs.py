@@ -34,17 +34,21 @@ class Run(NamedTuple):
     damaged: bool = False  # it is the previous one, the last one cannot be read
     card: Mapping[str, Any] = MappingProxyType({})  # what ``eval.py`` needs to rebuild the network
 
+    @property
+    def elsewhere(self) -> bool:
+        """Whether what it continues, if anything, lies in another folder."""
+        return self.origin is None or self.origin.parent != self.folder
+
     def begin(self, config: TrainConfig) -> None:
         """From here on the folder is changed: what another run wrote there is removed, what belongs to this one and
         lies elsewhere comes along."""
-        elsewhere = self.origin is None or self.origin.parent != self.folder
-        for path in (path for pattern in WRITTEN if elsewhere for path in self.folder.glob(pattern)):
+        for path in (path for pattern in WRITTEN if self.elsewhere for path in self.folder.glob(pattern)):
             path.unlink()
-        for name in (BEST, LOG, LAST) if self.origin and elsewhere else ():
+        for name in (BEST, LOG, LAST) if self.origin and self.elsewhere else ():
             path = self.origin if name == LAST else self.origin.with_name(name)
             if path.is_file():
                 write(self.folder / name, lambda file, path=path: file.write(read_bytes(path)))
-        if self.damaged and not elsewhere and (self.folder / LAST).exists():
+        if self.damaged and not self.elsewhere and (self.folder / LAST).exists():
             os.replace(self.folder / LAST, self.folder / DAMAGED)
         save_yaml(config, self.folder / "config.yaml")
 
