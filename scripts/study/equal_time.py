@@ -45,7 +45,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = TimeConfig(**parse_flags(TimeConfig, __doc__, argv))
     experiment = read_experiment(config.experiment)
     folder = Path(config.records or f"results/{experiment.name}").expanduser()
-    students = {name for name, arm in experiment.arms.items() if arm.train == "student"}
+    teachers = {origin.arm for arm in experiment.arms.values() for origin in arm.origins.values()}
+    trained = {name for name, arm in experiment.arms.items() if arm.train == "student"}
+    students = trained - teachers | {experiment.baseline}
     paces = {n: each for n, runs in read_records(experiment, folder).items() if n in students and (each := pace(runs))}
     for name in (experiment.baseline, config.reference):
         if name not in paces:

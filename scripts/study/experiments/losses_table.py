@@ -29,7 +29,7 @@ def read_comparison(experiment: Experiment, folder: Path) -> tuple[list[Row], se
     costs, seeds, rows = _costs(folder / "cost.json", experiment.baseline), set(), []
     for name, arm in experiment.arms.items():
         loss, _, teacher = name.rpartition("_")
-        if teacher != "plain" or arm.train != "student":
+        if teacher != "plain" or "teacher_pretrained" not in arm.origins:
             continue
         gains = {}
         for end, budget in ((end, budget) for end in TEACHERS for budget in BUDGETS):
