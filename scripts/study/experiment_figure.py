@@ -38,13 +38,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = Path(config.records).expanduser() if config.records else ROOT / "results" / experiment.name
     rows, seeds = read_comparison(experiment, folder)
     costs = draw_costs(rows, f"{experiment.title}: {len(seeds)} seed(s)")
-    figures = {"dial": draw_dial(experiment, folder), "costs": costs}
-    if not any(figures.values()):
+    name, figure = ("costs", costs) if costs else ("dial", draw_dial(experiment, folder))
+    if figure is None:
         raise UserError(f"{folder} holds no scored runs of {experiment.name} that there is a picture of")
     output = Path(config.output).expanduser() if config.output else ROOT / "figures"
-    for name, figure in figures.items():
-        if figure is not None:
-            style.save_figure(figure, output / f"{experiment.name}_{name}.png")
+    style.save_figure(figure, output / f"{experiment.name}_{name}.png")
 
 
 if __name__ == "__main__":

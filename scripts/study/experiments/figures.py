@@ -32,7 +32,11 @@ def dial_points(experiment: Experiment) -> dict[str, tuple[str, str]]:
             place = places.get(settings.get("label_codes", "random"))
             if place and not settings.get("single_path"):
                 points.setdefault(place, (teacher.name, arm.name))
-    return dict(sorted(points.items(), key=lambda item: (item[0] == "random", item[0])))
+    return {place: points[place] for place in sorted(points, key=_strength)}
+
+
+def _strength(place: str) -> float:
+    return np.inf if place == "random" else float(place.split()[0])
 
 
 def draw_dial(experiment: Experiment, folder: Path) -> Figure | None:
@@ -51,7 +55,7 @@ def draw_dial(experiment: Experiment, folder: Path) -> Figure | None:
     for _, student in points.values():
         own = scores(records[student], "last")
         gained.append([own[seed] - base[seed] for seed in own.keys() & base.keys()])
-    for i, (condition, label) in enumerate((("as trained", "its label"), ("no label", "a zero plane"))):
+    for i, (condition, label) in enumerate((("as trained", "their label"), ("no label", "a zero plane"))):
         found = [_teacher_scores(records[teacher], condition) for teacher, _ in points.values()]
         _dots(axes[0], found, f"teachers, shown {label}", i)
     _dots(axes[1], gained, "students, by seed", 2)
