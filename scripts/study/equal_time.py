@@ -22,7 +22,7 @@ import yaml
 from scripts.study.analysis import style
 from scripts.study.analysis.runs import Run
 from scripts.study.experiments.definition import read_experiment
-from scripts.study.experiments.tables import read_records, training_minutes
+from scripts.study.experiments.tables import runs_of, training_minutes
 from utils.errors import UserError, run_main
 from utils.options import option, parse_flags
 
@@ -45,10 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = TimeConfig(**parse_flags(TimeConfig, __doc__, argv))
     experiment = read_experiment(config.experiment)
     folder = Path(config.records or f"results/{experiment.name}").expanduser()
-    teachers = {origin.arm for arm in experiment.arms.values() for origin in arm.origins.values()}
-    trained = {name for name, arm in experiment.arms.items() if arm.train == "student"}
-    students = trained - teachers | {experiment.baseline}
-    paces = {n: each for n, runs in read_records(experiment, folder).items() if n in students and (each := pace(runs))}
+    paces = {name: each for name in experiment.students if (each := pace(runs_of(folder, name)))}
     for name in (experiment.baseline, config.reference):
         if name not in paces:
             raise UserError(f"{folder} holds no finished run of {name}: run scripts/study/experiment.py first")

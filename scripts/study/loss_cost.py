@@ -2,7 +2,7 @@
 
     python scripts/study/loss_cost.py losses --json results/losses/cost.json
 
-The baseline of an experiment and its students of plain teachers, with its networks, crops and batch; weights, images
+The students of an experiment that have no teacher or a plain one, with its networks, crops and batch; weights, images
 and labels are random. On a CPU: one thread, its processor time, the process's largest resident memory; on a GPU: wall
 time, and the largest memory that torch allocated. Median over --steps, after one that does not count.
 """
@@ -39,7 +39,7 @@ from utils.training.logs import environment
 @dataclass(frozen=True)
 class CostConfig:
     experiment: str = option("", "name of a file in scripts/study/experiments, or a path", positional=True)
-    only: tuple[str, ...] = option((), "its runs to measure (default: the baseline and the students of plain teachers)")
+    only: tuple[str, ...] = option((), "its runs to measure (default: those without an assisted teacher)")
     steps: int = option(7, "training steps that count", minimum=1)
     device: str = option("auto", "where to run", choices=("auto", "cpu", "cuda"))
     json: str = option("", "file for the result")
@@ -74,9 +74,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     spec = DATASETS[recipe["dataset"]]
     if not isinstance(spec, DatasetSpec):
         raise UserError(f"the number of classes of {recipe['dataset']} is not known without its data")
-    students = {name: arm for name, arm in experiment.arms.items() if arm.train == "student"}
-    teachers = {name: arm.origins.get("teacher_pretrained") for name, arm in students.items()}
-    plain = [n for n, origin in teachers.items() if (origin.arm in students if origin else n == experiment.baseline)]
+    students, assisted = experiment.students, {name for name, arm in experiment.arms.items() if arm.train == "teacher"}
+    plain = [n for n, arm in students.items() if not any(origin.arm in assisted for origin in arm.origins.values())]
     device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
     costs = {}
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:

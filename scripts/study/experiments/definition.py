@@ -52,6 +52,12 @@ class Experiment:
     robustness_images: int
     arms: Mapping[str, Arm]
 
+    @property
+    def students(self) -> dict[str, Arm]:
+        """The baseline, and the arms without label that no other starts from or learns from."""
+        sources = {origin.arm for arm in self.arms.values() for origin in arm.origins.values()} - {self.baseline}
+        return {name: arm for name, arm in self.arms.items() if arm.train == "student" and name not in sources}
+
     def next_seed(self, seed: int, shift: int) -> int:
         """So many further in the circle of the experiment's seeds; of a seed beyond them, the sum."""
         if seed not in self.seeds:
