@@ -6,14 +6,11 @@ import subprocess
 
 import pytest
 import torch
-from timm.layers import BatchNormAct2d
-from torch import nn
 
 import train_teacher
 from datasets import cache
 from tests.conftest import TINY
 from utils import checkpoint
-from utils.distributed import SyncedNorm, sync_batchnorm
 from utils.errors import UserError
 from utils.training import logs, runs
 from utils.training.configuration import TeacherConfig
@@ -29,21 +26,6 @@ def test_rank_0_decides_and_its_error_is_everybodys():
 
     with pytest.raises(UserError, match="no such file"):
         Runtime().agree(fail)
-
-
-def test_synchronised_norms_keep_their_activation_parameters_and_a_frozen_teacher():
-    net = nn.ModuleDict({"a": nn.Sequential(nn.Conv2d(3, 4, 1), BatchNormAct2d(4)), "teacher": nn.BatchNorm2d(4)})
-    net["teacher"].requires_grad_(False)
-    x, keys = torch.randn(2, 3, 5, 5), list(net.state_dict())
-    expected = net["a"](x)
-    weight = net["a"][1].weight
-    sync_batchnorm(net)
-    assert isinstance(net["a"][1], SyncedNorm)
-    assert type(net["teacher"]) is nn.BatchNorm2d
-    assert net["a"][1].weight is weight
-    assert list(net.state_dict()) == keys
-    torch.testing.assert_close(net.eval()["a"](x) >= 0, torch.ones(2, 4, 5, 5, dtype=torch.bool))
-    assert (expected >= 0).all()
 
 
 def test_weights_that_are_not_finite_are_noticed_behind_a_finite_loss():

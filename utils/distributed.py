@@ -3,7 +3,8 @@
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+
+from utils.norms import trained_norms
 
 
 def all_reduce(value: Tensor, op: str = "sum") -> Tensor:
@@ -30,35 +31,9 @@ def all_gather_cat(value: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def trained_norms(module: nn.Module) -> dict[str, _BatchNorm]:
-    """The BatchNorm layers that learn (not a frozen teacher's), by name."""
-    norms = {name: part for name, part in module.named_modules() if isinstance(part, _BatchNorm)}
-    return {name: part for name, part in norms.items() if any(p.requires_grad for p in part.parameters(False))}
-
-
 def broadcast_statistics(module: nn.Module) -> None:
     """Give every process rank 0's running statistics, of the BatchNorm layers that are trained."""
     if dist.is_initialized():
         for part in trained_norms(module).values():
             for buffer in part.buffers(False):
                 dist.broadcast(buffer, 0)
-
-
-class SyncedNorm(nn.SyncBatchNorm):
-    """BatchNorm over all processes that keeps what a layer does after it (timm's carry dropout and activation)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = super().forward(x)
-        for after in self.children():
-            x = after(x)
-        return x
-
-
-def sync_batchnorm(module: nn.Module) -> None:
-    """Replace the BatchNorm layers that are trained by SyncedNorm; parameters and buffers are the same objects."""
-    for name, norm in trained_norms(module).items():
-        synced = SyncedNorm(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
-        for part in ("_parameters", "_buffers", "_modules"):
-            setattr(synced, part, getattr(norm, part))
-        parent, _, attribute = name.rpartition(".")
-        setattr(module.get_submodule(parent), attribute, synced.train(norm.training))

@@ -13,8 +13,9 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from utils.distributed import all_reduce, sync_batchnorm
+from utils.distributed import all_reduce
 from utils.errors import UserError, named
+from utils.norms import ExactNorm, SyncedNorm, replace_norms
 from utils.training.step import Step
 
 PRECISIONS = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -52,12 +53,14 @@ class Runtime:
     def prepare(self, step: Step) -> nn.Module:
         """What the loop calls: the step moved, laid out, compiled, synchronised over the processes.
 
-        BatchNorm statistics are shared on CUDA only, elsewhere torch has no such layer. Buffers are not broadcast at
-        each forward: a step may run its network twice before one backward, which plain BatchNorm under buffer
-        broadcasting does not survive; ``distributed.broadcast_statistics`` aligns them before each use.
+        BatchNorm statistics are shared on CUDA only, elsewhere torch has no such layer; on the CPU they are exact.
+        Buffers are not broadcast at each forward: a step may run its network twice before one backward, which plain
+        BatchNorm under buffer broadcasting does not survive; ``distributed.broadcast_statistics`` aligns them.
         """
         if self.size > 1 and self.device.type == "cuda":
-            sync_batchnorm(step)
+            replace_norms(step, SyncedNorm)
+        if self.channels_last and self.device.type == "cpu" and not self.compile:  # whose own BatchNorm is exact
+            replace_norms(step, ExactNorm)
         self.place(step)
         for network in step.networks() if self.compile else ():
             network.compile()

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from utils import checkpoint
-from utils.distributed import broadcast_statistics, trained_norms
+from utils.distributed import broadcast_statistics
 from utils.errors import UserError, first_line
+from utils.norms import trained_norms
 from utils.training.configuration import TrainConfig
 from utils.training.guards import FiniteWatch
 from utils.training.inputs import plain

@@ -1,0 +1,82 @@
+"""BatchNorm layers that learn, with the statistics of all processes, or with exact ones of channels-last maps."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+def trained_norms(module: nn.Module) -> dict[str, _BatchNorm]:
+    """The BatchNorm layers that learn (not a frozen teacher's), by name."""
+    norms = {name: part for name, part in module.named_modules() if isinstance(part, _BatchNorm)}
+    return {name: part for name, part in norms.items() if any(p.requires_grad for p in part.parameters(False))}
+
+
+def replace_norms(module: nn.Module, kind: type[_BatchNorm]) -> None:
+    """Make the BatchNorm layers that are trained ``kind``; parameters and buffers are the same objects."""
+    for name, norm in trained_norms(module).items():
+        new = kind(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+        for part in ("_parameters", "_buffers", "_modules"):
+            setattr(new, part, getattr(norm, part))
+        parent, _, attribute = name.rpartition(".")
+        setattr(module.get_submodule(parent), attribute, new.train(norm.training))
+
+
+def _and_after(norm: _BatchNorm, x: Tensor) -> Tensor:
+    """What a layer does after its norm: timm's carry dropout and activation."""
+    for after in norm.children():
+        x = after(x)
+    return x
+
+
+class SyncedNorm(nn.SyncBatchNorm):
+    """BatchNorm over all processes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _and_after(self, super().forward(x))
+
+
+class ExactNorm(_BatchNorm):
+    """BatchNorm whose statistics of channels-last maps are as exact on the CPU as those of maps in the plain layout.
+
+    There PyTorch adds up a channel of all maps in one float32 number (in the plain layout in float64): of 8 maps of
+    90x120 its statistics are off by 1e-5 instead of 1e-7, and more the larger the maps are. Here each column of the
+    maps has statistics of its own, which are then joined. As fast as PyTorch's.
+    """
+
+    def _check_input_dim(self, x: Tensor) -> None:
+        """Any, as SyncBatchNorm: it stands for layers of one, two and three dimensions."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+        if not (last and self.training and x.dtype == torch.float32):
+            return _and_after(self, super().forward(x))
+        x, mean, var = _Exact.apply(x, self.weight, self.bias, self.eps)
+        if self.track_running_stats:
+            self.num_batches_tracked += 1
+            share = 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
+            count = x.numel() / x.shape[1]
+            self.running_mean.lerp_(mean, share)
+            self.running_var.lerp_(var * (count / (count - 1)), share)
+        return _and_after(self, x)
+
+
+class _Exact(torch.autograd.Function):
+    """The normalised map, and the mean and (population) variance of each channel."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+        batch, channels, height, width = x.shape
+        columns = x.permute(0, 2, 3, 1).reshape(1, batch * height, 1, width * channels).permute(0, 3, 1, 2)
+        means, variances = (s.view(width, channels) for s in torch.batch_norm_update_stats(columns, None, None, 0.0))
+        mean = means.mean(0)
+        var = (variances + (means - mean).square()).mean(0)
+        ctx.eps = eps
+        ctx.save_for_backward(x, weight, mean, (var + eps).rsqrt())
+        ctx.mark_non_differentiable(mean, var)
+        return torch.native_batch_norm(x, weight, bias, mean, var, False, 0.0, eps)[0], mean, var
+
+    @staticmethod
+    def backward(ctx, upper: Tensor, *_: None) -> tuple[Tensor | None, ...]:
+        x, weight, mean, inverse = ctx.saved_tensors
+        given = upper, x, weight, None, None, mean, inverse, True, ctx.eps, ctx.needs_input_grad[:3]
+        return *torch.ops.aten.native_batch_norm_backward(*given), None
