@@ -63,7 +63,8 @@ class Discriminator(nn.Module):
 
     def forward(self, logits: Tensor) -> Tensor:
         size = [max(side, SMALLEST) for side in logits.shape[-2:]]
-        return self.layers(self.norm(resize(logits, size)))
+        # contiguous: of channels-last maps BatchNorm's statistics are less exact on the CPU (see utils.norms)
+        return self.layers(self.norm(resize(logits, size).contiguous()))
 
 
 class Adversarial(nn.Module):

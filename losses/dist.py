@@ -1,5 +1,6 @@
 """DIST (Huang et al., "Knowledge Distillation from A Stronger Teacher", NeurIPS 2022) on pixels."""
 
+import torch
 from torch import Tensor, nn
 
 from utils.types import Output
@@ -8,7 +9,9 @@ from utils.types import Output
 def _one_minus_pearson(a: Tensor, b: Tensor, dim: int) -> Tensor:
     """1 - mean over the other dimension of the Pearson correlation along ``dim``; eps 1e-8 as in the release."""
     a, b = a - a.mean(dim, keepdim=True), b - b.mean(dim, keepdim=True)
-    return 1 - ((a * b).sum(dim) / (a.norm(dim=dim) * b.norm(dim=dim) + 1e-8)).mean()
+    # over all pixels the CPU's norm of float32 is a plain float32 sum, off by 1e-5 and more
+    lengths = [torch.linalg.vector_norm(x, dim=dim, dtype=torch.float64).to(x.dtype) for x in (a, b)]
+    return 1 - ((a * b).sum(dim) / (lengths[0] * lengths[1] + 1e-8)).mean()
 
 
 def dist_loss(student: Tensor, teacher: Tensor, beta: float = 1.0, gamma: float = 1.0) -> Tensor:

@@ -57,15 +57,18 @@ def hard_pixels(loss: Tensor, label: Tensor, threshold: float | None, min_kept: 
     """Boolean ``[B, H, W]``: where the true class's probability ``exp(-loss)`` is below OHEM's limit.
 
     The limit is the probability at rank ``min_kept`` (from 0, or the last valid one), or the threshold if that is
-    higher. It stays a tensor: the host does not wait for the device. Without a threshold: the ``min_kept`` lowest.
+    higher. It stays a tensor: the host does not wait for the device. Without a threshold: the ``min_kept`` pixels of
+    the largest loss.
     """
     valid = label != IGNORE_INDEX
+    if threshold is None:  # by the loss: of very hard pixels all probabilities are 0
+        losses = loss.masked_fill(~valid, -torch.inf).flatten()
+        hardest = losses.topk(min(min_kept, losses.numel()), sorted=False).indices
+        return valid & torch.zeros_like(valid).flatten().index_fill(0, hardest, True).view_as(valid)
     probability = (-loss).exp().masked_fill(~valid, torch.inf)
-    lowest = min(min_kept + (threshold is not None), probability.numel())
-    least = probability.flatten().topk(lowest, largest=False, sorted=False)  # kthvalue is slow on CUDA
-    if threshold is None:
-        return valid & torch.zeros_like(valid).flatten().index_fill(0, least.indices, True).view_as(valid)
-    limit, highest = least.values.amax(), probability.masked_fill(~valid, -torch.inf).amax()
+    lowest = min(min_kept + 1, probability.numel())
+    limit = probability.flatten().topk(lowest, largest=False, sorted=False).values.amax()  # kthvalue is slow on CUDA
+    highest = probability.masked_fill(~valid, -torch.inf).amax()
     return (probability < torch.where(limit.isinf(), highest, limit).clamp(min=threshold)) & valid
 
 

@@ -1,5 +1,6 @@
 """The adversarial term: its gradients, its own optimizer, what is saved of it, and who sees it."""
 
+import copy
 import io
 
 import pytest
@@ -102,6 +103,16 @@ def test_a_saved_one_continues_to_the_same_bits(loss):
     moments = [one.optimizer.state_dict()["state"] for one in (loss, twin)]
     for one, other in zip(*(m.values() for m in moments), strict=True):
         assert all(torch.equal(one[key], other[key]) for key in ("step", "exp_avg", "exp_avg_sq"))
+
+
+def test_the_layout_of_the_logits_does_not_matter(loss):
+    maps = 2 * torch.randn(8, loss.discriminator.norm.num_features, 45, 60) - 20
+    gradients = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        logits = maps.clone(memory_format=layout).requires_grad_()
+        copy.deepcopy(loss.discriminator)(logits).mean().backward()  # a forward pass changes it
+        gradients.append(logits.grad)
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6 * gradients[0].abs().max().item())
 
 
 @pytest.mark.parametrize("size", [(4, 4), (45, 45), (64, 128), (65, 97)])

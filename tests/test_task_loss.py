@@ -104,6 +104,12 @@ def test_ohem_without_a_threshold_keeps_as_many_as_it_says(kept):
     assert not alike[label == 255].any()
 
 
+def test_ohem_tells_the_hardest_of_very_hard_pixels():
+    """Of these the probabilities are all 0 in float32."""
+    loss, label = 200 + torch.randperm(64).view(1, 8, 8).float(), torch.zeros(1, 8, 8).long()
+    assert hard_pixels(loss, label, None, 20).equal(loss >= 244)
+
+
 def test_task_loss_adds_up_by_kind_and_weight(reference, label):
     kinds = (Supervision("ohem", True), Supervision("ce", False, 0.5), Supervision("detail", True, 1.0))
     output = Output(reference["seg_logits"], (reference["seg_logits"], reference["detail_logits"]), torch.zeros(()))
