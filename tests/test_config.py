@@ -179,3 +179,10 @@ def test_runs_are_called_by_what_differs(role, flags, name):
 @pytest.mark.parametrize("role", config.ROLES)
 def test_every_shipped_recipe_is_valid(path, role):
     assert load_recipe(str(path), role, RECIPES)["dataset"] in yaml.safe_load(path.read_text()).values()
+
+
+@pytest.mark.parametrize(("config_class", "role"), [(TeacherConfig, "teacher"), (StudentConfig, "student")])
+def test_a_strength_without_its_codes_is_refused(config_class, role):
+    with pytest.raises(UserError, match="--code-std is the strength of --label-codes near"):
+        parse(config_class, role, "", RECIPES, ["--code-std", "0.1"])
+    assert parse(config_class, role, "", RECIPES, ["--code-std", "0.1", "--label-codes", "near"]).code_std == 0.1

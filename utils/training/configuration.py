@@ -122,6 +122,8 @@ def parse(
         if getattr(config, field.name) == REQUIRED:
             flag = flag_of(field.name)
             raise UserError(f"recipe {flags['recipe']} needs {flag}: {field.metadata['help']}")
+    if config.code_std is not None and config.label_codes != "near":
+        raise UserError(f"--code-std is the strength of --label-codes near, not of {config.label_codes}")
     if not config.save_dir:
         name = run_name(role, vars(config), vars(config_class(**usual)), REQUIRED)
         config = dataclasses.replace(config, save_dir=f"runs/{name}")
