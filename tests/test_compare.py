@@ -91,6 +91,14 @@ def test_records_that_were_carried_elsewhere_are_grouped_by_their_neighbours(tmp
     assert {name: len(members) for name, members in groups.items()} == {"s": 2, "odd": 1}
 
 
+def test_a_setting_younger_than_a_run_had_its_default(tmp_path):
+    make_run(tmp_path / "s-0", 0)
+    make_run(tmp_path / "s-1", 1, optimizer="sgd", task_loss="")
+    make_run(tmp_path / "t-2", 2, optimizer="adamw")
+    groups = read_groups([f"{tmp_path}/{name}" for name in ("s-0", "s-1", "t-2")])
+    assert {name: len(members) for name, members in groups.items()} == {"s": 2, "t-2": 1}
+
+
 def test_runs_that_started_anew_from_their_own_weights(tmp_path):
     runs = [make_run(tmp_path / f"s-{seed}", seed, pretrained=f"{tmp_path}/s-{seed}/best.pth") for seed in (0, 1)]
     assert {name: len(members) for name, members in read_groups(runs).items()} == {"s": 2}
