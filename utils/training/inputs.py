@@ -47,8 +47,7 @@ def differences(state: Mapping[str, Any], config: TrainConfig, inputs: Mapping[s
         saved, recorded = dict(state["config"]), dict(state.get("inputs", {}))
     except (KeyError, TypeError, ValueError):
         raise UserError("it is damaged: it does not hold the settings of its run") from None
-    # a setting that is younger than the run had its default value
-    old, new = {**plain(asdict(type(config)())), **saved}, plain(asdict(config))
+    old, new = completed(saved, type(config)), plain(asdict(config))
     free = RESUMABLE | {k for k in FILES if k in recorded and recorded[k] == inputs.get(k)}  # the same file, elsewhere
     changed = [f"{k}: {old[k]!r} -> {new[k]!r}" for k in new if k not in free and new[k] != old[k]]
     if changed:
@@ -59,6 +58,11 @@ def differences(state: Mapping[str, Any], config: TrainConfig, inputs: Mapping[s
     changed = [f"{k}: {recorded[k]} -> {inputs[k]}" for k in inputs if k in recorded and recorded[k] != inputs[k]]
     advice = "restore them, or start anew with --overwrite or in another --save-dir"
     return f"--resume {config.resume} is of a run with other inputs ({'; '.join(changed)}): {advice}" if changed else ""
+
+
+def completed(saved: Mapping[str, Any], config_class: type) -> dict[str, Any]:
+    """The settings of a run: one that is younger than the run had its default value."""
+    return {**plain(asdict(config_class())), **saved}
 
 
 def plain(value: Any) -> Any:

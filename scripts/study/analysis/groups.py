@@ -3,13 +3,13 @@
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from scripts.study.analysis.runs import CHECKPOINT_SETTINGS, Run, read_config, read_run
 from utils.errors import UserError
 from utils.training.configuration import StudentConfig, TeacherConfig
+from utils.training.inputs import completed
 
 # settings that do not make two runs different experiments: the seed, and what changes nothing that is computed
 SAME_EXPERIMENT = {
@@ -50,9 +50,8 @@ def experiment(config: dict[str, Any], beside: Path | None = None, seen: tuple[P
     folder is at hand, or one of that name in ``beside``, so that students of teachers that differ in the seed alone
     belong together; one of ``seen`` by its file's name: a run that began with its own has replaced what wrote it.
     """
-    # a setting that is younger than the run had its default value
-    usual = asdict(TeacherConfig() if "consistency" in config else StudentConfig())
-    settings = {key: value for key, value in {**usual, **config}.items() if key not in SAME_EXPERIMENT}
+    whole = completed(config, TeacherConfig if "consistency" in config else StudentConfig)
+    settings = {key: value for key, value in whole.items() if key not in SAME_EXPERIMENT}
     for key in CHECKPOINT_SETTINGS:
         origin = Path(settings.get(key) or "").expanduser()
         places = (origin.parent, beside / origin.parent.name) if beside else (origin.parent,)
