@@ -64,11 +64,16 @@ class PixelsToLogits(nn.Module):
 
 
 def segment(
-    model: nn.Module, convention: PixelConvention, pixels: np.ndarray, probabilities: bool
+    model: nn.Module,
+    convention: PixelConvention,
+    pixels: np.ndarray,
+    probabilities: bool,
+    resize: tuple[int, int] | None = None,
 ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
     """See ``models.checkpoints.loading.Loaded.predict``; ``pixels`` as of ``rgb_pixels``."""
     image = torch.from_numpy(pixels.transpose(2, 0, 1).copy())[None].to(next(model.parameters()).device)
-    predict, unseen = Predictor(model, convention), image[:, 0]  # in place of the label, which is not looked at
+    unseen = image[:, 0]  # in place of the label, which is not looked at
+    predict = Predictor(model, convention, resize=resize)
     if not probabilities:
         return predict.classes(image, unseen, ())[0].to(torch.uint8).cpu().numpy()
     shares = predict(image, unseen, ())[0].softmax(0)

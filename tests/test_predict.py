@@ -44,6 +44,21 @@ def test_files_hold_the_evaluators_classes(student, tmp_path, capsys):
     assert all(name in printed for name in TOY.names)
 
 
+def test_a_resized_image_has_the_classes_of_that_protocol_at_its_own_size(student, tmp_path):
+    source = picture(tmp_path / "a.png", 200, 300)
+    flags = [str(source), "--pretrained", student, "--output", f"{tmp_path}/out"]
+    predict.main([*flags, "--resize", "96", "64"])
+    loaded = from_checkpoint(student)
+    image = torch.from_numpy(read_image(source).transpose(2, 0, 1).copy())[None]
+    small = Predictor(loaded.model, CONVENTIONS["bgr_mean"], resize=(96, 64))
+    expected = small(image, image[:, 0], [Draw(0)])[0].argmax(0).numpy()
+    assert np.array_equal(np.array(Image.open(tmp_path / "out/a.png")), expected)
+    assert not np.array_equal(loaded.predict(source), expected)
+    classes, shares = loaded.predict(source, probabilities=True, resize=(96, 64))
+    assert np.array_equal(classes, expected)
+    assert shares.shape == (7, 200, 300)
+
+
 def test_a_link_in_place_of_a_prediction_is_not_followed(student, tmp_path):
     source, victim, out = picture(tmp_path / "a.png"), tmp_path / "victim", tmp_path / "out"
     victim.write_text("precious")

@@ -61,16 +61,20 @@ class Loaded(NamedTuple):
         return self._replace(card=replace(self.card, label_noise={**self.card.label_noise, **given}))
 
     def predict(
-        self, image: str | Path | Image.Image | np.ndarray, probabilities: bool = False
+        self,
+        image: str | Path | Image.Image | np.ndarray,
+        probabilities: bool = False,
+        resize: tuple[int, int] | None = None,
     ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
         """The class of every pixel, uint8 ``[H, W]`` at the image's size; with ``probabilities`` also those of all
-        classes, float32 ``[K, H, W]``. ``image``: what ``models.prediction.rgb_pixels`` takes. On the model's device.
+        classes, float32 ``[K, H, W]``. ``image``: what ``models.prediction.rgb_pixels`` takes. ``resize``: long and
+        short side it is resized to fit before it is looked at, as by ``eval.py --resize``. On the model's device.
 
         Raises UserError: no such image, or a network that reads the label.
         """
         if self.card.label_noise:
             raise UserError("a label-assisted teacher cannot predict from an image alone: use a student")
-        return segment(self.model, self.convention, rgb_pixels(image), probabilities)
+        return segment(self.model, self.convention, rgb_pixels(image), probabilities, resize)
 
 
 def begin(

@@ -1,11 +1,12 @@
 """Segment image files: a coloured PNG for each, whose palette indices are the classes.
 
     python scripts/deploy/predict.py street.jpg photos/ --pretrained runs/student/best.pth --output predictions
-    python scripts/deploy/predict.py photos/ --pretrained FILE --blend
+    python scripts/deploy/predict.py photos/ --pretrained camvid_student --resize 240 180 --blend
 
-Images of any size, files or folders (not their subfolders); transparent pixels are white, as on a page. Colours and
-class names come from the checkpoint; one without gets VOC's colours. An image that cannot be read is named and
-skipped; the exit status is then 1.
+Images of any size, files or folders (not their subfolders); transparent pixels are white, as on a page. Pictures have
+the image's size, with --resize too: a network is best at about the size it was trained at. Colours and class names
+come from the checkpoint; one without gets VOC's colours. An image that cannot be read is named and skipped; the exit
+status is then 1.
 """
 
 import sys
@@ -37,6 +38,9 @@ class PredictConfig:
     pretrained: str = option("", "checkpoint of an image-only network")
     output: str = option("predictions", "folder for NAME.png (and NAME_blend.png)")
     blend: bool = option(False, "also write the colours over the image")
+    resize: tuple[int, int] | None = option(
+        None, "long and short side that images are resized to fit before they are looked at, as by eval.py", minimum=32
+    )
     device: str = option("auto", "where to run", choices=("auto", "cpu", "cuda"))
 
 
@@ -110,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 print(f"skipped: {error}", file=sys.stderr)
                 failed += 1
                 continue
-            ids = loaded.predict(image)
+            ids = loaded.predict(image, resize=config.resize)
             pixels += np.bincount(ids.ravel(), minlength=len(names))
             plain, *blends = files[path]
             save_png(palette_picture(ids, palette), plain)

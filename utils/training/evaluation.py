@@ -61,24 +61,24 @@ class Predictor:
     @torch.inference_mode()
     def __call__(self, image: Tensor, label: Tensor, draws: Sequence[Draw]) -> Tensor:
         """Logits ``[B, K, H, W]``, float32."""
-        size = image.shape[-2:]
-        if self.resize:
-            image, label = resize_to_fit(image, label, self.resize)
-        x = self._input(image, label, draws)
-        views = [self._view(x, scale) for scale in self.scales]
-        views += [self._view(x.flip(3), scale).flip(3) for scale in self.scales if self.flip]
-        logits = views[0] if len(views) == 1 else torch.stack(views).mean(0)
-        return resize(logits, size, self.align_corners)
+        return resize(self._mean(self._input(image, label, draws)), image.shape[-2:], self.align_corners)
 
     @torch.inference_mode()
     def classes(self, image: Tensor, label: Tensor, draws: Sequence[Draw]) -> Tensor:
         """The class of every pixel, int64 ``[B, H, W]``; a single whole view never holds full-size logits."""
-        if self.scales != (1.0,) or self.flip or self.window or self.resize:
-            return self(image, label, draws).argmax(1)
         x = self._input(image, label, draws)
-        return upsampled_argmax(self._logits(x), x.shape[-2:], self.align_corners)
+        whole = self.scales == (1.0,) and not (self.flip or self.window or self.resize)
+        return upsampled_argmax(self._logits(x) if whole else self._mean(x), image.shape[-2:], self.align_corners)
+
+    def _mean(self, x: Tensor) -> Tensor:
+        """Of the logits of all views, at the input's size."""
+        views = [self._view(x, scale) for scale in self.scales]
+        views += [self._view(x.flip(3), scale).flip(3) for scale in self.scales if self.flip]
+        return views[0] if len(views) == 1 else torch.stack(views).mean(0)
 
     def _input(self, image: Tensor, label: Tensor, draws: Sequence[Draw]) -> Tensor:
+        if self.resize:
+            image, label = resize_to_fit(image, label, self.resize)
         x = self.convention.normalize(image)
         if self.noise is None:
             return x
