@@ -191,6 +191,9 @@ def test_the_comparison(tmp_path, capsys):
     lad, base = rows["lad", "last", "single"], rows["base", "last", "single"]
     assert lad["gain"] == pytest.approx(np.mean(lad["miou"]) - np.mean(base["miou"]))
     assert lad["gain_by_seed"] == pytest.approx({str(s): lad["miou"][s] - base["miou"][s] for s in (0, 1)})
+    one, two = lad["gain_by_seed"].values()
+    t = abs(one + two) / abs(one - two)  # of a paired test of two, whose p is the arc tangent's
+    assert lad["p_over_seeds"] == pytest.approx(1 - 2 * np.arctan(t) / np.pi)
     assert lad["test"]["images"] == 30
     assert 0 < lad["test"]["low"] < lad["test"]["difference"] < lad["test"]["high"]
     assert "gain" not in rows["lad", "best", "single"]  # the baseline has no best
@@ -200,6 +203,8 @@ def test_the_comparison(tmp_path, capsys):
     mean, std = np.mean(base["miou"]), np.std(base["miou"], ddof=1)
     assert f"| base | last | 2 | {100 * mean:.2f} ± {100 * std:.2f} |" in text
     assert "(n 30)" in text
+    paired, spread = 50 * (one + two), 100 * abs(one - two) / 2**0.5
+    assert f"| {paired:+.2f} ± {spread:.2f} (n 2) | {lad['p_over_seeds']:.2g} |" in text
     assert "| teacher (LABEL-ASSISTED) | last | 1 |" in text  # next to the students, but no gain over them
     assert "gain" not in rows["teacher", "last", "single"]
     assert "teacher, last, single scale, whole image: no gain: reads the label" in text

@@ -20,7 +20,7 @@ import numpy as np
 
 from scripts.study.analysis import charts, page, style
 from scripts.study.analysis.groups import read_groups
-from scripts.study.analysis.paired import align, bootstrap
+from scripts.study.analysis.paired import align, bootstrap, p_over_seeds
 from scripts.study.analysis.report import change_pictures, confusions, file_name, report, robustness_pictures
 from scripts.study.analysis.runs import Run, View
 from utils.errors import UserError, lookup, run_main
@@ -77,6 +77,7 @@ def row(name: str, groups: Groups, view: View, config: CompareConfig, notes: lis
     own, other = ({run.seed: run.scores[view]["miou"] for run in side} for side in (runs, base))
     result["gain"] = float(np.mean(result["miou"]) - np.mean(list(other.values())))
     result["gain_by_seed"] = {seed: own[seed] - other[seed] for seed in sorted(own.keys() & other.keys())}
+    result["p_over_seeds"] = p_over_seeds(list(result["gain_by_seed"].values()))
     areas = [[run.areas[view] for run in side if view in run.areas] for side in (runs, base)]
     try:
         if not all(areas):

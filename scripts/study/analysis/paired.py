@@ -1,9 +1,10 @@
-"""Paired bootstrap over images: is the difference of two data-set mIoUs more than the choice of images?"""
+"""Paired tests: is the difference of two data-set mIoUs more than the choice of images (bootstrap), or of seeds?"""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy.stats import ttest_1samp
 
 from scripts.study.analysis.runs import miou
 from utils.errors import UserError
@@ -58,3 +59,8 @@ def bootstrap(group: np.ndarray, baseline: np.ndarray, samples: int, seed: int) 
     tail = min((values <= 0).sum(), (values >= 0).sum())
     point = miou(group.sum(1)).mean() - miou(baseline.sum(1)).mean()
     return Gain(float(point), float(low), float(high), min(1.0, 2 * (tail + 1) / (samples + 1)), images, samples)
+
+
+def p_over_seeds(differences: Sequence[float]) -> float | None:
+    """Of a paired t-test: could so large a mean come from the seeds alone? None for fewer than two that differ."""
+    return float(ttest_1samp(differences, 0).pvalue) if len(set(differences)) > 1 else None

@@ -15,13 +15,16 @@ from utils.errors import UserError
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    header = ["group", "checkpoint", "n", "mIoU %", "pixel accuracy %", "gain", "95 % interval (images)", "p"]
+    header = ["group", "checkpoint", "n", "mIoU %", "pixel accuracy %", "gain", "by seed", "p (seeds)"]
+    header += ["95 % interval (images)", "p (images)"]
     lines = []
     for r in rows:
         name = r["group"] + (" (LABEL-ASSISTED)" if r["label_assisted"] else "")
         accuracy = style.spread(r["pixel_accuracy"]) if r["pixel_accuracy"] else "-"
         cells = [name, r["view"]["checkpoint"], str(len(r["miou"])), style.spread(r["miou"]), accuracy]
         cells.append(f"{100 * r['gain']:+.2f}" if "gain" in r else "-")
+        paired, p = list(r.get("gain_by_seed", {}).values()), r.get("p_over_seeds")
+        cells += [f"{style.spread(paired, '+')} (n {len(paired)})" if paired else "-", "-" if p is None else f"{p:.2g}"]
         if test := r.get("test"):
             cells.append(f"{100 * test['low']:+.2f} .. {100 * test['high']:+.2f} (n {test['images']})")
             cells.append(f"{test['p']:.2g}")
@@ -38,9 +41,9 @@ def report(result: dict[str, Any], views: Sequence[View], samples: int) -> str:
     parts.append("mIoU: mean ± standard deviation over n runs, in percent.")
     if baseline:
         parts.append(
-            f"Gain: mean mIoU minus that of {baseline}, in points. Interval and p: paired bootstrap over the images "
-            f"({samples} resamples, two-sided). They say what another choice of images could change, not another seed: "
-            "for that look at the standard deviations."
+            f"Gain: mean mIoU minus that of {baseline}, in points; by seed: the same of the seeds that both have, "
+            "mean ± standard deviation, and p of a paired t-test: what another seed could change. Interval and p over "
+            f"images: paired bootstrap ({samples} resamples, two-sided): what another choice of images could."
         )
     if result["gained_lost"]:
         kinds, cells = list(gained_lost.CHANGES)[:4], []

@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import ttest_1samp
 
 from scripts.study.analysis import style
-from scripts.study.analysis.paired import Gain, align, bootstrap
+from scripts.study.analysis.paired import Gain, align, bootstrap, p_over_seeds
 from scripts.study.analysis.runs import Run, View, read_run
 from scripts.study.experiments.definition import Experiment
 
@@ -110,8 +109,7 @@ def _gain(records: dict[str, list[Run]], name: str, base: str) -> str:
     differences = [own[seed] - other[seed] for seed in sorted(own.keys() & other.keys())]
     if name == base or not differences:
         return "-"
-    p = _p_over_seeds(differences)
-    return style.spread(differences, "+") + (f" (p {p})" if p != "-" else "")
+    return style.spread(differences, "+") + (f" (p {p:.2g})" if (p := p_over_seeds(differences)) is not None else "")
 
 
 def gains(experiment: Experiment, folder: Path) -> Table:
@@ -126,7 +124,8 @@ def gains(experiment: Experiment, folder: Path) -> Table:
             by_seed = ", ".join(f"{100 * value:+.2f}" for value in differences)
             interval = f"{100 * gain.low:+.2f} .. {100 * gain.high:+.2f}"
             cells = [str(len(differences)), style.spread(differences, "+"), by_seed]
-            cells += [_p_over_seeds(differences), interval, f"{gain.p:.2g}"]
+            p = p_over_seeds(differences)
+            cells += ["-" if p is None else f"{p:.2g}", interval, f"{gain.p:.2g}"]
             rows.append([arms[name].title, arms[base].title, *cells])
     header = ["arm", "minus", "n", "gain", "by seed", "p over seeds", "95 % interval over images", "p over images"]
     return _filled(header, rows)
@@ -134,11 +133,6 @@ def gains(experiment: Experiment, folder: Path) -> Table:
 
 def _filled(header: list[str], rows: list[list[str]]) -> Table:
     return header, rows or [["not run", *["-"] * (len(header) - 1)]]
-
-
-def _p_over_seeds(differences: Sequence[float]) -> str:
-    """Of a paired t-test: could so large a mean come from the seeds alone?"""
-    return f"{ttest_1samp(differences, 0).pvalue:.2g}" if len(set(differences)) > 1 else "-"
 
 
 def shown(values: dict[int, float]) -> str:
