@@ -20,11 +20,12 @@ from losses import WeightedLosses, build_kd, parse_losses
 from losses.task import TaskLoss
 from models import build_model
 from models.checkpoints.imagenet import implied_settings
-from models.checkpoints.loading import begin, from_checkpoint
+from models.checkpoints.loading import Loaded, begin, from_checkpoint
 from models.checkpoints.reading import located
 from models.label_noise import LabelNoise
 from models.segmentor import Segmentor
 from utils.errors import UserError, run_main
+from utils.pixels import CONVENTIONS, PixelConvention
 from utils.training.configuration import StudentConfig, parse
 from utils.training.script import train
 from utils.training.step import Step
@@ -49,9 +50,12 @@ class StudentStep(Step):
         teacher: Segmentor | None = None,
         noise: LabelNoise | None = None,
         kd: WeightedLosses | None = None,
+        pixels: tuple[PixelConvention, PixelConvention] | None = None,
     ) -> None:
+        """pixels: the conventions of the image and of what the teacher is to be shown; None where they are one."""
         super().__init__()
         self.model, self.task, self.noise, self.kd = model, task, noise, kd
+        self.pixels = pixels
         self.teacher = teacher and teacher.eval().requires_grad_(False)
         self.teacher_aux = any(getattr(loss, "reads_aux", False) for loss in kd.losses.values()) if kd else False
 
@@ -84,30 +88,30 @@ class StudentStep(Step):
 
     @torch.no_grad()
     def teach(self, image: Tensor, label: Tensor, draw: Draw | None) -> Output:
+        if self.pixels is not None:
+            own, other = self.pixels
+            image = own.translate(image, other)
         if self.noise is not None:
             draw = draw or Draw(int(torch.randint(2**62, ())))
             image = self.noise.beside(image, label, draw)
         return self.teacher(image, with_aux=self.teacher_aux)
 
 
-def load_teacher(config: StudentConfig, spec: DatasetSpec) -> tuple[Segmentor, LabelNoise | None]:
-    """The frozen teacher, and for an assisted one the label noise of the student phase.
+def load_teacher(config: StudentConfig, spec: DatasetSpec) -> Loaded:
+    """The teacher; an assisted one has the label noise of the student phase.
 
     Raises:
-        UserError: no teacher given, or one of other classes, another pixel convention or other label planes.
+        UserError: no teacher given, or one of other classes.
     """
     path = config.teacher_pretrained
     if not path:
         raise UserError(f"--kd {config.kd} needs --teacher-pretrained FILE (--kd none trains the baseline)")
     teacher = from_checkpoint(path, assisted=True)
-    card = teacher.card
-    require_classes(card, spec, config.dataset, f"--teacher-pretrained {path}")
-    if card.pixels != config.pixels:
-        raise UserError(f"--teacher-pretrained {path} was trained on other pixels: use --pixels {card.pixels}")
-    if card.label_noise is not None:
-        noise = {"codes": config.label_codes, "pixel_std": config.label_std, "code_std": config.code_std}
-        teacher = teacher.shown(**noise, scale=config.label_scale)
-    return teacher.model, teacher.noise
+    require_classes(teacher.card, spec, config.dataset, f"--teacher-pretrained {path}")
+    if teacher.card.label_noise is None:
+        return teacher
+    noise = {"codes": config.label_codes, "pixel_std": config.label_std, "code_std": config.code_std}
+    return teacher.shown(**noise, scale=config.label_scale)
 
 
 def build(config: StudentConfig, spec: DatasetSpec) -> tuple[StudentStep, None]:
@@ -119,9 +123,10 @@ def build(config: StudentConfig, spec: DatasetSpec) -> tuple[StudentStep, None]:
     )
     if not parse_losses(config.kd):
         return StudentStep(model, task), None
-    teacher, noise = load_teacher(config, spec)
+    loaded = load_teacher(config, spec)
+    teacher, pixels = loaded.model, (CONVENTIONS[config.pixels], loaded.convention)
     widths = model.main.head.out_channels, teacher.main.head.out_channels
-    return StudentStep(model, task, teacher, noise, build_kd(config.kd, *widths, len(spec.names))), None
+    return StudentStep(model, task, teacher, loaded.noise, build_kd(config.kd, *widths, len(spec.names)), pixels), None
 
 
 def main(argv: Sequence[str] | None = None) -> None:

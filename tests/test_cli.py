@@ -1,10 +1,12 @@
 """Teacher, student and evaluation from the command line, and the one-line errors of bad input."""
 
+import itertools
 import json
 import stat
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import eval as evaluation
@@ -12,10 +14,13 @@ import train_student
 import train_teacher
 from datasets import build_dataset
 from datasets.toy import TOY
+from models.checkpoints.loading import from_checkpoint
 from tests.conftest import TINY
 from tests.networks import write_checkpoint
 from tests.test_engine import records
 from utils.errors import UserError
+from utils.pixels import CONVENTIONS
+from utils.types import Draw
 
 
 @pytest.fixture(scope="module")
@@ -204,12 +209,27 @@ def test_checkpoints_of_another_network_or_class_count_are_refused(runs, camvid,
     ):
         with pytest.raises(UserError, match=f"in another order: its class 0 is '{TOY.names[1]}', that of toy is"):
             main()
-    with pytest.raises(UserError, match="use --pixels bgr_mean"):
-        train_student.main([*TINY, *folder, "--pixels", "imagenet", "--teacher-pretrained", f"{runs}/teacher/last.pth"])
     with pytest.raises(UserError, match="needs --teacher-pretrained"):
         train_student.main([*TINY, *folder])
     with pytest.raises(UserError, match="--pretrained FILE is missing"):
         evaluation.main([])
+
+
+@pytest.mark.parametrize("codes", ["", "fixed"])
+@pytest.mark.parametrize(("own", "other"), list(itertools.product(CONVENTIONS, repeat=2)))
+def test_a_teacher_sees_the_pixels_it_was_trained_on(own, other, codes, tmp_path):
+    file = write_checkpoint(tmp_path / "teacher.pth", codes=codes, pixels=other)
+    settings = {"model": "fcn", "backbone": "resnet10t", "dataset": "toy", "kd": "kd=1", "pixels": own}
+    step, _ = train_student.build(train_student.StudentConfig(**settings, teacher_pretrained=file), TOY)
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(0, 256, (2, 3, 64, 64), generator=generator, dtype=torch.uint8)
+    label = torch.randint(0, 7, (2, 64, 64), generator=generator)
+    seen = CONVENTIONS[other].normalize(image)
+    if codes:
+        seen = from_checkpoint(file).shown(pixel_std=0.02).noise.beside(seen, label, Draw(0))
+    taught = step.train().teach(CONVENTIONS[own].normalize(image), label, Draw(0)).logits
+    expected = step.teacher(seen).logits
+    torch.testing.assert_close(taught, expected, rtol=0, atol=float(1e-4 * expected.std()))
 
 
 def test_errors_are_one_line_and_a_status(command, tmp_path):

@@ -24,6 +24,13 @@ class PixelConvention(NamedTuple):
         # scalars, because tensors of constants and lists of indices would be copies to the device
         return torch.stack([(image[:, c] - self.mean[c]) / self.std[c] for c in self.channels], 1)
 
+    def translate(self, x: Tensor, other: "PixelConvention") -> Tensor:
+        """Network input of this convention ``[B, 3, H, W]`` as that of ``other``."""
+        if other == self:
+            return x
+        planes = [x[:, self.channels.index(c)] * self.std[c] + self.mean[c] for c in other.channels]
+        return torch.stack([(p - other.mean[c]) / other.std[c] for p, c in zip(planes, other.channels, strict=True)], 1)
+
 
 CONVENTIONS = {
     # LAD and CIRKD (dataset/*.py): BGR minus the mean, no division; LAD's label plane is multiplied by 100.
