@@ -27,7 +27,7 @@ TINY = {
         "at_lad": {"settings": {"kd": "kd=1,at=9", "teacher_pretrained": "teacher+1"}},
     },
 }
-QUALITY = {"base-0": 0.5, "base_time-0": 0.6, "kd_plain-0": 0.7, "kd_lad-0": 0.4, "kd_plain_time-0": 0.65}
+QUALITY = {"base-0": 0.5, "base_time-0": 0.6, "kd_plain-0": 0.7, "kd_lad-0": 0.4}
 QUALITY |= {"teacher_plain-0": 0.6}  # no loss of its own: neither a row nor cut to a time
 COSTS = {"base": (1.0, 100), "kd_plain": (1.5, 130), "at_plain": (2.0, 90)}
 
@@ -58,7 +58,7 @@ def test_the_table_says_gains_by_teacher_and_budget_and_what_was_not_run(study):
         score(records, "kd_lad-0") - score(records, "base-0"),
     )
     assert kd[2:4] == [f"{x:+.2f}" for x in difference]
-    assert kd[4:6] == [f"{score(records, 'kd_plain_time-0') - score(records, 'base_time-0'):+.2f}", "not run"]
+    assert kd[4:6] == ["not run"] * 2, "equal_time.py has not written what is to be trained"
     assert kd[6:] == ["1.50", "+30"]
     assert at == ["at", "`kd=1,at=9`", *["not run"] * 4, "2.00", "-10"]
 
@@ -81,24 +81,38 @@ def test_the_scatter_is_drawn(study, tmp_path):
         experiment_figure.main([*flags, "--records", str(tmp_path / "nothing")])
 
 
-def test_equal_time_gives_each_run_the_iterations_that_its_speed_allows(study, tmp_path):
+def test_equal_time_gives_each_student_the_iterations_that_its_cost_allows(study, tmp_path):
     file, records = study
-    for name, speed in (("base-0", 20), ("teacher_plain-0", 20), ("kd_plain-0", 10), ("kd_lad-0", 5)):
-        lines = [{"event": "start", "iteration": 0}]
-        lines += [{"event": "train", "iteration": i, "images_per_second": speed} for i in (10, 20, 30)]
-        (records / name / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
-        config = records / name / "config.yaml"
-        config.write_text(yaml.safe_dump(yaml.safe_load(config.read_text()) | {"batch_size": 2, "max_iterations": 30}))
-    output = tmp_path / "tiny_time.yaml"
-    equal_time.main([str(file), "--records", str(records), "--output", str(output)])
-    found = read_experiment(str(output))
+    equal_time.main([str(file), "--costs", str(records / "cost.json")])
+    found = read_experiment(str(tmp_path / "tiny_time.yaml"))
     iterations = {name: arm.settings["max_iterations"] for name, arm in found.arms.items() if name.endswith("_time")}
-    assert iterations == {"base_time": 60, "kd_plain_time": 30, "kd_lad_time": 15}
-    assert found.arms["teacher_plain"].settings["max_iterations"] == 30, "a teacher is trained as before"
-    assert found.arms["kd_lad_time"].origins["teacher_pretrained"] == ("teacher", 1)
+    assert iterations == {"base_time": 45, "at_plain_time": 22, "at_lad_time": 22}, "kd's own time is not run again"
+    assert found.arms["teacher"].settings["max_iterations"] == 30, "a teacher is trained as before"
+    assert found.arms["at_lad_time"].origins["teacher_pretrained"] == ("teacher", 1)
     assert found.baseline == "base_time"
-    with pytest.raises(UserError, match="no finished run of base"):
-        equal_time.main([str(file), "--records", str(tmp_path / "nothing")])
+    equal_time.main([str(file), "--costs", str(records / "cost.json"), "--tolerance", "9"])
+    assert list(read_experiment(str(tmp_path / "tiny_time.yaml")).arms) == ["base_time"]
+    equal_time.main([str(file), "--costs", str(records / "cost.json")])
+
+    _, (kd, at) = losses(read_experiment(str(file)), records)
+    assert kd[4] == f"{score(records, 'kd_plain-0') - score(records, 'base_time-0'):+.2f}"
+    assert kd[5] == f"{score(records, 'kd_lad-0') - score(records, 'base_time-0'):+.2f}"
+    assert at[4] == "not run"
+    make_run(records / "at_plain_time-0", areas=make_areas(0.8))
+    _, (_, at) = losses(read_experiment(str(file)), records)
+    assert at[4] == f"{score(records, 'at_plain_time-0') - score(records, 'base_time-0'):+.2f}"
+
+
+def test_equal_time_without_costs(study, tmp_path):
+    file, records = study
+    with pytest.raises(UserError, match=r"nothing/cost.json cannot be read: No such file .*; loss_cost.py --json"):
+        equal_time.main([str(file), "--costs", str(tmp_path / "nothing/cost.json")])
+    (records / "cost.json").write_text(json.dumps({"costs": {"base": {"seconds": 1, "megabytes": 2}}}))
+    with pytest.raises(UserError, match=r"has no cost of kd_plain: run scripts/study/loss_cost.py first"):
+        equal_time.main([str(file), "--costs", str(records / "cost.json")])
+    (records / "cost.json").write_text('{"costs": {"base": 1}}')
+    with pytest.raises(UserError, match=r"is no result of loss_cost\.py"):
+        equal_time.main([str(file), "--costs", str(records / "cost.json")])
 
 
 def test_the_cost_of_a_step_is_measured(study, tmp_path, capsys):

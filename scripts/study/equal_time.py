@@ -1,13 +1,14 @@
-"""An experiment again, every arm cut or lengthened to the same training time.
+"""A comparison of losses again, every arm cut or lengthened to the same training time.
 
     python scripts/study/equal_time.py losses
     python scripts/study/experiment.py losses_time --data data/camvid_half --seeds 0 --output runs/losses \
         --records results/losses
 
-The budget is the training time of --reference at its own number of iterations. Each arm NAME of the
-experiment that was run becomes NAME_time with the iterations that the speed of its record (validation left out) fits
-into the budget, so that its learning rate decays to the end; teachers stay as they are. With the same --output and
---records those are not trained again.
+The budget is what --reference takes for its own number of iterations. Each student NAME becomes NAME_time, with the
+iterations that the time of its step (loss_cost.py; of the student with the same --kd where only that was measured) fits
+into the budget, so that its learning rate decays to the end: <experiment>_time.yaml, beside the experiment's. One whose
+step takes the reference's time, to --tolerance, is not trained again (but the baseline): the times are not known any
+better. Teachers stay as they are.
 """
 
 import sys
@@ -20,9 +21,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import yaml
 
 from scripts.study.analysis import style
-from scripts.study.analysis.runs import Run
 from scripts.study.experiments.definition import read_experiment
-from scripts.study.experiments.tables import runs_of, training_minutes
+from scripts.study.experiments.files import merged
+from scripts.study.experiments.losses_table import read_costs, timed
 from utils.errors import UserError, run_main
 from utils.options import option, parse_flags
 
@@ -30,43 +31,39 @@ from utils.options import option, parse_flags
 @dataclass(frozen=True)
 class TimeConfig:
     experiment: str = option("", "name of a file in scripts/study/experiments, or a path", positional=True)
-    records: str = option("", "folder of its records (default: results/<experiment>)")
-    output: str = option("", "yaml file to write (default: scripts/study/experiments/<experiment>_time.yaml)")
-    reference: str = option("kd_plain", "the run whose training time is everybody's")
-
-
-def pace(runs: Sequence[Run]) -> float | None:
-    """Minutes an iteration over the runs that have a record."""
-    timed = [(minutes, run.config["max_iterations"]) for run in runs if (minutes := training_minutes(run))]
-    return sum(minutes for minutes, _ in timed) / sum(iterations for _, iterations in timed) if timed else None
+    costs: str = option("", "what loss_cost.py measured (default: results/<experiment>/cost.json)")
+    reference: str = option("kd_plain", "the student whose training time is everybody's")
+    tolerance: float = option(0.1, "share of the reference's time by which a step may differ from it", minimum=0)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     config = TimeConfig(**parse_flags(TimeConfig, __doc__, argv))
     experiment = read_experiment(config.experiment)
-    folder = Path(config.records or f"results/{experiment.name}").expanduser()
-    paces = {name: each for name in experiment.students if (each := pace(runs_of(folder, name)))}
+    students = experiment.students
+    path = Path(config.costs or f"results/{experiment.name}/cost.json").expanduser()
+    measured = read_costs(path)
+    alike = {students[name].settings["kd"]: seconds for name, (seconds, _) in measured.items() if name in students}
+    steps = {name: alike[arm.settings["kd"]] for name, arm in students.items() if arm.settings["kd"] in alike}
     for name in (experiment.baseline, config.reference):
-        if name not in paces:
-            raise UserError(f"{folder} holds no finished run of {name}: run scripts/study/experiment.py first")
-    minutes = paces[config.reference] * experiment.arms[config.reference].settings["max_iterations"]
-    runs = {}
-    for name, each in paces.items():
-        arm = experiment.arms[name]
-        origins = {key: f"{origin.arm}+{origin.shift}" for key, origin in arm.origins.items()}
-        settings = {**arm.settings, **origins, "max_iterations": max(1, round(minutes / each))}
-        plain = {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
-        runs[f"{name}_time"] = {"title": f"{arm.title}, {minutes:.1f} minutes", "settings": plain}
+        if name not in steps:
+            raise UserError(f"{path} has no cost of {name}: run scripts/study/loss_cost.py first")
+    reference, runs = students[config.reference].settings["max_iterations"], {}
+    written = merged(experiment.path)["runs"]
+    for name, seconds in steps.items():
+        share = seconds / steps[config.reference]
+        if name != experiment.baseline and abs(share - 1) <= config.tolerance:
+            continue
+        settings = {**written[name].get("settings", {}), "max_iterations": max(1, round(reference / share))}
+        runs[f"{name}_time"] = {"title": f"{students[name].title}, equal time", "settings": settings}
     content = {
-        "include": config.experiment,
-        "title": f"{experiment.title}, {minutes:.1f} minutes of training each",
+        "include": experiment.name,
+        "title": f"{experiment.title}, equal time",
         "baseline": f"{experiment.baseline}_time",
         "runs": runs,
         "only": list(runs),
     }
-    output = Path(config.output or f"scripts/study/experiments/{experiment.name}_time.yaml").expanduser()
-    style.save_text(yaml.safe_dump(content, sort_keys=False), output)
-    print(f"{output}: {len(runs)} runs of {minutes:.1f} minutes")
+    style.save_text(yaml.safe_dump(content, sort_keys=False), timed(experiment))
+    print(f"{len(runs)} of {len(steps)} students with another number of iterations")
 
 
 if __name__ == "__main__":

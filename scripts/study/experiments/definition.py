@@ -42,7 +42,7 @@ class Experiment:
     compare: pairs of arms whose difference is reported, besides every student's over the baseline.
     """
 
-    name: str
+    path: Path
     title: str
     recipe: str
     seeds: tuple[int, ...]
@@ -51,6 +51,10 @@ class Experiment:
     compare: tuple[tuple[str, str], ...]
     robustness_images: int
     arms: Mapping[str, Arm]
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
 
     @property
     def students(self) -> dict[str, Arm]:
@@ -110,7 +114,7 @@ def read_experiment(name: str) -> Experiment:
             if origin.shift and origin.shift % len(seeds) == 0:
                 raise UserError(f"{path}: {arm.name}: {key}: {origin.arm}+{origin.shift} needs more seeds than {seeds}")
     return Experiment(
-        path.stem,
+        path,
         content.get("title", path.stem),
         content["recipe"],
         tuple(seeds),

@@ -5,7 +5,7 @@ from pathlib import Path
 from statistics import mean
 from typing import NamedTuple
 
-from scripts.study.experiments.definition import Experiment
+from scripts.study.experiments.definition import Experiment, read_experiment
 from scripts.study.experiments.tables import Table, runs_of, scores
 from utils.errors import UserError
 
@@ -25,20 +25,29 @@ class Row(NamedTuple):
 
 
 def read_comparison(experiment: Experiment, folder: Path) -> tuple[list[Row], set[int]]:
-    """The losses and the seeds, from the records below ``folder`` and its cost.json, as far as they are there."""
-    costs, seeds, rows = _costs(folder / "cost.json", experiment.baseline), set(), []
+    """The losses and the seeds, from the records below ``folder`` and its cost.json, as far as they are there.
+
+    At equal time, what the experiment of equal_time.py does not train again is what was trained.
+    """
+    path = folder / "cost.json"
+    costs, seeds, rows = read_costs(path) if path.is_file() else {}, set(), []
+    again = read_experiment(str(timed(experiment))).arms if timed(experiment).is_file() else {}
+    base_cost = costs.get(experiment.baseline)
     for name, arm in experiment.arms.items():
         loss, _, teacher = name.rpartition("_")
         if teacher != "plain" or "teacher_pretrained" not in arm.origins:
             continue
         gains = {}
         for end, budget in ((end, budget) for end in TEACHERS for budget in BUDGETS):
-            own = scores(runs_of(folder, f"{loss}_{end}{budget}"), "last")
-            base = scores(runs_of(folder, experiment.baseline + budget), "last") if own else {}
+            names = [arm + budget * (arm + budget in again) for arm in (f"{loss}_{end}", experiment.baseline)]
+            own, base = (scores(runs_of(folder, name), "last") if again or not budget else {} for name in names)
             if common := own.keys() & base.keys():
                 seeds |= common
                 gains[end, budget] = mean(own[seed] - base[seed] for seed in common)
-        rows.append(Row(loss, str(arm.settings["kd"]), gains, costs.get(name)))
+        relative = None
+        if base_cost and name in costs:
+            relative = costs[name][0] / base_cost[0], costs[name][1] - base_cost[1]
+        rows.append(Row(loss, str(arm.settings["kd"]), gains, relative))
     return rows, seeds
 
 
@@ -56,13 +65,21 @@ def losses(experiment: Experiment, folder: Path) -> Table:
     return [*header, "time of a step, x baseline", "memory over baseline, MB"], rows
 
 
-def _costs(path: Path, baseline: str) -> dict[str, tuple[float, float]]:
-    if not path.is_file():
-        return {}
+def read_costs(path: Path) -> dict[str, tuple[float, float]]:
+    """What loss_cost.py measured: seconds of a step and megabytes, by run.
+
+    Raises:
+        UserError: no such file, or of other content.
+    """
     try:
         costs = json.loads(path.read_text(encoding="utf-8"))["costs"]
-        if not (base := costs.get(baseline)):
-            return {}
-        return {n: (c["seconds"] / base["seconds"], c["megabytes"] - base["megabytes"]) for n, c in costs.items()}
+        return {name: (float(cost["seconds"]), float(cost["megabytes"])) for name, cost in costs.items()}
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}; loss_cost.py --json writes it") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is no result of loss_cost.py: {error}") from error
+        raise UserError(f"{path} is no result of loss_cost.py: {error!r}") from error
+
+
+def timed(experiment: Experiment) -> Path:
+    """The file of the same experiment at equal time, which equal_time.py writes."""
+    return experiment.path.with_name(f"{experiment.name}_time.yaml")
