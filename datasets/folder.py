@@ -7,7 +7,7 @@ splits:                                # folders below the root; "test" may lack
   test: {images: drives/*/rgb, labels: drives/*/mask}      # a * stands for any name, in both places the same
 palette: [[128, 64, 128], ...]         # optional: VOC's colours otherwise. RGB(A) label files are read by it
 ids: {7: road, 10: sky, 26: car}       # optional: id in the files -> class; 0, 1, 2 otherwise
-ignore: [0, 255, [0, 0, 0]]            # optional: ids and colours without a class; 255 otherwise
+ignore: [0, 255, [0, 0, 0]]            # optional: ids and colours without a class; otherwise 255, if that is none
 label_suffix: _mask.png                # optional: the label is called <stem> + this; .png otherwise
 image_suffix: _sat.jpg                 # optional: images are called <stem> + this; any image file otherwise
 
@@ -54,7 +54,8 @@ def folder_spec(root: Path) -> DatasetSpec:
     check("colors", isinstance(colors, dict), "{class: [R, G, B], ...}")
     check("colors", not (colors and "ids" in content), "left out where there are ids: labels hold one or the other")
     names = content.get("names", list(colors))
-    check("names", is_list(names, str) and 2 <= len(names) == len(set(names)), "2 or more different names")
+    valid = is_list(names, str) and 2 <= len(names) == len(set(names))
+    check("names", valid, "2 or more different names, words (yes, no, on, off and numbers in quotes)")
     check("names", len(names) <= MAX_CLASSES, f"at most {MAX_CLASSES} classes")
 
     check(
@@ -86,11 +87,13 @@ def _ids(content: dict[str, Any], names: list[str], check: Check) -> IdMap:
     """Of labels that hold ids; RGB(A) files among them are read by the palette, if there is one."""
     ids = content.get("ids", {k: k for k in range(len(names))})
     classes = {**{name: k for k, name in enumerate(names)}, **{k: k for k in range(len(names))}}
-    known = isinstance(ids, dict) and all(
-        _is_id(raw) and isinstance(k, (int, str)) and k in classes for raw, k in ids.items()
-    )
-    check("ids", known and {classes[k] for k in ids.values()} == set(range(len(names))), "an id for each class")
-    ignore = content.get("ignore", [IGNORE_INDEX])
+    check("ids", isinstance(ids, dict) and all(map(_is_id, ids)), "{id in the files, 0..65535: class, ...}")
+    for raw, k in ids.items():
+        known = isinstance(k, (int, str)) and k in classes
+        check("ids", known, f"of classes in names: {raw}: {k!r} is none{nearest(str(k), names)}")
+    without = [names[k] for k in sorted({*classes.values()} - {classes[k] for k in ids.values()})]
+    check("ids", not without, f"an id for each class: {', '.join(without)} has none")
+    ignore = content.get("ignore", [] if IGNORE_INDEX in ids else [IGNORE_INDEX])
     ignore = ignore if isinstance(ignore, list) else [ignore]
     valid = all(_is_id(item) or is_color(item) for item in ignore)
     ignored = [item for item in ignore if _is_id(item)]

@@ -118,6 +118,7 @@ def test_every_problem_is_listed_with_its_path(tmp_path, monkeypatch, capsys):
         f"label without image: {annot}/3.png",
         f"{train}/4.jpg cannot be read",
         f"{annot}/5.png: a label must hold class ids",
+        "no pixel in train is of class sky, building, pole, road, sidewalk, tree, pedestrian, bicyclist",
         f"the same image in val and train: {root}/val/8.jpg and {train}/6.jpg",
     ]
     assert status == 1
@@ -128,7 +129,7 @@ def test_every_problem_is_listed_with_its_path(tmp_path, monkeypatch, capsys):
     assert result["splits"]["train"]["classes"]["sign"] == 600  # what can be read is counted
     printed = capsys.readouterr().out
     assert all(f"problem: {problem}\n" in printed for problem in result["problems"])
-    assert "train: 8 images (official: 367), 7 problems" in printed
+    assert "train: 8 images (official: 367), 8 problems" in printed
 
 
 def test_problems_of_one_kind_are_one_line(tmp_path, monkeypatch, capsys):
@@ -139,12 +140,13 @@ def test_problems_of_one_kind_are_one_line(tmp_path, monkeypatch, capsys):
             label(root / f"{split}annot/photo {n}.png", np.full((20, 30), n + 10, np.uint8))
     (root / "trainannot/photo 3.png").unlink()
     status, result = check(monkeypatch, tmp_path, "--dataset", "camvid", "--data", root)
-    assert (status, len(result["problems"])) == (1, 14)  # ids 10 and 11 are a class and ignored
+    assert (status, len(result["problems"])) == (1, 15)  # ids 10 and 11 are a class and ignored
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("problem: ")]
-    assert len(lines) == 2
+    assert len(lines) == 3
     assert "photo 2.png holds ids that are no class: 12 (600 px); 11 classes (13 like this; also " in lines[0]
     assert lines[0].count("photo ") == 6
     assert lines[1] == f"problem: file not found: {root}/trainannot/photo 3.png"
+    assert lines[2].startswith("problem: no pixel in train is of class sky, building")
 
 
 def test_a_file_that_cannot_be_opened_hides_no_other_problem(tmp_path, monkeypatch):

@@ -336,14 +336,25 @@ def test_lists(tmp_path):
             read_list(path)
 
 
+def test_255_may_be_a_class(tmp_path):
+    label(tmp_path / "m/a.png", np.array([[0, 255]], np.uint8))
+    picture(tmp_path / "i/a.png", 0)
+    split = "splits: {train: {images: i, labels: m}}\n"
+    (tmp_path / "dataset.yaml").write_text("names: [sea, ship]\nids: {0: sea, 255: ship}\n" + split)
+    assert dataset_spec("folder", str(tmp_path)).ids(np.array([[0, 255]], np.uint8)).tolist() == [[0, 1]]
+
+
 @pytest.mark.parametrize(
     ("old", "new", "problem"),
     [
         ("names:", "nmaes:", "unknown key 'nmaes'; did you mean 'names'"),
-        ("ids: {7: road, ", "ids: {", "ids must be an id for each class"),
-        ("26: car", "26: cat", "ids must be an id for each class"),
+        ("ids: {7: road, ", "ids: {", "ids must be an id for each class: road has none$"),
+        ("26: car", "26: cat", "ids must be of classes in names: 26: 'cat' is none; did you mean 'car'"),
+        ("26: car", "26: [car]", r"ids must be of classes in names: 26: \['car'\] is none"),
+        ("26: car", "x: car", "ids must be {id in the files, 0..65535: class, ...}"),
         ("ignore: 0", "ignore: 7", "ignore must be ids 0..65535 or colours \\[R, G, B\\] that are no class"),
         ("[road, sky, car]", "[road, road]", "names must be 2 or more different names"),
+        ("[road, sky, car]", "[on, off, car]", r"names, words \(yes, no, on, off and numbers in quotes\)"),
         ("{images: v, labels: m}", "{images: v}", "splits must be"),
         ("splits:", "palette: [[1, 2, 300]]\nsplits:", "palette must be 3 colours"),
         ("names:", "names: !!python/object:os.system {}\nx:", "no plain yaml"),

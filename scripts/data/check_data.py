@@ -108,6 +108,9 @@ def check_split(spec: DatasetSpec, root: Path, split: str, workers: int) -> Repo
         if found.digest:
             report.contents[found.digest] = image
     report.problems += [] if pairs else [f"{root} has no images for split {split!r}"]
+    without = [name for name, count in zip(spec.names, report.pixels, strict=False) if not count]
+    if split == "train" and without and report.pixels.any():
+        report.problems.append(f"no pixel in train is of class {', '.join(without)}")
     return report
 
 
