@@ -1,6 +1,6 @@
 """Evaluate a checkpoint: per-class IoU and mIoU on a split.
 
-    python eval.py runs/student-toy-pspnet-resnet10t/best.pth
+    python eval.py runs/student-toy-stdc-tf_efficientnet_lite0/last.pth
     torchrun --nproc-per-node 2 eval.py --pretrained FILE --data VOCdevkit/VOC2012 --scales 0.5 1.0 1.5 --flip
 
 The network, the data set and the pixel convention come from the checkpoint. The score of an assisted teacher, which

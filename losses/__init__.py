@@ -77,7 +77,7 @@ def parse_losses(text: str, flag: str = "--kd") -> dict[str, tuple[float, dict[s
         try:
             losses[name] = float(weight), {option: float(value) for option, _, value in options}
         except ValueError:
-            raise UserError(f"{flag} {text}: write name=weight, e.g. cwd=3 or kd=1:tau=4") from None
+            raise UserError(f"{flag} {text}: write name=weight, e.g. cwd=3 or kd=1:tau=4; all are numbers") from None
         if not math.isfinite(losses[name][0]):
             raise UserError(f"{flag} {text}: {name}={weight} is no weight")
         if not 0 < (tau := losses[name][1].get("tau", 1.0)) < math.inf:

@@ -86,7 +86,7 @@ def test_numbers_yaml_reads_as_text(recipe):
 
 def test_what_only_the_user_can_give_is_asked_for(recipe):
     path = recipe('student.pretrained: "?"')
-    with pytest.raises(UserError, match="needs --pretrained: checkpoint to start"):
+    with pytest.raises(UserError, match=r"needs --pretrained \(--pretrained '' does without\): checkpoint to start"):
         parse(StudentConfig, "student", "", RECIPES, ["--recipe", path])
     given = ["--recipe", path, "--pretrained", "x.pth"]
     assert parse(StudentConfig, "student", "", RECIPES, given).pretrained == "x.pth"

@@ -267,7 +267,7 @@ def without(weights, part):
         (lambda: without(state(FCN), "layer4"), r"a ResNet of \(2, 2, 2, 0\) blocks"),
         (lambda: without(state(FCN), "layer4.1.conv2"), "keys missing .*layer4.1.conv2.weight"),
         (lambda: without(state(FCN), "decode_head.conv_seg"), "without its classifier"),
-        (lambda: without(state(FCN), "stem.0"), "no first convolution"),
+        (lambda: without(state(FCN), "stem.0"), "its backbone is none of ResNet"),
         (lambda: without(state(FCN), "decode_head"), "holds no network this project knows"),
         (lambda: {**state(FCN), "decode_head.extra.weight": torch.ones(1)}, "1 keys of this .*: decode_head.extra"),
         (lambda: {**state(FCN), "decode_head.convs.1.conv.weight": torch.ones(3, 3, 1, 1)}, "1 other shapes"),

@@ -62,7 +62,8 @@ def infer(weights: Mapping[str, Tensor], source: str) -> Inferred:
     body = _below(ours, "backbone.")
     stem = next((body[key] for key in STEMS if key in body), None)
     if stem is None:
-        raise UserError(f"{source} is incomplete or of an unknown backbone: no first convolution")
+        known = "ResNet, STDC, HRNet, CIRKD's MobileNetV2"
+        raise UserError(f"{source}: this {name} file is incomplete, or its backbone is none of {known}")
     backbone = _backbone(body, FORMATS[name].family, len(stem), source)
     config = {"backbone": backbone, "num_classes": len(ours[CLASSIFIER]), "in_channels": stem.shape[1]}
     archs = FORMATS[name].archs

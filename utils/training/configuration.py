@@ -121,7 +121,8 @@ def parse(
     for field in dataclasses.fields(config):
         if getattr(config, field.name) == REQUIRED:
             flag = flag_of(field.name)
-            raise UserError(f"recipe {flags['recipe']} needs {flag}: {field.metadata['help']}")
+            given = f"recipe {flags['recipe']} needs {flag} ({flag} '' does without)"
+            raise UserError(f"{given}: {field.metadata['help']}")
     if config.code_std is not None and config.label_codes != "near":
         raise UserError(f"--code-std is the strength of --label-codes near, not of {config.label_codes}")
     if not config.save_dir:

@@ -62,9 +62,14 @@ def draw_dial(experiment: Experiment, folder: Path) -> Figure | None:
     axes[0].axhline(100 * level, color="0.4", linestyle="--", linewidth=1, label=f"baseline {100 * level:.1f}")
     axes[1].axhline(0, color="0.4", linestyle="--", linewidth=1)
     texts = ("what the teacher scores", "mIoU %"), ("what its student gains over the baseline", "points of mIoU")
+    runs = [records[teacher] for teacher, _ in points.values()]
+    tied = [str(found[0].config.get("consistency")) if found else "" for found in runs]
+    noise, xlabel = list(points), "noise of the label codes in teacher training"
+    if len(set(tied)) > 1:
+        noise, xlabel = [f"{place}\n{loss}" for place, loss in zip(points, tied, strict=True)], f"{xlabel}, consistency"
     for axis, (title, ylabel) in zip(axes, texts, strict=True):
-        axis.set_xticks(range(len(points)), list(points))
-        axis.set(title=title, ylabel=ylabel, xlabel="noise of the label codes in teacher training")
+        axis.set_xticks(range(len(points)), noise)
+        axis.set(title=title, ylabel=ylabel, xlabel=xlabel)
         axis.set_xlim(-0.5, len(points) - 0.5)
         axis.grid(axis="y", color="0.92")
         axis.legend(fontsize=8)
