@@ -273,6 +273,9 @@ def test_an_unknown_tree_is_described_so_that_it_can_be_read(layout, tmp_path, m
     content = describe(monkeypatch, tmp_path)
     assert {key: content[key] for key in wanted} == wanted
     assert {"train", "val"} <= set(content["splits"])
+    left = "# not used, neither images with labels nor these: drives/a/depth, drives/b/depth, drives/c/depth\n"
+    text = (tmp_path / "dataset.yaml").read_text()
+    assert ("not used" in text, left in text) == (layout == "a depth beside",) * 2
     seen = []
     for split in content["splits"]:
         dataset = build_dataset("folder", str(tmp_path), split)

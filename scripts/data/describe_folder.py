@@ -21,11 +21,11 @@ import yaml
 from tqdm import tqdm
 
 from datasets import dataset_spec
-from datasets.base import missing_files
+from datasets.base import SHOWN, missing_files
 from datasets.files import read_label
 from datasets.folder import FILE
 from datasets.ids import MAX_CLASSES, color_codes
-from scripts.data.folder_layout import find_matches
+from scripts.data.folder_layout import find_matches, pictures
 from scripts.data.folder_splits import find_splits
 from utils.errors import UserError, run_main
 from utils.files import write_text
@@ -114,6 +114,10 @@ def main() -> None:
     content = Content([labels[i * len(labels) // count] for i in range(count)])
     classes, remarks = classes_text(content, first.labels), []
     splits, lists = find_splits(root, matches, remarks)
+    used = {folder for match in matches for folder in (match.images, match.labels)}
+    if unused := [str(folder.relative_to(root)) for folder, _ in pictures(root) if folder not in used]:
+        more = f" and {len(unused) - SHOWN} more" if len(unused) > SHOWN else ""
+        remarks.append(f"not used, neither images with labels nor these: {', '.join(unused[:SHOWN])}{more}")
 
     lines = [f"# Written by scripts/data/describe_folder.py from {count} label files. Correct what is wrong."]
     lines += [*(f"# {remark}" for remark in remarks), "splits:"]

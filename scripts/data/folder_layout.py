@@ -3,6 +3,7 @@
 import os
 import re
 from collections import Counter
+from collections.abc import Iterator
 from difflib import SequenceMatcher
 from functools import lru_cache
 from itertools import groupby, product
@@ -39,7 +40,7 @@ def find_matches(root: Path) -> list[Match]:
     Raises:
         UserError: no pictures, or none that go by the same names as labels.
     """
-    folders = dict(_pictures(root))
+    folders = dict(pictures(root))
     ranked = {}
     for here in folders:
         near = {there: _nearness(root, here, there) for there in folders}
@@ -69,15 +70,15 @@ def find_matches(root: Path) -> list[Match]:
     return [best[folder] for folder in sorted(best)]
 
 
-def _pictures(root: Path):
+def pictures(root: Path) -> Iterator[tuple[Path, list[str]]]:
     """Names of the pictures of each folder; links are followed, once."""
     seen: set[Path] = set()
     for folder, below, names in os.walk(root, followlinks=True):
         seen.add(Path(folder).resolve())
         below[:] = [name for name in sorted(below) if name[0] != "." and Path(folder, name).resolve() not in seen]
-        pictures = [name for name in sorted(names) if Path(name).suffix.lower() in IMAGE_SUFFIXES and name[0] != "."]
-        if pictures:
-            yield Path(folder), pictures
+        found = [name for name in sorted(names) if Path(name).suffix.lower() in IMAGE_SUFFIXES and name[0] != "."]
+        if found:
+            yield Path(folder), found
 
 
 def _pairings(root: Path, folders: dict[Path, list[str]], here: Path, there: Path):

@@ -42,7 +42,8 @@ def find_splits(root: Path, matches: list[Match], remarks: list[str]) -> tuple[S
     listed = splits["train"].get("list")
     names = read_list(root / listed) if listed else bases["train"]
     parts = {"train": [n for i, n in enumerate(names) if i % HELD_OUT], "val": names[::HELD_OUT]}
-    remarks.append(f"no validation split: every {HELD_OUT}th image is taken for it, by lists of names")
+    taken = f"no validation split: every {HELD_OUT}th image is taken for it, by lists of names"
+    remarks.append(f"{taken}; of a video, whose neighbouring frames are nearly the same, take whole sequences instead")
     more = {name: {**splits["train"], "list": f"{name}_names.txt"} for name in parts}
     return splits | more, {f"{name}_names.txt": part for name, part in parts.items()}
 
