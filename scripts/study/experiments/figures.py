@@ -1,11 +1,13 @@
 """The pictures of an experiment: what must a teacher know to teach, and what do losses gain for their cost?"""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 
 from scripts.study.analysis import style
 from scripts.study.analysis.runs import Run
@@ -15,6 +17,8 @@ from scripts.study.experiments.tables import read_records, scores
 from scripts.study.experiments.teachers_table import read_robustness
 
 COSTS = ("time of a training step, x baseline", "peak memory over the baseline, MB")
+# of their axes: most losses cost a little more than the baseline, some many times as much; memory may be less
+SCALES = {"value": "log"}, {"value": "symlog", "linthresh": 20, "subs": (2, 3, 4, 5, 7)}
 
 
 def dial_points(experiment: Experiment) -> dict[str, tuple[str, str]]:
@@ -91,26 +95,50 @@ def _dots(axis: plt.Axes, values: list[list[float]], label: str, i: int) -> None
 
 
 def draw_costs(rows: Sequence[Row], title: str) -> Figure | None:
-    """Columns: cost in time and in memory. Rows: the budgets that were run. Colours: the teachers.
+    """Columns: cost in time and in memory. Rows: the budgets that were run. Colours: the teachers, a line a loss.
 
     None where no loss has both a score and a cost.
     """
     shown = [b for b in BUDGETS if any((end, b) in row.gains for row in rows if row.cost for end in TEACHERS)]
     if not shown:
         return None
-    figure, axes = plt.subplots(len(shown), 2, figsize=(11, 4.6 * len(shown)), layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(len(shown), 2, figsize=(11, 5.5 * len(shown)), layout="constrained", squeeze=False)
+    points: dict[plt.Axes, dict[str, list[tuple[float, float]]]] = {axis: {} for axis in axes.flat}
     for budget, line in zip(shown, axes, strict=True):
         for k, axis in enumerate(line):
             for i, (end, teacher) in enumerate(TEACHERS.items()):
                 known = [row for row in rows if row.cost and (end, budget) in row.gains]
-                x, y = [row.cost[k] for row in known], [100 * row.gains[end, budget] for row in known]
-                axis.plot(x, y, style.marker(i), color=style.color(i), label=teacher)
-                text = {"textcoords": "offset points", "fontsize": 7, "color": style.color(i)}
-                for row, *place in zip(known, x, y, strict=True):
-                    axis.annotate(row.loss, place, (3, 3), **text)
+                for row in known:
+                    points[axis].setdefault(row.loss, []).append((row.cost[k], 100 * row.gains[end, budget]))
+                places = [points[axis][row.loss][-1] for row in known]
+                axis.plot(*np.array(places).reshape(-1, 2).T, style.marker(i), color=style.color(i), label=teacher)
+            for both in points[axis].values():
+                axis.plot(*np.array(both).T, color="0.7", linewidth=0.8, zorder=1)
             axis.axhline(0, color="0.6", linewidth=0.8)
             axis.set(title=BUDGETS[budget], xlabel=COSTS[k], ylabel="gain over the baseline, points of mIoU")
-            axis.margins(x=0.12)  # room for the names
+            axis.set_xscale(**SCALES[k])
+            axis.margins(x=0.06, y=0.12)  # room for the names
+            axis.xaxis.set_major_formatter("{x:g}")
+            axis.xaxis.set_minor_formatter("{x:g}")
     figure.suptitle(title, fontsize=11)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    figure.draw_without_rendering()  # where the axes lie
+    for axis, losses in points.items():
+        _name(axis, losses)
     return figure
+
+
+def _name(axis: plt.Axes, points: Mapping[str, Sequence[tuple[float, float]]]) -> None:
+    """A name above the highest of its points, so high that it covers no other name or point."""
+    size = axis.figure.dpi / 72
+    centres = axis.transData.transform([place for several in points.values() for place in several])
+    taken = [Bbox.from_bounds(*(centre - 3 * size), 6 * size, 6 * size) for centre in centres]
+    for name, several in sorted(points.items(), key=lambda item: max(y for _, y in item[1])):
+        highest = max(several, key=lambda place: place[1])
+        line = {"arrowstyle": "-", "color": "0.7", "linewidth": 0.6}
+        place = {"xytext": (0, 5), "textcoords": "offset points", "ha": "center"}
+        text = axis.annotate(name, highest, **place, fontsize=7, arrowprops=line)
+        while any((box := Text.get_window_extent(text)).overlaps(other) for other in taken):  # without its line
+            text.set_position((0, text.get_position()[1] + 2))
+            text.update_positions(axis.figure.canvas.get_renderer())
+        taken.append(box)
