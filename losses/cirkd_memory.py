@@ -100,7 +100,7 @@ class CIRKDRegion(Rings):
 
 
 class CIRKDPixel(CIRKDRegion):
-    """``memory_loss`` to ``pixel_keys``. The queue takes 860 MB for the pixels of VOC with the release's teacher.
+    """``memory_loss`` to ``pixel_keys``. The queue takes 430 MB for the pixels of VOC with the release's teacher.
 
     Options: those of ``CIRKDRegion``, per_image (new pixels of a class an image), as_released (0 or 1).
     """

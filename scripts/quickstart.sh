@@ -8,7 +8,7 @@ train=(--recipe toy --pretrained-base package --resume auto)  # ImageNet weights
 # shellcheck disable=SC2206
 train+=(${TRAIN_FLAGS:-})  # such as --max-iterations 4, for a try
 
-# Codes near a fixed table: with the paper's random ones a teacher needs far more than minutes to read its label.
+# Codes near a fixed table: with the release's random ones a teacher needs far more than minutes to read its label.
 python train_teacher.py "${train[@]}" --label-codes near --code-std 0.1 --save-dir $runs/teacher
 python train_student.py "${train[@]}" --kd none --save-dir $runs/baseline
 python train_student.py "${train[@]}" --teacher-pretrained $runs/teacher/last.pth --save-dir $runs/student

@@ -31,4 +31,4 @@ def test_progress_memory_and_the_mark_of_an_assisted_score(tmp_path, capsys, car
     assert ("val_LABEL-ASSISTED/miou" if mark else "val/miou") in tags
     assert records[2].keys() == {"event", "iteration", "loss", "images_per_second", "cpu_seconds", "memory_gb"}
     assert 0.05 < records[2]["memory_gb"] < 100
-    assert records[3] == {"event": "val", "iteration": 40, "miou": 0.25}
+    assert records[3] == {"event": "val", "iteration": 40, "miou": 0.25} | ({"label_assisted": True} if mark else {})

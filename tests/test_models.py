@@ -33,6 +33,7 @@ COUNTS = {
     ("pspnet", "resnet101_v1s", 21, 4): 68_074_282,
     ("deeplabv3", "mobilenetv2_100", 21, 3): 3_233_429,
     ("pspnet", "mobilenetv2_100", 21, 3): 2_654_997,
+    ("deeplabv3_cirkd1", "resnet101_v1s", 21, 4): 61_120_554,
     ("deeplabv3_cirkd2", "resnet18_v1s", 19, 3): 22_762_918,
     ("deeplabv3_cirkd2", "resnet101_v1s", 19, 3): 79_084_262,
     ("pspnet_cirkd2", "resnet18_v1s", 19, 3): 12_919_334,
@@ -54,6 +55,12 @@ def test_parameter_count(network):
     with torch.device("meta"):
         model = build_model(*network)
     assert sum(p.numel() for p in model.parameters()) == COUNTS[network]
+
+
+@pytest.mark.parametrize(("arch", "dropout"), [("deeplabv3", [0.01] * 3), ("deeplabv3_cirkd1", [0.5, 0.1, 0.1])])
+def test_dropout_of_the_releases(arch, dropout):
+    model = build_model(arch, "resnet18_v1s", 5)
+    assert [m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)] == dropout
 
 
 @pytest.mark.parametrize("size", [(64, 96), (51, 33)])

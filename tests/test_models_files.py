@@ -282,6 +282,9 @@ def test_starting_from_a_whole_checkpoint(own, network, tmp_path):
         initialise(build_model("pspnet", "mobilenetv2_100", K), "", str(own), "imagenet")
     with pytest.raises(UserError, match="use --pixels imagenet"):
         initialise(build_model(*NETWORK), "", str(own), "bgr_mean")
+    cirkd = build_model(f"{NETWORK[0]}_cirkd1", *NETWORK[1:])
+    initialise(cirkd, "", str(own), "imagenet")
+    assert all(torch.equal(value, network.state_dict()[key]) for key, value in cirkd.state_dict().items())
 
 
 def test_a_file_that_comes_with_the_project_is_known_by_its_name(own, tmp_path, monkeypatch):

@@ -94,7 +94,7 @@ def test_a_table_is_one_command_that_parses_a_line(table):
         assert given["seed"] == 3
         needed = {given.get("pretrained"), given.get("teacher_pretrained")} - {None, ""}
         assert needed <= outputs, "what a line starts from is made by a line before it"
-        outputs.add(f"{given['save_dir']}/best.pth")
+        outputs |= {f"{given['save_dir']}/{kind}.pth" for kind in ("best", "last")}
 
 
 @pytest.mark.parametrize("folder", [".", "scripts", "scripts/tables", "tests"])

@@ -4,7 +4,13 @@ import inspect
 from collections.abc import Callable
 from functools import partial
 
-from models.architectures.deeplabv3 import deeplabv3, deeplabv3_cirkd2, deeplabv3_mmseg, deeplabv3_torchvision
+from models.architectures.deeplabv3 import (
+    deeplabv3,
+    deeplabv3_cirkd1,
+    deeplabv3_cirkd2,
+    deeplabv3_mmseg,
+    deeplabv3_torchvision,
+)
 from models.architectures.fcn import fcn, fcn_torchvision
 from models.architectures.ocrnet import ocrnet
 from models.architectures.pspnet import pspnet, pspnet_mmseg
@@ -21,6 +27,7 @@ ARCHITECTURES: dict[str, Callable[..., Segmentor]] = {
     "pspnet_cirkd2": partial(pspnet, wide=256),
     "pspnet_mmseg": pspnet_mmseg,
     "deeplabv3": deeplabv3,
+    "deeplabv3_cirkd1": deeplabv3_cirkd1,
     "deeplabv3_cirkd2": deeplabv3_cirkd2,
     "deeplabv3_mmseg": deeplabv3_mmseg,
     "deeplabv3_torchvision": deeplabv3_torchvision,

@@ -62,10 +62,17 @@ class ASPPProjectHead(nn.Module):
 def deeplabv3(
     backbone: nn.Module, num_classes: int, width: int | None = None, aux_width: int | None = None
 ) -> Segmentor:
-    """LAD's models/deeplabv3.py: widths 128 / 256, dropout 0.01 throughout (CIRKD v1: 0.5 and 0.1)."""
+    """LAD's models/deeplabv3.py: widths 128 / 256, dropout 0.01 throughout."""
     width = width or head_width(backbone, 128, 256)
     head = ASPPProjectHead(top(backbone)[0], width, nn.Dropout(0.01), nn.Dropout(0.01))
     return release(backbone, head, num_classes, aux_width, aux_dropout=0.01)
+
+
+def deeplabv3_cirkd1(
+    backbone: nn.Module, num_classes: int, width: int | None = None, aux_width: int | None = None
+) -> Segmentor:
+    """CIRKD v1's models/deeplabv3.py, and its and LAD's deeplab_mobile.py: ``deeplabv3`` with dropout 0.5 and 0.1."""
+    return deeplabv3_cirkd2(backbone, num_classes, width or head_width(backbone, 128, 256), aux_width)
 
 
 def deeplabv3_cirkd2(

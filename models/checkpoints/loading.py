@@ -163,7 +163,8 @@ def initialise(model: Segmentor, pretrained_base: str, pretrained: str, pixels: 
         loaded, card = from_checkpoint(pretrained, assisted=model.config["in_channels"] > 3)
         if card.pixels != pixels:
             raise UserError(f"--pretrained {pretrained} was trained on other pixels: use --pixels {card.pixels}")
-        own, other = model.config, loaded.config
+        # CIRKD's DeepLabV3 differs from LAD's in dropout alone
+        own, other = ({**c, "arch": c["arch"].removesuffix("_cirkd1")} for c in (model.config, loaded.config))
         keys = [key for key in own | other if key != "in_channels" and own.get(key) != other.get(key)]
         if keys:
             different = "; ".join(f"{key} {other.get(key)!r}, here {own.get(key)!r}" for key in keys)

@@ -137,7 +137,8 @@ def main() -> None:
     for entry in (by_name[name] for name in dict.fromkeys(chain.from_iterable(matching.values()))):
         path = fetch(entry, folder)
         checked = "verified" if entry.hash else "no published hash to compare"
-        print(f"{path} ({checked}): eval.py --pretrained {path} --dataset {entry.dataset} --data ROOT", flush=True)
+        command = f"eval.py --pretrained {path} --dataset {entry.dataset} --data ROOT"
+        print(f"{path} ({checked}): {command}  # {entry.protocol}", flush=True)
     if config.verify:
         verify(entries, folder)
     if not (config.fetch or config.verify):

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Five data sets x five models, the scope of the LAD paper.
 #   bash scripts/tables/lad_paper.sh [--dry-run] [--data-root data] [--bases DIR] [-- flags]
-# DeepLabV3 and PSPNet are CIRKD's and follow its recipes (COCO-Stuff 10k: MMSegmentation's schedule), FCN, STDC and
+# DeepLabV3 and PSPNet are the release's and follow CIRKD's recipes (COCO-Stuff 10k: MMSegmentation's schedule), FCN, STDC and
 # OCRNet are MMSegmentation's and follow its. Backbones and schedules of the paper: not stated. VOC as the release.
 source "$(dirname "$0")/rows.sh"
 

@@ -9,11 +9,11 @@ source "$(dirname "$0")/rows.sh"
 # cirkd DATASET MODEL BACKBONE: CIRKD v1 with its weights for VOC, on the schedule and from the start of the baseline
 cirkd() {
     row cirkd train_student "$@" --recipe voc:cirkd --pretrained '' --lr 0.02 --aux-weight 0.4 \
-        --teacher-pretrained "runs/$table/baseline-voc-deeplabv3-resnet101_v1s/best.pth"
+        --teacher-pretrained "runs/$table/baseline-voc-deeplabv3_cirkd1-resnet101_v1s/best.pth"
 }
 
 lad_release voc deeplabv3 resnet18_v1s
 lad_release voc pspnet resnet18_v1s
-baseline voc deeplabv3 resnet101_v1s
-cirkd voc deeplabv3 resnet18_v1s
+baseline voc deeplabv3_cirkd1 resnet101_v1s
+cirkd voc deeplabv3_cirkd1 resnet18_v1s
 cirkd voc pspnet resnet18_v1s

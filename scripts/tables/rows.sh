@@ -44,7 +44,7 @@ lad() {
     local name="$1-$2-$3"
     baseline "$@"
     teacher "$@"
-    student "$@" --teacher-pretrained "runs/$table/teacher-$name/best.pth"
+    student "$@" --teacher-pretrained "runs/$table/teacher-$name/last.pth"
 }
 
 # lad_release DATASET MODEL BACKBONE [flags]: the same, teacher and student started from the trained baseline
@@ -53,5 +53,5 @@ lad_release() {
     local start="runs/$table/baseline-$name/best.pth"
     baseline "$@"
     teacher "$@" --pretrained "$start"
-    student "$@" --pretrained "$start" --teacher-pretrained "runs/$table/teacher-$name/best.pth"
+    student "$@" --pretrained "$start" --teacher-pretrained "runs/$table/teacher-$name/last.pth"
 }

@@ -97,7 +97,8 @@ class RunLogger:
             return
         if tag == "train":
             values = {**values, "memory_gb": memory_gb()}
-        self.record({"event": tag, "iteration": iteration, **values})
+        reads_label = {"label_assisted": True} if tag == "val" and assisted(self.header["card"]) else {}
+        self.record({"event": tag, "iteration": iteration, **values, **reads_label})
         for name, value in values.items():
             if value is not None:
                 self.writer.add_scalar(f"{self.marked(tag)}/{name}", value, iteration)
