@@ -26,6 +26,10 @@ def patch_vectors(maps: Tensor, groups: int, patch: int) -> Tensor:
     return grouped.flatten(3, 5).flatten(0, 2)
 
 
+# compared at a time: on CUDA the gradient of all at once would take patches x vectors^2 x their length floats
+PATCHES = 128
+
+
 def af_dcd_loss(
     generated: Tensor, teacher: Tensor, groups: int = 16, pool: int = 4, patch: int = 4, tau: float = 0.07
 ) -> Tensor:
@@ -36,7 +40,8 @@ def af_dcd_loss(
     """
     pool = min(pool, *generated.shape[-2:])
     s, t = (patch_vectors(F.max_pool2d(x, pool), groups, patch) for x in (generated, teacher.detach()))
-    logits = -torch.cdist(s, t, p=1.0) / tau
+    parts = zip(s.split(PATCHES), t.split(PATCHES), strict=True)
+    logits = -torch.cat([torch.cdist(*part, p=1.0) for part in parts]) / tau
     group = torch.arange(s.shape[1], device=s.device) % groups
     same = group.unsqueeze(0) == group.unsqueeze(1)
     positive = torch.eye(s.shape[1], dtype=torch.bool, device=s.device)

@@ -114,9 +114,9 @@ def soft_dice(
     pixel has no overlap to ask for and is left out. Labels are not smoothed; ``valid`` does not matter.
     """
     logits = _upsampled(logits, label, align_corners)
-    known = (label != IGNORE_INDEX).unsqueeze(1)
-    p = logits.softmax(1) * known
-    t = F.one_hot(label.masked_fill(~known.squeeze(1), 0), logits.shape[1]).permute(0, 3, 1, 2) * known
+    label = label.unsqueeze(1)
+    p = logits.softmax(1) * (label != IGNORE_INDEX)
+    t = label == torch.arange(logits.shape[1], device=label.device).view(1, -1, 1, 1)
     overlap, predicted, labelled = ((p * t).sum((0, 2, 3)), (p * p).sum((0, 2, 3)), t.sum((0, 2, 3)))
     present = labelled > 0
     return ((1 - 2 * overlap / (predicted + labelled).clamp(min=1)) * present).sum() / present.sum().clamp(min=1)

@@ -1,14 +1,18 @@
 #!/usr/bin/env bash
-# Train on several machines under SLURM:  sbatch --nodes 2 --gpus-per-node 8 scripts/slurm.sh train_teacher.py [flags]
+# Train on several machines under SLURM:  sbatch --nodes 2 --gpus-per-node 8 --cpus-per-task 64 scripts/slurm.sh train_teacher.py [flags]
 # Two minutes before the time limit the run saves itself, is queued again, and continues by --resume auto.
 #SBATCH --ntasks-per-node=1
 #SBATCH --signal=B:USR1@120
 #SBATCH --requeue
 set -euo pipefail
 [ $# -ge 1 ] || { sed -n '2,3s/^# *//p' "$0" >&2; exit 2; }
+# srun does not take the number of cores from the job by itself; all that is reserved to save in is for saving
+[ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-100}
 host=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 srun python scripts/torchrun.py --nnodes "$SLURM_NNODES" --nproc-per-node "${NGPUS:-$SLURM_GPUS_ON_NODE}" \
     --rdzv-backend c10d --rdzv-id "$SLURM_JOB_ID" --rdzv-endpoint "$host:${PORT:-29500}" "$@" --resume auto &
 job=$!
-trap 'kill -TERM $job; wait $job || true; scontrol requeue "$SLURM_JOB_ID"; exit 0' USR1
+# not SIGTERM, at which srun kills its tasks
+trap 'kill -USR1 $job; wait $job || true; scontrol requeue "$SLURM_JOB_ID"; exit 0' USR1
 wait $job

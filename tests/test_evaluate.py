@@ -94,6 +94,18 @@ def test_scales_are_averaged(model):
     torch.testing.assert_close(both, (single[0] + single[1]) / 2)
 
 
+def test_a_scale_goes_straight_to_the_images_size(model):
+    """LAD's eval.py: the input is resized to whole pixels below the scaled size, its logits to the image's."""
+    x = image(45, 70)
+    scaled = nn.functional.interpolate(BGR.normalize(x), scale_factor=0.75, mode="bilinear", align_corners=True)
+    assert scaled.shape[-2:] == (33, 52)
+    logits = model(scaled, with_aux=False).logits
+    expected = nn.functional.interpolate(logits, (45, 70), mode="bilinear", align_corners=True)
+    predict = Predictor(model, BGR, scales=(0.75,))
+    torch.testing.assert_close(predict(x, label(x), DRAW), expected)
+    assert torch.equal(predict.classes(x, label(x), DRAW), expected.argmax(1))
+
+
 @pytest.mark.parametrize("size", [(1, 1), (7, 3), (33, 17), (97, 131)])
 def test_any_size_is_defined(model, size):
     x = image(*size)

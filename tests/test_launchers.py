@@ -1,6 +1,7 @@
 """The shell launchers, as a user calls them."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -107,3 +108,38 @@ def test_a_process_that_is_killed_is_named(tmp_path):
     line = [sys.executable, ROOT / "scripts/torchrun.py", "--standalone", "--nproc-per-node", "2", script]
     done = subprocess.run(line, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (137, "error: a process was ended by SIGKILL\n")
+
+
+SRUN = """#!{python}
+import os, signal, sys
+def hear(number, frame):
+    print("hears", signal.Signals(number).name, flush=True)
+    os._exit(3)
+signal.signal(signal.SIGUSR1, hear)
+signal.signal(signal.SIGTERM, hear)
+print("runs", *sys.argv[1:], os.environ["SRUN_CPUS_PER_TASK"], flush=True)
+while True:
+    signal.pause()
+"""
+SCONTROL = """#!/bin/sh
+[ "$1" = requeue ] && echo "$@" || echo node7
+"""
+
+
+def test_a_slurm_job_is_asked_to_save_by_a_signal_that_srun_passes_on(tmp_path):
+    """srun answers SIGTERM by killing its tasks (_forward_signal of Slurm's launcher)."""
+    for name, text in (("srun", SRUN.format(python=sys.executable)), ("scontrol", SCONTROL)):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    given = {"NODELIST": "node[7-8]", "NNODES": "2", "GPUS_ON_NODE": "8", "JOB_ID": "41", "CPUS_PER_TASK": "64"}
+    slurm = {f"SLURM_JOB_{key}" if key == "NODELIST" else f"SLURM_{key}": value for key, value in given.items()}
+    environment = {**ENVIRONMENT, "PATH": f"{tmp_path}:{ENVIRONMENT['PATH']}", **slurm}
+    line = ["bash", str(ROOT / "scripts/slurm.sh"), "train_teacher.py", "--recipe", "voc"]
+    with subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, text=True) as job:
+        started = job.stdout.readline()
+        job.send_signal(signal.SIGUSR1)
+        out, _ = job.communicate(timeout=60)
+    assert started.startswith("runs python scripts/torchrun.py --nnodes 2 --nproc-per-node 8 ")
+    assert started.endswith("--rdzv-id 41 --rdzv-endpoint node7:29500 train_teacher.py --recipe voc --resume auto 64\n")
+    assert out.splitlines() == ["hears SIGUSR1", "requeue 41"]
+    assert job.returncode == 0

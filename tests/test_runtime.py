@@ -2,19 +2,22 @@
 
 import errno
 import fcntl
+import os
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.distributed as dist
 
 import train_teacher
 from datasets import cache
 from tests.conftest import TINY
 from utils import checkpoint
-from utils.errors import UserError
-from utils.training import logs, runs
+from utils.errors import UserError, named, run_main
+from utils.training import logs, runs, runtime
 from utils.training.configuration import TeacherConfig
-from utils.training.guards import FiniteWatch
+from utils.training.guards import FiniteWatch, Stopped
 from utils.training.runtime import Runtime
 
 
@@ -26,6 +29,63 @@ def test_rank_0_decides_and_its_error_is_everybodys():
 
     with pytest.raises(UserError, match="no such file"):
         Runtime().agree(fail)
+
+
+@pytest.mark.parametrize(("backend", "left"), [("auto", 0), ("gloo", 1)])
+def test_a_failure_does_not_wait_for_processes_that_wait_for_this_one(backend, left, monkeypatch):
+    """On a pretended GPU: NCCL's group is left by what all processes do, and not by a failure of one."""
+    leaves = []
+    monkeypatch.setattr(runtime, "_device", lambda *given: torch.device("cuda", 0))
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(runtime, "_join", lambda backend: None)
+    for name, value in (("is_initialized", True), ("get_rank", 0), ("get_world_size", 2)):
+        monkeypatch.setattr(dist, name, lambda value=value: value)
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: leaves.append(1))
+    for key in ("RANK", "WORLD_SIZE"):
+        monkeypatch.setenv(key, "1")
+    settings = SimpleNamespace(device="cuda", backend=backend)
+    with pytest.raises(UserError), runtime.start(settings):
+        raise UserError("a disk is full")
+    assert len(leaves) == left
+    with pytest.raises(SystemExit), runtime.start(settings):
+        raise Stopped(3)  # as all processes do
+    with runtime.start(settings):
+        pass
+    assert len(leaves) == left + 2
+
+
+@pytest.mark.parametrize(("error", "status"), [(UserError("a disk is full"), 2), (ZeroDivisionError("bug"), 1)])
+def test_a_process_that_failed_in_a_group_says_so_and_ends_at_once(error, status, monkeypatch, capsys):
+    def fail():
+        raise error
+
+    def ended(status):
+        raise SystemExit(f"at once, {status}")
+
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(os, "_exit", ended)
+    with pytest.raises(SystemExit, match=f"at once, {status}"):
+        run_main(fail)
+    said = capsys.readouterr().err
+    assert said == "error: a disk is full\n" if status == 2 else "ZeroDivisionError: bug" in said
+
+
+@pytest.mark.parametrize(
+    ("cause", "said"),
+    [
+        (" \nCuda failure 2 'out of memory'", "NCCL failed: Cuda failure 2 'out of memory'"),
+        (
+            "\nError while creating /dev/shm/nccl-x (size 9637),\nerror: No space left on device (28)",
+            "docker: --shm",
+        ),
+        ("\nsocketProgress: Connection closed by remote peer host<1>", "another process of the job ended or does not"),
+        (None, "another process of the job ended or does not"),
+    ],
+)
+def test_nccls_own_failures_are_told_from_those_of_others(cause, said):
+    text = "NCCL error in: ProcessGroupNCCL.cpp:94, unhandled system error (run with NCCL_DEBUG=INFO for details)"
+    text += "" if cause is None else f"\nncclSystemError: System call failed.\nLast error:{cause}"
+    assert said in str(named(dist.DistBackendError(text)))
 
 
 def test_weights_that_are_not_finite_are_noticed_behind_a_finite_loss():

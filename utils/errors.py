@@ -6,12 +6,14 @@ import os
 import re
 import sys
 import time
+import traceback
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
 import torch
+import torch.distributed as dist
 
 T = TypeVar("T")
 
@@ -67,9 +69,11 @@ def named(error: BaseException) -> UserError | None:
         name = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
         return UserError(f"{f'{name}: ' if name else ''}{error.strerror}")
     if isinstance(error, RuntimeError):
-        text = first_line(error)
+        cause = str(error).partition("Last error:")[2].strip() if isinstance(error, dist.DistBackendError) else ""
+        text = cause.replace("\n", " ") or first_line(error)
+        other = UserError(f"NCCL failed: {text}") if cause else None  # its own failure, not that of a peer
         meaning = next((meaning for pattern, meaning in MEANINGS.items() if re.search(pattern, text)), None)
-        return meaning and UserError(f"{meaning} ({text})")
+        return UserError(f"{meaning} ({text})") if meaning else other
     return None
 
 
@@ -77,7 +81,7 @@ def run_main(main: Callable[[], None]) -> None:
     """Call an entry script's ``main``, turning what ``named`` knows into one line on stderr and exit status 2.
 
     When the reader of its output goes away (``| head``) it says so and ends with status 141, as of SIGPIPE; of an
-    interrupt with 130.
+    interrupt with 130. Where a failure left the process group (``utils.training.runtime.start``) it ends at once.
     """
     _ready_streams()
     try:
@@ -94,9 +98,15 @@ def run_main(main: Callable[[], None]) -> None:
     except Exception as error:
         known = named(error)
         if known is None:
-            raise
-        if not _said(str(known)):
+            if not dist.is_initialized():
+                raise
+            traceback.print_exc()
+        elif not _said(str(known)):
             print(f"error: {known}", file=sys.stderr, flush=True)
+        if dist.is_initialized():
+            for stream in filter(None, (sys.stdout, sys.stderr)):
+                stream.flush()
+            os._exit(1 if known is None else 2)
         sys.exit(2)
 
 

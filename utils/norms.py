@@ -29,7 +29,7 @@ def _and_after(norm: _BatchNorm, x: Tensor) -> Tensor:
 
 
 class SyncedNorm(nn.SyncBatchNorm):
-    """BatchNorm over all processes."""
+    """BatchNorm over all processes. PyTorch's waits for the device at each forward, to leave out empty batches."""
 
     def forward(self, x: Tensor) -> Tensor:
         return _and_after(self, super().forward(x))

@@ -31,7 +31,7 @@ class Predictor:
     turns it into input planes; draws: where that noise comes from, one for each image.
     scales, flip: logits of the resized and mirrored inputs are averaged (LAD: eval.py). window: height and width of
     a sliding window with the given stride (default two thirds of it); overlapping logits are averaged. resize: the
-    sides that images are resized to fit first; their logits are resized back.
+    sides that images are resized to fit first; their logits are resized to that size, then to the image's.
 
     Raises:
         UserError: a stride that leaves pixels out.
@@ -52,29 +52,29 @@ class Predictor:
         if stride and not (window and all(step <= side for step, side in zip(stride, window, strict=True))):
             step = "{} {}".format(*stride)
             raise UserError(f"--stride {step} needs a --window of at least its size: no pixel may lie between two")
-        self.resize = resize
         self.model, self.convention, self.noise, self.runtime = model, convention, noise, runtime or Runtime()
-        self.scales, self.flip, self.window = tuple(scales), flip, window
+        self.resize, self.window = resize, window
+        self.views = [(scale, mirrored) for mirrored in (False, True)[: 1 + flip] for scale in scales]
         self.stride = stride or (window and tuple(max(1, side * 2 // 3) for side in window))
         self.align_corners = model.supervision[0].align_corners
 
     @torch.inference_mode()
     def __call__(self, image: Tensor, label: Tensor, draws: Sequence[Draw]) -> Tensor:
         """Logits ``[B, K, H, W]``, float32."""
-        return resize(self._mean(self._input(image, label, draws)), image.shape[-2:], self.align_corners)
+        x, total = self._input(image, label, draws), None
+        for scale, mirrored in self.views:
+            logits = resize(self._view(x.flip(3) if mirrored else x, scale), image.shape[-2:], self.align_corners)
+            logits = logits.flip(3) if mirrored else logits
+            total = logits if total is None else total.add_(logits)
+        return total / len(self.views) if len(self.views) > 1 else total
 
     @torch.inference_mode()
     def classes(self, image: Tensor, label: Tensor, draws: Sequence[Draw]) -> Tensor:
-        """The class of every pixel, int64 ``[B, H, W]``; a single whole view never holds full-size logits."""
-        x = self._input(image, label, draws)
-        whole = self.scales == (1.0,) and not (self.flip or self.window or self.resize)
-        return upsampled_argmax(self._logits(x) if whole else self._mean(x), image.shape[-2:], self.align_corners)
-
-    def _mean(self, x: Tensor) -> Tensor:
-        """Of the logits of all views, at the input's size."""
-        views = [self._view(x, scale) for scale in self.scales]
-        views += [self._view(x.flip(3), scale).flip(3) for scale in self.scales if self.flip]
-        return views[0] if len(views) == 1 else torch.stack(views).mean(0)
+        """The class of every pixel, int64 ``[B, H, W]``; a single view never holds full-size logits."""
+        if len(self.views) > 1:
+            return self(image, label, draws).argmax(1)
+        logits = self._view(self._input(image, label, draws), self.views[0][0])
+        return upsampled_argmax(logits, image.shape[-2:], self.align_corners)
 
     def _input(self, image: Tensor, label: Tensor, draws: Sequence[Draw]) -> Tensor:
         if self.resize:
@@ -86,12 +86,12 @@ class Predictor:
         return torch.cat([self.noise.beside(*row) for row in rows])
 
     def _view(self, x: Tensor, scale: float) -> Tensor:
-        size = x.shape[-2:]
+        """Logits at head resolution, or at the input's."""
         if scale != 1:
-            scaled = [max(1, round(side * scale)) for side in size]
+            scaled = [max(1, int(side * scale)) for side in x.shape[-2:]]
             x = F.interpolate(x, scaled, mode="bilinear", align_corners=True)
-        logits = self._slide(x) if self.window else resize(self._logits(x), x.shape[-2:], self.align_corners)
-        return resize(logits, size, self.align_corners)
+        logits = self._slide(x) if self.window else self._logits(x)
+        return resize(logits, x.shape[-2:], self.align_corners) if self.resize else logits
 
     def _logits(self, x: Tensor) -> Tensor:
         """At head resolution."""
@@ -150,8 +150,9 @@ def evaluate(
     function of (seed, i). Images of equal size among ``batch_size`` neighbours go through the network together. The
     network is put into eval mode for the duration. A failure of one process, or being ``asked`` to stop, ends all.
     """
-    was_training = predict.model.training
+    was_training, searched = predict.model.training, torch.backends.cudnn.benchmark
     predict.model.eval()
+    torch.backends.cudnn.benchmark = False  # images of many sizes: a search for each would take longer than it saves
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=runtime.device)
     areas = torch.zeros(len(dataset), 3, num_classes, dtype=torch.int64, device=runtime.device)
     total = len(range(runtime.rank, len(dataset), runtime.size))
@@ -172,5 +173,6 @@ def evaluate(
             if not bar.disable and bar.n % 10 < len(indices):
                 bar.set_postfix_str(f"mIoU so far {100 * Metrics(confusion.cpu().numpy(), bar.n).miou():.2f} %{mark}")
     predict.model.train(was_training)
+    torch.backends.cudnn.benchmark = searched
     runtime.reduce(areas)
     return Metrics(runtime.reduce(confusion).cpu().numpy(), len(dataset), areas.cpu().numpy())

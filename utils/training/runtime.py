@@ -108,6 +108,9 @@ class Runtime:
 def start(settings: Any) -> Iterator[Runtime]:
     """Join the process group torchrun describes, with one process too; leave it at the end.
 
+    After a failure NCCL's is not left, since that waits for the others, which wait for this process: it ends without
+    (``utils.errors.run_main``).
+
     settings: a record with ``device`` (auto, cpu, cuda) and any of backend, amp, channels_last, tf32, deterministic,
     compile. NCCL carries what is on GPUs, gloo what is not; ``backend="gloo"`` lets processes share a GPU.
 
@@ -129,13 +132,17 @@ def start(settings: Any) -> Iterator[Runtime]:
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic)
+    nccl = cuda and not gloo
     if "WORLD_SIZE" in os.environ and "RANK" in os.environ:
-        backend = "cpu:gloo,cuda:nccl" if cuda and not gloo else "gloo"
-        _join(backend)
+        _join("cpu:gloo,cuda:nccl" if nccl else "gloo")
+    failed = False
     try:
         yield Runtime(device, *((dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else ()), **options)
+    except Exception:
+        failed = True
+        raise
     finally:
-        if dist.is_initialized():
+        if dist.is_initialized() and not (failed and nccl):
             dist.destroy_process_group()
         torch.use_deterministic_algorithms(False)
 

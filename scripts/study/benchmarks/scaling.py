@@ -21,6 +21,7 @@ def scaling(config: BenchmarkConfig, device: torch.device) -> Comparison:
     """
     most = torch.cuda.device_count() if device.type == "cuda" else len(os.sched_getaffinity(0))
     counts = sorted({1, 2, most} - ({2} if most < 2 else set()))
+    what = Batch(21, device).what
     context, seconds, losses = mp.get_context("spawn"), {}, {}
     for size in counts:
         results = context.SimpleQueue()
@@ -30,7 +31,7 @@ def scaling(config: BenchmarkConfig, device: torch.device) -> Comparison:
         mp.spawn(_work, (size, port, config, results), size)
         seconds[f"{size} process{'es' if size > 1 else ''}"], losses[size] = results.get()
     check = {f"loss of {size}": loss for size, loss in losses.items()}
-    return Comparison(f"teacher step, {Batch(21, torch.device('cpu')).what} a process, each image", seconds, check)
+    return Comparison(f"teacher step, {what} a process, each image", seconds, check)
 
 
 def _work(rank: int, size: int, port: int, config: BenchmarkConfig, results: SimpleQueue) -> None:
