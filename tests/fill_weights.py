@@ -32,7 +32,6 @@ Two constants of the STDC detail head are left as the model built them, because
 they are not learned: the Laplacian kernel and the fusion kernel.
 """
 
-import hashlib
 import math
 import re
 import zlib
@@ -74,7 +73,7 @@ def values_for(key, shape):
 
 
 def fill_state(shapes):
-    """{key: shape} -> {key: tensor}, e.g. from a ``*.keys.json`` manifest.
+    """{key: shape} -> {key: tensor}, e.g. from ``reference_keys.json``.
 
     The two STDC constants are left out, so load the result with strict=False
     (or add them) when such a head is present.
@@ -104,12 +103,3 @@ def fill_model(model):
 def reference_input(shape):
     """The network input that belongs to the fixtures (float32, N x C x H x W)."""
     return torch.from_numpy(_rng("input").standard_normal(tuple(shape)).astype(np.float32))
-
-
-def digest(state):
-    """sha256 over the sorted keys and raw bytes; ``weights_sha256`` in index.json."""
-    sha = hashlib.sha256()
-    for key in sorted(state):
-        sha.update(key.encode())
-        sha.update(np.ascontiguousarray(state[key].cpu().numpy()).tobytes())
-    return sha.hexdigest()

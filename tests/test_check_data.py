@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from datasets import dataset_spec
+from scripts.data import check_data
 from scripts.data.pool import each
 from tests.conftest import ENVIRONMENT, ROOT
 from tests.trees import TREES, label, picture
@@ -52,11 +53,8 @@ def test_counts_of_an_official_layout(tree, tmp_path, monkeypatch):
     assert result["images"] == sum(found["images"] for found in result["splits"].values())
 
 
-def test_one_split_in_worker_processes(tmp_path, monkeypatch):
+def test_one_split_in_worker_processes(tmp_path):
     TREES["camvid"][1](tmp_path)
-    monkeypatch.syspath_prepend(str(SCRIPT.parent))
-    import check_data
-
     alone, shared = (check_data.check(dataset_spec("camvid"), tmp_path, "val", workers) for workers in (0, 2))
     assert list(alone) == list(shared) == ["val"]
     assert (alone["val"].images, shared["val"].images, shared["val"].problems) == (1, 1, [])

@@ -330,7 +330,11 @@ def test_lists(tmp_path):
     path = tmp_path / "list.txt"
     path.write_bytes("\ufeffa b\r\n\r\n  ü \r\n".encode())
     assert read_list(path) == ["a b", "ü"]
-    for text, problem in (("a\nb\na\n", "twice, in lines 1 and 3"), ("a\n../b\n", "line 2: ../b leads out")):
+    for text, problem in (
+        ("a\nb\na\n", "twice, in lines 1 and 3"),
+        ("a\n../b\n", "line 2: ../b leads out"),
+        ("/a\n", "line 1: /a leads out"),
+    ):
         path.write_text(text)
         with pytest.raises(UserError, match=problem):
             read_list(path)

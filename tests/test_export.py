@@ -37,7 +37,6 @@ def test_no_adaptive_pool_is_left_and_the_function_stays(tmp_path):
     assert not any(isinstance(module, nn.AdaptiveAvgPool2d) for module in model.modules())
 
 
-@needs_onnx
 @pytest.mark.parametrize("kernel", [1, 3, 5])
 def test_same_padding_in_a_form_for_the_exporter_is_timms(kernel):
     for side in range(1, 40):
@@ -47,6 +46,7 @@ def test_same_padding_in_a_form_for_the_exporter_is_timms(kernel):
                 assert same_padding(*options) == ORIGINAL(*options)
 
 
+@needs_onnx
 def test_a_file_for_every_size(tmp_path, capsys):
     import onnx
     import onnxruntime

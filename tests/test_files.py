@@ -172,11 +172,6 @@ def test_a_list_that_is_none_is_refused(tmp_path, content):
         read_list(path)
 
 
-def test_how_a_list_is_written_does_not_matter(tmp_path):
-    (tmp_path / "train.txt").write_bytes("\ufeffa\r\n\r\n  b c \nü\n\n".encode())
-    assert read_list(tmp_path / "train.txt") == ["a", "b c", "ü"]
-
-
 def test_a_checkpoint_that_unpacks_to_more_than_it_is(tmp_path):
     with zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", bytes(10**7))

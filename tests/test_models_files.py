@@ -71,7 +71,7 @@ def test_a_file_that_wants_to_run_code_is_refused(tmp_path, wrap, save, name):
     canary, path = tmp_path / "canary", tmp_path / name
     save(wrap(Payload(canary)), path)
     for use in (from_checkpoint, lambda p: initialise(build_model(*NETWORK), str(p), "", "imagenet")):
-        with pytest.raises(UserError, match=name):
+        with pytest.raises(UserError, match=rf"{name}.*nothing in it was run" if name.endswith("pth") else name):
             use(path)
     assert not canary.exists()
 

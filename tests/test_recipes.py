@@ -120,10 +120,3 @@ def test_an_unknown_flag_of_a_table_is_refused():
     done = subprocess.run(["bash", str(SCRIPTS / "tables/lad_voc.sh"), "--dry"], capture_output=True, text=True)
     assert done.returncode == 2
     assert "unknown flag --dry" in done.stderr
-
-
-def test_recipes_are_plain_yaml_without_repeated_keys():
-    for name in NAMES:
-        text = (RECIPES / f"{name}.yaml").read_text()
-        keys = [line.partition(":")[0] for line in text.splitlines() if line and not line.startswith("#")]
-        assert sorted(keys) == sorted(yaml.safe_load(text)), name

@@ -1,15 +1,11 @@
-import importlib.util
 import json
 import re
 
 import pytest
 
+from scripts.study import results_table
 from tests.conftest import ROOT
 from utils.errors import UserError
-
-spec = importlib.util.spec_from_file_location("results_table", ROOT / "scripts/study/results_table.py")
-results_table = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(results_table)
 
 TABLES = {
     "t": {

@@ -56,12 +56,12 @@ class Report:
     contents: dict[str, Path] = field(default_factory=dict)  # the images by what they hold
 
     def as_dict(self, names: tuple[str, ...]) -> dict[str, object]:
-        found = {"images": self.images, "official": self.official, "problems": self.problems}
-        classes = dict(zip(names, self.pixels.tolist(), strict=False))
         return {
-            **found,
+            "images": self.images,
+            "official": self.official,
+            "problems": self.problems,
             "pixels": int(self.pixels.sum()),
-            "classes": classes,
+            "classes": dict(zip(names, self.pixels.tolist(), strict=False)),
             "ignored": int(self.pixels[IGNORE_INDEX]),
         }
 

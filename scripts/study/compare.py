@@ -19,14 +19,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 
 from scripts.study.analysis import charts, page, style
+from scripts.study.analysis.charts import Groups
 from scripts.study.analysis.groups import read_groups
 from scripts.study.analysis.paired import align, bootstrap, p_over_seeds
 from scripts.study.analysis.report import change_pictures, confusions, file_name, report, robustness_pictures
-from scripts.study.analysis.runs import Run, View
+from scripts.study.analysis.runs import View
 from utils.errors import UserError, lookup, run_main
 from utils.options import option, parse_flags
-
-Groups = dict[str, list[Run]]
 
 
 @dataclass(frozen=True)

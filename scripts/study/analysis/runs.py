@@ -1,4 +1,4 @@
-"""Run folders as records, and groups of runs that differ in nothing but the seed."""
+"""Run folders as records."""
 
 import json
 import math
