@@ -1,7 +1,5 @@
 """All losses at once in real runs: processes stay alike, and a stopped run continues to the same bits."""
 
-from typing import Any
-
 import pytest
 import torch
 
@@ -10,10 +8,9 @@ import train_teacher
 from datasets import toy
 from losses import LOSSES
 from tests.conftest import TINY
-from tests.test_engine import assert_same, losses, records
+from tests.test_engine import assert_equal, assert_same, crash_at, losses, records
 from tests.test_feature_losses import SMALL
 from utils import checkpoint
-from utils.training import engine
 
 WEIGHTS = {"at": 1000, "adv": 0.001, "mgd": 0.00002, "dsd": 0.1}  # else they outweigh the others
 KD = ",".join(f"{name}={WEIGHTS.get(name, 1)}{SMALL.get(name, '')}" for name in LOSSES)
@@ -30,18 +27,6 @@ def teachers(tmp_path_factory):
     return folder
 
 
-def assert_equal(a: Any, b: Any, where: str = "") -> None:
-    """Tensors in nested dicts and lists, to the last bit."""
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), where
-    elif isinstance(a, (dict, list, tuple)):
-        assert len(a) == len(b), where
-        for key in a if isinstance(a, dict) else range(len(a)):
-            assert_equal(a[key], b[key], f"{where}/{key}")
-    else:
-        assert a == b, where
-
-
 def test_two_processes_hold_the_same(command, teachers, tmp_path):
     flags = [*TINY, "--max-iterations", "3", "--skip-val", "--kd", KD, "--save-dir", tmp_path]
     command("tests/rank_states.py", *flags, "--teacher-pretrained", teachers / "assisted/last.pth", processes=2)
@@ -52,23 +37,11 @@ def test_two_processes_hold_the_same(command, teachers, tmp_path):
         assert {*LOSSES, *(f"{name}_weighted" for name in LOSSES), "dsd_psd", "cirkd2_channel_weighted"} <= line.keys()
 
 
-def test_a_stopped_run_continues_to_the_same_bits(teachers, tmp_path, monkeypatch):
+def test_a_stopped_run_continues_to_the_same_bits(teachers, tmp_path):
     flags = [*TINY, "--teacher-pretrained", f"{teachers}/plain/last.pth", "--kd", KD, "--max-iterations", "4"]
     train_student.main([*flags, "--skip-val", "--save-dir", str(tmp_path / "whole")])
-    advance = engine.RunLogger.advance
-
-    class Crash(Exception):
-        pass
-
-    def crash(self, iteration):
-        advance(self, iteration)
-        if iteration == 3:  # one iteration after a checkpoint
-            raise Crash
-
-    with monkeypatch.context() as patch:
-        patch.setattr(engine.RunLogger, "advance", crash)
-        with pytest.raises(Crash):
-            train_student.main([*flags, "--skip-val", "--save-dir", str(tmp_path / "stopped")])
+    with crash_at(3):  # one iteration after a checkpoint
+        train_student.main([*flags, "--skip-val", "--save-dir", str(tmp_path / "stopped")])
     train_student.main([*flags, "--skip-val", "--save-dir", str(tmp_path / "stopped"), "--resume", "auto"])
     whole, stopped = (checkpoint.read(tmp_path / name / "last.pth") for name in ("whole", "stopped"))
     assert_same(whole, stopped)

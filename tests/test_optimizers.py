@@ -6,6 +6,7 @@ import torch
 import train_student
 from models import build_model
 from tests.conftest import TINY
+from tests.test_engine import assert_same, crash_at
 from utils import checkpoint
 from utils.errors import UserError
 from utils.training.configuration import StudentConfig
@@ -54,27 +55,10 @@ def test_a_momentum_that_is_no_beta_is_explained():
         OPTIMIZERS["adamw"]([torch.nn.Parameter(torch.ones(2))], StudentConfig(momentum=1.0))
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_a_run_continues_to_the_same_bits(tmp_path, optimizer):
-    flags = [*TINY, "--kd", "none", "--optimizer", optimizer, "--lr", "0.001", "--save-per-iters", "2"]
+def test_a_run_of_adamw_continues_to_the_same_bits(tmp_path):
+    flags = [*TINY, "--kd", "none", "--optimizer", "adamw", "--lr", "0.001", "--save-per-iters", "2"]
     train_student.main([*flags, "--max-iterations", "4", "--save-dir", str(tmp_path / "whole")])
-    whole = checkpoint.read(tmp_path / "whole/last.pth")
-
-    class Crash(Exception):
-        pass
-
-    def crash(self, iteration):
-        if iteration == 3:
-            raise Crash
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("utils.training.engine.RunLogger.advance", crash)
-        with pytest.raises(Crash):
-            train_student.main([*flags, "--max-iterations", "4", "--save-dir", str(tmp_path / "halves")])
+    with crash_at(3):
+        train_student.main([*flags, "--max-iterations", "4", "--save-dir", str(tmp_path / "halves")])
     train_student.main([*flags, "--max-iterations", "4", "--save-dir", str(tmp_path / "halves"), "--resume", "auto"])
-    halves = checkpoint.read(tmp_path / "halves/last.pth")
-    for key, value in whole["model"].items():
-        assert torch.equal(value, halves["model"][key]), key
-    for i, state in whole["optimizer"]["state"].items():
-        assert state.keys() == halves["optimizer"]["state"][i].keys()
-        assert all(torch.equal(v, halves["optimizer"]["state"][i][k]) for k, v in state.items())
+    assert_same(*(checkpoint.read(tmp_path / name / "last.pth") for name in ("whole", "halves")))
