@@ -162,9 +162,11 @@ def test_every_command_of_the_experiments_is_one_the_scripts_take(name, tmp_path
         assert "baseline-1/last.pth" in " ".join(jobs["plain-0"].commands[0])
 
 
-def test_chosen_runs_bring_what_they_start_from(small, tmp_path):
+def test_chosen_runs_bring_what_they_start_from_at_the_seeds_they_need(small, tmp_path):
     jobs = plan(read_experiment(small), RunnerConfig(only=("plain",), seeds=(1,)), tmp_path)
     assert list(jobs) == ["base-0", "plain-1"]
+    chosen = read_experiment(write(tmp_path / "chosen.yaml", only=["plain"]))
+    assert list(plan(chosen, RunnerConfig(seeds=(1,)), tmp_path)) == ["base-0", "plain-1"]
     with pytest.raises(UserError, match="unknown run in --only 'plane'"):
         plan(read_experiment(small), RunnerConfig(only=("plane",)), tmp_path)
 

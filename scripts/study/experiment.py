@@ -95,8 +95,8 @@ def plan(experiment: Experiment, config: RunnerConfig, output: Path) -> dict[str
         return name
 
     for seed in seeds:
-        for arm in experiment.arms.values():
-            if not config.only or arm.name in config.only:
+        for name, arm in experiment.arms.items():
+            if name in (config.only or experiment.asked):
                 add(arm, seed)
     return jobs
 

@@ -37,7 +37,8 @@ class Arm:
 
 @dataclass(frozen=True)
 class Experiment:
-    """arms: in the order of the file, each after those it starts from. baseline: the arm without distillation.
+    """arms: in the order of the file, each after those it starts from. asked: those trained at every seed; the others
+    are only what these start from. baseline: the arm without distillation.
     equal_time: the arm without distillation that had the teacher's time too; "" where there is none.
     compare: pairs of arms whose difference is reported, besides every student's over the baseline.
     """
@@ -51,6 +52,7 @@ class Experiment:
     compare: tuple[tuple[str, str], ...]
     robustness_images: int
     arms: Mapping[str, Arm]
+    asked: tuple[str, ...]
 
     @property
     def name(self) -> str:
@@ -95,7 +97,8 @@ def read_experiment(name: str) -> Experiment:
     shared = content.get("settings", {})
     arms = {key: _arm(path, key, value, shared, content["runs"]) for key, value in content["runs"].items()}
     ordered: dict[str, Arm] = {}
-    for key in content.get("only", arms):
+    asked = tuple(content.get("only", arms))
+    for key in asked:
         lookup(arms, str(key), f"run in {path}: only:")
         _add(path, arms, key, ordered, ())
     titles = [arm.title for arm in ordered.values()]
@@ -123,6 +126,7 @@ def read_experiment(name: str) -> Experiment:
         _pairs(path, content.get("compare", []), ordered, arms),
         content.get("robustness_images", 30),
         ordered,
+        asked,
     )
 
 
