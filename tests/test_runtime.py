@@ -73,7 +73,7 @@ def test_a_process_that_failed_in_a_group_says_so_and_ends_at_once(error, status
 @pytest.mark.parametrize(
     ("cause", "said"),
     [
-        (" \nCuda failure 2 'out of memory'", "NCCL failed: Cuda failure 2 'out of memory'"),
+        (" \nCuda failure 2 'out of memory'", "NCCL failed (Cuda failure 2 'out of memory')"),
         (
             "\nError while creating /dev/shm/nccl-x (size 9637),\nerror: No space left on device (28)",
             "docker: --shm",

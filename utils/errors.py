@@ -71,9 +71,9 @@ def named(error: BaseException) -> UserError | None:
     if isinstance(error, RuntimeError):
         cause = str(error).partition("Last error:")[2].strip() if isinstance(error, dist.DistBackendError) else ""
         text = cause.replace("\n", " ") or first_line(error)
-        other = UserError(f"NCCL failed: {text}") if cause else None  # its own failure, not that of a peer
-        meaning = next((meaning for pattern, meaning in MEANINGS.items() if re.search(pattern, text)), None)
-        return UserError(f"{meaning} ({text})") if meaning else other
+        unknown = "NCCL failed" if cause else None  # its own failure, not that of a peer
+        meaning = next((meaning for pattern, meaning in MEANINGS.items() if re.search(pattern, text)), unknown)
+        return UserError(f"{meaning} ({text})") if meaning else None
     return None
 
 
@@ -97,16 +97,16 @@ def run_main(main: Callable[[], None]) -> None:
         sys.exit(130)
     except Exception as error:
         known = named(error)
-        if known is None:
-            if not dist.is_initialized():
-                raise
-            traceback.print_exc()
-        elif not _said(str(known)):
+        if known and not _said(str(known)):
             print(f"error: {known}", file=sys.stderr, flush=True)
         if dist.is_initialized():
+            if not known:
+                traceback.print_exc()
             for stream in filter(None, (sys.stdout, sys.stderr)):
                 stream.flush()
-            os._exit(1 if known is None else 2)
+            os._exit(2 if known else 1)
+        if not known:
+            raise
         sys.exit(2)
 
 
