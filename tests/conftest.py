@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from datasets import toy
+
 ROOT = Path(__file__).resolve().parent.parent
 TINY = [
     *("--dataset", "toy", "--model", "fcn", "--backbone", "resnet10t", "--crop-size", "32", "32", "--batch-size", "4"),
@@ -20,12 +22,12 @@ TINY = [
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has it ignored, and what is ignored stays so
 
 
-@pytest.fixture(autouse=True)
-def small_toy(monkeypatch):
-    """Six images a split: what a run of a few iterations needs."""
-    from datasets import toy
-
-    monkeypatch.setattr(toy, "IMAGES", {"train": 6, "val": 3})
+@pytest.fixture(autouse=True, scope="session")
+def small_toy():
+    """Few images a split: what a run of a few iterations in this process needs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(toy, "IMAGES", {"train": 6, "val": 3})
+        yield
 
 
 @pytest.fixture(scope="session")

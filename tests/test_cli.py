@@ -25,17 +25,14 @@ from utils.types import Draw
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    from datasets import toy
 
     folder = tmp_path_factory.mktemp("runs")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(toy, "IMAGES", {"train": 6, "val": 3})
-        train_teacher.main([*TINY, "--save-dir", f"{folder}/teacher"])
-        train_student.main([*TINY, "--kd", "none", "--save-dir", f"{folder}/baseline"])
-        teacher, baseline = f"{folder}/teacher/last.pth", f"{folder}/baseline/last.pth"
-        student = [*TINY, "--save-dir", f"{folder}/student", "--pretrained", baseline]
-        train_student.main([*student, "--teacher-pretrained", teacher])
-        train_student.main([*TINY, "--save-dir", f"{folder}/plain-kd", "--teacher-pretrained", baseline])
+    train_teacher.main([*TINY, "--save-dir", f"{folder}/teacher"])
+    train_student.main([*TINY, "--kd", "none", "--save-dir", f"{folder}/baseline"])
+    teacher, baseline = f"{folder}/teacher/last.pth", f"{folder}/baseline/last.pth"
+    student = [*TINY, "--save-dir", f"{folder}/student", "--pretrained", baseline]
+    train_student.main([*student, "--teacher-pretrained", teacher])
+    train_student.main([*TINY, "--save-dir", f"{folder}/plain-kd", "--teacher-pretrained", baseline])
     return folder
 
 
@@ -247,7 +244,7 @@ def test_an_unwritable_json_does_not_hide_the_score(runs, tmp_path, capsys):
     assert "mIoU" in capsys.readouterr().out
 
 
-def test_a_recipe_says_how_its_data_set_is_evaluated(tmp_path, capsys):
+def test_a_recipe_says_how_its_data_set_is_evaluated(tmp_path):
     recipe, file = tmp_path / "own.yaml", tmp_path / "s.json"
     recipe.write_text("dataset: toy\nlr: 0.1\neval.resize: [160, 120]\neval.flip: true\n")
     student = write_checkpoint(tmp_path / "a/last.pth")

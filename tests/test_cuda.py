@@ -62,7 +62,7 @@ def test_batchnorm_of_two_processes_is_that_of_one(command, tmp_path):
     np.testing.assert_allclose(*(losses(tmp_path / name) for name in "12"), rtol=1e-4)
 
 
-def test_a_failure_under_nccl_is_said_and_ends_the_job(command, tmp_path):
+def test_a_failure_under_nccl_is_said_and_ends_the_job(command):
     flags = [*FLAGS, "--max-iterations", "2", "--save-dir", "/proc/run"]
     done = command("train_teacher.py", *flags, processes=torch.cuda.device_count(), gpu=True, check=False)
     assert done.returncode != 0

@@ -3,7 +3,6 @@
 import hashlib
 import re
 import socket
-import sys
 import threading
 import urllib.error
 import urllib.request
@@ -184,24 +183,23 @@ def test_a_file_of_the_project_is_there_or_comes_from_git(entry, tmp_path):
     assert download.fetch(own, tmp_path) == tmp_path / "net.safetensors"
 
 
-def run(monkeypatch, *flags):
-    monkeypatch.setattr(sys, "argv", ["download", *map(str, flags)])
-    download.main()
+def run(*flags):
+    download.main([*map(str, flags)])
 
 
-def test_command_line(server, entry, tmp_path, monkeypatch, capsys):
+def test_command_line(server, entry, tmp_path, capsys):
     manifest = tmp_path / "manifest.yaml"
     manifest.write_text(yaml.safe_dump([entry._asdict()]))
     where = ("--manifest", manifest, "--folder", tmp_path / "files")
-    run(monkeypatch, *where)
+    run(*where)
     assert "net " in capsys.readouterr().out
-    run(monkeypatch, *where, "--fetch", "n*", "--verify")
+    run(*where, "--fetch", "n*", "--verify")
     assert "ok" in capsys.readouterr().out
     (tmp_path / "files" / entry.file).write_bytes(b"x" * len(CONTENT))
     with pytest.raises(UserError, match=r"1 files in .* not the published"):
-        run(monkeypatch, *where, "--verify")
+        run(*where, "--verify")
     with pytest.raises(UserError, match="did you mean 'net'"):
-        run(monkeypatch, *where, "--fetch", "nett")
+        run(*where, "--fetch", "nett")
 
 
 @pytest.mark.parametrize(

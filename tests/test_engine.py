@@ -80,14 +80,11 @@ def crash_at(last: int) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """An uninterrupted teacher run, and the student distilled from it."""
-    from datasets import toy
 
     folder = tmp_path_factory.mktemp("finished")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(toy, "IMAGES", {"train": 6, "val": 3})
-        teacher = train(train_teacher, folder / "teacher", "--val-per-iters", "2")
-        flags = ["--teacher-pretrained", str(folder / "teacher/last.pth"), *KD]
-        student = train(train_student, folder / "student", *flags)
+    teacher = train(train_teacher, folder / "teacher", "--val-per-iters", "2")
+    flags = ["--teacher-pretrained", str(folder / "teacher/last.pth"), *KD]
+    student = train(train_student, folder / "student", *flags)
     return folder, teacher, student
 
 

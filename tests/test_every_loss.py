@@ -5,7 +5,6 @@ import torch
 
 import train_student
 import train_teacher
-from datasets import toy
 from losses import LOSSES
 from tests.conftest import TINY
 from tests.test_engine import assert_equal, assert_same, crash_at, losses, records
@@ -19,11 +18,9 @@ KD = ",".join(f"{name}={WEIGHTS.get(name, 1)}{SMALL.get(name, '')}" for name in 
 @pytest.fixture(scope="module")
 def teachers(tmp_path_factory):
     folder = tmp_path_factory.mktemp("teachers")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(toy, "IMAGES", {"train": 6, "val": 3})
-        flags = [*TINY, "--max-iterations", "2", "--skip-val", "--save-dir"]
-        train_teacher.main([*flags, str(folder / "assisted")])
-        train_student.main([*flags, str(folder / "plain"), "--kd", "none"])
+    flags = [*TINY, "--max-iterations", "2", "--skip-val", "--save-dir"]
+    train_teacher.main([*flags, str(folder / "assisted")])
+    train_student.main([*flags, str(folder / "plain"), "--kd", "none"])
     return folder
 
 

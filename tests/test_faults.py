@@ -49,12 +49,9 @@ def content(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    from datasets import toy
 
     folder = tmp_path_factory.mktemp("faults") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(toy, "IMAGES", {"train": 6, "val": 3})
-        teach(folder)
+    teach(folder)
     return folder
 
 

@@ -1,8 +1,6 @@
 """One's own data: labels as ids and as colours, lists, and the description of an unknown tree."""
 
-import runpy
 import shlex
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +10,10 @@ from PIL import Image
 
 from datasets import build_dataset, dataset_spec
 from datasets.base import read_sample
+from scripts.data import describe_folder, shrink_dataset
 from tests.trees import SIZE, draw, picture
 from utils.errors import UserError
 
-SCRIPT = Path(__file__).parent.parent / "scripts/data/describe_folder.py"
 COLORS = np.array([(0, 0, 0), (128, 0, 0), (0, 128, 0), (64, 0, 128)], np.uint8)
 
 
@@ -88,12 +86,11 @@ def test_the_palette_reads_pictures_among_ids(tmp_path):
         assert np.array_equal(build_dataset("folder", str(tmp_path), split).read(0)[1], WANTED[ids])
 
 
-def test_a_smaller_copy_keeps_colours(tmp_path, monkeypatch):
+def test_a_smaller_copy_keeps_colours(tmp_path):
     ids = tree(tmp_path / "large", COLORED, "RGBA")
     small = tmp_path / "small"
     flags = ["--dataset", "folder", "--source", str(tmp_path / "large"), "--data", str(small), "--factor", "2"]
-    monkeypatch.setattr(sys, "argv", ["shrink_dataset.py", *flags])
-    runpy.run_path(str(SCRIPT.with_name("shrink_dataset.py")), run_name="__main__")
+    shrink_dataset.main(flags)
     squares = WANTED[ids].reshape(SIZE[0] // 2, 2, -1, 2)
     label = build_dataset("folder", str(small), "val").read(0)[1]
     assert (squares == label[:, None, :, None]).any((1, 3)).all()
@@ -249,15 +246,14 @@ LAYOUTS = {
 }
 
 
-def describe(monkeypatch, root: Path, *flags: str) -> dict:
+def describe(root: Path, *flags: str) -> dict:
     """dataset.yaml as the script writes it."""
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--data", str(root), *flags])
-    runpy.run_path(str(SCRIPT), run_name="__main__")
+    describe_folder.main(["--data", str(root), *flags])
     return yaml.safe_load((root / "dataset.yaml").read_text())
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_an_unknown_tree_is_described_so_that_it_can_be_read(layout, tmp_path, monkeypatch):
+def test_an_unknown_tree_is_described_so_that_it_can_be_read(layout, tmp_path):
     places, form, wanted = LAYOUTS[layout]
     drawn = {}
     for k, (image, label) in enumerate(places.values()):
@@ -270,7 +266,7 @@ def test_an_unknown_tree_is_described_so_that_it_can_be_read(layout, tmp_path, m
                 save(path.parents[1] / f"depth/{n}.png", draw(range(9), n), "ids")
             drawn[path] = draw(range(4), n + 10 * k)
             save(tmp_path / label.format(n), drawn[path], form)
-    content = describe(monkeypatch, tmp_path)
+    content = describe(tmp_path)
     assert {key: content[key] for key in wanted} == wanted
     assert {"train", "val"} <= set(content["splits"])
     left = "# not used, neither images with labels nor these: drives/a/depth, drives/b/depth, drives/c/depth\n"
@@ -290,7 +286,7 @@ def test_an_unknown_tree_is_described_so_that_it_can_be_read(layout, tmp_path, m
     assert sorted(seen) == sorted(drawn)
 
 
-def test_lists_are_splits(tmp_path, monkeypatch):
+def test_lists_are_splits(tmp_path):
     for n in range(8):
         picture(tmp_path / f"images/{n}.jpg", n)
         save(tmp_path / f"masks/{n}.png", draw(range(4), n))
@@ -298,7 +294,7 @@ def test_lists_are_splits(tmp_path, monkeypatch):
     (tmp_path / "lists/train_ids.txt").write_text("0\n1.jpg\nimages/2.jpg\n\n3\n4\n")
     (tmp_path / "lists/val.txt").write_text("5\r\n6\r\n7\r\n")
     (tmp_path / "lists/trainer.txt").write_text("some other words\n")
-    splits = describe(monkeypatch, tmp_path)["splits"]
+    splits = describe(tmp_path)["splits"]
     assert {name: entry["list"] for name, entry in splits.items()} == {
         "train": "lists/train_ids.txt",
         "val": "lists/val.txt",
@@ -306,55 +302,51 @@ def test_lists_are_splits(tmp_path, monkeypatch):
     assert len(build_dataset("folder", str(tmp_path), "train")) == 5
 
 
-def test_images_without_a_label_are_said(tmp_path, monkeypatch):
+def test_images_without_a_label_are_said(tmp_path):
     for n in range(6):
         picture(tmp_path / f"images/{n}.jpg", n)
         save(tmp_path / f"masks/{n}.{'PNG' if n > 3 else 'png'}", draw(range(4), n))
     (tmp_path / "train.txt").mkdir()
-    describe(monkeypatch, tmp_path)
+    describe(tmp_path)
     assert "# 2 images of images have no label called NAME.png\n" in (tmp_path / "dataset.yaml").read_text()
 
 
-def test_ignored_values_come_from_counts(tmp_path, monkeypatch, capsys):
+def test_ignored_values_come_from_counts(tmp_path):
     ids = np.zeros(SIZE, np.uint8)
     ids[1:] = draw(range(1, 4), 0)[1:]  # black on 5 % of the pixels
     for n in range(5):
         picture(tmp_path / f"images/{n}.jpg", n)
         save(tmp_path / f"labels/{n}.png", ids)
-    content = describe(monkeypatch, tmp_path)
+    content = describe(tmp_path)
     assert content["ignore"] == [[0, 0, 0]]
     assert content["colors"]["class_800000"] == [128, 0, 0]
     text = (tmp_path / "dataset.yaml").read_text()
     assert "[0, 0, 0]: 5.00% of the pixels, in 5 of 5 files" in text
     for n in range(5):
         save(tmp_path / f"labels/{n}.png", np.where(ids == 0, 255, ids).astype(np.uint8), "ids")
-    content = describe(monkeypatch, tmp_path, "--overwrite")
+    content = describe(tmp_path, "--overwrite")
     assert (content["names"], content["ignore"]) == (["class_1", "class_2", "class_3"], [255])
     assert content["ids"] == {1: 0, 2: 1, 3: 2}
-    with pytest.raises(SystemExit):
-        describe(monkeypatch, tmp_path)
-    assert "dataset.yaml exists: --overwrite replaces it" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"dataset\.yaml exists: --overwrite replaces it"):
+        describe(tmp_path)
 
 
-def test_a_tree_that_cannot_be_described_is_left_as_it_is(tmp_path, monkeypatch, capsys):
+def test_a_tree_that_cannot_be_described_is_left_as_it_is(tmp_path):
     for n in range(5):
         picture(tmp_path / f"images/{n}.jpg", n)
-    with pytest.raises(SystemExit):
-        describe(monkeypatch, tmp_path)
-    assert "no folder of labels found" in capsys.readouterr().err
-    for suffix, message in (("jpg", "stored without loss"), ("bmp", "different colours (the most frequent: [")):
+    with pytest.raises(UserError, match="no folder of labels found"):
+        describe(tmp_path)
+    for suffix, message in (("jpg", "stored without loss"), ("bmp", r"different colours \(the most frequent: \[")):
         for n in range(5):
             picture(tmp_path / f"masks/{n}.{suffix}", n)  # its colours are blended
-        with pytest.raises(SystemExit):
-            describe(monkeypatch, tmp_path)
-        assert message in capsys.readouterr().err
+        with pytest.raises(UserError, match=message):
+            describe(tmp_path)
         for n in range(5):
             (tmp_path / f"masks/{n}.{suffix}").unlink()
     for n in range(5):
         Image.fromarray(draw(range(3), n).astype(np.int32) * 40000).save(tmp_path / f"masks/{n}.tif")
-    with pytest.raises(SystemExit):
-        describe(monkeypatch, tmp_path)
-    assert "3 different ids (the most frequent: " in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"3 different ids \(the most frequent: "):
+        describe(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "masks"]
 
 

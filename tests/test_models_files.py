@@ -156,10 +156,7 @@ def test_damaged_cards_are_named(own, tmp_path, change, message):
 
 
 def export(source, target, *more):
-    argv = ["export", "--pretrained", str(source), "--export", str(target), *more]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", argv)
-        export_safetensors.main()
+    export_safetensors.main(["--pretrained", str(source), "--export", str(target), *more])
 
 
 def test_safetensors_round_trip(own, network, tmp_path):
@@ -205,11 +202,10 @@ def test_export_flags(own, tmp_path):
         export(own, tmp_path / "student.pth")
 
 
-def test_a_file_without_its_data_set_asks_for_it(own, tmp_path, monkeypatch):
+def test_a_file_without_its_data_set_asks_for_it(own, tmp_path):
     checkpoint.save({**checkpoint.read(own), "dataset": ""}, tmp_path / "foreign.pth")
-    monkeypatch.setattr(sys, "argv", ["eval.py", "--pretrained", str(tmp_path / "foreign.pth"), "--device", "cpu"])
     with pytest.raises(UserError, match="give --dataset and --data"):
-        evaluation.main()
+        evaluation.main(["--pretrained", str(tmp_path / "foreign.pth"), "--device", "cpu"])
 
 
 THEIR_STEMS = {  # our names -> LAD's and CIRKD's; MMSegmentation's
@@ -272,7 +268,7 @@ def test_a_stem_that_does_not_fit_is_said(tmp_path):
         initialise(build_model("fcn", "resnet18_v1s", K), "timm", "", "imagenet")
 
 
-def test_starting_from_a_whole_checkpoint(own, network, tmp_path):
+def test_starting_from_a_whole_checkpoint(own, network):
     teacher = build_model(*NETWORK, in_channels=4)
     plane = teacher.backbone.conv_stem.weight[:, 3:].clone()
     initialise(teacher, "", str(own), "imagenet")

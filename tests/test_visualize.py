@@ -1,7 +1,5 @@
 """The grid of predictions and TensorBoard's pictures: a column a network, titles that stay in their column."""
 
-import sys
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -19,10 +17,9 @@ def run(monkeypatch, *flags):
     """The titles of the grid that is drawn."""
     drawn = []
     whole = visualize.style.grid
-    monkeypatch.setattr(sys, "argv", ["visualize.py", *map(str, flags)])
     with monkeypatch.context() as patch:
         patch.setattr(visualize.style, "grid", lambda rows, *rest: (drawn.extend(rows), whole(rows, *rest))[1])
-        visualize.main()
+        visualize.main([*map(str, flags)])
     return [list(row) for row in drawn]
 
 

@@ -10,7 +10,7 @@ first files, and exit status 1; --json has every one.
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -158,8 +158,8 @@ def by_kind(problems: list[str]) -> Iterator[str]:
         yield f"{first}{f' ({len(others) + 1} like this{also})' if others else ''}"
 
 
-def main() -> None:
-    config = CheckConfig(**parse_flags(CheckConfig, __doc__))
+def main(argv: Sequence[str] | None = None) -> None:
+    config = CheckConfig(**parse_flags(CheckConfig, __doc__, argv))
     if not config.dataset:
         raise UserError("--dataset NAME is missing")
     root = Path(config.data).expanduser()

@@ -102,8 +102,8 @@ def classes_text(content: Content, folder: Path) -> list[str]:
     return [*lines, *(f"  # {flow(v)}: {content.seen(v)}" for v in ignored)]
 
 
-def main() -> None:
-    config = DescribeConfig(**parse_flags(DescribeConfig, __doc__))
+def main(argv: Sequence[str] | None = None) -> None:
+    config = DescribeConfig(**parse_flags(DescribeConfig, __doc__, argv))
     root = Path(config.data).expanduser()
     if not (config.data and root.is_dir()):
         raise UserError(f"--data {config.data or 'ROOT'}: no such folder")

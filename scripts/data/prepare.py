@@ -8,7 +8,7 @@ labels become PNG with the official ids.
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,8 +74,8 @@ def convert_stuff(root: Path) -> None:
 FINISH: dict[str, Callable[[Path], None]] = {"voc": convert_voc, "coco_stuff_10k": convert_stuff}
 
 
-def main() -> None:
-    config = PrepareConfig(**parse_flags(PrepareConfig, __doc__))
+def main(argv: Sequence[str] | None = None) -> None:
+    config = PrepareConfig(**parse_flags(PrepareConfig, __doc__, argv))
     archives = lookup(ARCHIVES, config.dataset, "data set to prepare")
     if not config.data:
         raise UserError("--data ROOT is missing: the folder to make")

@@ -7,6 +7,7 @@ copied, so that the copy is read as the original is.
 """
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,8 +69,8 @@ def shrink(array: np.ndarray, factor: float, resampling: Image.Resampling, path:
         raise UserError(f"{path} cannot be written: {error}") from error
 
 
-def main() -> None:
-    config = ShrinkConfig(**parse_flags(ShrinkConfig, __doc__))
+def main(argv: Sequence[str] | None = None) -> None:
+    config = ShrinkConfig(**parse_flags(ShrinkConfig, __doc__, argv))
     for flag in ("dataset", "source", "data"):
         if not getattr(config, flag):
             raise UserError(f"--{flag} is missing")

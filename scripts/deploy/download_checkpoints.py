@@ -13,6 +13,7 @@ import os
 import sys
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
 from itertools import chain
@@ -125,8 +126,8 @@ def verify(entries: list[Entry], folder: Path) -> None:
         raise UserError(f"{sum(map(bool, found.values()))} files in {folder} are not the published ones")
 
 
-def main() -> None:
-    config = DownloadConfig(**parse_flags(DownloadConfig, __doc__))
+def main(argv: Sequence[str] | None = None) -> None:
+    config = DownloadConfig(**parse_flags(DownloadConfig, __doc__, argv))
     entries, folder = read_manifest(Path(config.manifest)), Path(config.folder).expanduser()
     by_name = {entry.name: entry for entry in entries}
     matching = {pattern: fnmatch.filter(by_name, pattern) for pattern in config.fetch}

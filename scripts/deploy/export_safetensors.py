@@ -7,6 +7,7 @@ names, palette, pixel convention, data set, the run's settings and its scores; f
 """
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,8 +30,8 @@ class ExportConfig:
     assisted: bool = option(False, "keep the label plane of a file of the LAD release: it is a teacher")
 
 
-def main() -> None:
-    config = ExportConfig(**parse_flags(ExportConfig, __doc__))
+def main(argv: Sequence[str] | None = None) -> None:
+    config = ExportConfig(**parse_flags(ExportConfig, __doc__, argv))
     if not config.pretrained:
         raise UserError("--pretrained FILE is missing: the checkpoint to export")
     if not config.export.endswith(SUFFIX):

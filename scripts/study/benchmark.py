@@ -10,7 +10,7 @@ a line in COMPARISONS.
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -44,8 +44,8 @@ COMPARISONS: dict[str, Callable[[BenchmarkConfig, torch.device], Comparison]] = 
 }
 
 
-def main() -> None:
-    config = BenchmarkConfig(**parse_flags(BenchmarkConfig, __doc__))
+def main(argv: Sequence[str] | None = None) -> None:
+    config = BenchmarkConfig(**parse_flags(BenchmarkConfig, __doc__, argv))
     torch.set_num_threads(1)
     known = dict.fromkeys(name.partition("-")[0] for name in COMPARISONS) | COMPARISONS  # "teacher" is all of them
     for item in config.only:

@@ -11,6 +11,7 @@ the last bit.
 
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,8 +32,8 @@ class FaultsConfig:
     seed: int = option(0, "of the moments and places", minimum=0)
 
 
-def main() -> None:
-    config = FaultsConfig(**parse_flags(FaultsConfig, __doc__))
+def main(argv: Sequence[str] | None = None) -> None:
+    config = FaultsConfig(**parse_flags(FaultsConfig, __doc__, argv))
     known = {**FAULTS, "soak": ("a long run", partial(soak, iterations=config.iterations))}
     chosen = {name: lookup(known, name, "fault") for name in config.only} or known
     failed = 0

@@ -10,6 +10,7 @@ passes of one image in float32, after two that do not count.
 
 import statistics
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -66,8 +67,8 @@ def row(arch: str, backbone: str, role: str, config: TableConfig, devices: list[
     return tuple(cells)
 
 
-def main() -> None:
-    config = TableConfig(**parse_flags(TableConfig, __doc__))
+def main(argv: Sequence[str] | None = None) -> None:
+    config = TableConfig(**parse_flags(TableConfig, __doc__, argv))
     networks = [n for n in NETWORKS if not config.only or set(n) & set(config.only)]
     if not networks:
         raise UserError(f"--only {' '.join(config.only)}: no such network in the table")

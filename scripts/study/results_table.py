@@ -14,7 +14,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +33,12 @@ TABLES = {"summary": summary, "students": students, "gains": gains, "teachers": 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="*", type=Path, help="written by eval.py --json")
     parser.add_argument("--readme", type=Path, help="Markdown file whose marked tables are rewritten")
     parser.add_argument("--check", action="store_true", help="change nothing, exit 1 where something would change")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.files:
         print(markdown(*files_table(args.files)), end="")
     if args.readme:

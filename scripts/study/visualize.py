@@ -8,6 +8,7 @@ one.
 """
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,8 +66,8 @@ def networks(config: GridConfig) -> dict[str, Loaded]:
     return found
 
 
-def main() -> None:
-    config = GridConfig(**parse_flags(GridConfig, __doc__))
+def main(argv: Sequence[str] | None = None) -> None:
+    config = GridConfig(**parse_flags(GridConfig, __doc__, argv))
     columns = networks(config)
     card = next(iter(columns.values())).card
     where = config.dataset or card.dataset, config.data or card.data, config.split
