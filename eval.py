@@ -102,11 +102,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         runtime = replace(runtime, amp=amp)
         placed = runtime.place(loaded.model), loaded.convention, noise and runtime.place(noise)
         predict = Predictor(*placed, **config.views(), runtime=runtime)
-        keep = Keeper(config, dataset)
+        keep = Keeper(config, dataset) if config.save_pred or config.blend else None
         scored = partial(evaluate, predict, dataset, len(spec.names), runtime, config.workers, progress=True)
         metrics, *others = (
-            scored(config.seed + draw, config.batch_size, keep if draw == 0 and keep.wanted else None)
-            for draw in range(config.draws)
+            scored(config.seed + draw, config.batch_size, keep if draw == 0 else None) for draw in range(config.draws)
         )
         if not runtime.is_main:
             return
@@ -120,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "label_assisted": noise is not None,
             **metrics.as_dict(spec.names, config.absent_as_zero),
         }
-        if others:
+        if others and result["miou"] is not None:
             result["draws"] = [m.miou(config.absent_as_zero) for m in (metrics, *others)]
         print(metrics.table(spec.names))
         report(result)
@@ -135,28 +134,21 @@ class Keeper:
 
     def __init__(self, config: EvalConfig, dataset: SegmentationDataset) -> None:
         """Raises UserError: a picture would overwrite a file of the data set, or another picture."""
-        self.config, self.dataset, self.spec = config, dataset, dataset.spec
-        self.wanted = bool(config.save_pred or config.blend)
+        self.config, self.dataset = config, dataset
         folders = [Path(folder) for folder in (config.save_pred, config.blend) if folder]
         made = [(f"{name}.png", image) for name, (image, _) in zip(dataset.names, dataset.pairs, strict=True)]
         outputs = ((folder / name, image) for folder in folders for name, image in made)
-        inputs = [path for pair in dataset.pairs for path in pair if path] if folders else ()
+        inputs = (path for pair in dataset.pairs for path in pair if path)
         require_apart(outputs, inputs, "folder for --save-pred and --blend")
-        for folder in folders:
-            folder.mkdir(parents=True, exist_ok=True)
 
     def __call__(self, index: int, prediction: np.ndarray) -> None:
-        name = f"{self.dataset.names[index]}.png"
-        if self.config.save_pred:
-            if self.config.submission:
-                picture = Image.fromarray(self.spec.ids.official(prediction))
-            else:
-                picture = palette_picture(prediction, self.spec.palette)
-            save_png(picture, Path(self.config.save_pred) / name)
+        name, spec = f"{self.dataset.names[index]}.png", self.dataset.spec
+        if self.config.submission:  # which needs --save-pred
+            save_png(Image.fromarray(spec.ids.official(prediction)), Path(self.config.save_pred) / name)
+        elif self.config.save_pred:
+            save_png(palette_picture(prediction, spec.palette), Path(self.config.save_pred) / name)
         if self.config.blend:
-            save_png(
-                blended(self.dataset.read(index)[0], prediction, self.spec.palette), Path(self.config.blend) / name
-            )
+            save_png(blended(self.dataset.read(index)[0], prediction, spec.palette), Path(self.config.blend) / name)
 
 
 def save_areas(path: Path, areas: np.ndarray, dataset: SegmentationDataset) -> None:

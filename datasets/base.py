@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datasets.cache import SampleCache
-from datasets.files import Arrays, FileListing, Pair, read_files
+from datasets.files import Arrays, Pair, listing, read_files
 from datasets.ids import INVALID, IdMap, most_frequent
 from utils.errors import UserError
 from utils.seeding import derive_seed
@@ -47,8 +47,8 @@ class DatasetSpec:
 
 def missing_files(pairs: list[Pair]) -> list[Path]:
     """Files of the pairs that are not there."""
-    exists = FileListing()
-    return [path for pair in pairs for path in pair if path not in exists]
+    exists = listing()
+    return [path for pair in pairs for path in pair if not exists(path)]
 
 
 class SegmentationDataset(Dataset):

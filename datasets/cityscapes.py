@@ -8,21 +8,16 @@ labels hold ignored ids only.
 from pathlib import Path
 
 from datasets.base import DatasetSpec, hex_colors
-from datasets.files import Pair, images_in, locate, match
+from datasets.files import Pair, locate, match
 from datasets.ids import IdMap
-from utils.errors import UserError
 
 TRAINED_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 HINT = "It takes leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip, unpacked in one folder"
 
 
 def pairs(root: Path, split: str) -> list[Pair]:
-    base = locate(root, "leftImg8bit", ("", "cityscapes"), HINT)
-    folder = base / "leftImg8bit" / split
-    if not folder.is_dir():
-        raise UserError(f"folder not found: {folder}")
-    cities = sorted(path for path in folder.iterdir() if path.is_dir())
-    images = [p for city in cities for p in images_in(city, [".png"]) if p.stem.endswith("_leftImg8bit")]
+    base = locate(root, f"leftImg8bit/{split}", ("", "cityscapes"), HINT)
+    images = sorted((base / "leftImg8bit" / split).glob("[!.]*/[!.]*_leftImg8bit.png"))
 
     def labels(image: Path) -> list[Path]:
         stem = base / "gtFine" / split / image.parent.name / image.stem.removesuffix("_leftImg8bit")

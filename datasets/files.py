@@ -1,23 +1,21 @@
-"""Images, labels and lists from files: exact, or refused with the file's name."""
+"""Labels and lists from files, exact or refused with the file's name; which files are images and labels."""
 
-import io
 import re
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
-from datasets.jpeg import JPEG, decode_jpeg
 from datasets.matlab import mat_field
 from utils.errors import UserError
-from utils.files import read_bytes
+from utils.pictures import content_of, open_picture, read_image
 
 Pair = tuple[Path, Path]
 Arrays = tuple[np.ndarray, np.ndarray]
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
-IMAGE_MODES = ("RGB", "L", "P", "1", "CMYK", "RGBA", "LA", "PA")  # 8 bits a channel, with one meaning as RGB
 COLOR_MODES = ("RGB", "RGBA", "L", "P", "1", "LA", "PA")  # of labels
 LABEL_MODES = ("L", "P", "1", "I", "I;16", "I;16B", "I;16L", "I;16N")
 RESCALED = re.compile(r"L;[24]|[L1];.*I")  # raw modes whose numbers PIL multiplies or inverts, as grey levels
@@ -35,40 +33,6 @@ def read_files(
     return None if image_path is None else read_image(image_path, size), label
 
 
-def read_image(path: Path, size: tuple[int, int] | None = None, behind: str = "") -> np.ndarray:
-    """RGB uint8 ``[H, W, 3]``, turned as its EXIF orientation says; kept as stored where only that has ``size``.
-
-    behind: the colour that shows through transparent pixels; without one they are refused.
-
-    JPEG goes through OpenCV, which is faster than PIL and gives the same pixels, once it is known to be whole: OpenCV
-    fills up what a truncated file lacks. Everything else goes through PIL.
-    Raises UserError: see ``read_files``.
-    """
-    image = _decode(path, True, behind)
-    turned = size is not None and image.shape[:2] != size == image.shape[1::-1]
-    stored = _decode(path, False, behind) if turned else image
-    return stored if stored.shape[:2] == size else image
-
-
-def _decode(path: Path, upright: bool, behind: str) -> np.ndarray:
-    data = _content(path)
-    if not data.startswith(JPEG):
-        return _open(path, data, lambda file: _rgb(path, ImageOps.exif_transpose(file) if upright else file, behind))
-    return decode_jpeg(path, data, upright)
-
-
-def _rgb(path: Path, file: Image.Image, behind: str) -> np.ndarray:
-    if file.mode not in IMAGE_MODES:
-        raise UserError(f"{path} has pixels of mode {file.mode}: save it as 8-bit RGB, which fixes what is black")
-    if file.has_transparency_data:
-        file = file.convert("RGBA")
-        if behind:
-            file = Image.alpha_composite(Image.new("RGBA", file.size, behind), file)
-        elif file.getchannel("A").getextrema()[0] < 255:
-            raise UserError(f"{path} has transparent pixels: save it without alpha, which fixes their colour")
-    return np.array(file.convert("RGB"))
-
-
 def read_label(path: Path, indexed: bool = True, colored: bool = False) -> np.ndarray:
     """Label ids ``[H, W]`` as stored. Never through OpenCV, which turns a palette into grey levels.
 
@@ -77,7 +41,7 @@ def read_label(path: Path, indexed: bool = True, colored: bool = False) -> np.nd
     """
     if path.suffix == ".mat" and indexed:
         return mat_field(path, "S").astype(np.int64)
-    return _open(path, _content(path), lambda file: _label(path, file, indexed, colored))
+    return open_picture(path, content_of(path), lambda file: _label(path, file, indexed, colored))
 
 
 def _label(path: Path, file: Image.Image, indexed: bool, colored: bool) -> np.ndarray:
@@ -102,35 +66,14 @@ def _rescaled(file: Image.Image) -> bool:
     return bool(RESCALED.match(str(raw))) or (file.tile[0].codec_name.startswith("ppm") and more != [255])
 
 
-def _content(path: Path, kind: str = "file") -> bytes:
-    try:
-        return read_bytes(path)
-    except FileNotFoundError:
-        raise UserError(f"{kind} not found: {path}") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
-
-
-def _open(path: Path, data: bytes, convert: Callable[[Image.Image], np.ndarray]) -> np.ndarray:
-    try:
-        with Image.open(io.BytesIO(data)) as file:
-            if (count := getattr(file, "n_frames", 1)) > 1 and file.format != "MPO":
-                raise UserError(f"{path} holds {count} pictures: save the one that is meant alone")
-            return convert(file)
-    except UnidentifiedImageError:
-        raise UserError(f"{path} cannot be read: it is no picture of a known format") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
-
-
 def read_list(path: Path) -> list[str]:
     """The lines of a list file; byte-order mark, CRLF, blank lines and outer blanks do not matter.
 
     Raises:
-        UserError: no such file, no text, a name listed twice, or one that leads out of the data set.
+        UserError: no such file, no text, a name listed twice, or one of no file in the data set.
     """
     try:
-        lines = _content(path, "list file").decode("utf-8-sig").splitlines()
+        lines = content_of(path, "list file").decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is no text file: {error}") from error
     seen: dict[str, int] = {}
@@ -140,8 +83,8 @@ def read_list(path: Path) -> list[str]:
             continue
         if name in seen:
             raise UserError(f"{path} lists {name} twice, in lines {seen[name]} and {number}")
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise UserError(f"{path}, line {number}: {name} leads out of the data set")
+        if Path(name).is_absolute() or ".." in Path(name).parts or not Path(name).name:
+            raise UserError(f"{path}, line {number}: {name} names no file of the data set")
         seen[name] = number
     return list(seen)
 
@@ -175,24 +118,17 @@ def match(
 
     Raises UserError: two images have the same label.
     """
-    exists, pairs = FileListing(), {}
+    exists, pairs = listing(), {}
     for image in images:
         labels = candidates(image)
-        label = next((c for c in labels if c in exists), labels[0])
+        label = next((c for c in labels if exists(c)), labels[0])
         if label in pairs:
             raise UserError(f"{pairs[label]} and {image.name} would have one label, {label}: {advice}")
         pairs[label] = image
     return [(image, label) for label, image in pairs.items()]
 
 
-class FileListing:
-    """``path in listing``: one look at each folder instead of one at each file."""
-
-    def __init__(self) -> None:
-        self._names: dict[Path, set[str]] = {}
-
-    def __contains__(self, path: Path) -> bool:
-        folder = path.parent
-        if folder not in self._names:
-            self._names[folder] = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
-        return path.name in self._names[folder]
+def listing() -> Callable[[Path], bool]:
+    """Whether a file is there, by one look at each folder instead of one at each file."""
+    names = cache(lambda folder: {path.name for path in folder.iterdir()} if folder.is_dir() else set())
+    return lambda path: path.name in names(path.parent)

@@ -58,11 +58,8 @@ def folder_spec(root: Path) -> DatasetSpec:
     check("names", valid, "2 or more different names, words (yes, no, on, off and numbers in quotes)")
     check("names", len(names) <= MAX_CLASSES, f"at most {MAX_CLASSES} classes")
 
-    check(
-        "splits",
-        _are_splits(content["splits"]),
-        "train: {images: FOLDER, labels: FOLDER} and so on, a * in both or none",
-    )
+    valid = _are_splits(content["splits"])
+    check("splits", valid, "train: {images: FOLDER, labels: FOLDER} and so on, a * in both or none")
     suffixes = content.get("label_suffix", ".png"), content.get("image_suffix", "")
     for key, suffix in zip(("label_suffix", "image_suffix"), suffixes, strict=True):
         check(key, isinstance(suffix, str), "the end of a file name, such as _mask.png")
@@ -95,15 +92,13 @@ def _ids(content: dict[str, Any], names: list[str], check: Check) -> IdMap:
     check("ids", not without, f"an id for each class: {', '.join(without)} has none")
     ignore = content.get("ignore", [] if IGNORE_INDEX in ids else [IGNORE_INDEX])
     ignore = ignore if isinstance(ignore, list) else [ignore]
-    valid = all(_is_id(item) or is_color(item) for item in ignore)
     ignored = [item for item in ignore if _is_id(item)]
-    check("ignore", valid and not set(ignored) & set(ids), "ids 0..65535 or colours [R, G, B] that are no class")
-    colors = {}
-    if "palette" in content:
-        colors = {tuple(color): k for k, color in enumerate(content["palette"])}
-        unclassed = {tuple(item): IGNORE_INDEX for item in ignore if is_color(item)}
-        check("ignore", not unclassed.keys() & colors.keys(), "ids 0..65535 or colours [R, G, B] that are no class")
-        colors = colors | unclassed if len(colors) == len(names) else {}  # two classes of one colour: not to be told
+    unclassed = {tuple(item): IGNORE_INDEX for item in ignore if is_color(item)}
+    colors = {tuple(color): k for k, color in enumerate(content.get("palette") or ())}
+    valid = all(_is_id(item) or is_color(item) for item in ignore)
+    valid = valid and not set(ignored) & set(ids) and not unclassed.keys() & colors.keys()
+    check("ignore", valid, "ids 0..65535 or colours [R, G, B] that are no class")
+    colors = colors | unclassed if len(colors) == len(names) else {}  # no palette, or two classes of one colour
     return IdMap({raw: classes[k] for raw, k in ids.items()}, tuple(ignored), colors)
 
 

@@ -37,9 +37,10 @@ def folders_of(root: Path, images: str, labels: str) -> list[tuple[Path, Path]]:
         return [(root / images, root / labels)]
     parts = str(PurePath(images)).split("*")
     form, found = re.compile("([^/]*)".join(map(re.escape, parts))), []
-    for folder in sorted(filter(Path.is_dir, root.glob("*".join(map(glob.escape, parts))))):
-        names = iter(form.fullmatch(folder.relative_to(root).as_posix()).groups())
-        found.append((folder, root / re.sub(r"\*", lambda _, names=names: next(names), labels)))
+    for place in sorted(map(PurePath, glob.glob("*".join(map(glob.escape, parts)), root_dir=root))):  # none hidden
+        names = iter(form.fullmatch(place.as_posix()).groups())
+        if (root / place).is_dir():
+            found.append((root / place, root / re.sub(r"\*", lambda _, names=names: next(names), labels)))
     if not found:
         raise UserError(f"{root} holds no folder {images}")
     return found

@@ -5,7 +5,6 @@ three, the rest is form.
 """
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import cv2
@@ -20,10 +19,6 @@ HEIGHT, WIDTH = 96, 128
 IMAGES = {"train": 400, "val": 60}
 HUES = ((200, 110, 60), (70, 160, 90), (80, 90, 190))  # mean RGB of a pair of shapes
 OUTLINE = 2  # pixels of ignored outline around a shape, as in VOC
-
-
-def _regular(corners: int, center: np.ndarray, radius: float, angle: float) -> list[np.ndarray]:
-    return [_polygon(center, radius, angle, corners)]
 
 
 def _ring(center: np.ndarray, radius: float, angle: float) -> list[np.ndarray]:
@@ -50,11 +45,11 @@ def _polygon(center: np.ndarray, radius: float, angle: float, corners: int) -> n
 
 
 SHAPES: dict[str, Callable[[np.ndarray, float, float], list[np.ndarray]]] = {
-    "disk": partial(_regular, 32),
+    "disk": lambda *place: [_polygon(*place, 32)],
     "ring": _ring,
-    "square": partial(_regular, 4),
+    "square": lambda *place: [_polygon(*place, 4)],
     "cross": _cross,
-    "triangle": partial(_regular, 3),
+    "triangle": lambda *place: [_polygon(*place, 3)],
     "star": _star,
 }
 

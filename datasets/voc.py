@@ -11,7 +11,7 @@ Labels are read as ids from palette or plain PNG alike, so either kind of file m
 from pathlib import Path
 
 from datasets.base import DatasetSpec, voc_colors
-from datasets.files import Pair, locate, read_list
+from datasets.files import Pair, locate, match, read_list
 from datasets.ids import IdMap
 
 
@@ -24,15 +24,12 @@ def pairs(root: Path, split: str) -> list[Pair]:
         listed = lists / "train.txt"
         names = extra | set(read_list(listed) if listed.is_file() or not extra else ())
         names -= set(read_list(lists / "val.txt"))
-        preferred = extra
     else:
         names = set(read_list(lists / f"{split}.txt"))
-        # a layout with SegmentationClassAug alone has the validation labels among them
-        preferred = set() if plain.is_dir() else extra
-    return [
-        (base / f"JPEGImages/{name}.jpg", (augmented if name in preferred else plain) / f"{name}.png")
-        for name in sorted(names)
-    ]
+    # a layout with SegmentationClassAug alone has the validation labels among them
+    folders = (augmented, plain) if extra and (split == "train" or not plain.is_dir()) else (plain,)
+    images = [base / f"JPEGImages/{name}.jpg" for name in sorted(names)]
+    return match(images, lambda image: [folder / f"{image.stem}.png" for folder in folders])
 
 
 VOC = DatasetSpec(

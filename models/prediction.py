@@ -9,6 +9,7 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from utils.errors import UserError
+from utils.pictures import read_image, rgb
 from utils.pixels import PixelConvention
 from utils.training.evaluation import Predictor
 
@@ -21,13 +22,7 @@ def rgb_pixels(image: str | Path | Image.Image | np.ndarray) -> np.ndarray:
         UserError: a file that cannot be read, an array of another type or shape, something else.
     """
     if isinstance(image, (str, Path)):
-        try:
-            with Image.open(Path(image).expanduser()) as file:
-                return rgb_pixels(file)
-        except FileNotFoundError:
-            raise UserError(f"file not found: {image}") from None
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise UserError(f"{image} cannot be read: {error}") from error
+        return read_image(Path(image).expanduser(), behind="white")
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,), (4,)):
             wanted = "uint8 [H, W, 3] RGB of 0..255 (or [H, W], [H, W, 4])"
@@ -35,13 +30,7 @@ def rgb_pixels(image: str | Path | Image.Image | np.ndarray) -> np.ndarray:
         image = Image.fromarray(image)
     if not isinstance(image, Image.Image):
         raise UserError(f"an image is a path, a PIL image or an array, not {type(image).__name__}")
-    if image.mode.startswith(("I", "F")):
-        raise UserError(f"an image of mode {image.mode} has no range that is known: make it 8-bit RGB")
-    upright = ImageOps.exif_transpose(image)
-    if upright.has_transparency_data:
-        upright = upright.convert("RGBA")
-        upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
-    return np.array(upright.convert("RGB"))
+    return rgb("the image", ImageOps.exif_transpose(image), "white")
 
 
 class PixelsToLogits(nn.Module):

@@ -12,12 +12,13 @@ from PIL import Image
 import eval as evaluation
 import train_student
 import train_teacher
-from datasets import build_dataset
+from datasets import build_dataset, dataset_spec
 from datasets.toy import TOY
 from models.checkpoints.loading import from_checkpoint
 from tests.conftest import TINY
 from tests.networks import write_checkpoint
 from tests.test_engine import records
+from tests.trees import picture
 from utils.errors import UserError
 from utils.pixels import CONVENTIONS
 from utils.types import Draw
@@ -67,6 +68,17 @@ def test_scores_are_those_of_the_saved_predictions(runs, tmp_path):
     union = confusion.sum(0) + confusion.sum(1) - np.diag(confusion)
     iou = np.diag(confusion)[union > 0] / union[union > 0]
     assert result["miou"] == pytest.approx(iou.mean(), rel=1e-12)
+
+
+def test_no_score_without_a_label(runs, tmp_path, capsys):
+    picture(tmp_path / "test/a.jpg")
+    names = ", ".join(dataset_spec("toy").names)
+    (tmp_path / "dataset.yaml").write_text(f"names: [{names}]\nsplits: {{test: {{images: test, labels: none}}}}\n")
+    flags = ["--dataset", "folder", "--data", str(tmp_path), "--split", "test", "--draws", "2"]
+    result = score(runs, tmp_path, "teacher", *flags)
+    assert result["miou"] is None
+    assert "draws" not in result
+    assert "nan" not in capsys.readouterr().out
 
 
 def test_a_teacher_may_be_shown_other_codes(runs, tmp_path):

@@ -12,10 +12,11 @@ from PIL import Image
 
 from datasets import DATASETS, build_dataset, dataset_spec
 from datasets.coco_stuff import UNUSED, USED
-from datasets.files import read_image, read_label, read_list
+from datasets.files import read_label, read_list
 from datasets.ids import IdMap
 from tests.trees import SIZE, TREES, draw, label, mapped, picture
 from utils.errors import UserError
+from utils.pictures import read_image
 
 SPECS = {name: spec for name, spec in DATASETS.items() if not callable(spec)}
 
@@ -194,7 +195,7 @@ def test_a_jpeg_cut_anywhere_is_refused_even_with_a_thumbnail_in_it(progressive,
     path = tmp_path / "cut.jpg"
     whole = picture(path, exif=b"Exif\0\0" + small.getvalue(), progressive=progressive)
     data = path.read_bytes()
-    path.write_bytes(data + b"\0" * 40 + b"camera notes")
+    path.write_bytes(data + b"\0" * 40 + b"a film of the camera: \xff\xda" + b"\0" * 40)
     assert np.array_equal(read_image(path), whole)
     for stop in range(0, len(data), 7):
         path.write_bytes(data[:stop])
@@ -293,11 +294,11 @@ def test_labels_whose_numbers_are_not_ids_as_stored_are_refused(tmp_path):
             read_label(path, colored=colored)
 
 
-@pytest.mark.parametrize("kind", ["TIFF", "PNG"])
+@pytest.mark.parametrize("kind", ["TIFF", "PNG", "MPO"])
 def test_files_of_several_pictures_are_refused(kind, tmp_path):
     first, *others = [Image.fromarray(draw(range(n), 0)) for n in (9, 7, 5)]
     first.save(tmp_path / "pages", kind, save_all=True, append_images=others)
-    for read in (read_image, read_label):
+    for read in (read_label, *[read_image] * (kind != "MPO")):  # of a JPEG the first picture is meant
         with pytest.raises(UserError, match="pages holds 3 pictures"):
             read(tmp_path / "pages")
 
@@ -332,8 +333,9 @@ def test_lists(tmp_path):
     assert read_list(path) == ["a b", "ü"]
     for text, problem in (
         ("a\nb\na\n", "twice, in lines 1 and 3"),
-        ("a\n../b\n", "line 2: ../b leads out"),
-        ("/a\n", "line 1: /a leads out"),
+        ("a\n../b\n", "line 2: ../b names no file"),
+        ("/a\n", "line 1: /a names no file"),
+        ("./\n", "line 1: ./ names no file"),
     ):
         path.write_text(text)
         with pytest.raises(UserError, match=problem):

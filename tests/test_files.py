@@ -13,10 +13,11 @@ from PIL import Image
 
 from datasets.base import read_sample
 from datasets.camvid import CAMVID
-from datasets.files import read_image, read_list
-from datasets.jpeg import complaints
+from datasets.files import read_list
 from utils import checkpoint, files
 from utils.errors import UserError, named, run_main
+from utils.jpeg import complaints
+from utils.pictures import read_image
 
 
 def test_streams_that_are_closed_or_cannot_hold_a_character_end_no_program(monkeypatch):

@@ -61,6 +61,12 @@ def test_labels_of_colours(form, tmp_path):
     assert official.tolist() == [[[64, 0, 128], [128, 0, 0], [0, 128, 0]]]
 
 
+def test_a_key_without_a_value_is_none(tmp_path):
+    ids = tree(tmp_path, "names: [a, b, c, d]\npalette:\nignore: [[0, 0, 0]]\n")
+    save(tmp_path / "valannot/a.png", ids, "ids")
+    assert np.array_equal(build_dataset("folder", str(tmp_path), "val").read(0)[1], ids)
+
+
 def test_a_class_of_several_colours_and_names_in_another_order(tmp_path):
     text = "names: [c, a]\npalette: [[1, 2, 3], [4, 5, 6]]\n"
     ids = tree(tmp_path, text + "colors: {a: [[0, 0, 0], [128, 0, 0]], c: [[0, 128, 0], [64, 0, 128]]}\n")
@@ -185,6 +191,7 @@ def test_a_star_is_any_name(tmp_path):
         assert all(image.parent.parent == label.parent.parent for image, label in found)
         return [f"{image.parent.parent.name}{image.stem}{label.stem}" for image, label in found]
 
+    picture(tmp_path / ".hidden/rgb/a.jpg")
     assert pairs("*/rgb", "*/mask") == ["d1aa", "d1bb", "d2bb", "d2cc"]
     assert pairs("./d*/rgb/", "d*/mask") == ["d1aa", "d1bb", "d2bb", "d2cc"]
     names = build_dataset("folder", str(tmp_path), "train").names

@@ -16,7 +16,6 @@ from datasets import DATASETS, cityscapes, dataset_spec
 from datasets.base import SegmentationDataset
 from datasets.cache import _size
 from datasets.files import read_list
-from datasets.jpeg import decode_jpeg
 from datasets.matlab import mat_field
 from models import from_checkpoint
 from models.backbones.context_path import ContextPath
@@ -35,6 +34,7 @@ from scripts.study.benchmarks import steps
 from tests.networks import write_checkpoint
 from utils import checkpoint
 from utils.errors import UserError
+from utils.jpeg import decode_jpeg
 from utils.options import parse_flags
 from utils.training.configuration import TrainConfig
 from utils.training.runtime import _device
@@ -73,7 +73,7 @@ ENTRY = Entry("a", "http://x/a.pth", "fcn", "resnet18", "voc", None, "", "sha256
 MESSAGES = {
     "no images": (lambda t: SegmentationDataset(replace(DATASETS["toy"], pairs=lambda *_: []), t, "val"), "no images"),
     "header": (lambda t: _size(garbage(t)), r"x\.png cannot be read"),
-    "split": (lambda t: ((t / "leftImg8bit").mkdir(), cityscapes.pairs(t, "val")), "folder not found: .*/val"),
+    "split": (lambda t: ((t / "leftImg8bit").mkdir(), cityscapes.pairs(t, "val")), r"no folder leftImg8bit/val or city"),
     "no list": (lambda t: read_list(t / "x.txt"), r"list file not found: .*x\.txt"),
     "list is a folder": (lambda t: read_list(t), "cannot be read: Is a directory"),
     "list is no text": (lambda t: read_list(garbage(t, "x.txt", b"\xff\xfe\x00")), r"x\.txt is no text file"),

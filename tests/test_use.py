@@ -58,7 +58,7 @@ def test_grey_transparent_and_turned_images(student, tmp_path):
         ("/nowhere/a.png", "file not found: /nowhere/a.png"),
         (PIXELS.astype(np.float32) / 255, r"an image array must be uint8 .*this is float32 \[45, 70, 3\]"),
         (PIXELS.transpose(2, 0, 1), r"an image array must be uint8 .*this is uint8 \[3, 45, 70\]"),
-        (Image.fromarray(np.zeros((5, 5), np.uint16)), "an image of mode I;16 has no range"),
+        (Image.fromarray(np.zeros((5, 5), np.uint16)), "the image has pixels of mode I;16"),
         (torch.zeros(3, 5, 5), "an image is a path, a PIL image or an array, not Tensor"),
     ],
 )
@@ -71,6 +71,11 @@ def test_a_damaged_file_and_a_teacher_are_refused(student, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"none")
     with pytest.raises(UserError, match=r"bad\.png cannot be read"):
         student.predict(tmp_path / "bad.png")
+    Image.fromarray(PIXELS).save(tmp_path / "a.jpg")
+    data = (tmp_path / "a.jpg").read_bytes()
+    (tmp_path / "a.jpg").write_bytes(data[: len(data) // 2] + b"\xff\xd9")
+    with pytest.raises(UserError, match=r"a\.jpg cannot be read: damaged JPEG"):
+        student.predict(tmp_path / "a.jpg")
     teacher = from_checkpoint(write_checkpoint(tmp_path / "teacher.pth", codes="random"))
     with pytest.raises(UserError, match="a label-assisted teacher cannot predict from an image alone"):
         teacher.predict(PIXELS)

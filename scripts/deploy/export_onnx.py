@@ -27,7 +27,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from datasets.files import read_image
 from models.checkpoints.card import Card
 from models.checkpoints.loading import from_checkpoint
 from models.prediction import PixelsToLogits
@@ -35,6 +34,7 @@ from scripts.deploy.onnx_sizes import replace_pools, simple_same_padding
 from utils.errors import UserError, first_line, run_main
 from utils.files import write
 from utils.options import option, parse_flags
+from utils.pictures import read_image
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 TRACED_SIZE = (97, 131)  # of the example that is traced: odd, unequal

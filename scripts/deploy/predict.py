@@ -21,13 +21,14 @@ import torch
 from matplotlib.colors import to_hex
 
 from datasets.base import voc_colors
-from datasets.files import IMAGE_SUFFIXES, images_in, read_image
+from datasets.files import IMAGE_SUFFIXES, images_in
 from models.checkpoints.card import Card
 from models.checkpoints.loading import from_checkpoint
 from utils.colors import blended, palette_picture, save_png
 from utils.errors import UserError, run_main
 from utils.files import require_apart
 from utils.options import option, parse_flags
+from utils.pictures import read_image
 from utils.training.runtime import start
 from utils.types import Rgb
 

@@ -26,7 +26,7 @@ def decode_jpeg(path: Path, data: bytes, upright: bool) -> np.ndarray:
         UserError: truncated, or the decoder finds the data damaged. OpenCV would fill up what is lost.
     """
     # no 0xff of the compressed picture is followed by anything but 0, so its end marker cannot occur before its end
-    if not data.endswith(JPEG_END) and data.rfind(JPEG_END) < data.rfind(JPEG_SCAN):
+    if data.find(JPEG_END, _scan(data)) < 0:
         raise UserError(f"{path} cannot be read: truncated JPEG, the end marker is missing")
     orientation = 0 if upright else cv2.IMREAD_IGNORE_ORIENTATION
     try:
@@ -39,6 +39,15 @@ def decode_jpeg(path: Path, data: bytes, upright: bool) -> np.ndarray:
             f"{path} cannot be read: damaged JPEG{f' ({heard[0]})' if heard else ''}; restore it, or save it anew"
         )
     return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+
+
+def _scan(data: bytes) -> int:
+    """Where the compressed picture begins: behind segments, of which one may hold a thumbnail with its own end."""
+    at = 2
+    while at < len(data) and not data.startswith(JPEG_SCAN, at):
+        marker = data[at] == 0xFF and data[at + 1 : at + 2] not in (b"\xff", b"\0")
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big") if marker else 1  # between them, bytes that fill up
+    return at
 
 
 @contextmanager
