@@ -21,44 +21,19 @@ def fixed_table(num_classes: int) -> Tensor:
     return (k * 21 / num_classes - 11) / 10
 
 
-def _random(table: Tensor, batch: int, draw: Draw, stream: int, code_std: float) -> Tensor:
-    """A code ~ N(0, 1) per image and class: the teacher phase."""
-    return draw.normal(table.new_empty(batch, len(table)), stream)
-
-
-def _fixed(table: Tensor, batch: int, draw: Draw, stream: int, code_std: float) -> Tensor:
-    """The same table for every image: the student phase."""
-    return table.expand(batch, -1)
-
-
-def _near(table: Tensor, batch: int, draw: Draw, stream: int, code_std: float) -> Tensor:
-    """The table plus ``code_std`` * N(0, 1) per image and class: from "fixed" (0) towards "random", up to scale.
-
-    This project's own dial between a teacher that can copy the label and one that learns no more than its regions.
-    """
-    return table + code_std * _random(table, batch, draw, stream, code_std)
-
-
-def _shuffled(table: Tensor, batch: int, draw: Draw, stream: int, code_std: float) -> Tensor:
-    """The fixed table in an order of its own for every image (present but commented out in the release)."""
-    return table[_random(table, batch, draw, stream, code_std).argsort(1)]
-
-
-def _onehot(table: Tensor, batch: int, draw: Draw, stream: int, code_std: float) -> Tensor:
-    """A plane for each class instead of one for all: 1 where the class is, 0 elsewhere (this project's ablation).
-
-    ``[B, K, K + 1]``; the ignore class is 0 in every plane.
-    """
-    classes = torch.eye(len(table) - 1, len(table), device=table.device, dtype=table.dtype)
-    return classes.expand(batch, -1, -1)
-
-
-CODES: dict[str, Callable[[Tensor, int, Draw, int, float], Tensor]] = {
-    "random": _random,
-    "near": _near,
-    "fixed": _fixed,
-    "shuffled": _shuffled,
-    "onehot": _onehot,
+# (table of K + 1 codes, what draws N(0, 1) of [B, K + 1], code_std) -> codes [B or 1, K + 1], of P planes [1, P, K + 1]
+CODES: dict[str, Callable[[Tensor, Callable[[], Tensor], float], Tensor]] = {
+    # one of its own for each image and class: the teacher phase
+    "random": lambda table, normal, std: normal(),
+    # the table plus a share of them: this project's own dial between a teacher that can copy the label (0) and one that
+    # learns no more than its regions
+    "near": lambda table, normal, std: table + std * normal(),
+    # the same table for every image: the student phase
+    "fixed": lambda table, normal, std: table[None],
+    # the table in an order of its own for every image (present but commented out in the release)
+    "shuffled": lambda table, normal, std: table[normal().argsort(1)],
+    # a plane for each class, 1 where the class is; the ignore class is 0 in every plane (this project's ablation)
+    "onehot": lambda table, normal, std: torch.ones_like(table).diag()[None, :-1],
 }
 
 
@@ -86,10 +61,8 @@ def noised_plane(
 class LabelNoise(nn.Module):
     """Label map -> noised planes: a scalar per class and plane, plus Gaussian noise per pixel.
 
-    codes: "random" (one draw of N(0, 1) per image and class), "fixed" (one table), "near" (that table plus ``code_std``
-    * N(0, 1) per image and class), "shuffled" (the table permuted per image) or "onehot" (a plane for each class).
-    pixel_std: before scaling. scale: brings the planes to the range of the image's pixel convention. planes: the input
-    channels it adds to the image's.
+    codes: a key of CODES. pixel_std: before scaling. scale: brings the planes to the range of the image's pixel
+    convention. planes: the input channels it adds to the image's.
 
     Raises:
         UserError: unknown kind of codes, or "near" without a strength.
@@ -99,7 +72,7 @@ class LabelNoise(nn.Module):
         self, num_classes: int, codes: str, pixel_std: float, scale: float, code_std: float | None = None
     ) -> None:
         super().__init__()
-        self.draw_codes = lookup(CODES, codes, "label codes")
+        lookup(CODES, codes, "label codes")
         self.config = {"codes": codes, "pixel_std": pixel_std, "scale": scale}
         if codes == "near":
             if code_std is None or not 0 <= code_std < math.inf:
@@ -107,22 +80,25 @@ class LabelNoise(nn.Module):
             self.config["code_std"] = code_std
         self.pixel_std, self.scale, self.code_std = pixel_std, scale, code_std or 0.0
         self.register_buffer("table", fixed_table(num_classes), persistent=False)
-        self.planes = self.draw_codes(self.table, 1, Draw(0), 0, 0.0).numel() // (num_classes + 1)
+        self.planes = self.codes(self.table, 1, Draw(0), 0).numel() // (num_classes + 1)
 
     def forward(self, label: Tensor, draw: Draw, path: int = 0) -> Tensor:
         """``label [B, H, W] -> [B, planes, H, W]``, float32; each ``path`` of one ``draw`` is an independent noise."""
-        planes = torch.empty(len(label), self.planes, *label.shape[1:], device=label.device)
-        return self._write(planes, label, draw, path)
+        return self.beside(torch.empty(len(label), 0, *label.shape[1:], device=label.device), label, draw, path)
 
     def beside(self, image: Tensor, label: Tensor, draw: Draw, path: int = 0) -> Tensor:
         """``image [B, C, H, W]`` with the planes behind its channels, each written once: no concatenation."""
         channels = image.shape[1]
         x = image.new_empty(len(image), channels + self.planes, *image.shape[2:])
         x[:, :channels] = image
-        self._write(x[:, channels:], label, draw, path)
+        codes = self.codes(self.table.to(x.dtype), len(x), draw, path)
+        noise = draw.normal(x[:, channels:], 2 * path + 1)
+        noised_plane(label, codes, noise, self.pixel_std, self.scale, out=noise)
         return x
 
-    def _write(self, planes: Tensor, label: Tensor, draw: Draw, path: int) -> Tensor:
-        codes = self.draw_codes(self.table.to(planes.dtype), len(label), draw, 2 * path, self.code_std)
-        noise = draw.normal(planes, 2 * path + 1)
-        return noised_plane(label, codes, noise, self.pixel_std, self.scale, out=noise)
+    def codes(self, table: Tensor, batch: int, draw: Draw, path: int) -> Tensor:
+        """``[B, K + 1]``, or ``[B, planes, K + 1]``."""
+        codes = CODES[self.config["codes"]](
+            table, lambda: draw.normal(table.new_empty(batch, len(table)), 2 * path), self.code_std
+        )
+        return codes.expand(batch, *codes.shape[1:])

@@ -1,16 +1,19 @@
-"""Networks as they are used: from what people call an image to logits and classes at its size."""
+"""Networks as they are used: from what people call an image to classes at its size."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image, ImageOps
-from torch import Tensor, nn
 
+from models.checkpoints.card import Card
+from models.label_noise import CODES, LabelNoise
+from models.segmentor import Segmentor
 from utils.errors import UserError
 from utils.pictures import read_image, rgb
-from utils.pixels import PixelConvention
+from utils.pixels import CONVENTIONS, PixelConvention
 from utils.training.evaluation import Predictor
 
 
@@ -33,37 +36,58 @@ def rgb_pixels(image: str | Path | Image.Image | np.ndarray) -> np.ndarray:
     return rgb("the image", ImageOps.exif_transpose(image), "white")
 
 
-class PixelsToLogits(nn.Module):
-    """uint8 RGB ``[B, 3, H, W]`` (and an assisted teacher's label planes) -> logits float32 ``[B, K, H, W]``.
+class Loaded(NamedTuple):
+    """A network from a file. ``model(x)`` takes normalised input and gives ``Output`` at its head's resolution;
+    ``predict`` takes an image and gives its classes."""
 
-    The pixel convention and the upsampling are those of validation, so that nobody has to know them.
-    """
+    model: Segmentor
+    card: Card
 
-    def __init__(self, model: nn.Module, convention: PixelConvention) -> None:
-        super().__init__()
-        self.model, self.convention = model, convention
-        self.align_corners = model.supervision[0].align_corners
+    @property
+    def convention(self) -> PixelConvention:
+        return CONVENTIONS[self.card.pixels]
 
-    def forward(self, image: Tensor, *planes: Tensor) -> Tensor:
-        x = self.convention.normalize(image)
-        if planes:
-            x = torch.cat([x, *planes], 1)
-        logits = self.model(x, with_aux=False).logits
-        return F.interpolate(logits, image.shape[-2:], mode="bilinear", align_corners=self.align_corners)
+    @property
+    def noise(self) -> LabelNoise | None:
+        """The label noise an assisted teacher is shown; None for a network that sees the image only.
 
+        Raises:
+            UserError: the card's codes make more or fewer planes than the network reads.
+        """
+        config, classes = self.card.label_noise, self.card.num_classes
+        if not config:
+            return None
+        noise, wanted = LabelNoise(classes, **config), self.model.config["in_channels"] - 3
+        if noise.planes != wanted:
+            fitting = [kind for kind in CODES if LabelNoise(classes, kind, 0.0, 1.0, 0.0).planes == wanted]
+            codes = f"label codes {config['codes']!r} make {noise.planes} planes, this teacher reads {wanted}"
+            raise UserError(f"{codes}: --label-codes {' or '.join(fitting) or '(none fits)'}")
+        return noise
 
-def segment(
-    model: nn.Module,
-    convention: PixelConvention,
-    pixels: np.ndarray,
-    probabilities: bool,
-    resize: tuple[int, int] | None = None,
-) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
-    """See ``models.checkpoints.loading.Loaded.predict``; ``pixels`` as of ``rgb_pixels``."""
-    image = torch.from_numpy(pixels.transpose(2, 0, 1).copy())[None].to(next(model.parameters()).device)
-    unseen = image[:, 0]  # in place of the label, which is not looked at
-    predict = Predictor(model, convention, resize=resize)
-    if not probabilities:
-        return predict.classes(image, unseen, ())[0].to(torch.uint8).cpu().numpy()
-    shares = predict(image, unseen, ())[0].softmax(0)
-    return shares.argmax(0).to(torch.uint8).cpu().numpy(), shares.cpu().numpy()
+    def shown(self, **changes: Any) -> "Loaded":
+        """The same teacher with another label noise: arguments of ``LabelNoise``, None for what stays."""
+        given = {key: value for key, value in changes.items() if value is not None}
+        return self._replace(card=replace(self.card, label_noise={**self.card.label_noise, **given}))
+
+    def predict(
+        self,
+        image: str | Path | Image.Image | np.ndarray,
+        probabilities: bool = False,
+        resize: tuple[int, int] | None = None,
+    ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+        """The class of every pixel, uint8 ``[H, W]`` at the image's size; with ``probabilities`` also those of all
+        classes, float32 ``[K, H, W]``. ``image``: what ``rgb_pixels`` takes. ``resize``: long and
+        short side it is resized to fit before it is looked at, as by ``eval.py --resize``. On the model's device.
+
+        Raises UserError: no such image, or a network that reads the label.
+        """
+        if self.card.label_noise:
+            raise UserError("a label-assisted teacher cannot predict from an image alone: use a student")
+        pixels = torch.from_numpy(rgb_pixels(image).transpose(2, 0, 1).copy())[None]
+        pixels = pixels.to(next(self.model.parameters()).device)
+        unseen = pixels[:, 0]  # in place of the label, which is not looked at
+        predict = Predictor(self.model, self.convention, resize=resize)
+        if not probabilities:
+            return predict.classes(pixels, unseen, ())[0].to(torch.uint8).cpu().numpy()
+        shares = predict(pixels, unseen, ())[0].softmax(0)
+        return shares.argmax(0).to(torch.uint8).cpu().numpy(), shares.cpu().numpy()

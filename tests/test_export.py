@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from models.checkpoints.loading import from_checkpoint
-from models.prediction import PixelsToLogits
 from scripts.deploy import export_onnx
 from scripts.deploy.onnx_sizes import ORIGINAL, BinMeans, replace_pools, same_padding
 from tests.networks import write_checkpoint
@@ -59,7 +58,7 @@ def test_a_file_for_every_size(tmp_path, capsys):
     (given,), (made,) = session.get_inputs(), session.get_outputs()
     assert given.shape == ["batch", 3, "height", "width"]
     assert made.shape == ["batch", 7, "height", "width"]
-    network = PixelsToLogits(from_checkpoint(source).model, CONVENTIONS["bgr_mean"])
+    network = export_onnx.PixelsToLogits(from_checkpoint(source).model, CONVENTIONS["bgr_mean"])
     for shape in ((1, 3, 33, 200), (3, 3, 90, 61)):
         image = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
         (logits,) = session.run(None, {"image": image.numpy()})

@@ -252,6 +252,9 @@ def test_records_of_mmsegmentation_are_read(tmp_path):
     assert card.class_names == names
     assert card.palette[3] == [3, 0, 0]
     assert all(s.align_corners for s in model.supervision)
+    damaged = {"CLASSES": list(range(19)), "PALETTE": 5}
+    card = from_checkpoint(save(tmp_path / "net.pth", {"state_dict": state(FCN), "meta": damaged})).card
+    assert (card.class_names, card.palette) == ([], [])
     meta["cfg"] = text.replace("(1, 1, 2, 4)", "(1, 1, 1, 2)")
     with pytest.raises(UserError, match="dilations=1, 1, 1, 2"):
         from_checkpoint(save(tmp_path / "net.pth", {"state_dict": state(FCN), "meta": meta}))
@@ -269,7 +272,19 @@ def without(weights, part):
         (lambda: without(state(FCN), "decode_head.conv_seg"), "without its classifier"),
         (lambda: without(state(FCN), "stem.0"), "its backbone is none of ResNet"),
         (lambda: without(state(FCN), "decode_head"), "holds no network this project knows"),
-        (lambda: {**state(FCN), "decode_head.extra.weight": torch.ones(1)}, "1 keys of this .*: decode_head.extra"),
+        (
+            lambda: {**state(FCN), "decode_head.extra.weight": torch.ones(1)},
+            r"as fcn on .*unknown keys .decode_head\.ex",
+        ),
+        (lambda: {**state(FCN), "backbone.stem.0.weight": torch.ones(3)}, "conv1.0.weight of .* is no convolution's"),
+        (
+            lambda: {**state(FCN), "decode_head.conv_seg.weight": torch.ones(())},
+            r"main\.classifier\.weight of .* is no",
+        ),
+        (
+            lambda: {**state(FCN), "auxiliary_head.conv_seg.weight": torch.ones(3)},
+            r"aux\.0\.classifier\.weight of .* is",
+        ),
         (lambda: {**state(FCN), "decode_head.convs.1.conv.weight": torch.ones(3, 3, 1, 1)}, "1 other shapes"),
         (lambda: {f"features.{i}.weight": torch.ones(3) for i in range(9)}, "knows .*features.0.weight"),
         (lambda: {"epoch": 3}, "holds no weights"),

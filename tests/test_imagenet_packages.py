@@ -84,6 +84,14 @@ def test_the_key_table_fits_every_package(backbone):
     assert all(torch.equal(translated[key], value) for key, value in network.state_dict().items())
 
 
+def test_a_backbone_that_timm_wraps_takes_its_weights():
+    with torch.device("meta"):
+        model, weights = build_model("fcn", "mvitv2_tiny", 3), timm.create_model("mvitv2_tiny").state_dict()
+    wanted = model.backbone.model.state_dict()
+    found = imagenet.backbone_weights(weights, imagenet.encoder_of(model), "timm")
+    assert found.keys() == wanted.keys()
+
+
 def test_the_run_takes_the_weights_own_pixels():
     start = {"pretrained_base": "package", "backbone": LITE0}
     assert implied_settings(start) == {"pixels": "inception"}

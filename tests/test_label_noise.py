@@ -65,7 +65,7 @@ def test_law_of_codes_and_pixel_noise():
 
 
 def test_shuffled_codes_are_the_fixed_table_in_another_order():
-    codes = LabelNoise(21, "shuffled", 0.0, 1.0).draw_codes(fixed_table(21), 4, Draw(3), 0, 0.0)
+    codes = LabelNoise(21, "shuffled", 0.0, 1.0).codes(fixed_table(21), 4, Draw(3), 0)
     for row in codes:
         assert sorted(row.tolist()) == fixed_table(21).tolist()
     assert len({tuple(row.tolist()) for row in codes}) == 4

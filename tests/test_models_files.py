@@ -145,6 +145,10 @@ def test_what_training_programs_add_is_passed_over(tmp_path, network, monkeypatc
             "unknown width of fcn 'depth'",
         ),
         ({"arch": {"arch": "fcn", "backbone": "resnet10t", "num_classes": K}}, "does not fit"),
+        (
+            {"arch": {"arch": "fcn", "backbone": "resnet10t", "num_classes": K, "width": -5}},
+            "does not say which network",
+        ),
     ],
 )
 def test_damaged_cards_are_named(own, tmp_path, change, message):
@@ -153,6 +157,14 @@ def test_damaged_cards_are_named(own, tmp_path, change, message):
     checkpoint.save(content, tmp_path / "changed.pth")
     with pytest.raises(UserError, match=message):
         from_checkpoint(tmp_path / "changed.pth")
+
+
+def test_a_file_in_itself_has_no_end(tmp_path):
+    content = {"a": torch.ones(1)}
+    content["state_dict"] = content
+    torch.save(content, tmp_path / "a.pth")
+    with pytest.raises(UserError, match="holds no network this project knows"):
+        from_checkpoint(tmp_path / "a.pth")
 
 
 def export(source, target, *more):
@@ -288,7 +300,7 @@ def test_a_file_that_comes_with_the_project_is_known_by_its_name(own, tmp_path, 
     with pytest.raises(UserError, match=r"checkpoint not found: street$"):
         from_checkpoint("street")
     model, card = from_checkpoint(own)
-    reading.write_safetensors(tmp_path / "shipped/street.safetensors", model.state_dict(), card.entries())
+    export_safetensors.write_safetensors(tmp_path / "shipped/street.safetensors", model.state_dict(), card.entries())
     assert from_checkpoint("street").card == card
     with pytest.raises(UserError, match=r"did you mean 'street'\?.*comes with street"):
         from_checkpoint("streets")

@@ -4,13 +4,7 @@ import inspect
 from collections.abc import Callable
 from functools import partial
 
-from models.architectures.deeplabv3 import (
-    deeplabv3,
-    deeplabv3_cirkd1,
-    deeplabv3_cirkd2,
-    deeplabv3_mmseg,
-    deeplabv3_torchvision,
-)
+from models.architectures.deeplabv3 import deeplabv3, deeplabv3_mmseg
 from models.architectures.fcn import fcn, fcn_torchvision
 from models.architectures.ocrnet import ocrnet
 from models.architectures.pspnet import pspnet, pspnet_mmseg
@@ -27,10 +21,11 @@ ARCHITECTURES: dict[str, Callable[..., Segmentor]] = {
     "pspnet_cirkd2": partial(pspnet, wide=256),
     "pspnet_mmseg": pspnet_mmseg,
     "deeplabv3": deeplabv3,
-    "deeplabv3_cirkd1": deeplabv3_cirkd1,
-    "deeplabv3_cirkd2": deeplabv3_cirkd2,
+    # CIRKD v1's models/deeplabv3.py, and its and LAD's deeplab_mobile.py; CIRKD v2's: 512 wide at every depth
+    "deeplabv3_cirkd1": partial(deeplabv3, dropout=(0.5, 0.1, 0.1)),
+    "deeplabv3_cirkd2": partial(deeplabv3, dropout=(0.5, 0.1, 0.1), widths=(512, 512)),
     "deeplabv3_mmseg": deeplabv3_mmseg,
-    "deeplabv3_torchvision": deeplabv3_torchvision,
+    "deeplabv3_torchvision": partial(deeplabv3, dropout=(0.5, 0, 0.1), widths=(256, 256), align_corners=False),
     "stdc": stdc,
     "ocrnet": ocrnet,
 }

@@ -58,11 +58,7 @@ def release(
 
 
 def mmseg(
-    backbone: nn.Module,
-    head: nn.Module,
-    num_classes: int,
-    aux_width: int | None,
-    align_corners: bool,
+    backbone: nn.Module, head: nn.Module, num_classes: int, aux_width: int | None, align_corners: bool
 ) -> Segmentor:
     """MMSegmentation's frame for one head and one auxiliary head."""
     main = Branch(head, top(backbone)[1], num_classes, Supervision(align_corners=align_corners))

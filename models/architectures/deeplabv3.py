@@ -60,35 +60,19 @@ class ASPPProjectHead(nn.Module):
 
 
 def deeplabv3(
-    backbone: nn.Module, num_classes: int, width: int | None = None, aux_width: int | None = None
+    backbone: nn.Module,
+    num_classes: int,
+    width: int | None = None,
+    aux_width: int | None = None,
+    widths: tuple[int, int] = (128, 256),
+    dropout: tuple[float, float, float] = (0.01, 0.01, 0.01),
+    align_corners: bool = True,
 ) -> Segmentor:
-    """LAD's models/deeplabv3.py: widths 128 / 256, dropout 0.01 throughout."""
-    width = width or head_width(backbone, 128, 256)
-    head = ASPPProjectHead(top(backbone)[0], width, nn.Dropout(0.01), nn.Dropout(0.01))
-    return release(backbone, head, num_classes, aux_width, aux_dropout=0.01)
-
-
-def deeplabv3_cirkd1(
-    backbone: nn.Module, num_classes: int, width: int | None = None, aux_width: int | None = None
-) -> Segmentor:
-    """CIRKD v1's models/deeplabv3.py, and its and LAD's deeplab_mobile.py: ``deeplabv3`` with dropout 0.5 and 0.1."""
-    return deeplabv3_cirkd2(backbone, num_classes, width or head_width(backbone, 128, 256), aux_width)
-
-
-def deeplabv3_cirkd2(
-    backbone: nn.Module, num_classes: int, width: int | None = None, aux_width: int | None = None
-) -> Segmentor:
-    """CIRKD v2's models/deeplabv3.py: 512 wide at every ResNet depth, dropout 0.5 and 0.1."""
-    head = ASPPProjectHead(top(backbone)[0], width or 512, nn.Dropout(0.5), nn.Dropout(0.1))
-    return release(backbone, head, num_classes, aux_width, aux_dropout=0.1)
-
-
-def deeplabv3_torchvision(
-    backbone: nn.Module, num_classes: int, width: int | None = None, aux_width: int | None = None
-) -> Segmentor:
-    """torchvision.models.segmentation.deeplabv3: 256 wide, align_corners False, dropout after the projection only."""
-    head = ASPPProjectHead(top(backbone)[0], width or 256, nn.Dropout(0.5), nn.Identity())
-    return release(backbone, head, num_classes, aux_width, aux_dropout=0.1, align_corners=False)
+    """LAD's models/deeplabv3.py. widths: see ``head_width``. dropout: of projection, block and auxiliary branch."""
+    width = width or head_width(backbone, *widths)
+    dropouts = (nn.Dropout(p) if p else nn.Identity() for p in dropout[:2])
+    head = ASPPProjectHead(top(backbone)[0], width, *dropouts)
+    return release(backbone, head, num_classes, aux_width, dropout[2], align_corners)
 
 
 def deeplabv3_mmseg(

@@ -1,7 +1,5 @@
 """Object-contextual representations (Yuan et al., OCRNet, ECCV 2020, arXiv 1909.11065)."""
 
-from contextlib import nullcontext
-
 import torch
 from torch import Tensor, nn
 
@@ -35,8 +33,7 @@ class OCRHead(nn.Module):
         """x ``[B, C_in, h, w]``, coarse ``[B, K, h, w]`` of the same size -> ``[B, C, h, w]``."""
         x = self.pixels(x)
         # a weight of one position is too small for float16; only the shapes of "meta" tensors are looked at
-        known = torch.amp.is_autocast_available(x.device.type)
-        with torch.autocast(x.device.type, enabled=False) if known else nullcontext():
+        with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False):
             pixels, weights = (full_precision(y.flatten(2)) for y in (x, coarse))
             objects = (weights.softmax(2) @ pixels.transpose(1, 2)).transpose(1, 2).unsqueeze(3)  # [B, C, K, 1]
         query, key, value = (y.flatten(2) for y in (self.query(x), self.key(objects), self.value(objects)))

@@ -28,10 +28,7 @@ def stdc(
     """configs/_base_/models/stdc.py: two semantic auxiliary maps and one of boundaries ("detail", 2 channels).
 
     On a backbone that is not STDC's own the context path is built over its maps at strides 8, 16 and 32 (this project's
-    extension).
-
-    Raises:
-        UserError: the backbone has no such maps.
+    extension). Raises UserError: the backbone has no such maps.
     """
     if not isinstance(backbone, ContextPath):
         backbone = ContextPath(backbone)

@@ -72,10 +72,8 @@ def unwrap(content: Mapping[str, object], source: str) -> dict[str, Tensor]:
     Raises:
         UserError: there are no weights in it.
     """
-    wrapped = True
-    while wrapped:
-        wrapped = next((key for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
-        content = content[wrapped] if wrapped else content
+    for _ in WRAPPERS:  # one in the other
+        content = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), content)
     weights = {key: value for key, value in content.items() if isinstance(value, Tensor) and isinstance(key, str)}
     if not weights:
         raise UserError(f"{source} holds no weights")

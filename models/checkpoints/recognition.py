@@ -9,6 +9,7 @@ from torch import Tensor
 
 from models.architectures import build_model, width_names
 from models.backbones.stdc import BLOCKS
+from models.checkpoints.card import KINDS
 from models.checkpoints.formats import FORMATS, Family, translate
 from utils.errors import UserError
 
@@ -39,7 +40,6 @@ class Inferred(NamedTuple):
     format: str  # a key of FORMATS
     config: dict[str, Any]  # arguments of build_model
     weights: dict[str, Tensor]  # under this project's keys
-    origin: dict[str, str]  # this project's key -> the file's
 
 
 def infer(weights: Mapping[str, Tensor], source: str) -> Inferred:
@@ -55,12 +55,14 @@ def infer(weights: Mapping[str, Tensor], source: str) -> Inferred:
             f"{source} holds no network this project knows (its keys: {first}, ...); it reads its own checkpoints and "
             f"those of {', '.join(FORMATS)}; weights of a backbone alone are for --pretrained-base"
         )
-    origin = translate({key: key for key in weights}, name)
-    ours = {key: weights[old] for key, old in origin.items()}
+    ours = translate(weights, name)
     if CLASSIFIER not in ours:
         raise UserError(f"{source} is incomplete: a {name} file without its classifier")
     body = _below(ours, "backbone.")
     stem = next((body[key] for key in STEMS if key in body), None)
+    for key in (*(f"backbone.{key}" for key in STEMS), *(key for key, _ in WIDTHS.values())):
+        if key in ours and ours[key].ndim != 4:
+            raise UserError(f"{source} is damaged: {key} of this {name} file is no convolution's")
     if stem is None:
         known = "ResNet, STDC, HRNet, CIRKD's MobileNetV2"
         raise UserError(f"{source}: this {name} file is incomplete, or its backbone is none of {known}")
@@ -72,7 +74,7 @@ def infer(weights: Mapping[str, Tensor], source: str) -> Inferred:
     candidates = [{"arch": arch, **config} for arch in archs] + [{"arch": archs[0], **config, **widths}]
     shapes = _shapes(ours)
     chosen = next((c for c in candidates if _shapes(_skeleton(c)) == shapes), candidates[-1])
-    return Inferred(name, chosen, ours, origin)
+    return Inferred(name, chosen, ours)
 
 
 def _skeleton(config: Mapping[str, Any]) -> Mapping[str, Tensor]:
@@ -144,6 +146,6 @@ def mmseg_record(content: Mapping[str, Any], config: Mapping[str, Any], source: 
         ("class_names", described.get("classes") or meta.get("CLASSES")),
         ("palette", described.get("palette") or meta.get("PALETTE")),
     ):
-        fits = isinstance(values, (list, tuple)) and len(values) == config["num_classes"]
-        record[key] = [list(v) if isinstance(v, (list, tuple)) else v for v in values] if fits else []
+        values = [list(v) if isinstance(v, tuple) else v for v in values] if isinstance(values, (list, tuple)) else []
+        record[key] = values if KINDS[key](values) and len(values) == config["num_classes"] else []
     return record

@@ -25,16 +25,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.checkpoints.card import Card
 from models.checkpoints.loading import from_checkpoint
-from models.prediction import PixelsToLogits
 from scripts.deploy.onnx_sizes import replace_pools, simple_same_padding
 from utils.errors import UserError, first_line, run_main
 from utils.files import write
 from utils.options import option, parse_flags
 from utils.pictures import read_image
+from utils.pixels import PixelConvention
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 TRACED_SIZE = (97, 131)  # of the example that is traced: odd, unequal
@@ -48,6 +49,22 @@ class ExportConfig:
     output: str = option("", "file to write (*.onnx)")
     size: tuple[int, int] | None = option(None, "fixed height and width (default: any)", minimum=1)
     image: tuple[str, ...] = option((), "images to check the file with, besides random ones")
+
+
+class PixelsToLogits(nn.Module):
+    """uint8 RGB ``[B, 3, H, W]`` -> logits float32 ``[B, K, H, W]``.
+
+    The pixel convention and the upsampling are those of validation, so that nobody has to know them.
+    """
+
+    def __init__(self, model: nn.Module, convention: PixelConvention) -> None:
+        super().__init__()
+        self.model, self.convention = model, convention
+        self.align_corners = model.supervision[0].align_corners
+
+    def forward(self, image: Tensor) -> Tensor:
+        logits = self.model(self.convention.normalize(image), with_aux=False).logits
+        return F.interpolate(logits, image.shape[-2:], mode="bilinear", align_corners=self.align_corners)
 
 
 def export(network: nn.Module, size: tuple[int, int] | None) -> Any:

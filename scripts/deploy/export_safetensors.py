@@ -6,17 +6,22 @@ Any file that eval.py reads can be exported, and eval.py reads the result. The m
 names, palette, pixel convention, data set, the run's settings and its scores; folders of this machine are left out.
 """
 
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from safetensors.torch import save
+from torch import Tensor
+
 from models.checkpoints.loading import from_checkpoint
-from models.checkpoints.reading import SUFFIX, located, write_safetensors
+from models.checkpoints.reading import CARD, SUFFIX, located
 from utils.errors import UserError, run_main
-from utils.files import require_apart
+from utils.files import require_apart, write
 from utils.options import option, parse_flags
 
 FOLDERS = ("data", "save_dir", "resume")  # settings that name places on the machine of the run
@@ -28,6 +33,17 @@ class ExportConfig:
     export: str = option("", f"file to write (*{SUFFIX})")
     half: bool = option(False, "weights in half precision: half the size; the network still computes in float32")
     assisted: bool = option(False, "keep the label plane of a file of the LAD release: it is a teacher")
+
+
+def write_safetensors(path: str | Path, weights: Mapping[str, Tensor], card: Mapping[str, Any]) -> None:
+    """Weights, and the card as JSON in the metadata; whole or not at all.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    plain = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
+    content = save(plain, {"format": "pt", CARD: json.dumps(dict(card))})
+    write(Path(path).expanduser(), lambda file: file.write(content))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

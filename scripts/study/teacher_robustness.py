@@ -25,12 +25,12 @@ from datasets import for_network
 from datasets.base import SegmentationDataset
 from models.checkpoints.loading import Loaded, from_checkpoint
 from models.label_noise import CODES, LabelNoise
-from models.prediction import PixelsToLogits
 from scripts.study.analysis import style
 from scripts.study.analysis.robustness import CORRUPTIONS, Condition, Tally, corrupt, plot
 from utils.errors import UserError, run_main
 from utils.options import option, parse_flags
 from utils.seeding import derive_seed
+from utils.training.evaluation import Predictor
 from utils.training.runtime import start
 from utils.types import Draw
 
@@ -70,17 +70,16 @@ def conditions(config: RobustnessConfig, trained: LabelNoise) -> list[Condition]
     ]
 
 
-@torch.inference_mode()
 def measure(
     loaded: Loaded, dataset: SegmentationDataset, chosen: Sequence[int], config: RobustnessConfig, device: torch.device
 ) -> list[dict[str, Any]]:
     """One record a condition. Draw 0 of an image is the noise that eval.py shows it with the same seed."""
     classes, trained = loaded.card.num_classes, loaded.noise
-    network = PixelsToLogits(loaded.model, loaded.convention).to(device).eval()
+    model = loaded.model.to(device)
     records = []
     for condition in tqdm(conditions(config, trained), "conditions", leave=False, disable=None):
-        kind = condition.codes, condition.pixel_std, trained.scale, condition.code_std
-        noise = LabelNoise(classes, *kind).to(device)
+        kind = condition.codes, condition.pixel_std, trained.scale * condition.plane, condition.code_std
+        predict = Predictor(model, loaded.convention, LabelNoise(classes, *kind).to(device))
         tally = Tally(classes, config.draws)
         for i in chosen:
             sample = dataset[i]
@@ -90,9 +89,9 @@ def measure(
             rng = np.random.default_rng(derive_seed(config.seed, 5, i))
             shown = corrupt(label, condition, classes, rng)
             draws = [Draw(derive_seed(config.seed + d, i)) for d in range(config.draws)]
-            planes = torch.cat([noise(torch.from_numpy(shown)[None].to(device), draw) for draw in draws])
-            logits = network(image.expand(config.draws, -1, -1, -1), planes * condition.plane)
-            tally.add(logits.float().cpu(), label, shown)
+            planes = torch.from_numpy(shown).to(device).expand(config.draws, -1, -1)
+            logits = predict(image.expand(config.draws, -1, -1, -1), planes, draws)
+            tally.add(logits.cpu(), label, shown)
         records.append(asdict(condition) | tally.result())
     return records
 

@@ -28,7 +28,7 @@ def signed(label: Tensor) -> Tensor:
 def drawn(noise: LabelNoise, label: Tensor, draw: Draw, path: int) -> tuple[as_released.Code, as_released.Pixels]:
     """The codes and the pixel noise that ``noise`` draws, for the release's way of using them."""
     table = noise.table.to(label.device, torch.float32)
-    codes = noise.draw_codes(table, len(label), draw, 2 * path, 0.0)
+    codes = noise.codes(table, len(label), draw, path)
     return lambda j, k: codes[j, k], lambda plane: draw.normal(plane.clone(), 2 * path + 1)
 
 
