@@ -49,6 +49,10 @@ LOSSES: dict[str, type[nn.Module]] = {
 }
 
 
+# what a training record says besides the terms
+RESERVED = ("event", "iteration", "loss", "ce", "aux", "lr", "images_per_second", "cpu_seconds", "memory_gb")
+
+
 def loss_class(name: str, flag: str) -> type[nn.Module]:
     """A loss of this project by its name, or ``package.module:Class``."""
     return load_class(name, flag) if ":" in name else lookup(LOSSES, name, f"loss in {flag}")
@@ -72,6 +76,7 @@ def parse_losses(text: str, flag: str = "--kd") -> dict[str, tuple[float, dict[s
         for option, _, _ in options:
             if option not in known:
                 raise UserError(f"{flag} {text}: {name} has no option {option!r}{nearest(option, known)}")
+            known.remove(option)  # a second time it is none
         if term_name(name) in map(term_name, losses):
             raise UserError(f"{flag} {text}: {term_name(name)} is given twice")
         try:
@@ -80,7 +85,7 @@ def parse_losses(text: str, flag: str = "--kd") -> dict[str, tuple[float, dict[s
             raise UserError(f"{flag} {text}: write name=weight, e.g. cwd=3 or kd=1:tau=4; all are numbers") from None
         if not math.isfinite(losses[name][0]):
             raise UserError(f"{flag} {text}: {name}={weight} is no weight")
-        if not 0 < (tau := losses[name][1].get("tau", 1.0)) < math.inf:
+        if name in LOSSES and not 0 < (tau := losses[name][1].get("tau", 1.0)) < math.inf:
             raise UserError(f"{flag} {text}: tau={tau:g} of {name}: give a positive number")
     return losses
 
@@ -119,10 +124,13 @@ class WeightedLosses(nn.Module):
             for name, loss in self.losses.items():
                 value = loss(student, teacher, label)
                 if isinstance(value, Mapping):
+                    if value.keys() - getattr(loss, "part_weights", {}).keys():
+                        raise UserError(f"the loss {name} returned {', '.join(value)}: part_weights must have all")
                     terms |= {f"{name}_{part}": term for part, term in value.items()}
                     value = sum(loss.part_weights[part] * term for part, term in value.items())
                 if not isinstance(value, Tensor) or value.ndim:
-                    raise UserError(f"the loss {name} returned no single number but {_describe(value)}")
+                    shown = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+                    raise UserError(f"the loss {name} returned no single number but {shown}")
                 terms[name] = value
         return sum((self.weights[name] * terms[name] for name in self.weights), start=0.0), terms
 
@@ -135,18 +143,23 @@ class WeightedLosses(nn.Module):
         return {f"{name}_weighted": factors[name] * term for name, term in terms.items()}
 
 
-def _describe(value: object) -> str:
-    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
-
-
 def build_kd(
     text: str, student_channels: int, teacher_channels: int, num_classes: int, flag: str = "--kd"
 ) -> WeightedLosses:
-    """The losses of a ``--kd`` value; channels are those of the networks' ``feat``."""
+    """The losses of a ``--kd`` value; channels are those of the networks' ``feat``.
+
+    Raises UserError: see ``parse_losses``; a loss or a part of it called like another, or like what is logged besides.
+    """
     parsed = parse_losses(text, flag)
     losses = {
         term_name(name): loss_class(name, flag)(student_channels, teacher_channels, num_classes, **options)
         for name, (_, options) in parsed.items()
     }
+    terms = list(losses)
+    for name, loss in losses.items():
+        terms += [f"{name}_{part}" for part in getattr(loss, "part_weights", ())]
+    for term in terms:
+        if terms.count(term) > 1 or term in RESERVED or hasattr(nn.ModuleDict, term):
+            raise UserError(f"{flag} {text}: {term} is the name of something else in a training log: rename the class")
     share_projector(losses.values())
     return WeightedLosses(losses, {term_name(name): weight for name, (weight, _) in parsed.items()})

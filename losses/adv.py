@@ -68,7 +68,8 @@ class Discriminator(nn.Module):
 
 
 class Adversarial(nn.Module):
-    """``adv_loss`` on the logits, against a discriminator that each training step improves by Adam (4e-4, 0.9, 0.99).
+    """``adv_loss`` on the logits, against a discriminator that each training step (with --accumulate, each part of it)
+    improves by Adam (4e-4, 0.9, 0.99).
 
     Discriminator and optimizer are this module's own: no parameters of the step, moved and saved with it, and alike in
     every process because gradients are averaged. As in the release the student is judged before the discriminator

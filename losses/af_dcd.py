@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from losses.mgd import Generator, mgd_loss
+from losses.rings import whole
 from utils.errors import UserError
 from utils.types import Output
 
@@ -72,12 +73,10 @@ class AfDCD(nn.Module):
         tau: float = 0.07,
     ) -> None:
         super().__init__()
-        if groups < 1 or teacher_channels % groups:
+        self.part_weights, self.tau = {"fd": fd, "contrast": contrast}, tau
+        self.groups, self.pool, self.patch = whole("groups", groups), whole("pool", pool), whole("patch", patch)
+        if teacher_channels % self.groups:
             raise UserError(f"af_dcd: groups={groups:g} does not divide the teacher's {teacher_channels} channels")
-        if not all(size >= 1 and size % 1 == 0 for size in (pool, patch)):
-            raise UserError(f"af_dcd: pool={pool:g}, patch={patch:g}: give positive whole numbers")
-        self.part_weights = {"fd": fd, "contrast": contrast}
-        self.groups, self.pool, self.patch, self.tau = int(groups), int(pool), int(patch), tau
         self.generator = Generator(student_channels, teacher_channels, ratio)
 
     def forward(self, student: Output, teacher: Output, label: Tensor) -> dict[str, Tensor]:

@@ -51,21 +51,15 @@ def channel_mse_loss(student: Tensor, teacher: Tensor) -> Tensor:
 class ChannelTerms(Rings):
     """The three terms, of student maps that a projector takes to the teacher's channels; and the queue of one.
 
-    size: slots. contrasts: how many of them an iteration compares with. fresh: channels that an iteration stores. The
-    vectors' length is that of the first batch's pooled maps.
+    size: slots. contrasts: how many of them an iteration compares with. fresh: channels that an iteration stores, or
+    with --accumulate each part of it. The vectors' length is that of the first batch's pooled maps.
     """
 
-    def __init__(
-        self,
-        student_channels: int,
-        teacher_channels: int,
-        tau: float = 0.1,
-        size: float = 10_000,
-        contrasts: float = 2048,
-        fresh: float = 256,
-    ) -> None:
+    contrasts, fresh = 2048, 256
+
+    def __init__(self, student_channels: int, teacher_channels: int, tau: float = 0.1, size: float = 10_000) -> None:
         super().__init__(1, whole("channel_size", size), 0)
-        self.tau, self.contrasts, self.fresh = tau, whole("contrasts", contrasts), whole("fresh", fresh)
+        self.tau = tau
         self.seed = torch.initial_seed()  # the run's: the same in every process
         self.projector = projector(student_channels, teacher_channels)
 

@@ -50,8 +50,7 @@ def memory_loss(student: Tensor, teacher: Tensor, contrasts: Tensor, labelled: T
     """Mean over labelled pixels of KL(p_T || p_S), p = softmax(pixel . contrasts / tau); no tau^2.
 
     student, teacher: unit vectors ``[B, N, C]``; contrasts ``[M, C]``; labelled ``[B, N]``. The mean is over the global
-    batch (see losses.task.cross_entropy), of ``--accumulate`` over each part. Peak memory: about seven matrices of
-    N x M, whatever B.
+    batch (see losses.task.cross_entropy), of ``--accumulate`` over each part. Peak memory: of ``relation_kl``.
     """
     rows = [relation_kl(s, contrasts, t, contrasts, tau) for s, t in zip(student, teacher.detach(), strict=True)]
     total = torch.stack(rows).masked_fill(~labelled, 0).sum()

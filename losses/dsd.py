@@ -6,7 +6,6 @@ CIRKD runs it with inner weights 1000 and 10 and without ``kd``: ``dsd=1``.
 from collections.abc import Sequence
 from itertools import combinations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -59,11 +58,6 @@ class DSD(nn.Module):
         self.part_weights, self.tau = {"psd": psd, "csd": csd}, tau
 
     def forward(self, student: Output, teacher: Output, label: Tensor) -> dict[str, Tensor]:
-        with_aux = bool(student.aux and teacher.aux)
-        s, t = (_maps(output, with_aux, student.feat.shape[-2:]) for output in (student, teacher))
+        shared, size = min(1, len(student.aux), len(teacher.aux)), student.feat.shape[-2:]
+        s, t = ([resize(m, size) for m in (*o.aux[:shared], o.feat, o.logits)] for o in (student, teacher))
         return {"psd": psd_loss(s, t), "csd": csd_loss(student.logits, teacher.logits, self.tau)}
-
-
-def _maps(output: Output, with_aux: bool, size: torch.Size) -> list[Tensor]:
-    maps = (*output.aux[:1], output.feat, output.logits) if with_aux else (output.feat, output.logits)
-    return [resize(m, size) for m in maps]

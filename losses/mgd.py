@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from losses.maps import align
+from utils.errors import UserError
 from utils.types import Output
 
 
@@ -26,6 +27,8 @@ class Generator(nn.Module):
 
     def __init__(self, student_channels: int, teacher_channels: int, ratio: float) -> None:
         super().__init__()
+        if not 0 <= ratio < 1:
+            raise UserError(f"ratio={ratio:g}: give a share of the pixels that leaves some")
         self.ratio = ratio
         self.align = align(student_channels, teacher_channels, bias=True)
         self.generation = nn.Sequential(

@@ -31,7 +31,8 @@ def load_class(name: str, flag: str) -> type[nn.Module]:
     found = getattr(module, class_name, None)
     if found is None:
         classes = [key for key, value in vars(module).items() if inspect.isclass(value)]
-        raise UserError(f"{where}: {module.__file__} has no {class_name}{nearest(class_name, classes)}")
+        place = getattr(module, "__file__", None) or path
+        raise UserError(f"{where}: {place} has no {class_name}{nearest(class_name, classes)}")
     if not (inspect.isclass(found) and issubclass(found, nn.Module)):
         raise UserError(f"{where}: {class_name} is no torch.nn.Module")
     _require(found, "__init__", "self, student_channels, teacher_channels, num_classes", where)

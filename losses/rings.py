@@ -40,7 +40,7 @@ def projector(student_channels: int, teacher_channels: int) -> nn.Sequential:
 def whole(option: str, value: float) -> int:
     """Raises UserError when an option is no positive whole number."""
     if not (value >= 1 and value % 1 == 0):
-        raise UserError(f"{option}={value:g} of a CIRKD memory loss: give a positive whole number")
+        raise UserError(f"{option}={value:g}: give a positive whole number")
     return int(value)
 
 

@@ -236,8 +236,8 @@ def test_another_number_of_classes_is_refused():
     [
         ("af_dcd=1:groups=5", "groups=5 does not divide the teacher's 16 channels"),
         ("af_dcd=1:groups=0", "groups=0"),
-        ("af_dcd=1:pool=2.5", "pool=2.5, patch=4: give positive whole numbers"),
-        ("cirkd2=1:channel_size=-1", "channel_size=-1 .*positive whole number"),
+        ("af_dcd=1:pool=2.5", "pool=2.5: give a positive whole number"),
+        ("cirkd2=1:channel_size=-1", "channel_size=-1: .*positive whole number"),
         ("dsd=1:ppsd=2", "did you mean 'psd'"),
         ("kd=nan", "kd=nan is no weight"),
     ],

@@ -41,6 +41,11 @@ def folder(tmp_path, monkeypatch):
         "    def forward(self, student, teacher, label):\n        return student.logits\n"
         "class Number(NoLabel):\n"
         "    def forward(self, student, teacher, label):\n        return 1.5\n"
+        "class Parts(NoLabel):\n"
+        "    def forward(self, student, teacher, label):\n        return {'a': student.logits.sum()}\n"
+        "class loss(Number):\n    pass\n"
+        "class pop(Number):\n    pass\n"
+        "class dsd_psd(Number):\n    pass\n"
     )
     yield tmp_path
     for name in set(sys.modules) - before:
@@ -92,6 +97,15 @@ def test_options_and_several_losses(folder):
         ("my_shapes:NoLabel=1", r"forward\(self, student, teacher\) must take \(self, student, teacher, label\)"),
         ("my_shapes:NoForward=1", r"forward\(.* must take \(self, student, teacher, label\)"),
         ("cdw:tau=3", "'cdw' is neither in"),
+        ("mine:Huber=1", "mine has no Huber"),
+        ("sys:Huber=1", "sys has no Huber"),
+        ("my_shapes:loss=1,kd=1", "loss is the name of something else"),
+        ("my_shapes:pop=1", "pop is the name of something else"),
+        ("my_shapes:dsd_psd=1,dsd=1", "dsd_psd is the name of something else"),
+        ("kd=1:tau=4:tau=2", "kd has no option 'tau'"),
+        ("af_dcd=1:groups=2.5", r"groups=2\.5: give a positive whole number"),
+        ("af_dcd=1:groups=5", r"groups=5 does not divide the teacher's 16 channels"),
+        ("mgd=1:ratio=1", "ratio=1: give a share"),
     ],
 )
 def test_what_is_missing_or_of_the_wrong_shape_is_explained(folder, kd, message):
@@ -105,6 +119,11 @@ def test_a_loss_that_is_no_single_number_is_named(folder, name, shown):
     losses = build_kd(f"my_shapes:{name}=1", 6, 16, 5)
     with pytest.raises(UserError, match=f"the loss {name} returned no single number but .*{shown}"):
         losses(*outputs())
+
+
+def test_parts_without_weights_are_named(folder):
+    with pytest.raises(UserError, match="the loss Parts returned a: part_weights must have all"):
+        build_kd("my_shapes:Parts=1", 6, 16, 5)(*outputs())
 
 
 def test_a_class_with_weights_of_its_own_is_left_alone(folder):
