@@ -26,7 +26,6 @@ from utils.types import Draw
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-
     folder = tmp_path_factory.mktemp("runs")
     train_teacher.main([*TINY, "--save-dir", f"{folder}/teacher"])
     train_student.main([*TINY, "--kd", "none", "--save-dir", f"{folder}/baseline"])

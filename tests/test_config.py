@@ -68,6 +68,8 @@ def test_a_key_may_be_for_one_method(recipe):
         ("crop_size: 512", "is not 2 values"),
         ("crop_size: [512, 512, 3]", "is not 2 values"),
         ("crop_size: [8, 8]", "at least 32"),
+        ("eval.scales: []", r"\[\] is not a list of one or more values"),
+        ("eval.scales: 0.5", "0.5 is not a list"),
         ("pixels: imagnet", "did you mean 'imagenet'"),
         ("- a", "a recipe is a list"),
         ("a: [", "no plain yaml"),
@@ -76,7 +78,7 @@ def test_a_key_may_be_for_one_method(recipe):
 )
 def test_a_bad_recipe_is_explained(recipe, text, message):
     with pytest.raises(UserError, match=message):
-        parse(TeacherConfig, "teacher", "", RECIPES, ["--recipe", recipe(text)])
+        load_recipe(recipe(text), "eval" if text.startswith("eval") else "teacher", RECIPES)
 
 
 def test_numbers_yaml_reads_as_text(recipe):
@@ -90,6 +92,19 @@ def test_what_only_the_user_can_give_is_asked_for(recipe):
     given = ["--recipe", path, "--pretrained", "x.pth"]
     assert parse(StudentConfig, "student", "", RECIPES, given).pretrained == "x.pth"
     assert parse(TeacherConfig, "teacher", "", RECIPES, ["--recipe", path]).pretrained == ""
+    assert parse(TeacherConfig, "teacher", "", RECIPES, ["--data", "?"]).data == "?"
+    with pytest.raises(UserError, match="--batch-size: '\\?' is not a int"):
+        parse(TeacherConfig, "teacher", "", RECIPES, ["--batch-size", "?"])
+
+
+def test_a_recipe_without_distillation_is_a_baselines(recipe):
+    path = recipe("kd: none\nbaseline.lr: 0.5\nstudent.lr: 0.1")
+    config = parse(StudentConfig, "student", "", RECIPES, ["--recipe", path])
+    assert (config.kd, config.lr) == ("none", 0.5)
+    assert config.save_dir.startswith("runs/baseline-")
+    assert parse(StudentConfig, "student", "", RECIPES, ["--recipe", path, "--kd", "kd=1"]).lr == 0.1
+    path = recipe("student.kd: none\nkd.student: at=2")
+    assert parse(StudentConfig, "student", "", RECIPES, ["--recipe", path]).kd == "none"
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,6 @@ def crash_at(last: int) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """An uninterrupted teacher run, and the student distilled from it."""
-
     folder = tmp_path_factory.mktemp("finished")
     teacher = train(train_teacher, folder / "teacher", "--val-per-iters", "2")
     flags = ["--teacher-pretrained", str(folder / "teacher/last.pth"), *KD]

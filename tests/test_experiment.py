@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
@@ -333,7 +334,7 @@ def test_what_would_fail_after_hours_fails_at_once(small, tmp_path):
             prepare(RunnerConfig(**changes), found, runs)
     with pytest.raises(UserError, match="--data is missing: the root folder of camvid"):
         prepare(RunnerConfig(), read_experiment("camvid"), runs)
-    with prepare(RunnerConfig(), found, runs), pytest.raises(UserError, match="in use by another run"):
+    with closing(prepare(RunnerConfig(), found, runs)), pytest.raises(UserError, match="in use by another run"):
         prepare(RunnerConfig(), found, runs)
     prepare(RunnerConfig(), found, runs).close()
     other = tmp_path / "other"

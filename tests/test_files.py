@@ -3,6 +3,8 @@
 import io
 import os
 import re
+import resource
+import signal
 import sys
 import zipfile
 
@@ -43,20 +45,19 @@ def test_names_that_are_no_text_are_written_as_they_are(tmp_path):
     assert (tmp_path / "list.txt").read_bytes() == b"a\xff\n\xc3\xbc\n"
 
 
-def test_the_disk_is_full(tmp_path, monkeypatch):
+@pytest.mark.parametrize("room", [0, 100, 5000, 40_000])
+def test_the_disk_is_full(tmp_path, room):
     """torch.save hides the error of a write behind one of its own."""
     checkpoint.save({"model": {}}, tmp_path / "last.pth")
     before = (tmp_path / "last.pth").read_bytes()
-
-    def full(self, data):
-        if len(data) > 100:
-            self.error = OSError(28, "No space left on device")
-            raise self.error
-        return self.file.write(data)
-
-    monkeypatch.setattr(files._Output, "write", full)
-    with pytest.raises(UserError, match=r"cannot write .*last\.pth: No space left on device$"):
-        checkpoint.save({"model": torch.zeros(10000)}, tmp_path / "last.pth")
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"cannot write .*last\.pth: File too large$"):
+            checkpoint.save({"model": torch.zeros(10000)}, tmp_path / "last.pth")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"last.pth": before}
 
 

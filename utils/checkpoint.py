@@ -62,22 +62,17 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor], source: str |
     own = module.state_dict()
     if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise UserError(f"{source} is damaged: its weights are no tensors")
-    missing = sorted(own.keys() - weights.keys())
-    unexpected = sorted(weights.keys() - own.keys())
-    shapes = [
-        f"{key} {list(weights[key].shape)} for {list(own[key].shape)}"
-        for key in own.keys() & weights.keys()
-        if own[key].shape != weights[key].shape
-    ]
+    differing = [key for key in own.keys() & weights.keys() if own[key].shape != weights[key].shape]
+    problems = {
+        "keys missing": own.keys() - weights.keys(),
+        "unknown keys": weights.keys() - own.keys(),
+        "other shapes": [f"{key} {list(weights[key].shape)} for {list(own[key].shape)}" for key in differing],
+    }
+    found = [f"{len(n)} {what} ({min(n)}{', ...' if len(n) > 1 else ''})" for what, n in problems.items() if n]
+    if found:
+        raise UserError(f"{source} does not fit this network: {'; '.join(found)}")
     lost = sorted(key for key, value in weights.items() if value.is_floating_point() and not value.isfinite().all())
-    problems = [
-        f"{len(items)} {what} ({items[0]}{', ...' if len(items) > 1 else ''})"
-        for what, items in (("keys missing", missing), ("unknown keys", unexpected), ("other shapes", sorted(shapes)))
-        if items
-    ]
-    if lost and not problems:
+    if lost:
         count = f"{len(lost)} of {len(weights)} tensors, first {lost[0]}"
         raise UserError(f"{source} holds weights that are not finite ({count}): the training that wrote it had failed")
-    if problems:
-        raise UserError(f"{source} does not fit this network: {'; '.join(problems)}")
     module.load_state_dict(dict(weights))

@@ -16,23 +16,6 @@ from utils.errors import UserError
 BLOCK = 1 << 20
 
 
-class _Output:
-    """A file that keeps the first error of its writes: torch.save hides it behind one of its own."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self.file, self.error = file, None
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.file, name)
-
-    def write(self, data: bytes) -> int:
-        try:
-            return self.file.write(data)
-        except OSError as error:
-            self.error = self.error or error
-            raise
-
-
 def write(path: Path, fill: Callable[[IO[bytes]], object], previous: Path | None = None, durable: bool = True) -> None:
     """Have ``fill`` write a file so that ``path`` holds either the old one or the whole new one, whatever happens.
 
@@ -42,27 +25,25 @@ def write(path: Path, fill: Callable[[IO[bytes]], object], previous: Path | None
     Raises:
         UserError: the file cannot be written (folder read-only, disk full); the old one is intact.
     """
-    temporary, output = path.with_name(f".{path.name}.tmp"), None
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
         if path.parent == Path("/dev") or (path.exists() and not path.is_file()):
             raise UserError(f"cannot write {path}: it is no regular file")  # to replace it would harm the system
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.unlink(missing_ok=True)
         with temporary.open("xb") as file:  # x: made here, not a link that somebody else put there
-            output = _Output(file)
-            fill(output)
+            fill(file)
             file.flush()
             if durable:
                 os.fsync(file.fileno())
         if previous is not None and path.is_file():
             _keep(path, previous)
         os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
-    except RuntimeError as error:
-        if output is None or output.error is None:
+    except (OSError, RuntimeError) as error:
+        cause = error if isinstance(error, OSError) else error.__context__  # torch.save hides it behind its own
+        if not isinstance(cause, OSError):
             raise
-        raise UserError(f"cannot write {path}: {output.error.strerror}") from error
+        raise UserError(f"cannot write {path}: {cause.strerror or cause}") from error
     finally:
         with suppress(OSError):  # there is none, or its folder is not what was thought
             temporary.unlink()

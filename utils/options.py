@@ -65,16 +65,15 @@ def convert(config_class: type, name: str, value: Any, where: str) -> Any:
     """A value from the command line (strings) or yaml as the type of the field, within its bounds."""
     field = next(field for field in dataclasses.fields(config_class) if field.name == name)
     hint = typing.get_type_hints(config_class)[name]
-    if value == REQUIRED:
-        return value
     if value is None and isinstance(hint, types.UnionType):
         return None
     kind = _plain(hint)
     if typing.get_origin(kind) is tuple:
         parts = typing.get_args(kind)
         repeated = parts[-1] is Ellipsis
-        if not isinstance(value, (list, tuple)) or not (repeated or len(value) == len(parts)):
-            raise UserError(f"{where}: {value!r} is not {len(parts)} values")
+        if not isinstance(value, (list, tuple)) or not (value if repeated else len(value) == len(parts)):
+            wanted = "a list of one or more values" if repeated else f"{len(parts)} values"
+            raise UserError(f"{where}: {value!r} is not {wanted}")
         result = tuple(_scalar(parts[0], item, where) for item in value)
     else:
         result = _scalar(kind, value, where)

@@ -17,6 +17,7 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -162,7 +163,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if config.dry_run:
         print("\n".join(f"python {shlex.join(command)}" for job in jobs.values() for command in job.commands))
         return
-    with prepare(config, experiment, output), Stop(config.max_minutes) as stop:
+    with closing(prepare(config, experiment, output)), Stop(config.max_minutes) as stop:
         keep = Path(config.records).expanduser() if config.records else None
         ended = execute(jobs, slots_of(config), stop, lambda job: keep and record(job, keep), say)
     left = {name: outcome for name, outcome in ended.items() if not outcome.done}

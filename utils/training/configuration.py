@@ -112,14 +112,15 @@ def parse(
         UserError: an unknown flag or recipe key, a value of the wrong type or out of range.
     """
     flags = parse_flags(config_class, description, argv)
-    if role == "student" and flags.get("kd", "").strip() == "none":
-        role = "baseline"
     recipe = load_recipe(flags["recipe"], role, recipes) if flags.get("recipe") else {}
+    if role == "student" and {**recipe, **flags}.get("kd", "").strip() == "none":
+        role, kd = "baseline", {key: recipe[key] for key in recipe if key == "kd"}
+        recipe = recipe and load_recipe(flags["recipe"], role, recipes) | kd
     given = {**dataclasses.asdict(config_class()), **recipe, **flags}
     usual = {**recipe, **implied(given)}
     config = config_class(**{**usual, **flags})
     for field in dataclasses.fields(config):
-        if getattr(config, field.name) == REQUIRED:
+        if usual.get(field.name) == REQUIRED and field.name not in flags:
             flag = flag_of(field.name)
             given = f"recipe {flags['recipe']} needs {flag} ({flag} '' does without)"
             raise UserError(f"{given}: {field.metadata['help']}")
@@ -153,17 +154,17 @@ def load_recipe(name: str, role: str, recipes: Path) -> dict[str, Any]:
     fields = {r: {field.name for field in dataclasses.fields(c)} - {"recipe"} for r, c in ROLES.items()}
     every = set().union(*(fields[r] for r in TRAINED))  # of evaluation only "eval.<name>" is known
     known = every | {f"{r}.{field_name}" for r, names in fields.items() for field_name in names}
-    order = ("", role, method) if method else ("", role)
-    layers: dict[str, dict[str, Any]] = {layer: {} for layer in order}  # a later one wins
+    layers: dict[str, dict[str, Any]] = {layer: {} for layer in (":", role, f":{method}")}  # a later one wins
     methods = []
     for key, value in content.items():
         head, _, rest = str(key).partition(".")
         if head not in every and rest not in fields.get(head, ()):
             raise UserError(f"{path}: unknown key {str(key)!r}{nearest(str(key), known)}")
-        layer, field_name = (head, rest) if head in ROLES else (rest, head)
+        layer, field_name = (head, rest) if head in ROLES else (f":{rest}", head)
         methods += [rest] if rest and head not in ROLES else []
         if layer in layers and field_name in fields[role]:
-            layers[layer][field_name] = convert(ROLES[role], field_name, value, f"{path}: {key}")
+            asked = value == REQUIRED
+            layers[layer][field_name] = value if asked else convert(ROLES[role], field_name, value, f"{path}: {key}")
     if method:
         lookup(dict.fromkeys(methods), method, f"method of {path}")
     return {name: value for layer in layers.values() for name, value in layer.items()}

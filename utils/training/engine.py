@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from utils.distributed import broadcast_statistics
 from utils.errors import UserError
 from utils.memory import require_memory
 from utils.pixels import CONVENTIONS
@@ -81,7 +80,6 @@ def fit(step: Step, data: Any, predict: Predictor, run: Run, config: TrainConfig
         """Saves first: a validation that fails, or is left because of a signal, is owed and done on resume."""
         if state.saved < state.iteration:
             state.save(finite)
-        broadcast_statistics(step)
         # label noise of eval.py's default seed: the same for every run, so that seeds of training are comparable
         result = evaluate(predict, data.val, card["num_classes"], runtime, config.workers, asked=stopping)
         scores = {"miou": or_none(result.miou()), "pixel_accuracy": or_none(result.pixel_accuracy)}

@@ -56,9 +56,3 @@ class Lock:
 
     def close(self) -> None:
         self.file.close()
-
-    def __enter__(self) -> "Lock":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()

@@ -41,11 +41,6 @@ class Metrics:
         union = self.confusion.sum(0) + self.confusion.sum(1) - intersection
         return np.divide(intersection, union, out=np.full(len(union), np.nan), where=union > 0)
 
-    @property
-    def absent(self) -> list[int]:
-        """Classes in neither labels nor predictions."""
-        return np.flatnonzero(np.isnan(self.iou)).tolist()
-
     def miou(self, absent_as_zero: bool = False) -> float:
         """Mean over the classes that occur, or over all with absent ones as 0 (LAD, CIRKD: utils/score.py).
 
@@ -69,7 +64,7 @@ class Metrics:
             "miou": or_none(self.miou(absent_as_zero)),
             "pixel_accuracy": or_none(self.pixel_accuracy),
             "iou": iou,
-            "absent": [names[k] for k in self.absent],
+            "absent": [name for name, value in iou.items() if value is None],
             "absent_as_zero": absent_as_zero,
             "images": self.images,
             "confusion": self.confusion.tolist(),

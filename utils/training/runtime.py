@@ -4,7 +4,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -118,26 +118,23 @@ def start(settings: Any) -> Iterator[Runtime]:
         UserError: cuda asked for and not there, or more processes on this host than GPUs.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # huge pages: else Linux clears large tensors slowly
-    options = {key: getattr(settings, key) for key in OPTIONS if hasattr(settings, key)}
-    if options.get("channels_last") is None:
-        options["channels_last"] = True
+    options = {key: value for key in OPTIONS if (value := getattr(settings, key, None)) is not None}
     gloo = getattr(settings, "backend", "auto") == "gloo"
-    device = _device(settings.device, gloo)
-    cuda = device.type == "cuda"
-    if cuda:
-        torch.cuda.set_device(device)
-    deterministic = options.get("deterministic", False)
-    torch.backends.cudnn.allow_tf32 = options.get("tf32", True)
-    torch.backends.cudnn.benchmark = not deterministic
-    if deterministic:
+    runtime = Runtime(_device(settings.device, gloo), **{"channels_last": True} | options)
+    nccl = runtime.device.type == "cuda" and not gloo
+    if runtime.device.type == "cuda":
+        torch.cuda.set_device(runtime.device)
+    torch.backends.cudnn.allow_tf32 = runtime.tf32
+    torch.backends.cudnn.benchmark = not runtime.deterministic
+    if runtime.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(deterministic)
-    nccl = cuda and not gloo
+    torch.use_deterministic_algorithms(runtime.deterministic)
     if "WORLD_SIZE" in os.environ and "RANK" in os.environ:
         _join("cpu:gloo,cuda:nccl" if nccl else "gloo")
     failed = False
     try:
-        yield Runtime(device, *((dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else ()), **options)
+        joined = dist.is_initialized()
+        yield replace(runtime, rank=dist.get_rank(), size=dist.get_world_size()) if joined else runtime
     except Exception:
         failed = True
         raise
@@ -158,9 +155,7 @@ def _join(backend: str, timeout: timedelta = timedelta(minutes=30)) -> None:
 
 def _device(name: str, shared: bool) -> torch.device:
     """The device of this process; ``shared`` lets processes beyond the number of GPUs share them."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cpu":
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise UserError("--device cuda: torch finds no CUDA GPU; use --device cpu")
