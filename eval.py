@@ -60,8 +60,7 @@ class EvalConfig(Protocol):
 def load(config: EvalConfig) -> Loaded:
     """The checkpoint, with its label noise replaced by what the flags ask for.
 
-    Raises:
-        UserError: label flags for a network that does not read the label.
+    Raises UserError: label flags for a network that does not read the label.
     """
     asked = {"codes": config.label_codes or None, "pixel_std": config.label_std, "code_std": config.code_std}
     asked["scale"] = 0.0 if config.without_label else None

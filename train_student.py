@@ -100,8 +100,7 @@ class StudentStep(Step):
 def load_teacher(config: StudentConfig, spec: DatasetSpec) -> Loaded:
     """The teacher; an assisted one has the label noise of the student phase.
 
-    Raises:
-        UserError: no teacher given, or one of other classes.
+    Raises UserError: no teacher given, or one of other classes.
     """
     path = config.teacher_pretrained
     if not path:

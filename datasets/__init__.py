@@ -34,8 +34,7 @@ DATASETS: dict[str, DatasetSpec | Callable[[Path], DatasetSpec]] = {
 def dataset_spec(name: str, root: str = "", classes: int | None = None) -> DatasetSpec:
     """The record of a data set; with ``classes``, of its variant of so many.
 
-    Raises:
-        UserError: unknown name, a root that is missing or not as it should be, or no variant of so many classes.
+    Raises UserError: unknown name, a root that is missing or not as it should be, or no variant of so many classes.
     """
     entry = lookup(DATASETS, _of_classes(name, classes), "data set")
     spec = entry if isinstance(entry, DatasetSpec) else entry(_folder(name, root))
@@ -49,8 +48,7 @@ def build_dataset(
 ) -> SegmentationDataset:
     """Images at native size, for evaluation and as the source of a training stream.
 
-    Raises:
-        UserError: unknown data set or split, no root, or files missing below it.
+    Raises UserError: unknown data set or split, no root, or files missing below it.
     """
     spec = dataset_spec(name, root, classes)
     lookup(spec.splits, split, f"split of {name}")
@@ -109,8 +107,7 @@ def for_network(network: Classes, dataset: str, data: str, split: str, source: s
 
     dataset, data: of the flags, or of the network's checkpoint ``source``.
 
-    Raises:
-        UserError: no data set is named, or it has other classes; as ``build_dataset``.
+    Raises UserError: no data set is named, or it has other classes; as ``build_dataset``.
     """
     if not dataset:
         raise UserError(f"{source} does not say its data set: give --dataset and --data")

@@ -93,8 +93,7 @@ class SegmentationDataset(Dataset):
     def read(self, index: int) -> Arrays:
         """Image uint8 ``[H, W, 3]`` and label uint8 ``[H, W]``, not to be written to.
 
-        Raises:
-            UserError: unreadable, of different sizes, or a label id that is no class; the message names the file.
+        Raises UserError: unreadable, of different sizes, or a label id that is no class; the message names the file.
         """
         sample = self.cache and self.cache.get(index)
         if not sample:
@@ -125,8 +124,7 @@ def read_sample(spec: DatasetSpec, image_path: Path, label_path: Path | None) ->
 def label_classes(spec: DatasetSpec, ids: np.ndarray, path: Path) -> np.ndarray:
     """The ids ``[H, W]`` or colours ``[H, W, 4]`` of a label file as classes 0..K-1 or IGNORE_INDEX, uint8.
 
-    Raises:
-        UserError: some are neither; the message counts them.
+    Raises UserError: some are neither; the message counts them.
     """
     label = next((m for end, m in spec.other_ids.items() if path.name.endswith(end)), spec.ids)(ids)
     outside = label == INVALID

@@ -69,8 +69,7 @@ def _rescaled(file: Image.Image) -> bool:
 def read_list(path: Path) -> list[str]:
     """The lines of a list file; byte-order mark, CRLF, blank lines and outer blanks do not matter.
 
-    Raises:
-        UserError: no such file, no text, a name listed twice, or one of no file in the data set.
+    Raises UserError: no such file, no text, a name listed twice, or one of no file in the data set.
     """
     try:
         lines = content_of(path, "list file").decode("utf-8-sig").splitlines()
@@ -92,8 +91,7 @@ def read_list(path: Path) -> list[str]:
 def locate(root: Path, marker: str, places: Sequence[str] = ("",), hint: str = "") -> Path:
     """The first of ``places`` below ``root`` that has the folder ``marker``.
 
-    Raises:
-        UserError: none has; the message says what there is instead.
+    Raises UserError: none has; the message says what there is instead.
     """
     for place in places:
         if (root / place / marker).is_dir():

@@ -15,8 +15,7 @@ def folder_pairs(
 
     splits: of dataset.yaml, as are the suffixes.
 
-    Raises:
-        UserError: no such folder or list, a list that is not clear, two images with one label.
+    Raises UserError: no such folder or list, a list that is not clear, two images with one label.
     """
     entry, labels = splits[split], {}
     folders = folders_of(root, entry["images"], entry["labels"])

@@ -12,8 +12,7 @@ from utils.files import open_regular
 def mat_field(path: Path, *names: str) -> Any:
     """A field of a MATLAB file, by its path through the structs.
 
-    Raises:
-        UserError: missing, damaged, or without that field.
+    Raises UserError: missing, damaged, or without that field.
     """
     from scipy.io import loadmat  # slow to import, and only SBD and COCO-Stuff 10k are MATLAB files
 

@@ -63,8 +63,7 @@ def parse_losses(text: str, flag: str = "--kd") -> dict[str, tuple[float, dict[s
 
     A loss of one's own is ``package.module:Class=weight:option=value``.
 
-    Raises:
-        UserError: an unknown loss or option, a value that is no number, a name twice; each names ``flag``.
+    Raises UserError: an unknown loss or option, a value that is no number, a name twice; each names ``flag``.
     """
     losses: dict[str, tuple[float, dict[str, float]]] = {}
     for part in text.split(",") if text.strip() != "none" else []:
@@ -110,8 +109,7 @@ class WeightedLosses(nn.Module):
     def forward(self, student: Output, teacher: Output, label: Tensor) -> tuple[Tensor | float, dict[str, Tensor]]:
         """The weighted sum (0.0 without losses), and every unweighted term by name; parts are ``name_part``.
 
-        Raises:
-            UserError: teacher and student of different classes, a loss whose value is no single number.
+        Raises UserError: teacher and student of different classes, a loss whose value is no single number.
         """
         classes = student.logits.shape[1], teacher.logits.shape[1]
         if classes[0] != classes[1]:

@@ -55,8 +55,7 @@ class AfDCD(nn.Module):
 
     CamVid's script has no pooling: ``pool=1``.
 
-    Raises:
-        UserError: groups that do not divide the teacher's channels, or sizes that are no positive whole numbers.
+    Raises UserError: groups that do not divide the teacher's channels, or sizes that are no positive whole numbers.
     """
 
     def __init__(

@@ -64,8 +64,7 @@ class CIRKDRegion(Rings):
     Options: tau, size (slots a class), contrasts (divided by the classes, plus one, it is the number of slots of every
     class that an iteration compares with).
 
-    Raises:
-        UserError: a size or count that is no positive whole number, or too large for the memory.
+    Raises UserError: a size or count that is no positive whole number, or too large for the memory.
     """
 
     def __init__(

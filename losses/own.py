@@ -13,8 +13,7 @@ from utils.errors import UserError, first_line, nearest
 def load_class(name: str, flag: str) -> type[nn.Module]:
     """The class that ``package.module:Class`` names.
 
-    Raises:
-        UserError: it cannot be imported, is not there, or is not built or called as a distillation loss is.
+    Raises UserError: it cannot be imported, is not there, or is not built or called as a distillation loss is.
     """
     where, (path, _, class_name) = f"{flag} {name}", name.partition(":")
     if not all(part.isidentifier() for part in (*path.split("."), class_name)):

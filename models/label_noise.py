@@ -64,8 +64,7 @@ class LabelNoise(nn.Module):
     codes: a key of CODES. pixel_std: before scaling. scale: brings the planes to the range of the image's pixel
     convention. planes: the input channels it adds to the image's.
 
-    Raises:
-        UserError: unknown kind of codes, or "near" without a strength.
+    Raises UserError: unknown kind of codes, or "near" without a strength.
     """
 
     def __init__(

@@ -21,8 +21,7 @@ def rgb_pixels(image: str | Path | Image.Image | np.ndarray) -> np.ndarray:
     """RGB uint8 ``[H, W, 3]`` of a file, a PIL image, or an array uint8 ``[H, W]`` (grey), ``[H, W, 3]`` (RGB) or
     ``[H, W, 4]`` (RGBA). EXIF's orientation is applied; transparent pixels are white.
 
-    Raises:
-        UserError: a file that cannot be read, an array of another type or shape, something else.
+    Raises UserError: a file that cannot be read, an array of another type or shape, something else.
     """
     if isinstance(image, (str, Path)):
         return read_image(Path(image).expanduser(), behind="white")
@@ -51,8 +50,7 @@ class Loaded(NamedTuple):
     def noise(self) -> LabelNoise | None:
         """The label noise an assisted teacher is shown; None for a network that sees the image only.
 
-        Raises:
-            UserError: the card's codes make more or fewer planes than the network reads.
+        Raises UserError: the card's codes make more or fewer planes than the network reads.
         """
         config, classes = self.card.label_noise, self.card.num_classes
         if not config:

@@ -22,8 +22,7 @@ def save(state: Mapping[str, Any], path: Path, previous: Path | None = None) -> 
 def read(path: str | Path) -> dict[str, Any]:
     """The content of a checkpoint, on the CPU.
 
-    Raises:
-        UserError: no such file, a damaged one, or one that holds anything but tensors and plain values.
+    Raises UserError: no such file, a damaged one, or one that holds anything but tensors and plain values.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -55,9 +54,8 @@ def read(path: str | Path) -> dict[str, Any]:
 def load_weights(module: nn.Module, weights: Mapping[str, Tensor], source: str | Path) -> None:
     """Load a state dict strictly.
 
-    Raises:
-        UserError: keys or shapes differ, or values are not finite; the message names the first of them and says how
-            many there are.
+    Raises UserError: keys or shapes differ, or values are not finite; the message names the first of them and says how
+    many there are.
     """
     own = module.state_dict()
     if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):

@@ -22,8 +22,7 @@ def write(path: Path, fill: Callable[[IO[bytes]], object], previous: Path | None
     previous: where the old one is kept. durable: it outlives a power failure, too. The folder is made; links in the
     place of any of the files are replaced, never followed.
 
-    Raises:
-        UserError: the file cannot be written (folder read-only, disk full); the old one is intact.
+    Raises UserError: the file cannot be written (folder read-only, disk full); the old one is intact.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -69,8 +68,7 @@ def write_text(path: Path, text: str) -> None:
 def require_apart(outputs: Iterable[tuple[Path, Path]], inputs: Iterable[Path], flag: str) -> None:
     """outputs: files to be written, each with what it is made from. flag: says where they go.
 
-    Raises:
-        UserError: one of them is an input and would be lost, or two of them are one file.
+    Raises UserError: one of them is an input and would be lost, or two of them are one file.
     """
     known, writers = set(map(os.path.realpath, inputs)), {}
     for path, source in outputs:
@@ -84,8 +82,7 @@ def require_apart(outputs: Iterable[tuple[Path, Path]], inputs: Iterable[Path], 
 def open_regular(path: Path) -> IO[bytes]:
     """A regular file to read: a device has no end, and a pipe would be waited for.
 
-    Raises:
-        OSError: it is none, or cannot be opened.
+    Raises OSError: it is none, or cannot be opened.
     """
     file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
     if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -124,8 +121,7 @@ class _Loader(yaml.SafeLoader):
 def read_yaml(path: Path) -> Any:
     """Plain values from a yaml file; nothing in it is run.
 
-    Raises:
-        UserError: unreadable, no text, no plain yaml, a key twice, nested too deep.
+    Raises UserError: unreadable, no text, no plain yaml, a key twice, nested too deep.
     """
     try:
         return yaml.load(read_bytes(path).decode("utf-8-sig"), _Loader)

@@ -22,8 +22,7 @@ STDERR = threading.Lock()  # of a process, one place to write to
 def decode_jpeg(path: Path, data: bytes, upright: bool) -> np.ndarray:
     """RGB uint8 ``[H, W, 3]``; upright: turned as its EXIF orientation says.
 
-    Raises:
-        UserError: truncated, or the decoder finds the data damaged. OpenCV would fill up what is lost.
+    Raises UserError: truncated, or the decoder finds the data damaged. OpenCV would fill up what is lost.
     """
     # no 0xff of the compressed picture is followed by anything but 0, so its end marker cannot occur before its end
     if data.find(JPEG_END, _scan(data)) < 0:

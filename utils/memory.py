@@ -14,8 +14,7 @@ GIB = 2**30
 def require_memory(size: int, what: str, advice: str, device: torch.device) -> None:
     """Refuse what does not fit: ``size`` bytes on a GPU, or in each process of this host.
 
-    Raises:
-        UserError: ``what``, how much it takes, how much is free, and ``advice``.
+    Raises UserError: ``what``, how much it takes, how much is free, and ``advice``.
     """
     copies = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if device.type == "cpu" else 1
     free = free_memory(device)

@@ -38,9 +38,8 @@ def build_model(arch: str, backbone: str, num_classes: int, in_channels: int = 3
     widths: what differs from the architecture's own (``width``, ``aux_width``, ... of its function); 0 leaves an
     auxiliary branch out.
 
-    Raises:
-        UserError: unknown architecture or backbone, a width the architecture does not have, too few classes
-            or channels.
+    Raises UserError: unknown architecture or backbone, a width the architecture does not have, too few classes or
+    channels.
     """
     build = lookup(ARCHITECTURES, arch, "model")
     for name in widths:

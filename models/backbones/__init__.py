@@ -96,8 +96,7 @@ def build_backbone(name: str, in_channels: int = 3, output_stride: int = DILATED
 
     The result has ``channels`` and ``strides``, those of c1..c4.
 
-    Raises:
-        UserError: the name is neither, or timm cannot run that network at this output stride.
+    Raises UserError: the name is neither, or timm cannot run that network at this output stride.
     """
     if name in BACKBONES:
         backbone = BACKBONES[name](output_stride)

@@ -43,8 +43,7 @@ class ContextPath(nn.Module):
     encoder: any network whose last three maps have strides 8, 16 and 32. Of 128, 128 and 256 channels behind c8. The
     upsampling is nearest neighbour (MMSegmentation's stdc.py).
 
-    Raises:
-        UserError: the encoder has other strides.
+    Raises UserError: the encoder has other strides.
     """
 
     strides = (8, 16, 8, 8)

@@ -58,8 +58,7 @@ class Card:
 def read_card(content: Mapping[str, Any], source: object) -> Card:
     """Of a file's content, weights and training state left out.
 
-    Raises:
-        UserError: not of this version, or incomplete.
+    Raises UserError: not of this version, or incomplete.
     """
     missing = [key for key in REQUIRED if key not in content]
     if content.get("format") != FORMAT or missing or not isinstance(content.get("model"), Mapping):

@@ -69,8 +69,7 @@ def translate_backbone(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def unwrap(content: Mapping[str, object], source: str) -> dict[str, Tensor]:
     """The state dict inside a training file, without DataParallel's ``module.`` and the like.
 
-    Raises:
-        UserError: there are no weights in it.
+    Raises UserError: there are no weights in it.
     """
     for _ in WRAPPERS:  # one in the other
         content = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), content)

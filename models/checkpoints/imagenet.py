@@ -48,9 +48,8 @@ def load_base(model: Segmentor, pretrained_base: str, pixels: str) -> None:
 
     Of a context path the encoder is loaded; the path itself has no ImageNet weights.
 
-    Raises:
-        UserError: no such file, package or download, weights for other pixels than the run's, another stem, or layers
-            missing, left over or of other shapes.
+    Raises UserError: no such file, package or download, weights for other pixels than the run's, another stem, or
+    layers missing, left over or of other shapes.
     """
     source = f"--pretrained-base {pretrained_base}"
     if pretrained_base == "timm":
@@ -76,8 +75,7 @@ def backbone_weights(weights: Mapping[str, Tensor], backbone: nn.Module, source:
 
     What lies outside the backbone (classifier, heads) is left out; label planes of the stem keep their own weights.
 
-    Raises:
-        UserError: the two have different stems.
+    Raises UserError: the two have different stems.
     """
     own = backbone.state_dict()
     prefix = next((p for p in PREFIXES if any(key.startswith(p) for key in weights)), "")

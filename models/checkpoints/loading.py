@@ -52,8 +52,7 @@ def from_checkpoint(path: str | Path, assisted: bool = False) -> Loaded:
     students one too and shows them zeros, so by default it is a student and the plane is folded away: the same output
     from three channels. True keeps it, as a teacher. This project's own files say which they are.
 
-    Raises:
-        UserError: no such file, damaged, of unknown content, or weights that do not fit what the file says.
+    Raises UserError: no such file, damaged, of unknown content, or weights that do not fit what the file says.
     """
     content = reading.read(path)
     return _own(content, path) if "arch" in content else _foreign(content, str(path), assisted)
@@ -97,8 +96,7 @@ def initialise(model: Segmentor, pretrained_base: str, pretrained: str, pixels: 
 
     A three-channel checkpoint starts a network with label planes: RGB weights are kept, the planes' stay as drawn.
 
-    Raises:
-        UserError: the file is of another network, other classes or another pixel convention.
+    Raises UserError: the file is of another network, other classes or another pixel convention.
     """
     if pretrained:
         loaded, card = from_checkpoint(pretrained, assisted=model.config["in_channels"] > 3)

@@ -42,8 +42,7 @@ def read(path: str | Path) -> dict[str, Any]:
 
     path: see ``located``.
 
-    Raises:
-        UserError: no such file, damaged, or one that holds anything but tensors and plain values.
+    Raises UserError: no such file, damaged, or one that holds anything but tensors and plain values.
     """
     path = located(path)
     if path.is_dir():

@@ -45,8 +45,7 @@ class Inferred(NamedTuple):
 def infer(weights: Mapping[str, Tensor], source: str) -> Inferred:
     """Recognise another project's network.
 
-    Raises:
-        UserError: it is none of FORMATS, or incomplete so that its layers cannot be counted.
+    Raises UserError: it is none of FORMATS, or incomplete so that its layers cannot be counted.
     """
     name = next((name for name, form in FORMATS.items() if form.marker in weights), None)
     if name is None:
@@ -126,8 +125,7 @@ SHAPELESS = {"dilations": ("1,1,2,4", "1,12,24,36"), "dilation": ("1",), "multi_
 def mmseg_record(content: Mapping[str, Any], config: Mapping[str, Any], source: str) -> dict[str, Any]:
     """What MMSegmentation's files say about themselves in ``meta``: class names, palette, align_corners.
 
-    Raises:
-        UserError: its training configuration differs in a setting that shapes do not show.
+    Raises UserError: its training configuration differs in a setting that shapes do not show.
     """
     meta = content.get("meta")
     meta = meta if isinstance(meta, Mapping) else {}

@@ -47,8 +47,7 @@ def extract(archive: Path, root: Path, place: tuple[str, str]) -> None:
 
     The whole table of contents is looked at before the first byte is written.
 
-    Raises:
-        UserError: damaged, or with members that lead outside, links, devices, too many files or too many bytes.
+    Raises UserError: damaged, or with members that lead outside, links, devices, too many files or too many bytes.
     """
     pattern, replacement = re.compile(rf"(?:.*/)?{place[0]}"), place[1]
     targets: dict[str, Path] = {}
@@ -138,8 +137,7 @@ def _trouble(name: str, regular: bool) -> str:
 def convert_mat(files: Sequence[Path], folder: Path, fields: Sequence[str]) -> None:
     """MATLAB labels as grey PNG with the same ids, ``folder/<stem>.png``; those that are there are left alone.
 
-    Raises:
-        UserError: a damaged file, or ids above 255.
+    Raises UserError: a damaged file, or ids above 255.
     """
     for path in tqdm(files, f"{folder.name}: PNG", disable=None):
         target = folder / f"{path.stem}.png"

@@ -81,8 +81,7 @@ def flow(value: object) -> str:
 def classes_text(content: Content, folder: Path) -> list[str]:
     """The lines of dataset.yaml on classes, with a comment on every value.
 
-    Raises:
-        UserError: fewer than two ids or colours, more than there can be classes, ids beyond 16 bits.
+    Raises UserError: fewer than two ids or colours, more than there can be classes, ids beyond 16 bits.
     """
     ignored = content.ignored()
     values = sorted(content.pixels.keys() - set(ignored))

@@ -37,8 +37,7 @@ class Match(NamedTuple):
 def find_matches(root: Path) -> list[Match]:
     """The best labels of each folder of images, all with names of one form.
 
-    Raises:
-        UserError: no pictures, or none that go by the same names as labels.
+    Raises UserError: no pictures, or none that go by the same names as labels.
     """
     folders = dict(pictures(root))
     ranked = {}

@@ -37,8 +37,7 @@ class ShrinkConfig:
 def every_pair(name: str, source: str) -> list[Pair]:
     """Image and label files of all splits that are there; of the others it prints what is wrong.
 
-    Raises:
-        UserError: unknown data set, or one that is not made of files.
+    Raises UserError: unknown data set, or one that is not made of files.
     """
     spec = dataset_spec(name, source)
     if not spec.needs_root:
@@ -55,8 +54,7 @@ def every_pair(name: str, source: str) -> list[Pair]:
 def shrink(array: np.ndarray, factor: float, resampling: Image.Resampling, path: Path) -> None:
     """``[H, W]``, ``[H, W, 3]`` or ``[H, W, 4]`` -> a picture of H / factor x W / factor, rounded.
 
-    Raises:
-        UserError: the file cannot be written or has no such format.
+    Raises UserError: the file cannot be written or has no such format.
     """
     size = [max(1, round(side / factor)) for side in array.shape[1::-1]]
     kind = Image.registered_extensions().get(path.suffix.lower())

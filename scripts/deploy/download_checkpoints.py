@@ -54,8 +54,7 @@ class SafeRedirects(urllib.request.HTTPRedirectHandler):
 def fetch(entry: Entry, folder: Path) -> Path:
     """Download one file, or find it there; the result is whole and verified.
 
-    Raises:
-        UserError: unreachable, refused, interrupted (the part is kept), or other bytes than the manifest's.
+    Raises UserError: unreachable, refused, interrupted (the part is kept), or other bytes than the manifest's.
     """
     path, part = folder / entry.file, folder / f"{entry.file}.part"
     try:

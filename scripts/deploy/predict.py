@@ -56,8 +56,7 @@ def appearance(card: Card) -> tuple[list[str], list[Rgb]]:
 def find_images(given: Sequence[str]) -> list[Path]:
     """Files as they are given, folders as their images, sorted.
 
-    Raises:
-        UserError: nothing given, or a folder without images.
+    Raises UserError: nothing given, or a folder without images.
     """
     if not given:
         raise UserError("no images given: predict.py IMAGE.. --pretrained FILE")
@@ -73,8 +72,7 @@ def find_images(given: Sequence[str]) -> list[Path]:
 def outputs(images: Sequence[Path], config: PredictConfig) -> dict[Path, list[Path]]:
     """The files to write for each image: NAME.png, and NAME_blend.png if asked for.
 
-    Raises:
-        UserError: two images would be written to one file, or one over an input.
+    Raises UserError: two images would be written to one file, or one over an input.
     """
     folder = Path(config.output).expanduser()
     suffixes = ("", "_blend") if config.blend else ("",)

@@ -55,11 +55,7 @@ class RunnerConfig:
 
 
 def plan(experiment: Experiment, config: RunnerConfig, output: Path) -> dict[str, Job]:
-    """All jobs by name, seed by seed, each after those it needs.
-
-    Raises:
-        UserError: an unknown run in --only.
-    """
+    """All jobs by name, seed by seed, each after those it needs. Raises UserError: an unknown run in --only."""
     for name in config.only:
         lookup(experiment.arms, name, "run in --only")
     seeds = config.seeds or experiment.seeds
@@ -103,11 +99,7 @@ def plan(experiment: Experiment, config: RunnerConfig, output: Path) -> dict[str
 
 
 def record(job: Job, keep: Path) -> None:
-    """Copy the small files of a finished run.
-
-    Raises:
-        UserError: the folder cannot be written.
-    """
+    """Copy the small files of a finished run. Raises UserError: the folder cannot be written."""
     for path in (path for pattern in RECORDS for path in job.folder.glob(pattern)):
         write(keep / job.name / path.name, lambda file, path=path: file.write(path.read_bytes()))
 
@@ -115,8 +107,7 @@ def record(job: Job, keep: Path) -> None:
 def prepare(config: RunnerConfig, experiment: Experiment, output: Path) -> Lock:
     """What would go wrong after hours is tried now. The lock on ``output``.
 
-    Raises:
-        UserError: no data, folders that cannot be written or are the same, or another runner in ``output``.
+    Raises UserError: no data, folders that cannot be written or are the same, or another runner in ``output``.
     """
     settings = load_recipe(experiment.recipe, "student", RECIPES) | experiment.arms[experiment.baseline].settings
     spec = DATASETS.get(settings.get("dataset", "toy"))

@@ -43,11 +43,7 @@ class GridConfig:
 
 
 def networks(config: GridConfig) -> dict[str, Loaded]:
-    """By the title of their column.
-
-    Raises:
-        UserError: none, a file twice, or networks of different classes.
-    """
+    """By the title of their column. Raises UserError: none, a file twice, or networks of different classes."""
     titles = [Path(path).absolute().parent.name for path in config.student]
     if len(titles) == 1:
         titles = ["student"]

@@ -108,8 +108,7 @@ def parse(
     recipes: the folder of those known by name. implied: what follows from other settings; it wins over the recipe, a
     flag wins over it.
 
-    Raises:
-        UserError: an unknown flag or recipe key, a value of the wrong type or out of range.
+    Raises UserError: an unknown flag or recipe key, a value of the wrong type or out of range.
     """
     flags = parse_flags(config_class, description, argv)
     recipe = load_recipe(flags["recipe"], role, recipes) if flags.get("recipe") else {}
@@ -139,8 +138,7 @@ def load_recipe(name: str, role: str, recipes: Path) -> dict[str, Any]:
 
     ``NAME:METHOD`` also takes the values for that method, keys such as ``kd.METHOD``, which win over both.
 
-    Raises:
-        UserError: no such recipe or method, no flat mapping, an unknown key, a bad value.
+    Raises UserError: no such recipe or method, no flat mapping, an unknown key, a bad value.
     """
     base, colon, method = name.rpartition(":")
     name, method = (base, method) if colon and not name.endswith((".yaml", ".yml")) else (name, "")

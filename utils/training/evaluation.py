@@ -33,8 +33,7 @@ class Predictor:
     a sliding window with the given stride (default two thirds of it); overlapping logits are averaged. resize: the
     sides that images are resized to fit first; their logits are resized to that size, then to the image's.
 
-    Raises:
-        UserError: a stride that leaves pixels out.
+    Raises UserError: a stride that leaves pixels out.
     """
 
     def __init__(

@@ -29,11 +29,7 @@ class Stopped(SystemExit):
 
 
 def forward(step: nn.Module, image: Tensor, label: Tensor, draw: Draw, valid: Tensor) -> dict[str, Tensor]:
-    """One forward pass of a step.
-
-    Raises:
-        UserError: BatchNorm on a single value.
-    """
+    """One forward pass of a step. Raises UserError: BatchNorm on a single value."""
     try:
         return step(image, label, draw, valid)
     except ValueError as error:

@@ -23,8 +23,7 @@ def adamw(learnable: Sequence[nn.Parameter], config: TrainConfig) -> torch.optim
 
     What has one dimension or none is free of decay: biases, weights of norms, layer scales.
 
-    Raises:
-        UserError: a momentum that is no beta.
+    Raises UserError: a momentum that is no beta.
     """
     if config.momentum >= 1:
         raise UserError(f"--momentum {config.momentum:g}: with --optimizer adamw it must be below 1")

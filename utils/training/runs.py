@@ -63,9 +63,8 @@ def open_run(config: TrainConfig, runtime: Runtime, inputs: Callable = dict, usa
     Rank 0 alone looks and reads; what it finds is every process's, so that no folder need be shared.
     inputs: gives ``Run.inputs``. usable: raises UserError for a state that cannot be restored; the one before may be.
 
-    Raises:
-        UserError: the folder cannot be written, holds what would be lost, the checkpoint to resume is missing or
-            damaged, or it is of a run with other settings or inputs.
+    Raises UserError: the folder cannot be written, holds what would be lost, the checkpoint to resume is missing or
+    damaged, or it is of a run with other settings or inputs.
     """
     folder = Path(config.save_dir).expanduser()
     lock = None
@@ -129,11 +128,7 @@ def _state(
 
 
 def _source(config: TrainConfig, folder: Path) -> Path | None:
-    """The file to continue from.
-
-    Raises:
-        UserError: there is none, or what the folder holds would be lost.
-    """
+    """The file to continue from. Raises UserError: there is none, or what the folder holds would be lost."""
     there = [path.name for pattern in WRITTEN for path in sorted(folder.glob(pattern))]
     resumable = LAST in there or PREVIOUS in there
     source = None

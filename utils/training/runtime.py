@@ -114,8 +114,7 @@ def start(settings: Any) -> Iterator[Runtime]:
     settings: a record with ``device`` (auto, cpu, cuda) and any of backend, amp, channels_last, tf32, deterministic,
     compile. NCCL carries what is on GPUs, gloo what is not; ``backend="gloo"`` lets processes share a GPU.
 
-    Raises:
-        UserError: cuda asked for and not there, or more processes on this host than GPUs.
+    Raises UserError: cuda asked for and not there, or more processes on this host than GPUs.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # huge pages: else Linux clears large tensors slowly
     options = {key: value for key in OPTIONS if (value := getattr(settings, key, None)) is not None}

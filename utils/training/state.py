@@ -30,8 +30,7 @@ class TrainingState:
     def __init__(self, step: Step, run: Run, config: TrainConfig, runtime: Runtime) -> None:
         """Continues from the run's state, if it has one.
 
-        Raises:
-            UserError: that is of another network or other losses, or its entries are not what they should be.
+        Raises UserError: that is of another network or other losses, or its entries are not what they should be.
         """
         self.step, self.run, self.runtime, self.scaler = step, run, runtime, runtime.scaler()
         self.optimizer = OPTIMIZERS[config.optimizer]([p for p in step.parameters() if p.requires_grad], config)

@@ -19,11 +19,7 @@ SAME_EXPERIMENT = {
 
 
 def read_groups(folders: Sequence[str]) -> dict[str, list[Run]]:
-    """Groups by what the names of their runs have in common.
-
-    Raises:
-        UserError: no runs, or a run given twice.
-    """
+    """Groups by what the names of their runs have in common. Raises UserError: no runs, or a run given twice."""
     paths = [Path(folder).expanduser().resolve() for folder in folders]
     if not paths:
         raise UserError("no runs given: compare.py RUN..")

@@ -78,9 +78,8 @@ def read_experiment(name: str) -> Experiment:
     runs. Settings are flags of the training scripts; ``pretrained`` and ``teacher_pretrained`` may name a run of the
     same seed, ``NAME+1`` one of the next seed (so that a teacher is no twin of its student).
 
-    Raises:
-        UserError: no such file, unknown keys or flags, bad values, a run that starts from itself, an unknown one, or
-            its own seed where another is asked for.
+    Raises UserError: no such file, unknown keys or flags, bad values, a run that starts from itself, an unknown one, or
+    its own seed where another is asked for.
     """
     path = find(name)
     content = merged(path)

@@ -68,8 +68,7 @@ def losses(experiment: Experiment, folder: Path) -> Table:
 def read_costs(path: Path) -> dict[str, tuple[float, float]]:
     """What loss_cost.py measured: seconds of a step and megabytes, by run.
 
-    Raises:
-        UserError: no such file, or of other content.
+    Raises UserError: no such file, or of other content.
     """
     try:
         costs = json.loads(path.read_text(encoding="utf-8"))["costs"]
