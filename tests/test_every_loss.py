@@ -24,12 +24,21 @@ def teachers(tmp_path_factory):
     return folder
 
 
-def test_two_processes_hold_the_same(command, teachers, tmp_path):
-    flags = [*TINY, "--max-iterations", "3", "--skip-val", "--kd", KD, "--save-dir", tmp_path]
-    command("tests/rank_states.py", *flags, "--teacher-pretrained", teachers / "assisted/last.pth", processes=2)
-    one, two = (torch.load(tmp_path / f"rank{rank}.pth", weights_only=True) for rank in range(2))
+def test_two_processes_hold_the_same_and_continue_to_the_same_bits(command, teachers, tmp_path):
+    flags = [*TINY, "--max-iterations", "3", "--skip-val", "--kd", KD, "--save-dir", tmp_path, "--resume", "auto"]
+    flags += ["--teacher-pretrained", teachers / "assisted/last.pth"]
+
+    def states():
+        command("tests/rank_states.py", *flags, processes=2)
+        return [torch.load(tmp_path / f"rank{rank}.pth", weights_only=True) for rank in range(2)]
+
+    one, two = states()
     assert any(key.endswith("adv._extra_state") for key in one)
     assert_equal(one, two)
+    (tmp_path / "last.pth").unlink()  # previous.pth is of the second iteration
+    again = states()
+    assert_equal(one, again[0])
+    assert_equal(one, again[1])
     for line in records(tmp_path, "train"):
         assert {*LOSSES, *(f"{name}_weighted" for name in LOSSES), "dsd_psd", "cirkd2_channel_weighted"} <= line.keys()
 
