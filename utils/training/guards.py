@@ -36,9 +36,9 @@ def forward(step: nn.Module, image: Tensor, label: Tensor, draw: Draw, valid: Te
         if "more than 1 value per channel" not in str(error):
             raise
         raise UserError(
-            f"BatchNorm sees one value per channel: this network or a loss pools to a 1x1 map, which needs 2 images a "
-            f"process at a time (here {len(image)}); raise --batch-size, lower --accumulate, use fewer processes, or "
-            f"--freeze-bn"
+            f"BatchNorm sees one value per channel: this network or a loss pools to a 1x1 map, which needs at least 2 "
+            f"images a process at a time (here {len(image)}); raise --batch-size, lower --accumulate, use fewer processes, "
+            f"or --freeze-bn"
         ) from error
 
 
