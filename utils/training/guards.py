@@ -37,8 +37,8 @@ def forward(step: nn.Module, image: Tensor, label: Tensor, draw: Draw, valid: Te
             raise
         raise UserError(
             f"BatchNorm sees one value per channel: this network or a loss pools to a 1x1 map, which needs at least 2 "
-            f"images a process at a time (here {len(image)}); raise --batch-size, lower --accumulate, use fewer processes, "
-            f"or --freeze-bn"
+            f"images a process at a time (here {len(image)}): raise --batch-size, lower --accumulate, start fewer "
+            f"processes, or --freeze-bn"
         ) from error
 
 
