@@ -4,7 +4,7 @@ names: [road, sky, car]                # classes 0, 1, 2
 splits:                                # folders below the root; "test" may lack labels
   train: {images: train/rgb, labels: train/mask}
   val: {images: val/rgb, labels: val/mask, list: val.txt}  # list, optional: only the images named there, one a line
-  test: {images: drives/*/rgb, labels: drives/*/mask}      # a * stands for any name, in both places the same
+  test: {images: drives/*/rgb, labels: drives/*/mask}      # a * is any name but .hidden ones, in both places the same
 palette: [[128, 64, 128], ...]         # optional: VOC's colours otherwise. RGB(A) label files are read by it
 ids: {7: road, 10: sky, 26: car}       # optional: id in the files -> class; 0, 1, 2 otherwise
 ignore: [0, 255, [0, 0, 0]]            # optional: ids and colours without a class; otherwise 255, if that is none

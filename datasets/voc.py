@@ -28,8 +28,8 @@ def pairs(root: Path, split: str) -> list[Pair]:
         names = set(read_list(lists / f"{split}.txt"))
     # a layout with SegmentationClassAug alone has the validation labels among them
     folders = (augmented, plain) if extra and (split == "train" or not plain.is_dir()) else (plain,)
-    images = [base / f"JPEGImages/{name}.jpg" for name in sorted(names)]
-    return match(images, lambda image: [folder / f"{image.stem}.png" for folder in folders])
+    named = {base / f"JPEGImages/{name}.jpg": f"{name}.png" for name in sorted(names)}
+    return match(named, lambda image: [folder / named[image] for folder in folders])
 
 
 VOC = DatasetSpec(

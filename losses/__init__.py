@@ -155,7 +155,8 @@ def build_kd(
     }
     terms = list(losses)
     for name, loss in losses.items():
-        terms += [f"{name}_{part}" for part in getattr(loss, "part_weights", ())]
+        terms += [f"{name}_{part}" for part in getattr(loss, "part_weights", None) or ()]
+    terms += [f"{term}_weighted" for term in terms]
     for term in terms:
         if terms.count(term) > 1 or term in RESERVED or hasattr(nn.ModuleDict, term):
             raise UserError(f"{flag} {text}: {term} is the name of something else in a training log: rename the class")

@@ -6,12 +6,17 @@
 #SBATCH --requeue
 set -euo pipefail
 [ $# -ge 1 ] || { sed -n '2,3s/^# *//p' "$0" >&2; exit 2; }
+# queued again, it continues also what was to start anew
+flags=()
+for flag in "$@"; do
+    [ "$flag" = --overwrite ] && [ "${SLURM_RESTART_COUNT:-0}" != 0 ] || flags+=("$flag")
+done
 # srun does not take the number of cores from the job by itself; all that is reserved to save in is for saving
 [ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-100}
 host=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 srun python scripts/torchrun.py --nnodes "$SLURM_NNODES" --nproc-per-node "${NGPUS:-$SLURM_GPUS_ON_NODE}" \
-    --rdzv-backend c10d --rdzv-id "$SLURM_JOB_ID" --rdzv-endpoint "$host:${PORT:-29500}" "$@" --resume auto &
+    --rdzv-backend c10d --rdzv-id "$SLURM_JOB_ID" --rdzv-endpoint "$host:${PORT:-29500}" "${flags[@]}" --resume auto &
 job=$!
 # not SIGTERM, at which srun kills its tasks
 trap 'kill -USR1 $job; wait $job || true; scontrol requeue "$SLURM_JOB_ID"; exit 0' USR1

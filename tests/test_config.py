@@ -103,6 +103,8 @@ def test_a_recipe_without_distillation_is_a_baselines(recipe):
     assert (config.kd, config.lr) == ("none", 0.5)
     assert config.save_dir.startswith("runs/baseline-")
     assert parse(StudentConfig, "student", "", RECIPES, ["--recipe", path, "--kd", "kd=1"]).lr == 0.1
+    only = recipe("baseline.lr: 0.7")
+    assert parse(StudentConfig, "student", "", RECIPES, ["--recipe", only, "--kd", "none"]).lr == 0.7
     path = recipe("student.kd: none\nkd.student: at=2")
     assert parse(StudentConfig, "student", "", RECIPES, ["--recipe", path]).kd == "none"
 

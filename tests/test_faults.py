@@ -26,7 +26,7 @@ from tests.conftest import ENVIRONMENT, ROOT, TINY
 from tests.test_engine import assert_same, losses, records
 from utils import checkpoint
 from utils.errors import UserError
-from utils.training import engine, guards
+from utils.training import engine, evaluation, guards
 from utils.training.configuration import StudentConfig, TeacherConfig
 from utils.training.guards import STOPPED_STATUS, FiniteWatch, InStep, Stopped
 from utils.training.inputs import inputs_of
@@ -80,11 +80,10 @@ def test_results_without_a_checkpoint_are_not_deleted(run, kept, flags):
     assert content(run) == before
 
 
-@pytest.mark.parametrize("launcher", ["TORCHELASTIC", "SLURM"])
-def test_a_job_that_is_started_again_goes_on(run, launcher, monkeypatch, capsys):
+def test_a_job_that_is_started_again_goes_on(run, monkeypatch, capsys):
     """With its flags, of which one said to begin anew."""
     before = content(run)
-    monkeypatch.setenv(f"{launcher}_RESTART_COUNT", "1")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     teach(run, "--overwrite", "--resume", "auto")
     assert "is finished: 3 iterations" in capsys.readouterr().out
     assert content(run) == before
@@ -415,6 +414,23 @@ def test_values_that_cannot_be_meant(tmp_path, flag, value):
         teach(tmp_path, flag, value)
 
 
+def test_a_batch_that_does_not_fit_is_evaluated_image_by_image():
+    class Small:
+        holds = 1
+
+        def classes(self, image, label, draws):
+            if len(image) > self.holds:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return image[:, 0] + draws[0]
+
+    image = torch.arange(24.0).view(2, 3, 2, 2)
+    found = evaluation._fitting(Small(), image, image[:, 0], [1, 2])
+    assert torch.equal(found, image[:, 0] + torch.tensor([1, 2]).view(2, 1, 1))
+    Small.holds = 0
+    with pytest.raises(UserError, match=r"for one image of 2x2: .*--window H W"):
+        evaluation._fitting(Small(), image, image[:, 0], [1, 2])
+
+
 def test_a_terminal_that_is_gone_does_not_end_a_run(tmp_path, monkeypatch):
     """ssh was closed, and SIGHUP is on its way."""
 
@@ -472,8 +488,7 @@ def test_a_process_that_fails_in_a_step_ends_the_others(tmp_path, command):
     failed = command(tmp_path / "failing.py", *flags, processes=2, check=False)
     assert failed.returncode
     assert re.findall("^error: .*", failed.stderr, re.MULTILINE) == [
-        "error: CUDA out of memory. Try a smaller --batch-size or --crop-size, --accumulate 2, --amp bf16, "
-        "or to evaluate --window H W."
+        "error: CUDA out of memory. Try a smaller --batch-size or --crop-size, --accumulate 2, or --amp bf16."
     ]
     assert checkpoint.read(tmp_path / "last.pth")["iteration"] == 2
     assert losses(tmp_path)[-1][0] == 3

@@ -88,8 +88,8 @@ def test_a_backbone_that_timm_wraps_takes_its_weights():
     with torch.device("meta"):
         model, weights = build_model("fcn", "mvitv2_tiny", 3), timm.create_model("mvitv2_tiny").state_dict()
     wanted = model.backbone.model.state_dict()
-    found = imagenet.backbone_weights(weights, imagenet.encoder_of(model), "timm")
-    assert found.keys() == wanted.keys()
+    for source in (weights, model.state_dict()):  # timm's, and a whole network's
+        assert imagenet.backbone_weights(source, imagenet.encoder_of(model), "x").keys() == wanted.keys()
 
 
 def test_the_run_takes_the_weights_own_pixels():

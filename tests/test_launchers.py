@@ -126,20 +126,23 @@ SCONTROL = """#!/bin/sh
 """
 
 
-def test_a_slurm_job_is_asked_to_save_by_a_signal_that_srun_passes_on(tmp_path):
+@pytest.mark.parametrize("restarts", ["0", "1"])
+def test_a_slurm_job_is_asked_to_save_by_a_signal_that_srun_passes_on(restarts, tmp_path):
     """srun answers SIGTERM by killing its tasks (_forward_signal of Slurm's launcher)."""
     for name, text in (("srun", SRUN.format(python=sys.executable)), ("scontrol", SCONTROL)):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
     given = {"NODELIST": "node[7-8]", "NNODES": "2", "GPUS_ON_NODE": "8", "JOB_ID": "41", "CPUS_PER_TASK": "64"}
+    given["RESTART_COUNT"] = restarts
     slurm = {f"SLURM_JOB_{key}" if key == "NODELIST" else f"SLURM_{key}": value for key, value in given.items()}
     environment = {**ENVIRONMENT, "PATH": f"{tmp_path}:{ENVIRONMENT['PATH']}", **slurm}
-    line = ["bash", str(ROOT / "scripts/slurm.sh"), "train_teacher.py", "--recipe", "voc"]
+    line = ["bash", str(ROOT / "scripts/slurm.sh"), "train_teacher.py", "--recipe", "voc", "--overwrite"]
     with subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, text=True) as job:
         started = job.stdout.readline()
         job.send_signal(signal.SIGUSR1)
         out, _ = job.communicate(timeout=60)
     assert started.startswith("runs python scripts/torchrun.py --nnodes 2 --nproc-per-node 8 ")
-    assert started.endswith("--rdzv-id 41 --rdzv-endpoint node7:29500 train_teacher.py --recipe voc --resume auto 64\n")
+    flags = "--recipe voc --overwrite" if restarts == "0" else "--recipe voc"  # it is not to begin anew each time
+    assert started.endswith(f"--rdzv-id 41 --rdzv-endpoint node7:29500 train_teacher.py {flags} --resume auto 64\n")
     assert out.splitlines() == ["hears SIGUSR1", "requeue 41"]
     assert job.returncode == 0

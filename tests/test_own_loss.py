@@ -46,6 +46,7 @@ def folder(tmp_path, monkeypatch):
         "class loss(Number):\n    pass\n"
         "class pop(Number):\n    pass\n"
         "class dsd_psd(Number):\n    pass\n"
+        "class kd_weighted(Number):\n    pass\n"
     )
     yield tmp_path
     for name in set(sys.modules) - before:
@@ -102,6 +103,7 @@ def test_options_and_several_losses(folder):
         ("my_shapes:loss=1,kd=1", "loss is the name of something else"),
         ("my_shapes:pop=1", "pop is the name of something else"),
         ("my_shapes:dsd_psd=1,dsd=1", "dsd_psd is the name of something else"),
+        ("my_shapes:kd_weighted=1,kd=1", "kd_weighted is the name of something else"),
         ("kd=1:tau=4:tau=2", "kd has no option 'tau'"),
         ("af_dcd=1:groups=2.5", r"groups=2\.5: give a positive whole number"),
         ("af_dcd=1:groups=5", r"groups=5 does not divide the teacher's 16 channels"),

@@ -61,7 +61,7 @@ def named(error: BaseException) -> UserError | None:
     if isinstance(error, UserError):
         return error
     if isinstance(error, torch.OutOfMemoryError):
-        flags = "a smaller --batch-size or --crop-size, --accumulate 2, --amp bf16, or to evaluate --window H W"
+        flags = "a smaller --batch-size or --crop-size, --accumulate 2, or --amp bf16"
         return UserError(f"{first_line(error)} Try {flags}.")
     if isinstance(error, MemoryError):
         return UserError(MEANINGS["DefaultCPUAllocator|std::bad_alloc|[Cc]annot allocate memory"])

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import os
 import stat
+import sys
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -24,7 +25,7 @@ def write(path: Path, fill: Callable[[IO[bytes]], object], previous: Path | None
 
     Raises UserError: the file cannot be written (folder read-only, disk full); the old one is intact.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary, outer = path.with_name(f".{path.name}.tmp"), sys.exc_info()[1]
     try:
         if path.parent == Path("/dev") or (path.exists() and not path.is_file()):
             raise UserError(f"cannot write {path}: it is no regular file")  # to replace it would harm the system
@@ -40,7 +41,7 @@ def write(path: Path, fill: Callable[[IO[bytes]], object], previous: Path | None
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
         cause = error if isinstance(error, OSError) else error.__context__  # torch.save hides it behind its own
-        if not isinstance(cause, OSError):
+        if not isinstance(cause, OSError) or cause is outer:
             raise
         raise UserError(f"cannot write {path}: {cause.strerror or cause}") from error
     finally:

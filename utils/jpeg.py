@@ -57,6 +57,9 @@ def complaints() -> Iterator[list[str]]:
     else is written to stderr meanwhile is passed on.
     """
     heard: list[str] = []
+    if sys.stderr is None:  # of a service, say: there is nothing to listen to
+        yield heard
+        return
     with STDERR:
         sys.stderr.flush()
         kept, sink = os.dup(2), os.memfd_create("stderr")

@@ -38,7 +38,7 @@ def _decode(path: Path, upright: bool, behind: str) -> np.ndarray:
 def rgb(name: str | Path, file: Image.Image, behind: str) -> np.ndarray:
     """RGB uint8 ``[H, W, 3]``; behind: see ``read_image``. Raises UserError: pixels without one meaning as RGB."""
     if file.mode not in MODES:
-        raise UserError(f"{name} has pixels of mode {file.mode}: save it as 8-bit RGB, which fixes what is black")
+        raise UserError(f"{name} has pixels of mode {file.mode}: make it 8-bit RGB, which fixes what is black")
     if file.has_transparency_data:
         file = file.convert("RGBA")
         if behind:

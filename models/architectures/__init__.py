@@ -54,5 +54,6 @@ def build_model(arch: str, backbone: str, num_classes: int, in_channels: int = 3
 
 
 def width_names(arch: str) -> tuple[str, ...]:
-    """The keywords of an architecture."""
-    return tuple(inspect.signature(ARCHITECTURES[arch]).parameters)[2:]
+    """What of an architecture may be chosen; what is keyword-only makes its variants."""
+    parameters = inspect.signature(ARCHITECTURES[arch]).parameters.values()
+    return tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)[2:]

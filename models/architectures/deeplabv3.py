@@ -64,6 +64,7 @@ def deeplabv3(
     num_classes: int,
     width: int | None = None,
     aux_width: int | None = None,
+    *,
     widths: tuple[int, int] = (128, 256),
     dropout: tuple[float, float, float] = (0.01, 0.01, 0.01),
     align_corners: bool = True,

@@ -47,6 +47,7 @@ def pspnet(
     width: int | None = None,
     branch_width: int | None = None,
     aux_width: int | None = None,
+    *,
     wide: int = 512,
 ) -> Segmentor:
     """LAD's and CIRKD v1's models/pspnet.py: branches of a quarter of c4, bottleneck 128, or ``wide`` on c4 >= 1024."""

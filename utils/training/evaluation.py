@@ -1,7 +1,7 @@
 """The one evaluator: validation during training and eval.py both call it."""
 
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 
 import numpy as np
 import torch
@@ -117,6 +117,20 @@ def _starts(side: int, window: int, stride: int) -> list[int]:
     return sorted({*range(0, last, stride), last})
 
 
+def _fitting(predict: Predictor, image: Tensor, label: Tensor, draws: Sequence[Draw]) -> Tensor:
+    """The classes of a batch; image by image where the device's memory does not hold it at once; a UserError where it
+    does not hold one image."""
+    with suppress(torch.OutOfMemoryError):
+        return predict.classes(image, label, draws)
+    torch.cuda.empty_cache()
+    rows = zip(image.split(1), label.split(1), draws, strict=True)
+    try:
+        return torch.cat([predict.classes(x, y, [draw]) for x, y, draw in rows])
+    except torch.OutOfMemoryError as error:
+        size = "x".join(map(str, image.shape[-2:]))
+        raise UserError(f"out of memory for one image of {size}: --amp bf16, or eval.py's --window H W") from error
+
+
 def evaluate(
     predict: Predictor,
     dataset: Dataset,
@@ -147,7 +161,7 @@ def evaluate(
     with closing(batches), tqdm(total=total, desc="eval", disable=hidden, leave=False) as bar:
         for image, label, indices in InStep(batches, asked):
             draws = [Draw(derive_seed(seed, i)) for i in indices.tolist()]
-            predictions = predict.classes(image, label, draws)
+            predictions = _fitting(predict, image, label, draws)
             for i, prediction, truth in zip(indices.tolist(), predictions, label, strict=True):
                 counts = confusion_matrix(prediction, truth, num_classes)
                 confusion += counts

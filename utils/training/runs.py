@@ -85,10 +85,9 @@ def open_run(config: TrainConfig, runtime: Runtime, inputs: Callable = dict, usa
 
 
 def _restarted(config: TrainConfig, folder: Path) -> TrainConfig:
-    """torchrun and slurm restart a job with its flags: then the run goes on, also one that was to start anew."""
+    """torchrun restarts a failed job with its flags: then the run goes on, also one that was to start anew."""
     begun = any((folder / name).exists() for name in (LAST, PREVIOUS)) or not config.resume
-    counts = (os.environ.get(f"{launcher}_RESTART_COUNT", "0") for launcher in ("TORCHELASTIC", "SLURM"))
-    if begun and any(count != "0" for count in counts):
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" and begun:
         return replace(config, resume="auto", overwrite=False)
     return config
 
