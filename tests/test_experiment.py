@@ -502,11 +502,13 @@ def test_the_dial_pairs_every_strength_with_its_first_student(tmp_path):
         noise = {"label_codes": kind} | ({"code_std": std} if std else {})
         runs[f"t_{name}"] = {"train": "teacher", "settings": noise}
         runs[f"s_{name}"] = {"settings": {"teacher_pretrained": f"t_{name}+1"}}
+    runs["t_e"] = {"train": "teacher", "settings": {"consistency": "cwd=1"}}
+    runs["s_e"] = {"settings": {"teacher_pretrained": "t_e"}}
     runs["s_one"] = {"settings": {"teacher_pretrained": "one"}}
     runs["again"] = {"settings": {"teacher_pretrained": "t_a", "pretrained": "base"}}
     found = read_experiment(write(tmp_path / "e.yaml", runs=runs, settings={}))
-    points = {"0.1": ("t_a", "s_a"), "0.3": ("t_b", "s_b"), "10.0": ("t_d", "s_d"), "random": ("t_c", "s_c")}
-    assert list(dial_points(found).items()) == list(points.items())
+    places = {"a": "0.1", "b": "0.3", "d": "10.0", "e": "random", "c": "random"}
+    assert dial_points(found) == [(place, f"t_{x}", f"s_{x}") for x, place in places.items()]
     assert draw_dial(found, tmp_path / "records") is None
     for name in ("base", "s_a", "s_c"):
         make_run(tmp_path / f"records/{name}-0", 0, make_areas())

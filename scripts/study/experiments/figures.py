@@ -15,18 +15,19 @@ from scripts.study.experiments.definition import Experiment
 from scripts.study.experiments.losses_table import BUDGETS, TEACHERS, Row
 from scripts.study.experiments.tables import read_records, scores
 from scripts.study.experiments.teachers_table import read_robustness
+from utils.training.configuration import TeacherConfig
 
 COSTS = ("time of a training step, x baseline", "peak memory over the baseline, MB")
 # of their axes: most losses cost a little more than the baseline, some many times as much; memory may be less
 SCALES = {"value": "log"}, {"value": "symlog", "linthresh": 20, "subs": (2, 3, 4, 5, 7)}
 
 
-def dial_points(experiment: Experiment) -> dict[str, tuple[str, str]]:
-    """Place on the dial -> (teacher's arm, student's arm), of dual-path teachers and their first student.
+def dial_points(experiment: Experiment) -> list[tuple[str, str, str]]:
+    """(place on the dial, teacher's arm, student's arm) of dual-path teachers of each consistency, first students.
 
     A place is "fixed", the S of codes "near", or "random".
     """
-    points: dict[str, tuple[str, str]] = {}
+    points: dict[tuple[str, str], tuple[str, str]] = {}
     for arm in experiment.arms.values():
         origin = arm.origins.get("teacher_pretrained")
         teacher = experiment.arms[origin.arm] if origin else None
@@ -35,8 +36,10 @@ def dial_points(experiment: Experiment) -> dict[str, tuple[str, str]]:
             places = {"fixed": "0 (fixed)", "near": str(settings.get("code_std")), "random": "random"}
             place = places.get(settings.get("label_codes", "random"))
             if place and not settings.get("single_path"):
-                points.setdefault(place, (teacher.name, arm.name))
-    return {place: points[place] for place in sorted(points, key=_strength)}
+                points.setdefault(
+                    (place, settings.get("consistency", TeacherConfig.consistency)), (teacher.name, arm.name)
+                )
+    return [(key[0], *points[key]) for key in sorted(points, key=lambda key: (_strength(key[0]), key[1]))]
 
 
 def _strength(place: str) -> float:
@@ -50,27 +53,27 @@ def draw_dial(experiment: Experiment, folder: Path) -> Figure | None:
     """
     records = read_records(experiment, folder)
     base = scores(records[experiment.baseline], "last")
-    points = {place: arms for place, arms in dial_points(experiment).items() if scores(records[arms[1]], "last")}
+    points = [point for point in dial_points(experiment) if scores(records[point[2]], "last")]
     if not points or not base:
         return None
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     level = float(np.mean(list(base.values())))
     gained = []
-    for _, student in points.values():
+    for *_, student in points:
         own = scores(records[student], "last")
         gained.append([own[seed] - base[seed] for seed in own.keys() & base.keys()])
     for i, (condition, label) in enumerate((("as trained", "their label"), ("no label", "a zero plane"))):
-        found = [_teacher_scores(records[teacher], condition) for teacher, _ in points.values()]
+        found = [_teacher_scores(records[teacher], condition) for _, teacher, _ in points]
         _dots(axes[0], found, f"teachers, shown {label}", i)
     _dots(axes[1], gained, "students, by seed", 2)
     axes[0].axhline(100 * level, color="0.4", linestyle="--", linewidth=1, label=f"baseline {100 * level:.1f}")
     axes[1].axhline(0, color="0.4", linestyle="--", linewidth=1)
     texts = ("what the teacher scores", "mIoU %"), ("what its student gains over the baseline", "points of mIoU")
-    runs = [records[teacher] for teacher, _ in points.values()]
+    runs = [records[teacher] for _, teacher, _ in points]
     tied = [str(found[0].config.get("consistency")) if found else "" for found in runs]
-    noise, xlabel = list(points), "noise of the label codes in teacher training"
+    noise, xlabel = [place for place, *_ in points], "noise of the label codes in teacher training"
     if len(set(tied)) > 1:
-        noise, xlabel = [f"{place}\n{loss}" for place, loss in zip(points, tied, strict=True)], f"{xlabel}, consistency"
+        noise, xlabel = [f"{place}\n{loss}" for place, loss in zip(noise, tied, strict=True)], f"{xlabel}, consistency"
     for axis, (title, ylabel) in zip(axes, texts, strict=True):
         axis.set_xticks(range(len(points)), noise)
         axis.set(title=title, ylabel=ylabel, xlabel=xlabel)
