@@ -36,9 +36,8 @@ def dial_points(experiment: Experiment) -> list[tuple[str, str, str]]:
             places = {"fixed": "0 (fixed)", "near": str(settings.get("code_std")), "random": "random"}
             place = places.get(settings.get("label_codes", "random"))
             if place and not settings.get("single_path"):
-                points.setdefault(
-                    (place, settings.get("consistency", TeacherConfig.consistency)), (teacher.name, arm.name)
-                )
+                loss = settings.get("consistency", TeacherConfig.consistency)
+                points.setdefault((place, loss), (teacher.name, arm.name))
     return [(key[0], *points[key]) for key in sorted(points, key=lambda key: (_strength(key[0]), key[1]))]
 
 
