@@ -25,14 +25,16 @@ from scripts.study.breaking.processes import members
 from tests.conftest import ENVIRONMENT, ROOT, TINY
 from tests.test_engine import assert_same, losses, records
 from utils import checkpoint
-from utils.errors import UserError
+from utils.errors import UserError, named
 from utils.training import engine, evaluation, guards
 from utils.training.configuration import StudentConfig, TeacherConfig
 from utils.training.guards import STOPPED_STATUS, FiniteWatch, InStep, Stopped
 from utils.training.inputs import inputs_of
+from utils.training.loader import train_batches
 from utils.training.locks import Lock
 from utils.training.logs import RunLogger
 from utils.training.runs import Run
+from utils.training.runtime import Runtime
 from utils.training.state import TrainingState
 
 SHORT = [*TINY, "--max-iterations", "3", "--val-per-iters", "2", "--save-per-iters", "1"]
@@ -457,6 +459,30 @@ def test_a_killed_loader_process_costs_nothing(tmp_path, start):
     assert errors.decode().count("error: a loader process was killed") == 1
     assert "Traceback" not in errors.decode()
     assert checkpoint.read(tmp_path / "last.pth")["iteration"] >= 3
+
+
+class Reset(Exception):
+    """A batch whose worker dies while it sends it."""
+
+    def __reduce__(self):
+        return _reset, ()
+
+
+def _reset():
+    raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
+
+
+class Resetting(torch.utils.data.Dataset):
+    def __getitem__(self, index):
+        return Reset() if index == 3 else (torch.zeros(3, 8, 8), torch.zeros(8, 8))
+
+
+def test_a_loader_process_that_dies_while_it_sends_has_the_same_message():
+    batches = train_batches(Resetting(), 0, 4, 1, 1, Runtime())
+    assert len([next(batches) for _ in range(3)]) == 3
+    with pytest.raises(RuntimeError) as raised:
+        next(batches)
+    assert str(named(raised.value)).startswith("a loader process was killed")
 
 
 def test_a_watch_before_the_first_iteration_has_a_message():

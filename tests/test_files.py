@@ -90,6 +90,7 @@ def test_yaml_that_is_no_recipe(tmp_path, text, message):
     ("error", "message"),
     [
         (RuntimeError("DataLoader worker (pid 3) is killed by signal: Killed."), "fewer --workers"),
+        (RuntimeError("Caught X in DataLoader worker process 0.\nTraceback\nX: No space left on device"), "--shm-size"),
         (RuntimeError("[gloo/pair.cc:1] Connection closed by peer [::1]:3"), "another process"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "out of memory: a smaller --batch-size"),
         (torch.OutOfMemoryError("CUDA out of memory."), "Try a smaller --batch-size or --crop-size, --accumulate 2"),
@@ -110,6 +111,7 @@ def test_an_image_too_small_for_a_network():
 
 def test_failures_of_the_program_keep_their_traceback():
     assert named(RuntimeError("shapes differ")) is None
+    assert named(RuntimeError("Caught X in DataLoader worker process 0.\nTraceback\nX: shapes differ")) is None
     assert named(KeyError("x")) is None
 
 

@@ -43,8 +43,8 @@ def first_line(error: BaseException) -> str:
 ANOTHER = "another process of the job"  # how a message begins that only points at the one that matters
 # what a RuntimeError without a kind of its own says -> what it means, and what to do
 MEANINGS = {
-    "DataLoader worker|process pool": "a loader process was killed, most likely for want of memory: fewer --workers, "
-    "no --cache-gb, or more shared memory (docker: --shm-size)",
+    "DataLoader worker|Pin memory thread|process pool": "a loader process was killed, most likely for want of memory: "
+    "fewer --workers, no --cache-gb, or more shared memory (docker: --shm-size)",
     "Connection (closed|reset)|peer|Broken pipe|NCCL|Gloo|Timed out|TCPStore|ProcessGroup": f"{ANOTHER} "
     "ended or does not answer; its own message says why",
     "DefaultCPUAllocator|std::bad_alloc|[Cc]annot allocate memory": "out of memory: a smaller --batch-size or "
@@ -70,7 +70,8 @@ def named(error: BaseException) -> UserError | None:
         return UserError(f"{f'{name}: ' if name else ''}{error.strerror}")
     if isinstance(error, RuntimeError):
         cause = str(error).partition("Last error:")[2].strip() if isinstance(error, dist.DistBackendError) else ""
-        text = cause.replace("\n", " ") or first_line(error)
+        wrapped = str(error).startswith("Caught ")  # in a loader process: its traceback, the message behind it
+        text = cause.replace("\n", " ") or (str(error).splitlines()[-1] if wrapped else first_line(error))
         unknown = "NCCL failed" if cause else None  # its own failure, not that of a peer
         meaning = next((meaning for pattern, meaning in MEANINGS.items() if re.search(pattern, text)), unknown)
         return UserError(f"{meaning} ({text})") if meaning else None

@@ -2,12 +2,13 @@
 
 import signal
 import threading
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 
 import cv2
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from utils.errors import first_line
 from utils.training.guards import STOP_SIGNALS
 from utils.training.runtime import Runtime
 
@@ -33,6 +34,14 @@ def _init_worker(_: int) -> None:
     cv2.setNumThreads(0)
 
 
+def _received(iterator: Iterator) -> object:
+    """What it has next, None behind the last; one message for a worker found dead before or while it sent this."""
+    try:
+        return next(iterator, None)
+    except (ConnectionError, EOFError) as error:  # its socket is closed before the system calls it dead
+        raise RuntimeError(f"DataLoader worker: {first_line(error)}") from error
+
+
 def _batches(dataset: Dataset, batches: Iterable[Sequence[int]], workers: int, device: torch.device) -> Generator:
     loader = DataLoader(
         dataset,
@@ -48,7 +57,7 @@ def _batches(dataset: Dataset, batches: Iterable[Sequence[int]], workers: int, d
         # torch's handler raises the death of a worker anywhere, in a save as well; asking for a batch finds it, too
         signal.signal(signal.SIGCHLD, before)
     try:
-        for groups in iterator:
+        while groups := _received(iterator):
             if isinstance(groups, Exception):
                 raise groups
             for group in groups:
