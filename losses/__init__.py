@@ -94,6 +94,10 @@ def term_name(name: str) -> str:
     return name.rpartition(":")[2]
 
 
+def _part_weights(loss: nn.Module) -> Mapping[str, float]:
+    return getattr(loss, "part_weights", None) or {}
+
+
 class WeightedLosses(nn.Module):
     """Several distillation losses with their weights, in full precision, on maps of the student's size.
 
@@ -122,7 +126,7 @@ class WeightedLosses(nn.Module):
             for name, loss in self.losses.items():
                 value = loss(student, teacher, label)
                 if isinstance(value, Mapping):
-                    if value.keys() - getattr(loss, "part_weights", {}).keys():
+                    if value.keys() - _part_weights(loss).keys():
                         raise UserError(f"the loss {name} returned {', '.join(value)}: part_weights must have all")
                     terms |= {f"{name}_{part}": term for part, term in value.items()}
                     value = sum(loss.part_weights[part] * term for part, term in value.items())
@@ -136,8 +140,8 @@ class WeightedLosses(nn.Module):
         """What each unweighted term adds to the sum, as ``name_weighted``."""
         factors = dict(self.weights)
         for name, loss in self.losses.items():
-            inner = getattr(loss, "part_weights", {})
-            factors |= {f"{name}_{part}": self.weights[name] * weight for part, weight in inner.items()}
+            inner = _part_weights(loss).items()
+            factors |= {f"{name}_{part}": self.weights[name] * weight for part, weight in inner}
         return {f"{name}_weighted": factors[name] * term for name, term in terms.items()}
 
 
@@ -155,7 +159,7 @@ def build_kd(
     }
     terms = list(losses)
     for name, loss in losses.items():
-        terms += [f"{name}_{part}" for part in getattr(loss, "part_weights", None) or ()]
+        terms += [f"{name}_{part}" for part in _part_weights(loss)]
     terms += [f"{term}_weighted" for term in terms]
     for term in terms:
         if terms.count(term) > 1 or term in RESERVED or hasattr(nn.ModuleDict, term):

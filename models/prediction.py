@@ -74,8 +74,10 @@ class Loaded(NamedTuple):
         resize: tuple[int, int] | None = None,
     ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
         """The class of every pixel, uint8 ``[H, W]`` at the image's size; with ``probabilities`` also those of all
-        classes, float32 ``[K, H, W]``. ``image``: what ``rgb_pixels`` takes. ``resize``: long and
-        short side it is resized to fit before it is looked at, as by ``eval.py --resize``. On the model's device.
+        classes, float32 ``[K, H, W]``. On the model's device.
+
+        image: what ``rgb_pixels`` takes. resize: long and short side it is resized to fit before it is looked at, as by
+        ``eval.py --resize``.
 
         Raises UserError: no such image, or a network that reads the label.
         """

@@ -41,7 +41,7 @@ def folder(tmp_path, monkeypatch):
         "    def forward(self, student, teacher, label):\n        return student.logits\n"
         "class Number(NoLabel):\n"
         "    def forward(self, student, teacher, label):\n        return 1.5\n"
-        "class Parts(NoLabel):\n"
+        "class Parts(NoLabel):\n    part_weights = None\n"
         "    def forward(self, student, teacher, label):\n        return {'a': student.logits.sum()}\n"
         "class loss(Number):\n    pass\n"
         "class pop(Number):\n    pass\n"
@@ -124,8 +124,10 @@ def test_a_loss_that_is_no_single_number_is_named(folder, name, shown):
 
 
 def test_parts_without_weights_are_named(folder):
+    losses = build_kd("my_shapes:Parts=1", 6, 16, 5)
+    assert losses.weighted({}) == {}
     with pytest.raises(UserError, match="the loss Parts returned a: part_weights must have all"):
-        build_kd("my_shapes:Parts=1", 6, 16, 5)(*outputs())
+        losses(*outputs())
 
 
 def test_a_class_with_weights_of_its_own_is_left_alone(folder):

@@ -31,8 +31,7 @@ def _decode(path: Path, upright: bool, behind: str) -> np.ndarray:
     data = content_of(path)
     if data.startswith(JPEG):
         return decode_jpeg(path, data, upright)
-    turned = ImageOps.exif_transpose if upright else Image.Image.copy
-    return open_picture(path, data, lambda file: rgb(path, turned(file), behind))
+    return open_picture(path, data, lambda file: rgb(path, ImageOps.exif_transpose(file) if upright else file, behind))
 
 
 def rgb(name: str | Path, file: Image.Image, behind: str) -> np.ndarray:
