@@ -23,7 +23,8 @@ from utils.training.guards import STOPPED_STATUS
 
 def main() -> int:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # as torchrun has it, which says so at length
-    os.environ.setdefault("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1")
+    for name in ("TORCHELASTIC_SIGNALS_TO_HANDLE", "PET_SIGNALS_TO_HANDLE"):  # where torchrun has its flag, that counts
+        os.environ.setdefault(name, "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1")
     logging.disable()  # of the agent; the processes log for themselves
     settings = parse_args(None)
     if not settings.standalone:  # processes that are restarted on several hosts would find the addresses of the ended

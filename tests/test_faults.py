@@ -533,7 +533,7 @@ def test_a_signal_to_the_launcher_saves_in_every_process(tmp_path, number):
             assert process.poll() is None
             time.sleep(0.05)
         process.send_signal(number)
-        process.wait(timeout=60)
+        assert process.wait(timeout=60) == 3  # after the others: SLURM kills what is left behind
         deadline = time.monotonic() + 15
         while members(tmp_path) and time.monotonic() < deadline:
             time.sleep(0.1)
