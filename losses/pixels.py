@@ -7,7 +7,8 @@ from torch import Tensor
 from utils.bilinear import neighbours
 from utils.types import IGNORE_INDEX, full_precision
 
-ROWS = 16  # of the label at a time
+ROWS = 16  # of the label at a time: what a CPU's caches hold
+STRIP = 2**26  # bytes at a time on CUDA, where many small kernels take longer to start than to run
 
 
 class _Strips(torch.autograd.Function):
@@ -29,8 +30,9 @@ class _Strips(torch.autograd.Function):
             one = torch.eye(w, device=logits.device, dtype=logits.dtype).view(1, w, 1, w)
             columns = F.interpolate(one, (1, width), mode="bilinear", align_corners=align_corners).view(w, width)
         total, gradient = logits.new_zeros(()), torch.zeros_like(logits)
-        for start in range(0, height, ROWS):
-            band = slice(start, min(start + ROWS, height))
+        step = max(ROWS, STRIP // (4 * batch * classes * width)) if logits.is_cuda else ROWS
+        for start in range(0, height, step):
+            band = slice(start, min(start + step, height))
             mixed = torch.lerp(logits[:, :, low[band]], logits[:, :, high[band]], share[band])
             mixed = mixed.contiguous(memory_format=torch.channels_last)
             rows = mixed.shape[2]

@@ -19,6 +19,7 @@ TINY = [
     *("--workers", "0", "--device", "cpu", "--lr", "0.01", "--log-iter", "1", "--val-per-iters", "100"),
     *("--save-per-iters", "2", "--max-iterations", "6"),
 ]
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for --deterministic: read once in a process
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has it ignored, and what is ignored stays so
 
 

@@ -6,8 +6,10 @@ Forward passes only: kernels are not run, and autograd's device guard needs a dr
 import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from losses import LOSSES, build_kd
+from losses.pixels import upsampled_cross_entropy
 from losses.task import TaskLoss
 from models import build_model
 from models.label_noise import LabelNoise
@@ -83,3 +85,20 @@ def test_evaluation_and_metrics(cuda, codes):
         classes = upsampled_argmax(model(x, with_aux=False).logits, x.shape[-2:], True)
         counts = confusion_matrix(classes, label, K)
     assert (counts.device.type, counts.dtype, counts.shape) == ("cuda", torch.int64, (K, K))
+
+
+class Kernels(TorchDispatchMode):
+    """Counts what is started on the device."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        self.count += function.namespace == "aten" and not function.is_view
+        return function(*arguments, **keywords or {})
+
+
+def test_the_cross_entropy_is_no_crowd_of_small_kernels(cuda):
+    logits = torch.zeros(16, 21, 64, 64, requires_grad=True)
+    with Kernels() as kernels:
+        upsampled_cross_entropy(logits, torch.zeros(16, 512, 512, dtype=torch.long), True)
+    assert 0 < kernels.count < 200

@@ -74,6 +74,10 @@ def test_gradients_are_those_of_batchnorm(learned):
             torch.testing.assert_close(parameter.grad, other.grad.float(), rtol=1e-5, atol=1e-6)
 
 
+def test_statistics_of_all_processes_without_waiting_for_the_device(command):
+    command("tests/synced_norm.py", processes=2)
+
+
 def test_cumulative_statistics():
     torch.manual_seed(0)
     norm, plain = wrapped(nn.BatchNorm2d(4, momentum=None), ExactNorm), nn.BatchNorm2d(4, momentum=None)

@@ -1,7 +1,9 @@
 """BatchNorm layers that learn, with the statistics of all processes, or with exact ones of channels-last maps."""
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.modules._functions import SyncBatchNorm
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
@@ -29,10 +31,34 @@ def _and_after(norm: _BatchNorm, x: Tensor) -> Tensor:
 
 
 class SyncedNorm(nn.SyncBatchNorm):
-    """BatchNorm over all processes. PyTorch's waits for the device at each forward, to leave out empty batches."""
+    """BatchNorm over all processes. PyTorch's waits for the device thrice at each forward, to leave out processes
+    without images, of which there are none here."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return _and_after(self, super().forward(x))
+        size = dist.get_world_size() if self.training and dist.is_initialized() else 1
+        if size == 1 or not self.track_running_stats or self.momentum is None:
+            return _and_after(self, super().forward(x))
+        self.num_batches_tracked.add_(1)
+        memory = self.running_mean, self.running_var, self.eps, self.momentum
+        return _and_after(self, _Synced.apply(x, self.weight, self.bias, *memory, dist.group.WORLD, size))
+
+
+class _Synced(SyncBatchNorm):
+    """PyTorch's function of the same arguments, with a forward pass that the host does not wait in."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, running_mean, running_var, eps, momentum, group, size) -> Tensor:
+        x = x if x.is_contiguous(memory_format=torch.channels_last) else x.contiguous()
+        mean, inverse = torch.batch_norm_stats(x, eps)
+        own = torch.cat([mean, inverse, mean.new_full((1,), x.numel() // x.shape[1])])
+        every = own.new_empty(size, len(own))
+        dist.all_gather(list(every), own, group)
+        means, inverses, counts = every.split(x.shape[1], 1)
+        joined = means, inverses, running_mean, running_var, momentum, eps, counts.flatten()
+        mean, inverse = torch.batch_norm_gather_stats_with_counts(x, *joined)
+        ctx.save_for_backward(x, weight, mean, inverse, counts.int())
+        ctx.process_group = group
+        return torch.batch_norm_elemt(x, weight, bias, mean, inverse, eps)
 
 
 class ExactNorm(_BatchNorm):
