@@ -346,12 +346,15 @@ def test_what_would_fail_after_hours_fails_at_once(small, tmp_path):
     assert other.read_text() == "somebody's"
 
 
-def test_each_slot_has_its_own_gpu_or_share_of_the_cores():
+def test_each_slot_has_its_own_gpu_or_share_of_the_cores(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert experiment.slots_of(RunnerConfig(gpus=("0", "3"))) == [{"CUDA_VISIBLE_DEVICES": g} for g in "03"]
     assert experiment.slots_of(RunnerConfig()) == [{}]
     shares = experiment.slots_of(RunnerConfig(jobs=2))
     assert all(slot["CUDA_VISIBLE_DEVICES"] == "" for slot in shares)
     assert [int(slot["OMP_NUM_THREADS"]) for slot in shares] == [max(1, len(os.sched_getaffinity(0)) // 2)] * 2
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert [slot["OMP_NUM_THREADS"] for slot in experiment.slots_of(RunnerConfig(jobs=2))] == ["3", "3"]
     both = ["camvid", "--gpus", "0", "--jobs", "2"]
     for flags, message in ((both, "--jobs is for the CPU"), ([], "name an experiment")):
         with pytest.raises(UserError, match=message):
@@ -476,7 +479,7 @@ def test_the_summary_counts_the_teachers_time_and_compares_twice(tmp_path):
         for seed in seeds:
             make_run(tmp_path / f"records/{name}-{seed}", seed, make_areas(share, seed), batch_size=4)
     for log in tmp_path.glob("records/*/metrics.jsonl"):
-        speed = 0.1 if log.parent.name.startswith("teacher") else 0.2
+        speed = 0.1 if log.parent.name.startswith(("teacher", "long")) else 0.2
         log.write_text(log.read_text().replace('"ce"', f'"images_per_second": {speed}, "ce"'))
     found = read_experiment(path)
     header, rows = summary(found, tmp_path / "records")
@@ -484,11 +487,11 @@ def test_the_summary_counts_the_teachers_time_and_compares_twice(tmp_path):
     minutes = next(name for name in header if name.startswith("minutes, teacher included"))
     assert rows["nothing"][minutes] == "10"  # 30 iterations of 4 images at 0.2 a second
     assert rows["lad"][minutes] == "30"  # and a teacher at half the speed; of seed 1 there is none
-    over_long = "gain over the baseline of 10 minutes"
-    assert rows["nothing"]["gain at equal iterations"] == rows["longer"][over_long] == "-"
+    over_base, over_long = (f"gain over the baseline of {minutes} minutes" for minutes in (10, 20))
+    assert rows["nothing"][over_base] == rows["longer"][over_long] == "-"
     _, listed = gains(found, tmp_path / "records")
     listed = {(row[0], row[1]): row[3] for row in listed}
-    for column, base in (("gain at equal iterations", "nothing"), (over_long, "longer")):
+    for column, base in ((over_base, "nothing"), (over_long, "longer")):
         assert rows["lad"][column].startswith(listed["lad", base])
         assert rows["lad"][column].startswith("+")
     with pytest.raises(UserError, match="equal_time: teacher reads the label"):

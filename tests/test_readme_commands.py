@@ -32,7 +32,7 @@ def check(words):
         UserError: an unknown flag, a bad value.
     """
     first, script, *flags = words
-    if first in ("source", "pip"):
+    if first in ("export", "source", "pip"):
         return
     assert first in ("bash", "python"), first
     assert (ROOT / script).is_file(), script

@@ -140,7 +140,7 @@ def slots_of(config: RunnerConfig) -> list[dict[str, str]]:
         return [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in config.gpus]
     if config.jobs == 1:
         return [{}]
-    threads = max(1, len(os.sched_getaffinity(0)) // config.jobs)
+    threads = os.environ.get("OMP_NUM_THREADS") or max(1, len(os.sched_getaffinity(0)) // config.jobs)
     return [{"OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": ""}] * config.jobs
 
 

@@ -84,16 +84,17 @@ def summary(experiment: Experiment, folder: Path) -> Table:
     """Those students once more that were run: gains over the baseline and over the one that had a teacher's time too,
     time with all they start from."""
     records, rows, times = read_records(experiment, folder), [], {}
+    bases = experiment.baseline, experiment.equal_time
     for arm in experiment.arms.values():
         if arm.train == "student" and (found := scores(records[arm.name], "last")):
             minutes = [total_minutes(experiment, records, arm.name, seed) for seed in found]
             known = [value for value in minutes if value is not None]
             times[arm.name] = f"{np.mean(known):.0f}" if known else "-"
-            over = [_gain(records, arm.name, base) for base in (experiment.baseline, experiment.equal_time)]
+            over = [_gain(records, arm.name, base) for base in bases]
             rows.append([arm.title, str(len(found)), shown(found), *over, times[arm.name]])
-    long = f"gain over the baseline of {times.get(experiment.equal_time, '-')} minutes"
-    header = ["student", "n", "mIoU %", "gain at equal iterations", long]
-    return _filled([*header, time_heading(records).replace("minutes", "minutes, teacher included", 1)], rows)
+    over = [f"gain over the baseline of {times.get(base, '-')} minutes" for base in bases]
+    total = time_heading(records).replace("minutes", "minutes, teacher included", 1)
+    return _filled(["student", "n", "mIoU %", *over, total], rows)
 
 
 def total_minutes(experiment: Experiment, records: dict[str, list[Run]], name: str, seed: int) -> float | None:
