@@ -28,8 +28,11 @@ def noting(body, name, *bases, **options):
         def note(self, *arguments):
             Exception.__init__(self, *arguments)
             frame = sys._getframe(1)
-            with open(os.environ["ERROR_SITES"], "a") as file:
-                file.write(f"{frame.f_code.co_filename}\\t{frame.f_lineno}\\n")
+            try:
+                with open(os.environ["ERROR_SITES"], "a") as file:
+                    file.write(f"{frame.f_code.co_filename}\\t{frame.f_lineno}\\n")
+            except OSError:
+                pass  # a test lets no file grow
         made.__init__ = note
     return made
 
