@@ -152,11 +152,15 @@ def build_kd(
 
     Raises UserError: see ``parse_losses``; a loss or a part of it called like another, or like what is logged besides.
     """
-    parsed = parse_losses(text, flag)
-    losses = {
-        term_name(name): loss_class(name, flag)(student_channels, teacher_channels, num_classes, **options)
-        for name, (_, options) in parsed.items()
-    }
+    parsed, losses = parse_losses(text, flag), {}
+    for name, (_, options) in parsed.items():
+        try:
+            made = loss_class(name, flag)(student_channels, teacher_channels, num_classes, **options)
+        except UserError as error:
+            raise UserError(f"{flag} {text}: {name}: {error}") from error
+        if any(map(math.isnan, options.values())):
+            raise UserError(f"{flag} {text}: an option of {name} is no number")
+        losses[term_name(name)] = made
     terms = list(losses)
     for name, loss in losses.items():
         terms += [f"{name}_{part}" for part in _part_weights(loss)]

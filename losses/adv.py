@@ -46,9 +46,9 @@ class SelfAttention(nn.Module):
 class Discriminator(nn.Module):
     """Logits ``[B, K, h, w]`` -> scores ``[B, 1, h', w']``.
 
-    BatchNorm (the batch's own statistics, of one process), four spectrally normalised 4x4 convolutions of stride 2 with
-    64, 128, 256, 512 channels, self-attention after the last two, and a 4x4 convolution. The release fails on maps of
-    less than 64 pixels a side; here they are enlarged to it.
+    BatchNorm (the batch's own statistics, of one process; of all in the release), four spectrally normalised 4x4
+    convolutions of stride 2 with 64, 128, 256, 512 channels, self-attention after the last two, and a 4x4 convolution.
+    The release fails on maps of less than 64 pixels a side; here they are enlarged to it.
     """
 
     def __init__(self, num_classes: int) -> None:

@@ -75,7 +75,7 @@ class AfDCD(nn.Module):
         self.part_weights, self.tau = {"fd": fd, "contrast": contrast}, tau
         self.groups, self.pool, self.patch = whole("groups", groups), whole("pool", pool), whole("patch", patch)
         if teacher_channels % self.groups:
-            raise UserError(f"af_dcd: groups={groups:g} does not divide the teacher's {teacher_channels} channels")
+            raise UserError(f"groups={groups:g} does not divide the teacher's {teacher_channels} channels")
         self.generator = Generator(student_channels, teacher_channels, ratio)
 
     def forward(self, student: Output, teacher: Output, label: Tensor) -> dict[str, Tensor]:

@@ -2,7 +2,8 @@
 went through a context module. It runs ``kd=1,cirkd2=1``.
 
 Mended: the release trains its context module and FitNet convolution outside of DistributedDataParallel, so that their
-copies drift apart; and leaves the context out where the FitNet weight is 0.
+copies drift apart; and leaves the context out where the FitNet weight is 0. Left out: 4x4 pooling before the pixel term
+where both sides of the maps are 256 or more.
 """
 
 import torch
@@ -13,6 +14,7 @@ from losses.cirkd_channel import ChannelTerms
 from losses.cirkd_memory import CIRKDPixel, CIRKDRegion, share_projector
 from losses.fitnet import FitNet
 from losses.rings import conv_bn_relu
+from utils.errors import UserError
 from utils.types import Output
 
 
@@ -67,6 +69,8 @@ class CIRKD2(nn.Module):
         weights = {"fitnet": fitnet, "pixel": pixel, "memory_pixel": memory_pixel, "memory_region": memory_region}
         weights |= {"channel": channel, "memory_channel": memory_channel, "channel_mse": channel_mse}
         self.part_weights = {name: weight for name, weight in weights.items() if weight}
+        if not self.part_weights:
+            raise UserError("every part has weight 0")
         makers = {
             "fitnet": lambda: FitNet(*widths),
             "pixel": lambda: CIRKD(*widths, tau),

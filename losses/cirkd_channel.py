@@ -78,9 +78,11 @@ class ChannelTerms(Rings):
 
     def begin(self, length: int) -> None:
         shape = (*self.queue.shape[:2], length)
-        self.require(shape, self.queue.device)
+        for device in (torch.device("cpu"), self.queue.device):
+            self.require(shape, device)
         start = torch.randn(shape, generator=torch.Generator().manual_seed(self.seed))
-        self.queue = F.normalize(start, dim=2).to(self.queue)
+        start /= start.norm(dim=2, keepdim=True).clamp(min=1e-12)  # as in ``Rings``
+        self.queue = start.to(self.queue)
 
     @torch.no_grad()
     def remember(self, channels: Tensor) -> None:

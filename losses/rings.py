@@ -54,7 +54,7 @@ class Rings(nn.Module):
     def __init__(self, rings: int, slots: int, channels: int) -> None:
         """Raises UserError where there is not enough memory."""
         super().__init__()
-        self.require((rings, slots, channels), torch.device("cpu"))
+        self.require((rings, slots, max(channels, 1)), torch.device("cpu"))
         queue = torch.randn(rings, slots, channels)
         queue /= queue.norm(dim=2, keepdim=True).clamp(min=1e-12)  # in place: a copy of it might not fit
         self.register_buffer("queue", queue)

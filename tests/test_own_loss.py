@@ -107,7 +107,13 @@ def test_options_and_several_losses(folder):
         ("kd=1:tau=4:tau=2", "kd has no option 'tau'"),
         ("af_dcd=1:groups=2.5", r"groups=2\.5: give a positive whole number"),
         ("af_dcd=1:groups=5", r"groups=5 does not divide the teacher's 16 channels"),
-        ("mgd=1:ratio=1", "ratio=1: give a share"),
+        ("mgd=1:ratio=1", "--kd mgd=1:ratio=1: mgd: ratio=1: give a share"),
+        ("dsd=1:psd=nan", "an option of dsd is no number"),
+        (
+            "cirkd2=1:fitnet=0:pixel=0:memory_pixel=0:memory_region=0:channel=0:memory_channel=0:channel_mse=0",
+            "weight 0",
+        ),
+        ("cirkd2=1:channel_size=1e13", "ChannelTerms: a queue of .* takes .* GiB"),
     ],
 )
 def test_what_is_missing_or_of_the_wrong_shape_is_explained(folder, kd, message):
