@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from losses.cirkd import pair_relations, relation_kl
-from losses.rings import Rings, enqueue, projector, whole
+from losses.rings import Rings, enqueue, projector, unit_, whole
 from utils.distributed import all_gather_cat
 from utils.types import Output
 
@@ -81,8 +81,7 @@ class ChannelTerms(Rings):
         for device in (torch.device("cpu"), self.queue.device):
             self.require(shape, device)
         start = torch.randn(shape, generator=torch.Generator().manual_seed(self.seed))
-        start /= start.norm(dim=2, keepdim=True).clamp(min=1e-12)  # as in ``Rings``
-        self.queue = start.to(self.queue)
+        self.queue = unit_(start).to(self.queue)
 
     @torch.no_grad()
     def remember(self, channels: Tensor) -> None:

@@ -37,6 +37,11 @@ def projector(student_channels: int, teacher_channels: int) -> nn.Sequential:
     return projected.append(nn.Conv2d(teacher_channels, teacher_channels, 1, bias=False))
 
 
+def unit_(vectors: Tensor) -> Tensor:
+    """``[rings, slots, C]`` made of length 1, in place: a copy of a queue might not fit."""
+    return vectors.div_(vectors.norm(dim=2, keepdim=True).clamp_(min=1e-12))
+
+
 def whole(option: str, value: float) -> int:
     """Raises UserError when an option is no positive whole number."""
     if not (value >= 1 and value % 1 == 0):
@@ -55,9 +60,7 @@ class Rings(nn.Module):
         """Raises UserError where there is not enough memory."""
         super().__init__()
         self.require((rings, slots, max(channels, 1)), torch.device("cpu"))
-        queue = torch.randn(rings, slots, channels)
-        queue /= queue.norm(dim=2, keepdim=True).clamp(min=1e-12)  # in place: a copy of it might not fit
-        self.register_buffer("queue", queue)
+        self.register_buffer("queue", unit_(torch.randn(rings, slots, channels)))
         self.register_buffer("pointer", torch.zeros(rings, dtype=torch.long))
 
     def _apply(self, fn, recurse: bool = True) -> "Rings":
