@@ -143,6 +143,6 @@ def test_a_slurm_job_is_asked_to_save_by_a_signal_that_srun_passes_on(restarts, 
         out, _ = job.communicate(timeout=60)
     assert started.startswith("runs python scripts/torchrun.py --nnodes 2 --nproc-per-node 8 ")
     flags = "--recipe voc --overwrite" if restarts == "0" else "--recipe voc"  # it is not to begin anew each time
-    assert started.endswith(f"--rdzv-id 41 --rdzv-endpoint node7:29500 train_teacher.py {flags} --resume auto 64\n")
+    assert started.endswith(f"--rdzv-id 41 --rdzv-endpoint node7:20041 train_teacher.py {flags} --resume auto 64\n")
     assert out.splitlines() == ["hears SIGUSR1", "requeue 41"]
     assert job.returncode == 0

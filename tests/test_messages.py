@@ -25,7 +25,6 @@ from scripts.deploy import download_checkpoints, export_onnx, export_safetensors
 from scripts.deploy.manifest import Entry, read_manifest
 from scripts.study import (
     experiment_figure,
-    loss_cost,
     models_table,
     results_table,
 )
@@ -107,7 +106,6 @@ MESSAGES = {
     "no probability": (lambda t: parse_flags(TrainConfig, "", ["--dropout", "1.5"]), r"--dropout: 1\.5 is too large"),
     "entry twice": (lambda t: read_manifest(garbage(t, "m.yaml", yaml.safe_dump([ENTRY._asdict()] * 2).encode())),
                     r"m\.yaml: the name 'a' is there twice"),
-    "classes": (lambda t: loss_cost.main(["labelmefacade"]), "the number of classes of folder is not known"),
     "losses": (lambda t: steps.compare("x", lambda _: torch.ones(()), None, lambda _: torch.zeros(()) + 2, [],
                SimpleNamespace(amp="none"), None), r"x: our loss is 1\.0, the plain one 2\.0"),
     "result": (lambda t: results_table.read(garbage(t, "e.json"), ()), r"e\.json is no result of eval\.py"),

@@ -1,12 +1,13 @@
 """The tables of an experiment, from the records of its runs: what is not there says "not run"."""
 
+import re
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
 from scripts.study.analysis import style
 from scripts.study.analysis.paired import Gain, align, bootstrap, p_over_seeds
+from scripts.study.analysis.record_files import Folder, list_runs
 from scripts.study.analysis.runs import Run, View, read_run
 from scripts.study.experiments.definition import Experiment
 
@@ -14,15 +15,14 @@ SAMPLES = 10000  # of the paired bootstrap
 Table = tuple[list[str], list[list[str]]]
 
 
-def read_records(experiment: Experiment, folder: Path) -> dict[str, list[Run]]:
-    """The runs of each arm below ``folder``, by seed; an arm without any has an empty list."""
-    return {name: runs_of(folder, name) for name in experiment.arms}
-
-
-def runs_of(folder: Path, name: str) -> list[Run]:
-    """The records of a run by seed: name-0, name-1, ..."""
-    found = [path for path in folder.glob(f"{name}-*") if path.name.removeprefix(f"{name}-").isdigit()]
-    return sorted((read_run(path, path.name) for path in found), key=lambda run: run.seed)
+def read_records(experiment: Experiment, folder: Folder) -> dict[str, list[Run]]:
+    """Return the runs of each arm below ``folder``, by seed: name-0, name-1, ... An arm may have none."""
+    found = list_runs(folder)
+    records = {}
+    for name in experiment.arms:
+        folders = [path for path in found if re.fullmatch(rf"{name}-\d+", path.name)]
+        records[name] = sorted((read_run(path, path.name) for path in folders), key=lambda run: run.seed)
+    return records
 
 
 def view_of(run: Run, checkpoint: str) -> View | None:
@@ -68,7 +68,7 @@ def paired_gain(runs: Sequence[Run], base: Sequence[Run], checkpoint: str) -> tu
     return [own[seed] - other[seed] for seed in seeds], bootstrap(counts[:n], counts[n:], SAMPLES, seed=0)
 
 
-def students(experiment: Experiment, folder: Path) -> Table:
+def students(experiment: Experiment, folder: Folder) -> Table:
     """The networks that see the image only: scores of the last and of the best checkpoint."""
     records, rows = read_records(experiment, folder), []
     for arm in experiment.arms.values():
@@ -76,11 +76,25 @@ def students(experiment: Experiment, folder: Path) -> Table:
             runs = records[arm.name]
             last, best = scores(runs, "last"), scores(runs, "best")
             cells = [f"`{arm.name}`", arm.title, str(len(last)), shown(last), shown(best)]
-            rows.append([*cells, minutes(runs), logs(runs, folder)])
-    return ["run", "arm", "n", "last mIoU %", "best mIoU %", time_heading(records), "logs by seed"], rows
+            rows.append([*cells, minutes(runs), link_records(experiment, runs)])
+    return ["run", "arm", "n", "last mIoU %", "best mIoU %", time_heading(records), "records by seed"], rows
 
 
-def summary(experiment: Experiment, folder: Path) -> Table:
+def published(experiment: Experiment, folder: Folder) -> Table:
+    """The rows of a published table: what was printed there, and what the runs of this experiment score."""
+    records, rows = read_records(experiment, folder), []
+    for arm in experiment.arms.values():
+        if arm.row:
+            runs = records[arm.name]
+            last, best = scores(runs, "last"), scores(runs, "best")
+            printed = "-" if arm.published is None else f"{arm.published:.2f}"
+            cells = [*arm.row, printed, shown(last), shown(best), str(len(last))]
+            rows.append([*cells, f"`{arm.name}`", link_records(experiment, runs)])
+    header = [*experiment.columns, "published mIoU %", "ours, last checkpoint", "ours, best checkpoint", "n", "run"]
+    return [*header, "records by seed"], rows
+
+
+def summary(experiment: Experiment, folder: Folder) -> Table:
     """Those students once more that were run: gains over the baseline and over the one that had a teacher's time too,
     time with all they start from."""
     records, rows, times = read_records(experiment, folder), [], {}
@@ -102,7 +116,7 @@ def total_minutes(experiment: Experiment, records: dict[str, list[Run]], name: s
     run = next((run for run in records[name] if run.seed == seed), None)
     own = run and training_minutes(run)
     origins = experiment.arms[name].origins.values()
-    below = [total_minutes(experiment, records, o.arm, experiment.next_seed(seed, o.shift)) for o in origins]
+    below = [total_minutes(experiment, records, o.run, experiment.next_seed(seed, o.shift)) for o in origins]
     return None if own is None or None in below else own + sum(below)
 
 
@@ -115,7 +129,7 @@ def _gain(records: dict[str, list[Run]], name: str, base: str) -> str:
     return style.spread(differences, "+") + (f" (p {p:.2g})" if (p := p_over_seeds(differences)) is not None else "")
 
 
-def gains(experiment: Experiment, folder: Path) -> Table:
+def gains(experiment: Experiment, folder: Folder) -> Table:
     """Differences of last checkpoints: of every student to the baseline, to the one that had the teacher's time too,
     and of the pairs the experiment asks for; where both were run."""
     arms, records, rows = experiment.arms, read_records(experiment, folder), []
@@ -158,6 +172,7 @@ def minutes(runs: Sequence[Run]) -> str:
     return f"{np.mean(known):.1f}" if known else "-"
 
 
-def logs(runs: Sequence[Run], folder: Path) -> str:
-    """Links from the repository's root; ``folder`` lies in results/."""
-    return " ".join(f"[{run.seed}](results/{folder.name}/{run.folder.name}/metrics.jsonl)" for run in runs) or "-"
+def link_records(experiment: Experiment, runs: Sequence[Run]) -> str:
+    """Return the seeds of the runs as a link, from the repository's root, to the file that holds their records."""
+    seeds = ", ".join(str(run.seed) for run in runs)
+    return f"[{seeds}](results/{experiment.name}.zip)" if runs else "-"
