@@ -35,6 +35,7 @@ RECIPES = Path(__file__).resolve().parent / "scripts" / "recipes"
 @dataclass(frozen=True)
 class EvalConfig(Protocol):
     pretrained: str = option("", "checkpoint to evaluate", positional=True)
+    backbone: str = option("", "encoder of a file of segmentation_models_pytorch whose keys do not tell it")
     recipe: str = option("", "recipe whose data set and 'eval.' keys are the defaults, such as ade20k_mmseg")
     data: str = option("", "root folder of the data set (default: the checkpoint's)")
     classes: int | None = option(None, "number of classes (the checkpoint's: anything else is an error)", minimum=2)
@@ -65,7 +66,7 @@ def load(config: EvalConfig) -> Loaded:
     asked = {"codes": config.label_codes or None, "pixel_std": config.label_std, "code_std": config.code_std}
     asked["scale"] = 0.0 if config.without_label else None
     asked = {key: value for key, value in asked.items() if value is not None}
-    loaded = from_checkpoint(config.pretrained, assisted=bool(asked))
+    loaded = from_checkpoint(config.pretrained, assisted=bool(asked), backbone=config.backbone)
     if asked and not loaded.card.label_noise:
         raise UserError(
             f"--label-codes, --label-std, --code-std and --without-label: {config.pretrained} sees the image only"

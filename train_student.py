@@ -124,7 +124,7 @@ def build(config: StudentConfig, spec: DatasetSpec) -> tuple[StudentStep, None]:
         return StudentStep(model, task), None
     loaded = load_teacher(config, spec)
     teacher, pixels = loaded.model, (CONVENTIONS[config.pixels], loaded.convention)
-    widths = model.main.head.out_channels, teacher.main.head.out_channels
+    widths = model.feature_channels, teacher.feature_channels
     return StudentStep(model, task, teacher, loaded.noise, build_kd(config.kd, *widths, len(spec.names)), pixels), None
 
 

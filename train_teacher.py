@@ -50,9 +50,12 @@ class TeacherStep(Step):
         task: TaskLoss,
         distance: WeightedLosses,
         single_path: bool = False,
+        label_dropout: float = 0.0,
     ) -> None:
+        """label_dropout: the share of images whose label plane is zero, in both paths."""
         super().__init__()
         self.model, self.noise, self.task = model, noise, task
+        self.label_dropout = label_dropout
         self.paths = 1 if single_path else 2
         self.consistency = Consistency(distance) if self.paths == 2 and distance.weights else None
 
@@ -64,7 +67,8 @@ class TeacherStep(Step):
         Without a ``draw`` the noise follows torch's global random state. valid: of ``TaskLoss``.
         """
         draw = draw or Draw(int(torch.randint(2**62, ())))
-        outputs = [self.model(self.noise.beside(image, label, draw, path)) for path in range(self.paths)]
+        inputs = [self.noise.beside(image, label, draw, path, self.label_dropout) for path in range(self.paths)]
+        outputs = [self.model(x) for x in inputs]
         terms = {f"task{p}": self.task(z, label, valid)["task"] for p, z in enumerate(outputs, 1)}
         loss = sum(terms.values())
         if self.consistency is not None:
@@ -79,12 +83,12 @@ def build(config: TeacherConfig, spec: DatasetSpec) -> tuple[TeacherStep, LabelN
     noise = LabelNoise(len(spec.names), config.label_codes, config.label_std, scale, config.code_std)
     model = build_model(config.model, config.backbone, len(spec.names), in_channels=3 + noise.planes)
     model.set_dropout(config.dropout)
-    width = model.main.head.out_channels
+    width = model.feature_channels
     distance = build_kd(config.consistency, width, width, len(spec.names), "--consistency")
     task = TaskLoss(
         model.supervision, config.aux_weight, config.label_smoothing, config.task_loss, config.ignored_in_mean
     )
-    return TeacherStep(model, noise, task, distance, config.single_path), noise
+    return TeacherStep(model, noise, task, distance, config.single_path, config.label_dropout), noise
 
 
 def main(argv: Sequence[str] | None = None) -> None:

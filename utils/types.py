@@ -63,3 +63,12 @@ class Draw(NamedTuple):
             generator.manual_seed(self.seed + stream + ROW * (self.first + b))
             row.normal_(generator=generator)
         return values
+
+    def uniform(self, count: int, stream: int, device: torch.device) -> Tensor:
+        """Return one number in [0, 1) for each of ``count`` rows: float32 ``[count]``."""
+        generator = torch.Generator(device)
+        values = torch.empty(count, device=device)
+        for b in range(count):
+            generator.manual_seed(self.seed + stream + ROW * (self.first + b))
+            values[b : b + 1].uniform_(generator=generator)
+        return values

@@ -80,6 +80,9 @@ class TeacherConfig(TrainConfig):
     single_path: bool = option(False, "one noised label an image and no consistency, instead of LAD's two")
     consistency: str = option("cwd=5", "distance between the two paths and its weight, or none")
     label_codes: str = option("random", "codes of the label plane: random, near, fixed, shuffled or onehot")
+    label_dropout: float = option(
+        0.0, "share of the training images that are shown a zero label plane, 0 to 1", minimum=0, maximum=1
+    )
 
 
 @dataclass(frozen=True)
