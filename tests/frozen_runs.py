@@ -66,8 +66,8 @@ CASES = {
     "killed": Case("train_student.py", f"{TINY} {TEACHER} --kd {EVERY_LOSS} --resume auto", killed=True),
     "evaluation": Case(
         "eval.py",
-        "--pretrained {teacher}/last.pth --device cpu --scales 0.75 1.0 --flip --window 64 64 --json {folder}/score.json "
-        "--per-image {folder}/areas.npz",
+        "--pretrained {teacher}/last.pth --device cpu --scales 0.75 1.0 --flip --window 64 64 "
+        "--json {folder}/score.json --per-image {folder}/areas.npz",
     ),
     "evaluation_two_processes": Case(
         "eval.py",

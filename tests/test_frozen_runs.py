@@ -1,4 +1,4 @@
-"""Short runs are what they were: a killed one is the whole one, and each has the digest in the file FROZEN_RUNS names."""
+"""Short runs stay what they were: a killed run is the whole one, and digests are those in the file FROZEN_RUNS."""
 
 import json
 import os
