@@ -19,15 +19,16 @@ from PIL import Image
 
 from datasets import for_network
 from datasets.base import SegmentationDataset
+from engine.evaluator import evaluate
+from engine.protocol import Protocol
+from engine.runtime import start
+from engine.settings import load_recipe
 from models.checkpoints.loading import Loaded, from_checkpoint
+from models.prediction import Predictor
 from utils.colors import blended, palette_picture, save_png
 from utils.errors import UserError, run_main
 from utils.files import require_apart, write, write_text
 from utils.options import option, parse_flags
-from utils.training.configuration import load_recipe
-from utils.training.evaluation import Predictor, evaluate
-from utils.training.protocol import Protocol
-from utils.training.runtime import start
 
 RECIPES = Path(__file__).resolve().parent / "scripts" / "recipes"
 
@@ -101,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         amp = config.amp or card.training.get("config", {}).get("amp", "none")
         runtime = replace(runtime, amp=amp)
         placed = runtime.place(loaded.model), loaded.convention, noise and runtime.place(noise)
-        predict = Predictor(*placed, **config.views(), runtime=runtime)
+        predict = Predictor(*placed, **config.views(), precision=runtime.precision)
         keep = Keeper(config, dataset) if config.save_pred or config.blend else None
         scored = partial(evaluate, predict, dataset, len(spec.names), runtime, config.workers, progress=True)
         metrics, *others = (

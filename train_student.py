@@ -16,6 +16,9 @@ from torch import Tensor, nn
 
 from datasets import require_classes, train_and_val
 from datasets.base import DatasetSpec
+from engine.script import train
+from engine.settings import StudentConfig, parse
+from engine.step import Step
 from losses import WeightedLosses, build_kd, parse_losses
 from losses.task import TaskLoss
 from models import build_model
@@ -26,9 +29,6 @@ from models.label_noise import LabelNoise
 from models.segmentor import Segmentor
 from utils.errors import UserError, run_main
 from utils.pixels import CONVENTIONS, PixelConvention
-from utils.training.configuration import StudentConfig, parse
-from utils.training.script import train
-from utils.training.step import Step
 from utils.types import Draw, Output
 
 RECIPES = Path(__file__).resolve().parent / "scripts" / "recipes"

@@ -15,6 +15,9 @@ from torch import Tensor
 
 from datasets import train_and_val
 from datasets.base import DatasetSpec
+from engine.script import train
+from engine.settings import TeacherConfig, parse
+from engine.step import Step
 from losses import WeightedLosses, build_kd
 from losses.consistency import Consistency
 from losses.task import TaskLoss
@@ -26,9 +29,6 @@ from models.label_noise import LabelNoise
 from models.segmentor import Segmentor
 from utils.errors import run_main
 from utils.pixels import CONVENTIONS
-from utils.training.configuration import TeacherConfig, parse
-from utils.training.script import train
-from utils.training.step import Step
 from utils.types import Draw
 
 RECIPES = Path(__file__).resolve().parent / "scripts" / "recipes"

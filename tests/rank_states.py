@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 import train_student
-from utils.training import script as training
+from engine import script as training
 
 fit = training.fit
 

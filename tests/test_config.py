@@ -2,10 +2,10 @@ import dataclasses
 
 import pytest
 
+from engine import settings as config
+from engine.settings import StudentConfig, TeacherConfig, load_recipe, parse, save_yaml
 from train_student import RECIPES
 from utils.errors import UserError
-from utils.training import configuration as config
-from utils.training.configuration import StudentConfig, TeacherConfig, load_recipe, parse, save_yaml
 
 
 @pytest.fixture

@@ -20,22 +20,22 @@ import train_teacher
 from datasets import DATASETS, train_and_val
 from datasets.base import SegmentationDataset
 from datasets.ids import IdMap
+from engine import evaluator, lockstep, trainer
+from engine.folder_lock import Lock
+from engine.inputs import inputs_of
+from engine.loader import train_batches
+from engine.lockstep import STOPPED_STATUS, FiniteWatch, InStep, Stopped
+from engine.logger import RunLogger
+from engine.run_folder import Run
+from engine.runtime import Runtime
+from engine.settings import StudentConfig, TeacherConfig
+from engine.training_state import TrainingState
 from models.checkpoints import reading
 from scripts.study.breaking.processes import members
 from tests.conftest import ENVIRONMENT, ROOT, TINY
 from tests.test_engine import assert_same, losses, records
 from utils import checkpoint
 from utils.errors import UserError, named
-from utils.training import engine, evaluation, guards
-from utils.training.configuration import StudentConfig, TeacherConfig
-from utils.training.guards import STOPPED_STATUS, FiniteWatch, InStep, Stopped
-from utils.training.inputs import inputs_of
-from utils.training.loader import train_batches
-from utils.training.locks import Lock
-from utils.training.logs import RunLogger
-from utils.training.runs import Run
-from utils.training.runtime import Runtime
-from utils.training.state import TrainingState
 
 SHORT = [*TINY, "--max-iterations", "3", "--val-per-iters", "2", "--save-per-iters", "1"]
 
@@ -153,7 +153,7 @@ def test_two_damaged_checkpoints_leave_advice(run):
 
 @pytest.mark.parametrize("at", [2, 3])
 def test_a_validation_that_failed_is_done_on_resume(finished, tmp_path, monkeypatch, at):
-    calls, evaluate = [], engine.evaluate
+    calls, evaluate = [], trainer.evaluate
 
     def fail(*args, **kwargs):
         calls.append(1)
@@ -162,7 +162,7 @@ def test_a_validation_that_failed_is_done_on_resume(finished, tmp_path, monkeypa
         return evaluate(*args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "evaluate", fail)
+        patch.setattr(trainer, "evaluate", fail)
         with pytest.raises(UserError, match=r"b\.png cannot be read"):
             teach(tmp_path)
     assert checkpoint.read(tmp_path / "last.pth")["iteration"] == at
@@ -235,7 +235,7 @@ def test_a_lock_that_is_removed_meanwhile_is_taken_again(finished, tmp_path, mon
 
 
 def neighbour_says(monkeypatch, other):
-    monkeypatch.setattr(guards, "all_reduce", lambda value, op: value.clamp(min=other))
+    monkeypatch.setattr(lockstep, "all_reduce", lambda value, op: value.clamp(min=other))
 
 
 @pytest.mark.parametrize(("other", "kind"), [(2, Stopped), (3, UserError)])
@@ -271,7 +271,7 @@ def test_what_is_not_finite_is_not_saved(finished, tmp_path, monkeypatch, where)
 
     found, made = [], TrainingState.__init__
     monkeypatch.setattr(TrainingState, "__init__", lambda self, *a: (found.append(self), made(self, *a))[1])
-    monkeypatch.setattr(engine.RunLogger, "advance", spoil)
+    monkeypatch.setattr(trainer.RunLogger, "advance", spoil)
     with pytest.raises(UserError, match="not finite at iteration 3"):
         teach(tmp_path)
     assert checkpoint.read(tmp_path / "last.pth")["iteration"] == 2
@@ -426,11 +426,11 @@ def test_a_batch_that_does_not_fit_is_evaluated_image_by_image():
             return image[:, 0] + draws[0]
 
     image = torch.arange(24.0).view(2, 3, 2, 2)
-    found = evaluation._fitting(Small(), image, image[:, 0], [1, 2])
+    found = evaluator._fitting(Small(), image, image[:, 0], [1, 2])
     assert torch.equal(found, image[:, 0] + torch.tensor([1, 2]).view(2, 1, 1))
     Small.holds = 0
     with pytest.raises(UserError, match=r"for one image of 2x2: .*--window H W"):
-        evaluation._fitting(Small(), image, image[:, 0], [1, 2])
+        evaluator._fitting(Small(), image, image[:, 0], [1, 2])
 
 
 def test_a_terminal_that_is_gone_does_not_end_a_run(tmp_path, monkeypatch):

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from engine.settings import load_recipe
 from tests.conftest import ENVIRONMENT, ROOT
 from tests.test_engine import records
 from train_student import RECIPES
-from utils.training.configuration import load_recipe
 
 TINY_FLAGS = [
     *("--crop-size", "32", "32", "--batch-size", "4", "--workers", "0", "--device", "cpu", "--max-iterations", "2"),

@@ -6,7 +6,7 @@ import re
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from utils.training.logs import RunLogger
+from engine.logger import RunLogger
 
 
 def log(folder, card):

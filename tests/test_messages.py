@@ -17,6 +17,8 @@ from datasets.base import SegmentationDataset
 from datasets.cache import _size
 from datasets.files import read_list
 from datasets.matlab import mat_field
+from engine.runtime import _device
+from engine.settings import TrainConfig
 from models import from_checkpoint
 from models.backbones.context_path import ContextPath
 from models.checkpoints import imagenet
@@ -36,8 +38,6 @@ from utils import checkpoint
 from utils.errors import UserError
 from utils.jpeg import decode_jpeg
 from utils.options import parse_flags
-from utils.training.configuration import TrainConfig
-from utils.training.runtime import _device
 
 WHERE = (r"(JPEGImages/.+)", r"\1")  # what is kept of an archive
 

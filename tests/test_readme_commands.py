@@ -7,11 +7,11 @@ from itertools import pairwise
 
 import pytest
 
+from engine.settings import StudentConfig, TeacherConfig, parse
 from tests.conftest import ROOT
 from tests.readme_commands import DOWNLOADED, commands
 from train_student import RECIPES
 from utils.options import parse_flags
-from utils.training.configuration import StudentConfig, TeacherConfig, parse
 
 READMES = [p for p in sorted(ROOT.rglob("README.md")) if not {".venv", "runs"} & set(p.parts)]
 LINES = [(path.relative_to(ROOT), line) for path in READMES for line in commands(path)]

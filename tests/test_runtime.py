@@ -12,13 +12,13 @@ import torch.distributed as dist
 
 import train_teacher
 from datasets import cache
+from engine import logger, run_folder, runtime
+from engine.lockstep import FiniteWatch, Stopped
+from engine.runtime import Runtime
+from engine.settings import TeacherConfig
 from tests.conftest import TINY
 from utils import checkpoint
 from utils.errors import UserError, named, run_main
-from utils.training import logs, runs, runtime
-from utils.training.configuration import TeacherConfig
-from utils.training.guards import FiniteWatch, Stopped
-from utils.training.runtime import Runtime
 
 
 def test_rank_0_decides_and_its_error_is_everybodys():
@@ -110,13 +110,13 @@ def test_neither_git_nor_locks_nor_memory_are_taken_for_granted(tmp_path, monkey
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(FileNotFoundError):
         subprocess.run(["git"], check=False)
-    assert logs.environment(torch.device("cpu"))["git"] == "unknown"
+    assert logger.environment(torch.device("cpu"))["git"] == "unknown"
 
     def no_lock(file, flags):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", no_lock)
-    runs.open_run(TeacherConfig(save_dir=str(tmp_path / "run")), Runtime()).close()
+    run_folder.open_run(TeacherConfig(save_dir=str(tmp_path / "run")), Runtime()).close()
     assert "cannot be locked" in capsys.readouterr().err
 
     def full(*_):

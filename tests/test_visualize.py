@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from engine.preview import heading, tile
 from scripts.study import visualize
 from scripts.study.analysis.style import wrap
 from tests.networks import write_checkpoint
 from utils.errors import UserError
-from utils.training.preview import heading, tile
 
 LONG = "student-voc-deeplabv3-resnet18_v1s-kd=cwd=3-seed=1"
 

@@ -82,7 +82,7 @@ def run_main(main: Callable[[], None]) -> None:
     """Call an entry script's ``main``, turning what ``named`` knows into one line on stderr and exit status 2.
 
     When the reader of its output goes away (``| head``) it says so and ends with status 141, as of SIGPIPE; of an
-    interrupt with 130. Where a failure left the process group (``utils.training.runtime.start``) it ends at once.
+    interrupt with 130. Where a failure left the process group (``engine.runtime.start``) it ends at once.
     """
     _ready_streams()
     try:

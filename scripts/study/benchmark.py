@@ -19,6 +19,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from engine.logger import environment
+from engine.runtime import start
 from scripts.study.analysis.style import save_json
 from scripts.study.benchmarks.memory import memory
 from scripts.study.benchmarks.parts import metric, noising
@@ -28,8 +30,6 @@ from scripts.study.benchmarks.steps import student, teacher
 from scripts.study.benchmarks.timing import BenchmarkConfig, Comparison
 from utils.errors import lookup, run_main
 from utils.options import parse_flags
-from utils.training.logs import environment
-from utils.training.runtime import start
 
 LIGHT = ("tf_efficientnet_lite0", "mobilenetv2_100")
 COMPARISONS: dict[str, Callable[[BenchmarkConfig, torch.device], Comparison]] = {

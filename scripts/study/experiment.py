@@ -25,15 +25,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from datasets import DATASETS
 from datasets.base import DatasetSpec
+from engine.folder_lock import Lock
+from engine.lockstep import STOPPED_STATUS
+from engine.settings import load_recipe
 from scripts.study.experiments.definition import Arm, Experiment, read_experiment
 from scripts.study.experiments.jobs import Job, Stop, execute
 from train_student import RECIPES
 from utils.errors import UserError, lookup, run_main
 from utils.files import write
 from utils.options import option, parse_flags
-from utils.training.configuration import load_recipe
-from utils.training.guards import STOPPED_STATUS
-from utils.training.locks import Lock
 
 RECORDS = ("config.yaml", "metrics.jsonl", "last.json", "best.json", "per_image_*.npz", "robustness.json")
 

@@ -22,6 +22,8 @@ import torch
 
 from datasets import DATASETS
 from datasets.base import DatasetSpec
+from engine.logger import environment
+from engine.settings import load_recipe
 from losses import build_kd, parse_losses
 from losses.task import TaskLoss
 from models import build_model
@@ -32,8 +34,6 @@ from scripts.study.experiments.definition import read_experiment
 from train_student import RECIPES, StudentStep
 from utils.errors import UserError, lookup, run_main
 from utils.options import option, parse_flags
-from utils.training.configuration import load_recipe
-from utils.training.logs import environment
 
 
 @dataclass(frozen=True)

@@ -23,15 +23,15 @@ from tqdm import tqdm
 
 from datasets import for_network
 from datasets.base import SegmentationDataset
+from engine.runtime import start
 from models.checkpoints.loading import Loaded, from_checkpoint
 from models.label_noise import CODES, LabelNoise
+from models.prediction import Predictor
 from scripts.study.analysis import style
 from scripts.study.analysis.robustness import CORRUPTIONS, Condition, Tally, corrupt, plot
 from utils.errors import UserError, run_main
 from utils.options import option, parse_flags
 from utils.seeding import derive_seed
-from utils.training.evaluation import Predictor
-from utils.training.runtime import start
 from utils.types import Draw
 
 

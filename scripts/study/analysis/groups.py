@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from engine.inputs import completed
+from engine.settings import StudentConfig, TeacherConfig
 from scripts.study.analysis.runs import CHECKPOINT_SETTINGS, Run, read_config, read_run
 from utils.errors import UserError
-from utils.training.configuration import StudentConfig, TeacherConfig
-from utils.training.inputs import completed
 
 # settings that do not make two runs different experiments: the seed, and what changes nothing that is computed
 SAME_EXPERIMENT = {

@@ -4,11 +4,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from engine.metrics import confusion_matrix
 from models.label_noise import LabelNoise
 from scripts.study.benchmarks import as_released
 from scripts.study.benchmarks.timing import BenchmarkConfig, Comparison, medians
 from utils.bilinear import upsampled_argmax
-from utils.training.metrics import confusion_matrix
 from utils.types import IGNORE_INDEX, Draw
 
 

@@ -9,9 +9,9 @@ from time import perf_counter
 import torch
 import torch.multiprocessing as mp
 
+from engine.runtime import start
 from scripts.study.benchmarks.steps import Batch, step, teacher_step
 from scripts.study.benchmarks.timing import BenchmarkConfig, Comparison
-from utils.training.runtime import start
 
 
 def scaling(config: BenchmarkConfig, device: torch.device) -> Comparison:

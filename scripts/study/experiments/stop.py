@@ -3,7 +3,7 @@
 import signal
 import time
 
-from utils.training.guards import hear
+from engine.lockstep import hear
 
 
 class Stop:

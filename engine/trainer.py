@@ -10,21 +10,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from engine.evaluator import evaluate
+from engine.loader import train_batches
+from engine.lockstep import FiniteWatch, InStep, NotFinite, Stopped, StopRequest, forward
+from engine.logger import RunLogger, assisted, environment
+from engine.metrics import Metrics, or_none
+from engine.preview import preview
+from engine.run_folder import BEST, Run
+from engine.runtime import Runtime
+from engine.settings import TrainConfig
+from engine.step import Step
+from engine.training_state import TrainingState
+from models.prediction import Predictor
 from utils.errors import UserError
 from utils.memory import require_memory
 from utils.pixels import CONVENTIONS
 from utils.seeding import derive_seed
-from utils.training.configuration import TrainConfig
-from utils.training.evaluation import Predictor, evaluate
-from utils.training.guards import FiniteWatch, InStep, NotFinite, Stopped, StopRequest, forward
-from utils.training.loader import train_batches
-from utils.training.logs import RunLogger, assisted, environment
-from utils.training.metrics import Metrics, or_none
-from utils.training.preview import preview
-from utils.training.runs import BEST, Run
-from utils.training.runtime import Runtime
-from utils.training.state import TrainingState
-from utils.training.step import Step
 from utils.types import Draw, valid_pixels
 
 INPUT_BYTES = 3 * 4 + 8 + 1  # of a pixel: normalised image, label, weight

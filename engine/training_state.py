@@ -7,17 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from engine.inputs import plain
+from engine.lockstep import FiniteWatch
+from engine.optimizers import OPTIMIZERS
+from engine.run_folder import BEST, LAST, LOG, PREVIOUS, Run
+from engine.runtime import Runtime
+from engine.settings import TrainConfig
+from engine.step import Step
 from utils import checkpoint
 from utils.distributed import broadcast_statistics
 from utils.errors import UserError, first_line
 from utils.norms import trained_norms
-from utils.training.configuration import TrainConfig
-from utils.training.guards import FiniteWatch
-from utils.training.inputs import plain
-from utils.training.optimizers import OPTIMIZERS
-from utils.training.runs import BEST, LAST, LOG, PREVIOUS, Run
-from utils.training.runtime import Runtime
-from utils.training.step import Step
 
 
 class TrainingState:

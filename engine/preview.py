@@ -6,10 +6,10 @@ import cv2
 import numpy as np
 from torch.utils.data import Dataset
 
+from models.prediction import Predictor
 from utils.colors import colorize, diverging, error_map, strongest
 from utils.errors import UserError
 from utils.seeding import derive_seed
-from utils.training.evaluation import Predictor
 from utils.types import Draw, Rgb
 
 

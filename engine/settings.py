@@ -8,12 +8,12 @@ from typing import Any, TypeVar
 
 import yaml
 
+from engine.protocol import Protocol
+from engine.run_name import run_name
 from utils.errors import UserError, lookup, nearest
 from utils.files import read_yaml, write_text
 from utils.options import REQUIRED, convert, flag_of, option, parse_flags
 from utils.pixels import CONVENTIONS
-from utils.training.naming import run_name
-from utils.training.protocol import Protocol
 
 C = TypeVar("C")
 

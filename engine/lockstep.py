@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from engine.runtime import Runtime
 from utils.distributed import all_reduce
 from utils.errors import ANOTHER, UserError
-from utils.training.runtime import Runtime
 from utils.types import Draw
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)

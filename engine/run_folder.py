@@ -9,13 +9,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from engine.folder_lock import Lock
+from engine.inputs import differences
+from engine.runtime import Runtime
+from engine.settings import TrainConfig, save_yaml
 from utils import checkpoint
 from utils.errors import UserError
 from utils.files import read_bytes, write
-from utils.training.configuration import TrainConfig, save_yaml
-from utils.training.inputs import differences
-from utils.training.locks import Lock
-from utils.training.runtime import Runtime
 
 LAST, PREVIOUS, BEST, LOG = "last.pth", "previous.pth", "best.pth", "metrics.jsonl"
 DAMAGED = "damaged.pth"  # what last.pth is called once the previous one has taken its place

@@ -7,16 +7,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from engine.run_name import FILES, RESUMABLE
+from engine.settings import TrainConfig
 from utils import files
 from utils.errors import UserError
-from utils.training.configuration import TrainConfig
-from utils.training.naming import FILES, RESUMABLE
 
 
 def inputs_of(config: TrainConfig, data: Any, located: Callable) -> dict[str, str]:
     """What a run depends on and its settings only name: files by their hash, images by their order, what labels mean.
 
-    data: as ``utils.training.script.train``'s load gives it.
+    data: as ``engine.script.train``'s load gives it.
     """
     named = {name: located(getattr(config, name, "")) for name in FILES}
     root, spec = str(Path(config.data).expanduser()), data.spec

@@ -13,10 +13,10 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from engine.step import Step
 from utils.distributed import all_reduce
 from utils.errors import UserError, named
 from utils.norms import ExactNorm, SyncedNorm, replace_norms
-from utils.training.step import Step
 
 PRECISIONS = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 OPTIONS = ("amp", "channels_last", "tf32", "deterministic", "compile")
@@ -45,6 +45,11 @@ class Runtime:
     def is_main(self) -> bool:
         return self.rank == 0
 
+    @property
+    def precision(self) -> torch.dtype | None:
+        """The dtype that autocast computes in, or None without autocast."""
+        return PRECISIONS[self.amp]
+
     def place(self, module: nn.Module) -> nn.Module:
         """Move a module to the device and give its networks their memory layout."""
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
@@ -72,8 +77,7 @@ class Runtime:
             return DistributedDataParallel(step, device_ids=device_ids, broadcast_buffers=False)
 
     def autocast(self) -> AbstractContextManager:
-        dtype = PRECISIONS[self.amp]
-        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
+        return torch.autocast(self.device.type, dtype=self.precision, enabled=self.precision is not None)
 
     def scaler(self) -> torch.amp.GradScaler:
         """Of the loss; it does something in fp16 only."""

@@ -50,7 +50,7 @@ def assisted(card: Mapping[str, Any]) -> str:
 
 def environment(device: torch.device) -> dict[str, Any]:
     """Versions, device and git revision, for the first record of a run."""
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parent.parent
     describe = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     git = subprocess.run(describe, cwd=root, capture_output=True, text=True, check=False) if which("git") else None
     return {

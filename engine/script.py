@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 
+from engine.inputs import inputs_of
+from engine.run_folder import Run, open_run
+from engine.runtime import start
+from engine.settings import TrainConfig
+from engine.trainer import fit
+from engine.training_state import TrainingState
+from models.prediction import Predictor
 from utils.pixels import CONVENTIONS
-from utils.training.configuration import TrainConfig
-from utils.training.engine import fit
-from utils.training.evaluation import Predictor
-from utils.training.inputs import inputs_of
-from utils.training.runs import Run, open_run
-from utils.training.runtime import start
-from utils.training.state import TrainingState
 
 
 def train(config: TrainConfig, load: Callable, build: Callable, begin: Callable, located: Callable) -> None:
@@ -46,5 +46,5 @@ def train(config: TrainConfig, load: Callable, build: Callable, begin: Callable,
             start_of = run.state["start"] if run.state else ""
             about = data.spec.names, data.spec.palette, config.dataset, config.data, config.pixels, noise
             card = begin(step.model, *about, config.pretrained_base, config.pretrained, start_of)
-            predict = Predictor(step.model, CONVENTIONS[config.pixels], noise, runtime=runtime)
+            predict = Predictor(step.model, CONVENTIONS[config.pixels], noise, precision=runtime.precision)
             fit(step, data, predict, run._replace(card=card.entries()), config, runtime)

@@ -2,11 +2,6 @@
 
 from dataclasses import dataclass
 
-import cv2
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
 from utils.options import option
 
 
@@ -33,20 +28,3 @@ class Protocol:
         scales = "single scale" if self.scales == (1.0,) else f"scales {' '.join(map(str, self.scales))} (mean logits)"
         window = "window {}x{}".format(*self.window) if self.window else "whole image"
         return [resized, scales, window, "flip" * self.flip]
-
-
-def resize_to_fit(image: Tensor, label: Tensor, sides: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """An image as MMSegmentation's tests resize it (mmcv's ``imrescale``), and the label by nearest neighbour.
-
-    uint8 ``[B, 3, H, W]`` by OpenCV, bilinear and rounded; by the largest factor for which the longer side is at most
-    ``sides[0]`` and the shorter at most ``sides[1]``, whichever way the image lies.
-    """
-    height, width = image.shape[-2:]
-    factor = min(max(sides) / max(height, width), min(sides) / min(height, width))
-    size = max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
-    pictures = [
-        torch.from_numpy(cv2.resize(x, size[::-1], interpolation=cv2.INTER_LINEAR)).permute(2, 0, 1)
-        for x in image.permute(0, 2, 3, 1).cpu().numpy()
-    ]
-    label = F.interpolate(label[:, None].float(), size).squeeze(1).to(label.dtype)
-    return torch.stack(pictures).to(image.device), label

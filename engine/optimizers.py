@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
+from engine.settings import TrainConfig
 from utils.errors import UserError
-from utils.training.configuration import TrainConfig
 
 
 def sgd(learnable: Sequence[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:

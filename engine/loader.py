@@ -8,9 +8,9 @@ import cv2
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from engine.lockstep import STOP_SIGNALS
+from engine.runtime import Runtime
 from utils.errors import first_line
-from utils.training.guards import STOP_SIGNALS
-from utils.training.runtime import Runtime
 
 
 def _collate(samples: list[object]) -> object:
