@@ -93,7 +93,7 @@ class StudentStep(Step):
             image = own.translate(image, other)
         if self.noise is not None:
             draw = draw or Draw(int(torch.randint(2**62, ())))
-            image = self.noise.beside(image, label, draw)
+            image = self.noise.add_planes(image, label, draw)
         return self.teacher(image, with_aux=self.teacher_aux)
 
 

@@ -67,7 +67,7 @@ class TeacherStep(Step):
         Without a ``draw`` the noise follows torch's global random state. valid: of ``TaskLoss``.
         """
         draw = draw or Draw(int(torch.randint(2**62, ())))
-        inputs = [self.noise.beside(image, label, draw, path, self.label_dropout) for path in range(self.paths)]
+        inputs = [self.noise.add_planes(image, label, draw, path, self.label_dropout) for path in range(self.paths)]
         outputs = [self.model(x) for x in inputs]
         terms = {f"task{p}": self.task(z, label, valid)["task"] for p, z in enumerate(outputs, 1)}
         loss = sum(terms.values())

@@ -85,10 +85,10 @@ class LabelNoise(nn.Module):
 
     def forward(self, label: Tensor, draw: Draw, path: int = 0) -> Tensor:
         """``label [B, H, W] -> [B, planes, H, W]``, float32; each ``path`` of one ``draw`` is an independent noise."""
-        return self.beside(torch.empty(len(label), 0, *label.shape[1:], device=label.device), label, draw, path)
+        return self.add_planes(torch.empty(len(label), 0, *label.shape[1:], device=label.device), label, draw, path)
 
-    def beside(self, image: Tensor, label: Tensor, draw: Draw, path: int = 0, dropout: float = 0.0) -> Tensor:
-        """``image [B, C, H, W]`` with the planes behind its channels, each written once: no concatenation.
+    def add_planes(self, image: Tensor, label: Tensor, draw: Draw, path: int = 0, dropout: float = 0.0) -> Tensor:
+        """Return ``image [B, C, H, W]`` with the planes behind its channels, each written once: no concatenation.
 
         dropout: the share of images that are shown a plane of zeros, one draw an image, the same in every path. Only
         training asks for it.

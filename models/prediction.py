@@ -157,7 +157,7 @@ class Predictor:
         if self.noise is None:
             return x
         rows = zip(x.split(1), label.split(1), draws, strict=True)
-        return torch.cat([self.noise.beside(*row) for row in rows])
+        return torch.cat([self.noise.add_planes(*row) for row in rows])
 
     def _view(self, x: Tensor, scale: float) -> Tensor:
         """Logits at head resolution, or at the input's."""
