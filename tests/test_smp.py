@@ -62,20 +62,18 @@ def test_any_size_goes_through(arch, size):
     assert output.logits.shape == (1, K, *size)
 
 
-@pytest.mark.parametrize("arch", ["smp_fpn", "smp_unet", "smp_pspnet", "smp_deeplabv3plus", "smp_pan"])
-def test_as_teacher_and_student_with_every_loss(arch):
-    """A crop that is padded inside too: then logits and features have different sizes."""
-    for size in (SIZE, (100, 130)):
-        teacher = build_model(arch, SMALL, K, in_channels=4)
-        student = build_model(arch, SMALL, K)
-        image, label = torch.randn(2, 4, *size), torch.randint(0, K, (2, *size))
-        output = student(image[:, :3])
-        names = ",".join(f"{name}=1" for name in LOSSES if name not in ("cirkd_pixel", "cirkd_region"))
-        kd = build_kd(names, student.feature_channels, teacher.feature_channels, K)
-        total, terms = kd(output, teacher(image), label)
-        assert torch.isfinite(total), terms
-        total.backward()
-        assert all(p.grad is not None for p in student.main.head.parameters())
+@pytest.mark.parametrize("arch", ["smp_fpn", "smp_unet", "smp_deeplabv3plus"])
+@pytest.mark.parametrize("size", [(32, 64), (40, 50)])
+def test_as_teacher_and_student_with_every_loss(arch, size):
+    """Of the second size the network pads inside: its logits and features then have different sizes."""
+    teacher, student = build_model(arch, SMALL, K, in_channels=4), build_model(arch, SMALL, K)
+    image, label = torch.randn(2, 4, *size), torch.randint(0, K, (2, *size))
+    names = ",".join(f"{name}=1" for name in LOSSES if name not in ("cirkd_pixel", "cirkd_region"))
+    kd = build_kd(names, student.feature_channels, teacher.feature_channels, K)
+    total, terms = kd(student(image[:, :3]), teacher(image), label)
+    assert torch.isfinite(total), terms
+    total.backward()
+    assert all(p.grad is not None for p in student.main.head.parameters())
 
 
 @pytest.mark.parametrize("encoder", ["resnet18", "mit_b0"])
