@@ -40,6 +40,7 @@ def first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
+TRACEBACK = "LAD_TRACEBACK"
 ANOTHER = "another process of the job"  # how a message begins that only points at the one that matters
 # what a RuntimeError without a kind of its own says -> what it means, and what to do
 MEANINGS = {
@@ -56,8 +57,8 @@ MEANINGS = {
 }
 
 
-def named(error: BaseException) -> UserError | None:
-    """A failure of the machine, not of the program, in a user's words; None: it is none that is known."""
+def explain_error(error: BaseException) -> UserError | None:
+    """Explain a failure of the machine in a user's words. Return None for an error of the program."""
     if isinstance(error, UserError):
         return error
     if isinstance(error, torch.OutOfMemoryError):
@@ -79,10 +80,11 @@ def named(error: BaseException) -> UserError | None:
 
 
 def run_main(main: Callable[[], None]) -> None:
-    """Call an entry script's ``main``, turning what ``named`` knows into one line on stderr and exit status 2.
+    """Call an entry script's ``main``, turning what ``explain_error`` knows into one line on stderr and exit status 2.
 
     When the reader of its output goes away (``| head``) it says so and ends with status 141, as of SIGPIPE; of an
-    interrupt with 130. Where a failure left the process group (``engine.runtime.start``) it ends at once.
+    interrupt with 130. Where a failure left the process group (``engine.runtime.start_runtime``) it ends at once. The
+    environment variable LAD_TRACEBACK=1 shows the traceback of such an error as well.
     """
     _ready_streams()
     try:
@@ -97,7 +99,9 @@ def run_main(main: Callable[[], None]) -> None:
         print("ended: interrupted", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        known = named(error)
+        known = explain_error(error)
+        if known and os.environ.get(TRACEBACK):
+            traceback.print_exc()
         if known and not _said(str(known)):
             print(f"error: {known}", file=sys.stderr, flush=True)
         if dist.is_initialized():

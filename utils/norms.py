@@ -13,6 +13,13 @@ def trained_norms(module: nn.Module) -> dict[str, _BatchNorm]:
     return {name: part for name, part in norms.items() if any(p.requires_grad for p in part.parameters(False))}
 
 
+def has_trained_statistics(norm: _BatchNorm) -> bool:
+    """Whether the running statistics of a layer differ from those it is made with, mean 0 and variance 1."""
+    if norm.running_mean is None:
+        return False
+    return bool(norm.running_mean.any()) or bool((norm.running_var != 1).any())
+
+
 def replace_norms(module: nn.Module, kind: type[_BatchNorm]) -> None:
     """Make the BatchNorm layers that are trained ``kind``; parameters and buffers are the same objects."""
     for name, norm in trained_norms(module).items():
@@ -52,7 +59,7 @@ class _Synced(SyncBatchNorm):
         mean, inverse = torch.batch_norm_stats(x, eps)
         own = torch.cat([mean, inverse, mean.new_full((1,), x.numel() // x.shape[1])])
         every = own.new_empty(size, len(own))
-        dist.all_gather(list(every), own, group)
+        dist.all_gather_into_tensor(every, own, group)
         means, inverses, counts = every.split(x.shape[1], 1)
         joined = means, inverses, running_mean, running_var, momentum, eps, counts.flatten()
         mean, inverse = torch.batch_norm_gather_stats_with_counts(x, *joined)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.inputs import completed
+from engine.run_inputs import with_defaults
 from engine.settings import StudentConfig, TeacherConfig
 from scripts.study.analysis.runs import CHECKPOINT_SETTINGS, Run, read_config, read_run
 from utils.errors import UserError
@@ -46,7 +46,7 @@ def experiment(config: dict[str, Any], beside: Path | None = None, seen: tuple[P
     folder is at hand, or one of that name in ``beside``, so that students of teachers that differ in the seed alone
     belong together; one of ``seen`` by its file's name: a run that began with its own has replaced what wrote it.
     """
-    whole = completed(config, TeacherConfig if "consistency" in config else StudentConfig)
+    whole = with_defaults(config, TeacherConfig if "consistency" in config else StudentConfig)
     settings = {key: value for key, value in whole.items() if key not in SAME_EXPERIMENT}
     for key in CHECKPOINT_SETTINGS:
         origin = Path(settings.get(key) or "").expanduser()
