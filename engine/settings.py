@@ -187,9 +187,15 @@ class StudentConfig(TrainConfig):
 # A recipe may prefix a key with the role it is for: "student.lr: 0.001".
 TRAINED = {"teacher": TeacherConfig, "student": StudentConfig, "baseline": StudentConfig}
 ROLES: dict[str, type] = {**TRAINED, "eval": Protocol}
-SAME_EXPERIMENT = {"seed"}.union(  # settings that do not make two runs different experiments
-    *({field.name for field in dataclasses.fields(c) if field.metadata["affects"] != RESULT} for c in TRAINED.values())
-)
+
+
+def settings_without_effect(config_class: type) -> set[str]:
+    """Return the names of the settings that do not change the result, or only its rounding."""
+    return {field.name for field in dataclasses.fields(config_class) if field.metadata["affects"] != RESULT}
+
+
+# settings that do not make two runs different experiments
+SAME_EXPERIMENT = {"seed"} | settings_without_effect(TeacherConfig) | settings_without_effect(StudentConfig)
 
 
 def resumable_settings(config_class: type) -> set[str]:

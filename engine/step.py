@@ -9,7 +9,7 @@ class Step(nn.Module):
     """One training step as a module: the network ``model`` that is trained, and what helps it.
 
     ``forward(image, label, draw, valid)`` takes a normalised image ``[B, 3, H, W]``, its label ``[B, H, W]``, the
-    source of random numbers, and the result of ``utils.types.count_valid_pixels``. It returns ``{"loss": ..., named
+    source of random numbers, and the result of ``utils.types.valid_pixels``. It returns ``{"loss": ..., named
     terms}``. DDP wraps the whole step, so that losses with parameters are synchronised and optimised with the network.
     """
 
