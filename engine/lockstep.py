@@ -1,26 +1,24 @@
-"""What watches over a training loop: losses that are not finite, batches too small, failures and signals in one of
-several processes."""
+"""What keeps ranks together: signals, failures and non-finite losses end all of them at the same batch."""
 
 import math
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from engine.runtime import Runtime
 from utils.distributed import all_reduce
 from utils.errors import ANOTHER, UserError
-from utils.types import Draw
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 STOPPED_STATUS = 3  # exit status of a run that a signal stopped after saving itself
-DONE, MORE, STOP, FAILED = range(4)  # what a process has to say before each batch; the largest counts
+DONE, MORE, STOP, FAILED = range(4)  # what a rank says before each batch; the largest counts
 
 
-class NotFinite(UserError):
+class LossNotFinite(UserError):
     """The weights are lost; nothing may be saved."""
 
 
@@ -28,73 +26,88 @@ class Stopped(SystemExit):
     """A signal asked to stop."""
 
 
-def forward(step: nn.Module, image: Tensor, label: Tensor, draw: Draw, valid: Tensor) -> dict[str, Tensor]:
-    """One forward pass of a step. Raises UserError: BatchNorm on a single value."""
-    try:
-        return step(image, label, draw, valid)
-    except ValueError as error:
-        if "more than 1 value per channel" not in str(error):
-            raise
-        raise UserError(
-            f"BatchNorm sees one value per channel: this network or a loss pools to a 1x1 map, which needs at least 2 "
-            f"images a process at a time (here {len(image)}): raise --batch-size, lower --accumulate, start fewer "
-            f"processes, or --freeze-bn"
-        ) from error
+class Watched(NamedTuple):
+    """The terms of an iteration on their way from the device. copied: the event of their arrival, None on the CPU."""
+
+    iteration: int
+    names: list[str]
+    values: Tensor
+    copied: torch.cuda.Event | None
 
 
 class FiniteWatch:
-    """Stops at a non-finite loss. On CUDA it looks one iteration late, so that the host never waits for the device;
-    ``check`` looks at once, before anything is validated or saved.
+    """Stop at a non-finite loss.
+
+    On CUDA ``watch`` looks one iteration late, so that the host does not wait for the device. ``check`` looks at once,
+    before anything is validated or saved.
     """
 
-    def __init__(self, message: Callable[[str, int, Mapping[str, float]], str]) -> None:
-        self.message, self.pending, self.seen = message, None, (0, {})
+    def __init__(self, explain: Callable[[str, int, Mapping[str, float]], str]) -> None:
+        """explain: makes the message from what is not finite, the iteration, and its terms."""
+        self.explain = explain
+        self.pending: Watched | None = None
+        self.last_iteration = 0
+        self.last_terms: dict[str, float] = {}
 
     def watch(self, iteration: int, terms: Mapping[str, Tensor]) -> None:
-        names = list(terms)
-        values = torch.stack([terms[name].detach().float() for name in names])
-        copied = None
-        if values.is_cuda:
-            values, copied = values.to("cpu", non_blocking=True), torch.cuda.Event()
-            copied.record()
+        """Note the terms of an iteration.
+
+        Raises:
+            LossNotFinite: its loss, or on CUDA that of the iteration before, is not finite.
+        """
+        values = torch.stack([term.detach().float() for term in terms.values()])
+        if not values.is_cuda:
+            self.pending = Watched(iteration, list(terms), values, None)
             self.check()
-        self.pending = iteration, names, values, copied
-        if copied is None:
-            self.check()
+            return
+        values = values.to("cpu", non_blocking=True)
+        copied = torch.cuda.Event()
+        copied.record()
+        self.check()
+        self.pending = Watched(iteration, list(terms), values, copied)
 
-    def check(self, state: Sequence[Tensor] = ()) -> None:
-        """Raises NotFinite when the last watched loss is not finite, or one of the tensors that are to be saved."""
-        if self.pending is not None:
-            iteration, names, values, copied = self.pending
-            self.pending = None
-            if copied is not None:
-                copied.synchronize()
-            self.seen = iteration, dict(zip(names, values.tolist(), strict=True))
-            if not math.isfinite(self.seen[1]["loss"]):
-                raise NotFinite(self.message("the loss is not finite", *self.seen))
-        if state and not torch.stack(torch._foreach_norm(state, math.inf)).isfinite().all():
-            raise NotFinite(self.message("the gradient is not finite", *self.seen))
+    def check(self, tensors: Sequence[Tensor] = ()) -> None:
+        """Check the last watched loss, and tensors that are to be saved.
+
+        Raises:
+            LossNotFinite: one of them is not finite.
+        """
+        self._check_pending()
+        if tensors and not torch.stack(torch._foreach_norm(tensors, math.inf)).isfinite().all():
+            raise LossNotFinite(self.explain("the gradient is not finite", self.last_iteration, self.last_terms))
+
+    def _check_pending(self) -> None:
+        if self.pending is None:
+            return
+        iteration, names, values, copied = self.pending
+        self.pending = None
+        if copied is not None:
+            copied.synchronize()
+        self.last_iteration = iteration
+        self.last_terms = dict(zip(names, values.tolist(), strict=True))
+        if not math.isfinite(self.last_terms["loss"]):
+            raise LossNotFinite(self.explain("the loss is not finite", iteration, self.last_terms))
 
 
-def hear(handler: Callable[[int, Any], None]) -> dict[int, Any]:
-    """Have ``handler`` called at the signals that ask to stop; what handled each before.
+def handle_stop_signals(handler: Callable[[int, Any], None]) -> dict[int, Any]:
+    """Have ``handler`` called at the signals that ask to stop. Return the handlers that were there before.
 
-    nohup has SIGHUP ignored: that is left as it is.
+    SIGHUP is left alone where it is ignored, as nohup does.
     """
     numbers = [n for n in STOP_SIGNALS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
     return {number: signal.signal(number, handler) for number in numbers}
 
 
 class StopRequest:
-    """Remembers the signals that ask to stop, so that the loop can save before it ends.
+    """Remember the signals that ask to stop, so that the loop can save before it ends.
 
-    The end of torchrun's agent is one of them: nobody would watch over this process any more.
+    The end of torchrun's agent counts as one: nobody would watch over this process any more.
     """
 
     def __init__(self) -> None:
         self.received = False
         self.agent = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
-        self.previous = hear(self._receive)
+        self.previous_handlers = handle_stop_signals(self._receive)
 
     def _receive(self, number: int, frame: object) -> None:
         if self.received and number == signal.SIGINT:
@@ -105,43 +118,61 @@ class StopRequest:
         """Whether this process was asked to stop."""
         return self.received or self.agent not in (None, os.getppid())
 
-    def leave(self, runtime: Runtime) -> None:
-        """Before a process ends as asked: have the agent that restarts failed ones end, too."""
-        first = os.environ.get("LOCAL_RANK") == "0" and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
-        if first and self.agent == os.getppid():
+    def end_agent(self, runtime: Runtime) -> None:
+        """End torchrun's agent, which would restart this process, and wait for the other ranks."""
+        is_first = os.environ.get("LOCAL_RANK") == "0"
+        agent_restarts = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
+        if is_first and agent_restarts and self.agent == os.getppid():
             os.kill(self.agent, signal.SIGTERM)
         runtime.barrier()
 
-    def restore(self) -> None:
-        for number, handler in self.previous.items():
+    def restore_handlers(self) -> None:
+        """Give the signals back to their handlers."""
+        for number, handler in self.previous_handlers.items():
             signal.signal(number, handler)
 
 
-class InStep:
-    """Batches of all processes in step: they leave the loop before the same one, whatever happens in one of them.
+class Lockstep:
+    """Iterate over batches in lockstep: if one rank stops or fails, every rank stops before the same batch.
 
-    asked: whether this process is asked to stop. ``left``: all processes have left the loop before its end.
+    all_left: whether all ranks have left the loop before its end.
     """
 
-    def __init__(self, batches: Iterator, asked: Callable[[], bool] = lambda: False) -> None:
-        self.batches, self.asked, self.left = batches, asked, False
+    def __init__(self, batches: Iterator, should_stop: Callable[[], bool] = lambda: False) -> None:
+        """should_stop: whether this rank is asked to stop."""
+        self.batches = batches
+        self.should_stop = should_stop
+        self.all_left = False
 
     def __iter__(self) -> Iterator[Any]:
-        """Raises Stopped, or this process's failure, or a UserError when it is another's, in every process."""
+        """Yield the batches of this rank; one with fewer batches waits for the others.
+
+        Raises:
+            Stopped: a rank was asked to stop.
+            UserError: another rank failed; this rank's own failure is raised as it is.
+        """
         while True:
-            batch = problem = None
+            batch = None
+            failure = None
             try:
                 batch = next(self.batches, None)
             except Exception as error:
-                problem = error
-            own = FAILED if problem else DONE if batch is None else STOP if self.asked() else MORE
-            agreed = int(all_reduce(torch.tensor(float(own)), "max"))
+                failure = error
+            agreed = int(all_reduce(torch.tensor(float(self._answer(batch, failure))), "max"))
             if agreed == DONE:
                 return
-            self.left = agreed > MORE
+            self.all_left = agreed > MORE
             if agreed == STOP:
                 raise Stopped(STOPPED_STATUS)
             if agreed == FAILED:
-                raise problem or UserError(f"{ANOTHER} failed; its own message says why")
+                raise failure or UserError(f"{ANOTHER} failed; its own message says why")
             if batch is not None:
                 yield batch
+
+    def _answer(self, batch: object, failure: Exception | None) -> int:
+        """Return what this rank tells the others."""
+        if failure is not None:
+            return FAILED
+        if batch is None:
+            return DONE
+        return STOP if self.should_stop() else MORE

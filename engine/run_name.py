@@ -1,46 +1,53 @@
-"""What a run is called by default: what it is, and in what it differs from its recipe."""
+"""Name a run by default: what it is, and in what it differs from its recipe."""
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-# settings that may differ between the two halves of a resumed run: none of them changes what is computed
-RESUMABLE = {
-    "recipe", "data", "workers", "save_dir", "save_per_iters", "val_per_iters", "log_iter", "skip_val", "resume",
-    "overwrite", "device", "pretrained_base", "pretrained", "cache_gb", "backend", "channels_last", "tf32",
-    "deterministic", "compile",
-}  # fmt: skip
-FILES = ("pretrained_base", "pretrained", "teacher_pretrained")  # settings that name a file
+from utils.options import REQUIRED, marked
+
+NETWORK = ("dataset", "model", "backbone")  # what the name of every run begins with
 
 
-def run_name(role: str, settings: Mapping[str, Any], usual: Mapping[str, Any], required: object) -> str:
-    """``student-voc-pspnet-resnet18_v1s-kd=cwd=3-seed=1``: role, data set, network, and each setting that is not usual.
+def make_run_name(role: str, settings: Any, usual: Any) -> str:
+    """Return a name such as ``student-voc-pspnet-resnet18_v1s-kd=cwd=3-seed=1``.
 
-    usual: the values without the flags; one that is ``required`` is always the user's, and does not tell runs apart.
-    A file is called by its folder, without what the names have in common; the student's teacher only where that is
-    not the one of the usual name.
+    It has the role, the data set, the network, and each setting that is not usual. A file is called by its folder. The
+    student's teacher is named only where it is not the teacher of the usual name.
+
+    usual: the settings without the flags. One that is REQUIRED is always the user's, and does not tell runs apart.
     """
-    network = "-".join(str(settings[key]) for key in ("dataset", "model", "backbone"))
+    network = "-".join(str(getattr(settings, key)) for key in NETWORK)
     parts = [f"{role}-{network}"]
-    recipe = Path(settings["recipe"]).stem
-    if recipe not in ("", settings["dataset"]):
+    recipe = Path(settings.recipe).stem
+    if recipe not in ("", settings.dataset):
         parts.append(recipe)
-    for key, value in settings.items():
-        same = value == usual[key] or usual[key] == required or (key in RESUMABLE and key not in FILES)
-        if same or key in ("dataset", "model", "backbone") or (role, key) == ("baseline", "kd"):
+    naming = marked(type(settings), "names_run") - {*NETWORK}
+    if role == "baseline":
+        naming.remove("kd")
+    files = marked(type(settings), "is_file")
+    for key, value in vars(settings).items():
+        expected = getattr(usual, key)
+        if key not in naming or expected in (value, REQUIRED):
             continue
-        text = _file(value, network) if key in FILES else _text(value)
-        if (key, text) != ("teacher_pretrained", "teacher"):
-            parts.append(key if value is True else f"{key}={text}")
+        text = name_file(value, network) if key in files else name_value(value)
+        if key == "teacher_pretrained" and text == "teacher":
+            continue
+        parts.append(key if value is True else f"{key}={text}")
     return re.sub(r"[^\w.,=+-]", "_", "-".join(parts))
 
 
-def _text(value: object) -> str:
+def name_value(value: object) -> str:
+    """Return a value as it stands in a name."""
     return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def _file(value: str, network: str) -> str:
+def name_file(value: str, network: str) -> str:
+    """Return the name of a file; a run's checkpoint is called by its folder, without the network's name."""
     path = Path(value)
     run = path.absolute().parent.name.replace(f"-{network}", "")
-    return {"best": run, "last": f"{run}_last"}.get(path.stem, path.stem)
+    if path.stem == "best":
+        return run
+    if path.stem == "last":
+        return f"{run}_last"
+    return path.stem

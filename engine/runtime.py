@@ -1,4 +1,4 @@
-"""The one owner of device, processes, precision, memory layout and compilation."""
+"""The one owner of device, ranks, precision, memory layout and compilation."""
 
 import os
 import warnings
@@ -15,11 +15,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from engine.step import Step
 from utils.distributed import all_reduce
-from utils.errors import UserError, named
+from utils.errors import UserError, explain_error
 from utils.norms import ExactNorm, SyncedNorm, replace_norms
 
 PRECISIONS = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 OPTIONS = ("amp", "channels_last", "tf32", "deterministic", "compile")
+TIMEOUT = timedelta(minutes=30)  # of what ranks wait for each other
 T = TypeVar("T")
 
 
@@ -27,7 +28,8 @@ T = TypeVar("T")
 class Runtime:
     """How and where a process computes; without arguments one process on the CPU, in float32.
 
-    amp: a key of PRECISIONS. channels_last: memory layout of networks. tf32: for float32 convolutions on CUDA.
+    size: the world size. amp: a key of PRECISIONS. channels_last: the memory layout of networks. tf32: for float32
+    convolutions on CUDA.
     """
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -56,19 +58,20 @@ class Runtime:
         return module.to(self.device, memory_format=layout)
 
     def prepare(self, step: Step) -> nn.Module:
-        """What the loop calls: the step moved, laid out, compiled, synchronised over the processes.
+        """Move, lay out and compile a step, and wrap it in DDP. Return what the loop calls.
 
-        BatchNorm statistics are shared on CUDA only, elsewhere torch has no such layer; on the CPU they are exact.
-        Buffers are not broadcast at each forward: a step may run its network twice before one backward, which plain
-        BatchNorm under buffer broadcasting does not survive; ``distributed.broadcast_statistics`` aligns them.
+        BatchNorm statistics are shared by ranks on CUDA only, since torch has no such layer elsewhere; on the CPU they
+        are exact. Buffers are not broadcast at each forward: a step may run its network twice before one backward,
+        which plain BatchNorm under buffer broadcasting does not survive. ``Trainer.save`` aligns them.
         """
         if self.size > 1 and self.device.type == "cuda":
             replace_norms(step, SyncedNorm)
-        if self.channels_last and self.device.type == "cpu" and not self.compile:  # whose own BatchNorm is exact
+        if self.channels_last and self.device.type == "cpu" and not self.compile:  # compiled BatchNorm is exact
             replace_norms(step, ExactNorm)
         self.place(step)
-        for network in step.networks() if self.compile else ():
-            network.compile()
+        if self.compile:
+            for network in step.networks():
+                network.compile()
         if not dist.is_initialized():
             return step
         device_ids = [self.device.index] if self.device.type == "cuda" else None
@@ -77,20 +80,21 @@ class Runtime:
             return DistributedDataParallel(step, device_ids=device_ids, broadcast_buffers=False)
 
     def autocast(self) -> AbstractContextManager:
+        """Return the context in which networks compute."""
         return torch.autocast(self.device.type, dtype=self.precision, enabled=self.precision is not None)
 
     def scaler(self) -> torch.amp.GradScaler:
-        """Of the loss; it does something in fp16 only."""
+        """Return the loss scaler, which is enabled in fp16 only."""
         return torch.amp.GradScaler(self.device.type, enabled=self.amp == "fp16")
 
     def agree(self, value: T | Callable[[], T]) -> T:
-        """Rank 0's value, in every process. A function is called by rank 0 alone; its failure is everybody's."""
+        """Return rank 0's value on every rank. A function is called on rank 0 alone; its failure is raised on all."""
         answer: list[Any] = [None, None]
         if self.is_main:
             try:
                 answer[0] = value() if callable(value) else value
             except Exception as error:
-                answer[1] = named(error)
+                answer[1] = explain_error(error)
                 if answer[1] is None:
                     raise
         if dist.is_initialized():
@@ -100,31 +104,55 @@ class Runtime:
         return answer[0]
 
     def barrier(self) -> None:
+        """Wait for the other ranks."""
         if dist.is_initialized():
             dist.barrier()
 
     def describe(self) -> dict[str, Any]:
-        """Its settings in plain values; TF32 only where it applies."""
+        """Return the options in plain values; TF32 only where it applies."""
         return {key: getattr(self, key) for key in OPTIONS} | {"tf32": self.tf32 and self.device.type == "cuda"}
 
 
 @contextmanager
-def start(settings: Any) -> Iterator[Runtime]:
-    """Join the process group torchrun describes, with one process too; leave it at the end.
-
-    After a failure NCCL's is not left, since that waits for the others, which wait for this process: it ends without
-    (``utils.errors.run_main``).
+def start_runtime(settings: Any) -> Iterator[Runtime]:
+    """Join the process group that torchrun describes, with one process too, and leave it at the end.
 
     settings: a record with ``device`` (auto, cpu, cuda) and any of backend, amp, channels_last, tf32, deterministic,
     compile. NCCL carries what is on GPUs, gloo what is not; ``backend="gloo"`` lets processes share a GPU.
 
-    Raises UserError: cuda asked for and not there, or more processes on this host than GPUs.
+    Raises:
+        UserError: cuda is asked for and not there, or there are more processes on this host than GPUs.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # huge pages: else Linux clears large tensors slowly
-    options = {key: value for key in OPTIONS if (value := getattr(settings, key, None)) is not None}
-    gloo = getattr(settings, "backend", "auto") == "gloo"
-    runtime = Runtime(_device(settings.device, gloo), **{"channels_last": True} | options)
-    nccl = runtime.device.type == "cuda" and not gloo
+    shares_gpus = getattr(settings, "backend", "auto") == "gloo"
+    options = {"channels_last": True}
+    for name in OPTIONS:
+        value = getattr(settings, name, None)
+        if value is not None:
+            options[name] = value
+    runtime = Runtime(_choose_device(settings.device, shares_gpus), **options)
+    uses_nccl = runtime.device.type == "cuda" and not shares_gpus
+    _configure_torch(runtime)
+    if "WORLD_SIZE" in os.environ and "RANK" in os.environ:
+        _join_group("cpu:gloo,cuda:nccl" if uses_nccl else "gloo")
+    has_failed = False
+    try:
+        if dist.is_initialized():
+            runtime = replace(runtime, rank=dist.get_rank(), size=dist.get_world_size())
+        yield runtime
+    except Exception:
+        has_failed = True
+        raise
+    finally:
+        # leaving NCCL's group waits for the other ranks, which wait for this one where it has failed: ``run_main`` ends
+        # the process instead
+        if dist.is_initialized() and not (has_failed and uses_nccl):
+            dist.destroy_process_group()
+        torch.use_deterministic_algorithms(False)
+
+
+def _configure_torch(runtime: Runtime) -> None:
+    """Give torch's global switches the values of a runtime."""
     if runtime.device.type == "cuda":
         torch.cuda.set_device(runtime.device)
     torch.backends.cudnn.allow_tf32 = runtime.tf32
@@ -132,37 +160,35 @@ def start(settings: Any) -> Iterator[Runtime]:
     if runtime.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(runtime.deterministic)
-    if "WORLD_SIZE" in os.environ and "RANK" in os.environ:
-        _join("cpu:gloo,cuda:nccl" if nccl else "gloo")
-    failed = False
-    try:
-        joined = dist.is_initialized()
-        yield replace(runtime, rank=dist.get_rank(), size=dist.get_world_size()) if joined else runtime
-    except Exception:
-        failed = True
-        raise
-    finally:
-        if dist.is_initialized() and not (failed and nccl):
-            dist.destroy_process_group()
-        torch.use_deterministic_algorithms(False)
 
 
-def _join(backend: str, timeout: timedelta = timedelta(minutes=30)) -> None:
-    """After a restart on one host, with a clean slate: torchrun's store still has the addresses of those that ended."""
-    attempt, alone = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), {}
-    if attempt != "0" and os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
-        store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
-        alone = {"store": dist.PrefixStore(f"attempt {attempt}", store), "rank": rank, "world_size": size}
-    dist.init_process_group(backend, timeout=timeout, **alone)
+def _join_group(backend: str) -> None:
+    """Join the process group, after a restart on one host under a prefix of its own.
+
+    torchrun's store still has the addresses of the processes that ended.
+    """
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    is_on_one_host = os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]
+    if attempt == "0" or not is_on_one_host:
+        dist.init_process_group(backend, timeout=TIMEOUT)
+        return
+    store, rank, size = next(dist.rendezvous("env://", timeout=TIMEOUT))
+    store = dist.PrefixStore(f"attempt {attempt}", store)
+    dist.init_process_group(backend, timeout=TIMEOUT, store=store, rank=rank, world_size=size)
 
 
-def _device(name: str, shared: bool) -> torch.device:
-    """The device of this process; ``shared`` lets processes beyond the number of GPUs share them."""
+def _choose_device(name: str, shares_gpus: bool) -> torch.device:
+    """Return the device of this process. shares_gpus: processes beyond the number of GPUs may share them.
+
+    Raises:
+        UserError: there is no GPU, or none for this process.
+    """
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise UserError("--device cuda: torch finds no CUDA GPU; use --device cpu")
-    local_rank, count = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
-    if local_rank >= count and not shared:
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    count = torch.cuda.device_count()
+    if local_rank >= count and not shares_gpus:
         raise UserError(f"{local_rank + 1} processes on this host but only {count} GPUs (NGPUS; --backend gloo shares)")
     return torch.device("cuda", local_rank % count)

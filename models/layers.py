@@ -1,14 +1,17 @@
 """Layers that several architectures share."""
 
-from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import torch
-from mmcv.cnn import ConvModule
 from torch import Tensor, nn
 
-# convolution without bias, BatchNorm, ReLU; keys conv.weight and bn.*
-conv_norm_act = partial(ConvModule, norm_cfg={"type": "BN"}, act_cfg={"type": "ReLU"})
+
+def conv_norm_act(*args: Any, **kwargs: Any) -> nn.Module:
+    """Make a convolution without bias, BatchNorm and ReLU: mmcv's ConvModule, with its keys conv.weight and bn.*."""
+    from mmcv.cnn import ConvModule  # takes a second to import, at every start
+
+    return ConvModule(*args, **{"norm_cfg": {"type": "BN"}, "act_cfg": {"type": "ReLU"}, **kwargs})
 
 
 def bin_means(x: Tensor, bins: int | tuple[int, int]) -> Tensor:

@@ -19,7 +19,7 @@ import train_teacher
 from datasets.base import TrainStream
 from engine import trainer
 from engine.lockstep import STOPPED_STATUS
-from engine.run_folder import open_run
+from engine.run_folder import open_run_folder
 from engine.runtime import Runtime
 from engine.settings import TeacherConfig
 from tests.conftest import TINY
@@ -228,16 +228,16 @@ def test_best_cannot_be_resumed(finished, tmp_path):
 
 def test_two_runs_do_not_share_a_folder(tmp_path):
     config, world = TeacherConfig(save_dir=str(tmp_path)), Runtime()
-    run = open_run(config, world)
+    run = open_run_folder(config, world, {})
     with pytest.raises(UserError, match="in use by another run"):
-        open_run(config, world)
+        open_run_folder(config, world, {})
     run.close()
-    open_run(config, world).close()
+    open_run_folder(config, world, {}).close()
 
 
 def test_the_lock_ends_with_the_run_not_with_its_loader_processes(tmp_path):
     config, world = TeacherConfig(save_dir=str(tmp_path)), Runtime()
-    run = open_run(config, world)
+    run = open_run_folder(config, world, {})
     fork = multiprocessing.get_context("fork")
     running = fork.Event()
     worker = fork.Process(target=lambda: (running.set(), time.sleep(60)))
@@ -245,7 +245,7 @@ def test_the_lock_ends_with_the_run_not_with_its_loader_processes(tmp_path):
     try:
         assert running.wait(60)
         run.close()  # as at the run's death
-        open_run(config, world).close()
+        open_run_folder(config, world, {}).close()
     finally:
         worker.kill()
         worker.join()

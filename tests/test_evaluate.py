@@ -6,7 +6,7 @@ from torch import nn
 
 from datasets import build_dataset
 from engine.evaluator import evaluate
-from engine.preview import preview
+from engine.preview import make_preview
 from engine.runtime import Runtime
 from models import build_model
 from models.label_noise import LabelNoise
@@ -55,7 +55,7 @@ def test_a_preview_names_an_image_that_cannot_be_read(model):
             return UserError("a.png cannot be read")
 
     with pytest.raises(UserError, match=r"a\.png cannot be read"):
-        preview(Predictor(model, BGR), Broken([0]), [(0, 0, 0)] * 7)
+        make_preview(Predictor(model, BGR), Broken([0]), [(0, 0, 0)] * 7)
 
 
 def test_flipping_a_flipped_input_changes_nothing(model):

@@ -1,7 +1,7 @@
 """Networks from files: this project's checkpoints, and those of LAD, CIRKD, MMSegmentation and torchvision."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,38 +16,14 @@ from models.checkpoints.imagenet import load_base
 from models.checkpoints.recognition import OPTIONAL, infer, mmseg_record
 from models.checkpoints.smp_files import CONFIG, is_smp, recognise_smp
 from models.checkpoints.smp_files import SOURCE as SMP_SOURCE
-from models.label_noise import LabelNoise
 from models.prediction import Loaded
 from models.segmentor import Segmentor
 from utils import checkpoint
 from utils.errors import UserError
 from utils.pixels import CONVENTIONS
-from utils.types import Rgb
 
 # how LAD trained its assisted teachers (train_baseline.py:387-417); its files do not say so
 RELEASE_NOISE = {"codes": "random", "pixel_std": 0.03, "scale": CONVENTIONS["bgr_mean"].label_scale}
-
-
-def begin(
-    model: Segmentor,
-    names: Sequence[str],
-    palette: Sequence[Rgb],
-    dataset: str,
-    data: str,
-    pixels: str,
-    noise: LabelNoise | None = None,
-    pretrained_base: str = "",
-    pretrained: str = "",
-    start: str = "",
-) -> Card:
-    """Initialise the network of a new run, and the card of its checkpoints.
-
-    noise: what the network is shown besides the image. start: the card's, of a run that is continued; its network is
-    left as it is.
-    """
-    start = start or initialise(model, pretrained_base, pretrained, pixels)
-    shown = dict(noise.config) if noise else None
-    return Card(dict(model.config), names, palette, dataset, data, pixels, shown, start)
 
 
 def from_checkpoint(path: str | Path, assisted: bool = False, backbone: str = "") -> Loaded:

@@ -22,7 +22,7 @@ from matplotlib.colors import to_hex
 
 from datasets.base import voc_colors
 from datasets.files import IMAGE_SUFFIXES, images_in
-from engine.runtime import start
+from engine.runtime import start_runtime
 from models.checkpoints.card import Card
 from models.checkpoints.loading import from_checkpoint
 from utils.colors import blended, palette_picture, save_png
@@ -104,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     names, palette = appearance(loaded.card)
     pixels = np.zeros(len(names), np.int64)
     failed = 0
-    with start(config) as runtime:
+    with start_runtime(config) as runtime:
         runtime.place(loaded.model)
         for path in images:
             try:

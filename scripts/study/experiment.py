@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from datasets import DATASETS
 from datasets.base import DatasetSpec
-from engine.folder_lock import Lock
+from engine.folder_lock import FolderLock
 from engine.lockstep import STOPPED_STATUS
 from engine.settings import load_recipe
 from scripts.study.experiments.definition import Arm, Experiment, read_experiment
@@ -104,7 +104,7 @@ def record(job: Job, keep: Path) -> None:
         write(keep / job.name / path.name, lambda file, path=path: file.write(path.read_bytes()))
 
 
-def prepare(config: RunnerConfig, experiment: Experiment, output: Path) -> Lock:
+def prepare(config: RunnerConfig, experiment: Experiment, output: Path) -> FolderLock:
     """What would go wrong after hours is tried now. The lock on ``output``.
 
     Raises UserError: no data, folders that cannot be written or are the same, or another runner in ``output``.
@@ -127,7 +127,7 @@ def prepare(config: RunnerConfig, experiment: Experiment, output: Path) -> Lock:
             (folder / ".probe").unlink()
         except OSError as error:
             raise UserError(f"{flag} {folder} cannot be written: {error.strerror}") from error
-    return Lock(output, "--output")
+    return FolderLock(output, "--output")
 
 
 def say(text: str) -> None:

@@ -22,7 +22,7 @@ import torch
 
 from datasets import DATASETS
 from datasets.base import DatasetSpec
-from engine.logger import environment
+from engine.logger import describe_environment
 from engine.settings import load_recipe
 from losses import build_kd, parse_losses
 from losses.task import TaskLoss
@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             costs[name] = pool.submit(measure, settings, len(spec.names), config.steps, device).result()
             print(name, "{seconds:.3f} s, {megabytes:.0f} MB".format(**costs[name]), flush=True)
     if config.json:
-        content = {"environment": environment(torch.device(device)), "steps": config.steps, "costs": costs}
+        content = {"environment": describe_environment(torch.device(device)), "steps": config.steps, "costs": costs}
         style.save_json(content, Path(config.json).expanduser())
 
 
