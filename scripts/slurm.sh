@@ -2,14 +2,20 @@
 # Train on one machine or several under SLURM:  sbatch --nodes 2 --gpus-per-node 8 --cpus-per-task 64 scripts/slurm.sh train_teacher.py [flags]
 # Two minutes before the time limit the run saves itself, is queued again, and continues by --resume auto.
 # `--then SCRIPT [flags]`, as often as wanted, runs further scripts on the first machine when the training is done.
+# Paths among the flags are relative to the folder that sbatch was called in.
+# Hosts whose own names lead to 127.0.0.1 need GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME: the network interface, such as eth0.
 #SBATCH --ntasks-per-node=1
 #SBATCH --signal=B:USR1@120
 #SBATCH --requeue
 #SBATCH --open-mode=append
 set -euo pipefail
-[ $# -ge 1 ] || { sed -n '2,4s/^# *//p' "$0" >&2; exit 2; }
-training=$1
-repository=${training%train_*.py}
+[ $# -ge 1 ] || { sed -n '2,6s/^# *//p' "$0" >&2; exit 2; }
+# slurmd runs a copy of this file: the job knows where it lies
+file=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=\([^ ]*\).*/\1/p')
+[ -f "$file" ] || file=$0
+root=$(cd "$(dirname "$file")/.." && pwd)
+script=$1
+[ -f "$script" ] || script=$root/$script
 shift
 # queued again, it continues also what was to start anew
 flags=()
@@ -17,8 +23,9 @@ while [ $# -gt 0 ] && [ "$1" != --then ]; do
     [ "$1" = --overwrite ] && [ "${SLURM_RESTART_COUNT:-0}" != 0 ] || flags+=("$1")
     shift
 done
-# srun does not take the number of cores from the job by itself; all that is reserved to save in is for saving
+# srun does not take the number of cores from the job by itself
 [ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
+# the time to save in, from torch 2.12 on; before, torchrun waits 30 seconds, and --signal may be set to B:USR1@60
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-100}
 host=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 port=${PORT:-$((20000 + SLURM_JOB_ID % 10000))}  # jobs that share a machine must not share a port
@@ -31,9 +38,9 @@ run() {
 }
 # not SIGTERM, at which srun kills its tasks
 trap 'kill -USR1 $job; wait $job || true; scontrol requeue "$SLURM_JOB_ID"; exit 0' USR1
-run srun python "${repository}scripts/torchrun.py" --nnodes "$SLURM_NNODES" \
+run srun python "$root/scripts/torchrun.py" --nnodes "$SLURM_NNODES" \
     --nproc-per-node "${NGPUS:-${SLURM_GPUS_ON_NODE:-1}}" --rdzv-backend c10d --rdzv-id "$SLURM_JOB_ID" \
-    --rdzv-endpoint "$host:$port" "$training" "${flags[@]}" --resume auto
+    --rdzv-endpoint "$host:$port" "$script" "${flags[@]}" --resume auto
 while [ $# -gt 0 ]; do
     shift  # --then
     command=()

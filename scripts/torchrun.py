@@ -18,7 +18,7 @@ from torch.distributed.run import parse_args, run
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.training.guards import STOPPED_STATUS
+from engine.lockstep import STOPPED_STATUS
 
 
 def main() -> int:

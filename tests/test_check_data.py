@@ -18,7 +18,7 @@ from scripts.data import check_data
 from scripts.data.pool import each
 from tests.conftest import ENVIRONMENT, ROOT
 from tests.trees import TREES, label, picture
-from utils.errors import named
+from utils.errors import explain_error
 
 SCRIPT = Path(__file__).parent.parent / "scripts/data/check_data.py"
 
@@ -68,7 +68,7 @@ def end(task):
 def test_a_killed_process_is_not_waited_for():
     with pytest.raises(BrokenProcessPool) as raised:
         list(each(end, [(None, None, None)], 1))
-    assert "fewer --workers" in str(named(raised.value))
+    assert "fewer --workers" in str(explain_error(raised.value))
 
 
 def test_processes_end_with_the_one_that_began_them():

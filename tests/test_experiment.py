@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import yaml
 
+from engine.settings import ROLES
 from scripts.study import experiment, experiment_figure, pack_records
 from scripts.study.analysis.record_files import list_runs, open_folder
 from scripts.study.analysis.runs import read_run
@@ -32,7 +33,6 @@ from tests.conftest import ENVIRONMENT, ROOT, TINY
 from tests.test_compare import make_areas, make_run
 from utils.errors import UserError
 from utils.options import parse_flags
-from utils.training.configuration import ROLES
 
 SMALL = {
     "recipe": "toy",

@@ -17,7 +17,7 @@ from datasets.base import read_sample
 from datasets.camvid import CAMVID
 from datasets.files import read_list
 from utils import checkpoint, files
-from utils.errors import UserError, named, run_main
+from utils.errors import UserError, explain_error, run_main
 from utils.jpeg import complaints
 from utils.pictures import read_image
 
@@ -100,19 +100,19 @@ def test_yaml_that_is_no_recipe(tmp_path, text, message):
     ],
 )
 def test_failures_of_the_machine_have_names(error, message):
-    assert message in str(named(error))
+    assert message in str(explain_error(error))
 
 
 def test_an_image_too_small_for_a_network():
     with pytest.raises(RuntimeError) as raised:
         torch.conv2d(torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 4, 4))
-    assert "is too small for this network" in str(named(raised.value))
+    assert "is too small for this network" in str(explain_error(raised.value))
 
 
 def test_failures_of_the_program_keep_their_traceback():
-    assert named(RuntimeError("shapes differ")) is None
-    assert named(RuntimeError("Caught X in DataLoader worker process 0.\nTraceback\nX: shapes differ")) is None
-    assert named(KeyError("x")) is None
+    assert explain_error(RuntimeError("shapes differ")) is None
+    assert explain_error(RuntimeError("Caught X in DataLoader worker process 0.\nTraceback\nX: shapes differ")) is None
+    assert explain_error(KeyError("x")) is None
 
 
 @pytest.fixture

@@ -17,6 +17,8 @@ from datasets.base import SegmentationDataset
 from datasets.cache import _size
 from datasets.files import read_list
 from datasets.matlab import mat_field
+from engine.runtime import _choose_device
+from engine.settings import TrainConfig
 from models import from_checkpoint
 from models.backbones.context_path import ContextPath
 from models.checkpoints import imagenet
@@ -35,8 +37,6 @@ from utils import checkpoint
 from utils.errors import UserError
 from utils.jpeg import decode_jpeg
 from utils.options import parse_flags
-from utils.training.configuration import TrainConfig
-from utils.training.runtime import _device
 
 WHERE = (r"(JPEGImages/.+)", r"\1")  # what is kept of an archive
 
@@ -171,13 +171,13 @@ def test_an_old_torch_reads_no_pickles(student, monkeypatch):
 def test_gpus_that_are_not_there(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="torch finds no CUDA GPU"):
-        _device("cuda", False)
+        _choose_device("cuda", False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setenv("LOCAL_RANK", "1")
     with pytest.raises(UserError, match="2 processes on this host but only 1 GPUs"):
-        _device("cuda", False)
-    assert _device("cuda", True).index == 0
+        _choose_device("cuda", False)
+    assert _choose_device("cuda", True).index == 0
 
 
 def test_a_disk_without_room_for_an_archive(tmp_path, monkeypatch):

@@ -4,10 +4,10 @@ import pytest
 import yaml
 
 from datasets import DATASETS
+from engine.settings import TRAINED, load_recipe
 from losses import parse_losses
 from scripts.study.experiments.definition import read_experiment
 from train_student import RECIPES
-from utils.training.configuration import TRAINED, load_recipe
 
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 

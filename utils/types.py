@@ -13,12 +13,12 @@ IGNORE_INDEX = 255  # the one ignore label inside the project; every data set ma
 
 
 def valid_pixels(label: Tensor) -> Tensor:
-    """How many pixels of the global batch have a label, over the number of processes: float32, on the device."""
+    """Count the labelled pixels of the global batch, divided by the world size: float32, on the device."""
     return all_reduce((label != IGNORE_INDEX).sum(dtype=torch.float32), "mean")
 
 
 def full_precision(x: Tensor) -> Tensor:
-    """Half precision as float32."""
+    """Return half precision as float32, and anything else as it is."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
@@ -30,7 +30,7 @@ class Output(NamedTuple):
     feat: Tensor  # [B, C, h, w], the input of the classifier
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Output":
-        """With every map changed."""
+        """Return the output with every map changed."""
         return Output(change(self.logits), tuple(map(change, self.aux)), change(self.feat))
 
 
@@ -62,4 +62,13 @@ class Draw(NamedTuple):
         for b, row in enumerate(values):
             generator.manual_seed(self.seed + stream + ROW * (self.first + b))
             row.normal_(generator=generator)
+        return values
+
+    def uniform(self, count: int, stream: int, device: torch.device) -> Tensor:
+        """Return one number in [0, 1) for each of ``count`` rows: float32 ``[count]``."""
+        generator = torch.Generator(device)
+        values = torch.empty(count, device=device)
+        for b in range(count):
+            generator.manual_seed(self.seed + stream + ROW * (self.first + b))
+            values[b : b + 1].uniform_(generator=generator)
         return values

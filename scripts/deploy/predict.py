@@ -22,6 +22,7 @@ from matplotlib.colors import to_hex
 
 from datasets.base import voc_colors
 from datasets.files import IMAGE_SUFFIXES, images_in
+from engine.runtime import start_runtime
 from models.checkpoints.card import Card
 from models.checkpoints.loading import from_checkpoint
 from utils.colors import blended, palette_picture, save_png
@@ -29,7 +30,6 @@ from utils.errors import UserError, run_main
 from utils.files import require_apart
 from utils.options import option, parse_flags
 from utils.pictures import read_image
-from utils.training.runtime import start
 from utils.types import Rgb
 
 
@@ -104,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     names, palette = appearance(loaded.card)
     pixels = np.zeros(len(names), np.int64)
     failed = 0
-    with start(config) as runtime:
+    with start_runtime(config) as runtime:
         runtime.place(loaded.model)
         for path in images:
             try:

@@ -28,6 +28,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from datasets import DATASETS
 from datasets.base import DatasetSpec
+from engine.folder_lock import FolderLock
+from engine.lockstep import STOPPED_STATUS
 from scripts.study.analysis.record_files import pack_runs
 from scripts.study.experiments.definition import Experiment, read_experiment
 from scripts.study.experiments.jobs import ROOT, Job, Outcome, execute, find_outcome, launch_words
@@ -38,8 +40,6 @@ from scripts.study.pack_records import check_record_file
 from scripts.study.results_table import show_tables
 from utils.errors import UserError, run_main
 from utils.options import option, parse_flags
-from utils.training.guards import STOPPED_STATUS
-from utils.training.locks import Lock
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ def check_data(experiment: Experiment, places: Places) -> None:
             raise UserError(f"--data is missing: the root folder of {arm.dataset}")
 
 
-def lock_output(config: RunnerConfig, output: Path) -> Lock:
+def lock_output(config: RunnerConfig, output: Path) -> FolderLock:
     """Make the folder of the runs and lock it. Try whether it and that of the records can be written.
 
     Raises:
@@ -207,7 +207,7 @@ def lock_output(config: RunnerConfig, output: Path) -> Lock:
             (folder / ".probe").unlink()
         except OSError as error:
             raise UserError(f"{flag} {folder} cannot be written: {error.strerror}") from error
-    return Lock(output, "--output")
+    return FolderLock(output, "--output")
 
 
 def make_slots(config: RunnerConfig) -> list[dict[str, str]]:

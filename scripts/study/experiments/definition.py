@@ -6,12 +6,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from engine.settings import ROLES, load_recipe
 from scripts.study.analysis.runs import CHECKPOINT_SETTINGS
 from scripts.study.experiments.files import find_experiment, merged
 from train_student import RECIPES
 from utils.errors import UserError, lookup
 from utils.options import convert
-from utils.training.configuration import ROLES, load_recipe
 
 SCRIPTS = {role: ROLES[role] for role in ("teacher", "student")}
 # flags of the training scripts that are no settings of a run, and what stands in their place

@@ -4,13 +4,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
+from engine.settings import TeacherConfig
 from scripts.study.analysis import style
 from scripts.study.analysis.record_files import Folder
 from scripts.study.analysis.runs import Run
 from scripts.study.experiments.definition import Experiment
 from scripts.study.experiments.tables import read_records, scores
 from scripts.study.experiments.teachers_table import read_robustness
-from utils.training.configuration import TeacherConfig
 
 
 def dial_points(experiment: Experiment) -> list[tuple[str, str, str]]:

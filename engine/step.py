@@ -1,0 +1,35 @@
+"""The interface between an entry script and the engine."""
+
+from typing import Any
+
+from torch import nn
+
+
+class Step(nn.Module):
+    """One training step as a module: the network ``model`` that is trained, and what helps it.
+
+    ``forward(image, label, draw, valid)`` takes a normalised image ``[B, 3, H, W]``, its label ``[B, H, W]``, the
+    source of random numbers, and the result of ``utils.types.valid_pixels``. It returns ``{"loss": ..., named
+    terms}``. DDP wraps the whole step, so that losses with parameters are synchronised and optimised with the network.
+    """
+
+    model: nn.Module
+
+    @property
+    def label_noise(self) -> nn.Module | None:
+        """Return the module that turns labels into input planes of ``model``; None for an image-only network."""
+        return None
+
+    def networks(self) -> list[nn.Module]:
+        """Return ``model`` and the frozen networks that help it."""
+        return [self.model]
+
+    def network_prefixes(self) -> tuple[str, ...]:
+        """Return the prefixes under which the networks' tensors lie in this module's state dict."""
+        names = {id(module): name for name, module in self.named_modules()}
+        return tuple(f"{names[id(network)]}." for network in self.networks())
+
+    def loss_state(self) -> dict[str, Any]:
+        """Return the state of everything that is not a network: projectors and queues of the losses."""
+        prefixes = self.network_prefixes()
+        return {key: value for key, value in self.state_dict().items() if not key.startswith(prefixes)}
