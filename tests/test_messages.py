@@ -26,12 +26,12 @@ from scripts.data import archives, check_data, describe_folder, folder_layout, p
 from scripts.deploy import download_checkpoints, export_onnx, export_safetensors
 from scripts.deploy.manifest import Entry, read_manifest
 from scripts.study import (
+    benchmark,
     experiment_figure,
     models_table,
     results_table,
 )
 from scripts.study.analysis import gained_lost, report, runs, style
-from scripts.study.benchmarks import steps
 from tests.networks import write_checkpoint
 from utils import checkpoint
 from utils.errors import UserError
@@ -106,7 +106,7 @@ MESSAGES = {
     "no probability": (lambda t: parse_flags(TrainConfig, "", ["--dropout", "1.5"]), r"--dropout: 1\.5 is too large"),
     "entry twice": (lambda t: read_manifest(garbage(t, "m.yaml", yaml.safe_dump([ENTRY._asdict()] * 2).encode())),
                     r"m\.yaml: the name 'a' is there twice"),
-    "losses": (lambda t: steps.compare("x", lambda _: torch.ones(()), None, lambda _: torch.zeros(()) + 2, [],
+    "losses": (lambda t: benchmark.compare_steps("x", lambda _: torch.ones(()), None, lambda _: torch.zeros(()) + 2, [],
                SimpleNamespace(amp="none"), None), r"x: our loss is 1\.0, the plain one 2\.0"),
     "result": (lambda t: results_table.read(garbage(t, "e.json"), ()), r"e\.json is no result of eval\.py"),
 }  # fmt: skip

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 ITERATIONS = 12  # of a run
 SMALL = f"""
     --crop-size 32 32 --batch-size 4 --workers 1 --device cpu --lr 0.01 --resume auto

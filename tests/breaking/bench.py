@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from scripts.study.breaking.processes import LAUNCHERS, Job, iteration
+from tests.breaking.processes import LAUNCHERS, Job, iteration
 from utils import checkpoint
 
 

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from scripts.study.breaking.bench import Bench, demand, same
-from scripts.study.breaking.processes import ITERATIONS, Job, iteration
+from tests.breaking.bench import Bench, demand, same
+from tests.breaking.processes import ITERATIONS, Job, iteration
 from utils import checkpoint
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
