@@ -180,12 +180,6 @@ def test_gpus_that_are_not_there(monkeypatch):
     assert _choose_device("cuda", True).index == 0
 
 
-def test_a_disk_without_room_for_an_archive(tmp_path, monkeypatch):
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
-    with pytest.raises(UserError, match=r"needs up to 0\.0 GB in .*: there is less"):
-        archives.extract(archive(tmp_path), tmp_path / "root", WHERE)
-
-
 def test_a_preparation_without_its_folders(tmp_path):
     with pytest.raises(UserError, match="--data ROOT is missing: the folder to make"):
         prepare.main(["camvid"])
