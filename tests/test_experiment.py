@@ -430,6 +430,7 @@ def real(tmp_path_factory):
     return folder, first.returncode, second, third
 
 
+@pytest.mark.slow
 def test_a_real_experiment_is_stopped_and_finished(real):
     folder, first, second, third = real
     assert first == 3
@@ -447,6 +448,7 @@ def test_a_real_experiment_is_stopped_and_finished(real):
         assert files == wanted | ({"robustness.json"} if name == "teacher-4" else set())
 
 
+@pytest.mark.slow
 def test_its_tables_and_its_picture(real):
     folder = real[0]
     found = read_experiment(f"{folder}/tiny.yaml")

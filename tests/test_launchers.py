@@ -32,6 +32,7 @@ def bash(script, *arguments, cwd="/", **environment):
     )
 
 
+@pytest.mark.slow
 def test_teacher_student_and_score_in_the_folder_of_the_caller(tmp_path):
     runs = [("teacher", "2", ()), ("student", "1", ("--teacher-pretrained", "teacher/last.pth"))]
     for role, processes, flags in runs:
@@ -86,6 +87,7 @@ def test_several_processes_say_one_message_once_and_end_with_its_status(tmp_path
     assert line.startswith("error: --kd kd=1 needs --teacher-pretrained FILE")
 
 
+@pytest.mark.slow
 def test_a_stopped_run_of_two_processes_is_saved_and_ends_with_status_3(tmp_path):
     flags = [*TINY_FLAGS, "--max-iterations", "100000", "--log-iter", "100000", "--save-dir", "run"]
     line = ["bash", ROOT / "scripts/train_student.sh", "toy", "fcn", "resnet10t", *flags, "--kd", "none"]
