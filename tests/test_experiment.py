@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -27,8 +28,14 @@ from scripts.study.experiments.files import EXPERIMENTS
 from scripts.study.experiments.jobs import Job, execute
 from scripts.study.experiments.plan import Machine, Places, plan_jobs
 from scripts.study.experiments.stop import Stop
-from scripts.study.experiments.tables import gains, read_records, students, summary, training_minutes
-from scripts.study.experiments.teachers_table import teachers
+from scripts.study.experiments.tables import (
+    list_gains,
+    list_students,
+    read_records,
+    summarise_students,
+    training_minutes,
+)
+from scripts.study.experiments.teachers_table import list_teachers
 from tests.conftest import ENVIRONMENT, ROOT, TINY
 from tests.test_compare import make_areas, make_run
 from utils.errors import UserError
@@ -68,6 +75,14 @@ def test_a_file_becomes_arms_in_an_order_that_can_be_run(small):
     assert found.arms["teacher"].settings == {"lr": 0.01, "single_path": True}  # no flag of the students
     assert found.arms["base"].title == "nothing"
     assert [found.next_seed(seed, 1) for seed in (0, 1, 5)] == [1, 0, 6]
+
+
+def test_the_example_of_the_readme_is_an_experiment(tmp_path):
+    text = (ROOT / "scripts/study/README.md").read_text(encoding="utf-8")
+    (tmp_path / "my_loss.yaml").write_text(re.search(r"```yaml\n(.*?)```", text, re.DOTALL)[1])
+    found = read_experiment(str(tmp_path / "my_loss.yaml"))
+    assert found.arms["mine"].origins == {"teacher_pretrained": Origin("teacher", 1)}
+    assert len(plan_jobs(found, Places(tmp_path), Machine())) == 12
 
 
 def test_a_file_on_top_of_another(small, tmp_path):
@@ -382,6 +397,7 @@ def test_each_slot_has_its_own_gpus_or_share_of_the_cores(monkeypatch):
         (["camvid", "--data", "a", "--data-root", "b"], "--data is the folder of one data set"),
         (["cirkd", "--data", "a", "--dry-run"], "cirkd has 3 data sets: give --data-root DIR"),
         (["camvid", "--slurm-args", "x"], "--slurm-args is for --slurm"),
+        (["camvid", "--slurm", "--records", "x.zip"], "--records is for runs of this machine"),
         (["camvid", "--records", "results/camvid"], "--records results/camvid: a record file is called NAME.zip"),
         ([], "name an experiment"),
     ],
@@ -453,7 +469,7 @@ def test_its_tables_and_its_picture(real):
     folder = real[0]
     found = read_experiment(f"{folder}/tiny.yaml")
     records = open_folder(folder / "records.zip")
-    header, rows = students(found, records)
+    header, rows = list_students(found, records)
     miou = {n: 100 * json.loads((records / f"{n}-4/last.json").read_text())["miou"] for n in ("base", "lad")}
     assert f"| `lad` | taught | 1 | {miou['lad']:.2f} |" in real[2].stdout
     by_name = {row[0]: dict(zip(header, row, strict=True)) for row in rows}
@@ -461,12 +477,12 @@ def test_its_tables_and_its_picture(real):
     for name, value in miou.items():
         assert by_name[f"`{name}`"]["last mIoU %"] == f"{value:.2f}"
         assert by_name[f"`{name}`"]["n"] == "1"
-    header, rows = gains(found, records)
+    header, rows = list_gains(found, records)
     lad = dict(zip(header, rows[0], strict=True))
     assert len(rows) == 1
     assert (lad["arm"], lad["minus"], lad["n"]) == ("taught", "alone", "1")
     assert float(lad["gain"]) == pytest.approx(miou["lad"] - miou["base"], abs=0.006)
-    header, rows = teachers(found, records)
+    header, rows = list_teachers(found, records)
     teacher = dict(zip(header, rows[0], strict=True))
     scored = json.loads((records / "teacher-4/last.json").read_text())
     assert scored["label_assisted"]
@@ -496,7 +512,7 @@ def test_tables_of_several_seeds(tmp_path):
         "plain": [],
     }
     assert training_minutes(records["base"][0]) == pytest.approx(30 * 4 / 2 / 60)
-    header, rows = students(found, tmp_path / "records")
+    header, rows = list_students(found, tmp_path / "records")
     lad = next(dict(zip(header, row, strict=True)) for row in rows if row[0] == "`lad`")
 
     def miou(name, seed):
@@ -504,7 +520,7 @@ def test_tables_of_several_seeds(tmp_path):
         return 100 * np.mean(total[0] / (total[1] + total[2] - total[0]))
 
     assert (lad["n"], lad["best mIoU %"]) == ("2", "not run")
-    header, rows = gains(found, tmp_path / "records")
+    header, rows = list_gains(found, tmp_path / "records")
     rows = {(row[0], row[1]): dict(zip(header, row, strict=True)) for row in rows}
     assert list(rows) == [("lad", "nothing")]  # what was not run has no gain
     expected = [miou("lad", s) - miou("base", s) for s in (0, 2)]
@@ -516,7 +532,7 @@ def test_tables_of_several_seeds(tmp_path):
     t = np.mean(expected) / (np.std(expected, ddof=1) / 2**0.5)
     p = 1 - 2 / np.pi * np.arctan(abs(t))  # Student's t with one degree of freedom is Cauchy's distribution
     assert float(lad["p over seeds"]) == pytest.approx(p, rel=0.05)
-    _, rows = teachers(found, tmp_path / "records")
+    _, rows = list_teachers(found, tmp_path / "records")
     assert rows[0][3] == "not run"
 
 
@@ -531,14 +547,14 @@ def test_the_summary_counts_the_teachers_time_and_compares_twice(tmp_path):
         speed = 0.1 if log.parent.name.startswith(("teacher", "long")) else 0.2
         log.write_text(log.read_text().replace('"ce"', f'"images_per_second": {speed}, "ce"'))
     found = read_experiment(path)
-    header, rows = summary(found, tmp_path / "records")
+    header, rows = summarise_students(found, tmp_path / "records")
     rows = {row[0]: dict(zip(header, row, strict=True)) for row in rows}
     minutes = next(name for name in header if name.startswith("minutes, teacher included"))
     assert rows["nothing"][minutes] == "10"  # 30 iterations of 4 images at 0.2 a second
     assert rows["lad"][minutes] == "30"  # and a teacher at half the speed; of seed 1 there is none
     over_base, over_long = (f"gain over the baseline of {minutes} minutes" for minutes in (10, 20))
     assert rows["nothing"][over_base] == rows["longer"][over_long] == "-"
-    _, listed = gains(found, tmp_path / "records")
+    _, listed = list_gains(found, tmp_path / "records")
     listed = {(row[0], row[1]): row[3] for row in listed}
     for column, base in ((over_base, "nothing"), (over_long, "longer")):
         assert rows["lad"][column].startswith(listed["lad", base])
@@ -577,7 +593,7 @@ def test_a_damaged_record_is_named(tmp_path, content):
     make_run(folder, 0, make_areas())
     (folder / "robustness.json").write_text(content)
     with pytest.raises(UserError, match=r"robustness.json is (no result|damaged)"):
-        teachers(read_experiment(path), tmp_path / "records")
+        list_teachers(read_experiment(path), tmp_path / "records")
 
 
 def test_minutes_of_an_interrupted_run(tmp_path):

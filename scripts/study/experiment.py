@@ -96,6 +96,8 @@ def check_flags(config: RunnerConfig) -> None:
         raise UserError(f"--gpus, --processes: {count}: give a multiple")
     if config.data and config.data_root:
         raise UserError("--data is the folder of one data set, --data-root that of several: give one of them")
+    if config.slurm and config.records:
+        raise UserError("--records is for runs of this machine: pack_records.py adds those of SLURM when they are done")
     if config.slurm_args and not config.slurm:
         raise UserError("--slurm-args is for --slurm")
     if config.records:

@@ -26,12 +26,18 @@ from scripts.study.analysis.record_files import Folder, open_folder
 from scripts.study.analysis.runs import KINDS, read_score
 from scripts.study.analysis.style import markdown, percent
 from scripts.study.experiments.definition import Experiment, read_experiment
-from scripts.study.experiments.tables import Table, gains, published, students, summary
-from scripts.study.experiments.teachers_table import teachers
+from scripts.study.experiments.tables import Table, list_gains, list_published, list_students, summarise_students
+from scripts.study.experiments.teachers_table import list_teachers
 from utils.errors import UserError, lookup, run_main
 from utils.files import write_text
 
-TABLES = {"published": published, "summary": summary, "students": students, "gains": gains, "teachers": teachers}
+TABLES = {
+    "published": list_published,
+    "summary": summarise_students,
+    "students": list_students,
+    "gains": list_gains,
+    "teachers": list_teachers,
+}
 RESULTS = Path(__file__).resolve().parents[2] / "results"
 
 
@@ -59,11 +65,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def show_tables(experiment: Experiment, folder: Folder) -> str:
     """Return the main tables of an experiment as markdown: the published one, or students, gains and teachers."""
-    kinds = [published] if experiment.columns else [students]
+    kinds = [list_published] if experiment.columns else [list_students]
     if experiment.baseline:
-        kinds.append(gains)
+        kinds.append(list_gains)
     if any(arm.train == "teacher" for arm in experiment.arms.values()):
-        kinds.append(teachers)
+        kinds.append(list_teachers)
     return "\n".join(markdown(*make_table(experiment, folder)) for make_table in kinds)
 
 
