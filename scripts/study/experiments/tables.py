@@ -1,6 +1,7 @@
 """The tables of an experiment, from the records of its runs: what is not there says "not run"."""
 
 import re
+import zipfile
 from collections.abc import Sequence
 
 import numpy as np
@@ -174,6 +175,8 @@ def show_minutes(runs: Sequence[Run]) -> str:
 
 
 def link_records(experiment: Experiment, runs: Sequence[Run]) -> str:
-    """Return the seeds of the runs as a link, from the repository's root, to the file that holds their records."""
+    """Return the seeds of the runs, as a link from the repository's root where their records are in a record file."""
     seeds = ", ".join(str(run.seed) for run in runs)
-    return f"[{seeds}](results/{experiment.name}.zip)" if runs else "-"
+    if any(isinstance(run.folder, zipfile.Path) for run in runs):
+        return f"[{seeds}](results/{experiment.name}.zip)"
+    return seeds or "-"
