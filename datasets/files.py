@@ -10,7 +10,7 @@ from PIL import Image
 
 from datasets.matlab import mat_field
 from utils.errors import UserError
-from utils.pictures import content_of, open_picture, read_image
+from utils.pictures import content_of, open_picture, read_image, require_eight_bits
 
 Pair = tuple[Path, Path]
 Arrays = tuple[np.ndarray, np.ndarray]
@@ -41,12 +41,15 @@ def read_label(path: Path, indexed: bool = True, colored: bool = False) -> np.nd
     """
     if path.suffix == ".mat" and indexed:
         return mat_field(path, "S").astype(np.int64)
-    return open_picture(path, content_of(path), lambda file: _label(path, file, indexed, colored))
+    data = content_of(path)
+    return open_picture(path, data, lambda file: _label(path, file, data, indexed, colored))
 
 
-def _label(path: Path, file: Image.Image, indexed: bool, colored: bool) -> np.ndarray:
+def _label(path: Path, file: Image.Image, data: bytes, indexed: bool, colored: bool) -> np.ndarray:
     if file.format == "JPEG":
         raise UserError(f"{path}: a label must be stored without loss, such as PNG: JPEG blends classes")
+    if file.mode in COLOR_MODES:  # 8 bits a channel
+        require_eight_bits(path, file, data)
     if indexed and file.mode in LABEL_MODES:
         if file.tile and _rescaled(file):
             raise UserError(f"{path} holds grey levels that are not 8-bit numbers as stored: save the ids as 8-bit PNG")

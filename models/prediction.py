@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from models.checkpoints.card import Card
 from models.label_noise import CODES, LabelNoise
@@ -32,7 +32,7 @@ def rgb_pixels(image: str | Path | Image.Image | np.ndarray) -> np.ndarray:
         image = Image.fromarray(image)
     if not isinstance(image, Image.Image):
         raise UserError(f"an image is a path, a PIL image or an array, not {type(image).__name__}")
-    return rgb("the image", ImageOps.exif_transpose(image), "white")
+    return rgb("the image", image, "white")
 
 
 class Loaded(NamedTuple):
