@@ -1,15 +1,18 @@
 """One's own data: labels as ids and as colours, lists, and the description of an unknown tree."""
 
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import yaml
 from PIL import Image
 
 from datasets import build_dataset, dataset_spec
-from datasets.base import read_sample
+from datasets.base import label_classes, read_sample
+from datasets.files import read_label
 from scripts.data import describe_folder, shrink_dataset
 from tests.trees import SIZE, draw, picture
 from utils.errors import UserError
@@ -336,6 +339,84 @@ def test_ignored_values_come_from_counts(tmp_path):
     assert content["ids"] == {1: 0, 2: 1, 3: 2}
     with pytest.raises(UserError, match=r"dataset\.yaml exists: --overwrite replaces it"):
         describe(tmp_path)
+
+
+def write_masks(root: Path, change: Callable[[np.ndarray, int], np.ndarray]) -> None:
+    """Ten images, and masks 48x64 of a rectangle of 255 (29 % of the pixels) on 0, changed by ``change(mask, n)``."""
+    for n in range(10):
+        picture(root / f"images/{n}.jpg", n)
+        mask = np.zeros((48, 64), np.uint8)
+        mask[8:40, 8 + n : 36 + n] = 255
+        mask = change(mask, n)
+        path = root / f"masks/{n}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(mask).save(path)
+
+
+def with_two_greys(mask: np.ndarray, n: int) -> np.ndarray:
+    if n == 4:
+        mask[8, 12], mask[39, 39] = 127, 254
+    return mask
+
+
+def blended(mask: np.ndarray, n: int) -> np.ndarray:
+    """As a mask that was made smaller by averaging."""
+    return cv2.resize(mask, (43, 31), interpolation=cv2.INTER_AREA) if n == 4 else mask
+
+
+@pytest.mark.parametrize("change", [with_two_greys, blended])
+def test_stray_greys_do_not_make_the_foreground_unlabelled(change, tmp_path):
+    write_masks(tmp_path, change)
+    content = describe(tmp_path)
+    assert (content["names"], content["ids"]) == (["class_0", "class_255"], {0: 0, 255: 1})
+    greys = sorted({value for n in range(10) for value in np.unique(read_label(tmp_path / f"masks/{n}.png")).tolist()})
+    assert content["ignore"] == greys[1:-1] != []
+    text = (tmp_path / "dataset.yaml").read_text()
+    assert "# stray values, at the edges of others as in a mask that was resized: " in text
+    assert "# 255 is taken for a class (" in text
+
+
+def test_stray_values_between_ids_that_follow_one_another(tmp_path):
+    """A thin object of a rare class, whose neighbours are all lower, is no stray."""
+
+    def change(mask: np.ndarray, n: int) -> np.ndarray:
+        mask = np.where(mask == 255, 6, 0).astype(np.uint8)
+        mask[:8], mask[40:], mask[47] = 1, 2, 255
+        mask[2, 5:9] = 3
+        if n == 4:
+            mask[20, 12] = 4
+        return mask
+
+    write_masks(tmp_path, change)
+    content = describe(tmp_path)
+    assert content["names"] == ["class_0", "class_1", "class_2", "class_3", "class_6"]
+    assert content["ignore"] == [4, 255]
+    assert "255 is taken" not in (tmp_path / "dataset.yaml").read_text()
+
+
+def test_255_with_more_than_a_small_share_is_a_class(tmp_path):
+    def change(mask: np.ndarray, n: int) -> np.ndarray:
+        mask[:8] = 1
+        return mask
+
+    write_masks(tmp_path, change)
+    content = describe(tmp_path)
+    assert (content["names"], content["ignore"]) == (["class_0", "class_1", "class_255"], [])
+    assert "# 255 is taken for a class (29.17% of the pixels" in (tmp_path / "dataset.yaml").read_text()
+
+
+def test_stray_colours(tmp_path):
+    def change(mask: np.ndarray, n: int) -> np.ndarray:
+        colors = COLORS[[1, 2]][(mask > 0).astype(int)]
+        return cv2.resize(colors, (43, 31), interpolation=cv2.INTER_AREA) if n == 4 else colors
+
+    write_masks(tmp_path, change)
+    content = describe(tmp_path)
+    assert list(content["colors"].values()) == [[0, 128, 0], [128, 0, 0]]
+    assert len(content["ignore"]) > 2
+    path = tmp_path / "masks/4.png"
+    label = label_classes(dataset_spec("folder", str(tmp_path)), read_label(path, False, colored=True), path)
+    assert np.unique(label).tolist() == [0, 1, 255]
 
 
 def test_a_tree_that_cannot_be_described_is_left_as_it_is(tmp_path):
