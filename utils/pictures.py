@@ -9,10 +9,11 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from utils.bit_depth import describe_deep_channels, has_narrow_color_map
 from utils.errors import UserError
-from utils.files import read_bytes
+from utils.files import open_regular, read_bytes
 from utils.jpeg import JPEG, decode_jpeg
 
 MODES = ("RGB", "L", "P", "1", "CMYK", "RGBA", "LA", "PA")  # 8 bits a channel, with one meaning as RGB
+ORIENTATION = 0x0112  # EXIF tag: 1 is upright, 2 to 4 keep the sides, 5 to 8 swap them
 ADVICE = "make it 8-bit RGB, which fixes what is black and what is white"
 
 
@@ -63,6 +64,18 @@ def require_eight_bits(name: str | Path, file: Image.Image, data: bytes = b"") -
     """Raise UserError where PIL would narrow deeper channels to 8 bits: 12-bit numbers in 16 bits would be black."""
     if deep := describe_deep_channels(file, data):
         raise UserError(f"{name} has {deep}: {ADVICE}")
+
+
+def read_orientation(path: Path) -> int:
+    """Read the EXIF orientation, 1 to 8, from a picture's header; 1 where it has none.
+
+    Raises UserError: the file cannot be read.
+    """
+    try:
+        with open_regular(path) as source, Image.open(source) as file:
+            return file.getexif().get(ORIENTATION, 1)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
 
 
 def content_of(path: Path, kind: str = "file") -> bytes:
