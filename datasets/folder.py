@@ -9,6 +9,7 @@ palette: [[128, 64, 128], ...]         # optional: VOC's colours otherwise. RGB(
 ids: {7: road, 10: sky, 26: car}       # optional: id in the files -> class; 0, 1, 2 otherwise
 ignore: [0, 255, [0, 0, 0]]            # optional: ids and colours without a class; otherwise 255, if that is none
 label_suffix: _mask.png                # optional: the label is called <stem> + this; .png otherwise
+                                       # "{suffix}.png": photo.jpg has photo.jpg.png, photo.png has photo.png.png
 image_suffix: _sat.jpg                 # optional: images are called <stem> + this; any image file otherwise
 
 Labels that are pictures take ``colors`` instead of ``ids``, and need no ``names``; every kind of file, palette and grey

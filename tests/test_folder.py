@@ -315,10 +315,71 @@ def test_lists_are_splits(tmp_path):
 def test_images_without_a_label_are_said(tmp_path):
     for n in range(6):
         picture(tmp_path / f"images/{n}.jpg", n)
-        save(tmp_path / f"masks/{n}.{'PNG' if n > 3 else 'png'}", draw(range(4), n))
+        if n < 4:
+            save(tmp_path / f"masks/{n}.png", draw(range(4), n))
     (tmp_path / "train.txt").mkdir()
     describe(tmp_path)
     assert "# 2 images of images have no label called NAME.png\n" in (tmp_path / "dataset.yaml").read_text()
+
+
+# places of images and labels, all of which belong together
+ONE_FORM = {
+    "a suffix behind another": [("img/{}.jpg", "ann/{}.jpg.png"), ("img/{}.png", "ann/{}.png.png")],
+    "in one folder": [("{}.jpg", "{}.jpg.png"), ("{}.png", "{}.png.png"), ("{}.jpeg", "{}.jpeg.png")],
+    "in two folders": [("train/img/{}.jpg", "train/ann/{}.jpg.png"), ("val/img/{}.png", "val/ann/{}.png.png")],
+    "a folder each": [("{}_json/img.png", "{}_json/label.png")],
+    "a folder each, by split": [("train/{}/image.jpg", "train/{}/mask.png"), ("val/{}/image.jpg", "val/{}/mask.png")],
+}
+TWO_FORMS = {
+    "labels in capitals": [("images/{}.jpg", "masks/{}.png"), ("images/{}.jpg", "masks/{}.PNG")],
+    "labels of two suffixes": [("images/{}.jpg", "masks/{}.png"), ("images/{}.jpg", "masks/{}.bmp")],
+    "labels of two endings": [("images/{}.jpg", "masks/{}_mask.png"), ("images/{}.jpg", "masks/{}_gt.png")],
+    "images of two endings": [("images/{}_sat.jpg", "masks/{}_mask.png"), ("images/{}_sat.png", "masks/{}_mask.png")],
+    "folders of two forms": [("train/img/{}.jpg", "train/ann/{}_mask.png"), ("val/img/{}.jpg", "val/ann/{}.png")],
+}
+
+
+def write_pairs(root: Path, places: list[tuple[str, str]]) -> dict[Path, Path]:
+    """Write eight images and their labels, one after the other at each of the places; labels by their image."""
+    pairs = {}
+    for n in range(8):
+        image, label = (root / place.format(f"scene{n}") for place in places[n % len(places)])
+        picture(image, n)
+        save(label, draw(range(3), n), "ids")
+        pairs[image] = label
+    return pairs
+
+
+@pytest.mark.parametrize("layout", ONE_FORM)
+def test_every_pair_is_found(layout, tmp_path):
+    pairs = write_pairs(tmp_path, ONE_FORM[layout])
+    if layout == "a folder each":
+        picture(tmp_path / "scene3_json/label_viz.png", 9)
+        picture(tmp_path / "overview/map.jpg", 9)  # which is no such folder
+    content = describe(tmp_path)
+    spec = dataset_spec("folder", str(tmp_path))
+    assert dict(pair for split in content["splits"] for pair in spec.pairs(tmp_path, split)) == pairs
+    assert "left out" not in (tmp_path / "dataset.yaml").read_text()
+
+
+@pytest.mark.parametrize("layout", TWO_FORMS)
+def test_pairs_of_two_forms_are_no_half_of_the_pairs(layout, tmp_path):
+    write_pairs(tmp_path, TWO_FORMS[layout])
+    with pytest.raises(UserError, match=r"name all (labels|images|of them) in one way"):
+        describe(tmp_path)
+    assert not (tmp_path / "dataset.yaml").exists()
+
+
+def test_a_list_names_images_whose_labels_have_their_suffix(tmp_path):
+    write_pairs(tmp_path, ONE_FORM["a suffix behind another"])
+    (tmp_path / "train.txt").write_text("scene0\nscene1.png\nimg/scene2.jpg\n")
+    (tmp_path / "val.txt").write_text("scene4.jpg\nscene5\n")
+    assert {name: entry["list"] for name, entry in describe(tmp_path)["splits"].items()} == {
+        "train": "train.txt",
+        "val": "val.txt",
+    }
+    labels = [label.name for _, label in dataset_spec("folder", str(tmp_path)).pairs(tmp_path, "train")]
+    assert labels == ["scene0.jpg.png", "scene1.png.png", "scene2.jpg.png"]
 
 
 def test_ignored_values_come_from_counts(tmp_path):

@@ -21,7 +21,7 @@ from datasets import dataset_spec
 from datasets.base import SHOWN, missing_files
 from datasets.folder import FILE
 from datasets.ids import MAX_CLASSES
-from scripts.data.folder_layout import find_matches, pictures
+from scripts.data.folder_layout import find_matches, list_pictures
 from scripts.data.folder_splits import find_splits
 from scripts.data.label_values import LabelValues, Value
 from utils.errors import UserError, run_main
@@ -102,14 +102,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"--data {config.data or 'ROOT'}: no such folder")
     matches = find_matches(root)
     first = matches[0]
-    labels = [match.labels / f"{base}{match.label_suffix}" for match in matches for base in match.bases]
+    labels = [match.labels / name for match in matches for name in match.label_names]
     count = min(config.labels or len(labels), len(labels))
     values = LabelValues([labels[i * len(labels) // count] for i in range(count)])
     classes = describe_classes(values, first.labels)
     remarks = remark_on_values(values)
     splits, lists = find_splits(root, matches, remarks)
     used = {folder for match in matches for folder in (match.images, match.labels)}
-    if unused := [str(folder.relative_to(root)) for folder, _ in pictures(root) if folder not in used]:
+    if unused := [str(folder.relative_to(root)) for folder, _ in list_pictures(root) if folder not in used]:
         more = f" and {len(unused) - SHOWN} more" if len(unused) > SHOWN else ""
         remarks.append(f"not used, neither images with labels nor these: {', '.join(unused[:SHOWN])}{more}")
 
