@@ -10,6 +10,7 @@ from PIL import Image
 
 from datasets.matlab import mat_field
 from utils.errors import UserError
+from utils.files import decode_text
 from utils.pictures import content_of, open_picture, read_image, require_eight_bits
 
 Pair = tuple[Path, Path]
@@ -70,14 +71,14 @@ def _rescaled(file: Image.Image) -> bool:
 
 
 def read_list(path: Path) -> list[str]:
-    """The lines of a list file; byte-order mark, CRLF, blank lines and outer blanks do not matter.
+    """Read the lines of a list file; encoding, CRLF, blank lines and outer blanks do not matter.
 
     Raises UserError: no such file, no text, a name listed twice, or one of no file in the data set.
     """
     try:
-        lines = content_of(path, "list file").decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no text file: {error}") from error
+        lines = decode_text(content_of(path, "list file")).splitlines()
+    except ValueError as error:
+        raise UserError(f"{path} is no text file: {error}; save it as UTF-8") from error
     seen: dict[str, int] = {}
     for number, line in enumerate(lines, 1):
         name = line.strip()

@@ -145,6 +145,7 @@ def _are_splits(value: object) -> bool:
             isinstance(entry, dict)
             and {"images", "labels"} <= set(entry) <= {"images", "labels", "list"}
             and is_list(list(entry.values()), str)
+            and not any("\0" in place for place in entry.values())
             and entry["labels"].count("*") in (0, entry["images"].count("*"))
             and not ("*" in entry["images"] and ("**" in entry["images"] or Path(entry["images"]).is_absolute()))
             for entry in value.values()

@@ -206,7 +206,13 @@ def test_a_star_is_any_name(tmp_path):
         pairs("*/rgb", "d1/mask")
     with pytest.raises(UserError, match=r"holds no folder \*/image"):
         pairs("*/image", "*/mask")
-    for images, labels in (("*/rgb", "*/*"), ("rgb", "*/mask"), ("**/rgb", "**/mask"), ("/*/rgb", "*/mask")):
+    for images, labels in (
+        ("*/rgb", "*/*"),
+        ("rgb", "*/mask"),
+        ("**/rgb", "**/mask"),
+        ("/*/rgb", "*/mask"),
+        ("a\0", "b"),
+    ):
         with pytest.raises(UserError, match=r"splits must be train: .*a \* in both or none"):
             pairs(images, labels)
 
@@ -310,6 +316,20 @@ def test_lists_are_splits(tmp_path):
         "val": "lists/val.txt",
     }
     assert len(build_dataset("folder", str(tmp_path), "train")) == 5
+
+
+def test_lists_in_utf_16_are_splits(tmp_path):
+    for n in range(4):
+        picture(tmp_path / f"images/{n}.jpg", n)
+        save(tmp_path / f"masks/{n}.png", draw(range(4), n))
+    (tmp_path / "train.txt").write_bytes("0\r\n2.jpg\r\n".encode("utf-16"))
+    (tmp_path / "val.txt").write_bytes("1\r\n3\r\n".encode("utf-16-le"))
+    splits = describe(tmp_path)["splits"]
+    assert {name: entry["list"] for name, entry in splits.items()} == {"train": "train.txt", "val": "val.txt"}
+    assert len(dataset_spec("folder", str(tmp_path)).pairs(tmp_path, "val")) == 2
+    (tmp_path / "train.txt").write_bytes(b"0\n\0\0\0\n2\n")
+    with pytest.raises(UserError, match=r"train\.txt is no text file: zero bytes, the first in line 2"):
+        describe(tmp_path, "--overwrite")
 
 
 def test_images_without_a_label_are_said(tmp_path):

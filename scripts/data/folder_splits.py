@@ -6,6 +6,8 @@ from pathlib import Path
 from datasets.files import read_list
 from datasets.folder_pairs import folders_of
 from scripts.data.folder_layout import Match, split_of
+from utils.files import decode_text
+from utils.pictures import content_of
 
 LISTED = 0.8  # share of a list's names that must be images
 HELD_OUT = 5  # every fifth image is for validation where there is no such split
@@ -15,7 +17,10 @@ Splits = dict[str, dict[str, str]]  # as in dataset.yaml
 def find_splits(root: Path, matches: list[Match], remarks: list[str]) -> tuple[Splits, dict[str, list[str]]]:
     """Find splits by the names of folders and lists; without validation, make lists that take it from training images.
 
-    Returns the splits, and the lists to be written: file name -> names of images.
+    remarks: those on what a person should know are added. Returns the splits, and the lists to be written: file name ->
+    names of images.
+
+    Raises UserError: a list cannot be read.
     """
     splits: Splits = {}
     bases: dict[str, list[str]] = {}
@@ -91,12 +96,23 @@ def _common_start(names: Sequence[str]) -> str:
 
 
 def _find_lists(root: Path, bases: set[str]) -> dict[str, str]:
-    """Find text files that are called after a split and name images, the longest for each."""
+    """Find text files that are called after a split and name images, the longest for each.
+
+    Raises UserError: such a list cannot be read.
+    """
     found: list[tuple[int, str, str]] = []
     for path in filter(Path.is_file, sorted(root.rglob("*.txt"))):
-        lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
-        names = [Path(line.strip()) for line in lines if line.strip()]
+        split = split_of(Path(path.stem))
+        if not split:
+            continue
+        data = content_of(path)
+        try:
+            text = decode_text(data)
+        except ValueError:  # what can be made out of it shows whether it is a list
+            text = data.replace(b"\0", b"").decode(errors="replace")
+        names = [Path(line.strip()) for line in text.splitlines() if line.strip()]
         known = sum(name.name in bases or name.stem in bases for name in names)
-        if known and known >= LISTED * len(names) and split_of(Path(path.stem)):
-            found.append((known, split_of(Path(path.stem)), str(path.relative_to(root))))
+        if known and known >= LISTED * len(names):
+            read_list(path)
+            found.append((known, split, str(path.relative_to(root))))
     return {split: path for _, split, path in sorted(found)}
