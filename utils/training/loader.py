@@ -8,6 +8,7 @@ import cv2
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from utils.descriptors import require_descriptors
 from utils.errors import first_line
 from utils.training.guards import STOP_SIGNALS
 from utils.training.runtime import Runtime
@@ -43,6 +44,7 @@ def _received(iterator: Iterator) -> object:
 
 
 def _batches(dataset: Dataset, batches: Iterable[Sequence[int]], workers: int, device: torch.device) -> Generator:
+    require_descriptors(workers)
     loader = DataLoader(
         dataset,
         batch_sampler=batches,
