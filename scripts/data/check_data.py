@@ -17,10 +17,14 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from utils.environment import require_packages
+
+require_packages()
+
 import numpy as np
 from tqdm import tqdm
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from datasets import dataset_spec
 from datasets.base import SHOWN, DatasetSpec, label_classes, missing_files, read_sample
