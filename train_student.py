@@ -8,6 +8,10 @@ The teacher may be label-assisted (train_teacher.py) or an ordinary network (tra
 Settings: default < recipe < flag. The run goes to --save-dir: last.pth, best.pth, config.yaml, metrics.jsonl, events.
 """
 
+from utils.environment import require_packages
+
+require_packages()
+
 from collections.abc import Sequence
 from pathlib import Path
 

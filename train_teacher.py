@@ -7,6 +7,10 @@ Settings: default < recipe < flag. The run goes to --save-dir: last.pth, best.pt
 Its mIoU is that of a network that reads the label: it measures the teacher, not segmentation.
 """
 
+from utils.environment import require_packages
+
+require_packages()
+
 from collections.abc import Sequence
 from pathlib import Path
 
