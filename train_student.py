@@ -70,20 +70,20 @@ class StudentStep(Step):
         return self
 
     def forward(
-        self, image: Tensor, label: Tensor, draw: Draw | None = None, valid: Tensor | None = None
+        self, image: Tensor, label: Tensor, draw: Draw | None = None, labelled_per_rank: Tensor | None = None
     ) -> dict[str, Tensor]:
         """Normalised image ``[B, 3, H, W]``, label ``[B, H, W]`` -> loss, ce, aux, and each KD term, unweighted and as
         ``name_weighted``.
 
-        Without a ``draw`` the noise follows torch's global random state. valid: of ``TaskLoss``.
+        Without a ``draw`` the noise follows torch's global random state. labelled_per_rank: see ``TaskLoss``.
         """
         output = self.model(image)
-        terms = self.task(output, label, valid)
+        terms = self.task(output, label, labelled_per_rank)
         loss = terms.pop("task")
         if self.teacher is not None:
             distilled, kd_terms = self.kd(output, self.teach(image, label, draw), label)
             loss = loss + distilled
-            terms |= kd_terms | self.kd.weighted(kd_terms)
+            terms |= kd_terms | self.kd.apply_weights(kd_terms)
         return {"loss": loss, **terms}
 
     @torch.no_grad()

@@ -57,15 +57,15 @@ class TeacherStep(Step):
         self.consistency = Consistency(distance) if self.paths == 2 and distance.weights else None
 
     def forward(
-        self, image: Tensor, label: Tensor, draw: Draw | None = None, valid: Tensor | None = None
+        self, image: Tensor, label: Tensor, draw: Draw | None = None, labelled_per_rank: Tensor | None = None
     ) -> dict[str, Tensor]:
         """Normalised image ``[B, 3, H, W]``, label ``[B, H, W]`` -> loss, task1, task2, consistency (unweighted).
 
-        Without a ``draw`` the noise follows torch's global random state. valid: of ``TaskLoss``.
+        Without a ``draw`` the noise follows torch's global random state. labelled_per_rank: see ``TaskLoss``.
         """
         draw = draw or Draw(int(torch.randint(2**62, ())))
         outputs = [self.model(self.noise.beside(image, label, draw, path)) for path in range(self.paths)]
-        terms = {f"task{p}": self.task(z, label, valid)["task"] for p, z in enumerate(outputs, 1)}
+        terms = {f"task{p}": self.task(z, label, labelled_per_rank)["task"] for p, z in enumerate(outputs, 1)}
         loss = sum(terms.values())
         if self.consistency is not None:
             weighted, terms["consistency"] = self.consistency(*outputs, label)

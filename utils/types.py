@@ -12,13 +12,17 @@ Rgb = tuple[int, int, int]  # 0..255
 IGNORE_INDEX = 255  # the one ignore label inside the project; every data set maps its own to it
 
 
-def valid_pixels(label: Tensor) -> Tensor:
-    """How many pixels of the global batch have a label, over the number of processes: float32, on the device."""
+def count_labelled_per_rank(label: Tensor) -> Tensor:
+    """Count the labelled pixels of the global batch and divide by the world size: float32, on the device.
+
+    When each rank divides its sum over pixels by this number, the mean of the ranks' gradients is the gradient of the
+    mean over the global batch. Every rank must call this, because the ranks add up their counts.
+    """
     return all_reduce((label != IGNORE_INDEX).sum(dtype=torch.float32), "mean")
 
 
 def full_precision(x: Tensor) -> Tensor:
-    """Half precision as float32."""
+    """Return half precision as float32, and every other type as it is."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 

@@ -25,7 +25,7 @@ from utils.training.runs import BEST, Run
 from utils.training.runtime import Runtime
 from utils.training.state import TrainingState
 from utils.training.step import Step
-from utils.types import Draw, valid_pixels
+from utils.types import Draw, count_labelled_per_rank
 
 INPUT_BYTES = 3 * 4 + 8 + 1  # of a pixel: normalised image, label, weight
 CHECK = "scripts/data/check_data.py counts the pixels of each"
@@ -103,15 +103,15 @@ def fit(step: Step, data: Any, predict: Predictor, run: Run, config: TrainConfig
 
     def compute(iteration: int, image: Tensor, label: Tensor) -> dict[str, Tensor]:
         """Gradients and mean terms of this process's share of the batch, one part after another."""
-        valid = valid_pixels(label) / parts
-        labelled.add_(valid)
+        labelled_per_rank = count_labelled_per_rank(label) / parts
+        labelled.add_(labelled_per_rank)
         seed, first, means = derive_seed(config.seed, 2, iteration), runtime.rank * share, {}
         for part, (x, y) in enumerate(zip(image.chunk(parts), label.chunk(parts), strict=True)):
             draw = Draw(seed, first + part * len(x), config.batch_size)
             waits = part + 1 < parts and wrapped is not step
             with wrapped.no_sync() if waits else nullcontext():
                 with runtime.autocast():
-                    terms = forward(wrapped, convention.normalize(x), y.long(), draw, valid)
+                    terms = forward(wrapped, convention.normalize(x), y.long(), draw, labelled_per_rank)
                 scaler.scale(terms["loss"] / parts).backward()
             means = {name: means.get(name, 0) + term.detach() / parts for name, term in terms.items()}
         return means

@@ -8,9 +8,10 @@ from torch import nn
 class Step(nn.Module):
     """One training step as a module: the network ``model`` that is trained, and what helps it.
 
-    ``forward(image, label, draw, valid)`` takes a normalised image ``[B, 3, H, W]``, its label ``[B, H, W]``, where
-    random numbers come from, and ``utils.types.valid_pixels``, and gives ``{"loss": ..., named terms}``. DDP wraps all
-    of it, so that losses that learn are synchronised and optimised with the network.
+    ``forward(image, label, draw, labelled_per_rank)`` takes a normalised image ``[B, 3, H, W]``, its label
+    ``[B, H, W]``, where random numbers come from, and ``utils.types.count_labelled_per_rank(label)``, and gives
+    ``{"loss": ..., named terms}``. DDP wraps all of it, so that losses that learn are synchronised and optimised with
+    the network.
     """
 
     model: nn.Module
