@@ -26,6 +26,7 @@ from models.label_noise import LabelNoise
 from models.segmentor import Segmentor
 from utils.errors import UserError, run_main
 from utils.pixels import CONVENTIONS, PixelConvention
+from utils.training.class_weights import parse_class_weights
 from utils.training.configuration import StudentConfig, parse
 from utils.training.script import train
 from utils.training.step import Step
@@ -118,7 +119,12 @@ def build(config: StudentConfig, spec: DatasetSpec) -> tuple[StudentStep, None]:
     model = build_model(config.model, config.backbone, len(spec.names))
     model.set_dropout(config.dropout)
     task = TaskLoss(
-        model.supervision, config.aux_weight, config.label_smoothing, config.task_loss, config.ignored_in_mean
+        model.supervision,
+        config.aux_weight,
+        config.label_smoothing,
+        config.task_loss,
+        config.ignored_in_mean,
+        parse_class_weights(config.class_weights),
     )
     if not parse_losses(config.kd):
         return StudentStep(model, task), None

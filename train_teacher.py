@@ -26,6 +26,7 @@ from models.label_noise import LabelNoise
 from models.segmentor import Segmentor
 from utils.errors import run_main
 from utils.pixels import CONVENTIONS
+from utils.training.class_weights import parse_class_weights
 from utils.training.configuration import TeacherConfig, parse
 from utils.training.script import train
 from utils.training.step import Step
@@ -82,7 +83,12 @@ def build(config: TeacherConfig, spec: DatasetSpec) -> tuple[TeacherStep, LabelN
     width = model.main.head.out_channels
     distance = build_kd(config.consistency, width, width, len(spec.names), "--consistency")
     task = TaskLoss(
-        model.supervision, config.aux_weight, config.label_smoothing, config.task_loss, config.ignored_in_mean
+        model.supervision,
+        config.aux_weight,
+        config.label_smoothing,
+        config.task_loss,
+        config.ignored_in_mean,
+        parse_class_weights(config.class_weights),
     )
     return TeacherStep(model, noise, task, distance, config.single_path), noise
 

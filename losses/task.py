@@ -1,13 +1,14 @@
 """The supervised loss: cross entropy, OHEM, Dice or STDC's boundary loss of logits upsampled to label size."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from losses.upsampled_cross_entropy import upsampled_cross_entropy
-from utils.errors import lookup
+from utils.errors import UserError, lookup
 from utils.types import IGNORE_INDEX, Output, Supervision, count_labelled_per_rank, full_precision
 
 
@@ -17,16 +18,20 @@ def cross_entropy(
     align_corners: bool,
     smoothing: float = 0.0,
     labelled_per_rank: Tensor | None = None,
+    class_weights: Tensor | None = None,
 ) -> Tensor:
     """Average the cross entropy of bilinearly upsampled logits over the labelled pixels (LAD, CIRKD: losses/task).
 
     logits ``[B, K, h, w]``, label ``[B, H, W]``. The mean is over the labelled pixels of the global batch: each rank
     divides its sum by ``count_labelled_per_rank(label)``, so that the mean of the ranks' gradients is the gradient of
     one process. A batch without a labelled pixel has loss 0.
+
+    class_weights w ``[K]``: the loss is the weighted mean, sum(w_y * loss) / sum(w_y), as of ``F.cross_entropy``. With
+    weights, ``labelled_per_rank`` must be ``count_labelled_per_rank(label, class_weights)``.
     """
-    total = upsampled_cross_entropy(logits, label, align_corners, smoothing)
+    total = upsampled_cross_entropy(logits, label, align_corners, smoothing, class_weights)
     if labelled_per_rank is None:
-        labelled_per_rank = count_labelled_per_rank(label)
+        labelled_per_rank = count_labelled_per_rank(label, class_weights)
     return total / torch.where(labelled_per_rank > 0, labelled_per_rank, 1)
 
 
@@ -42,20 +47,31 @@ def ohem_loss(
     threshold: float | None = 0.7,
     min_kept: int = 10_000,
     smoothing: float = 0.0,
-    labelled_per_rank: Tensor | None = None,
+    class_weights: Tensor | None = None,
 ) -> Tensor:
     """Sum the cross entropy of hard pixels and divide by the number of all pixels (MMSegmentation: OHEMPixelSampler).
 
     A pixel is hard if the probability of its true class is below ``threshold``; the ``min_kept`` * B hardest pixels
-    are hard in any case. Without a threshold exactly these are. Label smoothing does not change which pixels are hard.
+    are hard in any case. Without a threshold exactly these are. Label smoothing and class weights do not change which
+    pixels are hard.
 
-    logits ``[B, K, h, w]``, label ``[B, H, W]`` of one rank. ``labelled_per_rank`` is not used.
+    logits ``[B, K, h, w]``, label ``[B, H, W]`` of one rank. class_weights ``[K]``: factors of the pixels' losses; the
+    sum is still divided by the number of all pixels.
     """
     logits = _upsample(logits, label, align_corners)
     loss = F.cross_entropy(logits, label, ignore_index=IGNORE_INDEX, reduction="none")
     hard = select_hard_pixels(loss.detach(), label, threshold, min_kept * len(label))
-    if smoothing:
-        loss = F.cross_entropy(logits, label, ignore_index=IGNORE_INDEX, reduction="none", label_smoothing=smoothing)
+    if smoothing or class_weights is not None:
+        if class_weights is not None:
+            class_weights = class_weights.to(logits.dtype)
+        loss = F.cross_entropy(
+            logits,
+            label,
+            weight=class_weights,
+            ignore_index=IGNORE_INDEX,
+            reduction="none",
+            label_smoothing=smoothing,
+        )
     return (loss * hard).mean()
 
 
@@ -92,17 +108,10 @@ def find_boundaries(label: Tensor) -> Tensor:
         return (fine | (F.interpolate(coarse.float(), label.shape[-2:]) > 0)).squeeze(1)
 
 
-def detail_loss(
-    logits: Tensor,
-    label: Tensor,
-    align_corners: bool,
-    smoothing: float = 0.0,
-    labelled_per_rank: Tensor | None = None,
-) -> Tensor:
+def detail_loss(logits: Tensor, label: Tensor, align_corners: bool) -> Tensor:
     """Compute STDC's boundary loss: binary cross entropy plus Dice of 2-channel logits (not boundary, boundary).
 
-    logits ``[B, 2, h, w]``, label ``[B, H, W]``. It is not a loss of classes: ``smoothing`` and ``labelled_per_rank``
-    are not used.
+    logits ``[B, 2, h, w]``, label ``[B, H, W]`` of one rank.
     """
     logits = _upsample(logits, label, align_corners)
     target = F.one_hot(find_boundaries(label).long(), 2).permute(0, 3, 1, 2).to(logits)
@@ -116,20 +125,15 @@ def binary_dice_loss(probability: Tensor, target: Tensor, smooth: float = 1e-3) 
     return (1 - 2 * (p * t).sum(1) / ((p * p).sum(1) + (t * t).sum(1) + 2 * smooth)).mean()
 
 
-def dice_loss(
-    logits: Tensor,
-    label: Tensor,
-    align_corners: bool,
-    smoothing: float = 0.0,
-    labelled_per_rank: Tensor | None = None,
-) -> Tensor:
+def dice_loss(logits: Tensor, label: Tensor, align_corners: bool) -> Tensor:
     """Average ``1 - 2 sum(p t) / (sum(p^2) + sum(t))`` over the classes in the batch of this rank.
 
     This is V-Net's Dice loss (Milletari et al., 3DV 2016, arXiv 1606.04797, equation in section 3), of each class
     against the rest. p is the softmax, t the one-hot label; the sums are over the labelled pixels of all images. A
     class without a pixel is left out, as it has no overlap to ask for.
 
-    logits ``[B, K, h, w]``, label ``[B, H, W]``. ``smoothing`` and ``labelled_per_rank`` are not used.
+    logits ``[B, K, h, w]``, label ``[B, H, W]`` of one rank. There are no class weights: every class counts alike
+    already, however few pixels it has.
     """
     logits = _upsample(logits, label, align_corners)
     label = label.unsqueeze(1)
@@ -149,17 +153,21 @@ CRITERIA: dict[str, Callable[..., Tensor]] = {
     "detail": detail_loss,
 }
 CLASS_CRITERIA = ("ce", "ohem", "dice")  # the losses of classes, which --task-loss may name
+PIXEL_CRITERIA = ("ce", "ohem")  # sums over pixels, which label smoothing and class weights apply to
 
 
 class TaskLoss(nn.Module):
     """Compute the main loss plus weighted auxiliary losses, each logit map supervised as the network says.
 
     aux_weight: replaces the weights of the network's auxiliary maps (LAD: 0.4 for the teacher, 0.02 for the student).
-    label_smoothing: of every loss of classes. criterion: one of CLASS_CRITERIA, or a sum such as "ce+dice"; it replaces
-    the network's own criterion on every map of classes. ignored_in_mean: divide the cross entropy by the number of all
-    pixels (MMSegmentation's ``avg_non_ignore=False``).
+    label_smoothing: of cross entropy and OHEM.
+    criterion: one of CLASS_CRITERIA, or a sum such as "ce+dice"; it replaces the network's own criterion on every map
+    of classes.
+    ignored_in_mean: divide the cross entropy by the number of all pixels, not by the number or the weight of the
+    labelled ones (MMSegmentation's ``avg_non_ignore=False``).
+    class_weights: K numbers for cross entropy and OHEM, on every map of classes.
 
-    Raises UserError: a criterion is unknown.
+    Raises UserError: a criterion is unknown, or there are class weights and no criterion that takes them.
     """
 
     def __init__(
@@ -169,6 +177,7 @@ class TaskLoss(nn.Module):
         label_smoothing: float = 0.0,
         criterion: str = "",
         ignored_in_mean: bool = False,
+        class_weights: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         self.label_smoothing = label_smoothing
@@ -180,15 +189,32 @@ class TaskLoss(nn.Module):
                 lookup(CRITERIA, kind, "criterion")
         self.supervision = tuple(supervision)
         self.aux_weights = tuple(s.weight if aux_weight is None else aux_weight for s in self.supervision[1:])
+        weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
+        if weights is not None and not set(self.supervision[0].kind.split("+")) & set(PIXEL_CRITERIA):
+            reason = "every class has the same weight in it already"
+            raise UserError(f"--class-weights has no effect on the task loss {self.supervision[0].kind}: {reason}")
+        # not persistent: the setting holds them, and runs of before there were weights have no such key
+        self.register_buffer("class_weights", weights, persistent=False)
+
+    def count_labelled_per_rank(self, label: Tensor) -> Tensor:
+        """Return what cross entropy divides its sum over this rank's pixels by: ``labelled_per_rank`` of ``forward``.
+
+        This is ``utils.types.count_labelled_per_rank`` with the class weights. Every rank must call it.
+        """
+        return count_labelled_per_rank(label, self.class_weights)
 
     def forward(self, output: Output, label: Tensor, labelled_per_rank: Tensor | None = None) -> dict[str, Tensor]:
         """Return ``{"task": main + sum of weight * auxiliary, "ce": main, "aux": unweighted auxiliary sum}``.
 
-        label: ``[B, H, W]``. labelled_per_rank: ``count_labelled_per_rank(label)``, where it is known; otherwise it is
-        counted here, and the ranks wait for each other.
+        label: ``[B, H, W]``. labelled_per_rank: ``self.count_labelled_per_rank(label)``, where it is known; otherwise
+        it is counted here, and the ranks wait for each other.
+
+        Raises UserError: the number of class weights is not the number of classes.
         """
+        if self.class_weights is not None and len(self.class_weights) != output.logits.shape[1]:
+            raise UserError(f"{len(self.class_weights)} class weights for {output.logits.shape[1]} classes")
         if labelled_per_rank is None:
-            labelled_per_rank = count_labelled_per_rank(label)
+            labelled_per_rank = self.count_labelled_per_rank(label)
         if self.ignored_in_mean:
             labelled_per_rank = torch.full_like(labelled_per_rank, label.numel())
         maps = (output.logits, *output.aux)
@@ -207,16 +233,15 @@ class TaskLoss(nn.Module):
         self, supervision: Supervision, logits: Tensor, label: Tensor, labelled_per_rank: Tensor
     ) -> Tensor:
         """Sum the criteria of one logit map."""
-        return sum(
-            CRITERIA[kind](
-                logits,
-                label,
-                supervision.align_corners,
-                smoothing=self.label_smoothing,
-                labelled_per_rank=labelled_per_rank,
-            )
-            for kind in supervision.kind.split("+")
-        )
+        losses = []
+        for kind in supervision.kind.split("+"):
+            options: dict[str, Any] = {}
+            if kind in PIXEL_CRITERIA:
+                options |= {"smoothing": self.label_smoothing, "class_weights": self.class_weights}
+            if kind == "ce":
+                options["labelled_per_rank"] = labelled_per_rank
+            losses.append(CRITERIA[kind](logits, label, supervision.align_corners, **options))
+        return sum(losses)
 
 
 def _replace_criterion(supervision: Sequence[Supervision], criterion: str) -> list[Supervision]:

@@ -15,12 +15,20 @@ class _BandedCrossEntropy(torch.autograd.Function):
     """Sum the cross entropy over all pixels and compute the gradient in the same pass, at the size of ``logits``.
 
     With p the softmax of the upsampled logits, y the label and e the smoothing, the gradient with respect to the
-    upsampled logits is p - (1 - e) onehot(y) - e / K. The transpose of the interpolation takes it to the size of the
-    logits, band by band.
+    upsampled logits is p - (1 - e) onehot(y) - e / K. With class weights w it is
+    (w_y + e (mean(w) - w_y)) p - (1 - e) w_y onehot(y) - e w / K. The transpose of the interpolation takes it to the
+    size of the logits, band by band.
     """
 
     @staticmethod
-    def forward(ctx, logits: Tensor, label: Tensor, align_corners: bool, smoothing: float) -> Tensor:
+    def forward(
+        ctx,
+        logits: Tensor,
+        label: Tensor,
+        align_corners: bool,
+        smoothing: float,
+        class_weights: Tensor | None,
+    ) -> Tensor:
         (batch, classes, h, w), (height, width) = logits.shape, label.shape[-2:]
         upper, lower, share = neighbours(height, h, align_corners, logits)
         share = share.view(-1, 1)
@@ -34,9 +42,9 @@ class _BandedCrossEntropy(torch.autograd.Function):
             mixed = torch.lerp(logits[:, :, upper[band]], logits[:, :, lower[band]], share[band])
             log_p = _widened_log_softmax(mixed, width, align_corners)
             truth = label[:, band].unsqueeze(3)
-            total += _sum_of_losses(log_p, truth, smoothing)
+            total += _sum_of_losses(log_p, truth, smoothing, class_weights)
             if ctx.needs_input_grad[0]:
-                wide = _gradient_of_band(log_p, truth, smoothing)
+                wide = _gradient_of_band(log_p, truth, smoothing, class_weights)
                 narrow = _narrow(wide, w, columns, align_corners)
                 gradient.index_add_(2, upper[band], narrow * (1 - share[band]))
                 gradient.index_add_(2, lower[band], narrow * share[band])
@@ -44,8 +52,8 @@ class _BandedCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx, upper: Tensor) -> tuple[Tensor, None, None, None]:
-        return ctx.saved_tensors[0] * upper, None, None, None
+    def backward(ctx, upper: Tensor) -> tuple[Tensor, None, None, None, None]:
+        return ctx.saved_tensors[0] * upper, None, None, None, None
 
 
 def _column_weights(logits: Tensor, width: int, align_corners: bool) -> Tensor | None:
@@ -67,23 +75,33 @@ def _widened_log_softmax(mixed: Tensor, width: int, align_corners: bool) -> Tens
     return F.log_softmax(wide.permute(0, 2, 3, 1), 3)
 
 
-def _sum_of_losses(log_p: Tensor, truth: Tensor, smoothing: float) -> Tensor:
+def _sum_of_losses(log_p: Tensor, truth: Tensor, smoothing: float, class_weights: Tensor | None) -> Tensor:
     """Sum the cross entropy over the labelled pixels of a band. log_p: ``[B, n, W, K]``. truth: ``[B, n, W, 1]``."""
     ignored = truth == IGNORE_INDEX
-    loss = -(1 - smoothing) * log_p.gather(3, truth.masked_fill(ignored, 0))
+    truth = truth.masked_fill(ignored, 0)
+    loss = -(1 - smoothing) * log_p.gather(3, truth)
+    if class_weights is not None:
+        loss = loss * class_weights[truth]
     if smoothing:
-        loss = loss - smoothing * log_p.mean(3, keepdim=True)
+        every_class = log_p if class_weights is None else log_p * class_weights
+        loss = loss - smoothing * every_class.mean(3, keepdim=True)
     return loss.masked_fill_(ignored, 0).sum()
 
 
-def _gradient_of_band(log_p: Tensor, truth: Tensor, smoothing: float) -> Tensor:
+def _gradient_of_band(log_p: Tensor, truth: Tensor, smoothing: float, class_weights: Tensor | None) -> Tensor:
     """Compute the gradient with respect to the upsampled logits, ``[B, n, W, K]``, in the place of ``log_p``."""
     ignored = truth == IGNORE_INDEX
+    truth = truth.masked_fill(ignored, 0)
     gradient = log_p.exp_()
-    if smoothing:
-        gradient.sub_(smoothing / log_p.shape[3])
     at_truth = gradient.new_full((), smoothing - 1).expand_as(truth)
-    return gradient.scatter_add_(3, truth.masked_fill(ignored, 0), at_truth).masked_fill_(ignored, 0)
+    if class_weights is not None:
+        own = class_weights[truth]
+        gradient.mul_(own + smoothing * (class_weights.mean() - own))
+        at_truth = at_truth * own
+    if smoothing:
+        uniform = smoothing / log_p.shape[3]
+        gradient.sub_(uniform if class_weights is None else uniform * class_weights)
+    return gradient.scatter_add_(3, truth, at_truth).masked_fill_(ignored, 0)
 
 
 def _narrow(wide: Tensor, w: int, columns: Tensor | None, align_corners: bool) -> Tensor:
@@ -95,11 +113,21 @@ def _narrow(wide: Tensor, w: int, columns: Tensor | None, align_corners: bool) -
     return torch.ops.aten.upsample_bilinear2d_backward(wide.permute(0, 3, 1, 2), *sizes, align_corners)
 
 
-def upsampled_cross_entropy(logits: Tensor, label: Tensor, align_corners: bool, smoothing: float = 0.0) -> Tensor:
+def upsampled_cross_entropy(
+    logits: Tensor,
+    label: Tensor,
+    align_corners: bool,
+    smoothing: float = 0.0,
+    class_weights: Tensor | None = None,
+) -> Tensor:
     """Sum the cross entropy of bilinearly upsampled logits over the labelled pixels, at least in float32.
 
-    logits: ``[B, K, h, w]``. label: int64 ``[B, H, W]``. The value is that of ``F.cross_entropy`` of
-    ``F.interpolate(logits)`` with reduction "sum", which would keep two maps of ``[B, K, H, W]``.
+    logits: ``[B, K, h, w]``. label: int64 ``[B, H, W]``. class_weights: ``[K]``; as in ``F.cross_entropy`` they weight
+    the smoothed part by its own classes. The value is that of ``F.cross_entropy`` of ``F.interpolate(logits)`` with
+    reduction "sum", which would keep two maps of ``[B, K, H, W]``.
     """
+    logits = full_precision(logits)
+    if class_weights is not None:
+        class_weights = class_weights.to(logits.dtype)
     with torch.autocast(logits.device.type, enabled=False):
-        return _BandedCrossEntropy.apply(full_precision(logits), label, align_corners, smoothing)
+        return _BandedCrossEntropy.apply(logits, label, align_corners, smoothing, class_weights)

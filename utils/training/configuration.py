@@ -41,6 +41,10 @@ class TrainConfig:
     momentum: float = option(0.9, "of SGD; the first beta of AdamW", minimum=0)
     weight_decay: float = option(1e-4, "of SGD on every parameter, of AdamW not on norms and biases", minimum=0)
     task_loss: str = option("", "in place of the architecture's: ce, ohem, dice, or a sum such as ce+dice")
+    class_weights: str = option(
+        "",
+        "of cross entropy and OHEM: auto (frequency^-0.5), numbers such as 1,2.5,1, or a file (losses/README.md)",
+    )
     ignored_in_mean: bool = option(False, "cross entropy over all pixels, ignored ones too, as MMSegmentation has it")
     label_smoothing: float = option(0.0, "of the classes in the task loss, 0 to 1", minimum=0, maximum=1)
     aux_weight: float | None = option(None, "weight of auxiliary losses (default: the architecture's)", minimum=0)

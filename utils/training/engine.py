@@ -25,7 +25,7 @@ from utils.training.runs import BEST, Run
 from utils.training.runtime import Runtime
 from utils.training.state import TrainingState
 from utils.training.step import Step
-from utils.types import Draw, count_labelled_per_rank
+from utils.types import Draw
 
 INPUT_BYTES = 3 * 4 + 8 + 1  # of a pixel: normalised image, label, weight
 CHECK = "scripts/data/check_data.py counts the pixels of each"
@@ -103,7 +103,7 @@ def fit(step: Step, data: Any, predict: Predictor, run: Run, config: TrainConfig
 
     def compute(iteration: int, image: Tensor, label: Tensor) -> dict[str, Tensor]:
         """Gradients and mean terms of this process's share of the batch, one part after another."""
-        labelled_per_rank = count_labelled_per_rank(label) / parts
+        labelled_per_rank = step.count_labelled_per_rank(label) / parts
         labelled.add_(labelled_per_rank)
         seed, first, means = derive_seed(config.seed, 2, iteration), runtime.rank * share, {}
         for part, (x, y) in enumerate(zip(image.chunk(parts), label.chunk(parts), strict=True)):

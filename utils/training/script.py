@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from utils.pixels import CONVENTIONS
+from utils.training.class_weights import resolve_class_weights
 from utils.training.configuration import TrainConfig
 from utils.training.engine import fit
 from utils.training.evaluation import Predictor
@@ -36,6 +37,7 @@ def train(config: TrainConfig, load: Callable, build: Callable, begin: Callable,
             seed=config.seed,
             cache_gb=config.cache_gb,
         )
+        config = resolve_class_weights(config, data.train.dataset, runtime)
         step, noise = build(config, data.spec)
 
         def usable(state: dict[str, Any]) -> None:
