@@ -7,6 +7,10 @@ The network, the data set and the pixel convention come from the checkpoint. The
 reads the label, is marked. JSON scores are fractions.
 """
 
+from utils.environment import require_packages
+
+require_packages()
+
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -44,6 +48,7 @@ machine_option = partial(option, group="machine", affects=COMPUTING)
 @dataclass(frozen=True)
 class EvalConfig(Protocol):
     pretrained: str = network_option("", "checkpoint to evaluate", positional=True)
+    backbone: str = network_option("", "encoder of a file of segmentation_models_pytorch whose keys do not tell it")
     recipe: str = data_option("", "recipe whose data set and 'eval.' keys are the defaults, such as ade20k_mmseg")
     data: str = data_option("", "root folder of the data set (default: the checkpoint's)")
     classes: int | None = data_option(None, "number of classes (the checkpoint's: others are an error)", minimum=2)
@@ -107,7 +112,7 @@ def load_network(config: EvalConfig) -> Loaded:
     if config.without_label:
         noise["scale"] = 0.0
     noise = {key: value for key, value in noise.items() if value is not None}
-    loaded = from_checkpoint(config.pretrained, assisted=bool(noise))
+    loaded = from_checkpoint(config.pretrained, assisted=bool(noise), backbone=config.backbone)
     if not noise:
         return loaded
     if not loaded.card.label_noise:

@@ -7,6 +7,10 @@ Settings: default < recipe < flag. The run goes to --save-dir: last.pth, best.pt
 Its mIoU is that of a network that reads the label: it measures the teacher, not segmentation.
 """
 
+from utils.environment import require_packages
+
+require_packages()
+
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +18,7 @@ import torch
 from torch import Tensor
 
 from datasets.base import DatasetSpec
+from engine.class_weights import parse_class_weights, resolve_class_weights
 from engine.runtime import start_runtime
 from engine.settings import TeacherConfig, parse_settings
 from engine.step import Step
@@ -47,11 +52,14 @@ class TeacherStep(Step):
         task: TaskLoss,
         distance: WeightedLosses,
         single_path: bool = False,
+        label_dropout: float = 0.0,
     ) -> None:
+        """label_dropout: the share of images whose label plane is zero, in both paths."""
         super().__init__()
         self.model = model
         self.noise = noise
         self.task = task
+        self.label_dropout = label_dropout
         self.paths = 1 if single_path else 2
         self.consistency = None
         if self.paths == 2 and distance.weights:
@@ -63,16 +71,17 @@ class TeacherStep(Step):
         return self.noise
 
     def forward(
-        self, image: Tensor, label: Tensor, draw: Draw | None = None, valid: Tensor | None = None
+        self, image: Tensor, label: Tensor, draw: Draw | None = None, labelled_per_rank: Tensor | None = None
     ) -> dict[str, Tensor]:
         """Return loss, task1, task2 and consistency (unweighted) of one batch.
 
         image: normalised, ``[B, 3, H, W]``. label: ``[B, H, W]``. draw: where the noise comes from, instead of torch's
-        global random state. valid: the labelled pixels of the batch, as ``TaskLoss`` takes them.
+        global random state. labelled_per_rank: see ``TaskLoss``.
         """
         draw = draw or Draw(int(torch.randint(2**62, ())))
-        outputs = [self.model(self.noise.beside(image, label, draw, path)) for path in range(self.paths)]
-        terms = {f"task{p}": self.task(z, label, valid)["task"] for p, z in enumerate(outputs, 1)}
+        inputs = [self.noise.add_planes(image, label, draw, path, self.label_dropout) for path in range(self.paths)]
+        outputs = [self.model(x) for x in inputs]
+        terms = {f"task{p}": self.task(z, label, labelled_per_rank)["task"] for p, z in enumerate(outputs, 1)}
         loss = sum(terms.values())
         if self.consistency is not None:
             weighted, terms["consistency"] = self.consistency(*outputs, label)
@@ -92,12 +101,17 @@ def build_step(config: TeacherConfig, spec: DatasetSpec) -> TeacherStep:
     noise = LabelNoise(len(spec.names), config.label_codes, config.label_std, scale, config.code_std)
     model = build_model(config.model, config.backbone, len(spec.names), in_channels=3 + noise.planes)
     model.set_dropout(config.dropout)
-    width = model.main.head.out_channels
+    width = model.feature_channels
     distance = build_kd(config.consistency, width, width, len(spec.names), "--consistency")
     task = TaskLoss(
-        model.supervision, config.aux_weight, config.label_smoothing, config.task_loss, config.ignored_in_mean
+        model.supervision,
+        config.aux_weight,
+        config.label_smoothing,
+        config.task_loss,
+        config.ignored_in_mean,
+        parse_class_weights(config.class_weights),
     )
-    return TeacherStep(model, noise, task, distance, config.single_path)
+    return TeacherStep(model, noise, task, distance, config.single_path, config.label_dropout)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -105,6 +119,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with start_runtime(settings) as runtime:
         torch.manual_seed(settings.seed)
         data = load_data(settings)
+        settings = resolve_class_weights(settings, data.train.dataset, runtime)
         step = build_step(settings, data.spec)
         train(step, data, settings, runtime)
 

@@ -102,6 +102,10 @@ class TrainConfig:
         1e-4, "of SGD on every parameter, of AdamW not on norms and biases", minimum=0
     )
     task_loss: str = method_option("", "in place of the architecture's: ce, ohem, dice, or a sum such as ce+dice")
+    class_weights: str = method_option(
+        "",
+        "of cross entropy and OHEM: auto (frequency^-0.5), numbers such as 1,2.5,1, or a file (losses/README.md)",
+    )
     ignored_in_mean: bool = method_option(
         False, "cross entropy over all pixels, ignored ones too, as MMSegmentation has it"
     )
@@ -167,6 +171,9 @@ class TeacherConfig(TrainConfig):
     consistency: str = method_option("cwd=5", "distance between the two paths and its weight, or none")
     label_codes: str = method_option(
         "random", "codes of the label plane: random, near, fixed, shuffled or onehot", examples=LABEL_CODES
+    )
+    label_dropout: float = method_option(
+        0.0, "share of the training images that are shown a zero label plane, 0 to 1", minimum=0, maximum=1
     )
 
 

@@ -34,6 +34,15 @@ def _bin_weights(side: int, bins: int, like: Tensor) -> Tensor:
     return inside / inside.sum(1, keepdim=True)
 
 
+class Pool(nn.AdaptiveAvgPool2d):
+    """Average each bin; by matrix products where runs must repeat."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.are_deterministic_algorithms_enabled():
+            return bin_means(x, self.output_size)
+        return super().forward(x)
+
+
 class FCNHead(nn.Module):
     """``in_channels -> channels`` by ``num_convs`` convolutions; ``concat_input`` fuses the input back in.
 

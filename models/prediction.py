@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor, nn
 
 from models.checkpoints.card import Card
@@ -37,7 +37,7 @@ def rgb_pixels(image: str | Path | Image.Image | np.ndarray) -> np.ndarray:
         image = Image.fromarray(image)
     if not isinstance(image, Image.Image):
         raise UserError(f"an image is a path, a PIL image or an array, not {type(image).__name__}")
-    return rgb("the image", ImageOps.exif_transpose(image), "white")
+    return rgb("the image", image, "white")
 
 
 class Loaded(NamedTuple):
@@ -157,7 +157,7 @@ class Predictor:
         if self.noise is None:
             return x
         rows = zip(x.split(1), label.split(1), draws, strict=True)
-        return torch.cat([self.noise.beside(*row) for row in rows])
+        return torch.cat([self.noise.add_planes(*row) for row in rows])
 
     def _view(self, x: Tensor, scale: float) -> Tensor:
         """Logits at head resolution, or at the input's."""

@@ -107,15 +107,22 @@ def build_backbone(name: str, in_channels: int = 3, output_stride: int = DILATED
         backbone = _hrnet(name, output_stride)
     elif timm.is_model(name):
         backbone = _any_timm(name, output_stride)
+    elif name.startswith("smp-"):
+        raise UserError(f"backbone {name!r}: encoders of segmentation_models_pytorch are for --model smp_... only")
     else:
         hint = nearest(name, [*BACKBONES, *timm.list_models()])
         raise UserError(f"unknown backbone {name!r}{hint} (choices: {', '.join(BACKBONES)}, or a timm name)")
+    prepare_stem(backbone, in_channels)
+    return backbone
+
+
+def prepare_stem(backbone: nn.Module, in_channels: int) -> None:
+    """Mark the convolutions that see the image, and widen them where label planes come with it."""
     for module in backbone.modules():
         if isinstance(module, nn.Conv2d) and module.in_channels == 3:
             module.sees_image = True
     if in_channels > 3:
         widen_stem(backbone, in_channels)
-    return backbone
 
 
 def stem_convs(backbone: nn.Module) -> list[nn.Conv2d]:

@@ -15,9 +15,13 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-import torch
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from utils.environment import require_packages
+
+require_packages()
+
+import torch
 
 from engine.logger import describe_environment
 from engine.runtime import start_runtime

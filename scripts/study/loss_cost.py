@@ -18,6 +18,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from utils.environment import require_packages
+
+require_packages()
+
 import torch
 
 from datasets import DATASETS
@@ -53,7 +57,7 @@ def measure(settings: Mapping[str, Any], classes: int, steps: int, device: str) 
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model, teacher = (build_model(settings["model"], settings["backbone"], classes) for _ in range(2))
-    width = model.main.head.out_channels
+    width = model.feature_channels
     kd = build_kd(settings["kd"], width, width, classes) if parse_losses(settings["kd"]) else None
     task = TaskLoss(model.supervision, settings.get("aux_weight"))
     step = StudentStep(model, task, teacher if kd else None, None, kd).to(device).train()

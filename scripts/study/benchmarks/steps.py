@@ -20,7 +20,7 @@ from train_student import StudentStep
 from train_teacher import TeacherStep
 from utils.errors import UserError
 from utils.pixels import CONVENTIONS
-from utils.types import Draw, valid_pixels
+from utils.types import Draw, count_labelled_per_rank
 
 SGD = {"lr": 0.001, "momentum": 0.9, "weight_decay": 1e-4}
 EQUAL = 1e-6  # relative, in float32
@@ -77,7 +77,7 @@ class Batch:
         def run(i: int) -> Tensor:
             with runtime.autocast():
                 x = self.convention.normalize(self.image)
-                return wrapped(x, self.label.long(), Draw(i), valid_pixels(self.label))["loss"]
+                return wrapped(x, self.label.long(), Draw(i), count_labelled_per_rank(self.label))["loss"]
 
         return run
 
