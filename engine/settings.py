@@ -67,8 +67,9 @@ def describe_models() -> dict[str, str]:
     for name, build in ARCHITECTURES.items():
         text = ""
         if isinstance(build, partial):
-            arguments = " ".join(f"{key}={value}" for key, value in build.keywords.items())
-            text = f"{arguments}: " if arguments else ""
+            arguments = [str(value) for value in build.args]
+            arguments += [f"{key}={value}" for key, value in build.keywords.items()]
+            text = f"{' '.join(arguments)}: " if arguments else ""
             build = build.func
         text += (build.__doc__ or "").partition("\n")[0]
         lines[name] = textwrap.shorten(text, HELP_WIDTH, placeholder=" ...")

@@ -81,7 +81,7 @@ def test_evaluation_and_metrics(cuda, codes):
     model = build_model("pspnet", "resnet10t", K, 3 + noise.planes).eval()
     image, label = batch()
     with torch.no_grad():  # inference mode's tensors and pretended ones do not mix
-        x = Predictor(model, CONVENTIONS["bgr_mean"], noise)._input(image, label, [Draw(0), Draw(1)])
+        x = Predictor(model, CONVENTIONS["bgr_mean"], noise)._make_input(image, label, [Draw(0), Draw(1)])
         classes = upsampled_argmax(model(x, with_aux=False).logits, x.shape[-2:], True)
         counts = confusion_matrix(classes, label, K)
     assert (counts.device.type, counts.dtype, counts.shape) == ("cuda", torch.int64, (K, K))

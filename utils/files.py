@@ -58,7 +58,7 @@ def write(path: Path, fill: Callable[[IO[bytes]], object], previous: Path | None
 
 
 def _keep(path: Path, previous: Path) -> None:
-    """``previous`` becomes a second name of ``path``, so that there is no moment without the latter."""
+    """Make ``previous`` a second name of ``path``, so that ``path`` exists at every moment."""
     second = previous.with_name(f".{previous.name}.tmp")
     second.unlink(missing_ok=True)
     try:
@@ -70,12 +70,14 @@ def _keep(path: Path, previous: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """See ``write``."""
+    """Write a text as ``write`` does."""
     write(path, lambda file: file.write(text.encode(errors="surrogateescape")))  # of names of files
 
 
 def require_apart(outputs: Iterable[tuple[Path, Path]], inputs: Iterable[Path], flag: str) -> None:
-    """outputs: files to be written, each with what it is made from. flag: says where they go.
+    """Check that no output would overwrite an input or another output.
+
+    outputs: files to be written, each with what it is made from. flag: says where they go.
 
     Raises UserError: one of them is an input and would be lost, or two of them are one file.
     """
@@ -89,7 +91,7 @@ def require_apart(outputs: Iterable[tuple[Path, Path]], inputs: Iterable[Path], 
 
 
 def open_regular(path: Path) -> IO[bytes]:
-    """A regular file to read: a device has no end, and a pipe would be waited for.
+    """Open a regular file to read. A device has no end, and a pipe would be waited for.
 
     Raises OSError: it is none, or cannot be opened.
     """
@@ -101,7 +103,7 @@ def open_regular(path: Path) -> IO[bytes]:
 
 
 def read_bytes(path: Path) -> bytes:
-    """See ``open_regular``."""
+    """Return the content of a regular file; see ``open_regular``."""
     with open_regular(path) as file:
         return file.read()
 
@@ -127,7 +129,7 @@ def decode_text(data: bytes) -> str:
 
 
 def digest_of(path: Path, digest: Any = None) -> str:
-    """Of a file's content, in hex; SHA-256, or what another digest has begun."""
+    """Return the digest of a file's content, in hex. digest: to continue; a new SHA-256 by default."""
     digest = digest or hashlib.sha256()
     with open_regular(path) as file:
         while block := file.read(BLOCK):
@@ -136,7 +138,7 @@ def digest_of(path: Path, digest: Any = None) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that is there twice, of which yaml would keep the last."""
+    """Refuse a key that is there twice; yaml would keep the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen: set[str] = set()
@@ -148,7 +150,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def read_yaml(path: Path) -> Any:
-    """Plain values from a yaml file; nothing in it is run.
+    """Return the plain values of a yaml file; nothing in it is run.
 
     Raises UserError: unreadable, no text, no plain yaml, a key twice, nested too deep.
     """
