@@ -315,7 +315,7 @@ class Trainer:
             raise UserError(
                 f"BatchNorm sees one value per channel: this network or a loss pools to a 1x1 map, which needs at "
                 f"least 2 images a process at a time (here {len(image)}): raise --batch-size, lower --accumulate, "
-                f"start fewer processes, or --freeze-bn"
+                f"start fewer processes, or --freeze-bn where the whole network was trained before (--pretrained)"
             ) from error
 
     def is_log_due(self) -> bool:

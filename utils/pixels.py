@@ -16,7 +16,7 @@ class PixelConvention(NamedTuple):
 
     @property
     def pad_color(self) -> Rgb:
-        """Return the RGB grey levels nearest to the mean: padding of them is zero, to half a level, after ``normalize``."""
+        """Return the RGB grey levels nearest to the mean; normalised padding of them is zero, to half a level."""
         return tuple(round(m) for m in self.mean)
 
     def normalize(self, image: Tensor) -> Tensor:
