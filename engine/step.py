@@ -10,7 +10,8 @@ class Step(nn.Module):
 
     ``forward(image, label, draw, labelled_per_rank)`` takes a normalised image ``[B, 3, H, W]``, its label
     ``[B, H, W]``, the source of random numbers, and ``count_labelled_per_rank`` of the whole batch. It returns
-    ``{"loss": ..., named terms}``. DDP wraps the whole step, so that losses with parameters are synchronised and optimised with the network.
+    ``{"loss": ..., named terms}``. DDP wraps the whole step, so that losses with parameters are synchronised and
+    optimised with the network.
     """
 
     model: nn.Module
