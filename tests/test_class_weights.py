@@ -7,11 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from utils.training.class_weights import balance_classes, parse_class_weights, read_class_weights
 
 import train_student
 from datasets import build_dataset
 from datasets.base import SegmentationDataset
+from engine.class_weights import balance_classes, parse_class_weights, read_class_weights
 from losses.task import TaskLoss, cross_entropy, ohem_loss
 from tests import trees
 from tests.conftest import TINY
