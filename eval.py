@@ -7,6 +7,10 @@ The network, the data set and the pixel convention come from the checkpoint. The
 reads the label, is marked. JSON scores are fractions.
 """
 
+from utils.environment import require_packages
+
+require_packages()
+
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,64 +23,58 @@ from PIL import Image
 
 from datasets import for_network
 from datasets.base import SegmentationDataset
+from engine.evaluator import evaluate
+from engine.metrics import Metrics
+from engine.protocol import Protocol
+from engine.runtime import Runtime, start_runtime
+from engine.settings import load_recipe
+from models.checkpoints.card import Card
 from models.checkpoints.loading import Loaded, from_checkpoint
+from models.prediction import Predictor
 from utils.colors import blended, palette_picture, save_png
 from utils.errors import UserError, run_main
 from utils.files import require_apart, write, write_text
-from utils.options import option, parse_flags
-from utils.training.configuration import load_recipe
-from utils.training.evaluation import Predictor, evaluate
-from utils.training.protocol import Protocol
-from utils.training.runtime import start
+from utils.options import COMPUTING, NOTHING, RESULT, option, parse_flags
 
 RECIPES = Path(__file__).resolve().parent / "scripts" / "recipes"
 
 
+data_option = partial(option, group="data", affects=RESULT)
+network_option = partial(option, group="network", affects=RESULT)
+output_option = partial(option, group="output", affects=NOTHING)
+machine_option = partial(option, group="machine", affects=COMPUTING)
+
+
 @dataclass(frozen=True)
 class EvalConfig(Protocol):
-    pretrained: str = option("", "checkpoint to evaluate", positional=True)
-    recipe: str = option("", "recipe whose data set and 'eval.' keys are the defaults, such as ade20k_mmseg")
-    data: str = option("", "root folder of the data set (default: the checkpoint's)")
-    classes: int | None = option(None, "number of classes (the checkpoint's: anything else is an error)", minimum=2)
-    split: str = option("val", "part of the data set")
-    batch_size: int = option(1, "successive images of equal size that go through the network together", minimum=1)
-    draws: int = option(1, "independent label noises an assisted teacher is scored with", minimum=1)
-    absent_as_zero: bool = option(False, "count a class that never occurs as IoU 0, as the LAD release does")
-    label_codes: str = option("", "label codes an assisted teacher is shown (default: those it was trained with)")
-    label_std: float | None = option(None, "pixel noise it is shown (default: what it was trained with)", minimum=0)
-    code_std: float | None = option(None, "of codes 'near' (default: what it was trained with)", minimum=0)
-    without_label: bool = option(False, "show an assisted teacher a zero plane: what does it know without its label?")
-    save_pred: str = option("", "folder for predictions as palette PNG")
-    blend: str = option("", "folder for predictions over the images")
-    submission: bool = option(False, "write them as grey PNG in the data set's official ids instead")
-    per_image: str = option("", "npz file for the pixel counts of every image and class")
-    json: str = option("", "file for the scores")
-    workers: int = option(2, "loader processes of each process", minimum=0)
-    seed: int = option(0, "of an assisted teacher's label noise", minimum=0)
-    device: str = option("auto", "where to run", choices=("auto", "cpu", "cuda"))
-    amp: str = option("", "autocast (default: as in training)", choices=("none", "bf16", "fp16"))
-
-
-def load(config: EvalConfig) -> Loaded:
-    """The checkpoint, with its label noise replaced by what the flags ask for.
-
-    Raises UserError: label flags for a network that does not read the label.
-    """
-    asked = {"codes": config.label_codes or None, "pixel_std": config.label_std, "code_std": config.code_std}
-    asked["scale"] = 0.0 if config.without_label else None
-    asked = {key: value for key, value in asked.items() if value is not None}
-    loaded = from_checkpoint(config.pretrained, assisted=bool(asked))
-    if asked and not loaded.card.label_noise:
-        raise UserError(
-            f"--label-codes, --label-std, --code-std and --without-label: {config.pretrained} sees the image only"
-        )
-    return loaded.shown(**asked) if asked else loaded
-
-
-def protocol(config: EvalConfig, amp: str, assisted: bool) -> str:
-    """How the score was made, in words."""
-    parts = [*config.words(), amp * (amp != "none"), "LABEL-ASSISTED" * assisted]
-    return ", ".join(filter(None, [*parts, "zero label plane" * config.without_label]))
+    pretrained: str = network_option("", "checkpoint to evaluate", positional=True)
+    backbone: str = network_option("", "encoder of a file of segmentation_models_pytorch whose keys do not tell it")
+    recipe: str = data_option("", "recipe whose data set and 'eval.' keys are the defaults, such as ade20k_mmseg")
+    data: str = data_option("", "root folder of the data set (default: the checkpoint's)")
+    classes: int | None = data_option(None, "number of classes (the checkpoint's: others are an error)", minimum=2)
+    split: str = data_option("val", "part of the data set")
+    batch_size: int = machine_option(1, "successive images of equal size in one forward pass", minimum=1)
+    draws: int = network_option(1, "independent label noises an assisted teacher is scored with", minimum=1)
+    absent_as_zero: bool = output_option(False, "count a class that never occurs as IoU 0, as the LAD release does")
+    label_codes: str = network_option("", "label codes an assisted teacher sees (default: those of its training)")
+    label_std: float | None = network_option(None, "pixel noise it sees (default: that of its training)", minimum=0)
+    code_std: float | None = network_option(None, "of codes 'near' (default: that of its training)", minimum=0)
+    without_label: bool = network_option(False, "show a teacher a zero plane: what does it know without its label?")
+    save_pred: str = output_option("", "folder for predictions as palette PNG")
+    blend: str = output_option("", "folder for predictions over the images")
+    submission: bool = output_option(False, "write them as grey PNG in the data set's official ids instead")
+    per_image: str = output_option("", "npz file for the pixel counts of every image and class")
+    json: str = output_option("", "file for the scores")
+    workers: int | None = machine_option(
+        None, "loader workers of each rank (default: 4, or fewer on few cores)", minimum=0
+    )
+    seed: int = network_option(0, "of an assisted teacher's label noise", minimum=0)
+    device: str = machine_option("auto", "where to run", choices=("auto", "cpu", "cuda"))
+    amp: str = machine_option("", "autocast (default: as in training)", choices=("none", "bf16", "fp16"))
+    channels_last: bool | None = machine_option(None, "memory layout of the network (default: as in training)")
+    tf32: bool | None = machine_option(None, "TF32 in float32 convolutions on CUDA (default: as in training)")
+    deterministic: bool | None = machine_option(None, "the same bits in every run (default: as in training)")
+    compile: bool | None = machine_option(None, "compile the network by torch.compile (default: as in training)")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -87,61 +85,158 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError("--pretrained FILE is missing: the checkpoint to evaluate")
     if config.submission and not config.save_pred:
         raise UserError("--submission needs --save-pred DIR: where the predictions go")
-    with start(config) as runtime:
-        loaded = load(config)
-        card, noise = loaded.card, loaded.noise
-        if config.draws > 1 and noise is None:
-            raise UserError(f"--draws: {config.pretrained} sees the image only")
-        if config.classes not in (None, card.num_classes):
-            raise UserError(f"--classes {config.classes}: {config.pretrained} has {card.num_classes}")
-        where = config.dataset or card.dataset, config.data or card.data, config.split
-        name, dataset = for_network(card, *where, config.pretrained)
-        spec = dataset.spec
-        amp = config.amp or card.training.get("config", {}).get("amp", "none")
-        runtime = replace(runtime, amp=amp)
-        placed = runtime.place(loaded.model), loaded.convention, noise and runtime.place(noise)
-        predict = Predictor(*placed, **config.views(), runtime=runtime)
-        keep = Keeper(config, dataset) if config.save_pred or config.blend else None
-        scored = partial(evaluate, predict, dataset, len(spec.names), runtime, config.workers, progress=True)
-        metrics, *others = (
-            scored(config.seed + draw, config.batch_size, keep if draw == 0 else None) for draw in range(config.draws)
-        )
+    loaded = load_network(config)
+    config = compute_as_trained(config, loaded.card)
+    with start_runtime(config) as runtime:
+        name, dataset = open_dataset(config, loaded)
+        scores = score_network(config, loaded, dataset, runtime)
         if not runtime.is_main:
             return
-        result: dict[str, Any] = {
-            "checkpoint": config.pretrained,
-            "iteration": card.training.get("iteration"),
-            "model": card.arch,
-            "dataset": name,
-            "split": config.split,
-            "protocol": protocol(config, amp, noise is not None),
-            "label_assisted": noise is not None,
-            **metrics.as_dict(spec.names, config.absent_as_zero),
-        }
-        if others and result["miou"] is not None:
-            result["draws"] = [m.miou(config.absent_as_zero) for m in (metrics, *others)]
-        print(metrics.table(spec.names))
-        report(result)
+        names = dataset.spec.names
+        result = make_result(config, loaded, name, names, scores)
+        print(scores[0].table(names))
+        print_result(result)
         if config.per_image:
-            save_areas(Path(config.per_image), metrics.areas, dataset)
+            save_areas(Path(config.per_image), scores[0].areas, dataset)
         if config.json:
             write_text(Path(config.json), json.dumps(result, indent=1) + "\n")
 
 
-class Keeper:
-    """Writes predictions as pictures: palette PNG with the class ids, and blends with the image."""
+def load_network(config: EvalConfig) -> Loaded:
+    """Load the checkpoint, and replace its label noise by what the flags say.
+
+    Raises:
+        UserError: it cannot be read, or there are label flags for a network that does not read the label.
+    """
+    noise = {"codes": config.label_codes or None, "pixel_std": config.label_std, "code_std": config.code_std}
+    if config.without_label:
+        noise["scale"] = 0.0
+    noise = {key: value for key, value in noise.items() if value is not None}
+    loaded = from_checkpoint(config.pretrained, assisted=bool(noise), backbone=config.backbone)
+    if not noise:
+        return loaded
+    if not loaded.card.label_noise:
+        raise UserError(
+            f"--label-codes, --label-std, --code-std and --without-label: {config.pretrained} sees the image only"
+        )
+    return loaded.shown(**noise)
+
+
+def compute_as_trained(config: EvalConfig, card: Card) -> EvalConfig:
+    """Take precision, memory layout and compilation from the network's training where no flag says otherwise.
+
+    The score is then the one of the validation, to the last digit.
+    """
+    trained = card.training.get("config", {})
+    changes: dict[str, Any] = {}
+    if not config.amp:
+        changes["amp"] = trained.get("amp", "none")
+    for name in ("channels_last", "tf32", "deterministic", "compile"):
+        if getattr(config, name) is None:
+            changes[name] = trained.get(name)
+    return replace(config, **changes)
+
+
+def open_dataset(config: EvalConfig, loaded: Loaded) -> tuple[str, SegmentationDataset]:
+    """Return the name and the images of the data set that the network is scored on.
+
+    Raises:
+        UserError: flags or data set do not fit the network.
+    """
+    card = loaded.card
+    if config.draws > 1 and loaded.noise is None:
+        raise UserError(f"--draws: {config.pretrained} sees the image only")
+    if config.classes not in (None, card.num_classes):
+        raise UserError(f"--classes {config.classes}: {config.pretrained} has {card.num_classes}")
+    dataset = config.dataset or card.dataset
+    data = config.data or card.data
+    return for_network(card, dataset, data, config.split, config.pretrained)
+
+
+def score_network(config: EvalConfig, loaded: Loaded, dataset: SegmentationDataset, runtime: Runtime) -> list[Metrics]:
+    """Score the network once for each draw of label noise; write the predictions of the first, if that is asked for."""
+    model = runtime.place(loaded.model)
+    if runtime.compile:
+        model.compile()
+    noise = loaded.noise
+    if noise is not None:
+        noise = runtime.place(noise)
+    predictor = Predictor(model, loaded.convention, noise, **config.views(), precision=runtime.precision)
+    writer = PredictionWriter(config, dataset) if config.save_pred or config.blend else None
+    scores = []
+    for draw in range(config.draws):
+        metrics = evaluate(
+            predictor,
+            dataset,
+            len(dataset.spec.names),
+            runtime,
+            config.workers,
+            seed=config.seed + draw,
+            batch_size=config.batch_size,
+            on_prediction=writer if draw == 0 else None,
+            progress=True,
+        )
+        scores.append(metrics)
+    return scores
+
+
+def make_result(
+    config: EvalConfig, loaded: Loaded, dataset: str, names: Sequence[str], scores: Sequence[Metrics]
+) -> dict[str, Any]:
+    """Return what the JSON file holds."""
+    card = loaded.card
+    result: dict[str, Any] = {
+        "checkpoint": config.pretrained,
+        "iteration": card.training.get("iteration"),
+        "model": card.arch,
+        "dataset": dataset,
+        "split": config.split,
+        "protocol": describe_protocol(config, loaded.noise is not None),
+        "label_assisted": loaded.noise is not None,
+        **scores[0].as_dict(names, config.absent_as_zero),
+    }
+    if len(scores) > 1 and result["miou"] is not None:
+        result["draws"] = [metrics.miou(config.absent_as_zero) for metrics in scores]
+    return result
+
+
+def describe_protocol(config: EvalConfig, is_assisted: bool) -> str:
+    """Say in words how the score was made."""
+    parts = config.describe()
+    if config.amp != "none":
+        parts.append(config.amp)
+    if is_assisted:
+        parts.append("LABEL-ASSISTED")
+    if config.without_label:
+        parts.append("zero label plane")
+    return ", ".join(parts)
+
+
+class PredictionWriter:
+    """Write predictions as pictures: palette PNG with the class ids, and blends with the image."""
 
     def __init__(self, config: EvalConfig, dataset: SegmentationDataset) -> None:
-        """Raises UserError: a picture would overwrite a file of the data set, or another picture."""
-        self.config, self.dataset = config, dataset
+        """Check that no picture would overwrite a file.
+
+        Raises:
+            UserError: one would overwrite a file of the data set, or another picture.
+        """
+        self.config = config
+        self.dataset = dataset
         folders = [Path(folder) for folder in (config.save_pred, config.blend) if folder]
-        made = [(f"{name}.png", image) for name, (image, _) in zip(dataset.names, dataset.pairs, strict=True)]
-        outputs = ((folder / name, image) for folder in folders for name, image in made)
+        images = [image for image, _ in dataset.pairs]
+        outputs = [
+            (folder / f"{name}.png", image)
+            for folder in folders
+            for name, image in zip(dataset.names, images, strict=True)
+        ]
         inputs = (path for pair in dataset.pairs for path in pair if path)
         require_apart(outputs, inputs, "folder for --save-pred and --blend")
 
     def __call__(self, index: int, prediction: np.ndarray) -> None:
-        name, spec = f"{self.dataset.names[index]}.png", self.dataset.spec
+        """Write the prediction ``[H, W]`` of an image."""
+        name = f"{self.dataset.names[index]}.png"
+        spec = self.dataset.spec
         if self.config.submission:  # which needs --save-pred
             save_png(Image.fromarray(spec.ids.official(prediction)), Path(self.config.save_pred) / name)
         elif self.config.save_pred:
@@ -151,18 +246,19 @@ class Keeper:
 
 
 def save_areas(path: Path, areas: np.ndarray, dataset: SegmentationDataset) -> None:
-    """Per image and class ``[n, K]``: pixels of the intersection, the label and the prediction."""
+    """Write for each image and class ``[n, K]`` the pixels of the intersection, the label and the prediction."""
     counts = dict(zip(("intersection", "label", "prediction"), areas.swapaxes(0, 1), strict=True))
     write(path, lambda file: np.savez_compressed(file, names=dataset.names, **counts))
 
 
-def report(result: dict[str, Any]) -> None:
-    miou, accuracy = result["miou"], result["pixel_accuracy"]
-    mark = "  LABEL-ASSISTED" * result["label_assisted"]
+def print_result(result: dict[str, Any]) -> None:
+    """Print the scores, how they were made, and what to know about them."""
+    miou = result["miou"]
+    mark = "  LABEL-ASSISTED" if result["label_assisted"] else ""
     if miou is None:
         print("mIoU is not defined: no labelled pixel")
     else:
-        print(f"mIoU {100 * miou:.2f} %  pixel accuracy {100 * accuracy:.2f} %{mark}")
+        print(f"mIoU {100 * miou:.2f} %  pixel accuracy {100 * result['pixel_accuracy']:.2f} %{mark}")
     print(f"{result['dataset']} {result['split']}, {result['images']} images, {result['protocol']}")
     if "draws" in result:
         scores = 100 * np.array(result["draws"])

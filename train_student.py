@@ -8,28 +8,31 @@ The teacher may be label-assisted (train_teacher.py) or an ordinary network (tra
 Settings: default < recipe < flag. The run goes to --save-dir: last.pth, best.pth, config.yaml, metrics.jsonl, events.
 """
 
+from utils.environment import require_packages
+
+require_packages()
+
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from datasets import require_classes, train_and_val
+from datasets import require_classes
 from datasets.base import DatasetSpec
+from engine.class_weights import parse_class_weights, resolve_class_weights
+from engine.runtime import start_runtime
+from engine.settings import StudentConfig, parse_settings
+from engine.step import Step
+from engine.trainer import load_data, train
 from losses import WeightedLosses, build_kd, parse_losses
 from losses.task import TaskLoss
 from models import build_model
-from models.checkpoints.imagenet import implied_settings
-from models.checkpoints.loading import Loaded, begin, from_checkpoint
-from models.checkpoints.reading import located
+from models.checkpoints.loading import Loaded, from_checkpoint
 from models.label_noise import LabelNoise
 from models.segmentor import Segmentor
 from utils.errors import UserError, run_main
 from utils.pixels import CONVENTIONS, PixelConvention
-from utils.training.class_weights import parse_class_weights
-from utils.training.configuration import StudentConfig, parse
-from utils.training.script import train
-from utils.training.step import Step
 from utils.types import Draw, Output
 
 RECIPES = Path(__file__).resolve().parent / "scripts" / "recipes"
@@ -53,18 +56,27 @@ class StudentStep(Step):
         kd: WeightedLosses | None = None,
         pixels: tuple[PixelConvention, PixelConvention] | None = None,
     ) -> None:
-        """pixels: the conventions of the image and of what the teacher is to be shown; None where they are one."""
+        """noise: makes the planes that the teacher sees beside the image. pixels: the conventions of the image and of
+        what the teacher sees; None where they are the same."""
         super().__init__()
-        self.model, self.task, self.noise, self.kd = model, task, noise, kd
+        self.model = model
+        self.task = task
+        self.noise = noise
+        self.kd = kd
         self.pixels = pixels
-        self.teacher = teacher and teacher.eval().requires_grad_(False)
-        self.teacher_aux = any(getattr(loss, "reads_aux", False) for loss in kd.losses.values()) if kd else False
+        self.teacher = None
+        if teacher is not None:
+            self.teacher = teacher.eval().requires_grad_(False)
+        self.teacher_aux = False  # whether a loss reads the teacher's auxiliary logits
+        if kd is not None:
+            self.teacher_aux = any(getattr(loss, "reads_aux", False) for loss in kd.losses.values())
 
     def networks(self) -> list[nn.Module]:
-        return [network for network in (self.model, self.teacher) if network is not None]
+        """Return the student and its frozen teacher."""
+        return [self.model] if self.teacher is None else [self.model, self.teacher]
 
     def train(self, mode: bool = True) -> "StudentStep":
-        """The teacher stays in eval mode."""
+        """Put the step into train mode, but for the teacher, which stays in eval mode."""
         super().train(mode)
         if self.teacher is not None:
             self.teacher.eval()
@@ -73,10 +85,10 @@ class StudentStep(Step):
     def forward(
         self, image: Tensor, label: Tensor, draw: Draw | None = None, labelled_per_rank: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Normalised image ``[B, 3, H, W]``, label ``[B, H, W]`` -> loss, ce, aux, and each KD term, unweighted and as
-        ``name_weighted``.
+        """Return loss, ce, aux, and each KD term of one batch, unweighted and as ``name_weighted``.
 
-        Without a ``draw`` the noise follows torch's global random state. labelled_per_rank: see ``TaskLoss``.
+        image: normalised, ``[B, 3, H, W]``. label: ``[B, H, W]``. draw: where the noise comes from, instead of torch's
+        global random state. labelled_per_rank: see ``TaskLoss``.
         """
         output = self.model(image)
         terms = self.task(output, label, labelled_per_rank)
@@ -89,19 +101,21 @@ class StudentStep(Step):
 
     @torch.no_grad()
     def teach(self, image: Tensor, label: Tensor, draw: Draw | None) -> Output:
+        """Return the teacher's output for a batch, in its own pixel convention and with its label noise."""
         if self.pixels is not None:
             own, other = self.pixels
             image = own.translate(image, other)
         if self.noise is not None:
             draw = draw or Draw(int(torch.randint(2**62, ())))
-            image = self.noise.beside(image, label, draw)
+            image = self.noise.add_planes(image, label, draw)
         return self.teacher(image, with_aux=self.teacher_aux)
 
 
 def load_teacher(config: StudentConfig, spec: DatasetSpec) -> Loaded:
-    """The teacher; an assisted one has the label noise of the student phase.
+    """Load the teacher; an assisted one gets the label noise of the student phase.
 
-    Raises UserError: no teacher given, or one of other classes.
+    Raises:
+        UserError: no teacher is given, or it has other classes.
     """
     path = config.teacher_pretrained
     if not path:
@@ -114,8 +128,12 @@ def load_teacher(config: StudentConfig, spec: DatasetSpec) -> Loaded:
     return teacher.shown(**noise, scale=config.label_scale)
 
 
-def build(config: StudentConfig, spec: DatasetSpec) -> tuple[StudentStep, None]:
-    """The step; its network is shown the image only."""
+def build_step(config: StudentConfig, spec: DatasetSpec) -> StudentStep:
+    """Build the student's network and losses, and load its teacher unless it is the baseline.
+
+    Raises:
+        UserError: an unknown architecture, backbone or loss, a bad option of one, or a teacher that does not fit.
+    """
     model = build_model(config.model, config.backbone, len(spec.names))
     model.set_dropout(config.dropout)
     task = TaskLoss(
@@ -127,16 +145,23 @@ def build(config: StudentConfig, spec: DatasetSpec) -> tuple[StudentStep, None]:
         parse_class_weights(config.class_weights),
     )
     if not parse_losses(config.kd):
-        return StudentStep(model, task), None
+        return StudentStep(model, task)
     loaded = load_teacher(config, spec)
-    teacher, pixels = loaded.model, (CONVENTIONS[config.pixels], loaded.convention)
-    widths = model.main.head.out_channels, teacher.main.head.out_channels
-    return StudentStep(model, task, teacher, loaded.noise, build_kd(config.kd, *widths, len(spec.names)), pixels), None
+    teacher = loaded.model
+    widths = (model.feature_channels, teacher.feature_channels)
+    kd = build_kd(config.kd, *widths, len(spec.names))
+    pixels = (CONVENTIONS[config.pixels], loaded.convention)
+    return StudentStep(model, task, teacher, loaded.noise, kd, pixels)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    config = parse(StudentConfig, "student", __doc__, RECIPES, argv, implied_settings)
-    train(config, train_and_val, build, begin, located)
+    settings = parse_settings(StudentConfig, "student", __doc__, RECIPES, argv)
+    with start_runtime(settings) as runtime:
+        torch.manual_seed(settings.seed)
+        data = load_data(settings)
+        settings = resolve_class_weights(settings, data.train.dataset, runtime)
+        step = build_step(settings, data.spec)
+        train(step, data, settings, runtime)
 
 
 if __name__ == "__main__":

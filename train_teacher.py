@@ -7,29 +7,30 @@ Settings: default < recipe < flag. The run goes to --save-dir: last.pth, best.pt
 Its mIoU is that of a network that reads the label: it measures the teacher, not segmentation.
 """
 
+from utils.environment import require_packages
+
+require_packages()
+
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from datasets import train_and_val
 from datasets.base import DatasetSpec
+from engine.class_weights import parse_class_weights, resolve_class_weights
+from engine.runtime import start_runtime
+from engine.settings import TeacherConfig, parse_settings
+from engine.step import Step
+from engine.trainer import load_data, train
 from losses import WeightedLosses, build_kd
 from losses.consistency import Consistency
 from losses.task import TaskLoss
 from models import build_model
-from models.checkpoints.imagenet import implied_settings
-from models.checkpoints.loading import begin
-from models.checkpoints.reading import located
 from models.label_noise import LabelNoise
 from models.segmentor import Segmentor
 from utils.errors import run_main
 from utils.pixels import CONVENTIONS
-from utils.training.class_weights import parse_class_weights
-from utils.training.configuration import TeacherConfig, parse
-from utils.training.script import train
-from utils.training.step import Step
 from utils.types import Draw
 
 RECIPES = Path(__file__).resolve().parent / "scripts" / "recipes"
@@ -51,21 +52,35 @@ class TeacherStep(Step):
         task: TaskLoss,
         distance: WeightedLosses,
         single_path: bool = False,
+        label_dropout: float = 0.0,
     ) -> None:
+        """label_dropout: the share of images whose label plane is zero, in both paths."""
         super().__init__()
-        self.model, self.noise, self.task = model, noise, task
+        self.model = model
+        self.noise = noise
+        self.task = task
+        self.label_dropout = label_dropout
         self.paths = 1 if single_path else 2
-        self.consistency = Consistency(distance) if self.paths == 2 and distance.weights else None
+        self.consistency = None
+        if self.paths == 2 and distance.weights:
+            self.consistency = Consistency(distance)
+
+    @property
+    def label_noise(self) -> LabelNoise:
+        """Return what turns labels into the planes that the teacher sees beside the image."""
+        return self.noise
 
     def forward(
         self, image: Tensor, label: Tensor, draw: Draw | None = None, labelled_per_rank: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Normalised image ``[B, 3, H, W]``, label ``[B, H, W]`` -> loss, task1, task2, consistency (unweighted).
+        """Return loss, task1, task2 and consistency (unweighted) of one batch.
 
-        Without a ``draw`` the noise follows torch's global random state. labelled_per_rank: see ``TaskLoss``.
+        image: normalised, ``[B, 3, H, W]``. label: ``[B, H, W]``. draw: where the noise comes from, instead of torch's
+        global random state. labelled_per_rank: see ``TaskLoss``.
         """
         draw = draw or Draw(int(torch.randint(2**62, ())))
-        outputs = [self.model(self.noise.beside(image, label, draw, path)) for path in range(self.paths)]
+        inputs = [self.noise.add_planes(image, label, draw, path, self.label_dropout) for path in range(self.paths)]
+        outputs = [self.model(x) for x in inputs]
         terms = {f"task{p}": self.task(z, label, labelled_per_rank)["task"] for p, z in enumerate(outputs, 1)}
         loss = sum(terms.values())
         if self.consistency is not None:
@@ -74,13 +89,19 @@ class TeacherStep(Step):
         return {"loss": loss, **terms}
 
 
-def build(config: TeacherConfig, spec: DatasetSpec) -> tuple[TeacherStep, LabelNoise]:
-    """The step, and the noise that its network is shown."""
-    scale = CONVENTIONS[config.pixels].label_scale if config.label_scale is None else config.label_scale
+def build_step(config: TeacherConfig, spec: DatasetSpec) -> TeacherStep:
+    """Build the teacher's network, its label noise and its losses.
+
+    Raises:
+        UserError: an unknown architecture, backbone, loss or kind of label codes, or a bad option of one.
+    """
+    scale = config.label_scale
+    if scale is None:
+        scale = CONVENTIONS[config.pixels].label_scale
     noise = LabelNoise(len(spec.names), config.label_codes, config.label_std, scale, config.code_std)
     model = build_model(config.model, config.backbone, len(spec.names), in_channels=3 + noise.planes)
     model.set_dropout(config.dropout)
-    width = model.main.head.out_channels
+    width = model.feature_channels
     distance = build_kd(config.consistency, width, width, len(spec.names), "--consistency")
     task = TaskLoss(
         model.supervision,
@@ -90,12 +111,17 @@ def build(config: TeacherConfig, spec: DatasetSpec) -> tuple[TeacherStep, LabelN
         config.ignored_in_mean,
         parse_class_weights(config.class_weights),
     )
-    return TeacherStep(model, noise, task, distance, config.single_path), noise
+    return TeacherStep(model, noise, task, distance, config.single_path, config.label_dropout)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    config = parse(TeacherConfig, "teacher", __doc__, RECIPES, argv, implied_settings)
-    train(config, train_and_val, build, begin, located)
+    settings = parse_settings(TeacherConfig, "teacher", __doc__, RECIPES, argv)
+    with start_runtime(settings) as runtime:
+        torch.manual_seed(settings.seed)
+        data = load_data(settings)
+        settings = resolve_class_weights(settings, data.train.dataset, runtime)
+        step = build_step(settings, data.spec)
+        train(step, data, settings, runtime)
 
 
 if __name__ == "__main__":

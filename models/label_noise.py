@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from utils.errors import UserError, lookup
 from utils.types import IGNORE_INDEX, Draw
 
+DROPOUT_STREAM = 100  # of random numbers: beyond those of the paths, 2 * path and 2 * path + 1
+
 
 def fixed_table(num_classes: int) -> Tensor:
     """K + 1 codes, evenly spaced over [-1.1, 1]; the last one is the ignore class's.
@@ -83,16 +85,23 @@ class LabelNoise(nn.Module):
 
     def forward(self, label: Tensor, draw: Draw, path: int = 0) -> Tensor:
         """``label [B, H, W] -> [B, planes, H, W]``, float32; each ``path`` of one ``draw`` is an independent noise."""
-        return self.beside(torch.empty(len(label), 0, *label.shape[1:], device=label.device), label, draw, path)
+        return self.add_planes(torch.empty(len(label), 0, *label.shape[1:], device=label.device), label, draw, path)
 
-    def beside(self, image: Tensor, label: Tensor, draw: Draw, path: int = 0) -> Tensor:
-        """``image [B, C, H, W]`` with the planes behind its channels, each written once: no concatenation."""
+    def add_planes(self, image: Tensor, label: Tensor, draw: Draw, path: int = 0, dropout: float = 0.0) -> Tensor:
+        """Return ``image [B, C, H, W]`` with the planes behind its channels, each written once: no concatenation.
+
+        dropout: the share of images that are shown a plane of zeros, one draw an image, the same in every path. Only
+        training asks for it.
+        """
         channels = image.shape[1]
         x = image.new_empty(len(image), channels + self.planes, *image.shape[2:])
         x[:, :channels] = image
         codes = self.codes(self.table.to(x.dtype), len(x), draw, path)
         noise = draw.normal(x[:, channels:], 2 * path + 1)
         noised_plane(label, codes, noise, self.pixel_std, self.scale, out=noise)
+        if dropout:
+            shown = draw.uniform(len(x), DROPOUT_STREAM, x.device) >= dropout
+            x[:, channels:].mul_(shown.view(-1, 1, 1, 1))
         return x
 
     def codes(self, table: Tensor, batch: int, draw: Draw, path: int) -> Tensor:

@@ -1,14 +1,17 @@
 """Layers that several architectures share."""
 
-from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import torch
-from mmcv.cnn import ConvModule
 from torch import Tensor, nn
 
-# convolution without bias, BatchNorm, ReLU; keys conv.weight and bn.*
-conv_norm_act = partial(ConvModule, norm_cfg={"type": "BN"}, act_cfg={"type": "ReLU"})
+
+def conv_norm_act(*args: Any, **kwargs: Any) -> nn.Module:
+    """Make a convolution without bias, BatchNorm and ReLU: mmcv's ConvModule, with its keys conv.weight and bn.*."""
+    from mmcv.cnn import ConvModule  # takes a second to import, at every start
+
+    return ConvModule(*args, **{"norm_cfg": {"type": "BN"}, "act_cfg": {"type": "ReLU"}, **kwargs})
 
 
 def bin_means(x: Tensor, bins: int | tuple[int, int]) -> Tensor:
@@ -29,6 +32,15 @@ def _bin_weights(side: int, bins: int, like: Tensor) -> Tensor:
     at = torch.arange(side, device=like.device).unsqueeze(0)
     inside = ((at >= i * side // bins) & (at < ((i + 1) * side + bins - 1) // bins)).to(like.dtype)
     return inside / inside.sum(1, keepdim=True)
+
+
+class Pool(nn.AdaptiveAvgPool2d):
+    """Average each bin; by matrix products where runs must repeat."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.are_deterministic_algorithms_enabled():
+            return bin_means(x, self.output_size)
+        return super().forward(x)
 
 
 class FCNHead(nn.Module):

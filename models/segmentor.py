@@ -52,6 +52,11 @@ class Segmentor(nn.Module):
         """Of the main logits, then of each auxiliary map."""
         return tuple(branch.supervision for branch in (self.main, *self.aux))
 
+    @property
+    def feature_channels(self) -> int:
+        """Channels of ``Output.feat``, the classifier's input."""
+        return self.main.classifier.in_channels
+
     def set_dropout(self, probability: float | None) -> None:
         """Replace the probability of every dropout layer; None leaves them as the architecture has them."""
         for module in self.modules():

@@ -6,7 +6,7 @@ import torch
 
 from datasets.toy import TOY
 from models import build_model
-from models.checkpoints.loading import begin
+from models.checkpoints.card import Card
 from models.label_noise import LabelNoise
 from utils import checkpoint
 
@@ -17,7 +17,8 @@ def write_checkpoint(path: Path, arch: str = "fcn", codes: str = "", **changes: 
     noise = LabelNoise(len(TOY.names), codes, 0.03, 100.0) if codes else None
     model = build_model(arch, "resnet10t", len(TOY.names), 3 + (noise.planes if noise else 0))
     model.main.classifier.weight.data.mul_(100)  # classes differ from pixel to pixel
-    card = begin(model, TOY.names, TOY.palette, "toy", "", "bgr_mean", noise, start="random").entries() | changes
+    shown = dict(noise.config) if noise else None
+    card = Card(dict(model.config), TOY.names, TOY.palette, "toy", "", "bgr_mean", shown, "random").entries() | changes
     path.parent.mkdir(exist_ok=True)
     checkpoint.save({**card, "model": model.state_dict()}, path)
     return str(path)

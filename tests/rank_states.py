@@ -9,17 +9,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 import train_student
-from utils.training import script as training
 
-fit = training.fit
+train = train_student.train
 
 
-def fit_and_keep(step, *args, **kwargs):
-    result = fit(step, *args, **kwargs)
+def train_and_keep(step, *args):
+    result = train(step, *args)
     folder = Path(sys.argv[sys.argv.index("--save-dir") + 1])
     torch.save(step.state_dict(), folder / f"rank{os.environ['RANK']}.pth")
     return result
 
 
-training.fit = fit_and_keep
+train_student.train = train_and_keep
 train_student.main()

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
+from engine.metrics import Metrics, confusion_matrix
 from models.label_noise import LabelNoise
 from scripts.study.benchmarks import as_released
 from scripts.study.benchmarks.parts import drawn, label_maps, signed
 from utils.bilinear import upsampled_argmax
-from utils.training.metrics import Metrics, confusion_matrix
 from utils.types import Draw
 
 

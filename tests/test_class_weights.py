@@ -11,13 +11,13 @@ import yaml
 import train_student
 from datasets import build_dataset
 from datasets.base import SegmentationDataset
+from engine.class_weights import balance_classes, parse_class_weights, read_class_weights
 from losses.task import TaskLoss, cross_entropy, ohem_loss
 from tests import trees
 from tests.conftest import TINY
 from tests.test_engine import crash_at, losses
 from utils import checkpoint
 from utils.errors import UserError
-from utils.training.class_weights import balance_classes, parse_class_weights, read_class_weights
 from utils.types import Output, Supervision
 
 K = 5

@@ -228,13 +228,13 @@ def test_checkpoints_of_another_network_or_class_count_are_refused(runs, camvid,
 def test_a_teacher_sees_the_pixels_it_was_trained_on(own, other, codes, tmp_path):
     file = write_checkpoint(tmp_path / "teacher.pth", codes=codes, pixels=other)
     settings = {"model": "fcn", "backbone": "resnet10t", "dataset": "toy", "kd": "kd=1", "pixels": own}
-    step, _ = train_student.build(train_student.StudentConfig(**settings, teacher_pretrained=file), TOY)
+    step = train_student.build_step(train_student.StudentConfig(**settings, teacher_pretrained=file), TOY)
     generator = torch.Generator().manual_seed(0)
     image = torch.randint(0, 256, (2, 3, 64, 64), generator=generator, dtype=torch.uint8)
     label = torch.randint(0, 7, (2, 64, 64), generator=generator)
     seen = CONVENTIONS[other].normalize(image)
     if codes:
-        seen = from_checkpoint(file).shown(pixel_std=0.02).noise.beside(seen, label, Draw(0))
+        seen = from_checkpoint(file).shown(pixel_std=0.02).noise.add_planes(seen, label, Draw(0))
     taught = step.train().teach(CONVENTIONS[own].normalize(image), label, Draw(0)).logits
     expected = step.teacher(seen).logits
     torch.testing.assert_close(taught, expected, rtol=0, atol=float(1e-4 * expected.std()))

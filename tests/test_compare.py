@@ -11,13 +11,13 @@ import yaml
 from PIL import Image
 
 from datasets import build_dataset
+from engine.metrics import Metrics
 from scripts.study import compare
 from scripts.study.analysis import charts, gained_lost, style
 from scripts.study.analysis.groups import read_groups
 from scripts.study.analysis.paired import align, bootstrap
 from scripts.study.analysis.runs import miou, read_run
 from utils.errors import UserError
-from utils.training.metrics import Metrics
 
 NAMES = [f"{i:04}" for i in range(30)]
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import train_teacher
+from engine.runtime import Runtime
 from losses import build_kd
 from losses.task import TaskLoss
 from models import build_model
@@ -14,7 +15,6 @@ from tests.test_engine import assert_same, crash_at, losses
 from train_teacher import TeacherStep
 from utils import checkpoint
 from utils.pixels import CONVENTIONS
-from utils.training.runtime import Runtime
 from utils.types import Draw, count_labelled_per_rank
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")

@@ -17,14 +17,14 @@ import eval as evaluation
 import train_student
 import train_teacher
 from datasets.base import TrainStream
+from engine import trainer
+from engine.lockstep import STOPPED_STATUS
+from engine.run_folder import open_run_folder
+from engine.runtime import Runtime
+from engine.settings import TeacherConfig
 from tests.conftest import TINY
 from utils import checkpoint
 from utils.errors import UserError
-from utils.training import engine
-from utils.training.configuration import TeacherConfig
-from utils.training.guards import STOPPED_STATUS
-from utils.training.runs import open_run
-from utils.training.runtime import Runtime
 
 KD = ["--kd", "cwd=3,kd=1,dist=1"]
 
@@ -73,7 +73,7 @@ def crash_at(last: int) -> Iterator[None]:
             raise Crash
 
     with pytest.raises(Crash), pytest.MonkeyPatch.context() as patch:  # noqa: PT012  the tests are inside
-        patch.setattr(engine.RunLogger, "advance", crash)
+        patch.setattr(trainer.RunLogger, "advance", crash)
         yield
 
 
@@ -159,7 +159,7 @@ def test_a_signal_saves_before_it_stops(finished, tmp_path, monkeypatch, number)
             os.kill(os.getpid(), number)
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine.RunLogger, "advance", send)
+        patch.setattr(trainer.RunLogger, "advance", send)
         with pytest.raises(SystemExit) as stopped:
             train(train_teacher, tmp_path, "--val-per-iters", "2")
     assert stopped.value.code == STOPPED_STATUS
@@ -228,16 +228,16 @@ def test_best_cannot_be_resumed(finished, tmp_path):
 
 def test_two_runs_do_not_share_a_folder(tmp_path):
     config, world = TeacherConfig(save_dir=str(tmp_path)), Runtime()
-    run = open_run(config, world)
+    run = open_run_folder(config, world, {})
     with pytest.raises(UserError, match="in use by another run"):
-        open_run(config, world)
+        open_run_folder(config, world, {})
     run.close()
-    open_run(config, world).close()
+    open_run_folder(config, world, {}).close()
 
 
 def test_the_lock_ends_with_the_run_not_with_its_loader_processes(tmp_path):
     config, world = TeacherConfig(save_dir=str(tmp_path)), Runtime()
-    run = open_run(config, world)
+    run = open_run_folder(config, world, {})
     fork = multiprocessing.get_context("fork")
     running = fork.Event()
     worker = fork.Process(target=lambda: (running.set(), time.sleep(60)))
@@ -245,7 +245,7 @@ def test_the_lock_ends_with_the_run_not_with_its_loader_processes(tmp_path):
     try:
         assert running.wait(60)
         run.close()  # as at the run's death
-        open_run(config, world).close()
+        open_run_folder(config, world, {}).close()
     finally:
         worker.kill()
         worker.join()
@@ -254,10 +254,10 @@ def test_the_lock_ends_with_the_run_not_with_its_loader_processes(tmp_path):
 def test_learning_rate_follows_the_release():
     config = TeacherConfig(lr=0.001, max_iterations=40000)
     for i in (0, 1, 20000, 39999):
-        assert engine.learning_rate(config, i) == pytest.approx(0.001 * (1 - i / 40000) ** 0.9, rel=1e-12)
+        assert trainer.learning_rate(config, i) == pytest.approx(0.001 * (1 - i / 40000) ** 0.9, rel=1e-12)
     warm = TeacherConfig(lr=0.01, min_lr=1e-4, max_iterations=1000, warmup_iterations=100)
-    assert engine.learning_rate(warm, 0) == pytest.approx(0.001)
-    assert engine.learning_rate(warm, 500) == pytest.approx((0.01 - 1e-4) * 0.5**0.9 + 1e-4)
+    assert trainer.learning_rate(warm, 0) == pytest.approx(0.001)
+    assert trainer.learning_rate(warm, 500) == pytest.approx((0.01 - 1e-4) * 0.5**0.9 + 1e-4)
 
 
 def test_frozen_batchnorm_keeps_its_statistics(tmp_path):

@@ -5,15 +5,15 @@ import torch
 from torch import nn
 
 from datasets import build_dataset
+from engine.evaluator import evaluate
+from engine.preview import make_preview
+from engine.runtime import Runtime
 from models import build_model
 from models.label_noise import LabelNoise
+from models.prediction import Predictor, resize_to_fit
 from utils.bilinear import upsampled_argmax
 from utils.errors import UserError
 from utils.pixels import CONVENTIONS
-from utils.training.evaluation import Predictor, evaluate
-from utils.training.preview import preview
-from utils.training.protocol import resize_to_fit
-from utils.training.runtime import Runtime
 from utils.types import Draw
 
 BGR = CONVENTIONS["bgr_mean"]
@@ -55,7 +55,7 @@ def test_a_preview_names_an_image_that_cannot_be_read(model):
             return UserError("a.png cannot be read")
 
     with pytest.raises(UserError, match=r"a\.png cannot be read"):
-        preview(Predictor(model, BGR), Broken([0]), [(0, 0, 0)] * 7)
+        make_preview(Predictor(model, BGR), Broken([0]), [(0, 0, 0)] * 7)
 
 
 def test_flipping_a_flipped_input_changes_nothing(model):

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import yaml
 
+from engine.settings import ROLES
 from scripts.study import experiment, experiment_figure
 from scripts.study.analysis.runs import read_run
 from scripts.study.experiment import RunnerConfig, plan, prepare
@@ -28,7 +29,6 @@ from tests.conftest import ENVIRONMENT, ROOT, TINY
 from tests.test_compare import make_areas, make_run
 from utils.errors import UserError
 from utils.options import parse_flags
-from utils.training.configuration import ROLES
 
 SMALL = {
     "recipe": "toy",

@@ -8,20 +8,20 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from engine.metrics import confusion_matrix
+from engine.runtime import PRECISIONS
 from losses import LOSSES, build_kd
 from losses.task import TaskLoss
 from losses.upsampled_cross_entropy import upsampled_cross_entropy
 from models import build_model
 from models.label_noise import LabelNoise
+from models.prediction import Predictor
 from tests.test_models import FIVE
 from train_student import StudentStep
 from train_teacher import TeacherStep
 from utils import memory
 from utils.bilinear import upsampled_argmax
 from utils.pixels import CONVENTIONS
-from utils.training.evaluation import Predictor
-from utils.training.metrics import confusion_matrix
-from utils.training.runtime import PRECISIONS
 from utils.types import Draw, count_labelled_per_rank
 
 K = 5

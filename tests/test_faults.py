@@ -20,22 +20,22 @@ import train_teacher
 from datasets import DATASETS, train_and_val
 from datasets.base import SegmentationDataset
 from datasets.ids import IdMap
+from engine import evaluator, lockstep, trainer
+from engine.folder_lock import FolderLock
+from engine.loader import train_batches
+from engine.lockstep import STOPPED_STATUS, FiniteWatch, Lockstep, Stopped
+from engine.logger import RunLogger
+from engine.run_folder import RunFolder
+from engine.run_inputs import describe_inputs
+from engine.runtime import Runtime
+from engine.settings import StudentConfig, TeacherConfig
+from engine.training_state import TrainingState
 from models.checkpoints import reading
 from scripts.study.breaking.processes import members
 from tests.conftest import ENVIRONMENT, ROOT, TINY
 from tests.test_engine import assert_same, losses, records
 from utils import checkpoint
-from utils.errors import UserError, named
-from utils.training import engine, evaluation, guards
-from utils.training.configuration import StudentConfig, TeacherConfig
-from utils.training.guards import STOPPED_STATUS, FiniteWatch, InStep, Stopped
-from utils.training.inputs import inputs_of
-from utils.training.loader import train_batches
-from utils.training.locks import Lock
-from utils.training.logs import RunLogger
-from utils.training.runs import Run
-from utils.training.runtime import Runtime
-from utils.training.state import TrainingState
+from utils.errors import UserError, explain_error
 
 SHORT = [*TINY, "--max-iterations", "3", "--val-per-iters", "2", "--save-per-iters", "1"]
 
@@ -134,7 +134,7 @@ def test_a_run_goes_on_in_another_folder_with_all_that_belongs_to_it(finished, r
         (tmp_path / "copy" / name).read_bytes() == before[name] for name in ("best.pth", "last.pth", "metrics.jsonl")
     )
     (other / "previous.pth").write_bytes(b"of another run")
-    Run(other, {}, None, origin=run / "previous.pth").begin(TeacherConfig())
+    RunFolder(other, Runtime(), {}, run / "previous.pth").prepare_for_writing(TeacherConfig())
     assert content(run) == before
     assert content(other).keys() == {"best.pth", "last.pth", "metrics.jsonl", "config.yaml"}
     assert (other / "best.pth").read_bytes() == before["best.pth"]
@@ -153,7 +153,7 @@ def test_two_damaged_checkpoints_leave_advice(run):
 
 @pytest.mark.parametrize("at", [2, 3])
 def test_a_validation_that_failed_is_done_on_resume(finished, tmp_path, monkeypatch, at):
-    calls, evaluate = [], engine.evaluate
+    calls, evaluate = [], trainer.evaluate
 
     def fail(*args, **kwargs):
         calls.append(1)
@@ -162,7 +162,7 @@ def test_a_validation_that_failed_is_done_on_resume(finished, tmp_path, monkeypa
         return evaluate(*args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "evaluate", fail)
+        patch.setattr(trainer, "evaluate", fail)
         with pytest.raises(UserError, match=r"b\.png cannot be read"):
             teach(tmp_path)
     assert checkpoint.read(tmp_path / "last.pth")["iteration"] == at
@@ -215,7 +215,7 @@ def test_a_run_does_not_write_into_the_folder_of_one_that_was_begun_in_its_place
 
     def replace():
         shutil.rmtree(folder)
-        other.append(Lock(folder))
+        other.append(FolderLock(folder))
         (folder / "last.pth").write_bytes(b"another run's")
 
     with monkeypatch.context() as patch:
@@ -235,26 +235,26 @@ def test_a_lock_that_is_removed_meanwhile_is_taken_again(finished, tmp_path, mon
 
 
 def neighbour_says(monkeypatch, other):
-    monkeypatch.setattr(guards, "all_reduce", lambda value, op: value.clamp(min=other))
+    monkeypatch.setattr(lockstep, "all_reduce", lambda value, op: value.clamp(min=other))
 
 
 @pytest.mark.parametrize(("other", "kind"), [(2, Stopped), (3, UserError)])
 def test_what_happens_to_one_process_ends_all(other, kind, monkeypatch):
     neighbour_says(monkeypatch, other)
-    batches = InStep(iter([1, 2]))
+    batches = Lockstep(iter([1, 2]))
     with pytest.raises(kind):
         next(iter(batches))
-    assert batches.left
+    assert batches.all_left
 
 
 def test_a_process_without_batches_waits_for_the_others(monkeypatch):
     neighbour_says(monkeypatch, 1)
-    batches = InStep(iter([7]))
+    batches = Lockstep(iter([7]))
     seen = iter(batches)
     assert next(seen) == 7
     neighbour_says(monkeypatch, 0)
     assert list(seen) == []
-    assert not batches.left
+    assert not batches.all_left
 
 
 @pytest.mark.parametrize("where", ["weight", "statistics", "momentum"])
@@ -271,7 +271,7 @@ def test_what_is_not_finite_is_not_saved(finished, tmp_path, monkeypatch, where)
 
     found, made = [], TrainingState.__init__
     monkeypatch.setattr(TrainingState, "__init__", lambda self, *a: (found.append(self), made(self, *a))[1])
-    monkeypatch.setattr(engine.RunLogger, "advance", spoil)
+    monkeypatch.setattr(trainer.RunLogger, "advance", spoil)
     with pytest.raises(UserError, match="not finite at iteration 3"):
         teach(tmp_path)
     assert checkpoint.read(tmp_path / "last.pth")["iteration"] == 2
@@ -359,10 +359,10 @@ def test_changed_inputs_are_refused(finished, tmp_path, monkeypatch):
     monkeypatch.setattr(reading, "SHIPPED", tmp_path)
     config = StudentConfig(teacher_pretrained="street", pretrained="none", pretrained_base="package")
     data = train_and_val("toy")
-    before = inputs_of(config, data, reading.located)
+    before = describe_inputs(config, data)
     (tmp_path / "street.safetensors").write_bytes(b"another")
     assert before.keys() == {"teacher_pretrained", "training", "validation", "classes"}
-    assert inputs_of(config, data, reading.located)["teacher_pretrained"] != before["teacher_pretrained"]
+    assert describe_inputs(config, data)["teacher_pretrained"] != before["teacher_pretrained"]
     teacher.write_bytes((finished / "previous.pth").read_bytes())
     saved = checkpoint.read(tmp_path / "student/last.pth")
     del saved["inputs"]  # a file from before inputs were recorded
@@ -426,11 +426,11 @@ def test_a_batch_that_does_not_fit_is_evaluated_image_by_image():
             return image[:, 0] + draws[0]
 
     image = torch.arange(24.0).view(2, 3, 2, 2)
-    found = evaluation._fitting(Small(), image, image[:, 0], [1, 2])
+    found = evaluator.predict_within_memory(Small(), image, image[:, 0], [1, 2])
     assert torch.equal(found, image[:, 0] + torch.tensor([1, 2]).view(2, 1, 1))
     Small.holds = 0
     with pytest.raises(UserError, match=r"for one image of 2x2: .*--window H W"):
-        evaluation._fitting(Small(), image, image[:, 0], [1, 2])
+        evaluator.predict_within_memory(Small(), image, image[:, 0], [1, 2])
 
 
 def test_a_terminal_that_is_gone_does_not_end_a_run(tmp_path, monkeypatch):
@@ -441,7 +441,7 @@ def test_a_terminal_that_is_gone_does_not_end_a_run(tmp_path, monkeypatch):
 
     logger = RunLogger(tmp_path, True, 0, 0, 3, {"card": {}})
     monkeypatch.setattr("builtins.print", gone)
-    logger.scalars("train", {"loss": 1.0, "images_per_second": 1.0}, 1)
+    logger.log_scalars("train", {"loss": 1.0, "images_per_second": 1.0}, 1)
     logger.close()
     assert losses(tmp_path) == [(1, 1.0)]
 
@@ -482,7 +482,7 @@ def test_a_loader_process_that_dies_while_it_sends_has_the_same_message():
     assert len([next(batches) for _ in range(3)]) == 3
     with pytest.raises(RuntimeError) as raised:
         next(batches)
-    assert str(named(raised.value)).startswith("a loader process was killed")
+    assert str(explain_error(raised.value)).startswith("a loader process was killed")
 
 
 def test_a_watch_before_the_first_iteration_has_a_message():

@@ -135,3 +135,18 @@ def test_the_widened_stem_keeps_its_rgb_weights(backbone):
     expected = stem_convs(plain.backbone)[0](x)
     torch.testing.assert_close(stem_convs(wide.backbone)[0](zero), expected)
     assert wide.eval()(zero).logits.shape[:2] == (2, 5)
+
+
+def test_label_dropout_shows_some_images_a_zero_plane_in_both_paths():
+    noise, label = LabelNoise(5, "near", 0.03, 1.0, 0.1), torch.randint(0, 5, (64, 4, 4))
+    image = torch.randn(64, 3, 4, 4)
+    first, second = (noise.add_planes(image, label, Draw(5), path, dropout=0.5) for path in (0, 1))
+    hidden = (first[:, 3] == 0).flatten(1).all(1)
+    assert 16 < hidden.sum() < 48
+    assert torch.equal(hidden, (second[:, 3] == 0).flatten(1).all(1))
+    whole = noise.add_planes(image, label, Draw(5), 0)
+    assert torch.equal(first[~hidden], whole[~hidden])  # nothing else changes
+    assert torch.equal(first[:, :3], image)
+    halves = [noise.add_planes(image[b : b + 32], label[b : b + 32], Draw(5, b), 0, dropout=0.5) for b in (0, 32)]
+    assert torch.equal(torch.cat(halves), first)  # whatever the number of processes
+    assert (noise.add_planes(image, label, Draw(5), 0, dropout=1.0)[:, 3] == 0).all()

@@ -28,7 +28,7 @@ class Planes(nn.Module):
         super().__init__()
         self.given = planes
 
-    def beside(self, image, label, draw, path=0):
+    def add_planes(self, image, label, draw, path=0, dropout=0.0):
         return torch.cat([image, self.given[path].to(image.dtype).unsqueeze(1)], 1)
 
 

@@ -1,6 +1,7 @@
 """The shell launchers, as a user calls them."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from engine.settings import load_recipe
 from tests.conftest import ENVIRONMENT, ROOT
 from tests.test_engine import records
 from train_student import RECIPES
-from utils.training.configuration import load_recipe
 
 TINY_FLAGS = [
     *("--crop-size", "32", "32", "--batch-size", "4", "--workers", "0", "--device", "cpu", "--max-iterations", "2"),
@@ -122,27 +123,35 @@ while True:
     signal.pause()
 """
 SCONTROL = """#!/bin/sh
-[ "$1" = requeue ] && echo "$@" || echo node7
+case "$1 $2" in
+    requeue*) echo "$@" ;;
+    "show job") printf 'JobId=41 JobName=slurm.sh\n   Command={root}/scripts/slurm.sh train_teacher.py\n' ;;
+    *) echo node7 ;;
+esac
 """
 
 
 @pytest.mark.parametrize("restarts", ["0", "1"])
 def test_a_slurm_job_is_asked_to_save_by_a_signal_that_srun_passes_on(restarts, tmp_path):
-    """srun answers SIGTERM by killing its tasks (_forward_signal of Slurm's launcher)."""
-    for name, text in (("srun", SRUN.format(python=sys.executable)), ("scontrol", SCONTROL)):
+    """srun answers SIGTERM by killing its tasks (_forward_signal of Slurm's launcher). slurmd runs a copy of the file,
+    in the folder that the job was submitted from."""
+    for name, text in (("srun", SRUN.format(python=sys.executable)), ("scontrol", SCONTROL.format(root=ROOT))):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
     given = {"NODELIST": "node[7-8]", "NNODES": "2", "GPUS_ON_NODE": "8", "JOB_ID": "41", "CPUS_PER_TASK": "64"}
     given["RESTART_COUNT"] = restarts
     slurm = {f"SLURM_JOB_{key}" if key == "NODELIST" else f"SLURM_{key}": value for key, value in given.items()}
     environment = {**ENVIRONMENT, "PATH": f"{tmp_path}:{ENVIRONMENT['PATH']}", **slurm}
-    line = ["bash", str(ROOT / "scripts/slurm.sh"), "train_teacher.py", "--recipe", "voc", "--overwrite"]
-    with subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, text=True) as job:
+    copy = shutil.copy(ROOT / "scripts/slurm.sh", tmp_path / "slurm_script")
+    line = ["bash", str(copy), "train_teacher.py", "--recipe", "voc", "--overwrite"]
+    with subprocess.Popen(line, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as job:
         started = job.stdout.readline()
         job.send_signal(signal.SIGUSR1)
         out, _ = job.communicate(timeout=60)
-    assert started.startswith("runs python scripts/torchrun.py --nnodes 2 --nproc-per-node 8 ")
+    assert started.startswith(f"runs python {ROOT}/scripts/torchrun.py --nnodes 2 --nproc-per-node 8 ")
     flags = "--recipe voc --overwrite" if restarts == "0" else "--recipe voc"  # it is not to begin anew each time
-    assert started.endswith(f"--rdzv-id 41 --rdzv-endpoint node7:29500 train_teacher.py {flags} --resume auto 64\n")
+    assert started.endswith(
+        f"--rdzv-id 41 --rdzv-endpoint node7:29500 {ROOT}/train_teacher.py {flags} --resume auto 64\n"
+    )
     assert out.splitlines() == ["hears SIGUSR1", "requeue 41"]
     assert job.returncode == 0

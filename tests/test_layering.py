@@ -6,16 +6,30 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("utils", "datasets", "models", "losses")
+MIDDLE = ("datasets", "models", "losses")  # they meet as tensors and never import each other
 ENTRY = ("train_teacher", "train_student", "eval")
-FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
-FILES += [ROOT / f"{name}.py" for name in ENTRY]
+MAY_IMPORT = {  # besides itself
+    "utils": set(),
+    **{package: {"utils"} for package in MIDDLE},
+    "engine": {"utils", *MIDDLE},
+    **{script: {"utils", *MIDDLE, "engine"} for script in ENTRY},
+}
 SCRIPTS = sorted((ROOT / "scripts").rglob("*.py"))
-ABOVE = {"scripts", "recipes", "tests", "results", "figures"}  # folders that no package knows of
+# folders that the packages do not know of
+ABOVE = {"scripts", "recipes", "tests", "results", "figures"}
+
+
+def files_of(floor: str) -> list[Path]:
+    """Return the files of a package, or an entry script."""
+    script = ROOT / f"{floor}.py"
+    return [script] if script.exists() else sorted((ROOT / floor).rglob("*.py"))
+
+
+FILES = [path for floor in MAY_IMPORT for path in files_of(floor)]
 
 
 def imports(path: Path) -> set[str]:
-    """Modules, and what may be modules among the names that are imported from packages."""
+    """Return the modules, and what may be modules among the names that are imported from packages."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -27,35 +41,30 @@ def imports(path: Path) -> set[str]:
 
 
 def folders_named(path: Path) -> set[str]:
-    """Constant parts of paths that are put together by ``/``."""
+    """Return the constant parts of paths that are put together by ``/``."""
     parts = [n.right for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.BinOp)]
     texts = [part.value for part in parts if isinstance(part, ast.Constant) and isinstance(part.value, str)]
     return {name for text in texts for name in text.split("/")}
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_imports_point_down(path):
-    layer = path.relative_to(ROOT).parts[0].removesuffix(".py")
-    roots = {name.partition(".")[0] for name in imports(path)}
-    allowed = {"utils": {"utils"}, **{entry: set(PACKAGES) for entry in ENTRY}}
-    ours = roots & {*PACKAGES, *ENTRY, "scripts", "tests"}
-    assert ours <= allowed.get(layer, {"utils", layer}), f"{path} imports {ours}"
-    if layer != "models":
-        assert not roots & {"timm", "mmcv"}, f"{path} imports timm or mmcv"
-    if layer != "utils":
-        assert not any(name.startswith("torch.distributed") for name in imports(path))
+@pytest.mark.parametrize("floor", MAY_IMPORT)
+def test_imports_and_paths_point_down(floor):
+    floors = {*MAY_IMPORT, "scripts", "tests"}
+    above = ABOVE | ({*MIDDLE, "engine", "checkpoints"} if floor == "utils" else set())
+    for path in files_of(floor):
+        names = imports(path)
+        roots = {name.partition(".")[0] for name in names}
+        assert roots & floors <= MAY_IMPORT[floor] | {floor}, f"{path} imports {roots & floors}"
+        if floor != "models":
+            assert not roots & {"timm", "mmcv", "segmentation_models_pytorch"}, f"{path} builds networks"
+        if floor not in ("utils", "engine"):
+            assert not any(name.startswith("torch.distributed") for name in names), f"{path} imports torch.distributed"
+        if floor not in ENTRY:
+            assert not folders_named(path) & above, f"{path} names a folder of a higher floor"
 
 
 def test_mmcv_is_used_without_its_compiled_operators():
     assert not any(name.startswith("mmcv.ops") for path in FILES for name in imports(path))
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_paths_point_down(path):
-    layer = path.relative_to(ROOT).parts[0]
-    above = ABOVE | ({"datasets", "models", "losses", "checkpoints"} if layer == "utils" else set())
-    if layer.removesuffix(".py") not in ENTRY:
-        assert not folders_named(path) & above
 
 
 def test_no_module_imports_itself_by_a_detour():

@@ -6,15 +6,15 @@ import re
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from utils.training.logs import RunLogger
+from engine.logger import RunLogger
 
 
 def log(folder, card):
     """The lines of a run of 40,000 iterations that is continued at 20."""
     logger = RunLogger(folder, True, 20, 20, 40_000, {"card": card})
     for iteration in (21, 30):
-        logger.scalars("train", {"loss": 1.5, "images_per_second": 8.0, "cpu_seconds": 0.5}, iteration)
-    logger.scalars("val", {"miou": 0.25}, 40)
+        logger.log_scalars("train", {"loss": 1.5, "images_per_second": 8.0, "cpu_seconds": 0.5}, iteration)
+    logger.log_scalars("val", {"miou": 0.25}, 40)
     logger.close()
     events = EventAccumulator(str(folder)).Reload()
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()], events.Tags()["scalars"]

@@ -17,6 +17,8 @@ from datasets.base import SegmentationDataset
 from datasets.cache import _size
 from datasets.files import read_list
 from datasets.matlab import mat_field
+from engine.runtime import _choose_device
+from engine.settings import TrainConfig
 from models import from_checkpoint
 from models.backbones.context_path import ContextPath
 from models.checkpoints import imagenet
@@ -36,8 +38,6 @@ from utils import checkpoint
 from utils.errors import UserError
 from utils.jpeg import decode_jpeg
 from utils.options import parse_flags
-from utils.training.configuration import TrainConfig
-from utils.training.runtime import _device
 
 WHERE = (r"(JPEGImages/.+)", r"\1")  # what is kept of an archive
 
@@ -85,7 +85,7 @@ MESSAGES = {
     "deep card": (lambda t: card(t, "[" * 100_000), "is damaged or no safetensors file: maximum recursion"),
     "no data set": (lambda t: check_data.main([]), "--dataset NAME is missing"),
     "no folder": (lambda t: describe_folder.main(["--data", "none"]), "--data none: no such folder"),
-    "colours": (lambda t: folder_layout._colors(garbage(t)), r"x\.png cannot be read"),
+    "colours": (lambda t: folder_layout._count_colors(garbage(t)), r"x\.png cannot be read"),
     "no pictures": (lambda t: folder_layout.find_matches(t), "there are none"),
     "no archive": (lambda t: archives.extract(t, t / "root", WHERE), "cannot be unpacked: .*Is a directory"),
     "nothing in it": (lambda t: archives.extract(archive(t), t, ("x", "x")), "holds no file named like x"),
@@ -173,13 +173,13 @@ def test_an_old_torch_reads_no_pickles(student, monkeypatch):
 def test_gpus_that_are_not_there(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="torch finds no CUDA GPU"):
-        _device("cuda", False)
+        _choose_device("cuda", False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setenv("LOCAL_RANK", "1")
     with pytest.raises(UserError, match="2 processes on this host but only 1 GPUs"):
-        _device("cuda", False)
-    assert _device("cuda", True).index == 0
+        _choose_device("cuda", False)
+    assert _choose_device("cuda", True).index == 0
 
 
 def test_a_disk_without_room_for_an_archive(tmp_path, monkeypatch):

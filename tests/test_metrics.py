@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from utils.training.metrics import Metrics, confusion_matrix
+from engine.metrics import Metrics, confusion_matrix
 
 
 def pixels(classes=5, seed=0):

@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from timm.layers import BatchNormAct2d
 from torch import nn
 
+from engine.runtime import Runtime
 from scripts.study.benchmarks.steps import teacher_step
 from utils.norms import ExactNorm, SyncedNorm, replace_norms
-from utils.training.runtime import Runtime
 from utils.types import IGNORE_INDEX, Draw
 
 LAST = torch.channels_last

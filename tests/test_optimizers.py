@@ -4,13 +4,13 @@ import pytest
 import torch
 
 import train_student
+from engine.optimizers import OPTIMIZERS
+from engine.settings import StudentConfig
 from models import build_model
 from tests.conftest import TINY
 from tests.test_engine import assert_same, crash_at
 from utils import checkpoint
 from utils.errors import UserError
-from utils.training.configuration import StudentConfig
-from utils.training.optimizers import OPTIMIZERS
 
 
 def test_norms_biases_and_layer_scales_do_not_decay_in_adamw():

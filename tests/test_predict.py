@@ -7,12 +7,12 @@ from PIL import Image
 
 from datasets.toy import TOY
 from models.checkpoints.loading import from_checkpoint
+from models.prediction import Predictor
 from scripts.deploy import predict
 from tests.networks import write_checkpoint
 from utils.errors import UserError
 from utils.pictures import read_image
 from utils.pixels import CONVENTIONS
-from utils.training.evaluation import Predictor
 from utils.types import Draw
 
 

@@ -7,11 +7,11 @@ from itertools import pairwise
 
 import pytest
 
+from engine.settings import StudentConfig, TeacherConfig, parse_settings
 from tests.conftest import ROOT
 from tests.readme_commands import DOWNLOADED, commands
 from train_student import RECIPES
 from utils.options import parse_flags
-from utils.training.configuration import StudentConfig, TeacherConfig, parse
 
 READMES = [p for p in sorted(ROOT.rglob("README.md")) if not {".venv", "runs"} & set(p.parts)]
 LINES = [(path.relative_to(ROOT), line) for path in READMES for line in commands(path)]
@@ -41,7 +41,7 @@ def check(words):
         made, role = (TeacherConfig, "teacher") if "teacher" in name else (StudentConfig, "student")
         data, model, backbone, *rest = flags
         recipe = ["--recipe", data, "--dataset", data, "--model", model, "--backbone", backbone]
-        assert parse(made, role, "", RECIPES, [*recipe, *rest]).model == model
+        assert parse_settings(made, role, "", RECIPES, [*recipe, *rest]).model == model
     elif name == "eval.sh" or first == "python":
         module = "eval" if name == "eval.sh" else script.removesuffix(".py").replace("/", ".")
         made = config_class(importlib.import_module(module))

@@ -7,10 +7,10 @@ import pytest
 import yaml
 
 from datasets import DATASETS
+from engine.settings import ROLES, TRAINED, load_recipe
 from losses import parse_losses
 from train_student import RECIPES
 from utils.options import parse_flags
-from utils.training.configuration import ROLES, TRAINED, load_recipe
 
 SCRIPTS = RECIPES.parent
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))

@@ -12,13 +12,13 @@ import torch.distributed as dist
 
 import train_teacher
 from datasets import cache
+from engine import logger, run_folder, runtime
+from engine.lockstep import FiniteWatch, Stopped
+from engine.runtime import Runtime
+from engine.settings import TeacherConfig
 from tests.conftest import TINY
 from utils import checkpoint
-from utils.errors import UserError, named, run_main
-from utils.training import logs, runs, runtime
-from utils.training.configuration import TeacherConfig
-from utils.training.guards import FiniteWatch, Stopped
-from utils.training.runtime import Runtime
+from utils.errors import UserError, explain_error, run_main
 
 
 def test_rank_0_decides_and_its_error_is_everybodys():
@@ -35,21 +35,21 @@ def test_rank_0_decides_and_its_error_is_everybodys():
 def test_a_failure_does_not_wait_for_processes_that_wait_for_this_one(backend, left, monkeypatch):
     """On a pretended GPU: NCCL's group is left by what all processes do, and not by a failure of one."""
     leaves = []
-    monkeypatch.setattr(runtime, "_device", lambda *given: torch.device("cuda", 0))
+    monkeypatch.setattr(runtime, "_choose_device", lambda *given: torch.device("cuda", 0))
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
-    monkeypatch.setattr(runtime, "_join", lambda backend: None)
+    monkeypatch.setattr(runtime, "_join_group", lambda backend: None)
     for name, value in (("is_initialized", True), ("get_rank", 0), ("get_world_size", 2)):
         monkeypatch.setattr(dist, name, lambda value=value: value)
     monkeypatch.setattr(dist, "destroy_process_group", lambda: leaves.append(1))
     for key in ("RANK", "WORLD_SIZE"):
         monkeypatch.setenv(key, "1")
     settings = SimpleNamespace(device="cuda", backend=backend)
-    with pytest.raises(UserError), runtime.start(settings):
+    with pytest.raises(UserError), runtime.start_runtime(settings):
         raise UserError("a disk is full")
     assert len(leaves) == left
-    with pytest.raises(SystemExit), runtime.start(settings):
+    with pytest.raises(SystemExit), runtime.start_runtime(settings):
         raise Stopped(3)  # as all processes do
-    with runtime.start(settings):
+    with runtime.start_runtime(settings):
         pass
     assert len(leaves) == left + 2
 
@@ -85,7 +85,7 @@ def test_a_process_that_failed_in_a_group_says_so_and_ends_at_once(error, status
 def test_nccls_own_failures_are_told_from_those_of_others(cause, said):
     text = "NCCL error in: ProcessGroupNCCL.cpp:94, unhandled system error (run with NCCL_DEBUG=INFO for details)"
     text += "" if cause is None else f"\nncclSystemError: System call failed.\nLast error:{cause}"
-    assert said in str(named(dist.DistBackendError(text)))
+    assert said in str(explain_error(dist.DistBackendError(text)))
 
 
 def test_weights_that_are_not_finite_are_noticed_behind_a_finite_loss():
@@ -110,13 +110,13 @@ def test_neither_git_nor_locks_nor_memory_are_taken_for_granted(tmp_path, monkey
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(FileNotFoundError):
         subprocess.run(["git"], check=False)
-    assert logs.environment(torch.device("cpu"))["git"] == "unknown"
+    assert logger.describe_environment(torch.device("cpu"))["git"] == "unknown"
 
     def no_lock(file, flags):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", no_lock)
-    runs.open_run(TeacherConfig(save_dir=str(tmp_path / "run")), Runtime()).close()
+    run_folder.open_run_folder(TeacherConfig(save_dir=str(tmp_path / "run")), Runtime(), {}).close()
     assert "cannot be locked" in capsys.readouterr().err
 
     def full(*_):

@@ -10,10 +10,10 @@ import torch
 
 from datasets import build_dataset, train_and_val
 from datasets.transforms import AUGMENTATIONS, SCALES, balanced, cirkd, distort, flip, mmseg, pad, resized_window
+from engine.loader import train_batches
+from engine.runtime import Runtime
 from tests.trees import camvid
 from utils.errors import UserError
-from utils.training.loader import train_batches
-from utils.training.runtime import Runtime
 
 COLOR = (123, 117, 104)
 

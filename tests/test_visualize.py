@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from engine.preview import draw_heading, tile
 from scripts.study import visualize
 from scripts.study.analysis.style import wrap
 from tests.networks import write_checkpoint
 from utils.errors import UserError
-from utils.training.preview import heading, tile
 
 LONG = "student-voc-deeplabv3-resnet18_v1s-kd=cwd=3-seed=1"
 
@@ -61,4 +61,4 @@ def test_pictures_of_tensorboard_bear_titles():
     assert titled.shape == plain.shape
     assert titled[:22].min() < 100 < plain[:22].min()  # letters
     assert np.array_equal(titled[22:], plain[22:])
-    assert heading("long" * 30, 80).shape == (18, 80, 3)
+    assert draw_heading("long" * 30, 80).shape == (18, 80, 3)

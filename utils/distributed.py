@@ -1,14 +1,14 @@
-"""What processes tell each other, one process without a group included. Only utils imports torch.distributed."""
+"""Collectives over ranks; with one process and no group they return what they were given."""
+
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-
-from utils.norms import trained_norms
+from torch import Tensor
 
 
 def all_reduce(value: Tensor, op: str = "sum") -> Tensor:
-    """The "sum", "mean" or "max" over processes, in place; the value itself when there is one process.
+    """Reduce a value over ranks by "sum", "mean" or "max", in place. Return it.
 
     A CPU tensor does not wait for a GPU.
     """
@@ -20,9 +20,9 @@ def all_reduce(value: Tensor, op: str = "sum") -> Tensor:
 
 
 def all_gather_cat(value: Tensor) -> Tensor:
-    """The values of all processes joined along dim 0, by rank; the value itself when there is one process.
+    """Return the values of all ranks joined along dim 0, in the order of ranks, without gradient.
 
-    Without gradient. The shapes of all processes are equal.
+    The shapes on all ranks must be equal.
     """
     if not dist.is_initialized():
         return value
@@ -31,9 +31,11 @@ def all_gather_cat(value: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def broadcast_statistics(module: nn.Module) -> None:
-    """Give every process rank 0's running statistics, of the BatchNorm layers that are trained."""
-    if dist.is_initialized():
-        for part in trained_norms(module).values():
-            for buffer in part.buffers(False):
-                dist.broadcast(buffer, 0)
+def broadcast_values(values: Sequence[Tensor]) -> None:
+    """Give every rank the values of rank 0, in place and to the last bit."""
+    if not dist.is_initialized():
+        return
+    for value in values:
+        data = value.detach().contiguous().reshape(-1).view(torch.uint8)  # gloo does not know every type
+        dist.broadcast(data, 0)
+        value.detach().copy_(data.view(value.dtype).view(value.shape))

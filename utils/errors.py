@@ -1,6 +1,7 @@
-"""Errors for people: one line that says what was wrong, where, and what to do."""
+"""Turn failures into errors for people: one line that says what was wrong, where, and what to do."""
 
 import difflib
+import errno
 import io
 import os
 import re
@@ -23,25 +24,31 @@ class UserError(Exception):
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
-    """``"; did you mean 'x'?"`` for the choice closest to ``name``, or an empty string."""
+    """Return ``"; did you mean 'x'?"`` for the choice closest to ``name``, or an empty string."""
     close = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def lookup(table: Mapping[str, T], name: str, what: str) -> T:
-    """``table[name]``, or a UserError that names the nearest key and lists all of them."""
+    """Return ``table[name]``.
+
+    Raises:
+        UserError: there is no such key; it names the nearest one and lists all of them.
+    """
     if name in table:
         return table[name]
     raise UserError(f"unknown {what} {name!r}{nearest(name, table)} (choices: {', '.join(table)})")
 
 
 def first_line(error: BaseException) -> str:
-    """Of an error's message, or its kind when it has none."""
+    """Return the first line of an error's message, or its kind when it has none."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-ANOTHER = "another process of the job"  # how a message begins that only points at the one that matters
-# what a RuntimeError without a kind of its own says -> what it means, and what to do
+TRACEBACK = "LAD_TRACEBACK"
+ANOTHER = "another process of the job"  # so begins a message that only points at the one that matters
+TOO_MANY_FILES = "too many open files: a higher limit (ulimit -n 4096), or fewer --workers"
+# a pattern of a RuntimeError's message -> what it means, and what to do
 MEANINGS = {
     "DataLoader worker|Pin memory thread|process pool": "a loader process was killed, most likely for want of memory: "
     "fewer --workers, no --cache-gb, or more shared memory (docker: --shm-size)",
@@ -52,12 +59,13 @@ MEANINGS = {
     "Kernel size can't be greater": "an image, or a part of one, is too small for this network: 32 pixels a side are "
     "enough for most",
     "home directory": "a path begins with ~ and the name of nobody here",
+    "Too many open files|ancdata": TOO_MANY_FILES,
     "No space left on device": "a disk or the shared memory is full (docker: --shm-size)",
 }
 
 
-def named(error: BaseException) -> UserError | None:
-    """A failure of the machine, not of the program, in a user's words; None: it is none that is known."""
+def explain_error(error: BaseException) -> UserError | None:
+    """Explain a failure of the machine in a user's words. Return None for an error of the program."""
     if isinstance(error, UserError):
         return error
     if isinstance(error, torch.OutOfMemoryError):
@@ -65,26 +73,42 @@ def named(error: BaseException) -> UserError | None:
         return UserError(f"{first_line(error)} Try {flags}.")
     if isinstance(error, MemoryError):
         return UserError(MEANINGS["DefaultCPUAllocator|std::bad_alloc|[Cc]annot allocate memory"])
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        return UserError(TOO_MANY_FILES)
     if isinstance(error, OSError) and error.strerror:
         name = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
-        return UserError(f"{f'{name}: ' if name else ''}{error.strerror}")
+        return UserError(f"{name}: {error.strerror}" if name else error.strerror)
     if isinstance(error, RuntimeError):
-        cause = str(error).partition("Last error:")[2].strip() if isinstance(error, dist.DistBackendError) else ""
-        wrapped = str(error).startswith("Caught ")  # in a loader process: its traceback, the message behind it
-        text = cause.replace("\n", " ") or (str(error).splitlines()[-1] if wrapped else first_line(error))
-        unknown = "NCCL failed" if cause else None  # its own failure, not that of a peer
-        meaning = next((meaning for pattern, meaning in MEANINGS.items() if re.search(pattern, text)), unknown)
-        return UserError(f"{meaning} ({text})") if meaning else None
+        return _explain_runtime_error(error)
+    return None
+
+
+def _explain_runtime_error(error: RuntimeError) -> UserError | None:
+    """Explain an error that only its message tells from others."""
+    cause = ""
+    if isinstance(error, dist.DistBackendError):
+        cause = str(error).partition("Last error:")[2].strip()
+    if cause:
+        text = cause.replace("\n", " ")
+    elif str(error).startswith("Caught "):  # in a loader worker: its traceback, and the message at the end
+        text = str(error).splitlines()[-1]
+    else:
+        text = first_line(error)
+    for pattern, meaning in MEANINGS.items():
+        if re.search(pattern, text):
+            return UserError(f"{meaning} ({text})")
+    if cause:  # its own failure, not that of a peer
+        return UserError(f"NCCL failed ({text})")
     return None
 
 
 def run_main(main: Callable[[], None]) -> None:
-    """Call an entry script's ``main``, turning what ``named`` knows into one line on stderr and exit status 2.
+    """Call an entry script's ``main`` and turn known errors into one line on stderr and exit status 2.
 
-    When the reader of its output goes away (``| head``) it says so and ends with status 141, as of SIGPIPE; of an
-    interrupt with 130. Where a failure left the process group (``utils.training.runtime.start``) it ends at once.
+    The environment variable LAD_TRACEBACK=1 shows the traceback of such an error as well. When the reader of the output
+    goes away (``| head``), the status is 141, as of SIGPIPE; after an interrupt it is 130.
     """
-    _ready_streams()
+    _prepare_streams()
     try:
         main()
         if sys.stdout is not None:
@@ -97,22 +121,36 @@ def run_main(main: Callable[[], None]) -> None:
         print("ended: interrupted", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        known = named(error)
-        if known and not _said(str(known)):
-            print(f"error: {known}", file=sys.stderr, flush=True)
+        known = explain_error(error)
+        if known is not None:
+            _print_error(known)
         if dist.is_initialized():
-            if not known:
-                traceback.print_exc()
-            for stream in filter(None, (sys.stdout, sys.stderr)):
-                stream.flush()
-            os._exit(2 if known else 1)
-        if not known:
+            _end_at_once(known is not None)
+        if known is None:
             raise
         sys.exit(2)
 
 
-def _ready_streams() -> None:
-    """What is printed ends no program: a stream closed by the caller leads nowhere, no character is too strange."""
+def _print_error(known: UserError) -> None:
+    """Print an error in one line, unless another process of this launch has printed it."""
+    if os.environ.get(TRACEBACK):
+        traceback.print_exc()
+    if not _was_printed(str(known)):
+        print(f"error: {known}", file=sys.stderr, flush=True)
+
+
+def _end_at_once(is_known: bool) -> None:
+    """End a process that a failure left in its process group (``engine.runtime.start_runtime``), without a wait."""
+    if not is_known:
+        traceback.print_exc()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+    os._exit(2 if is_known else 1)
+
+
+def _prepare_streams() -> None:
+    """Have nothing that is printed end a program: open closed streams to nowhere, and escape strange characters."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
             nowhere = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: most likely the stream's own
@@ -122,19 +160,19 @@ def _ready_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _said(message: str) -> bool:
-    """Whether another process of this launch has said it, or where it only points at another, anything."""
+def _was_printed(message: str) -> bool:
+    """Whether another process of this launch has printed a message, or any if this one only points at another."""
     error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if not error_file:
         return False
     folder = Path(error_file).parents[1]  # that torchrun gives the processes of one launch on one machine
     if message.startswith(ANOTHER):
-        time.sleep(1)  # who lost its peers is a second ahead of their message at most
-        return any(folder.glob("said-*"))
+        time.sleep(1)  # a rank that lost its peers is at most a second ahead of their message
+        return any(folder.glob("printed-*"))
     try:
-        (folder / f"said-{zlib.crc32(message.encode())}").touch(exist_ok=False)
+        (folder / f"printed-{zlib.crc32(message.encode())}").touch(exist_ok=False)
     except FileExistsError:
         return True
     except OSError:
-        return False  # rather twice than not at all
+        return False  # better twice than not at all
     return False

@@ -1,5 +1,6 @@
 """Files read and written so that nothing is lost: whole or not at all, regular ones only, errors with their names."""
 
+import codecs
 import errno
 import hashlib
 import os
@@ -15,6 +16,13 @@ import yaml
 from utils.errors import UserError
 
 BLOCK = 1 << 20
+BYTE_ORDER_MARKS = {  # UTF-32's before UTF-16's, which it begins with
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
 
 
 def write(path: Path, fill: Callable[[IO[bytes]], object], previous: Path | None = None, durable: bool = True) -> None:
@@ -98,6 +106,26 @@ def read_bytes(path: Path) -> bytes:
         return file.read()
 
 
+def decode_text(data: bytes) -> str:
+    """Decode a text file: UTF-8, or UTF-16 or UTF-32 as Windows programs write it.
+
+    UTF-16 without a byte-order mark is known by its zero bytes, where all characters are of Western European languages.
+
+    Raises ValueError: it is none of these, or holds zero bytes; the message says so.
+    """
+    encoding = next((encoding for mark, encoding in BYTE_ORDER_MARKS.items() if data.startswith(mark)), "utf-8")
+    if encoding == "utf-8" and data and len(data) % 2 == 0:
+        if not any(data[1::2]):
+            encoding = "utf-16-le"
+        elif not any(data[::2]):
+            encoding = "utf-16-be"
+    text = data.decode(encoding)
+    if "\0" in text:
+        line = text[: text.index("\0")].count("\n") + 1
+        raise ValueError(f"zero bytes, the first in line {line}: it is damaged, or UTF-16 without a byte-order mark")
+    return text
+
+
 def digest_of(path: Path, digest: Any = None) -> str:
     """Of a file's content, in hex; SHA-256, or what another digest has begun."""
     digest = digest or hashlib.sha256()
@@ -125,7 +153,7 @@ def read_yaml(path: Path) -> Any:
     Raises UserError: unreadable, no text, no plain yaml, a key twice, nested too deep.
     """
     try:
-        return yaml.load(read_bytes(path).decode("utf-8-sig"), _Loader)
+        return yaml.load(decode_text(read_bytes(path)), _Loader)
     except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
         raise UserError(f"{path} is no plain yaml: {reason}") from error

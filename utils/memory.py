@@ -1,4 +1,4 @@
-"""Whether something large will fit, asked before it is made."""
+"""Check that something large will fit in memory before it is made."""
 
 import os
 from pathlib import Path
@@ -12,11 +12,14 @@ GIB = 2**30
 
 
 def require_memory(size: int, what: str, advice: str, device: torch.device) -> None:
-    """Refuse what does not fit: ``size`` bytes on a GPU, or in each process of this host.
+    """Check that ``size`` bytes fit on a GPU, or in each process of this host.
 
-    Raises UserError: ``what``, how much it takes, how much is free, and ``advice``.
+    Raises:
+        UserError: they do not. It names ``what``, how much that takes, how much is free, and ``advice``.
     """
-    copies = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if device.type == "cpu" else 1
+    copies = 1
+    if device.type == "cpu":
+        copies = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     free = free_memory(device)
     if free is not None and size * copies > free:
         each = f" in each of {copies} processes" if copies > 1 else ""
@@ -24,21 +27,29 @@ def require_memory(size: int, what: str, advice: str, device: torch.device) -> N
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that can be had on a device; of the host, within this process's control group. None: not known here."""
+    """Return how many bytes are free on a device, None where that is not known.
+
+    For the CPU these are the host's, within the limit of this process's control group.
+    """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    known = [value for value in (_host(), _control_group()) if value is not None]
+    known = [value for value in (_read_host_memory(), _read_group_memory()) if value is not None]
     return min(known) if device.type == "cpu" and known else None
 
 
-def _host() -> int | None:
+def _read_host_memory() -> int | None:
+    """Return what the host can give without swapping."""
     table = Path("/proc/meminfo")
-    lines = table.read_text(encoding="ascii").splitlines() if table.exists() else []
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+    if not table.exists():
+        return None
+    for line in table.read_text(encoding="ascii").splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return None
 
 
-def _control_group() -> int | None:
-    """A container's limit, less what it holds and cannot drop."""
+def _read_group_memory() -> int | None:
+    """Return a container's limit, less what it holds and cannot drop."""
     try:
         limit = int((CGROUP / "memory.max").read_text())
         used = int((CGROUP / "memory.current").read_text())

@@ -1,4 +1,4 @@
-"""BatchNorm layers that learn, with the statistics of all processes, or with exact ones of channels-last maps."""
+"""BatchNorm layers for training: with the statistics of all ranks, or with exact ones of channels-last maps."""
 
 import torch
 import torch.distributed as dist
@@ -8,13 +8,20 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def trained_norms(module: nn.Module) -> dict[str, _BatchNorm]:
-    """The BatchNorm layers that learn (not a frozen teacher's), by name."""
+    """Return the BatchNorm layers that learn (not those of a frozen teacher), by name."""
     norms = {name: part for name, part in module.named_modules() if isinstance(part, _BatchNorm)}
     return {name: part for name, part in norms.items() if any(p.requires_grad for p in part.parameters(False))}
 
 
+def has_trained_statistics(norm: _BatchNorm) -> bool:
+    """Whether the running statistics of a layer differ from those it is made with, mean 0 and variance 1."""
+    if norm.running_mean is None:
+        return False
+    return bool(norm.running_mean.any()) or bool((norm.running_var != 1).any())
+
+
 def replace_norms(module: nn.Module, kind: type[_BatchNorm]) -> None:
-    """Make the BatchNorm layers that are trained ``kind``; parameters and buffers are the same objects."""
+    """Replace the BatchNorm layers that learn by layers of ``kind``, with the same parameters and buffers."""
     for name, norm in trained_norms(module).items():
         new = kind(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
         for part in ("_parameters", "_buffers", "_modules"):
@@ -23,28 +30,30 @@ def replace_norms(module: nn.Module, kind: type[_BatchNorm]) -> None:
         setattr(module.get_submodule(parent), attribute, new.train(norm.training))
 
 
-def _and_after(norm: _BatchNorm, x: Tensor) -> Tensor:
-    """What a layer does after its norm: timm's carry dropout and activation."""
+def _apply_rest(norm: _BatchNorm, x: Tensor) -> Tensor:
+    """Apply what a layer does after its norm: timm's layers carry dropout and activation."""
     for after in norm.children():
         x = after(x)
     return x
 
 
 class SyncedNorm(nn.SyncBatchNorm):
-    """BatchNorm over all processes. PyTorch's waits for the device thrice at each forward, to leave out processes
-    without images, of which there are none here."""
+    """BatchNorm over all ranks, without a wait for the device.
+
+    PyTorch's layer waits three times at each forward, to leave out ranks without images. Here every rank has some.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         size = dist.get_world_size() if self.training and dist.is_initialized() else 1
         if size == 1 or not self.track_running_stats or self.momentum is None:
-            return _and_after(self, super().forward(x))
+            return _apply_rest(self, super().forward(x))
         self.num_batches_tracked.add_(1)
         memory = self.running_mean, self.running_var, self.eps, self.momentum
-        return _and_after(self, _Synced.apply(x, self.weight, self.bias, *memory, dist.group.WORLD, size))
+        return _apply_rest(self, _Synced.apply(x, self.weight, self.bias, *memory, dist.group.WORLD, size))
 
 
 class _Synced(SyncBatchNorm):
-    """PyTorch's function of the same arguments, with a forward pass that the host does not wait in."""
+    """PyTorch's function, with a forward pass in which the host does not wait for the device."""
 
     @staticmethod
     def forward(ctx, x, weight, bias, running_mean, running_var, eps, momentum, group, size) -> Tensor:
@@ -52,7 +61,7 @@ class _Synced(SyncBatchNorm):
         mean, inverse = torch.batch_norm_stats(x, eps)
         own = torch.cat([mean, inverse, mean.new_full((1,), x.numel() // x.shape[1])])
         every = own.new_empty(size, len(own))
-        dist.all_gather(list(every), own, group)
+        dist.all_gather_into_tensor(every, own, group)
         means, inverses, counts = every.split(x.shape[1], 1)
         joined = means, inverses, running_mean, running_var, momentum, eps, counts.flatten()
         mean, inverse = torch.batch_norm_gather_stats_with_counts(x, *joined)
@@ -64,18 +73,18 @@ class _Synced(SyncBatchNorm):
 class ExactNorm(_BatchNorm):
     """BatchNorm whose statistics of channels-last maps are as exact on the CPU as those of maps in the plain layout.
 
-    There PyTorch adds up a channel of all maps in one float32 number (in the plain layout in float64): of 8 maps of
-    90x120 its statistics are off by 1e-5 instead of 1e-7, and more the larger the maps are. Here each column of the
-    maps has statistics of its own, which are then joined. As fast as PyTorch's.
+    PyTorch adds up a channel of channels-last maps in one float32 number, and in float64 in the plain layout. For 8
+    maps of 90x120 the statistics are off by 1e-5 instead of 1e-7, and more for larger maps. Here each column of the
+    maps has statistics of its own, which are then joined. This is as fast as PyTorch's layer.
     """
 
     def _check_input_dim(self, x: Tensor) -> None:
-        """Any, as SyncBatchNorm: it stands for layers of one, two and three dimensions."""
+        """Accept any number of dimensions, as SyncBatchNorm does: it replaces layers of one, two and three."""
 
     def forward(self, x: Tensor) -> Tensor:
         last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
         if not (last and self.training and x.dtype == torch.float32):
-            return _and_after(self, super().forward(x))
+            return _apply_rest(self, super().forward(x))
         x, mean, var = _Exact.apply(x, self.weight, self.bias, self.eps)
         if self.track_running_stats:
             self.num_batches_tracked += 1
@@ -83,11 +92,11 @@ class ExactNorm(_BatchNorm):
             count = x.numel() / x.shape[1]
             self.running_mean.lerp_(mean, share)
             self.running_var.lerp_(var * (count / (count - 1)), share)
-        return _and_after(self, x)
+        return _apply_rest(self, x)
 
 
 class _Exact(torch.autograd.Function):
-    """The normalised map, and the mean and (population) variance of each channel."""
+    """Return the normalised map, and the mean and (population) variance of each channel."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:

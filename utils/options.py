@@ -5,13 +5,18 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from utils.errors import UserError, nearest
 
 BARE = "bare "  # marks what the parser finds without a flag
 REQUIRED = "?"  # a recipe's value for what only the user can give
+HEADINGS = ("", "data", "network", "method", "optimisation", "evaluation", "output", "machine")  # of --help, in order
+# what a setting affects
+RESULT = "result"  # the weights and scores of a run
+COMPUTING = "computing"  # only how they are computed: they differ by rounding at most
+NOTHING = "nothing"  # neither
 
 
 def option(
@@ -21,35 +26,44 @@ def option(
     minimum: float | None = None,
     maximum: float | None = None,
     positional: bool = False,
+    group: str = "",
+    affects: str = RESULT,
+    may_differ: bool = False,
+    names_run: bool = True,
+    is_file: bool = False,
+    examples: Mapping[str, str] | None = None,
 ) -> Any:
-    """A field of a settings record. ``positional``: the flag's name may be left out."""
-    metadata = {"help": text, "choices": choices, "minimum": minimum, "maximum": maximum, "positional": positional}
+    """Declare a field of a settings record.
+
+    positional: the flag's name may be left out. group: the heading of ``--help`` that the flag stands under. affects:
+    RESULT, COMPUTING or NOTHING. may_differ: the setting may differ when a run is resumed though it affects the
+    result. names_run: a value that is not the usual one is part of the run's name, if it affects the result. is_file:
+    the setting names a file. examples: what ``--help`` says of single values; others are allowed.
+    """
+    metadata = {
+        "help": text,
+        "choices": choices,
+        "minimum": minimum,
+        "maximum": maximum,
+        "positional": positional,
+        "group": group,
+        "affects": affects,
+        "may_differ": may_differ or affects != RESULT,
+        "names_run": names_run and affects == RESULT,
+        "is_file": is_file,
+        "examples": examples,
+    }
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def marked(config_class: type, mark: str) -> set[str]:
+    """Return the names of the settings that have a mark, such as "may_differ"."""
+    return {field.name for field in dataclasses.fields(config_class) if field.metadata[mark]}
+
+
 def parse_flags(config_class: type, description: str, argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """The fields given on the command line, converted and checked."""
-    parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    hints = typing.get_type_hints(config_class)
-    for field in dataclasses.fields(config_class):
-        kind, shown = _plain(hints[field.name]), "" if field.default in ("", None) else f" (default: {field.default})"
-        options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": field.metadata["help"] + shown}
-        if kind is bool:
-            options["action"] = argparse.BooleanOptionalAction
-        elif typing.get_origin(kind) is tuple:
-            repeated = typing.get_args(kind)[-1] is Ellipsis
-            options["nargs"] = "+" if repeated else len(typing.get_args(kind))
-        if field.metadata["positional"]:
-            bare = {
-                "nargs": "*" if options.get("nargs") == "+" else "?",
-                "metavar": field.name.upper().removesuffix("S"),
-            }
-            parser.add_argument(BARE + field.name, **options | bare)
-        if field.metadata["choices"]:
-            options["metavar"] = "{" + ",".join(field.metadata["choices"]) + "}"
-        parser.add_argument(flag_of(field.name), **options)
-    # launchers before torchrun pass the local rank as a flag; the environment says the same
-    parser.add_argument("--local-rank", "--local_rank", help=argparse.SUPPRESS, default=argparse.SUPPRESS)
+    """Return the fields given on the command line, converted and checked."""
+    parser = _make_parser(config_class, description)
     given = vars(parser.parse_intermixed_args(argv))
     given.pop("local_rank", None)
     for name in [key for key in given if key.startswith(BARE)]:
@@ -61,8 +75,69 @@ def parse_flags(config_class: type, description: str, argv: Sequence[str] | None
     return {name: convert(config_class, name, value, flag_of(name)) for name, value in given.items()}
 
 
+def _make_parser(config_class: type, description: str) -> "_Parser":
+    """Return a parser with a flag for each field, under the headings of their groups."""
+    fields = dataclasses.fields(config_class)
+    parser = _Parser(
+        usage="%(prog)s [flags]",
+        description=description,
+        epilog="\n".join(_describe_examples(field) for field in fields if field.metadata["examples"]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    hints = typing.get_type_hints(config_class)
+    groups = {"": parser}
+    for field in sorted(fields, key=lambda field: HEADINGS.index(field.metadata["group"])):
+        heading = field.metadata["group"]
+        if heading not in groups:
+            groups[heading] = parser.add_argument_group(heading)
+        _add_flag(groups[heading], field, _plain(hints[field.name]))
+    # launchers before torchrun pass the local rank as a flag; the environment says the same
+    parser.add_argument("--local-rank", "--local_rank", help=argparse.SUPPRESS, default=argparse.SUPPRESS)
+    return parser
+
+
+def _add_flag(parser: Any, field: dataclasses.Field, kind: Any) -> None:
+    """Add the flag of a field, and its bare form where the field is positional."""
+    text = field.metadata["help"]
+    if field.default not in ("", None) and field.default is not False:
+        text += f" (default: {_join(field.default)})"
+    options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": text.replace("%", "%%")}
+    if kind is bool:
+        options["action"] = argparse.BooleanOptionalAction
+    elif typing.get_origin(kind) is tuple:
+        repeated = typing.get_args(kind)[-1] is Ellipsis
+        options["nargs"] = "+" if repeated else len(typing.get_args(kind))
+    if field.metadata["positional"]:
+        bare = {"nargs": "*" if options.get("nargs") == "+" else "?", "metavar": field.name.upper().removesuffix("S")}
+        parser.add_argument(BARE + field.name, **options | bare)
+    if field.metadata["choices"]:
+        options["metavar"] = "{" + ",".join(field.metadata["choices"]) + "}"
+    parser.add_argument(flag_of(field.name), **options)
+
+
+def _join(value: Any) -> str:
+    """Return a default as it is written on the command line."""
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _describe_examples(field: dataclasses.Field) -> str:
+    """Return a line for each value that ``--help`` explains."""
+    examples = field.metadata["examples"]
+    width = max(map(len, examples))
+    return "\n".join(
+        [f"{flag_of(field.name)}:", *(f"  {name:<{width}}  {text}" for name, text in examples.items()), ""]
+    )
+
+
 def convert(config_class: type, name: str, value: Any, where: str) -> Any:
-    """A value from the command line (strings) or yaml as the type of the field, within its bounds."""
+    """Convert a value from the command line (strings) or yaml to the type of the field, and check its bounds.
+
+    where: the flag, or the file and key, for messages.
+
+    Raises:
+        UserError: the value is of another type, out of bounds, or no choice.
+    """
     field = next(field for field in dataclasses.fields(config_class) if field.name == name)
     hint = typing.get_type_hints(config_class)[name]
     if value is None and isinstance(hint, types.UnionType):
@@ -108,11 +183,12 @@ def _scalar(kind: type, value: Any, where: str) -> Any:
 
 
 def _plain(hint: Any) -> Any:
-    """``float | None`` -> ``float``."""
+    """Return the type without None: ``float | None`` -> ``float``."""
     return typing.get_args(hint)[0] if isinstance(hint, types.UnionType) else hint
 
 
 def flag_of(name: str) -> str:
+    """Return the flag of a field."""
     return "--" + name.replace("_", "-")
 
 

@@ -4,8 +4,8 @@ import numpy as np
 
 
 def derive_seed(*parts: int) -> int:
-    """A 62-bit seed that depends on every one of the non-negative integers, in order.
+    """Return a 62-bit seed that depends on every one of the non-negative integers, in order.
 
-    Of up to four, trailing zeros do not count: ``(seed, i)`` and ``(seed, i, 0)`` are one seed.
+    Trailing zeros of up to four integers do not count: ``(seed, i)`` and ``(seed, i, 0)`` give one seed.
     """
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(2))

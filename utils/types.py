@@ -42,7 +42,7 @@ class Output(NamedTuple):
     feat: Tensor  # [B, C, h, w], the input of the classifier
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Output":
-        """With every map changed."""
+        """Return the output with every map changed."""
         return Output(change(self.logits), tuple(map(change, self.aux)), change(self.feat))
 
 
@@ -74,4 +74,13 @@ class Draw(NamedTuple):
         for b, row in enumerate(values):
             generator.manual_seed(self.seed + stream + ROW * (self.first + b))
             row.normal_(generator=generator)
+        return values
+
+    def uniform(self, count: int, stream: int, device: torch.device) -> Tensor:
+        """Return one number in [0, 1) for each of ``count`` rows: float32 ``[count]``."""
+        generator = torch.Generator(device)
+        values = torch.empty(count, device=device)
+        for b in range(count):
+            generator.manual_seed(self.seed + stream + ROW * (self.first + b))
+            values[b : b + 1].uniform_(generator=generator)
         return values

@@ -3,17 +3,20 @@
 import inspect
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from models.architectures.deeplabv3 import deeplabv3, deeplabv3_mmseg
 from models.architectures.fcn import fcn, fcn_torchvision
 from models.architectures.ocrnet import ocrnet
 from models.architectures.pspnet import pspnet, pspnet_mmseg
+from models.architectures.smp import DECODERS, build_smp, decoder_options
 from models.architectures.stdc import stdc
-from models.backbones import DILATED, PYRAMID, build_backbone
+from models.backbones import DILATED, PYRAMID, build_backbone, prepare_stem
 from models.segmentor import Segmentor
 from utils.errors import UserError, lookup
 
-# (backbone, number of classes, widths by keyword) -> network; plain names are the papers', suffixes are variants
+# (backbone, number of classes, widths by keyword) -> network; plain names are the papers', suffixes are variants.
+# Those of DECODERS take the backbone by its name: the library builds it.
 ARCHITECTURES: dict[str, Callable[..., Segmentor]] = {
     "fcn": fcn,
     "fcn_torchvision": fcn_torchvision,
@@ -28,15 +31,16 @@ ARCHITECTURES: dict[str, Callable[..., Segmentor]] = {
     "deeplabv3_torchvision": partial(deeplabv3, dropout=(0.5, 0, 0.1), widths=(256, 256), align_corners=False),
     "stdc": stdc,
     "ocrnet": ocrnet,
+    **{arch: partial(build_smp, arch) for arch in DECODERS},
 }
 UNDILATED = ("stdc",)  # these take the backbone's maps at strides 8, 16 and 32; the others a last map at stride 8
 
 
-def build_model(arch: str, backbone: str, num_classes: int, in_channels: int = 3, **widths: int) -> Segmentor:
-    """A network with random weights. ``in_channels`` is 3, or 3 plus the label planes of an assisted teacher.
+def build_model(arch: str, backbone: str, num_classes: int, in_channels: int = 3, **widths: Any) -> Segmentor:
+    """Build a network with random weights. ``in_channels`` is 3, or 3 plus the label planes of an assisted teacher.
 
     widths: what differs from the architecture's own (``width``, ``aux_width``, ... of its function); 0 leaves an
-    auxiliary branch out.
+    auxiliary branch out. Of ``smp_...`` they are the library's options, such as ``decoder_pyramid_channels``.
 
     Raises UserError: unknown architecture or backbone, a width the architecture does not have, too few classes or
     channels.
@@ -46,14 +50,20 @@ def build_model(arch: str, backbone: str, num_classes: int, in_channels: int = 3
         lookup(dict.fromkeys(width_names(arch)), name, f"width of {arch}")
     if num_classes < 2 or in_channels < 3:
         raise UserError(f"a network needs 2 classes and 3 channels or more, not {num_classes} and {in_channels}")
-    output_stride = PYRAMID if arch in UNDILATED else DILATED
-    model = build(build_backbone(backbone, in_channels, output_stride), num_classes, **widths)
+    if arch in DECODERS:  # the library builds the encoder with the decoder
+        model = build(backbone, num_classes, **widths)
+        prepare_stem(model.backbone, in_channels)
+    else:
+        output_stride = PYRAMID if arch in UNDILATED else DILATED
+        model = build(build_backbone(backbone, in_channels, output_stride), num_classes, **widths)
     model.config = {"arch": arch, "backbone": backbone, "num_classes": num_classes, "in_channels": in_channels}
     model.config |= widths
     return model
 
 
 def width_names(arch: str) -> tuple[str, ...]:
-    """What of an architecture may be chosen; what is keyword-only makes its variants."""
+    """Return what of an architecture may be chosen; what is keyword-only makes its variants."""
+    if arch in DECODERS:
+        return decoder_options(arch)
     parameters = inspect.signature(ARCHITECTURES[arch]).parameters.values()
     return tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)[2:]

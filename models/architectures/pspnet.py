@@ -4,20 +4,11 @@ import torch
 from torch import Tensor, nn
 
 from models.architectures.assembly import head_width, mmseg, release, top
-from models.layers import bin_means, conv_norm_act
+from models.layers import Pool, conv_norm_act
 from models.segmentor import Segmentor
 from utils.bilinear import resize
 
 BINS = (1, 2, 3, 6)
-
-
-class Pool(nn.AdaptiveAvgPool2d):
-    """The mean of each bin, by products where runs must repeat."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if torch.are_deterministic_algorithms_enabled():
-            return bin_means(x, self.output_size)
-        return super().forward(x)
 
 
 class PSPHead(nn.Module):

@@ -3,9 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 
-import timm
 import torch
-from timm.models.resnet import BasicBlock
 from torch import nn
 
 from models.backbones.hrnet import Fusion
@@ -23,6 +21,8 @@ RESNET_STEMS: dict[str, dict[str, object]] = {
 
 def _features(name: str, **options: object) -> nn.Module:
     """The last four maps: some networks (ConvNeXt) have no other, some (Darknet) two before them."""
+    import timm  # takes a second to import, at every start
+
     backbone = timm.create_model(name, features_only=True, out_indices=4, pretrained=False, **options)
     backbone.channels = tuple(backbone.feature_info.channels())
     backbone.strides = tuple(backbone.feature_info.reduction())
@@ -35,6 +35,8 @@ def _resnet(depth: int, variant: str, output_stride: int) -> nn.Module:
     The first block of a dilated stage keeps half the dilation in timm as it does in LAD, CIRKD and MMSegmentation. In
     MMSegmentation the second convolution of a basic block is never dilated.
     """
+    from timm.models.resnet import BasicBlock
+
     stem = RESNET_STEMS[variant]
     backbone = _features(f"resnet{depth}", output_stride=output_stride, zero_init_last=False, **stem)
     for block in backbone.modules():
@@ -86,7 +88,6 @@ def _fits(backbone: nn.Module, output_stride: int, size: tuple[int, int] = (97, 
 
 BACKBONES: dict[str, Callable[[int], nn.Module]] = {
     **{f"resnet{n}_{variant}": partial(_resnet, n, variant) for variant in RESNET_STEMS for n in RESNET_DEPTHS},
-    **{name: partial(_hrnet, name) for name in timm.list_models("hrnet_*")},
     **{name: partial(stdc_backbone, name) for name in BLOCKS},
 }
 
@@ -98,19 +99,30 @@ def build_backbone(name: str, in_channels: int = 3, output_stride: int = DILATED
 
     Raises UserError: the name is neither, or timm cannot run that network at this output stride.
     """
+    import timm
+
     if name in BACKBONES:
         backbone = BACKBONES[name](output_stride)
+    elif name.startswith("hrnet_") and timm.is_model(name):
+        backbone = _hrnet(name, output_stride)
     elif timm.is_model(name):
         backbone = _any_timm(name, output_stride)
+    elif name.startswith("smp-"):
+        raise UserError(f"backbone {name!r}: encoders of segmentation_models_pytorch are for --model smp_... only")
     else:
         hint = nearest(name, [*BACKBONES, *timm.list_models()])
         raise UserError(f"unknown backbone {name!r}{hint} (choices: {', '.join(BACKBONES)}, or a timm name)")
+    prepare_stem(backbone, in_channels)
+    return backbone
+
+
+def prepare_stem(backbone: nn.Module, in_channels: int) -> None:
+    """Mark the convolutions that see the image, and widen them where label planes come with it."""
     for module in backbone.modules():
         if isinstance(module, nn.Conv2d) and module.in_channels == 3:
             module.sees_image = True
     if in_channels > 3:
         widen_stem(backbone, in_channels)
-    return backbone
 
 
 def stem_convs(backbone: nn.Module) -> list[nn.Conv2d]:

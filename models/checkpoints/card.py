@@ -10,7 +10,7 @@ from utils.pixels import CONVENTIONS
 
 FORMAT = 1  # of the cards this version writes
 REQUIRED = ("num_classes", "class_names", "palette", "dataset", "data", "pixels", "label_noise")
-TRAINING_STATE = ("optimizer", "scaler", "losses")
+TRAINING_STATE = ("optimizer", "scaler", "losses", "frozen_norms")
 
 
 def _is_noise(value: object) -> bool:

@@ -6,7 +6,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from torch import Tensor, nn
 
@@ -29,6 +28,8 @@ def own_pixels(backbone: str) -> str:
 
     With weights for ImageNet's mean and deviation any convention goes: LAD and CIRKD start BGR networks from them.
     """
+    import timm  # takes a second to import, at every start
+
     usual = CONVENTIONS["inception"]
     if not timm.is_model(backbone):
         return ""
@@ -117,6 +118,8 @@ def _package_file(backbone: str) -> Path:
 
 def _timm_weights(model: Segmentor) -> dict[str, Tensor]:
     """The ImageNet weights timm offers for the backbone's name, downloaded by timm."""
+    import timm
+
     backbone = model.config["backbone"]
     name = re.sub(r"^(resnet\d+)_v1b?", r"\1", backbone)  # resnet50_v1s and _v1c are timm's resnet50s and c
     if not (timm.is_model(name) and timm.is_model_pretrained(name)):

@@ -1,8 +1,11 @@
 """Networks from files: this project's checkpoints, and those of LAD, CIRKD, MMSegmentation and torchvision."""
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from models.architectures import build_model
 from models.backbones import narrow_stem, stem_convs, widen_stem
@@ -11,51 +14,30 @@ from models.checkpoints.card import Card, read_card
 from models.checkpoints.formats import FORMATS, MMSEG, unwrap
 from models.checkpoints.imagenet import load_base
 from models.checkpoints.recognition import OPTIONAL, infer, mmseg_record
-from models.label_noise import LabelNoise
+from models.checkpoints.smp_files import CONFIG, is_smp, recognise_smp
+from models.checkpoints.smp_files import SOURCE as SMP_SOURCE
 from models.prediction import Loaded
 from models.segmentor import Segmentor
 from utils import checkpoint
 from utils.errors import UserError
 from utils.pixels import CONVENTIONS
-from utils.types import Rgb
 
 # how LAD trained its assisted teachers (train_baseline.py:387-417); its files do not say so
 RELEASE_NOISE = {"codes": "random", "pixel_std": 0.03, "scale": CONVENTIONS["bgr_mean"].label_scale}
 
 
-def begin(
-    model: Segmentor,
-    names: Sequence[str],
-    palette: Sequence[Rgb],
-    dataset: str,
-    data: str,
-    pixels: str,
-    noise: LabelNoise | None = None,
-    pretrained_base: str = "",
-    pretrained: str = "",
-    start: str = "",
-) -> Card:
-    """Initialise the network of a new run, and the card of its checkpoints.
-
-    noise: what the network is shown besides the image. start: the card's, of a run that is continued; its network is
-    left as it is.
-    """
-    start = start or initialise(model, pretrained_base, pretrained, pixels)
-    shown = dict(noise.config) if noise else None
-    return Card(dict(model.config), names, palette, dataset, data, pixels, shown, start)
-
-
-def from_checkpoint(path: str | Path, assisted: bool = False) -> Loaded:
+def from_checkpoint(path: str | Path, assisted: bool = False, backbone: str = "") -> Loaded:
     """Rebuild the network of a checkpoint, on the CPU, in eval mode.
 
     assisted: what to take a foreign file with a label plane (four input channels) for. The LAD release gives its
     students one too and shows them zeros, so by default it is a student and the plane is folded away: the same output
     from three channels. True keeps it, as a teacher. This project's own files say which they are.
+    backbone: of a file of segmentation_models_pytorch whose keys do not tell its encoder.
 
     Raises UserError: no such file, damaged, of unknown content, or weights that do not fit what the file says.
     """
     content = reading.read(path)
-    return _own(content, path) if "arch" in content else _foreign(content, str(path), assisted)
+    return _own(content, path) if "arch" in content else _foreign(content, str(path), assisted, backbone)
 
 
 def _own(content: dict[str, Any], path: str | Path) -> Loaded:
@@ -68,8 +50,10 @@ def _own(content: dict[str, Any], path: str | Path) -> Loaded:
     return Loaded(model.eval(), card)
 
 
-def _foreign(content: Mapping[str, Any], source: str, assisted: bool) -> Loaded:
+def _foreign(content: Mapping[str, Any], source: str, assisted: bool, backbone: str) -> Loaded:
     weights = unwrap(content, source)
+    if is_smp(weights):
+        return _load_smp(weights, content.get(CONFIG), source, backbone)
     if "main.classifier.weight" in weights:
         raise UserError(f"{source} holds bare weights of this project; use the whole checkpoint (last.pth, best.pth)")
     form, config, weights = infer(weights, source)
@@ -91,6 +75,17 @@ def _foreign(content: Mapping[str, Any], source: str, assisted: bool) -> Loaded:
     return Loaded(model.eval(), card)
 
 
+def _load_smp(weights: Mapping[str, Tensor], saved: Mapping[str, Any] | None, source: str, backbone: str) -> Loaded:
+    """Rebuild a network of segmentation_models_pytorch, and say which pixels it is taken to have been trained on."""
+    network = recognise_smp(weights, saved, source, backbone)
+    model = build_model(**network.config)
+    checkpoint.load_weights(
+        model, network.weights, f"{source}, as {model.config['arch']} on {model.config['backbone']},"
+    )
+    print(f"{source}: {SMP_SOURCE}; its images are taken to be normalised as {network.pixels!r}", file=sys.stderr)
+    return Loaded(model.eval(), Card(dict(model.config), pixels=network.pixels, source=SMP_SOURCE))
+
+
 def initialise(model: Segmentor, pretrained_base: str, pretrained: str, pixels: str) -> str:
     """Start a network from a whole checkpoint, from backbone weights, or leave it as it is; say which in words.
 
@@ -99,7 +94,8 @@ def initialise(model: Segmentor, pretrained_base: str, pretrained: str, pixels: 
     Raises UserError: the file is of another network, other classes or another pixel convention.
     """
     if pretrained:
-        loaded, card = from_checkpoint(pretrained, assisted=model.config["in_channels"] > 3)
+        assisted = model.config["in_channels"] > 3
+        loaded, card = from_checkpoint(pretrained, assisted, model.config["backbone"])
         if card.pixels != pixels:
             raise UserError(f"--pretrained {pretrained} was trained on other pixels: use --pixels {card.pixels}")
         # CIRKD's DeepLabV3 differs from LAD's in dropout alone

@@ -11,6 +11,7 @@ from utils import checkpoint
 from utils.errors import UserError, first_line, nearest
 
 SUFFIX = ".safetensors"
+SMP_CONFIG, SMP_WEIGHTS = "config.json", "model.safetensors"  # of segmentation_models_pytorch's save_pretrained
 CARD = "card"  # the metadata key under which the card lies, as JSON
 SHIPPED = Path(__file__).resolve().parents[2] / "checkpoints"  # files that come with the project, known by name
 
@@ -45,6 +46,8 @@ def read(path: str | Path) -> dict[str, Any]:
     Raises UserError: no such file, damaged, or one that holds anything but tensors and plain values.
     """
     path = located(path)
+    if (path / SMP_CONFIG).is_file() and (path / SMP_WEIGHTS).is_file():
+        path = path / SMP_WEIGHTS
     if path.is_dir():
         inside = ", ".join(file.name for file in sorted(path.iterdir()) if file.suffix in (".pth", SUFFIX))
         raise UserError(f"{path} is a folder: give a checkpoint in it ({inside or 'there is none'})")
@@ -75,4 +78,15 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is damaged or no safetensors file: {first_line(error)}") from error
     if not isinstance(card, dict):
         raise UserError(f"{path}: its card is no JSON object")
+    if not card and (path.parent / SMP_CONFIG).is_file():
+        card = {"smp_config": _read_smp_config(path.parent / SMP_CONFIG)}
     return {**card, "model": weights}
+
+
+def _read_smp_config(path: Path) -> dict[str, Any] | None:
+    """Read how segmentation_models_pytorch built the network. None: another library's file."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged: {first_line(error)}") from error
+    return config if isinstance(config, dict) and "_model_class" in config else None

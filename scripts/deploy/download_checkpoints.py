@@ -20,10 +20,14 @@ from itertools import chain
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from tqdm import tqdm
-
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
+
+from utils.environment import require_packages
+
+require_packages()
+
+from tqdm import tqdm
 
 from scripts.deploy.manifest import Entry, problem, read_manifest
 from utils.errors import UserError, nearest, run_main

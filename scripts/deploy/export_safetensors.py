@@ -15,6 +15,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from utils.environment import require_packages
+
+require_packages()
+
 from safetensors.torch import save
 from torch import Tensor
 
@@ -32,6 +36,7 @@ class ExportConfig:
     pretrained: str = option("", "checkpoint to export")
     export: str = option("", f"file to write (*{SUFFIX})")
     half: bool = option(False, "weights in half precision: half the size; the network still computes in float32")
+    backbone: str = option("", "encoder of a file of segmentation_models_pytorch whose keys do not tell it")
     assisted: bool = option(False, "keep the label plane of a file of the LAD release: it is a teacher")
 
 
@@ -52,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not config.export.endswith(SUFFIX):
         raise UserError(f"--export {config.export or 'FILE'}: the file's name must end with {SUFFIX}")
     require_apart([(Path(config.export), Path(config.pretrained))], [located(config.pretrained)], "--export")
-    model, card = from_checkpoint(config.pretrained, config.assisted)
+    model, card = from_checkpoint(config.pretrained, config.assisted, config.backbone)
     settings = {key: value for key, value in card.training.get("config", {}).items() if key not in FOLDERS}
     card = replace(card, data="", training={**card.training, **({"config": settings} if settings else {})})
     weights = model.state_dict()

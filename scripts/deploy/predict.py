@@ -16,12 +16,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from utils.environment import require_packages
+
+require_packages()
+
 import numpy as np
 import torch
 from matplotlib.colors import to_hex
 
 from datasets.base import voc_colors
 from datasets.files import IMAGE_SUFFIXES, images_in
+from engine.runtime import start_runtime
 from models.checkpoints.card import Card
 from models.checkpoints.loading import from_checkpoint
 from utils.colors import blended, palette_picture, save_png
@@ -29,7 +34,6 @@ from utils.errors import UserError, run_main
 from utils.files import require_apart
 from utils.options import option, parse_flags
 from utils.pictures import read_image
-from utils.training.runtime import start
 from utils.types import Rgb
 
 
@@ -104,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     names, palette = appearance(loaded.card)
     pixels = np.zeros(len(names), np.int64)
     failed = 0
-    with start(config) as runtime:
+    with start_runtime(config) as runtime:
         runtime.place(loaded.model)
         for path in images:
             try:

@@ -15,10 +15,16 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-import torch
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from utils.environment import require_packages
+
+require_packages()
+
+import torch
+
+from engine.logger import describe_environment
+from engine.runtime import start_runtime
 from scripts.study.analysis.style import save_json
 from scripts.study.benchmarks.memory import memory
 from scripts.study.benchmarks.parts import metric, noising
@@ -28,8 +34,6 @@ from scripts.study.benchmarks.steps import student, teacher
 from scripts.study.benchmarks.timing import BenchmarkConfig, Comparison
 from utils.errors import lookup, run_main
 from utils.options import parse_flags
-from utils.training.logs import environment
-from utils.training.runtime import start
 
 LIGHT = ("tf_efficientnet_lite0", "mobilenetv2_100")
 COMPARISONS: dict[str, Callable[[BenchmarkConfig, torch.device], Comparison]] = {
@@ -51,11 +55,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     for item in config.only:
         lookup(known, item, "comparison")
     wanted, results = set(config.only or COMPARISONS), {}
-    with start(config) as runtime:
+    with start_runtime(config) as runtime:
         for name in (name for name in COMPARISONS if wanted & {name, name.partition("-")[0]}):
             results[name] = COMPARISONS[name](config, runtime.device)
             print("\n".join(results[name].lines()), flush=True)
-        header = {"environment": environment(runtime.device)}
+        header = {"environment": describe_environment(runtime.device)}
     if config.json:
         save_json(header | {name: asdict(result) for name, result in results.items()}, Path(config.json))
 

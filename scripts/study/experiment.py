@@ -23,17 +23,21 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from utils.environment import require_packages
+
+require_packages()
+
 from datasets import DATASETS
 from datasets.base import DatasetSpec
+from engine.folder_lock import FolderLock
+from engine.lockstep import STOPPED_STATUS
+from engine.settings import load_recipe
 from scripts.study.experiments.definition import Arm, Experiment, read_experiment
 from scripts.study.experiments.jobs import Job, Stop, execute
 from train_student import RECIPES
 from utils.errors import UserError, lookup, run_main
 from utils.files import write
 from utils.options import option, parse_flags
-from utils.training.configuration import load_recipe
-from utils.training.guards import STOPPED_STATUS
-from utils.training.locks import Lock
 
 RECORDS = ("config.yaml", "metrics.jsonl", "last.json", "best.json", "per_image_*.npz", "robustness.json")
 
@@ -104,7 +108,7 @@ def record(job: Job, keep: Path) -> None:
         write(keep / job.name / path.name, lambda file, path=path: file.write(path.read_bytes()))
 
 
-def prepare(config: RunnerConfig, experiment: Experiment, output: Path) -> Lock:
+def prepare(config: RunnerConfig, experiment: Experiment, output: Path) -> FolderLock:
     """What would go wrong after hours is tried now. The lock on ``output``.
 
     Raises UserError: no data, folders that cannot be written or are the same, or another runner in ``output``.
@@ -127,7 +131,7 @@ def prepare(config: RunnerConfig, experiment: Experiment, output: Path) -> Lock:
             (folder / ".probe").unlink()
         except OSError as error:
             raise UserError(f"{flag} {folder} cannot be written: {error.strerror}") from error
-    return Lock(output, "--output")
+    return FolderLock(output, "--output")
 
 
 def say(text: str) -> None:

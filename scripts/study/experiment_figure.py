@@ -15,6 +15,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from utils.environment import require_packages
+
+require_packages()
+
 from scripts.study.analysis import style
 from scripts.study.experiments.definition import read_experiment
 from scripts.study.experiments.figures import draw_costs, draw_dial

@@ -18,10 +18,16 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from utils.environment import require_packages
+
+require_packages()
+
 import torch
 
 from datasets import DATASETS
 from datasets.base import DatasetSpec
+from engine.logger import describe_environment
+from engine.settings import load_recipe
 from losses import build_kd, parse_losses
 from losses.task import TaskLoss
 from models import build_model
@@ -32,8 +38,6 @@ from scripts.study.experiments.definition import read_experiment
 from train_student import RECIPES, StudentStep
 from utils.errors import UserError, lookup, run_main
 from utils.options import option, parse_flags
-from utils.training.configuration import load_recipe
-from utils.training.logs import environment
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ def measure(settings: Mapping[str, Any], classes: int, steps: int, device: str) 
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model, teacher = (build_model(settings["model"], settings["backbone"], classes) for _ in range(2))
-    width = model.main.head.out_channels
+    width = model.feature_channels
     kd = build_kd(settings["kd"], width, width, classes) if parse_losses(settings["kd"]) else None
     task = TaskLoss(model.supervision, settings.get("aux_weight"))
     step = StudentStep(model, task, teacher if kd else None, None, kd).to(device).train()
@@ -84,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             costs[name] = pool.submit(measure, settings, len(spec.names), config.steps, device).result()
             print(name, "{seconds:.3f} s, {megabytes:.0f} MB".format(**costs[name]), flush=True)
     if config.json:
-        content = {"environment": environment(torch.device(device)), "steps": config.steps, "costs": costs}
+        content = {"environment": describe_environment(torch.device(device)), "steps": config.steps, "costs": costs}
         style.save_json(content, Path(config.json).expanduser())
 
 

@@ -17,14 +17,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from utils.environment import require_packages
+
+require_packages()
+
 import torch
 from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
+from engine.logger import device_name
 from models import build_model
 from utils.errors import UserError, run_main
 from utils.options import option, parse_flags
-from utils.training.logs import device_name
 
 NETWORKS = (
     *(("fcn", name) for name in ("resnet18_v1c", "resnet50_v1c", "resnet101_v1c")),

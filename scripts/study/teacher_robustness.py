@@ -17,21 +17,25 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from utils.environment import require_packages
+
+require_packages()
+
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from datasets import for_network
 from datasets.base import SegmentationDataset
+from engine.runtime import start_runtime
 from models.checkpoints.loading import Loaded, from_checkpoint
 from models.label_noise import CODES, LabelNoise
+from models.prediction import Predictor
 from scripts.study.analysis import style
 from scripts.study.analysis.robustness import CORRUPTIONS, Condition, Tally, corrupt, plot
 from utils.errors import UserError, run_main
 from utils.options import option, parse_flags
 from utils.seeding import derive_seed
-from utils.training.evaluation import Predictor
-from utils.training.runtime import start
 from utils.types import Draw
 
 
@@ -132,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         data_name, dataset = for_network(loaded.card, *where, f"--teacher {files[name]}")
     count = min(config.limit or len(dataset), len(dataset))
     chosen = np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist()
-    with start(config) as runtime:
+    with start_runtime(config) as runtime:
         results = {name: measure(t, dataset, chosen, config, runtime.device) for name, t in teachers.items()}
     output = Path(config.output).expanduser()
     what = f"{data_name} {config.split}, {count} of {len(dataset)} images, {config.draws} draws"

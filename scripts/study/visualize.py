@@ -14,19 +14,23 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from utils.environment import require_packages
+
+require_packages()
+
 import numpy as np
 from torch import Tensor
 
 from datasets import for_network
 from datasets.base import DatasetSpec
+from engine.metrics import Metrics, confusion_matrix
 from models.checkpoints.loading import Loaded, from_checkpoint
+from models.prediction import Predictor
 from scripts.study.analysis import style
 from utils.colors import ERROR_COLORS, IGNORE_COLOR, colorize, diverging, error_map, strongest
 from utils.errors import UserError, run_main
 from utils.options import option, parse_flags
 from utils.seeding import derive_seed
-from utils.training.evaluation import Predictor
-from utils.training.metrics import Metrics, confusion_matrix
 from utils.types import IGNORE_INDEX, Draw
 
 

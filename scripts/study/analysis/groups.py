@@ -6,16 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from engine.run_inputs import with_defaults
+from engine.settings import SAME_EXPERIMENT, StudentConfig, TeacherConfig
 from scripts.study.analysis.runs import CHECKPOINT_SETTINGS, Run, read_config, read_run
 from utils.errors import UserError
-from utils.training.configuration import StudentConfig, TeacherConfig
-from utils.training.inputs import completed
-
-# settings that do not make two runs different experiments: the seed, and what changes nothing that is computed
-SAME_EXPERIMENT = {
-    "seed", "recipe", "save_dir", "resume", "overwrite", "workers", "cache_gb", "device", "log_iter", "skip_val",
-    "val_per_iters", "save_per_iters",
-}  # fmt: skip
 
 
 def read_groups(folders: Sequence[str]) -> dict[str, list[Run]]:
@@ -46,8 +40,10 @@ def experiment(config: dict[str, Any], beside: Path | None = None, seen: tuple[P
     folder is at hand, or one of that name in ``beside``, so that students of teachers that differ in the seed alone
     belong together; one of ``seen`` by its file's name: a run that began with its own has replaced what wrote it.
     """
-    whole = completed(config, TeacherConfig if "consistency" in config else StudentConfig)
+    whole = with_defaults(config, TeacherConfig if "consistency" in config else StudentConfig)
     settings = {key: value for key, value in whole.items() if key not in SAME_EXPERIMENT}
+    for key in ("data", "pretrained_base"):  # the same folder or file lies elsewhere on another machine
+        settings[key] = Path(settings[key]).name
     for key in CHECKPOINT_SETTINGS:
         origin = Path(settings.get(key) or "").expanduser()
         places = (origin.parent, beside / origin.parent.name) if beside else (origin.parent,)

@@ -13,8 +13,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from engine.metrics import Metrics, confusion_matrix
 from scripts.study.analysis.style import color, marker, wrap
-from utils.training.metrics import Metrics, confusion_matrix
 from utils.types import IGNORE_INDEX
 
 

@@ -4,11 +4,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from engine.metrics import confusion_matrix
 from models.label_noise import LabelNoise
 from scripts.study.benchmarks import as_released
 from scripts.study.benchmarks.timing import BenchmarkConfig, Comparison, medians
 from utils.bilinear import upsampled_argmax
-from utils.training.metrics import confusion_matrix
 from utils.types import IGNORE_INDEX, Draw
 
 
@@ -42,7 +42,7 @@ def noising(num_classes: int, config: BenchmarkConfig, device: torch.device) -> 
         return torch.cat([image, as_released.noised_label(target, num_classes, 0.03, *source)], 1)
 
     def table(i: int) -> Tensor:
-        return noise.beside(image, label, Draw(i))
+        return noise.add_planes(image, label, Draw(i))
 
     check = {"largest difference": float((loop(0, *drawn(noise, label, Draw(0), 0)) - table(0)).abs().max())}
     ways = {"as released: a mask for each image and class": loop, "ours: table look-up, written in place": table}

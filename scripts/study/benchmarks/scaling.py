@@ -9,9 +9,9 @@ from time import perf_counter
 import torch
 import torch.multiprocessing as mp
 
+from engine.runtime import start_runtime
 from scripts.study.benchmarks.steps import Batch, step, teacher_step
 from scripts.study.benchmarks.timing import BenchmarkConfig, Comparison
-from utils.training.runtime import start
 
 
 def scaling(config: BenchmarkConfig, device: torch.device) -> Comparison:
@@ -38,7 +38,7 @@ def _work(rank: int, size: int, port: int, config: BenchmarkConfig, results: Sim
     values = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_PORT": port, "MASTER_ADDR": "127.0.0.1"}
     os.environ |= {key: str(value) for key, value in values.items()}
     torch.set_num_threads(1)
-    with start(config) as runtime:
+    with start_runtime(config) as runtime:
         batch = Batch(21, runtime.device)
         wrapped = runtime.prepare(teacher_step(21)).train()
         run, times = step(batch.loss(wrapped, runtime), wrapped, fused=True), []

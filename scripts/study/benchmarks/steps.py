@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from engine.runtime import Runtime
 from losses import build_kd
 from losses.task import TaskLoss
 from models import build_model
@@ -19,7 +20,6 @@ from train_student import StudentStep
 from train_teacher import TeacherStep
 from utils.errors import UserError
 from utils.pixels import CONVENTIONS
-from utils.training.runtime import Runtime
 from utils.types import Draw, count_labelled_per_rank
 
 SGD = {"lr": 0.001, "momentum": 0.9, "weight_decay": 1e-4}

@@ -6,12 +6,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from engine.settings import ROLES, load_recipe
 from scripts.study.analysis.runs import CHECKPOINT_SETTINGS
 from scripts.study.experiments.files import find, merged
 from train_student import RECIPES
 from utils.errors import UserError, lookup
 from utils.options import convert
-from utils.training.configuration import ROLES, load_recipe
 
 REQUIRED = ("recipe", "seeds", "baseline", "runs")
 RUNNER_SETTINGS = {"recipe", "data", "seed", "save_dir", "resume", "overwrite", "workers", "cache_gb"}

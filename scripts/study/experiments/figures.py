@@ -9,13 +9,13 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
+from engine.settings import TeacherConfig
 from scripts.study.analysis import style
 from scripts.study.analysis.runs import Run
 from scripts.study.experiments.definition import Experiment
 from scripts.study.experiments.losses_table import BUDGETS, TEACHERS, Row
 from scripts.study.experiments.tables import read_records, scores
 from scripts.study.experiments.teachers_table import read_robustness
-from utils.training.configuration import TeacherConfig
 
 COSTS = ("time of a training step, x baseline", "peak memory over the baseline, MB")
 # of their axes: most losses cost a little more than the baseline, some many times as much; memory may be less

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from engine.lockstep import STOPPED_STATUS
 from scripts.study.experiments.stop import Stop
 from utils.files import write_text
-from utils.training.guards import STOPPED_STATUS
 
 ROOT = Path(__file__).resolve().parents[3]
 VOLATILE = ("--workers", "--cache-gb")  # flags with a value that change nothing that is computed

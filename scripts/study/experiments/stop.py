@@ -3,7 +3,7 @@
 import signal
 import time
 
-from utils.training.guards import hear
+from engine.lockstep import handle_stop_signals
 
 
 class Stop:
@@ -14,7 +14,7 @@ class Stop:
         self.signalled = False
 
     def __enter__(self) -> "Stop":
-        self.before = hear(self._signal)
+        self.before = handle_stop_signals(self._signal)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,4 +1,4 @@
-"""Folders that one process writes to at a time."""
+"""Lock a folder, so that one run writes to it at a time."""
 
 import fcntl
 import os
@@ -10,32 +10,39 @@ from weakref import WeakSet
 from utils.errors import UserError
 
 NAME = ".lock"
-LOCKS: "WeakSet[Lock]" = WeakSet()
+LOCKS: "WeakSet[FolderLock]" = WeakSet()
 # a loader process may outlive a killed run by seconds, the lock must not
 os.register_at_fork(after_in_child=lambda: [lock.close() for lock in LOCKS])
 
 
-class Lock:
-    """Of a folder, which is made; it ends with ``close`` or the process, however that ends."""
+class FolderLock:
+    """The lock on a folder, which is made. It ends with ``close``, or with the process, however that ends."""
 
     def __init__(self, folder: Path, flag: str = "--save-dir") -> None:
-        """Raises UserError: the folder that ``flag`` names cannot be written, or somebody else has the lock."""
-        self.folder, self.flag = folder, flag
+        """Take the lock. flag: the flag that names the folder, for messages.
+
+        Raises:
+            UserError: the folder cannot be written, or somebody else has the lock.
+        """
+        self.folder = folder
+        self.flag = flag
         self.file = self._take()
         LOCKS.add(self)
 
     def hold(self) -> None:
-        """Take it again where its file, or the folder, was removed. To be asked before anything is written.
+        """Take the lock again if its file or the folder was removed. Call this before anything is written.
 
-        Raises UserError: somebody else has taken it since.
+        Raises:
+            UserError: somebody else has taken it since.
         """
         try:
             held = os.path.samestat(os.fstat(self.file.fileno()), (self.folder / NAME).stat())
         except FileNotFoundError:
             held = False
         if not held:
-            before, self.file = self.file, self._take()
-            before.close()
+            removed = self.file
+            self.file = self._take()
+            removed.close()
 
     def _take(self) -> IO[str]:
         try:
@@ -55,4 +62,5 @@ class Lock:
         return file
 
     def close(self) -> None:
+        """Release the lock."""
         self.file.close()

@@ -9,11 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from engine.run_folder import LAST, PREVIOUS
+from engine.runtime import Runtime
+from engine.settings import TrainConfig
 from utils.errors import UserError, nearest
 from utils.files import read_yaml
-from utils.training.configuration import TrainConfig
-from utils.training.runs import LAST, PREVIOUS
-from utils.training.runtime import Runtime
 
 C = TypeVar("C", bound=TrainConfig)
 
@@ -103,7 +103,7 @@ def _find_saved(config: TrainConfig, classes: int) -> str | None:
     return saved if is_computed and saved.count(",") == classes - 1 else None
 
 
-def _compute_from_labels(dataset: Any, workers: int) -> str:
+def _compute_from_labels(dataset: Any, workers: int | None) -> str:
     """Count the training labels and balance the classes.
 
     Raises UserError: no pixel has a class, or a label file cannot be read.

@@ -1,0 +1,123 @@
+"""The one evaluator: validation during training and eval.py both call it."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from engine.loader import eval_batches
+from engine.lockstep import Lockstep
+from engine.metrics import ASSISTED, Metrics, confusion_matrix
+from engine.runtime import Runtime
+from models.prediction import Predictor
+from utils.errors import UserError
+from utils.seeding import derive_seed
+from utils.types import Draw
+
+
+def evaluate(
+    predictor: Predictor,
+    dataset: Dataset,
+    num_classes: int,
+    runtime: Runtime,
+    workers: int | None = 0,
+    seed: int = 0,
+    batch_size: int = 1,
+    on_prediction: Callable[[int, np.ndarray], None] | None = None,
+    progress: bool = False,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Metrics:
+    """Score a network on a data set. Each image counts once for any number of ranks.
+
+    seed: the label noise of image i is a function of (seed, i). batch_size: images of equal size among so many
+    neighbours go through the network together. on_prediction: called as ``(index, prediction [H, W])`` for each
+    prediction of this rank. progress: show a bar on a terminal. should_stop: whether this rank is asked to stop.
+
+    Raises:
+        Stopped: a rank was asked to stop.
+        UserError: an image cannot be read, or the memory does not hold one; another rank failed.
+    """
+    mark = ASSISTED if predictor.noise is not None else ""
+    scores = Scores(len(dataset), num_classes, runtime.device)
+    batches = eval_batches(dataset, workers, runtime, batch_size)
+    with closing(batches), eval_mode(predictor.model), make_bar(predictor, dataset, runtime, progress) as bar:
+        for image, label, indices in Lockstep(batches, should_stop):
+            draws = [Draw(derive_seed(seed, index)) for index in indices.tolist()]
+            predictions = predict_within_memory(predictor, image, label, draws)
+            for index, prediction, truth in zip(indices.tolist(), predictions, label, strict=True):
+                scores.add(index, prediction, truth)
+                if on_prediction is not None:
+                    on_prediction(index, prediction.cpu().numpy())
+            bar.update(len(indices))
+            if not bar.disable and bar.n % 10 < len(indices):
+                miou = 100 * scores.metrics_so_far(bar.n).miou()
+                bar.set_postfix_str(f"mIoU so far {miou:.2f} %{mark}")
+    return scores.reduce(runtime)
+
+
+class Scores:
+    """Count the pixels of each label and prediction, in total and for each image."""
+
+    def __init__(self, images: int, num_classes: int, device: torch.device) -> None:
+        self.confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
+        self.areas = torch.zeros(images, 3, num_classes, dtype=torch.int64, device=device)
+
+    def add(self, index: int, prediction: Tensor, label: Tensor) -> None:
+        """Count the pixels of one image."""
+        counts = confusion_matrix(prediction, label, len(self.confusion))
+        self.confusion += counts
+        self.areas[index] = torch.stack([counts.diagonal(), counts.sum(1), counts.sum(0)])
+
+    def metrics_so_far(self, images: int) -> Metrics:
+        """Return the metrics of the images that this rank has counted."""
+        return Metrics(self.confusion.cpu().numpy(), images)
+
+    def reduce(self, runtime: Runtime) -> Metrics:
+        """Return the metrics over all ranks."""
+        runtime.reduce(self.areas)
+        runtime.reduce(self.confusion)
+        return Metrics(self.confusion.cpu().numpy(), len(self.areas), self.areas.cpu().numpy())
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put a network into eval mode, and cuDNN's search for the fastest algorithm off.
+
+    Images have many sizes, and a search for each would take longer than it saves. What was there before is restored
+    after a success only: a failure ends the run.
+    """
+    was_training = model.training
+    was_searching = torch.backends.cudnn.benchmark
+    model.eval()
+    torch.backends.cudnn.benchmark = False
+    yield
+    model.train(was_training)
+    torch.backends.cudnn.benchmark = was_searching
+
+
+def make_bar(predictor: Predictor, dataset: Dataset, runtime: Runtime, progress: bool) -> tqdm:
+    """Return the progress bar of rank 0; it shows only where a terminal looks on."""
+    total = len(range(runtime.rank, len(dataset), runtime.size))
+    hidden = None if progress and runtime.is_main else True  # None: hidden unless the output is a terminal
+    return tqdm(total=total, desc="eval", disable=hidden, leave=False)
+
+
+def predict_within_memory(predictor: Predictor, image: Tensor, label: Tensor, draws: Sequence[Draw]) -> Tensor:
+    """Predict the classes of a batch, image by image where the memory does not hold it at once.
+
+    Raises:
+        UserError: the memory does not hold one image.
+    """
+    with suppress(torch.OutOfMemoryError):
+        return predictor.classes(image, label, draws)
+    torch.cuda.empty_cache()
+    rows = zip(image.split(1), label.split(1), draws, strict=True)
+    try:
+        return torch.cat([predictor.classes(x, y, [draw]) for x, y, draw in rows])
+    except torch.OutOfMemoryError as error:
+        size = "x".join(map(str, image.shape[-2:]))
+        raise UserError(f"out of memory for one image of {size}: --amp bf16, or eval.py's --window H W") from error

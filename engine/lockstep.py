@@ -1,0 +1,178 @@
+"""What keeps ranks together: signals, failures and non-finite losses end all of them at the same batch."""
+
+import math
+import os
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from engine.runtime import Runtime
+from utils.distributed import all_reduce
+from utils.errors import ANOTHER, UserError
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+STOPPED_STATUS = 3  # exit status of a run that a signal stopped after saving itself
+DONE, MORE, STOP, FAILED = range(4)  # what a rank says before each batch; the largest counts
+
+
+class LossNotFinite(UserError):
+    """The weights are lost; nothing may be saved."""
+
+
+class Stopped(SystemExit):
+    """A signal asked to stop."""
+
+
+class Watched(NamedTuple):
+    """The terms of an iteration on their way from the device. copied: the event of their arrival, None on the CPU."""
+
+    iteration: int
+    names: list[str]
+    values: Tensor
+    copied: torch.cuda.Event | None
+
+
+class FiniteWatch:
+    """Stop at a non-finite loss.
+
+    On CUDA ``watch`` looks one iteration late, so that the host does not wait for the device. ``check`` looks at once,
+    before anything is validated or saved.
+    """
+
+    def __init__(self, explain: Callable[[str, int, Mapping[str, float]], str]) -> None:
+        """explain: makes the message from what is not finite, the iteration, and its terms."""
+        self.explain = explain
+        self.pending: Watched | None = None
+        self.last_iteration = 0
+        self.last_terms: dict[str, float] = {}
+
+    def watch(self, iteration: int, terms: Mapping[str, Tensor]) -> None:
+        """Note the terms of an iteration.
+
+        Raises:
+            LossNotFinite: its loss, or on CUDA that of the iteration before, is not finite.
+        """
+        values = torch.stack([term.detach().float() for term in terms.values()])
+        if not values.is_cuda:
+            self.pending = Watched(iteration, list(terms), values, None)
+            self.check()
+            return
+        values = values.to("cpu", non_blocking=True)
+        copied = torch.cuda.Event()
+        copied.record()
+        self.check()
+        self.pending = Watched(iteration, list(terms), values, copied)
+
+    def check(self, tensors: Sequence[Tensor] = ()) -> None:
+        """Check the last watched loss, and tensors that are to be saved.
+
+        Raises:
+            LossNotFinite: one of them is not finite.
+        """
+        self._check_pending()
+        if tensors and not torch.stack(torch._foreach_norm(tensors, math.inf)).isfinite().all():
+            raise LossNotFinite(self.explain("the gradient is not finite", self.last_iteration, self.last_terms))
+
+    def _check_pending(self) -> None:
+        if self.pending is None:
+            return
+        iteration, names, values, copied = self.pending
+        self.pending = None
+        if copied is not None:
+            copied.synchronize()
+        self.last_iteration = iteration
+        self.last_terms = dict(zip(names, values.tolist(), strict=True))
+        if not math.isfinite(self.last_terms["loss"]):
+            raise LossNotFinite(self.explain("the loss is not finite", iteration, self.last_terms))
+
+
+def handle_stop_signals(handler: Callable[[int, Any], None]) -> dict[int, Any]:
+    """Have ``handler`` called at the signals that ask to stop. Return the handlers that were there before.
+
+    SIGHUP is left alone where it is ignored, as nohup does.
+    """
+    numbers = [n for n in STOP_SIGNALS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
+    return {number: signal.signal(number, handler) for number in numbers}
+
+
+class StopRequest:
+    """Remember the signals that ask to stop, so that the loop can save before it ends.
+
+    The end of torchrun's agent counts as one: nobody would watch over this process any more.
+    """
+
+    def __init__(self) -> None:
+        self.received = False
+        self.agent = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
+        self.previous_handlers = handle_stop_signals(self._receive)
+
+    def _receive(self, number: int, frame: object) -> None:
+        if self.received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = True
+
+    def __call__(self) -> bool:
+        """Whether this process was asked to stop."""
+        return self.received or self.agent not in (None, os.getppid())
+
+    def end_agent(self, runtime: Runtime) -> None:
+        """End torchrun's agent, which would restart this process, and wait for the other ranks."""
+        is_first = os.environ.get("LOCAL_RANK") == "0"
+        agent_restarts = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
+        if is_first and agent_restarts and self.agent == os.getppid():
+            os.kill(self.agent, signal.SIGTERM)
+        runtime.barrier()
+
+    def restore_handlers(self) -> None:
+        """Give the signals back to their handlers."""
+        for number, handler in self.previous_handlers.items():
+            signal.signal(number, handler)
+
+
+class Lockstep:
+    """Iterate over batches in lockstep: if one rank stops or fails, every rank stops before the same batch.
+
+    all_left: whether all ranks have left the loop before its end.
+    """
+
+    def __init__(self, batches: Iterator, should_stop: Callable[[], bool] = lambda: False) -> None:
+        """should_stop: whether this rank is asked to stop."""
+        self.batches = batches
+        self.should_stop = should_stop
+        self.all_left = False
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield the batches of this rank; one with fewer batches waits for the others.
+
+        Raises:
+            Stopped: a rank was asked to stop.
+            UserError: another rank failed; this rank's own failure is raised as it is.
+        """
+        while True:
+            batch = None
+            failure = None
+            try:
+                batch = next(self.batches, None)
+            except Exception as error:
+                failure = error
+            agreed = int(all_reduce(torch.tensor(float(self._answer(batch, failure))), "max"))
+            if agreed == DONE:
+                return
+            self.all_left = agreed > MORE
+            if agreed == STOP:
+                raise Stopped(STOPPED_STATUS)
+            if agreed == FAILED:
+                raise failure or UserError(f"{ANOTHER} failed; its own message says why")
+            if batch is not None:
+                yield batch
+
+    def _answer(self, batch: object, failure: Exception | None) -> int:
+        """Return what this rank tells the others."""
+        if failure is not None:
+            return FAILED
+        if batch is None:
+            return DONE
+        return STOP if self.should_stop() else MORE

@@ -1,0 +1,190 @@
+"""Write metrics.jsonl, TensorBoard events, and lines or a bar on the terminal."""
+
+import errno
+import json
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from datetime import timedelta
+from importlib.metadata import version
+from pathlib import Path
+from shutil import which
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from engine.metrics import ASSISTED
+from utils.files import read_bytes, write_text
+
+MACHINE = ("images_per_second", "cpu_seconds", "memory_gb")  # terms that say something of the machine, not the training
+RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes
+
+
+def device_name(device: torch.device) -> str:
+    """Return the name of the GPU or the processor."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def peak_memory_gb() -> float:
+    """Return the most this process has held so far, in 10^9 bytes: on its GPU if it uses one, else in RAM."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT / 1e9
+
+
+def assisted_mark(card: Mapping[str, Any]) -> str:
+    """Return the mark of a score or prediction by a network that reads the label; nothing for any other."""
+    return ASSISTED if card.get("label_noise") else ""
+
+
+def describe_environment(device: torch.device) -> dict[str, Any]:
+    """Return versions, device and git revision, for the first record of a run."""
+    return {
+        "python": platform.python_version(),
+        **{package: version(package) for package in ("torch", "torchvision", "timm", "numpy")},
+        "opencv-python": cv2.__version__,  # or opencv-python-headless
+        "device": f"{device.type}: {device_name(device)}",
+        "threads": torch.get_num_threads(),
+        "git": read_git_revision() or "unknown",
+    }
+
+
+def read_git_revision() -> str:
+    """Return the commit of this code, marked where files have changed since; "" where git does not say."""
+    if not which("git"):
+        return ""
+    root = Path(__file__).resolve().parent.parent
+    describe = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    return subprocess.run(describe, cwd=root, capture_output=True, text=True, check=False).stdout.strip()
+
+
+class RunLogger:
+    """Write the records of one run to ``folder``; on other ranks than 0 every method does nothing."""
+
+    def __init__(
+        self, folder: Path, enabled: bool, start: int, validated: int, stop: int, header: Mapping[str, Any]
+    ) -> None:
+        """Open the log, and drop the records of an interrupted run that are later than its checkpoint.
+
+        start, validated: the iteration that the run continues from, and the last one whose validation is finished.
+        stop: the last iteration. header: what the first record says.
+        """
+        self.enabled = enabled
+        if not enabled:
+            return
+        from torch.utils.tensorboard import SummaryWriter  # costs half a second
+
+        path = folder / "metrics.jsonl"
+        lines = read_bytes(path).decode(errors="replace").splitlines() if start and path.exists() else []
+        write_text(path, "".join(line + "\n" for line in lines if is_kept(line, start, validated)))
+        self.file = path.open("a", buffering=1)
+        self.writer = SummaryWriter(str(folder), purge_step=start + 1 if start else None)
+        self.stop = stop
+        self.mark = assisted_mark(header["card"])
+        self.first_time: float | None = None  # of the first record of training, which took longer than others
+        self.first_iteration = start
+        self.bar = tqdm(
+            total=stop, initial=start, desc=folder.name, disable=not sys.stderr.isatty(), dynamic_ncols=True
+        )
+        self.write_record({"event": "start", "iteration": start, **header})
+
+    def write_record(self, values: Mapping[str, Any]) -> None:
+        """Write one line of metrics.jsonl."""
+        if self.enabled:
+            self.file.write(json.dumps(values) + "\n")
+
+    def log_scalars(self, tag: str, values: Mapping[str, float | None], iteration: int) -> None:
+        """Write a record, TensorBoard curves ``tag/name``, and one line on the terminal.
+
+        A record of training ("train") also says how much memory was used; one of validation ("val") whether the score
+        is that of a network that reads the label.
+        """
+        if not self.enabled:
+            return
+        if tag == "train":
+            values = {**values, "memory_gb": peak_memory_gb()}
+        record = {"event": tag, "iteration": iteration, **values}
+        if tag == "val" and self.mark:
+            record["label_assisted"] = True
+        self.write_record(record)
+        numbers = {name: value for name, value in values.items() if value is not None}
+        for name, value in numbers.items():
+            self.writer.add_scalar(f"{self.mark_tag(tag)}/{name}", value, iteration)
+        terms = "".join(f" {name} {value:.4g}" for name, value in numbers.items() if name not in MACHINE)
+        if tag == "train":
+            self.print_line(f"train {iteration}/{self.stop}:{terms} | {self.describe_pace(record)}", quiet=True)
+        else:
+            self.print_line(f"{tag} {iteration}/{self.stop}:{self.mark}{terms}")
+
+    def describe_pace(self, record: Mapping[str, Any]) -> str:
+        """Return the speed, the time that is left, and the memory, for the terminal."""
+        parts = [f"{record['images_per_second']:.1f} images/s"]
+        iteration = record["iteration"]
+        if self.first_time is None:
+            self.first_time = time.monotonic()
+            self.first_iteration = iteration
+        else:
+            seconds_each = (time.monotonic() - self.first_time) / (iteration - self.first_iteration)
+            parts.append(f"{timedelta(seconds=round(seconds_each * (self.stop - iteration)))} left")
+        parts.append(f"{record['memory_gb']:.1f} GB")
+        return ", ".join(parts)
+
+    def mark_tag(self, tag: str) -> str:
+        """Return a tag; one of validation says of an assisted network's scores and predictions what they are."""
+        return tag.replace("val", "val" + self.mark.replace(" ", "_"), 1)
+
+    def log_image(self, tag: str, image: np.ndarray, iteration: int) -> None:
+        """Show an image, RGB uint8 ``[H, W, 3]``, in TensorBoard."""
+        if self.enabled:
+            self.writer.add_image(self.mark_tag(tag), image, iteration, dataformats="HWC")
+
+    def advance(self, iteration: int) -> None:
+        """Move the bar to an iteration."""
+        if self.enabled:
+            self.bar.update(iteration - self.bar.n)
+
+    def print_line(self, text: str, quiet: bool = False) -> None:
+        """Print a line on the terminal; a quiet one shows as the bar's postfix where there is a bar."""
+        if not self.enabled:
+            return
+        try:
+            if self.bar.disable:
+                print(text, flush=True)
+            elif quiet:
+                self.bar.set_postfix_str(text.partition(": ")[2])
+            else:
+                self.bar.write(text)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise  # EIO: the terminal is gone (ssh was closed); the run and its files go on
+
+    def close(self) -> None:
+        """Close the files and the bar."""
+        if not self.enabled:
+            return
+        self.bar.close()
+        self.file.close()
+        try:
+            self.writer.close()
+        except OSError as error:  # must not hide why the run ends
+            print(f"warning: the last TensorBoard events are lost: {error.strerror}", file=sys.stderr)
+
+
+def is_kept(line: str, start: int, validated: int) -> bool:
+    """Whether a record is of an iteration that a resume keeps; a line cut off by a kill, or damaged, is of none."""
+    try:
+        record = json.loads(line)
+        return record["iteration"] <= (validated if record["event"] in ("val", "val_iou") else start)
+    except (ValueError, LookupError, TypeError):
+        return False

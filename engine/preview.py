@@ -1,0 +1,80 @@
+"""Make the picture that a run shows in TensorBoard."""
+
+from collections.abc import Mapping, Sequence
+
+import cv2
+import numpy as np
+from torch.utils.data import Dataset
+
+from engine.evaluator import predict_within_memory
+from models.prediction import Predictor
+from utils.colors import colorize, diverging, error_map, strongest
+from utils.errors import UserError
+from utils.seeding import derive_seed
+from utils.types import Draw, Rgb
+
+
+def make_preview(predictor: Predictor, dataset: Dataset, palette: Sequence[Rgb], count: int = 4) -> np.ndarray:
+    """Return an RGB picture with a row for each of a few fixed images.
+
+    A row shows image, label, noised label (of an assisted network), prediction and error.
+
+    Raises:
+        UserError: an image cannot be read, or does not fit in memory.
+    """
+    indices = np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int)
+    return tile([make_row(predictor, dataset, index, palette) for index in indices.tolist()])
+
+
+def make_row(predictor: Predictor, dataset: Dataset, index: int, palette: Sequence[Rgb]) -> dict[str, np.ndarray]:
+    """Return the pictures of one image, by title."""
+    sample = dataset[index]
+    if isinstance(sample, UserError):
+        raise sample
+    image, label, _ = sample
+    device = next(predictor.model.parameters()).device
+    labels = label[None].to(device)
+    draw = Draw(derive_seed(0, index))
+    prediction = predict_within_memory(predictor, image[None].to(device), labels, [draw])[0].cpu().numpy()
+    row = {"image": image.permute(1, 2, 0).numpy(), "label": colorize(label.numpy(), palette)}
+    title = "prediction"
+    if predictor.noise is not None:
+        title = "prediction, LABEL-ASSISTED"
+        plane = predictor.noise(labels, draw)[0].cpu().numpy()
+        row["noised label"] = diverging(strongest(plane))
+    row[title] = colorize(prediction, palette)
+    row["error"] = error_map(prediction, label.numpy())
+    return row
+
+
+def tile(rows: Sequence[Mapping[str, np.ndarray]], height: int = 192, gap: int = 4) -> np.ndarray:
+    """Join rows of RGB pictures by title, each scaled to ``height``, on white. The first row bears the titles."""
+    strips = []
+    for row in rows:
+        pictures = [scale_to_height(picture, height) for picture in row.values()]
+        if not strips:
+            titled = zip(row, pictures, strict=True)
+            pictures = [np.vstack([draw_heading(title, p.shape[1]), p]) for title, p in titled]
+        strips.append(np.hstack([pad_white(picture, ((gap, gap), (gap, gap))) for picture in pictures]))
+    width = max(strip.shape[1] for strip in strips)
+    return np.vstack([pad_white(strip, ((0, 0), (0, width - strip.shape[1]))) for strip in strips])
+
+
+def scale_to_height(picture: np.ndarray, height: int) -> np.ndarray:
+    """Scale a picture without new colours."""
+    width = max(1, round(picture.shape[1] * height / picture.shape[0]))
+    return cv2.resize(picture, (width, height), interpolation=cv2.INTER_NEAREST)
+
+
+def pad_white(picture: np.ndarray, padding: tuple[tuple[int, int], tuple[int, int]]) -> np.ndarray:
+    """Add white above and below, left and right."""
+    return np.pad(picture, (*padding, (0, 0)), constant_values=255)
+
+
+def draw_heading(text: str, width: int, height: int = 18) -> np.ndarray:
+    """Return a text in black on white, RGB; smaller where it would be wider than ``width``."""
+    strip = np.full((height, width, 3), 255, np.uint8)
+    font = cv2.FONT_HERSHEY_SIMPLEX
+    (text_width, _), _ = cv2.getTextSize(text, font, 1.0, 1)
+    scale = min(0.5, width / max(text_width, 1))
+    return cv2.putText(strip, text, (0, height - 5), font, scale, (0, 0, 0), 1, cv2.LINE_AA)

@@ -1,0 +1,40 @@
+"""How a network is evaluated: the views of an image whose logits are averaged."""
+
+from dataclasses import dataclass
+from functools import partial
+
+from utils.options import option
+
+view_option = partial(option, group="evaluation")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What a recipe may say of evaluation: its data set, and these settings as ``eval.<name>``."""
+
+    dataset: str = option("", "data set (default: the checkpoint's)", group="data")
+    resize: tuple[int, int] | None = view_option(
+        None, "long and short side that images are resized to fit, keeping the ratio (MMSegmentation)", minimum=32
+    )
+    scales: tuple[float, ...] = view_option((1.0,), "input scales whose logits are averaged", minimum=0.05)
+    flip: bool = view_option(False, "average with the mirrored input")
+    window: tuple[int, int] | None = view_option(None, "height and width of a sliding window", minimum=32)
+    stride: tuple[int, int] | None = view_option(None, "step of the window (default: two thirds of it)", minimum=1)
+
+    def views(self) -> dict[str, object]:
+        """Return the arguments of ``Predictor``."""
+        return {name: getattr(self, name) for name in ("scales", "flip", "window", "stride", "resize")}
+
+    def describe(self) -> list[str]:
+        """Describe the views in words."""
+        words = []
+        if self.resize:
+            words.append("resized to fit {}x{}".format(*self.resize))
+        if self.scales == (1.0,):
+            words.append("single scale")
+        else:
+            words.append(f"scales {' '.join(map(str, self.scales))} (mean logits)")
+        words.append("window {}x{}".format(*self.window) if self.window else "whole image")
+        if self.flip:
+            words.append("flip")
+        return words

@@ -1,0 +1,250 @@
+"""The folder of a run: what it holds, who may write to it, and which checkpoint a run continues from."""
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from engine.folder_lock import FolderLock
+from engine.run_inputs import OtherRun, check_same_run
+from engine.runtime import Runtime
+from engine.settings import TrainConfig, save_yaml
+from engine.training_state import TrainingState
+from utils import checkpoint
+from utils.errors import UserError
+from utils.files import read_bytes, write
+
+LAST = "last.pth"
+PREVIOUS = "previous.pth"
+BEST = "best.pth"
+LOG = "metrics.jsonl"
+DAMAGED = "damaged.pth"  # the name of an unreadable last.pth after the previous one has taken its place
+WRITTEN = (BEST, LOG, "events.out.tfevents.*", PREVIOUS, LAST)  # by a run
+LISTED = 5  # how many files an error lists
+
+
+class RunFolder:
+    """The one record of a run: its folder, the lock on it, the checkpoint it continues from, and its inputs.
+
+    Only rank 0 reads and writes; what it finds is sent to the others, so that no file system need be shared.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        runtime: Runtime,
+        inputs: Mapping[str, str],
+        source: Path | None = None,
+        lock: FolderLock | None = None,
+    ) -> None:
+        """Args: source: the checkpoint to continue from, None for a new run. lock: rank 0's."""
+        self.path = path
+        self.runtime = runtime
+        self.inputs = inputs
+        self.source = source
+        self.lock = lock
+        self.last_is_damaged = False
+
+    @property
+    def is_source(self) -> bool:
+        """Whether the run continues in the folder that its checkpoint lies in."""
+        return self.source is not None and self.source.parent == self.path
+
+    def restore(self, state: TrainingState, settings: TrainConfig) -> None:
+        """Continue from the run's checkpoint. Fall back to ``previous.pth`` if ``last.pth`` cannot be used.
+
+        Raises:
+            UserError: neither can be used, or the checkpoint is of a run with other settings or inputs.
+        """
+        candidates = [self.source]
+        if self.source.name == LAST:
+            candidates.append(self.source.with_name(PREVIOUS))
+        problems: list[UserError] = []
+        for path in candidates:
+            try:
+                content = self.runtime.agree(lambda path=path: read_resumable(path, settings, self.inputs))
+                state.restore(content)
+            except OtherRun:
+                raise
+            except UserError as error:
+                problems.append(error if str(path) in str(error) else UserError(f"{path}: {error}"))
+                continue
+            self.source = path
+            self.last_is_damaged = bool(problems)
+            if self.runtime.is_main:
+                warn_about_resume(path, problems, content.get("world_size"), self.runtime.size)
+            return
+        raise UserError(self._explain_failure(candidates, problems)) from problems[0]
+
+    def _explain_failure(self, candidates: list[Path], problems: list[UserError]) -> str:
+        """Say why no checkpoint can be used, and what could be done instead."""
+        if not self.runtime.agree(candidates[-1].exists):
+            problems = problems[:1]
+        best = candidates[0].with_name(BEST)
+        message = f"--resume: {'; '.join(map(str, problems))}"
+        if self.runtime.agree(best.exists):
+            message += f"; --pretrained {best} starts a new run from the best weights"
+        return message
+
+    def prepare_for_writing(self, settings: TrainConfig) -> None:
+        """Delete another run's files and, when resuming from a different folder, copy this run's files here."""
+        self.runtime.agree(lambda: self._prepare_for_writing(settings))
+
+    def _prepare_for_writing(self, settings: TrainConfig) -> None:
+        if not self.is_source:
+            for pattern in WRITTEN:
+                for path in self.path.glob(pattern):
+                    path.unlink()
+            if self.source is not None:
+                self._copy_from_source()
+        elif self.last_is_damaged and (self.path / LAST).exists():
+            os.replace(self.path / LAST, self.path / DAMAGED)
+        save_yaml(settings, self.path / "config.yaml")
+
+    def _copy_from_source(self) -> None:
+        for name in (BEST, LOG, LAST):
+            path = self.source if name == LAST else self.source.with_name(name)
+            if path.is_file():
+                content = read_bytes(path)
+                write(self.path / name, lambda file, content=content: file.write(content))
+
+    def write_checkpoint(self, name: str, content: Mapping[str, Any], keep_previous: bool) -> None:
+        """Write a checkpoint, on rank 0. With ``keep_previous`` the one before it becomes ``previous.pth``.
+
+        Raises:
+            UserError: the file cannot be written, or what the run had written before is gone.
+        """
+        if self.lock is not None:
+            self.lock.hold()
+        checkpoint.save(content, self.path / name, self.path / PREVIOUS if keep_previous else None)
+        if not (self.path / LOG).exists():
+            lost = f"--save-dir {self.path} was emptied while its run went on, the log is lost"
+            raise UserError(f"{lost}; {name} was written again: --resume auto continues from {LAST}")
+
+    def close(self) -> None:
+        """Release the lock."""
+        if self.lock is not None:
+            self.lock.close()
+
+
+def open_run_folder(settings: TrainConfig, runtime: Runtime, inputs: Mapping[str, str]) -> RunFolder:
+    """Lock the run's folder and find the checkpoint to resume from. Nothing that exists is changed.
+
+    Raises:
+        UserError: the folder cannot be written, is in use, or holds what would be lost; or there is no such checkpoint.
+    """
+    path = Path(settings.save_dir).expanduser()
+    lock = None
+
+    def lock_and_find() -> Path | None:
+        nonlocal lock
+        lock = FolderLock(path)
+        return find_resume_source(adapt_to_restart(settings, path), path)
+
+    try:
+        source = runtime.agree(lock_and_find)
+    except UserError:
+        if lock is not None:
+            lock.close()
+        raise
+    return RunFolder(path, runtime, inputs, source, lock)
+
+
+def adapt_to_restart(settings: TrainConfig, folder: Path) -> TrainConfig:
+    """Have a job that torchrun restarts continue its run, even where its flags say to start anew."""
+    is_restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    has_checkpoint = any((folder / name).exists() for name in (LAST, PREVIOUS))
+    if is_restart and (has_checkpoint or not settings.resume):
+        return replace(settings, resume="auto", overwrite=False)
+    return settings
+
+
+def find_resume_source(settings: TrainConfig, folder: Path) -> Path | None:
+    """Find the checkpoint to resume from; None for a new run.
+
+    Raises:
+        UserError: there is no such file, or what the folder holds would be lost.
+    """
+    files = [path.name for pattern in WRITTEN for path in sorted(folder.glob(pattern))]
+    is_resumable = LAST in files or PREVIOUS in files
+    source = None
+    if settings.resume == "auto":
+        if is_resumable and not settings.overwrite:
+            return folder / LAST
+    elif settings.resume:
+        source = locate_checkpoint(settings.resume)
+        if source.parent.resolve() == folder.resolve():
+            return folder / source.name
+    if settings.overwrite or not files or only_started(folder, files, settings.resume == "auto"):
+        return source
+    if is_resumable:
+        what = "holds a run: --resume auto continues it, "
+    else:
+        what = f"holds {', '.join(files[:LISTED])} of a run and no {LAST} to continue it from: "
+    advice = "--overwrite starts anew in its place, another --save-dir keeps both"
+    raise UserError(f"--save-dir {folder} {what}{advice}")
+
+
+def locate_checkpoint(resume: str) -> Path:
+    """Return the checkpoint that ``--resume`` names, by its file or its folder.
+
+    Raises:
+        UserError: there is none.
+    """
+    path = Path(resume).expanduser()
+    if path.is_dir():
+        path = path / LAST
+    has_previous = path.name == LAST and path.with_name(PREVIOUS).exists()
+    if not path.is_file() and not has_previous:
+        raise UserError(f"--resume {path}: no such file")
+    return path
+
+
+def only_started(folder: Path, files: list[str], resumes: bool) -> bool:
+    """Whether a folder holds the log of a run that ended before its first checkpoint, and nothing of value.
+
+    resumes: such a run is done again, so that its training records have no value either.
+    """
+    if LOG not in files or {LAST, PREVIOUS, BEST} & {*files}:
+        return False
+    worthless = {"start", "train"} if resumes else {"start"}
+    return read_events(folder / LOG) <= worthless
+
+
+def read_events(log: Path) -> set[str]:
+    """Return the kinds of the records in a log; "unknown" where a record is damaged."""
+    lines = log.read_bytes().split(b"\n")[:-1] if log.is_file() else []  # a kill may cut the last one off
+    try:
+        return {json.loads(line)["event"] for line in lines}
+    except (ValueError, KeyError, TypeError):
+        return {"unknown"}
+
+
+def read_resumable(path: Path, settings: TrainConfig, inputs: Mapping[str, str]) -> dict[str, Any]:
+    """Read a checkpoint to continue from.
+
+    Raises:
+        OtherRun: it is of a run with other settings or inputs.
+        UserError: it is damaged, or holds weights only.
+    """
+    content = checkpoint.read(path)
+    if "optimizer" not in content:
+        raise UserError("it holds no training state; --pretrained starts a new run from its weights")
+    check_same_run(content, settings, inputs)
+    return content
+
+
+def warn_about_resume(path: Path, problems: list[UserError], size_before: int | None, size: int) -> None:
+    """Print what is unusual about a resume: the previous checkpoint is used, or the world size has changed."""
+    if problems:
+        print(f"warning: {problems[0]}: continuing from {path}", file=sys.stderr)
+    if size_before not in (None, size):
+        print(
+            f"warning: {size} processes continue what {size_before} began: BatchNorm without synchronisation, dropout "
+            "and some losses (ohem, dice, dist, cirkd, mgd) depend on how the batch is split, so the results differ "
+            "from those of either",
+            file=sys.stderr,
+        )

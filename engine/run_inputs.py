@@ -1,0 +1,88 @@
+"""What a run is trained with, and whether a run to be continued was trained with the same."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from datasets import Data
+from engine.settings import TrainConfig, file_settings, resumable_settings
+from models.checkpoints.reading import located
+from utils import files
+from utils.errors import UserError
+
+
+class OtherRun(UserError):
+    """A checkpoint is intact, and is of another run than the one to be continued."""
+
+
+def describe_inputs(settings: TrainConfig, data: Data) -> dict[str, str]:
+    """Describe what a run depends on and its settings only name: hashes of files, images, and the meaning of labels."""
+    described = {}
+    for name in file_settings(type(settings)):
+        path = located(getattr(settings, name))
+        if path.is_file():
+            described[name] = files.digest_of(path)[:16]
+    spec = data.spec
+    root = str(Path(settings.data).expanduser())
+    described["training"] = describe_images(data.train.dataset.pairs, root)
+    described["validation"] = describe_images(data.val.pairs, root)
+    other_ids = {ending: asdict(ids) for ending, ids in spec.other_ids.items()}
+    meaning = repr((spec.names, asdict(spec.ids), other_ids))
+    described["classes"] = f"{len(spec.names)}, {short_hash(meaning)}"
+    return described
+
+
+def describe_images(pairs: Sequence[tuple[Path, Path]], root: str) -> str:
+    """Return the number of images, and a hash of their names and their order."""
+    lines = [f"{str(image).removeprefix(root)}\t{str(label).removeprefix(root)}" for image, label in pairs]
+    return f"{len(pairs)} images, {short_hash(*lines)}"
+
+
+def short_hash(*lines: str) -> str:
+    """Return the first digits of a hash of lines."""
+    return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()[:16]
+
+
+def check_same_run(content: Mapping[str, Any], settings: TrainConfig, inputs: Mapping[str, str]) -> None:
+    """Refuse to continue a run that was trained with other settings or inputs.
+
+    content: of its checkpoint.
+
+    Raises:
+        OtherRun: which settings or inputs differ, and what to do.
+        UserError: the checkpoint is damaged.
+    """
+    try:
+        saved = dict(content["config"])
+        recorded = dict(content.get("inputs", {}))
+    except (KeyError, TypeError, ValueError):
+        raise UserError("it is damaged: it does not hold the settings of its run") from None
+    old = with_defaults(saved, type(settings))
+    new = to_plain(asdict(settings))
+    may_differ = resumable_settings(type(settings))
+    for name in file_settings(type(settings)):  # the same file may lie elsewhere now
+        if name in recorded and recorded[name] == inputs.get(name):
+            may_differ.add(name)
+    changed = [f"{k}: {old[k]!r} -> {new[k]!r}" for k in new if k not in may_differ and new[k] != old[k]]
+    if changed:
+        advice = "another --save-dir keeps both, --overwrite starts anew in its place"
+        if old["max_iterations"] != new["max_iterations"]:
+            advice += "; the learning rate follows the length: --pretrained takes its last.pth to train on from there"
+        raise OtherRun(f"--resume {settings.resume} is of a run with other settings ({'; '.join(changed)}): {advice}")
+    changed = [f"{k}: {recorded[k]} -> {inputs[k]}" for k in inputs if k in recorded and recorded[k] != inputs[k]]
+    if changed:
+        advice = "restore them, or start anew with --overwrite or in another --save-dir"
+        raise OtherRun(f"--resume {settings.resume} is of a run with other inputs ({'; '.join(changed)}): {advice}")
+
+
+def with_defaults(saved: Mapping[str, Any], config_class: type) -> dict[str, Any]:
+    """Return a run's settings; a setting that is younger than the run had its default value."""
+    return {**to_plain(asdict(config_class())), **saved}
+
+
+def to_plain(value: Any) -> Any:
+    """Return a value with tuples as lists, the form that yaml and json give back."""
+    return json.loads(json.dumps(value))

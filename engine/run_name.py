@@ -1,0 +1,53 @@
+"""Name a run by default: what it is, and in what it differs from its recipe."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from utils.options import REQUIRED, marked
+
+NETWORK = ("dataset", "model", "backbone")  # what the name of every run begins with
+
+
+def make_run_name(role: str, settings: Any, usual: Any) -> str:
+    """Return a name such as ``student-voc-pspnet-resnet18_v1s-kd=cwd=3-seed=1``.
+
+    It has the role, the data set, the network, and each setting that is not usual. A file is called by its folder. The
+    student's teacher is named only where it is not the teacher of the usual name.
+
+    usual: the settings without the flags. One that is REQUIRED is always the user's, and does not tell runs apart.
+    """
+    network = "-".join(str(getattr(settings, key)) for key in NETWORK)
+    parts = [f"{role}-{network}"]
+    recipe = Path(settings.recipe).stem
+    if recipe not in ("", settings.dataset):
+        parts.append(recipe)
+    naming = marked(type(settings), "names_run") - {*NETWORK}
+    if role == "baseline":
+        naming.remove("kd")
+    files = marked(type(settings), "is_file")
+    for key, value in vars(settings).items():
+        expected = getattr(usual, key)
+        if key not in naming or expected in (value, REQUIRED):
+            continue
+        text = name_file(value, network) if key in files else name_value(value)
+        if key == "teacher_pretrained" and text == "teacher":
+            continue
+        parts.append(key if value is True else f"{key}={text}")
+    return re.sub(r"[^\w.,=+-]", "_", "-".join(parts))
+
+
+def name_value(value: object) -> str:
+    """Return a value as it stands in a name."""
+    return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def name_file(value: str, network: str) -> str:
+    """Return the name of a file; a run's checkpoint is called by its folder, without the network's name."""
+    path = Path(value)
+    run = path.absolute().parent.name.replace(f"-{network}", "")
+    if path.stem == "best":
+        return run
+    if path.stem == "last":
+        return f"{run}_last"
+    return path.stem

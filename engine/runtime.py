@@ -1,0 +1,194 @@
+"""The one owner of device, ranks, precision, memory layout and compilation."""
+
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from engine.step import Step
+from utils.distributed import all_reduce
+from utils.errors import UserError, explain_error
+from utils.norms import ExactNorm, SyncedNorm, replace_norms
+
+PRECISIONS = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+OPTIONS = ("amp", "channels_last", "tf32", "deterministic", "compile")
+TIMEOUT = timedelta(minutes=30)  # of what ranks wait for each other
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """How and where a process computes; without arguments one process on the CPU, in float32.
+
+    size: the world size. amp: a key of PRECISIONS. channels_last: the memory layout of networks. tf32: for float32
+    convolutions on CUDA.
+    """
+
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    rank: int = 0
+    size: int = 1
+    amp: str = "none"
+    channels_last: bool = False
+    tf32: bool = True
+    deterministic: bool = False
+    compile: bool = False
+
+    reduce = staticmethod(all_reduce)
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def precision(self) -> torch.dtype | None:
+        """The dtype that autocast computes in, or None without autocast."""
+        return PRECISIONS[self.amp]
+
+    def place(self, module: nn.Module) -> nn.Module:
+        """Move a module to the device and give its networks their memory layout."""
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        return module.to(self.device, memory_format=layout)
+
+    def prepare(self, step: Step) -> nn.Module:
+        """Move, lay out and compile a step, and wrap it in DDP. Return what the loop calls.
+
+        BatchNorm statistics are shared by ranks on CUDA only, since torch has no such layer elsewhere; on the CPU they
+        are exact. Buffers are not broadcast at each forward: a step may run its network twice before one backward,
+        which plain BatchNorm under buffer broadcasting does not survive. ``Trainer.save`` aligns them.
+        """
+        if self.size > 1 and self.device.type == "cuda":
+            replace_norms(step, SyncedNorm)
+        if self.channels_last and self.device.type == "cpu" and not self.compile:  # compiled BatchNorm is exact
+            replace_norms(step, ExactNorm)
+        self.place(step)
+        if self.compile:
+            for network in step.networks():
+                network.compile()
+        if not dist.is_initialized():
+            return step
+        device_ids = [self.device.index] if self.device.type == "cuda" else None
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`broadcast_buffers`")  # its new name is not known to every torch
+            return DistributedDataParallel(step, device_ids=device_ids, broadcast_buffers=False)
+
+    def autocast(self) -> AbstractContextManager:
+        """Return the context in which networks compute."""
+        return torch.autocast(self.device.type, dtype=self.precision, enabled=self.precision is not None)
+
+    def scaler(self) -> torch.amp.GradScaler:
+        """Return the loss scaler, which is enabled in fp16 only."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.amp == "fp16")
+
+    def agree(self, value: T | Callable[[], T]) -> T:
+        """Return rank 0's value on every rank. A function is called on rank 0 alone; its failure is raised on all."""
+        answer: list[Any] = [None, None]
+        if self.is_main:
+            try:
+                answer[0] = value() if callable(value) else value
+            except Exception as error:
+                answer[1] = explain_error(error)
+                if answer[1] is None:
+                    raise
+        if dist.is_initialized():
+            dist.broadcast_object_list(answer, 0)
+        if answer[1] is not None:
+            raise answer[1]
+        return answer[0]
+
+    def barrier(self) -> None:
+        """Wait for the other ranks."""
+        if dist.is_initialized():
+            dist.barrier()
+
+    def describe(self) -> dict[str, Any]:
+        """Return the options in plain values; TF32 only where it applies."""
+        return {key: getattr(self, key) for key in OPTIONS} | {"tf32": self.tf32 and self.device.type == "cuda"}
+
+
+@contextmanager
+def start_runtime(settings: Any) -> Iterator[Runtime]:
+    """Join the process group that torchrun describes, with one process too, and leave it at the end.
+
+    settings: a record with ``device`` (auto, cpu, cuda) and any of backend, amp, channels_last, tf32, deterministic,
+    compile. NCCL carries what is on GPUs, gloo what is not; ``backend="gloo"`` lets processes share a GPU.
+
+    Raises:
+        UserError: cuda is asked for and not there, or there are more processes on this host than GPUs.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # huge pages: else Linux clears large tensors slowly
+    shares_gpus = getattr(settings, "backend", "auto") == "gloo"
+    options = {"channels_last": True}
+    for name in OPTIONS:
+        value = getattr(settings, name, None)
+        if value is not None:
+            options[name] = value
+    runtime = Runtime(_choose_device(settings.device, shares_gpus), **options)
+    uses_nccl = runtime.device.type == "cuda" and not shares_gpus
+    _configure_torch(runtime)
+    if "WORLD_SIZE" in os.environ and "RANK" in os.environ:
+        _join_group("cpu:gloo,cuda:nccl" if uses_nccl else "gloo")
+    has_failed = False
+    try:
+        if dist.is_initialized():
+            runtime = replace(runtime, rank=dist.get_rank(), size=dist.get_world_size())
+        yield runtime
+    except Exception:
+        has_failed = True
+        raise
+    finally:
+        # leaving NCCL's group waits for the other ranks, which wait for this one where it has failed: ``run_main`` ends
+        # the process instead
+        if dist.is_initialized() and not (has_failed and uses_nccl):
+            dist.destroy_process_group()
+        torch.use_deterministic_algorithms(False)
+
+
+def _configure_torch(runtime: Runtime) -> None:
+    """Give torch's global switches the values of a runtime."""
+    if runtime.device.type == "cuda":
+        torch.cuda.set_device(runtime.device)
+    torch.backends.cudnn.allow_tf32 = runtime.tf32
+    torch.backends.cudnn.benchmark = not runtime.deterministic
+    if runtime.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(runtime.deterministic)
+
+
+def _join_group(backend: str) -> None:
+    """Join the process group, after a restart on one host under a prefix of its own.
+
+    torchrun's store still has the addresses of the processes that ended.
+    """
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    is_on_one_host = os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]
+    if attempt == "0" or not is_on_one_host:
+        dist.init_process_group(backend, timeout=TIMEOUT)
+        return
+    store, rank, size = next(dist.rendezvous("env://", timeout=TIMEOUT))
+    store = dist.PrefixStore(f"attempt {attempt}", store)
+    dist.init_process_group(backend, timeout=TIMEOUT, store=store, rank=rank, world_size=size)
+
+
+def _choose_device(name: str, shares_gpus: bool) -> torch.device:
+    """Return the device of this process. shares_gpus: processes beyond the number of GPUs may share them.
+
+    Raises:
+        UserError: there is no GPU, or none for this process.
+    """
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise UserError("--device cuda: torch finds no CUDA GPU; use --device cpu")
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    count = torch.cuda.device_count()
+    if local_rank >= count and not shares_gpus:
+        raise UserError(f"{local_rank + 1} processes on this host but only {count} GPUs (NGPUS; --backend gloo shares)")
+    return torch.device("cuda", local_rank % count)

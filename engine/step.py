@@ -1,0 +1,41 @@
+"""The interface between an entry script and the engine."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class Step(nn.Module):
+    """One training step as a module: the network ``model`` that is trained, and what helps it.
+
+    ``forward(image, label, draw, labelled_per_rank)`` takes a normalised image ``[B, 3, H, W]``, its label
+    ``[B, H, W]``, the source of random numbers, and ``count_labelled_per_rank`` of the whole batch. It returns
+    ``{"loss": ..., named terms}``. DDP wraps the whole step, so that losses with parameters are synchronised and
+    optimised with the network.
+    """
+
+    model: nn.Module
+    task: nn.Module
+
+    def count_labelled_per_rank(self, label: Tensor) -> Tensor:
+        """Return what the task loss divides its sum over this rank's pixels by; see ``losses.task.TaskLoss``."""
+        return self.task.count_labelled_per_rank(label)
+
+    @property
+    def label_noise(self) -> nn.Module | None:
+        """Return the module that turns labels into input planes of ``model``; None for an image-only network."""
+        return None
+
+    def networks(self) -> list[nn.Module]:
+        """Return ``model`` and the frozen networks that help it."""
+        return [self.model]
+
+    def network_prefixes(self) -> tuple[str, ...]:
+        """Return the prefixes under which the networks' tensors lie in this module's state dict."""
+        names = {id(module): name for name, module in self.named_modules()}
+        return tuple(f"{names[id(network)]}." for network in self.networks())
+
+    def loss_state(self) -> dict[str, Any]:
+        """Return the state of everything that is not a network: projectors and queues of the losses."""
+        prefixes = self.network_prefixes()
+        return {key: value for key, value in self.state_dict().items() if not key.startswith(prefixes)}

@@ -1,0 +1,496 @@
+"""Train a Step: polynomial decay, logs, validation, checkpoints, resume."""
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from datasets import Data, train_and_val
+from engine.evaluator import evaluate
+from engine.loader import train_batches
+from engine.lockstep import FiniteWatch, Lockstep, LossNotFinite, Stopped, StopRequest
+from engine.logger import RunLogger, assisted_mark, describe_environment
+from engine.metrics import Metrics, or_none
+from engine.preview import make_preview
+from engine.run_folder import BEST, LAST, RunFolder, open_run_folder
+from engine.run_inputs import describe_inputs, to_plain
+from engine.runtime import Runtime
+from engine.settings import TrainConfig
+from engine.step import Step
+from engine.training_state import TrainingState, copy_values, put_back
+from models.checkpoints.card import Card
+from models.checkpoints.loading import initialise
+from models.prediction import Predictor
+from utils.distributed import broadcast_values
+from utils.errors import UserError
+from utils.memory import require_memory
+from utils.pixels import CONVENTIONS
+from utils.seeding import derive_seed
+from utils.types import Draw
+
+INPUT_BYTES = 3 * 4 + 8 + 1  # of a pixel: normalised image, label, weight
+COUNT_PIXELS = "scripts/data/check_data.py counts the pixels of each"
+MAX_SKIPPED = 20  # successive steps that the fp16 loss scaler may skip: from 2^16 it is then below 1
+
+
+def load_data(settings: TrainConfig) -> Data:
+    """Load the training and validation images that the settings name."""
+    return train_and_val(
+        settings.dataset,
+        settings.data,
+        settings.classes,
+        augmentation=settings.augmentation,
+        crop_size=settings.crop_size,
+        pad_color=CONVENTIONS[settings.pixels].pad_color,
+        seed=settings.seed,
+        cache_gb=settings.cache_gb,
+    )
+
+
+def train(step: Step, data: Data, settings: TrainConfig, runtime: Runtime) -> Metrics | None:
+    """Train a step in its run's folder, from the start or from where the folder stands.
+
+    Raises:
+        UserError: the batch cannot be divided, the folder cannot be used, a file cannot be read, a loss is not finite.
+        Stopped: a signal asked to stop. Everything done so far has been saved.
+    """
+    check_batch(settings, runtime)
+    inputs = runtime.agree(lambda: describe_inputs(settings, data))
+    with closing(open_run_folder(settings, runtime, inputs)) as folder:
+        start = ""
+        if folder.source is None:
+            start = initialise(step.model, settings.pretrained_base, settings.pretrained, settings.pixels)
+        wrapped = runtime.prepare(step)
+        state = TrainingState(step, settings, runtime, start)
+        if folder.source is not None:
+            folder.restore(state, settings)
+        return Trainer(wrapped, state, data, folder, settings, runtime).run()
+
+
+def check_batch(settings: TrainConfig, runtime: Runtime) -> None:
+    """Check that the batch divides over the ranks and that its images fit in memory.
+
+    Raises:
+        UserError: it does not, or they do not.
+    """
+    parts = settings.accumulate
+    if settings.batch_size % (runtime.size * parts):
+        split = f" in {parts} parts (--accumulate)" if parts > 1 else ""
+        raise UserError(f"--batch-size {settings.batch_size} does not divide over {runtime.size} processes{split}")
+    images = settings.batch_size // runtime.size // parts
+    size = images * math.prod(settings.crop_size) * INPUT_BYTES
+    advice = "a smaller --batch-size or --crop-size, or --accumulate"
+    require_memory(size, f"--batch-size {settings.batch_size}: the images alone", advice, runtime.device)
+
+
+def learning_rate(settings: TrainConfig, iteration: int) -> float:
+    """Return ``(lr - min_lr) * (1 - i / max_iterations)^power + min_lr``, i from 0, after a linear warm-up if any."""
+    remaining = 1 - iteration / settings.max_iterations
+    decayed = (settings.lr - settings.min_lr) * remaining**settings.power + settings.min_lr
+    if iteration < settings.warmup_iterations:
+        return decayed * (0.1 + 0.9 * iteration / settings.warmup_iterations)
+    return decayed
+
+
+class Trainer:
+    """Train a Step: optimise, log, validate and save until ``max_iterations``."""
+
+    def __init__(
+        self,
+        wrapped: nn.Module,
+        state: TrainingState,
+        data: Data,
+        folder: RunFolder,
+        settings: TrainConfig,
+        runtime: Runtime,
+    ) -> None:
+        """wrapped: the step as ``Runtime.prepare`` returns it."""
+        self.wrapped = wrapped
+        self.step = state.step
+        self.state = state
+        self.data = data
+        self.folder = folder
+        self.settings = settings
+        self.runtime = runtime
+        self.share = settings.batch_size // runtime.size  # images of this rank
+        self.convention = CONVENTIONS[settings.pixels]
+        self.card = make_card(state, data, settings)
+        self.predictor = Predictor(self.step.model, self.convention, self.step.label_noise, precision=runtime.precision)
+        self.first_iteration = state.iteration
+        self.saved_iteration = state.iteration
+        self.is_between_steps = True
+        self.skipped_steps = 0
+        self.labelled_pixels = torch.zeros((), device=runtime.device)
+        self.metrics: Metrics | None = None
+        self.finite = FiniteWatch(self.explain_not_finite)
+
+    def run(self) -> Metrics | None:
+        """Train from where the run stands. Return the metrics of the last validation.
+
+        Raises:
+            UserError: a loss is not finite, a file cannot be read or written, BatchNorm sees a single value.
+            Stopped: a signal asked to stop. Everything done so far has been saved.
+        """
+        owes_validation = self.owes_validation()
+        if self.state.iteration >= self.settings.max_iterations and not owes_validation:
+            self.report_finished()
+            return None
+        self.folder.prepare_for_writing(self.settings)
+        self.start_logging()
+        self.stop_request = StopRequest()
+        self.open_batches()
+        try:
+            if owes_validation:
+                self.validate()
+            self.train_all_batches()
+            self.save()  # with the last validation's score
+        except Stopped:
+            self.save_after_signal()
+            raise
+        except LossNotFinite:  # nothing of such a run is worth saving
+            raise
+        except Exception:
+            self.save_after_failure()
+            raise
+        finally:
+            self.loaded.close()
+            self.stop_request.restore_handlers()
+            self.logger.close()
+        return self.metrics
+
+    def owes_validation(self) -> bool:
+        """Whether the run ended between an iteration and the validation that belongs to it."""
+        return self.is_validation_due() and self.state.validated < self.state.iteration
+
+    def report_finished(self) -> None:
+        """Print the score of a run that is complete. Copy it if it was resumed from another folder."""
+        if not self.folder.is_source:
+            self.folder.prepare_for_writing(self.settings)
+        if self.runtime.is_main:
+            best = "not measured"
+            if self.state.best_miou is not None:
+                best = f"{100 * self.state.best_miou:.2f} %"
+            mark = assisted_mark(self.card)
+            print(f"{self.folder.path} is finished: {self.state.iteration} iterations, best mIoU {best}{mark}")
+
+    def start_logging(self) -> None:
+        """Open the log of the run, with a first record of what it is."""
+        header = {
+            "world_size": self.runtime.size,
+            **describe_environment(self.runtime.device),
+            "runtime": self.runtime.describe(),
+            "config": to_plain(asdict(self.settings)),
+            "card": self.card,
+        }
+        self.logger = RunLogger(
+            self.folder.path,
+            self.runtime.is_main,
+            self.first_iteration,
+            self.state.validated,
+            self.settings.max_iterations,
+            header,
+        )
+        origin = f"from {self.state.start}"
+        if self.first_iteration:
+            origin = f"continues after iteration {self.first_iteration}"
+        self.logger.print_line(f"{self.folder.path}: {origin}")
+        options = ", ".join(f"{key} {value}" for key, value in header["runtime"].items())
+        self.logger.print_line(f"{header['device']}: {options}")
+
+    def open_batches(self) -> None:
+        """Start the loader at the first iteration that is not done."""
+        self.loaded = train_batches(
+            self.data.train,
+            self.first_iteration,
+            self.settings.max_iterations,
+            self.settings.batch_size,
+            self.settings.workers,
+            self.runtime,
+        )
+        self.batches = Lockstep(self.loaded, self.stop_request)
+
+    def train_all_batches(self) -> None:
+        """Train on every batch that is left; log, validate and save where that is due."""
+        self.state.set_train_mode()
+        self.pace = Pace(self.state.iteration)
+        for image, label in self.batches:
+            self.is_between_steps = False
+            terms = self.train_step(image, label)
+            self.is_between_steps = True
+            if not self.skipped_steps:
+                self.finite.watch(self.state.iteration - 1, terms)
+            if self.is_log_due():
+                self.log_terms(terms)
+            self.logger.advance(self.state.iteration)
+            if self.is_validation_due():
+                with self.pace.paused():
+                    self.validate()
+            elif self.state.iteration % self.settings.save_per_iters == 0:
+                self.save()
+
+    def train_step(self, image: Tensor, label: Tensor) -> dict[str, Tensor]:
+        """Take one optimiser step on this rank's share of the global batch. Return the mean terms of that share."""
+        state = self.state
+        self.set_learning_rate()
+        torch.manual_seed(derive_seed(self.settings.seed, 1, state.iteration, self.runtime.rank))  # dropout
+        state.optimizer.zero_grad(set_to_none=True)
+        if not state.scaler.is_enabled():
+            terms = self.backward_in_parts(image, label)
+            state.optimizer.step()
+        else:
+            terms = self.step_with_loss_scale(image, label)
+        state.iteration += 1
+        return terms
+
+    def set_learning_rate(self) -> None:
+        """Give the optimizer the learning rate of the current iteration."""
+        rate = learning_rate(self.settings, self.state.iteration)
+        for group in self.state.optimizer.param_groups:
+            group["lr"] = rate
+
+    def step_with_loss_scale(self, image: Tensor, label: Tensor) -> dict[str, Tensor]:
+        """Take a step in fp16. Where a gradient overflows, lower the loss scale and leave everything else as it was.
+
+        Raises:
+            LossNotFinite: too many steps in a row overflowed.
+        """
+        scaler = self.state.scaler
+        buffers = self.state.shared_buffers()
+        copies = copy_values(buffers)
+        scale = scaler.get_scale()
+        terms = self.backward_in_parts(image, label)
+        scaler.step(self.state.optimizer)
+        scaler.update()
+        if scaler.get_scale() >= scale:
+            self.skipped_steps = 0
+            return terms
+        put_back(buffers, copies)  # the running statistics and queues have seen what overflowed
+        self.skipped_steps += 1
+        if self.skipped_steps > MAX_SKIPPED:
+            values = {name: term.item() for name, term in terms.items()}
+            what = f"the gradient is not finite {self.skipped_steps} times in a row (--amp bf16 has a wider range)"
+            raise LossNotFinite(self.explain_not_finite(what, self.state.iteration, values))
+        return terms
+
+    def backward_in_parts(self, image: Tensor, label: Tensor) -> dict[str, Tensor]:
+        """Compute gradients of this rank's share, one part after another. Return the mean terms."""
+        parts = self.settings.accumulate
+        labelled_per_rank = self.step.count_labelled_per_rank(label) / parts
+        self.labelled_pixels.add_(labelled_per_rank)
+        seed = derive_seed(self.settings.seed, 2, self.state.iteration)
+        row = self.runtime.rank * self.share
+        means: dict[str, Tensor] = {}
+        for part, (x, y) in enumerate(zip(image.chunk(parts), label.chunk(parts), strict=True)):
+            draw = Draw(seed, row + part * len(x), self.settings.batch_size)
+            with self.delay_gradient_sync(is_last=part + 1 == parts):
+                with self.runtime.autocast():
+                    terms = self.forward(x, y, draw, labelled_per_rank)
+                self.state.scaler.scale(terms["loss"] / parts).backward()
+            for name, term in terms.items():
+                means[name] = means.get(name, 0) + term.detach() / parts
+        return means
+
+    def delay_gradient_sync(self, is_last: bool) -> AbstractContextManager:
+        """Return a context in which DDP sums gradients over ranks only for the last part of a batch."""
+        if is_last or self.wrapped is self.step:
+            return nullcontext()
+        return self.wrapped.no_sync()
+
+    def forward(self, image: Tensor, label: Tensor, draw: Draw, labelled_per_rank: Tensor) -> dict[str, Tensor]:
+        """Compute the terms of a part of the batch.
+
+        Raises:
+            UserError: BatchNorm sees a single value per channel.
+        """
+        try:
+            return self.wrapped(self.convention.normalize(image), label.long(), draw, labelled_per_rank)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise UserError(
+                f"BatchNorm sees one value per channel: this network or a loss pools to a 1x1 map, which needs at "
+                f"least 2 images a process at a time (here {len(image)}): raise --batch-size, lower --accumulate, "
+                f"start fewer processes, or --freeze-bn"
+            ) from error
+
+    def is_log_due(self) -> bool:
+        """Whether the iteration just done is logged: the first, the last, and every ``log_iter``-th."""
+        done = self.state.iteration
+        return done % self.settings.log_iter == 0 or done in (1, self.settings.max_iterations)
+
+    def is_validation_due(self) -> bool:
+        """Whether a validation belongs to the iteration just done."""
+        done = self.state.iteration
+        if done == self.settings.max_iterations:
+            return True
+        return done > 0 and done % self.settings.val_per_iters == 0 and not self.settings.skip_val
+
+    def log_terms(self, terms: Mapping[str, Tensor]) -> None:
+        """Log the terms of the iteration just done, averaged over the ranks."""
+        done = self.state.iteration
+        speed = self.pace.measure(done, self.settings.batch_size)
+        self.check_labels()
+        means = {name: self.runtime.reduce(term.clone(), "mean").item() for name, term in terms.items()}
+        if self.skipped_steps:
+            means = {name: or_none(value) for name, value in means.items()}
+        lr = learning_rate(self.settings, done - 1)
+        self.logger.log_scalars("train", {**means, "lr": lr, **speed}, done)
+        self.pace.restart(done)
+
+    def check_labels(self) -> None:
+        """Check that the training labels hold a class, once every image was seen or at the end of the run.
+
+        Raises:
+            UserError: they do not.
+        """
+        done = self.state.iteration
+        is_epoch_over = done >= self.first_iteration + len(self.data.train.dataset) / self.settings.batch_size
+        is_whole_run_over = done == self.settings.max_iterations and self.first_iteration == 0
+        if (is_epoch_over or is_whole_run_over) and not self.labelled_pixels:
+            raise UserError(f"no pixel of the training labels has a class: {COUNT_PIXELS}")
+
+    def validate(self) -> None:
+        """Score the network on the validation images. Save it before, and once more if it is the best so far.
+
+        A validation that fails or is stopped is owed, and done on resume.
+        """
+        if self.saved_iteration < self.state.iteration:
+            self.save()
+        # label noise of eval.py's default seed: the same for every run, so that seeds of training are comparable
+        self.metrics = evaluate(
+            self.predictor,
+            self.data.val,
+            self.card["num_classes"],
+            self.runtime,
+            self.settings.workers,
+            should_stop=self.stop_request,
+        )
+        miou = or_none(self.metrics.miou())
+        self.log_scores(miou)
+        self.state.validated = self.state.iteration
+        if miou is not None and (self.state.best_miou is None or miou > self.state.best_miou):
+            self.state.best_miou = miou
+            self.state.best_iteration = self.state.iteration
+            self.save(BEST)
+        self.step.model.eval()
+        self.runtime.agree(self.log_preview)
+        self.state.set_train_mode()
+
+    def log_scores(self, miou: float | None) -> None:
+        """Log the scores of a validation."""
+        iteration = self.state.iteration
+        if miou is None:
+            reason = f"no pixel of the validation labels has a class: {COUNT_PIXELS}"
+            self.logger.print_line(f"warning: no score, no {BEST}: {reason}")
+        accuracy = or_none(self.metrics.pixel_accuracy)
+        self.logger.log_scalars("val", {"miou": miou, "pixel_accuracy": accuracy}, iteration)
+        per_class = {}
+        for name, iou in zip(self.card["class_names"], self.metrics.iou.tolist(), strict=True):
+            per_class[f"iou/{name}"] = or_none(iou)
+        self.logger.write_record({"event": "val_iou", "iteration": iteration, **per_class})
+
+    def log_preview(self) -> None:
+        """Show predictions of a few validation images in TensorBoard."""
+        picture = make_preview(self.predictor, self.data.val, self.card["palette"])
+        self.logger.log_image("val/prediction", picture, self.state.iteration)
+
+    def save(self, name: str = LAST) -> None:
+        """Write a checkpoint. Every rank takes part: running statistics and buffers are rank 0's from here on.
+
+        Raises:
+            LossNotFinite: a value to be saved is not finite.
+            UserError: the file cannot be written, or what the run had written is gone; on every rank.
+        """
+        self.finite.check(self.state.tensors_to_check())
+        broadcast_values(self.state.shared_buffers())
+        keep_previous = name == LAST and self.saved_iteration != self.state.iteration
+        self.runtime.agree(lambda: self.folder.write_checkpoint(name, self.checkpoint_content(name), keep_previous))
+        if name == LAST:
+            self.saved_iteration = self.state.iteration
+
+    def checkpoint_content(self, name: str) -> dict[str, Any]:
+        """Return what a checkpoint holds; only ``last.pth`` has what a resume needs."""
+        content = {
+            **self.card,
+            **self.state.progress(),
+            "config": to_plain(asdict(self.settings)),
+            "inputs": dict(self.folder.inputs),
+            "world_size": self.runtime.size,
+            "model": self.state.model_weights(),
+        }
+        if name == LAST:
+            content |= self.state.helpers()
+        return content
+
+    def save_after_signal(self) -> None:
+        """Save after all ranks have stopped together, and have the launcher end too."""
+        if self.saved_iteration < self.state.iteration:
+            self.save()
+        done = self.state.iteration
+        self.logger.print_line(f"stopped by a signal after iteration {done}; --resume auto continues")
+        self.stop_request.end_agent(self.runtime)
+
+    def save_after_failure(self) -> None:
+        """Save the work so far, unless a step has failed halfway or the other ranks do not know of the failure."""
+        is_alone_between_steps = self.runtime.size == 1 and self.is_between_steps
+        if self.saved_iteration < self.state.iteration and (self.batches.all_left or is_alone_between_steps):
+            self.save()
+
+    def explain_not_finite(self, what: str, iteration: int, terms: Mapping[str, float]) -> str:
+        """Return the message for a loss or gradient that is not finite, with the images of the batch."""
+        first = iteration * self.settings.batch_size + self.runtime.rank * self.share
+        files = ", ".join(str(self.data.train.source(position)) for position in range(first, first + self.share))
+        values = ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
+        folder = self.folder.path
+        return f"{what} at iteration {iteration + 1} ({values}); nothing of it is saved in {folder}; images: {files}"
+
+
+def make_card(state: TrainingState, data: Data, settings: TrainConfig) -> dict[str, Any]:
+    """Describe the network for its checkpoints, so that eval.py can rebuild it."""
+    noise = state.step.label_noise
+    card = Card(
+        arch=dict(state.step.model.config),
+        class_names=data.spec.names,
+        palette=data.spec.palette,
+        dataset=settings.dataset,
+        data=settings.data,
+        pixels=settings.pixels,
+        label_noise=dict(noise.config) if noise is not None else None,
+        start=state.start,
+    )
+    return card.entries()
+
+
+class Pace:
+    """Measure the speed of training between two log records, without the validations."""
+
+    def __init__(self, iteration: int) -> None:
+        self.restart(iteration)
+
+    def restart(self, iteration: int) -> None:
+        """Measure from here on."""
+        self.iteration = iteration
+        self.clock = time.perf_counter()
+        self.processor = time.process_time()
+
+    def measure(self, iteration: int, batch_size: int) -> dict[str, float]:
+        """Return images a second, and processor seconds, since the restart."""
+        images = batch_size * (iteration - self.iteration)
+        return {
+            "images_per_second": images / (time.perf_counter() - self.clock),
+            "cpu_seconds": time.process_time() - self.processor,
+        }
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave out the time that is spent inside."""
+        clock = time.perf_counter()
+        processor = time.process_time()
+        yield
+        self.clock += time.perf_counter() - clock
+        self.processor += time.process_time() - processor

@@ -1,0 +1,160 @@
+"""What training changes: weights, optimizer, loss scale, progress. It is saved, and restored on resume."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from engine.optimizers import OPTIMIZERS
+from engine.runtime import Runtime
+from engine.settings import TrainConfig
+from engine.step import Step
+from utils import checkpoint
+from utils.errors import UserError, first_line
+from utils.norms import has_trained_statistics, trained_norms
+
+DAMAGED = "it is damaged: it does not say how its run began and how far it was"
+
+
+class TrainingState:
+    """The step, its optimizer and loss scaler, and how far the run is.
+
+    iteration: how many are done. validated: the last one whose validation is finished. best_miou, best_iteration: of
+    the best validation, None before the first. start: in words, what the weights were initialised from. frozen_norms:
+    the names of the BatchNorm layers that ``--freeze-bn`` keeps in eval mode.
+    """
+
+    def __init__(self, step: Step, settings: TrainConfig, runtime: Runtime, start: str = "") -> None:
+        self.step = step
+        self.start = start
+        self.scaler = runtime.scaler()
+        learnable = [parameter for parameter in step.parameters() if parameter.requires_grad]
+        self.optimizer = OPTIMIZERS[settings.optimizer](learnable, settings)
+        self.iteration = 0
+        self.validated = 0
+        self.best_miou: float | None = None
+        self.best_iteration: int | None = None
+        self.frozen_norms = choose_frozen_norms(step) if settings.freeze_bn else []
+
+    def restore(self, content: Mapping[str, Any]) -> None:
+        """Continue from the content of a checkpoint.
+
+        Raises:
+            UserError: it is of another network or other losses, or its entries are not what they should be.
+        """
+        checkpoint.load_weights(self.step.model, content.get("model"), "it")
+        try:
+            self._restore_losses(content["losses"])
+            self._restore_optimizer(content["optimizer"])
+            self.scaler.load_state_dict(content["scaler"])
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise UserError(f"it is damaged: {first_line(error)}") from error
+        self._restore_progress(content)
+
+    def _restore_losses(self, saved: Mapping[str, Any]) -> None:
+        if saved.keys() != self.step.loss_state().keys():
+            raise UserError("it was trained with other losses")
+        self.step.load_state_dict(dict(saved), strict=False)  # not strict: the networks are not in it
+
+    def _restore_optimizer(self, saved: Mapping[str, Any]) -> None:
+        """Load the optimizer's state in the memory layout of the weights, whatever it was saved in."""
+        self.optimizer.load_state_dict(saved)
+        for parameter, values in self.optimizer.state.items():
+            for key, value in values.items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    values[key] = torch.empty_like(parameter).copy_(value)
+                    continue
+                is_step_count = isinstance(value, Tensor) and value.ndim == 0
+                if value is not None and not is_step_count:
+                    raise ValueError(f"{key} does not fit its parameter")
+
+    def _restore_progress(self, content: Mapping[str, Any]) -> None:
+        self.start = content.get("start")
+        self.iteration = content.get("iteration")
+        self.best_miou = content.get("best_miou")
+        self.best_iteration = content.get("best_iteration")
+        # older files do not have "validated": they were written after the validation of their iteration
+        self.validated = content.get("validated", self.iteration if self.best_miou is not None else 0)
+        # older files were trained with every norm frozen
+        self.frozen_norms = content.get("frozen_norms", self.frozen_norms and list(norms_in_training(self.step)))
+        counts = (self.iteration, self.validated, self.best_iteration or 0)
+        if not all(type(count) is int and count >= 0 for count in counts):
+            raise UserError(DAMAGED)
+        if type(self.best_miou) not in (float, type(None)) or type(self.start) is not str:
+            raise UserError(DAMAGED)
+
+    def set_train_mode(self) -> None:
+        """Put the step into train mode, but for the frozen BatchNorm layers."""
+        self.step.train()
+        for name in self.frozen_norms:
+            self.step.get_submodule(name).eval()
+
+    def progress(self) -> dict[str, Any]:
+        """Return how far the run is, as it is saved."""
+        return {
+            "start": self.start,
+            "iteration": self.iteration,
+            "validated": self.validated,
+            "best_miou": self.best_miou,
+            "best_iteration": self.best_iteration,
+        }
+
+    def model_weights(self) -> dict[str, Tensor]:
+        """Return the network's state dict in the plain memory layout, whatever the network's is."""
+        return {key: value.contiguous() for key, value in self.step.model.state_dict().items()}
+
+    def helpers(self) -> dict[str, Any]:
+        """Return what a resume needs besides the network and the progress."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "losses": self.step.loss_state(),
+            "frozen_norms": self.frozen_norms,
+        }
+
+    def shared_buffers(self) -> list[Tensor]:
+        """Return the buffers that a forward pass changes: of trained BatchNorm layers and of the losses."""
+        norms = [buffer for norm in trained_norms(self.step).values() for buffer in norm.buffers(False)]
+        prefixes = self.step.network_prefixes()
+        of_losses = [buffer for name, buffer in self.step.named_buffers() if not name.startswith(prefixes)]
+        return list({id(buffer): buffer for buffer in (*norms, *of_losses)}.values())
+
+    def tensors_to_check(self) -> list[Tensor]:
+        """Return what must be finite in a checkpoint: parameters, running statistics, the optimizer's state."""
+        parameters = [p.detach() for p in self.step.parameters() if p.requires_grad]
+        statistics = [b for norm in trained_norms(self.step).values() for b in norm.buffers(False)]
+        memory = [v for values in self.optimizer.state.values() for v in values.values() if isinstance(v, Tensor)]
+        return [value for value in (*parameters, *statistics, *memory) if value.is_floating_point()]
+
+
+def choose_frozen_norms(step: Step) -> list[str]:
+    """Choose the BatchNorm layers that ``--freeze-bn`` freezes: those with statistics of an earlier training.
+
+    A new head or projector has none, and would normalise nothing if it were frozen. Where no layer has any, all are
+    frozen: then the network is meant to be trained without BatchNorm.
+    """
+    norms = norms_in_training(step)
+    trained_before = [name for name, norm in norms.items() if has_trained_statistics(norm)]
+    return trained_before or list(norms)
+
+
+def norms_in_training(step: Step) -> dict[str, _BatchNorm]:
+    """Return the BatchNorm layers of the step by name, but for those of frozen networks."""
+    frozen_networks = [network for network in step.networks() if network is not step.model]
+    frozen = {id(module) for network in frozen_networks for module in network.modules()}
+    modules = step.named_modules()
+    return {name: part for name, part in modules if isinstance(part, _BatchNorm) and id(part) not in frozen}
+
+
+def copy_values(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return copies of tensors, for ``put_back``."""
+    return [tensor.clone() for tensor in tensors]
+
+
+@torch.no_grad()
+def put_back(tensors: Sequence[Tensor], copies: Sequence[Tensor]) -> None:
+    """Give tensors the values that they had when they were copied."""
+    for tensor, value in zip(tensors, copies, strict=True):
+        tensor.copy_(value)

@@ -1,0 +1,173 @@
+"""Files of segmentation_models_pytorch: what ``model.save_pretrained`` writes, and its plain state dicts."""
+
+import inspect
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from models.architectures.smp import DECODERS, OWN, decoder_options, library_class
+from models.checkpoints.imagenet import own_pixels
+from models.checkpoints.keys import Table, rename
+from utils.errors import UserError, lookup
+
+SOURCE = "segmentation_models_pytorch"
+CONFIG = "smp_config"  # the key under which the content of config.json travels with the weights
+CLASSIFIER = "segmentation_head.0.weight"  # a key that every such file has
+ASK = "--backbone NAME says it, in eval.py or once in scripts/deploy/export_safetensors.py"
+
+# how the keys of each decoder begin, the first that matches
+DECODER_KEYS = {
+    "decoder.blocks.x_0_0.": "smp_unetplusplus",
+    "decoder.center.top_conv.": "smp_manet",
+    "decoder.blocks.0.block.": "smp_linknet",
+    "decoder.blocks.0.conv1.": "smp_unet",
+    "decoder.p5.": "smp_fpn",
+    "decoder.fpn_lateral_blocks.": "smp_upernet",
+    "decoder.psp.": "smp_pspnet",
+    "decoder.aspp.0.": "smp_deeplabv3plus",
+    "decoder.aspp.": "smp_deeplabv3",
+    "decoder.0.convs.": "smp_deeplabv3",
+    "decoder.fpa.": "smp_pan",
+    "decoder.mlp_stage.": "smp_segformer",
+}
+OURS: Table = (
+    (r"^encoder\.", "backbone."),
+    (r"^decoder\.", "main.head."),
+    (r"^segmentation_head\.0\.", "main.classifier."),
+    (r"^classification_head\.", None),  # labels of whole images: no part of a segmentation network
+)
+# until version 0.4 DeepLabV3's decoder was a Sequential
+OLD_DEEPLABV3: Table = (
+    (r"^decoder\.0\.", "decoder.aspp."),
+    (r"^decoder\.1\.", "decoder.conv."),
+    (r"^decoder\.2\.", "decoder.bn."),
+)
+# the library's own encoders that their keys tell: blocks of each stage -> name
+RESNETS = {
+    (False, (2, 2, 2, 2)): "resnet18",
+    (False, (3, 4, 6, 3)): "resnet34",
+    (True, (3, 4, 6, 3)): "resnet50",
+    (True, (3, 4, 23, 3)): "resnet101",
+    (True, (3, 8, 36, 3)): "resnet152",
+}
+MIX_TRANSFORMERS = {
+    (2, 2, 2, 2): "mit_b1",  # or mit_b0, which is half as wide
+    (3, 4, 6, 3): "mit_b2",
+    (3, 4, 18, 3): "mit_b3",
+    (3, 8, 27, 3): "mit_b4",
+    (3, 6, 40, 3): "mit_b5",
+}
+# the library's own encoders whose ImageNet weights are for pixels from -1 to 1
+INCEPTION = ("inceptionresnetv2", "inceptionv4", "xception", "timm-tf_efficientnet_lite")
+
+
+class SmpNetwork(NamedTuple):
+    """A network of the library, as this project builds it."""
+
+    config: dict[str, Any]  # arguments of build_model
+    weights: dict[str, Tensor]  # under this project's keys
+    pixels: str  # the pixel convention that is assumed
+
+
+def is_smp(weights: Mapping[str, Tensor]) -> bool:
+    return CLASSIFIER in weights and any(key.startswith("encoder.") for key in weights)
+
+
+def recognise_smp(
+    weights: Mapping[str, Tensor], saved: Mapping[str, Any] | None, source: str, backbone: str = ""
+) -> SmpNetwork:
+    """Tell decoder, encoder and options of a file.
+
+    saved: the content of config.json, where it lies beside the weights. backbone: this project's name of the encoder,
+    for files whose keys do not tell it.
+
+    Raises UserError: a decoder or encoder that is not known, or settings this project does not have.
+    """
+    saved = saved or {}
+    arch = _architecture(weights, saved, source)
+    if arch == "smp_deeplabv3":
+        weights = rename(weights, OLD_DEEPLABV3)
+    if saved:
+        backbone = _backbone_of_config(saved)
+    backbone = backbone or _backbone_of_keys(weights, source)
+    weights = _two_classes(rename(weights, OURS))
+    classifier = weights["main.classifier.weight"]
+    config = {"arch": arch, "backbone": backbone, "num_classes": len(classifier), **_options(arch, saved, source)}
+    return SmpNetwork(config, weights, assumed_pixels(backbone))
+
+
+def assumed_pixels(backbone: str) -> str:
+    """Return the convention of the encoder's ImageNet weights, which the library's preprocessing follows."""
+    if backbone.startswith(OWN):
+        return "inception" if backbone.removeprefix(OWN).startswith(INCEPTION) else "imagenet"
+    return own_pixels(backbone) or "imagenet"
+
+
+def _architecture(weights: Mapping[str, Tensor], saved: Mapping[str, Any], source: str) -> str:
+    if "_model_class" in saved:
+        return lookup(
+            {name: f"smp_{name}" for name in DECODERS.values()},
+            str(saved["_model_class"]).lower(),
+            f"decoder of {SOURCE} in {source}:",
+        )
+    for start, arch in DECODER_KEYS.items():
+        if any(key.startswith(start) for key in weights):
+            return arch
+    first = next((key for key in weights if key.startswith("decoder.")), "none")
+    raise UserError(f"{source} holds a decoder of {SOURCE} that this project does not have (its keys: {first}, ...)")
+
+
+def _backbone_of_config(saved: Mapping[str, Any]) -> str:
+    """Return this project's name: timm's networks have no prefix here, the library's own have "smp-"."""
+    name = str(saved.get("encoder_name"))
+    return name.removeprefix("tu-") if name.startswith("tu-") else OWN + name
+
+
+def _backbone_of_keys(weights: Mapping[str, Tensor], source: str) -> str:
+    if any(key.startswith("encoder.model.") for key in weights):
+        raise UserError(f"{source} does not say which of timm's networks its encoder is: {ASK}")
+    if "encoder.layer1.0.conv1.weight" in weights and "encoder.conv1.weight" in weights:
+        blocks = tuple(_count_blocks(weights, rf"encoder\.layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4))
+        name = RESNETS.get(("encoder.layer1.0.conv3.weight" in weights, blocks))
+        second = weights["encoder.layer1.0.conv2.weight"]
+        if name and second.shape[0] == second.shape[1] == 64:  # a ResNeXt's is grouped
+            return OWN + name
+    if "encoder.patch_embed1.proj.weight" in weights:
+        blocks = tuple(_count_blocks(weights, rf"encoder\.block{stage}\.(\d+)\.") for stage in (1, 2, 3, 4))
+        narrow = len(weights["encoder.patch_embed1.proj.weight"]) == 32
+        name = "mit_b0" if narrow else MIX_TRANSFORMERS.get(blocks)
+        if name:
+            return OWN + name
+    raise UserError(f"{source}: its keys do not tell which encoder of {SOURCE} it has: {ASK} (such as smp-densenet121)")
+
+
+def _count_blocks(weights: Mapping[str, Tensor], pattern: str) -> int:
+    return len({match[1] for key in weights if (match := re.match(pattern, key))})
+
+
+def _two_classes(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Turn a network with one logit z, for a sigmoid, into one with two: (0, z) has the same probabilities."""
+    for key in ("main.classifier.weight", "main.classifier.bias"):
+        if len(weights.get(key, ())) == 1:
+            weights[key] = torch.cat([torch.zeros_like(weights[key]), weights[key]])
+    return weights
+
+
+def _options(arch: str, saved: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Return the settings of config.json that differ from the library's defaults.
+
+    Raises UserError: the encoder was changed in a way that this project does not have.
+    """
+    parameters = inspect.signature(library_class(arch).__init__).parameters
+    options = {}
+    for key, value in saved.items():
+        if key in decoder_options(arch):
+            default = parameters[key].default
+            if value != (list(default) if isinstance(default, tuple) else default):
+                options[key] = value
+        elif key not in parameters and not key.startswith("_") and value is not None:
+            raise UserError(f"{source} was built with {key}={value!r}, which this project does not have")
+    return options

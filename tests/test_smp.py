@@ -1,0 +1,160 @@
+"""Decoders of segmentation_models_pytorch: equal logits, any size, its files, and messages for what does not fit."""
+
+import json
+
+import pytest
+import segmentation_models_pytorch as library
+import torch
+import torch.nn.functional as F
+
+from losses import LOSSES, build_kd
+from models import build_model, from_checkpoint
+from models.architectures.smp import DECODERS
+from utils.errors import UserError
+
+K = 5
+SMALL = "test_efficientnet"  # a timm network of 0.3 million parameters, with maps at strides 2 to 32
+SIZE = (128, 160)  # sides that every decoder takes as they are
+
+
+def their_model(arch: str, encoder: str = f"tu-{SMALL}", **options: object) -> torch.nn.Module:
+    """Build the library's own network, with running statistics that are not 0 and 1."""
+    torch.manual_seed(0)
+    model = library.create_model(DECODERS[arch], encoder, encoder_weights=None, **{"classes": K, **options})
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+    return model.eval()
+
+
+def full_size(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    return F.interpolate(logits, size, mode="bilinear", align_corners=True)
+
+
+def test_every_decoder_of_the_library_is_known_but_dpt():
+    assert {*DECODERS.values(), "dpt"} == {*library.MODEL_ARCHITECTURES_MAPPING}
+
+
+@pytest.mark.parametrize("arch", DECODERS)
+@torch.inference_mode()
+def test_logits_are_the_librarys(arch, tmp_path):
+    """At sides that the encoder's stride divides; at others they are the crop of the padded picture's."""
+    theirs = their_model(arch)
+    theirs.save_pretrained(tmp_path)
+    ours = from_checkpoint(tmp_path).model
+    image = torch.randn(1, 3, *SIZE)
+    output = ours(image)
+    assert output.logits.shape[-2:] == output.feat.shape[-2:]
+    torch.testing.assert_close(full_size(output.logits, SIZE), theirs(image), rtol=1e-5, atol=1e-5)
+
+    odd = torch.randn(1, 3, 241, 181)
+    divisor = theirs.encoder.output_stride
+    padded = F.pad(odd, (0, -181 % divisor, 0, -241 % divisor))
+    expected = theirs(padded)[..., :241, :181]
+    torch.testing.assert_close(ours(odd).logits, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("arch", DECODERS)
+@pytest.mark.parametrize("size", [(1, 1), (33, 250)])
+def test_any_size_goes_through(arch, size):
+    output = build_model(arch, SMALL, K).eval()(torch.zeros(1, 3, *size))
+    assert output.logits.shape == (1, K, *size)
+
+
+@pytest.mark.parametrize("arch", ["smp_fpn", "smp_unet", "smp_deeplabv3plus"])
+@pytest.mark.parametrize("size", [(32, 64), (40, 50)])
+def test_as_teacher_and_student_with_every_loss(arch, size):
+    """Of the second size the network pads inside: its logits and features then have different sizes."""
+    teacher, student = build_model(arch, SMALL, K, in_channels=4), build_model(arch, SMALL, K)
+    image, label = torch.randn(2, 4, *size), torch.randint(0, K, (2, *size))
+    names = ",".join(f"{name}=1" for name in LOSSES if name not in ("cirkd_pixel", "cirkd_region"))
+    kd = build_kd(names, student.feature_channels, teacher.feature_channels, K)
+    total, terms = kd(student(image[:, :3]), teacher(image), label)
+    assert torch.isfinite(total), terms
+    total.backward()
+    assert all(p.grad is not None for p in student.main.head.parameters())
+
+
+@pytest.mark.parametrize("encoder", ["resnet18", "mit_b0"])
+@torch.inference_mode()
+def test_plain_state_dict_of_the_librarys_own_encoders(encoder, tmp_path):
+    theirs = their_model("smp_fpn", encoder)
+    torch.save(
+        {"state_dict": {f"module.{key}": value for key, value in theirs.state_dict().items()}}, tmp_path / "a.pth"
+    )
+    loaded = from_checkpoint(tmp_path / "a.pth")
+    assert loaded.card.arch["backbone"] == f"smp-{encoder}"
+    image = torch.randn(1, 3, 64, 96)
+    torch.testing.assert_close(full_size(loaded.model(image).logits, (64, 96)), theirs(image), rtol=1e-5, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_timm_encoder_of_a_plain_state_dict_is_asked_for(tmp_path):
+    theirs = their_model("smp_unet")
+    torch.save(theirs.state_dict(), tmp_path / "a.pth")
+    with pytest.raises(UserError, match="does not say which of timm's networks its encoder is: --backbone NAME"):
+        from_checkpoint(tmp_path / "a.pth")
+    with pytest.raises(UserError, match="does not fit this network"):
+        from_checkpoint(tmp_path / "a.pth", backbone="resnet10t")
+    image = torch.randn(1, 3, 64, 96)
+    ours = from_checkpoint(tmp_path / "a.pth", backbone=SMALL).model
+    torch.testing.assert_close(ours(image).logits, theirs(image), rtol=1e-5, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_options_one_logit_and_image_labels_of_a_saved_network(tmp_path):
+    """One logit z for a sigmoid is two classes of logits (0, z); a head for labels of whole images is left out."""
+    theirs = their_model("smp_fpn", classes=1, decoder_pyramid_channels=32, aux_params={"classes": 3})
+    theirs.save_pretrained(tmp_path)
+    loaded = from_checkpoint(tmp_path)
+    assert loaded.card.arch["decoder_pyramid_channels"] == 32
+    image = torch.randn(1, 3, 64, 96)
+    logits, (z, _) = full_size(loaded.model(image).logits, (64, 96)), theirs(image)
+    torch.testing.assert_close(logits, torch.cat([torch.zeros_like(z), z], 1), rtol=1e-5, atol=1e-5)
+
+
+def test_pixels_that_are_assumed_are_said(tmp_path, capsys):
+    their_model("smp_fpn").save_pretrained(tmp_path)
+    pixels = from_checkpoint(tmp_path).card.pixels
+    assert f"its images are taken to be normalised as {pixels!r}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"_model_class": "DPT"}, "unknown decoder of segmentation_models_pytorch in .* 'dpt'"),
+        ({"encoder_name": "tu-resnet10000"}, "unknown backbone 'resnet10000'"),
+        ({"encoder_name": "resnet18"}, "does not fit this network"),
+        ({"upsampling": 2}, "its logits are at stride 4, 'upsampling' is 2"),
+        ({"drop_path_rate": 0.1}, "was built with drop_path_rate=0.1, which this project does not have"),
+    ],
+)
+def test_saved_networks_that_cannot_be_read(changes, message, tmp_path):
+    their_model("smp_fpn").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | changes))
+    with pytest.raises(UserError, match=message):
+        from_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (("smp_fnp", "resnet18"), "did you mean 'smp_fpn'"),
+        (("smp_fpn", "resnet1888"), "did you mean 'resnet18'"),
+        (("smp_fpn", "mit_b0"), "write 'smp-mit_b0'"),
+        (("smp_fpn", "tu-resnet18"), "timm's names here: 'resnet18'"),
+        (("smp_fpn", "vit_base_patch16_224"), "smp_fpn cannot be built on backbone 'vit_base_patch16_224'"),
+        (("smp_deeplabv3", "smp-vgg11"), "do not support dilated mode"),
+        (("fcn", "smp-resnet18"), "are for --model smp_... only"),
+    ],
+)
+def test_networks_that_cannot_be_built(network, message):
+    with pytest.raises(UserError, match=message):
+        build_model(*network, K)
+
+
+def test_unknown_option_of_a_decoder():
+    with pytest.raises(UserError, match="unknown width of smp_fpn 'decoder_channels'"):
+        build_model("smp_fpn", SMALL, K, decoder_channels=3)
