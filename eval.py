@@ -7,6 +7,10 @@ The network, the data set and the pixel convention come from the checkpoint. The
 reads the label, is marked. JSON scores are fractions.
 """
 
+from utils.environment import require_packages
+
+require_packages()
+
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

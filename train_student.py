@@ -8,6 +8,10 @@ The teacher may be label-assisted (train_teacher.py) or an ordinary network (tra
 Settings: default < recipe < flag. The run goes to --save-dir: last.pth, best.pth, config.yaml, metrics.jsonl, events.
 """
 
+from utils.environment import require_packages
+
+require_packages()
+
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +20,7 @@ from torch import Tensor, nn
 
 from datasets import require_classes
 from datasets.base import DatasetSpec
+from engine.class_weights import parse_class_weights, resolve_class_weights
 from engine.runtime import start_runtime
 from engine.settings import StudentConfig, parse_settings
 from engine.step import Step
@@ -78,20 +83,20 @@ class StudentStep(Step):
         return self
 
     def forward(
-        self, image: Tensor, label: Tensor, draw: Draw | None = None, valid: Tensor | None = None
+        self, image: Tensor, label: Tensor, draw: Draw | None = None, labelled_per_rank: Tensor | None = None
     ) -> dict[str, Tensor]:
         """Return loss, ce, aux, and each KD term of one batch, unweighted and as ``name_weighted``.
 
         image: normalised, ``[B, 3, H, W]``. label: ``[B, H, W]``. draw: where the noise comes from, instead of torch's
-        global random state. valid: the labelled pixels of the batch, as ``TaskLoss`` takes them.
+        global random state. labelled_per_rank: see ``TaskLoss``.
         """
         output = self.model(image)
-        terms = self.task(output, label, valid)
+        terms = self.task(output, label, labelled_per_rank)
         loss = terms.pop("task")
         if self.teacher is not None:
             distilled, kd_terms = self.kd(output, self.teach(image, label, draw), label)
             loss = loss + distilled
-            terms |= kd_terms | self.kd.weighted(kd_terms)
+            terms |= kd_terms | self.kd.apply_weights(kd_terms)
         return {"loss": loss, **terms}
 
     @torch.no_grad()
@@ -132,7 +137,12 @@ def build_step(config: StudentConfig, spec: DatasetSpec) -> StudentStep:
     model = build_model(config.model, config.backbone, len(spec.names))
     model.set_dropout(config.dropout)
     task = TaskLoss(
-        model.supervision, config.aux_weight, config.label_smoothing, config.task_loss, config.ignored_in_mean
+        model.supervision,
+        config.aux_weight,
+        config.label_smoothing,
+        config.task_loss,
+        config.ignored_in_mean,
+        parse_class_weights(config.class_weights),
     )
     if not parse_losses(config.kd):
         return StudentStep(model, task)
@@ -149,6 +159,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with start_runtime(settings) as runtime:
         torch.manual_seed(settings.seed)
         data = load_data(settings)
+        settings = resolve_class_weights(settings, data.train.dataset, runtime)
         step = build_step(settings, data.spec)
         train(step, data, settings, runtime)
 

@@ -7,6 +7,10 @@ Settings: default < recipe < flag. The run goes to --save-dir: last.pth, best.pt
 Its mIoU is that of a network that reads the label: it measures the teacher, not segmentation.
 """
 
+from utils.environment import require_packages
+
+require_packages()
+
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +18,7 @@ import torch
 from torch import Tensor
 
 from datasets.base import DatasetSpec
+from engine.class_weights import parse_class_weights, resolve_class_weights
 from engine.runtime import start_runtime
 from engine.settings import TeacherConfig, parse_settings
 from engine.step import Step
@@ -66,17 +71,17 @@ class TeacherStep(Step):
         return self.noise
 
     def forward(
-        self, image: Tensor, label: Tensor, draw: Draw | None = None, valid: Tensor | None = None
+        self, image: Tensor, label: Tensor, draw: Draw | None = None, labelled_per_rank: Tensor | None = None
     ) -> dict[str, Tensor]:
         """Return loss, task1, task2 and consistency (unweighted) of one batch.
 
         image: normalised, ``[B, 3, H, W]``. label: ``[B, H, W]``. draw: where the noise comes from, instead of torch's
-        global random state. valid: the labelled pixels of the batch, as ``TaskLoss`` takes them.
+        global random state. labelled_per_rank: see ``TaskLoss``.
         """
         draw = draw or Draw(int(torch.randint(2**62, ())))
         inputs = [self.noise.add_planes(image, label, draw, path, self.label_dropout) for path in range(self.paths)]
         outputs = [self.model(x) for x in inputs]
-        terms = {f"task{p}": self.task(z, label, valid)["task"] for p, z in enumerate(outputs, 1)}
+        terms = {f"task{p}": self.task(z, label, labelled_per_rank)["task"] for p, z in enumerate(outputs, 1)}
         loss = sum(terms.values())
         if self.consistency is not None:
             weighted, terms["consistency"] = self.consistency(*outputs, label)
@@ -99,7 +104,12 @@ def build_step(config: TeacherConfig, spec: DatasetSpec) -> TeacherStep:
     width = model.feature_channels
     distance = build_kd(config.consistency, width, width, len(spec.names), "--consistency")
     task = TaskLoss(
-        model.supervision, config.aux_weight, config.label_smoothing, config.task_loss, config.ignored_in_mean
+        model.supervision,
+        config.aux_weight,
+        config.label_smoothing,
+        config.task_loss,
+        config.ignored_in_mean,
+        parse_class_weights(config.class_weights),
     )
     return TeacherStep(model, noise, task, distance, config.single_path, config.label_dropout)
 
@@ -109,6 +119,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with start_runtime(settings) as runtime:
         torch.manual_seed(settings.seed)
         data = load_data(settings)
+        settings = resolve_class_weights(settings, data.train.dataset, runtime)
         step = build_step(settings, data.spec)
         train(step, data, settings, runtime)
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -101,6 +102,29 @@ class SegmentationDataset(Dataset):
             if self.cache:
                 self.cache.put(index, *sample)
         return sample
+
+    def read_label(self, index: int) -> np.ndarray:
+        """Read a label alone, uint8 ``[H, W]``. Raises UserError: see ``read``."""
+        image_path, label_path = self.pairs[index]
+        if label_path is None or not self.spec.needs_root:  # nothing to read, or drawn with its image
+            return read_sample(self.spec, image_path, label_path)[1]
+        _, ids = self.spec.read(None, label_path)
+        return label_classes(self.spec, ids, label_path)
+
+    def count_label_pixels(self, workers: int) -> np.ndarray:
+        """Count the pixels of each class in all labels, int64 ``[K]``. Ignored pixels are left out.
+
+        The files are read by ``workers`` threads, at least one.
+
+        Raises UserError: see ``read``.
+        """
+        classes = len(self.spec.names)
+
+        def count(index: int) -> np.ndarray:
+            return np.bincount(self.read_label(index).ravel(), minlength=IGNORE_INDEX + 1)[:classes]
+
+        with ThreadPoolExecutor(max(workers, 1)) as threads:
+            return sum(threads.map(count, range(len(self))), np.zeros(classes, np.int64))
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, int] | UserError:
         """An unreadable sample is returned as its error, so that it crosses process borders unwrapped."""

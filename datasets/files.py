@@ -10,7 +10,8 @@ from PIL import Image
 
 from datasets.matlab import mat_field
 from utils.errors import UserError
-from utils.pictures import content_of, open_picture, read_image
+from utils.files import decode_text
+from utils.pictures import content_of, open_picture, read_image, require_eight_bits
 
 Pair = tuple[Path, Path]
 Arrays = tuple[np.ndarray, np.ndarray]
@@ -41,12 +42,15 @@ def read_label(path: Path, indexed: bool = True, colored: bool = False) -> np.nd
     """
     if path.suffix == ".mat" and indexed:
         return mat_field(path, "S").astype(np.int64)
-    return open_picture(path, content_of(path), lambda file: _label(path, file, indexed, colored))
+    data = content_of(path)
+    return open_picture(path, data, lambda file: _label(path, file, data, indexed, colored))
 
 
-def _label(path: Path, file: Image.Image, indexed: bool, colored: bool) -> np.ndarray:
+def _label(path: Path, file: Image.Image, data: bytes, indexed: bool, colored: bool) -> np.ndarray:
     if file.format == "JPEG":
         raise UserError(f"{path}: a label must be stored without loss, such as PNG: JPEG blends classes")
+    if file.mode in COLOR_MODES:  # 8 bits a channel
+        require_eight_bits(path, file, data)
     if indexed and file.mode in LABEL_MODES:
         if file.tile and _rescaled(file):
             raise UserError(f"{path} holds grey levels that are not 8-bit numbers as stored: save the ids as 8-bit PNG")
@@ -67,14 +71,14 @@ def _rescaled(file: Image.Image) -> bool:
 
 
 def read_list(path: Path) -> list[str]:
-    """The lines of a list file; byte-order mark, CRLF, blank lines and outer blanks do not matter.
+    """Read the lines of a list file; encoding, CRLF, blank lines and outer blanks do not matter.
 
     Raises UserError: no such file, no text, a name listed twice, or one of no file in the data set.
     """
     try:
-        lines = content_of(path, "list file").decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no text file: {error}") from error
+        lines = decode_text(content_of(path, "list file")).splitlines()
+    except ValueError as error:
+        raise UserError(f"{path} is no text file: {error}; save it as UTF-8") from error
     seen: dict[str, int] = {}
     for number, line in enumerate(lines, 1):
         name = line.strip()

@@ -9,6 +9,7 @@ palette: [[128, 64, 128], ...]         # optional: VOC's colours otherwise. RGB(
 ids: {7: road, 10: sky, 26: car}       # optional: id in the files -> class; 0, 1, 2 otherwise
 ignore: [0, 255, [0, 0, 0]]            # optional: ids and colours without a class; otherwise 255, if that is none
 label_suffix: _mask.png                # optional: the label is called <stem> + this; .png otherwise
+                                       # "{suffix}.png": photo.jpg has photo.jpg.png, photo.png has photo.png.png
 image_suffix: _sat.jpg                 # optional: images are called <stem> + this; any image file otherwise
 
 Labels that are pictures take ``colors`` instead of ``ids``, and need no ``names``; every kind of file, palette and grey
@@ -144,6 +145,7 @@ def _are_splits(value: object) -> bool:
             isinstance(entry, dict)
             and {"images", "labels"} <= set(entry) <= {"images", "labels", "list"}
             and is_list(list(entry.values()), str)
+            and not any("\0" in place for place in entry.values())
             and entry["labels"].count("*") in (0, entry["images"].count("*"))
             and not ("*" in entry["images"] and ("**" in entry["images"] or Path(entry["images"]).is_absolute()))
             for entry in value.values()

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from engine.lockstep import STOP_SIGNALS
 from engine.runtime import Runtime
+from utils.descriptors import require_descriptors
 from utils.errors import first_line
 
 MAX_WORKERS = 4
@@ -54,6 +55,7 @@ def _load(dataset: Dataset, batches: Sequence[Iterable[int]], workers: int | Non
     """
     workers = min(default_workers() if workers is None else workers, len(batches))
     can_fork = "fork" in multiprocessing.get_all_start_methods()
+    require_descriptors(workers)
     loader = DataLoader(
         dataset,
         batch_sampler=batches,

@@ -67,8 +67,9 @@ def describe_models() -> dict[str, str]:
     for name, build in ARCHITECTURES.items():
         text = ""
         if isinstance(build, partial):
-            arguments = " ".join(f"{key}={value}" for key, value in build.keywords.items())
-            text = f"{arguments}: " if arguments else ""
+            arguments = [str(value) for value in build.args]
+            arguments += [f"{key}={value}" for key, value in build.keywords.items()]
+            text = f"{' '.join(arguments)}: " if arguments else ""
             build = build.func
         text += (build.__doc__ or "").partition("\n")[0]
         lines[name] = textwrap.shorten(text, HELP_WIDTH, placeholder=" ...")
@@ -102,6 +103,10 @@ class TrainConfig:
         1e-4, "of SGD on every parameter, of AdamW not on norms and biases", minimum=0
     )
     task_loss: str = method_option("", "in place of the architecture's: ce, ohem, dice, or a sum such as ce+dice")
+    class_weights: str = method_option(
+        "",
+        "of cross entropy and OHEM: auto (frequency^-0.5), numbers such as 1,2.5,1, or a file (losses/README.md)",
+    )
     ignored_in_mean: bool = method_option(
         False, "cross entropy over all pixels, ignored ones too, as MMSegmentation has it"
     )

@@ -31,7 +31,7 @@ from utils.errors import UserError
 from utils.memory import require_memory
 from utils.pixels import CONVENTIONS
 from utils.seeding import derive_seed
-from utils.types import Draw, valid_pixels
+from utils.types import Draw
 
 INPUT_BYTES = 3 * 4 + 8 + 1  # of a pixel: normalised image, label, weight
 COUNT_PIXELS = "scripts/data/check_data.py counts the pixels of each"
@@ -280,8 +280,8 @@ class Trainer:
     def backward_in_parts(self, image: Tensor, label: Tensor) -> dict[str, Tensor]:
         """Compute gradients of this rank's share, one part after another. Return the mean terms."""
         parts = self.settings.accumulate
-        valid = valid_pixels(label) / parts
-        self.labelled_pixels.add_(valid)
+        labelled_per_rank = self.step.count_labelled_per_rank(label) / parts
+        self.labelled_pixels.add_(labelled_per_rank)
         seed = derive_seed(self.settings.seed, 2, self.state.iteration)
         row = self.runtime.rank * self.share
         means: dict[str, Tensor] = {}
@@ -289,7 +289,7 @@ class Trainer:
             draw = Draw(seed, row + part * len(x), self.settings.batch_size)
             with self.delay_gradient_sync(is_last=part + 1 == parts):
                 with self.runtime.autocast():
-                    terms = self.forward(x, y, draw, valid)
+                    terms = self.forward(x, y, draw, labelled_per_rank)
                 self.state.scaler.scale(terms["loss"] / parts).backward()
             for name, term in terms.items():
                 means[name] = means.get(name, 0) + term.detach() / parts
@@ -301,21 +301,21 @@ class Trainer:
             return nullcontext()
         return self.wrapped.no_sync()
 
-    def forward(self, image: Tensor, label: Tensor, draw: Draw, valid: Tensor) -> dict[str, Tensor]:
+    def forward(self, image: Tensor, label: Tensor, draw: Draw, labelled_per_rank: Tensor) -> dict[str, Tensor]:
         """Compute the terms of a part of the batch.
 
         Raises:
             UserError: BatchNorm sees a single value per channel.
         """
         try:
-            return self.wrapped(self.convention.normalize(image), label.long(), draw, valid)
+            return self.wrapped(self.convention.normalize(image), label.long(), draw, labelled_per_rank)
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
             raise UserError(
                 f"BatchNorm sees one value per channel: this network or a loss pools to a 1x1 map, which needs at "
                 f"least 2 images a process at a time (here {len(image)}): raise --batch-size, lower --accumulate, "
-                f"start fewer processes, or --freeze-bn"
+                f"start fewer processes, or --freeze-bn where the whole network was trained before (--pretrained)"
             ) from error
 
     def is_log_due(self) -> bool:

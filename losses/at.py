@@ -6,22 +6,25 @@ from torch import Tensor, nn
 from utils.types import Output
 
 
-def attention(feat: Tensor) -> Tensor:
-    """Features ``[B, C, h, w]`` -> where they are strong: means over channels of squares, unit length ``[B, h w]``."""
+def compute_attention(feat: Tensor) -> Tensor:
+    """Compute the attention map: the channel mean of squared features, scaled to length 1.
+
+    ``[B, C, h, w] -> [B, h w]``.
+    """
     return F.normalize(feat.square().mean(1).flatten(1), dim=1)
 
 
 def at_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean over the B h w positions of the squared difference of the attention maps, as CIRKD's losses/at.py.
+    """Compute the mean squared difference of the attention maps over the B h w positions, as CIRKD's losses/at.py.
 
-    Features ``[B, C, h, w]``, each with its own C; the teacher gets no gradient. A mean of values of about 1 / (h w):
-    hence the published weight of 10000.
+    Features ``[B, C, h, w]``, each network with its own C; the teacher gets no gradient. The values of a map are about
+    1 / (h w), which is why the published weight is 10000.
     """
-    return (attention(student) - attention(teacher.detach())).square().mean()
+    return (compute_attention(student) - compute_attention(teacher.detach())).square().mean()
 
 
 class AT(nn.Module):
-    """``at_loss`` on the features."""
+    """Apply ``at_loss`` to the features."""
 
     def __init__(self, student_channels: int, teacher_channels: int, num_classes: int) -> None:
         super().__init__()

@@ -1,9 +1,9 @@
-"""CIRKDV2 (winycg/CIRKD, train_cirkdv2.py): CIRKD's relations and relations between channels, of student features that
-went through a context module. It runs ``kd=1,cirkd2=1``.
+"""CIRKDV2 (winycg/CIRKD, train_cirkdv2.py): CIRKD's relations, relations between channels, and a context module.
 
-Mended: the release trains its context module and FitNet convolution outside of DistributedDataParallel, so that their
-copies drift apart; and leaves the context out where the FitNet weight is 0. Left out: 4x4 pooling before the pixel term
-where both sides of the maps are 256 or more.
+The release runs ``kd=1,cirkd2=1``. All terms see the student's features after the context module. Two things of the
+release are corrected: it trains its context module and its FitNet convolution outside of DistributedDataParallel, so
+that their copies drift apart, and it leaves the context module out where the FitNet weight is 0. One thing is left out:
+4x4 pooling before the pixel term where both sides of the maps are 256 or more.
 """
 
 import torch
@@ -13,37 +13,42 @@ from losses.cirkd import CIRKD
 from losses.cirkd_channel import ChannelTerms
 from losses.cirkd_memory import CIRKDPixel, CIRKDRegion, share_projector
 from losses.fitnet import FitNet
-from losses.rings import conv_bn_relu
+from losses.projector import build_conv_bn_relu
 from utils.errors import UserError
 from utils.types import Output
 
 
 class Context(nn.Module):
-    """Self-attention over the positions, beside the features themselves: ``[B, C, h, w] -> [B, C, h, w]`` (its GCN).
+    """Fuse features with their self-attention over the positions, ``[B, C, h, w] -> [B, C, h, w]``.
 
-    Peak memory: about three matrices of B (h w)^2.
+    The release calls it GCN. The peak memory is about three matrices of B (h w)^2.
     """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         half = channels // 2
-        self.query, self.key, self.value = (nn.Conv2d(channels, half, 1, bias=False) for _ in range(3))
-        self.expand = conv_bn_relu(half, channels)
-        self.fuse = conv_bn_relu(2 * channels, channels)
+        self.query = nn.Conv2d(channels, half, 1, bias=False)
+        self.key = nn.Conv2d(channels, half, 1, bias=False)
+        self.value = nn.Conv2d(channels, half, 1, bias=False)
+        self.expand = build_conv_bn_relu(half, channels)
+        self.fuse = build_conv_bn_relu(2 * channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (conv(x).flatten(2) for conv in (self.query, self.key, self.value))
-        relation = (q.transpose(1, 2) @ k * q.shape[1] ** -0.5).softmax(2)  # [B, h w, h w], rows: where to look
-        seen = (v @ relation.transpose(1, 2)).unflatten(2, x.shape[-2:])
-        return self.fuse(torch.cat([x, self.expand(seen)], 1))
+        query, key, value = (conv(x).flatten(2) for conv in (self.query, self.key, self.value))
+        attention = (query.transpose(1, 2) @ key * query.shape[1] ** -0.5).softmax(2)  # [B, h w, h w], rows sum to 1
+        attended = (value @ attention.transpose(1, 2)).unflatten(2, x.shape[-2:])
+        return self.fuse(torch.cat([x, self.expand(attended)], 1))
 
 
 class CIRKD2(nn.Module):
-    """All terms, each with an inner weight. Options: those weights (0 leaves a term out), tau, sizes, as_released.
+    """Compute all terms of CIRKDV2, each with an inner weight. A term of weight 0 is left out.
 
-    fitnet: 1 or 10 in its scripts. pixel: ``cirkd``. memory_pixel, memory_region: ``cirkd_pixel`` (with its
-    as_released), ``cirkd_region``. channel, memory_channel, channel_mse: ``losses.cirkd_channel``. pixel_size,
-    region_size, channel_size: slots of the queues.
+    Options that are weights: fitnet (1 or 10 in the release's scripts), pixel (``cirkd``), memory_pixel
+    (``cirkd_pixel``), memory_region (``cirkd_region``), and channel, memory_channel and channel_mse
+    (``losses.cirkd_channel``). Other options: tau; pixel_size, region_size and channel_size, the slots of the queues;
+    as_released of ``cirkd_pixel``.
+
+    Raises UserError: every weight is 0, a size is not a positive whole number, or a queue is too large.
     """
 
     def __init__(
@@ -65,25 +70,36 @@ class CIRKD2(nn.Module):
         as_released: float = 0,
     ) -> None:
         super().__init__()
-        widths = student_channels, teacher_channels, num_classes
-        weights = {"fitnet": fitnet, "pixel": pixel, "memory_pixel": memory_pixel, "memory_region": memory_region}
-        weights |= {"channel": channel, "memory_channel": memory_channel, "channel_mse": channel_mse}
+        weights = {
+            "fitnet": fitnet,
+            "pixel": pixel,
+            "memory_pixel": memory_pixel,
+            "memory_region": memory_region,
+            "channel": channel,
+            "memory_channel": memory_channel,
+            "channel_mse": channel_mse,
+        }
         self.part_weights = {name: weight for name, weight in weights.items() if weight}
         if not self.part_weights:
             raise UserError("every part has weight 0")
-        makers = {
-            "fitnet": lambda: FitNet(*widths),
-            "pixel": lambda: CIRKD(*widths, tau),
-            "memory_pixel": lambda: CIRKDPixel(*widths, tau, pixel_size, as_released=as_released),
-            "memory_region": lambda: CIRKDRegion(*widths, tau, region_size),
-        }
         self.context = Context(student_channels)
-        self.parts = nn.ModuleDict({name: make() for name, make in makers.items() if weights[name]})
+        widths = (student_channels, teacher_channels, num_classes)
+        self.parts = nn.ModuleDict()
+        if fitnet:
+            self.parts["fitnet"] = FitNet(*widths)
+        if pixel:
+            self.parts["pixel"] = CIRKD(*widths, tau)
+        if memory_pixel:
+            self.parts["memory_pixel"] = CIRKDPixel(*widths, tau, pixel_size, as_released=as_released)
+        if memory_region:
+            self.parts["memory_region"] = CIRKDRegion(*widths, tau, region_size)
         share_projector(self.parts.values())
-        with_channels = any((channel, memory_channel, channel_mse))
-        self.channels = ChannelTerms(*widths[:2], tau, channel_size) if with_channels else None
+        self.channels = None
+        if channel or memory_channel or channel_mse:
+            self.channels = ChannelTerms(student_channels, teacher_channels, tau, channel_size)
 
     def forward(self, student: Output, teacher: Output, label: Tensor) -> dict[str, Tensor]:
+        """Return the terms that have a weight, by name."""
         student = student._replace(feat=self.context(student.feat))
         terms = {name: part(student, teacher, label) for name, part in self.parts.items()}
         if self.channels is not None:

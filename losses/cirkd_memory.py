@@ -1,13 +1,14 @@
-"""Relations to memories of pixels and regions (CIRKD: Yang et al., CVPR 2022, arXiv 2204.06986).
+"""Relations to queues of pixels and of regions (CIRKD: Yang et al., CVPR 2022, arXiv 2204.06986).
 
-The memories hold unit vectors of the teacher, a ring of slots for each class, and start as random directions. Every
-iteration stores keys of the global batch, image by image, and then compares all labelled pixels of student and teacher
-with the same random slots. As CIRKD v1's cirkd_memory.py, but for:
+The queues hold unit vectors of the teacher, S slots for each class. Every iteration first stores keys of the global
+batch, image by image, and then compares all labelled pixels of student and teacher with the same random slots.
 
-- a class stores pixels of its own; the release's index picks pixels of any class from the top rows of the map, as
-  ``as_released=1`` does, with which CIRKD's published numbers were made;
-- a full ring continues at its start; the release then overwrites its last slots and begins again;
-- a batch without labelled pixels has loss 0, and one process without a group works.
+The release is CIRKD v1's losses/cirkd_memory.py. Three things differ from it:
+
+- A class stores its own pixels. The release has an indexing error: it stores pixels of any class, from the top rows of
+  the map. CIRKD's published numbers were made with that, and ``as_released=1`` does the same.
+- A full ring buffer continues at its start. The release overwrites its last slots and then begins again.
+- A batch without labelled pixels has loss 0, and a single process needs no process group.
 """
 
 from collections.abc import Iterable
@@ -18,25 +19,30 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from losses.cirkd import relation_kl
-from losses.maps import label_rows, unit_rows
-from losses.rings import Rings, enqueue, projector, whole
+from losses.feature_maps import normalise_pixels, shrink_label
+from losses.options import require_whole_number
+from losses.projector import build_projector
+from losses.vector_queues import VectorQueues, write_to_queues
 from utils.distributed import all_gather_cat, all_reduce
 from utils.types import IGNORE_INDEX, Output
 
 
-def region_keys(feat: Tensor, member: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean direction of each class in each image ``[B, K, 1, C]``, and whether it is there ``[B, K, 1]``.
+def select_region_keys(feat: Tensor, member: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute the mean direction of each class in each image, ``[B, K, 1, C]``, and whether it exists, ``[B, K, 1]``.
 
-    feat: unit vectors ``[B, N, C]``; member: whether a pixel is of a class, ``[B, K, N]``.
+    feat: unit vectors ``[B, N, C]``. member: ``[B, K, N]``, whether a pixel belongs to a class.
     """
     return F.normalize(member.to(feat) @ feat, dim=2).unsqueeze(2), member.any(2, keepdim=True)
 
 
-def pixel_keys(feat: Tensor, member: Tensor, per_image: int, as_released: bool = False) -> tuple[Tensor, Tensor]:
-    """Up to ``per_image`` random pixels of each class in each image ``[B, K, V, C]``, and what is there ``[B, K, V]``.
+def select_pixel_keys(feat: Tensor, member: Tensor, per_image: int, as_released: bool = False) -> tuple[Tensor, Tensor]:
+    """Draw up to V = ``per_image`` random pixels of each class in each image.
 
-    Arguments as ``region_keys``; the choice follows torch's global random state. as_released: of a class with n pixels
-    they are drawn from the map's first n pixels, whatever these show.
+    feat: unit vectors ``[B, N, C]``. member: ``[B, K, N]``, whether a pixel belongs to a class. as_released: for a
+    class with n pixels, draw from the first n pixels of the map, whatever their class is.
+
+    Returns ``[B, K, V, C]``, the pixels, and ``[B, K, V]``, whether they exist. The choice follows torch's global
+    random state.
     """
     if as_released:
         member = torch.arange(feat.shape[1], device=feat.device) < member.sum(2, keepdim=True)
@@ -47,10 +53,13 @@ def pixel_keys(feat: Tensor, member: Tensor, per_image: int, as_released: bool =
 
 
 def memory_loss(student: Tensor, teacher: Tensor, contrasts: Tensor, labelled: Tensor, tau: float = 0.1) -> Tensor:
-    """Mean over labelled pixels of KL(p_T || p_S), p = softmax(pixel . contrasts / tau); no tau^2.
+    """Average KL(p_T || p_S) over the labelled pixels, where p = softmax(pixel . contrasts / tau); no factor tau^2.
 
-    student, teacher: unit vectors ``[B, N, C]``; contrasts ``[M, C]``; labelled ``[B, N]``. The mean is over the global
-    batch (see losses.task.cross_entropy), of ``--accumulate`` over each part. Peak memory: of ``relation_kl``.
+    student, teacher: unit vectors ``[B, N, C]``. contrasts: unit vectors ``[M, C]``. labelled: ``[B, N]``, which
+    pixels have a label. The teacher gets no gradient.
+
+    The mean is over the global batch (see ``losses.task.cross_entropy``), or over each part of it with
+    ``--accumulate``. For the peak memory see ``relation_kl``.
     """
     rows = [relation_kl(s, contrasts, t, contrasts, tau) for s, t in zip(student, teacher.detach(), strict=True)]
     total = torch.stack(rows).masked_fill(~labelled, 0).sum()
@@ -58,13 +67,13 @@ def memory_loss(student: Tensor, teacher: Tensor, contrasts: Tensor, labelled: T
     return total / torch.where(count > 0, count, 1)
 
 
-class CIRKDRegion(Rings):
-    """``memory_loss`` to ``region_keys``: a ring of keys for each class, a projector from student to teacher features.
+class CIRKDRegion(VectorQueues):
+    """Apply ``memory_loss`` with a queue of ``select_region_keys`` and a projector from student to teacher features.
 
-    Options: tau, size (slots a class), contrasts (divided by the classes, plus one, it is the number of slots of every
-    class that an iteration compares with).
+    Options: tau; size, the slots of each class; contrasts. An iteration compares with contrasts / K + 1 slots of each
+    of the K classes, as the release does.
 
-    Raises UserError: a size or count that is no positive whole number, or too large for the memory.
+    Raises UserError: a size or count is not a positive whole number, or the queue is too large for the memory.
     """
 
     def __init__(
@@ -76,31 +85,38 @@ class CIRKDRegion(Rings):
         size: float = 2000,
         contrasts: float = 1024,
     ) -> None:
-        project = projector(student_channels, teacher_channels)
-        super().__init__(num_classes, whole("size", size), teacher_channels)
-        self.projector, self.keys = project, region_keys
-        self.tau, self.contrasts = tau, whole("contrasts", contrasts) // num_classes + 1
+        projector = build_projector(student_channels, teacher_channels)  # before the queue: the order of random draws
+        super().__init__(num_classes, require_whole_number("size", size), teacher_channels)
+        self.projector = projector
+        self.select_keys = select_region_keys
+        self.tau = tau
+        self.contrasts = require_whole_number("contrasts", contrasts) // num_classes + 1
 
     def forward(self, student: Output, teacher: Output, label: Tensor) -> Tensor:
-        """Label ``[B, H, W]``, reduced to the size of the features by its nearest pixels. Eval mode stores nothing."""
-        ids, target = label_rows(label, student.feat), unit_rows(teacher.feat.detach())
+        """Store keys of the batch (in training mode only) and return the loss. Label ``[B, H, W]``."""
+        ids = shrink_label(label, student.feat)
+        target = normalise_pixels(teacher.feat.detach())
         if self.training:
-            self.remember(target, ids)
-        projected = unit_rows(self.projector(student.feat))
-        return memory_loss(projected, target, self.draw(self.contrasts), ids != IGNORE_INDEX, self.tau)
+            self.store_keys(target, ids)
+        projected = normalise_pixels(self.projector(student.feat))
+        contrasts = self.draw_contrasts(self.contrasts)
+        return memory_loss(projected, target, contrasts, ids != IGNORE_INDEX, self.tau)
 
     @torch.no_grad()
-    def remember(self, feat: Tensor, ids: Tensor) -> None:
-        """Keys are chosen in the process that has the image and then gathered: every process stores the same."""
+    def store_keys(self, feat: Tensor, ids: Tensor) -> None:
+        """Choose keys on the rank that has the image, gather them, and store all of them on every rank.
+
+        feat: the teacher's unit vectors ``[B, N, C]``. ids: their classes ``[B, N]``.
+        """
         classes = torch.arange(len(self.queue), device=ids.device)
-        keys, valid = self.keys(feat, ids.unsqueeze(1) == classes.view(1, -1, 1))
-        enqueue(self.queue, self.pointer, all_gather_cat(keys), all_gather_cat(valid))
+        keys, valid = self.select_keys(feat, ids.unsqueeze(1) == classes.view(1, -1, 1))
+        write_to_queues(self.queue, self.pointer, all_gather_cat(keys), all_gather_cat(valid))
 
 
 class CIRKDPixel(CIRKDRegion):
-    """``memory_loss`` to ``pixel_keys``. The queue takes 430 MB for the pixels of VOC with the release's teacher.
+    """Apply ``memory_loss`` with a queue of ``select_pixel_keys``. For VOC with the release's teacher it takes 430 MB.
 
-    Options: those of ``CIRKDRegion``, per_image (new pixels of a class an image), as_released (0 or 1).
+    Options: those of ``CIRKDRegion``; per_image, the new pixels of a class in an image; as_released, 0 or 1.
     """
 
     def __init__(
@@ -115,11 +131,12 @@ class CIRKDPixel(CIRKDRegion):
         as_released: float = 0,
     ) -> None:
         super().__init__(student_channels, teacher_channels, num_classes, tau, size, contrasts)
-        self.keys = partial(pixel_keys, per_image=whole("per_image", per_image), as_released=bool(as_released))
+        per_image = require_whole_number("per_image", per_image)
+        self.select_keys = partial(select_pixel_keys, per_image=per_image, as_released=bool(as_released))
 
 
 def share_projector(losses: Iterable[nn.Module]) -> None:
-    """Give all memory losses the projector of the first: in CIRKD both memories see the same projected pixels."""
+    """Give all memory losses the projector of the first one: in CIRKD both queues see the same projected pixels."""
     memories = [loss for loss in losses if isinstance(loss, CIRKDRegion)]
     for memory in memories[1:]:
         memory.projector = memories[0].projector

@@ -1,4 +1,4 @@
-"""The dual-path consistency that makes the teacher robust to the label noise (LAD, train_baseline.py:422-434)."""
+"""The consistency of the teacher's two paths, which makes it robust to label noise (LAD, train_baseline.py:422-434)."""
 
 from torch import Tensor, nn
 
@@ -7,9 +7,10 @@ from utils.types import Output
 
 
 class Consistency(nn.Module):
-    """D(path 1, stop-gradient path 2) + D(path 2, stop-gradient path 1), D a distillation loss on logits.
+    """Compute D(path 1, stop-gradient path 2) + D(path 2, stop-gradient path 1), where D is a distillation loss.
 
-    The release's D is channel-wise distillation with tau 4 and weight 5, at head resolution, ignored pixels included.
+    The release's D is channel-wise distillation of the logits with tau 4 and weight 5. It is computed at head
+    resolution, and ignored pixels take part.
     """
 
     def __init__(self, distance: WeightedLosses) -> None:
@@ -17,7 +18,9 @@ class Consistency(nn.Module):
         self.distance = distance
 
     def forward(self, path1: Output, path2: Output, label: Tensor) -> tuple[Tensor, Tensor]:
-        """The weighted and the unweighted distance."""
-        both = [self.distance(*paths, label) for paths in ((path1, path2), (path2, path1))]
-        plain = [sum(terms[name] for name in self.distance.weights) for _, terms in both]
-        return sum(weighted for weighted, _ in both), sum(plain)
+        """Return the weighted and the unweighted distance. Label ``[B, H, W]``."""
+        weighted_1, terms_1 = self.distance(path1, path2, label)
+        weighted_2, terms_2 = self.distance(path2, path1, label)
+        names = self.distance.weights
+        unweighted = sum(terms_1[name] for name in names) + sum(terms_2[name] for name in names)
+        return weighted_1 + weighted_2, unweighted

@@ -1,6 +1,6 @@
-"""Double similarity distillation (Feng et al., IEEE TIP 2021, arXiv 2107.08591): where, and which classes together.
+"""Double similarity distillation (Feng et al., IEEE TIP 2021, arXiv 2107.08591): of pixels and of categories.
 
-CIRKD runs it with inner weights 1000 and 10 and without ``kd``: ``dsd=1``.
+The release of CIRKD runs ``dsd=1``, with the inner weights 1000 and 10 and without ``kd``.
 """
 
 from collections.abc import Sequence
@@ -9,41 +9,51 @@ from itertools import combinations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from losses.at import attention
+from losses.at import compute_attention
 from utils.bilinear import resize
 from utils.types import Output
 
 
 def psd_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-    """Pixel-wise: mean over pairs of maps of the squared difference of the normalised residual attentions.
+    """Compute the pixel-wise term: the squared difference of the residual attentions, averaged over pairs of maps.
 
-    As CIRKD's losses/dsd.py. Two or more maps ``[B, C, h, w]``, each with its own C, all of one h, w; those of the
-    teacher get no gradient.
+    A residual attention is the difference of the attention maps of two layers, scaled to length 1. This is CIRKD's
+    losses/dsd.py. Each network gives two or more maps ``[B, C, h, w]``, all of the same h and w, each with its own C.
+    The teacher gets no gradient.
     """
-    s, t = [attention(x) for x in student], [attention(x.detach()) for x in teacher]
+    s = [compute_attention(x) for x in student]
+    t = [compute_attention(x.detach()) for x in teacher]
     pairs = list(combinations(range(len(s)), 2))
     return sum(F.mse_loss(F.normalize(s[j] - s[i]), F.normalize(t[j] - t[i])) for i, j in pairs) / len(pairs)
 
 
-def category_similarities(logits: Tensor, tau: float) -> Tensor:
-    """Products of the classes' distributions over the 2x2 pooled (ceil) positions: ``[B, K, h, w] -> [B, K, K]``."""
-    spread = (F.avg_pool2d(logits, 2, 2, ceil_mode=True).flatten(2) / tau).softmax(2)
-    return spread @ spread.transpose(1, 2)
+def compute_category_similarities(logits: Tensor, tau: float) -> Tensor:
+    """Compute how much each two classes overlap: ``[B, K, h, w] -> [B, K, K]``.
+
+    A class is represented by its distribution over the positions, the softmax of its 2x2 average-pooled logits / tau.
+    """
+    distribution = (F.avg_pool2d(logits, 2, 2, ceil_mode=True).flatten(2) / tau).softmax(2)
+    return distribution @ distribution.transpose(1, 2)
 
 
 def csd_loss(student: Tensor, teacher: Tensor, tau: float = 4.0) -> Tensor:
-    """Category-wise: mean squared difference of the similarities of logits ``[B, K, h, w]``; no teacher gradient."""
-    return F.mse_loss(category_similarities(student, tau), category_similarities(teacher.detach(), tau))
+    """Compute the category-wise term: the mean squared difference of the categories' similarities.
+
+    Logits ``[B, K, h, w]``; the teacher gets no gradient.
+    """
+    s = compute_category_similarities(student, tau)
+    t = compute_category_similarities(teacher.detach(), tau)
+    return F.mse_loss(s, t)
 
 
 class DSD(nn.Module):
-    """Both, on [auxiliary logits, features, logits]. Options: psd, csd (inner weights), tau.
+    """Compute ``psd_loss`` on [auxiliary logits, features, logits] and ``csd_loss`` on the logits.
 
-    The first auxiliary map takes part where both networks have one; without it the release compares the logits with
-    themselves as a third pair, which makes its pixel-wise term 2/3 of this one.
+    Options: psd and csd, the inner weights; tau. The first auxiliary map takes part where both networks have one.
+    Without it the release compares the logits with themselves as a third pair, so its pixel-wise term is 2/3 of this.
     """
 
-    reads_aux = True  # of the teacher
+    reads_aux = True  # the teacher's auxiliary maps must be computed
 
     def __init__(
         self,
@@ -55,9 +65,14 @@ class DSD(nn.Module):
         tau: float = 4.0,
     ) -> None:
         super().__init__()
-        self.part_weights, self.tau = {"psd": psd, "csd": csd}, tau
+        self.part_weights = {"psd": psd, "csd": csd}
+        self.tau = tau
 
     def forward(self, student: Output, teacher: Output, label: Tensor) -> dict[str, Tensor]:
-        shared, size = min(1, len(student.aux), len(teacher.aux)), student.feat.shape[-2:]
-        s, t = ([resize(m, size) for m in (*o.aux[:shared], o.feat, o.logits)] for o in (student, teacher))
+        maps = [(student.feat, teacher.feat), (student.logits, teacher.logits)]
+        if student.aux and teacher.aux:
+            maps.insert(0, (student.aux[0], teacher.aux[0]))
+        size = student.feat.shape[-2:]
+        s = [resize(ours, size) for ours, _ in maps]
+        t = [resize(theirs, size) for _, theirs in maps]
         return {"psd": psd_loss(s, t), "csd": csd_loss(student.logits, teacher.logits, self.tau)}

@@ -7,15 +7,16 @@ from utils.types import Output
 
 
 def fitnet_loss(student: Tensor, teacher: Tensor, kernel: Tensor) -> Tensor:
-    """Mean squared difference of the mapped student features and the teacher's, as CIRKD's losses/fitnet.py.
+    """Compute the mean squared difference of the mapped student features and the teacher's (CIRKD: losses/fitnet.py).
 
-    student ``[B, C_S, h, w]``, teacher ``[B, C_T, h, w]`` (no gradient), kernel ``[C_T, C_S, 1, 1]``.
+    student: ``[B, C_S, h, w]``. teacher: ``[B, C_T, h, w]``, gets no gradient. kernel: ``[C_T, C_S, 1, 1]`` of the 1x1
+    convolution that maps the student.
     """
     return F.mse_loss(F.conv2d(student, kernel), teacher.detach())
 
 
 class FitNet(nn.Module):
-    """``fitnet_loss`` on the features; the kernel is learned, for equal channels too."""
+    """Apply ``fitnet_loss`` to the features. The kernel is learned, also where the channels are equal."""
 
     def __init__(self, student_channels: int, teacher_channels: int, num_classes: int) -> None:
         super().__init__()

@@ -7,9 +7,9 @@ from utils.types import Output
 
 
 def kd_loss(student: Tensor, teacher: Tensor, tau: float = 1.0) -> Tensor:
-    """tau^2 * mean over pixels of KL(softmax(teacher / tau) || softmax(student / tau)) over classes.
+    """Compute tau^2 * the mean over pixels of KL(softmax(teacher / tau) || softmax(student / tau)).
 
-    As CIRKD's CriterionKD (losses/kd.py, tau 1). LAD's commented-out form has tau 4 and no tau^2. Shapes
+    This is CIRKD's CriterionKD (losses/kd.py, tau 1). LAD's commented-out form has tau 4 and no factor tau^2. Logits
     ``[B, K, h, w]``; the teacher gets no gradient.
     """
     log_s = F.log_softmax(student / tau, 1)
@@ -19,7 +19,7 @@ def kd_loss(student: Tensor, teacher: Tensor, tau: float = 1.0) -> Tensor:
 
 
 class KD(nn.Module):
-    """``kd_loss`` on the logits. Options: tau."""
+    """Apply ``kd_loss`` to the logits. Options: tau."""
 
     def __init__(self, student_channels: int, teacher_channels: int, num_classes: int, tau: float = 1.0) -> None:
         super().__init__()

@@ -3,34 +3,40 @@
 import torch
 from torch import Tensor, nn
 
-from losses.maps import align
+from losses.feature_maps import build_alignment
 from utils.errors import UserError
 from utils.types import Output
 
 
 def mgd_loss(generated: Tensor, teacher: Tensor) -> Tensor:
-    """Sum of the squared differences, divided by the number of images: ``[B, C, h, w]``; no teacher gradient.
+    """Compute the sum of the squared differences, divided by the number of images.
 
-    A sum over C h w values, hence the published weight of 0.00002.
+    Features ``[B, C, h, w]``; the teacher gets no gradient. An image's sum has C h w values, which is why the published
+    weight is 0.00002.
     """
     return (generated - teacher.detach()).square().sum() / len(teacher)
 
 
-def masked(feat: Tensor, ratio: float) -> Tensor:
-    """Each pixel set to 0, all channels, with probability ``ratio``; it follows torch's global random state."""
+def mask_pixels(feat: Tensor, ratio: float) -> Tensor:
+    """Set each pixel to 0 in all channels with probability ``ratio``, by torch's global random state."""
     shape = (len(feat), 1, *feat.shape[-2:])
     return feat * (torch.rand(shape, dtype=feat.dtype, device=feat.device) <= 1 - ratio)
 
 
 class Generator(nn.Module):
-    """Student features of its own channels -> masked -> the teacher's features, guessed by two 3x3 convolutions."""
+    """Mask the student's features and predict the teacher's from them by two 3x3 convolutions.
+
+    ``[B, C_S, h, w] -> [B, C_T, h, w]``. A 1x1 convolution comes first where C_S and C_T differ.
+
+    Raises UserError: the ratio of masked pixels is not in [0, 1).
+    """
 
     def __init__(self, student_channels: int, teacher_channels: int, ratio: float) -> None:
         super().__init__()
         if not 0 <= ratio < 1:
             raise UserError(f"ratio={ratio:g}: give a share of the pixels that leaves some")
         self.ratio = ratio
-        self.align = align(student_channels, teacher_channels, bias=True)
+        self.align = build_alignment(student_channels, teacher_channels, bias=True)
         self.generation = nn.Sequential(
             nn.Conv2d(teacher_channels, teacher_channels, 3, padding=1),
             nn.ReLU(inplace=True),
@@ -38,11 +44,16 @@ class Generator(nn.Module):
         )
 
     def forward(self, feat: Tensor) -> Tensor:
-        return self.generation(masked(feat if self.align is None else self.align(feat), self.ratio))
+        if self.align is not None:
+            feat = self.align(feat)
+        return self.generation(mask_pixels(feat, self.ratio))
 
 
 class MGD(nn.Module):
-    """``mgd_loss`` on the features, as yzd-v/MGD's seg/; that takes the backbone's last map. Options: ratio."""
+    """Apply ``mgd_loss`` to the features, as yzd-v/MGD's seg/, which takes the last map of the backbone instead.
+
+    Options: ratio, the share of masked pixels.
+    """
 
     def __init__(self, student_channels: int, teacher_channels: int, num_classes: int, ratio: float = 0.75) -> None:
         super().__init__()

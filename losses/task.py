@@ -1,82 +1,104 @@
-"""The supervised loss: upsample the logits to label size, then cross entropy, OHEM, or the STDC boundary loss."""
+"""The supervised loss: cross entropy, OHEM, Dice or STDC's boundary loss of logits upsampled to label size."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from losses.pixels import upsampled_cross_entropy
-from utils.errors import lookup
-from utils.types import IGNORE_INDEX, Output, Supervision, full_precision, valid_pixels
+from losses.upsampled_cross_entropy import upsampled_cross_entropy
+from utils.errors import UserError, lookup
+from utils.types import IGNORE_INDEX, Output, Supervision, count_labelled_per_rank, full_precision
 
 
 def cross_entropy(
-    logits: Tensor, label: Tensor, align_corners: bool, smoothing: float = 0.0, valid: Tensor | None = None
+    logits: Tensor,
+    label: Tensor,
+    align_corners: bool,
+    smoothing: float = 0.0,
+    labelled_per_rank: Tensor | None = None,
+    class_weights: Tensor | None = None,
 ) -> Tensor:
-    """Mean over valid pixels of the cross entropy of bilinearly upsampled logits (LAD, CIRKD: losses/task).
+    """Average the cross entropy of bilinearly upsampled logits over the labelled pixels (LAD, CIRKD: losses/task).
 
-    logits ``[B, K, h, w]``, label ``[B, H, W]``. The mean is over the valid pixels of the global batch: each process
-    divides by the mean count ``valid``, so that averaging gradients over processes gives the gradient of one process. A
-    batch without a valid pixel has loss 0.
+    logits ``[B, K, h, w]``, label ``[B, H, W]``. The mean is over the labelled pixels of the global batch: each rank
+    divides its sum by ``count_labelled_per_rank(label)``, so that the mean of the ranks' gradients is the gradient of
+    one process. A batch without a labelled pixel has loss 0.
+
+    class_weights w ``[K]``: the loss is the weighted mean, sum(w_y * loss) / sum(w_y), as of ``F.cross_entropy``. With
+    weights, ``labelled_per_rank`` must be ``count_labelled_per_rank(label, class_weights)``.
     """
-    total = upsampled_cross_entropy(logits, label, align_corners, smoothing)
-    valid = valid_pixels(label) if valid is None else valid
-    return total / torch.where(valid > 0, valid, 1)
+    total = upsampled_cross_entropy(logits, label, align_corners, smoothing, class_weights)
+    if labelled_per_rank is None:
+        labelled_per_rank = count_labelled_per_rank(label, class_weights)
+    return total / torch.where(labelled_per_rank > 0, labelled_per_rank, 1)
 
 
-def _upsampled(logits: Tensor, label: Tensor, align_corners: bool) -> Tensor:
-    """At label size, at least in float32."""
+def _upsample(logits: Tensor, label: Tensor, align_corners: bool) -> Tensor:
+    """Interpolate logits to label size, at least in float32."""
     return F.interpolate(full_precision(logits), label.shape[-2:], mode="bilinear", align_corners=align_corners)
 
 
-def ohem(
+def ohem_loss(
     logits: Tensor,
     label: Tensor,
     align_corners: bool,
     threshold: float | None = 0.7,
     min_kept: int = 10_000,
     smoothing: float = 0.0,
-    valid: Tensor | None = None,
+    class_weights: Tensor | None = None,
 ) -> Tensor:
-    """Cross entropy of hard pixels only, summed and divided by all pixels (MMSegmentation's OHEMPixelSampler).
+    """Sum the cross entropy of hard pixels and divide by the number of all pixels (MMSegmentation: OHEMPixelSampler).
 
-    Hard is a pixel whose true class has less than ``threshold`` probability, and in any case the ``min_kept`` * B
-    hardest; without a threshold exactly these. Smoothed labels do not change which pixels are hard. The batch is that
-    of one process; ``valid`` does not matter.
+    A pixel is hard if the probability of its true class is below ``threshold``; the ``min_kept`` * B hardest pixels
+    are hard in any case. Without a threshold exactly these are. Label smoothing and class weights do not change which
+    pixels are hard.
+
+    logits ``[B, K, h, w]``, label ``[B, H, W]`` of one rank. class_weights ``[K]``: factors of the pixels' losses; the
+    sum is still divided by the number of all pixels.
     """
-    logits = _upsampled(logits, label, align_corners)
+    logits = _upsample(logits, label, align_corners)
     loss = F.cross_entropy(logits, label, ignore_index=IGNORE_INDEX, reduction="none")
-    hard = hard_pixels(loss.detach(), label, threshold, min_kept * len(label))
-    if smoothing:
-        loss = F.cross_entropy(logits, label, ignore_index=IGNORE_INDEX, reduction="none", label_smoothing=smoothing)
+    hard = select_hard_pixels(loss.detach(), label, threshold, min_kept * len(label))
+    if smoothing or class_weights is not None:
+        if class_weights is not None:
+            class_weights = class_weights.to(logits.dtype)
+        loss = F.cross_entropy(
+            logits,
+            label,
+            weight=class_weights,
+            ignore_index=IGNORE_INDEX,
+            reduction="none",
+            label_smoothing=smoothing,
+        )
     return (loss * hard).mean()
 
 
-def hard_pixels(loss: Tensor, label: Tensor, threshold: float | None, min_kept: int) -> Tensor:
-    """Boolean ``[B, H, W]``: where the true class's probability ``exp(-loss)`` is below OHEM's limit.
+def select_hard_pixels(loss: Tensor, label: Tensor, threshold: float | None, min_kept: int) -> Tensor:
+    """Find the labelled pixels whose true class has a probability below OHEM's limit; boolean ``[B, H, W]``.
 
-    The limit is the probability at rank ``min_kept`` (from 0, or the last valid one), or the threshold if that is
-    higher. It stays a tensor: the host does not wait for the device. Without a threshold: the ``min_kept`` pixels of
-    the largest loss.
+    The probability is exp(-loss). The limit is ``threshold``, or the probability at rank ``min_kept`` (from 0) if that
+    is higher; with fewer labelled pixels, the highest probability. Without a threshold, the ``min_kept`` labelled
+    pixels of the largest loss are returned. All numbers stay on the device, so that the host does not wait.
     """
-    valid = label != IGNORE_INDEX
-    if threshold is None:  # by the loss: of very hard pixels all probabilities are 0
-        losses = loss.masked_fill(~valid, -torch.inf).flatten()
+    labelled = label != IGNORE_INDEX
+    if threshold is None:  # sorted by loss, because the probabilities of very hard pixels are all 0
+        losses = loss.masked_fill(~labelled, -torch.inf).flatten()
         hardest = losses.topk(min(min_kept, losses.numel()), sorted=False).indices
-        return valid & torch.zeros_like(valid).flatten().index_fill(0, hardest, True).view_as(valid)
-    probability = (-loss).exp().masked_fill(~valid, torch.inf)
+        return labelled & torch.zeros_like(labelled).flatten().index_fill(0, hardest, True).view_as(labelled)
+    probability = (-loss).exp().masked_fill(~labelled, torch.inf)
     lowest = min(min_kept + 1, probability.numel())
     limit = probability.flatten().topk(lowest, largest=False, sorted=False).values.amax()  # kthvalue is slow on CUDA
-    highest = probability.masked_fill(~valid, -torch.inf).amax()
-    return (probability < torch.where(limit.isinf(), highest, limit).clamp(min=threshold)) & valid
+    highest = probability.masked_fill(~labelled, -torch.inf).amax()
+    return (probability < torch.where(limit.isinf(), highest, limit).clamp(min=threshold)) & labelled
 
 
-def detail_target(label: Tensor) -> Tensor:
-    """Boundaries of a label map ``[B, H, W]``: where its Laplacian at stride 1, or at stride 2, is positive.
+def find_boundaries(label: Tensor) -> Tensor:
+    """Find the boundaries of a label map ``[B, H, W]``: pixels whose Laplacian at stride 1 or at stride 2 is positive.
 
-    STDC fuses three binary maps, of strides 1, 2 and 4, as 0.6 a + 0.3 b + 0.1 c > 0.1, which c alone never meets. The
-    raw ids are used, so that the border of an ignored region (255) is a boundary too.
+    STDC fuses three binary maps a, b, c of strides 1, 2 and 4 as 0.6 a + 0.3 b + 0.1 c > 0.1, which c alone never
+    meets. The Laplacian is that of the raw ids, so the border of an ignored region (255) is a boundary, too.
     """
     with torch.autocast(label.device.type, enabled=False):
         ids = label.float().unsqueeze(1)
@@ -86,58 +108,66 @@ def detail_target(label: Tensor) -> Tensor:
         return (fine | (F.interpolate(coarse.float(), label.shape[-2:]) > 0)).squeeze(1)
 
 
-def detail_loss(
-    logits: Tensor, label: Tensor, align_corners: bool, smoothing: float = 0.0, valid: Tensor | None = None
-) -> Tensor:
-    """STDC's boundary loss: binary cross entropy plus Dice of 2-channel logits (not boundary, boundary).
+def detail_loss(logits: Tensor, label: Tensor, align_corners: bool) -> Tensor:
+    """Compute STDC's boundary loss: binary cross entropy plus Dice of 2-channel logits (not boundary, boundary).
 
-    It is not one of classes, so ``smoothing`` and ``valid`` do not concern it.
+    logits ``[B, 2, h, w]``, label ``[B, H, W]`` of one rank.
     """
-    logits = _upsampled(logits, label, align_corners)
-    target = F.one_hot(detail_target(label).long(), 2).permute(0, 3, 1, 2).to(logits)
-    return F.binary_cross_entropy_with_logits(logits, target) + dice_loss(logits.sigmoid(), target)
+    logits = _upsample(logits, label, align_corners)
+    target = F.one_hot(find_boundaries(label).long(), 2).permute(0, 3, 1, 2).to(logits)
+    return F.binary_cross_entropy_with_logits(logits, target) + binary_dice_loss(logits.sigmoid(), target)
 
 
-def dice_loss(probability: Tensor, target: Tensor, smooth: float = 1e-3) -> Tensor:
-    """Mean over samples of ``1 - 2 p.t / (p.p + t.t)``, each square sum plus ``smooth``."""
-    p, t = probability.flatten(1), target.flatten(1)
+def binary_dice_loss(probability: Tensor, target: Tensor, smooth: float = 1e-3) -> Tensor:
+    """Average ``1 - 2 p.t / (p.p + t.t)`` over the samples. ``smooth`` is added to p.p and to t.t."""
+    p = probability.flatten(1)
+    t = target.flatten(1)
     return (1 - 2 * (p * t).sum(1) / ((p * p).sum(1) + (t * t).sum(1) + 2 * smooth)).mean()
 
 
-def soft_dice(
-    logits: Tensor, label: Tensor, align_corners: bool, smoothing: float = 0.0, valid: Tensor | None = None
-) -> Tensor:
-    """Mean of ``1 - 2 sum(p t) / (sum(p^2) + sum(t))`` over the classes that the batch of a process holds.
+def dice_loss(logits: Tensor, label: Tensor, align_corners: bool) -> Tensor:
+    """Average ``1 - 2 sum(p t) / (sum(p^2) + sum(t))`` over the classes in the batch of this rank.
 
-    V-Net's Dice loss (Milletari et al., 3DV 2016, arXiv 1606.04797, equation in section 3), of each class against the
-    rest; p is the softmax, t the one-hot label, the sums go over the labelled pixels of all images. A class without a
-    pixel has no overlap to ask for and is left out. Labels are not smoothed; ``valid`` does not matter.
+    This is V-Net's Dice loss (Milletari et al., 3DV 2016, arXiv 1606.04797, equation in section 3), of each class
+    against the rest. p is the softmax, t the one-hot label; the sums are over the labelled pixels of all images. A
+    class without a pixel is left out, as it has no overlap to ask for.
+
+    logits ``[B, K, h, w]``, label ``[B, H, W]`` of one rank. There are no class weights: every class counts alike
+    already, however few pixels it has.
     """
-    logits = _upsampled(logits, label, align_corners)
+    logits = _upsample(logits, label, align_corners)
     label = label.unsqueeze(1)
     p = logits.softmax(1) * (label != IGNORE_INDEX)
     t = label == torch.arange(logits.shape[1], device=label.device).view(1, -1, 1, 1)
-    overlap, predicted, labelled = ((p * t).sum((0, 2, 3)), (p * p).sum((0, 2, 3)), t.sum((0, 2, 3)))
+    overlap = (p * t).sum((0, 2, 3))
+    predicted = (p * p).sum((0, 2, 3))
+    labelled = t.sum((0, 2, 3))
     present = labelled > 0
     return ((1 - 2 * overlap / (predicted + labelled).clamp(min=1)) * present).sum() / present.sum().clamp(min=1)
 
 
 CRITERIA: dict[str, Callable[..., Tensor]] = {
     "ce": cross_entropy,
-    "ohem": ohem,
-    "dice": soft_dice,
+    "ohem": ohem_loss,
+    "dice": dice_loss,
     "detail": detail_loss,
 }
-NAMED = ("ce", "ohem", "dice")  # those over classes, which --task-loss may name
+CLASS_CRITERIA = ("ce", "ohem", "dice")  # the losses of classes, which --task-loss may name
+PIXEL_CRITERIA = ("ce", "ohem")  # sums over pixels, which label smoothing and class weights apply to
 
 
 class TaskLoss(nn.Module):
-    """Main loss plus weighted auxiliary losses, each map supervised as the network says.
+    """Compute the main loss plus weighted auxiliary losses, each logit map supervised as the network says.
 
-    aux_weight: replaces the weights of the network's auxiliary maps where it is given (LAD: 0.4 for the teacher,
-    0.02 for the student). label_smoothing: of every loss over classes. named: one of NAMED, or a sum such as
-    "ce+dice", for every map over classes in place of the network's own. ignored_in_mean: cross entropy is divided by
-    all pixels (MMSegmentation's ``avg_non_ignore=False``).
+    aux_weight: replaces the weights of the network's auxiliary maps (LAD: 0.4 for the teacher, 0.02 for the student).
+    label_smoothing: of cross entropy and OHEM.
+    criterion: one of CLASS_CRITERIA, or a sum such as "ce+dice"; it replaces the network's own criterion on every map
+    of classes.
+    ignored_in_mean: divide the cross entropy by the number of all pixels, not by the number or the weight of the
+    labelled ones (MMSegmentation's ``avg_non_ignore=False``).
+    class_weights: K numbers for cross entropy and OHEM, on every map of classes.
+
+    Raises UserError: a criterion is unknown, or there are class weights and no criterion that takes them.
     """
 
     def __init__(
@@ -145,33 +175,80 @@ class TaskLoss(nn.Module):
         supervision: Sequence[Supervision],
         aux_weight: float | None = None,
         label_smoothing: float = 0.0,
-        named: str = "",
+        criterion: str = "",
         ignored_in_mean: bool = False,
+        class_weights: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
-        self.label_smoothing, self.ignored_in_mean = label_smoothing, ignored_in_mean
-        self.supervision = tuple(s._replace(kind=named) if named and s.kind in NAMED else s for s in supervision)
-        for part in named.split("+") if named else []:
-            lookup(dict.fromkeys(NAMED), part, "loss in --task-loss")
+        self.label_smoothing = label_smoothing
+        self.ignored_in_mean = ignored_in_mean
+        if criterion:
+            supervision = _replace_criterion(supervision, criterion)
         for item in supervision:
-            lookup(CRITERIA, item.kind, "criterion")
+            for kind in item.kind.split("+"):
+                lookup(CRITERIA, kind, "criterion")
+        self.supervision = tuple(supervision)
         self.aux_weights = tuple(s.weight if aux_weight is None else aux_weight for s in self.supervision[1:])
+        weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
+        if weights is not None and not set(self.supervision[0].kind.split("+")) & set(PIXEL_CRITERIA):
+            reason = "every class has the same weight in it already"
+            raise UserError(f"--class-weights has no effect on the task loss {self.supervision[0].kind}: {reason}")
+        # not persistent: the setting holds them, and runs of before there were weights have no such key
+        self.register_buffer("class_weights", weights, persistent=False)
 
-    def forward(self, output: Output, label: Tensor, valid: Tensor | None = None) -> dict[str, Tensor]:
-        """``{"task": main + sum of weight * auxiliary, "ce": main, "aux": unweighted auxiliary sum}``.
+    def count_labelled_per_rank(self, label: Tensor) -> Tensor:
+        """Return what cross entropy divides its sum over this rank's pixels by: ``labelled_per_rank`` of ``forward``.
 
-        valid: ``valid_pixels(label)`` where it has been counted already; counting makes processes wait for each other.
+        This is ``utils.types.count_labelled_per_rank`` with the class weights. Every rank must call it.
         """
-        valid = valid_pixels(label) if valid is None else valid
+        return count_labelled_per_rank(label, self.class_weights)
+
+    def forward(self, output: Output, label: Tensor, labelled_per_rank: Tensor | None = None) -> dict[str, Tensor]:
+        """Return ``{"task": main + sum of weight * auxiliary, "ce": main, "aux": unweighted auxiliary sum}``.
+
+        label: ``[B, H, W]``. labelled_per_rank: ``self.count_labelled_per_rank(label)``, where it is known; otherwise
+        it is counted here, and the ranks wait for each other.
+
+        Raises UserError: the number of class weights is not the number of classes.
+        """
+        if self.class_weights is not None and len(self.class_weights) != output.logits.shape[1]:
+            raise UserError(f"{len(self.class_weights)} class weights for {output.logits.shape[1]} classes")
+        if labelled_per_rank is None:
+            labelled_per_rank = self.count_labelled_per_rank(label)
         if self.ignored_in_mean:
-            valid = torch.full_like(valid, label.numel())
-        options = {"smoothing": self.label_smoothing, "valid": valid}
-        main, *aux = (
-            sum(CRITERIA[kind](logits, label, s.align_corners, **options) for kind in s.kind.split("+"))
-            for s, logits in zip(self.supervision, (output.logits, *output.aux), strict=True)
-        )
-        terms = {"task": main, "ce": main}
-        if aux:
-            terms["task"] = main + sum(w * a for w, a in zip(self.aux_weights, aux, strict=True))
-            terms["aux"] = sum(aux)
-        return terms
+            labelled_per_rank = torch.full_like(labelled_per_rank, label.numel())
+        maps = (output.logits, *output.aux)
+        losses = [
+            self._compute_loss(supervision, logits, label, labelled_per_rank)
+            for supervision, logits in zip(self.supervision, maps, strict=True)
+        ]
+        main = losses[0]
+        auxiliary = losses[1:]
+        if not auxiliary:
+            return {"task": main, "ce": main}
+        weighted = sum(w * a for w, a in zip(self.aux_weights, auxiliary, strict=True))
+        return {"task": main + weighted, "ce": main, "aux": sum(auxiliary)}
+
+    def _compute_loss(
+        self, supervision: Supervision, logits: Tensor, label: Tensor, labelled_per_rank: Tensor
+    ) -> Tensor:
+        """Sum the criteria of one logit map."""
+        losses = []
+        for kind in supervision.kind.split("+"):
+            options: dict[str, Any] = {}
+            if kind in PIXEL_CRITERIA:
+                options |= {"smoothing": self.label_smoothing, "class_weights": self.class_weights}
+            if kind == "ce":
+                options["labelled_per_rank"] = labelled_per_rank
+            losses.append(CRITERIA[kind](logits, label, supervision.align_corners, **options))
+        return sum(losses)
+
+
+def _replace_criterion(supervision: Sequence[Supervision], criterion: str) -> list[Supervision]:
+    """Give every map of classes the criterion of ``--task-loss``.
+
+    Raises UserError: it is not a sum of CLASS_CRITERIA.
+    """
+    for part in criterion.split("+"):
+        lookup(dict.fromkeys(CLASS_CRITERIA), part, "loss in --task-loss")
+    return [s._replace(kind=criterion) if s.kind in CLASS_CRITERIA else s for s in supervision]

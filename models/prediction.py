@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor, nn
 
 from models.checkpoints.card import Card
@@ -37,7 +37,7 @@ def rgb_pixels(image: str | Path | Image.Image | np.ndarray) -> np.ndarray:
         image = Image.fromarray(image)
     if not isinstance(image, Image.Image):
         raise UserError(f"an image is a path, a PIL image or an array, not {type(image).__name__}")
-    return rgb("the image", ImageOps.exif_transpose(image), "white")
+    return rgb("the image", image, "white")
 
 
 class Loaded(NamedTuple):
@@ -99,16 +99,10 @@ class Loaded(NamedTuple):
 
 
 class Predictor:
-    """``(image, label, draws) -> logits`` at label size, with one signature for teacher and student.
+    """Predict the logits or classes of images, with one signature for teacher and student.
 
-    image: uint8 RGB ``[B, 3, H, W]``; label ``[B, H, W]`` is looked at only by an assisted teacher, whose ``noise``
-    turns it into input planes; draws: where that noise comes from, one for each image.
-    scales, flip: logits of the resized and mirrored inputs are averaged (LAD: eval.py). window: height and width of
-    a sliding window with the given stride (default two thirds of it); overlapping logits are averaged. resize: the
-    sides that images are resized to fit first; their logits are resized to that size, then to the image's. precision:
-    of autocast; None computes in the precision of the weights.
-
-    Raises UserError: a stride that leaves pixels out.
+    Both methods take ``image``, uint8 RGB ``[B, 3, H, W]``, ``label [B, H, W]``, which only an assisted teacher looks
+    at, and ``draws``: where the label noise comes from, one for each image.
     """
 
     def __init__(
@@ -123,34 +117,57 @@ class Predictor:
         precision: torch.dtype | None = None,
         resize: tuple[int, int] | None = None,
     ) -> None:
+        """Set how images are seen.
+
+        noise: turns labels into input planes of an assisted teacher. scales, flip: average the logits of resized and
+        mirrored inputs (LAD: eval.py). window, stride: average the overlapping logits of a sliding window of this
+        height and width; the default stride is two thirds of it. precision: what autocast computes in; None computes
+        in the precision of the weights. resize: the long and short side that images are resized to fit first; their
+        logits are resized to that size, then to the image's.
+
+        Raises:
+            UserError: the stride leaves pixels out.
+        """
         if stride and not (window and all(step <= side for step, side in zip(stride, window, strict=True))):
             step = "{} {}".format(*stride)
             raise UserError(f"--stride {step} needs a --window of at least its size: no pixel may lie between two")
-        self.model, self.convention, self.noise, self.precision = model, convention, noise, precision
-        self.resize, self.window = resize, window
-        self.views = [(scale, mirrored) for mirrored in (False, True)[: 1 + flip] for scale in scales]
-        self.stride = stride or (window and tuple(max(1, side * 2 // 3) for side in window))
+        if window and not stride:
+            stride = tuple(max(1, side * 2 // 3) for side in window)
+        self.model = model
+        self.convention = convention
+        self.noise = noise
+        self.precision = precision
+        self.resize = resize
+        self.window = window
+        self.stride = stride
+        self.views = [(scale, False) for scale in scales]
+        if flip:
+            self.views += [(scale, True) for scale in scales]
         self.align_corners = model.supervision[0].align_corners
 
     @torch.inference_mode()
     def __call__(self, image: Tensor, label: Tensor, draws: Sequence[Draw]) -> Tensor:
-        """Logits ``[B, K, H, W]``, float32."""
-        x, total = self._input(image, label, draws), None
-        for scale, mirrored in self.views:
-            logits = resize(self._view(x.flip(3) if mirrored else x, scale), image.shape[-2:], self.align_corners)
-            logits = logits.flip(3) if mirrored else logits
+        """Return the mean logits over the views, float32 ``[B, K, H, W]``."""
+        x = self._make_input(image, label, draws)
+        total = None
+        for scale, is_mirrored in self.views:
+            seen = x.flip(3) if is_mirrored else x
+            logits = resize(self._view_logits(seen, scale), image.shape[-2:], self.align_corners)
+            if is_mirrored:
+                logits = logits.flip(3)
             total = logits if total is None else total.add_(logits)
         return total / len(self.views) if len(self.views) > 1 else total
 
     @torch.inference_mode()
     def classes(self, image: Tensor, label: Tensor, draws: Sequence[Draw]) -> Tensor:
-        """The class of every pixel, int64 ``[B, H, W]``; a single view never holds full-size logits."""
+        """Return the class of every pixel, int64 ``[B, H, W]``. A single view never holds full-size logits."""
         if len(self.views) > 1:
             return self(image, label, draws).argmax(1)
-        logits = self._view(self._input(image, label, draws), self.views[0][0])
+        logits = self._view_logits(self._make_input(image, label, draws), self.views[0][0])
         return upsampled_argmax(logits, image.shape[-2:], self.align_corners)
 
-    def _input(self, image: Tensor, label: Tensor, draws: Sequence[Draw]) -> Tensor:
+    def _make_input(self, image: Tensor, label: Tensor, draws: Sequence[Draw]) -> Tensor:
+        """Return what the network sees at scale 1: normalised images, and the label planes of an assisted teacher."""
         if self.resize:
             image, label = resize_to_fit(image, label, self.resize)
         x = self.convention.normalize(image)
@@ -159,27 +176,28 @@ class Predictor:
         rows = zip(x.split(1), label.split(1), draws, strict=True)
         return torch.cat([self.noise.add_planes(*row) for row in rows])
 
-    def _view(self, x: Tensor, scale: float) -> Tensor:
-        """Logits at head resolution, or at the input's."""
+    def _view_logits(self, x: Tensor, scale: float) -> Tensor:
+        """Return the logits at a scale: at head resolution, or at the input's with windows or ``resize``."""
         if scale != 1:
             scaled = [max(1, int(side * scale)) for side in x.shape[-2:]]
             x = F.interpolate(x, scaled, mode="bilinear", align_corners=True)
-        logits = self._slide(x) if self.window else self._logits(x)
+        logits = self._window_logits(x) if self.window else self._head_logits(x)
         return resize(logits, x.shape[-2:], self.align_corners) if self.resize else logits
 
-    def _logits(self, x: Tensor) -> Tensor:
-        """At head resolution."""
+    def _head_logits(self, x: Tensor) -> Tensor:
+        """Return the network's logits at head resolution, float32."""
         with torch.autocast(x.device.type, dtype=self.precision, enabled=self.precision is not None):
             return self.model(x, with_aux=False).logits.float()
 
-    def _slide(self, x: Tensor) -> Tensor:
-        """Mean of the logits of overlapping windows; the last row and column are moved inwards to fit."""
+    def _window_logits(self, x: Tensor) -> Tensor:
+        """Return the mean logits of overlapping windows; the last row and column are moved inwards to fit."""
         height, width = x.shape[-2:]
-        total, count = None, x.new_zeros(height, width)
-        for top in _starts(height, self.window[0], self.stride[0]):
-            for left in _starts(width, self.window[1], self.stride[1]):
-                box = ..., slice(top, top + self.window[0]), slice(left, left + self.window[1])
-                logits = resize(self._logits(x[box]), x[box].shape[-2:], self.align_corners)
+        total = None
+        count = x.new_zeros(height, width)
+        for top in window_starts(height, self.window[0], self.stride[0]):
+            for left in window_starts(width, self.window[1], self.stride[1]):
+                box = (..., slice(top, top + self.window[0]), slice(left, left + self.window[1]))
+                logits = resize(self._head_logits(x[box]), x[box].shape[-2:], self.align_corners)
                 if total is None:
                     total = logits.new_zeros(*logits.shape[:2], height, width)
                 total[box] += logits
@@ -187,23 +205,24 @@ class Predictor:
         return total / count
 
 
-def _starts(side: int, window: int, stride: int) -> list[int]:
+def window_starts(side: int, window: int, stride: int) -> list[int]:
+    """Return where windows start along a side, so that they cover all of it."""
     last = max(side - window, 0)
     return sorted({*range(0, last, stride), last})
 
 
 def resize_to_fit(image: Tensor, label: Tensor, sides: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """An image as MMSegmentation's tests resize it (mmcv's ``imrescale``), and the label by nearest neighbour.
+    """Resize images as MMSegmentation's tests do (mmcv's ``imrescale``), and the label by nearest neighbour.
 
-    uint8 ``[B, 3, H, W]`` by OpenCV, bilinear and rounded; by the largest factor for which the longer side is at most
-    ``sides[0]`` and the shorter at most ``sides[1]``, whichever way the image lies.
+    image: uint8 ``[B, 3, H, W]``, resized by OpenCV, bilinear and rounded. The factor is the largest for which the
+    longer side is at most ``sides[0]`` and the shorter at most ``sides[1]``, whichever way the image lies.
     """
     height, width = image.shape[-2:]
     factor = min(max(sides) / max(height, width), min(sides) / min(height, width))
-    size = max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
-    pictures = [
-        torch.from_numpy(cv2.resize(x, size[::-1], interpolation=cv2.INTER_LINEAR)).permute(2, 0, 1)
-        for x in image.permute(0, 2, 3, 1).cpu().numpy()
-    ]
+    size = (max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5)))
+    pictures = []
+    for picture in image.permute(0, 2, 3, 1).cpu().numpy():
+        resized = cv2.resize(picture, size[::-1], interpolation=cv2.INTER_LINEAR)
+        pictures.append(torch.from_numpy(resized).permute(2, 0, 1))
     label = F.interpolate(label[:, None].float(), size).squeeze(1).to(label.dtype)
     return torch.stack(pictures).to(image.device), label

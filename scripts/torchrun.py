@@ -12,11 +12,15 @@ import signal
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from utils.environment import require_packages
+
+require_packages()
+
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import parse_args, run
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from engine.lockstep import STOPPED_STATUS
 

@@ -58,6 +58,9 @@ CASES = {
     "baseline": Case("train_student.py", f"{TINY} --kd none --task-loss ce+dice --augmentation mmseg"),
     "every_loss": Case("train_student.py", f"{TINY} {TEACHER} --kd {EVERY_LOSS}"),
     "light": Case("train_teacher.py", f"{TINY} {LIGHT}"),
+    "label_dropout": Case(
+        "train_teacher.py", f"{TINY} --model smp_fpn --backbone tf_efficientnet_lite0 --label-dropout 0.5"
+    ),
     "two_processes_teacher": Case("train_teacher.py", TINY, processes=2),
     "two_processes_student": Case("train_student.py", f"{TINY} {TEACHER} --kd {EVERY_LOSS}", processes=2),
     "accumulate": Case("train_teacher.py", f"{TINY} --model deeplabv3 --accumulate 2"),

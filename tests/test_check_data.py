@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from datasets import dataset_spec
 from scripts.data import check_data
@@ -185,3 +186,44 @@ def test_labels_without_image_of_long_names(tmp_path, monkeypatch):
     image.unlink()
     status, result = check(monkeypatch, tmp_path, "--dataset", "cityscapes", "--data", root, "--split", "train")
     assert (status, result["problems"]) == (1, [f"label without image: {found}"])
+
+
+def photograph(root: Path, name: str, orientation: int, size: tuple[int, int], labelled_size: tuple[int, int]) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    pixels = np.random.default_rng(orientation).integers(0, 256, (*size, 3), dtype=np.uint8)
+    (root / "images").mkdir(exist_ok=True, parents=True)
+    Image.fromarray(pixels).save(root / f"images/{name}", exif=exif)
+    label(
+        root / f"masks/{Path(name).stem}.png", np.arange(size[0] * size[1], dtype=np.uint8).reshape(labelled_size) % 2
+    )
+
+
+def test_pictures_whose_orientation_leaves_the_label_open_are_named(tmp_path, monkeypatch, capsys):
+    suffixes = ["png", "jpg", "tif", "webp"]
+    for suffix in suffixes:
+        for orientation in (1, 2, 3, 4):
+            photograph(tmp_path, f"{suffix}{orientation}.{suffix}", orientation, (6, 8), (6, 8))
+        for orientation in (5, 6, 7, 8):
+            photograph(tmp_path, f"{suffix}{orientation}.{suffix}", orientation, (6, 6), (6, 6))
+            photograph(tmp_path, f"{suffix}_told{orientation}.{suffix}", orientation, (6, 8), (8, 6))
+    (tmp_path / "dataset.yaml").write_text("names: [a, b]\nsplits:\n  train: {images: images, labels: masks}\n")
+    status, result = check(monkeypatch, tmp_path, "--dataset", "folder", "--data", tmp_path, "--split", "train")
+    assert (status, result["problems"]) == (0, [])
+    expected = sorted(f"{suffix}{orientation}.{suffix}" for suffix in suffixes for orientation in range(2, 9))
+    assert sorted(Path(warning.split()[0]).name for warning in result["warnings"]) == expected
+    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
+    assert sorted(printed) == sorted(f"warning: {warning}" for warning in result["warnings"])
+
+
+def test_a_label_with_an_orientation_is_named(tmp_path, monkeypatch):
+    photograph(tmp_path, "a.png", 1, (6, 8), (6, 8))
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    with Image.open(tmp_path / "masks/a.png") as file:
+        ids = np.array(file)
+    Image.fromarray(ids).save(tmp_path / "masks/a.png", exif=exif)
+    (tmp_path / "dataset.yaml").write_text("names: [a, b]\nsplits:\n  train: {images: images, labels: masks}\n")
+    status, result = check(monkeypatch, tmp_path, "--dataset", "folder", "--data", tmp_path, "--split", "train")
+    assert status == 0
+    assert result["warnings"] == [f"{tmp_path}/masks/a.png is a label with EXIF orientation 3, which is not applied"]

@@ -12,7 +12,8 @@ import train_teacher
 from datasets import toy
 from losses import build_kd, cirkd_memory
 from losses.cirkd import cirkd_loss
-from losses.cirkd_memory import CIRKDPixel, CIRKDRegion, enqueue, memory_loss, pixel_keys
+from losses.cirkd_memory import CIRKDPixel, CIRKDRegion, memory_loss, select_pixel_keys
+from losses.vector_queues import write_to_queues
 from tests.conftest import TINY
 from utils import checkpoint
 from utils.errors import UserError
@@ -107,7 +108,7 @@ def test_pixels_of_an_image_are_drawn_without_repetition():
     draws = set()
     for seed in range(20):
         torch.manual_seed(seed)
-        keys, valid = pixel_keys(feat, member, 4)
+        keys, valid = select_pixel_keys(feat, member, 4)
         assert valid[0].sum(1).tolist() == [4, 2, 0]
         first = keys[0, 0, :, 0].tolist()
         assert len(set(first)) == 4
@@ -122,7 +123,7 @@ def test_a_full_ring_continues_at_its_start():
     keys = torch.arange(1.0, 17).view(2, 2, 4, 1)  # image 0: 1..4 and 5..8, image 1: 9..12 and 13..16
     valid = torch.ones(2, 2, 4, dtype=torch.bool)
     valid[0, 0, 2:] = valid[1, 0, 1:] = False
-    enqueue(queue, pointer, keys, valid)
+    write_to_queues(queue, pointer, keys, valid)
     assert queue[0, :, 0].tolist() == [9, 0, 0, 1, 2]
     assert queue[1, :, 0].tolist() == [14, 15, 16, 8, 13], "of eight keys the last five"
     assert pointer.tolist() == [1, 3]

@@ -5,8 +5,8 @@ import torch
 
 from losses import build_kd
 from losses.cirkd2 import CIRKD2, Context
-from losses.cirkd_channel import ChannelTerms, channel_rows, pooled
-from losses.cirkd_memory import pixel_keys
+from losses.cirkd_channel import ChannelTerms, normalise_channels, pool_features
+from losses.cirkd_memory import select_pixel_keys
 from tests.test_feature_losses import outputs
 from utils.errors import UserError
 
@@ -36,7 +36,7 @@ def test_the_channel_queue_takes_the_length_of_the_first_maps_and_stores_the_tea
     assert set(terms(s, t, label)) == {"channel", "memory_channel", "channel_mse"}
     assert terms.queue.shape == (1, 40, 6)
     assert terms.pointer.tolist() == [10]
-    mine = channel_rows(pooled(t.feat)).flatten(0, 1)
+    mine = normalise_channels(pool_features(t.feat)).flatten(0, 1)
     assert torch.cdist(terms.queue[0, :10], mine, compute_mode="donot_use_mm_for_euclid_dist").amin(1).max() < 1e-6
     assert len(terms.queue[0, :10].unique(dim=0)) == 10
     torch.testing.assert_close(terms.queue.norm(dim=2), torch.ones(1, 40))
@@ -91,7 +91,7 @@ def test_the_release_draws_a_class_s_pixels_from_the_top_of_the_map():
     member[0, 0, 15:], member[0, 1, 4:6] = True, True
     for seed in range(10):
         torch.manual_seed(seed)
-        keys, valid = pixel_keys(feat, member, 3, as_released=True)
+        keys, valid = select_pixel_keys(feat, member, 3, as_released=True)
         assert valid[0].sum(1).tolist() == [3, 2]
         assert keys[0, 0, :, 0].max() < 5, "five pixels of the class: the map's first five"
         assert set(keys[0, 1, valid[0, 1], 0].tolist()) == {0, 1}
@@ -101,4 +101,4 @@ def test_as_released_is_an_option():
     with pytest.raises(UserError, match="as_released"):
         build_kd("cirkd_pixel=1:size=9:as_releasd=1", 6, 16, 5)
     losses = build_kd("cirkd_pixel=1:size=9:as_released=1", 6, 16, 5)
-    assert losses.losses["cirkd_pixel"].keys.keywords["as_released"]
+    assert losses.losses["cirkd_pixel"].select_keys.keywords["as_released"]

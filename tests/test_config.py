@@ -2,10 +2,24 @@ import dataclasses
 
 import pytest
 
-from engine.settings import StudentConfig, TeacherConfig, load_recipe, parse_settings, save_yaml
+from engine.settings import (
+    LABEL_CODES,
+    PIXELS,
+    SAME_EXPERIMENT,
+    StudentConfig,
+    TeacherConfig,
+    file_settings,
+    load_recipe,
+    parse_settings,
+    resumable_settings,
+    save_yaml,
+)
+from eval import EvalConfig
+from models.label_noise import CODES
 from train_student import RECIPES
 from utils.errors import UserError
 from utils.options import option, parse_flags
+from utils.pixels import CONVENTIONS
 
 
 @pytest.fixture
@@ -200,3 +214,33 @@ def test_a_strength_without_its_codes_is_refused(config_class, role):
     assert (
         parse_settings(config_class, role, "", RECIPES, ["--code-std", "0.1", "--label-codes", "near"]).code_std == 0.1
     )
+
+
+def test_lists_of_settings_follow_from_what_each_affects():
+    resumable = {
+        *("recipe", "data", "workers", "save_dir", "save_per_iters", "val_per_iters", "log_iter", "skip_val", "resume"),
+        *("overwrite", "device", "pretrained_base", "pretrained", "cache_gb", "backend", "channels_last", "tf32"),
+        *("deterministic", "compile"),
+    }
+    for config_class in (TeacherConfig, StudentConfig):
+        assert resumable_settings(config_class) == resumable
+    assert file_settings(StudentConfig) == {"pretrained_base", "pretrained", "teacher_pretrained"}
+    assert {"seed", "workers", "compile", "device"} <= SAME_EXPERIMENT
+    assert not SAME_EXPERIMENT & {"amp", "lr", "data", "kd", "pretrained", "consistency"}
+
+
+def test_help_explains_values_that_exist():
+    assert LABEL_CODES.keys() == CODES.keys()
+    assert PIXELS.keys() == CONVENTIONS.keys()
+
+
+@pytest.mark.parametrize("config_class", [TeacherConfig, StudentConfig, EvalConfig])
+def test_help_has_a_heading_for_every_flag(config_class, capsys):
+    with pytest.raises(SystemExit):
+        parse_flags(config_class, "what it does", ["--help"])
+    text = capsys.readouterr().out
+    assert all(field.metadata["group"] for field in dataclasses.fields(config_class))
+    assert all(f"\n{heading}:\n" in text for heading in ("data", "network", "output", "machine"))
+    if config_class is not EvalConfig:
+        assert "  voc                  21 classes: background, aeroplane" in text
+        assert "  deeplabv3_cirkd2       dropout=" in text

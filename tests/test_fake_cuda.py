@@ -11,8 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from engine.metrics import confusion_matrix
 from engine.runtime import PRECISIONS
 from losses import LOSSES, build_kd
-from losses.pixels import upsampled_cross_entropy
 from losses.task import TaskLoss
+from losses.upsampled_cross_entropy import upsampled_cross_entropy
 from models import build_model
 from models.label_noise import LabelNoise
 from models.prediction import Predictor
@@ -22,7 +22,7 @@ from train_teacher import TeacherStep
 from utils import memory
 from utils.bilinear import upsampled_argmax
 from utils.pixels import CONVENTIONS
-from utils.types import Draw, valid_pixels
+from utils.types import Draw, count_labelled_per_rank
 
 K = 5
 NEEDS_A_DRIVER = "adv"  # a backward pass inside the forward pass
@@ -66,12 +66,12 @@ def test_steps(cuda, arch, amp):
     teach = TeacherStep(teacher, noise, TaskLoss(teacher.supervision), build_kd("cwd=5", widths[1], widths[1], K))
     learn = StudentStep(student, TaskLoss(student.supervision), teacher, noise, kd)
     image, label = batch()
-    valid = valid_pixels(label)
+    labelled_per_rank = count_labelled_per_rank(label)
     x = CONVENTIONS["imagenet"].normalize(image)
     with torch.no_grad(), torch.autocast("cuda", PRECISIONS[amp], enabled=amp != "none"):
         assert student(x).logits.dtype == (PRECISIONS[amp] or torch.float32)
         for step in (teach.train(), learn.train()):
-            for name, term in step(x, label.long(), Draw(0), valid).items():
+            for name, term in step(x, label.long(), Draw(0), labelled_per_rank).items():
                 assert (term.device.type, term.dtype, term.shape) == ("cuda", torch.float32, ()), name
 
 
@@ -81,7 +81,7 @@ def test_evaluation_and_metrics(cuda, codes):
     model = build_model("pspnet", "resnet10t", K, 3 + noise.planes).eval()
     image, label = batch()
     with torch.no_grad():  # inference mode's tensors and pretended ones do not mix
-        x = Predictor(model, CONVENTIONS["bgr_mean"], noise)._input(image, label, [Draw(0), Draw(1)])
+        x = Predictor(model, CONVENTIONS["bgr_mean"], noise)._make_input(image, label, [Draw(0), Draw(1)])
         classes = upsampled_argmax(model(x, with_aux=False).logits, x.shape[-2:], True)
         counts = confusion_matrix(classes, label, K)
     assert (counts.device.type, counts.dtype, counts.shape) == ("cuda", torch.int64, (K, K))

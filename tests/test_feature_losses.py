@@ -9,14 +9,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from losses import LOSSES, build_kd
 from losses.af_dcd import af_dcd_loss
 from losses.at import at_loss
-from losses.cirkd_channel import channel_memory_loss, channel_minibatch_loss, channel_mse_loss, pooled
+from losses.cirkd_channel import channel_memory_loss, channel_minibatch_loss, channel_mse_loss, pool_features
 from losses.cwd_feat import cwd_feat_loss
 from losses.dsd import csd_loss, psd_loss
 from losses.fitnet import fitnet_loss
 from losses.ifvd import ifvd_loss
-from losses.mgd import masked, mgd_loss
+from losses.mgd import mask_pixels, mgd_loss
 from losses.nfd import nfd_loss
-from losses.rings import projector
+from losses.projector import build_projector
 from losses.skd import skd_loss
 from utils.errors import UserError
 from utils.types import Output
@@ -28,11 +28,11 @@ EVERY = [f"{name}=0.5{SMALL.get(name, '')}" for name in LOSSES]
 
 def channels(golden) -> tuple[torch.Tensor, torch.Tensor]:
     """What the channel terms compare: the student's pooled features projected, the teacher's pooled."""
-    project = projector(6, 9).double()
+    project = build_projector(6, 9).double()
     names = ("project1", "project1_bn_weight", "project1_bn_bias", "project2")
     keys = ("0.weight", "1.weight", "1.bias", "3.weight")
     project.load_state_dict({key: golden[name] for key, name in zip(keys, names, strict=True)}, strict=False)
-    return project(pooled(golden["student_feat"])), pooled(golden["teacher_feat"])
+    return project(pool_features(golden["student_feat"])), pool_features(golden["teacher_feat"])
 
 
 def maps_of(golden, who: str) -> list[torch.Tensor]:
@@ -109,10 +109,10 @@ def test_nfd_does_not_see_scale_offset_and_dead_channels():
 
 def test_mgd_masks_whole_pixels_with_its_probability():
     feat = torch.ones(4, 3, 50, 50)
-    kept = masked(feat, 0.75)
+    kept = mask_pixels(feat, 0.75)
     assert torch.equal(kept[:, 0], kept[:, 2])
     assert kept.mean().item() == pytest.approx(0.25, abs=0.02)
-    assert torch.equal(masked(feat, 0.0), feat)
+    assert torch.equal(mask_pixels(feat, 0.0), feat)
     assert mgd_loss(feat, 3 * feat).item() == pytest.approx(4 * 3 * 50 * 50)
 
 
@@ -198,7 +198,7 @@ def test_terms_and_parts_are_told_weighted_and_unweighted():
     total, terms = losses(s, t, label)
     assert terms.keys() == {"dsd", "dsd_psd", "dsd_csd", "at"}
     assert terms["dsd"].item() == pytest.approx(1000 * terms["dsd_psd"].item() + 10 * terms["dsd_csd"].item())
-    weighted = {name: term.item() for name, term in losses.weighted(terms).items()}
+    weighted = {name: term.item() for name, term in losses.apply_weights(terms).items()}
     assert weighted["dsd_psd_weighted"] == pytest.approx(500 * terms["dsd_psd"].item())
     assert weighted["at_weighted"] == pytest.approx(3 * terms["at"].item())
     assert total.item() == pytest.approx(weighted["dsd_weighted"] + weighted["at_weighted"])

@@ -176,6 +176,43 @@ def test_a_list_that_is_none_is_refused(tmp_path, content):
         read_list(path)
 
 
+LISTED = "s0\r\nordner/caf\u00e9 1.jpg\r\n"
+
+
+@pytest.mark.parametrize(
+    "encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-16-le with a mark"]
+)
+def test_a_list_as_windows_programs_write_it(tmp_path, encoding):
+    text = "\ufeff" + LISTED if encoding.endswith("mark") else LISTED
+    (tmp_path / "train.txt").write_bytes(text.encode(encoding.split()[0]))
+    assert read_list(tmp_path / "train.txt") == ["s0", "ordner/caf\u00e9 1.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        (b"s0\n\0\0\0\n", r"zero bytes, the first in line 2: .*; save it as UTF-8"),
+        (b"s0\n\0\0\0", "zero bytes, the first in line 2"),
+        (b"\0", "zero bytes, the first in line 1"),
+        (b"a\0b\n", "zero bytes"),
+        ("\u6b66\u6c49 1\n".encode("utf-16-le"), "no text file"),
+        ("s0\n\0\n".encode("utf-16"), "zero bytes, the first in line 2"),
+        (b"\xff\xfes0\n", "no text file: .*truncated data"),
+        ("caf\u00e9\n".encode("latin-1"), "no text file: .*; save it as UTF-8"),
+    ],
+)
+def test_a_list_that_is_no_text_is_refused(tmp_path, data, problem):
+    (tmp_path / "train.txt").write_bytes(data)
+    with pytest.raises(UserError, match=rf"train\.txt is {'(no text file: )?' * (problem[0] == 'z')}{problem}"):
+        read_list(tmp_path / "train.txt")
+
+
+def test_yaml_as_windows_programs_write_it(tmp_path):
+    for encoding in ("utf-8-sig", "utf-16", "utf-16-le"):
+        (tmp_path / "a.yaml").write_bytes("names: [caf\u00e9, b]\r\n".encode(encoding))
+        assert files.read_yaml(tmp_path / "a.yaml") == {"names": ["caf\u00e9", "b"]}
+
+
 def test_a_checkpoint_that_unpacks_to_more_than_it_is(tmp_path):
     with zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", bytes(10**7))

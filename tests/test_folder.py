@@ -1,15 +1,18 @@
 """One's own data: labels as ids and as colours, lists, and the description of an unknown tree."""
 
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import yaml
 from PIL import Image
 
 from datasets import build_dataset, dataset_spec
-from datasets.base import read_sample
+from datasets.base import label_classes, read_sample
+from datasets.files import read_label
 from scripts.data import describe_folder, shrink_dataset
 from tests.trees import SIZE, draw, picture
 from utils.errors import UserError
@@ -203,7 +206,13 @@ def test_a_star_is_any_name(tmp_path):
         pairs("*/rgb", "d1/mask")
     with pytest.raises(UserError, match=r"holds no folder \*/image"):
         pairs("*/image", "*/mask")
-    for images, labels in (("*/rgb", "*/*"), ("rgb", "*/mask"), ("**/rgb", "**/mask"), ("/*/rgb", "*/mask")):
+    for images, labels in (
+        ("*/rgb", "*/*"),
+        ("rgb", "*/mask"),
+        ("**/rgb", "**/mask"),
+        ("/*/rgb", "*/mask"),
+        ("a\0", "b"),
+    ):
         with pytest.raises(UserError, match=r"splits must be train: .*a \* in both or none"):
             pairs(images, labels)
 
@@ -309,13 +318,88 @@ def test_lists_are_splits(tmp_path):
     assert len(build_dataset("folder", str(tmp_path), "train")) == 5
 
 
+def test_lists_in_utf_16_are_splits(tmp_path):
+    for n in range(4):
+        picture(tmp_path / f"images/{n}.jpg", n)
+        save(tmp_path / f"masks/{n}.png", draw(range(4), n))
+    (tmp_path / "train.txt").write_bytes("0\r\n2.jpg\r\n".encode("utf-16"))
+    (tmp_path / "val.txt").write_bytes("1\r\n3\r\n".encode("utf-16-le"))
+    splits = describe(tmp_path)["splits"]
+    assert {name: entry["list"] for name, entry in splits.items()} == {"train": "train.txt", "val": "val.txt"}
+    assert len(dataset_spec("folder", str(tmp_path)).pairs(tmp_path, "val")) == 2
+    (tmp_path / "train.txt").write_bytes(b"0\n\0\0\0\n2\n")
+    with pytest.raises(UserError, match=r"train\.txt is no text file: zero bytes, the first in line 2"):
+        describe(tmp_path, "--overwrite")
+
+
 def test_images_without_a_label_are_said(tmp_path):
     for n in range(6):
         picture(tmp_path / f"images/{n}.jpg", n)
-        save(tmp_path / f"masks/{n}.{'PNG' if n > 3 else 'png'}", draw(range(4), n))
+        if n < 4:
+            save(tmp_path / f"masks/{n}.png", draw(range(4), n))
     (tmp_path / "train.txt").mkdir()
     describe(tmp_path)
     assert "# 2 images of images have no label called NAME.png\n" in (tmp_path / "dataset.yaml").read_text()
+
+
+# places of images and labels, all of which belong together
+ONE_FORM = {
+    "a suffix behind another": [("img/{}.jpg", "ann/{}.jpg.png"), ("img/{}.png", "ann/{}.png.png")],
+    "in one folder": [("{}.jpg", "{}.jpg.png"), ("{}.png", "{}.png.png"), ("{}.jpeg", "{}.jpeg.png")],
+    "in two folders": [("train/img/{}.jpg", "train/ann/{}.jpg.png"), ("val/img/{}.png", "val/ann/{}.png.png")],
+    "a folder each": [("{}_json/img.png", "{}_json/label.png")],
+    "a folder each, by split": [("train/{}/image.jpg", "train/{}/mask.png"), ("val/{}/image.jpg", "val/{}/mask.png")],
+}
+TWO_FORMS = {
+    "labels in capitals": [("images/{}.jpg", "masks/{}.png"), ("images/{}.jpg", "masks/{}.PNG")],
+    "labels of two suffixes": [("images/{}.jpg", "masks/{}.png"), ("images/{}.jpg", "masks/{}.bmp")],
+    "labels of two endings": [("images/{}.jpg", "masks/{}_mask.png"), ("images/{}.jpg", "masks/{}_gt.png")],
+    "images of two endings": [("images/{}_sat.jpg", "masks/{}_mask.png"), ("images/{}_sat.png", "masks/{}_mask.png")],
+    "folders of two forms": [("train/img/{}.jpg", "train/ann/{}_mask.png"), ("val/img/{}.jpg", "val/ann/{}.png")],
+}
+
+
+def write_pairs(root: Path, places: list[tuple[str, str]]) -> dict[Path, Path]:
+    """Write eight images and their labels, one after the other at each of the places; labels by their image."""
+    pairs = {}
+    for n in range(8):
+        image, label = (root / place.format(f"scene{n}") for place in places[n % len(places)])
+        picture(image, n)
+        save(label, draw(range(3), n), "ids")
+        pairs[image] = label
+    return pairs
+
+
+@pytest.mark.parametrize("layout", ONE_FORM)
+def test_every_pair_is_found(layout, tmp_path):
+    pairs = write_pairs(tmp_path, ONE_FORM[layout])
+    if layout == "a folder each":
+        picture(tmp_path / "scene3_json/label_viz.png", 9)
+        picture(tmp_path / "overview/map.jpg", 9)  # which is no such folder
+    content = describe(tmp_path)
+    spec = dataset_spec("folder", str(tmp_path))
+    assert dict(pair for split in content["splits"] for pair in spec.pairs(tmp_path, split)) == pairs
+    assert "left out" not in (tmp_path / "dataset.yaml").read_text()
+
+
+@pytest.mark.parametrize("layout", TWO_FORMS)
+def test_pairs_of_two_forms_are_no_half_of_the_pairs(layout, tmp_path):
+    write_pairs(tmp_path, TWO_FORMS[layout])
+    with pytest.raises(UserError, match=r"name all (labels|images|of them) in one way"):
+        describe(tmp_path)
+    assert not (tmp_path / "dataset.yaml").exists()
+
+
+def test_a_list_names_images_whose_labels_have_their_suffix(tmp_path):
+    write_pairs(tmp_path, ONE_FORM["a suffix behind another"])
+    (tmp_path / "train.txt").write_text("scene0\nscene1.png\nimg/scene2.jpg\n")
+    (tmp_path / "val.txt").write_text("scene4.jpg\nscene5\n")
+    assert {name: entry["list"] for name, entry in describe(tmp_path)["splits"].items()} == {
+        "train": "train.txt",
+        "val": "val.txt",
+    }
+    labels = [label.name for _, label in dataset_spec("folder", str(tmp_path)).pairs(tmp_path, "train")]
+    assert labels == ["scene0.jpg.png", "scene1.png.png", "scene2.jpg.png"]
 
 
 def test_ignored_values_come_from_counts(tmp_path):
@@ -336,6 +420,84 @@ def test_ignored_values_come_from_counts(tmp_path):
     assert content["ids"] == {1: 0, 2: 1, 3: 2}
     with pytest.raises(UserError, match=r"dataset\.yaml exists: --overwrite replaces it"):
         describe(tmp_path)
+
+
+def write_masks(root: Path, change: Callable[[np.ndarray, int], np.ndarray]) -> None:
+    """Ten images, and masks 48x64 of a rectangle of 255 (29 % of the pixels) on 0, changed by ``change(mask, n)``."""
+    for n in range(10):
+        picture(root / f"images/{n}.jpg", n)
+        mask = np.zeros((48, 64), np.uint8)
+        mask[8:40, 8 + n : 36 + n] = 255
+        mask = change(mask, n)
+        path = root / f"masks/{n}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(mask).save(path)
+
+
+def with_two_greys(mask: np.ndarray, n: int) -> np.ndarray:
+    if n == 4:
+        mask[8, 12], mask[39, 39] = 127, 254
+    return mask
+
+
+def blended(mask: np.ndarray, n: int) -> np.ndarray:
+    """As a mask that was made smaller by averaging."""
+    return cv2.resize(mask, (43, 31), interpolation=cv2.INTER_AREA) if n == 4 else mask
+
+
+@pytest.mark.parametrize("change", [with_two_greys, blended])
+def test_stray_greys_do_not_make_the_foreground_unlabelled(change, tmp_path):
+    write_masks(tmp_path, change)
+    content = describe(tmp_path)
+    assert (content["names"], content["ids"]) == (["class_0", "class_255"], {0: 0, 255: 1})
+    greys = sorted({value for n in range(10) for value in np.unique(read_label(tmp_path / f"masks/{n}.png")).tolist()})
+    assert content["ignore"] == greys[1:-1] != []
+    text = (tmp_path / "dataset.yaml").read_text()
+    assert "# stray values, at the edges of others as in a mask that was resized: " in text
+    assert "# 255 is taken for a class (" in text
+
+
+def test_stray_values_between_ids_that_follow_one_another(tmp_path):
+    """A thin object of a rare class, whose neighbours are all lower, is no stray."""
+
+    def change(mask: np.ndarray, n: int) -> np.ndarray:
+        mask = np.where(mask == 255, 6, 0).astype(np.uint8)
+        mask[:8], mask[40:], mask[47] = 1, 2, 255
+        mask[2, 5:9] = 3
+        if n == 4:
+            mask[20, 12] = 4
+        return mask
+
+    write_masks(tmp_path, change)
+    content = describe(tmp_path)
+    assert content["names"] == ["class_0", "class_1", "class_2", "class_3", "class_6"]
+    assert content["ignore"] == [4, 255]
+    assert "255 is taken" not in (tmp_path / "dataset.yaml").read_text()
+
+
+def test_255_with_more_than_a_small_share_is_a_class(tmp_path):
+    def change(mask: np.ndarray, n: int) -> np.ndarray:
+        mask[:8] = 1
+        return mask
+
+    write_masks(tmp_path, change)
+    content = describe(tmp_path)
+    assert (content["names"], content["ignore"]) == (["class_0", "class_1", "class_255"], [])
+    assert "# 255 is taken for a class (29.17% of the pixels" in (tmp_path / "dataset.yaml").read_text()
+
+
+def test_stray_colours(tmp_path):
+    def change(mask: np.ndarray, n: int) -> np.ndarray:
+        colors = COLORS[[1, 2]][(mask > 0).astype(int)]
+        return cv2.resize(colors, (43, 31), interpolation=cv2.INTER_AREA) if n == 4 else colors
+
+    write_masks(tmp_path, change)
+    content = describe(tmp_path)
+    assert list(content["colors"].values()) == [[0, 128, 0], [128, 0, 0]]
+    assert len(content["ignore"]) > 2
+    path = tmp_path / "masks/4.png"
+    label = label_classes(dataset_spec("folder", str(tmp_path)), read_label(path, False, colored=True), path)
+    assert np.unique(label).tolist() == [0, 1, 255]
 
 
 def test_a_tree_that_cannot_be_described_is_left_as_it_is(tmp_path):

@@ -19,25 +19,37 @@ def test_free_memory_is_a_plausible_number():
 
 @pytest.mark.parametrize("name", ["cirkd_pixel=1:size=2e12", "cirkd_region=1:size=2e12", "cirkd2=1:region_size=2e12"])
 def test_a_queue_that_cannot_fit_is_refused_before_it_is_made(name):
-    with pytest.raises(
-        UserError, match=r"a queue of 5 x 2000000000000 vectors of 16 values takes \d+\.\d GiB, cpu has"
-    ):
+    message = r"a queue of 5 x 2000000000000 vectors of 16 values \(\d+\.\d GiB\) and .* takes \d+\.\d GiB, cpu has"
+    with pytest.raises(UserError, match=message):
         build_kd(name, 6, 16, 5)
 
 
 def test_every_process_of_a_host_counts(monkeypatch):
-    monkeypatch.setattr(memory, "free_memory", lambda device: 4 * 5 * 100 * 16 * 2)
+    monkeypatch.setattr(memory, "free_memory", lambda device: 4 * 5 * 100 * 16 * 4)
+    CIRKDPixel(6, 16, 5, size=100)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     CIRKDPixel(6, 16, 5, size=100)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
     with pytest.raises(UserError, match="in each of 3 processes"):
         CIRKDPixel(6, 16, 5, size=100)
 
 
+def test_a_queue_that_just_fits_is_refused_because_training_needs_memory_too(monkeypatch):
+    size = 4 * 5 * 100 * 16
+    monkeypatch.setattr(memory, "free_memory", lambda device: 2 * size)
+    CIRKDPixel(6, 16, 5, size=100)
+    monkeypatch.setattr(memory, "free_memory", lambda device: 2 * size - 1)
+    with pytest.raises(UserError, match=r"as much again for training .*: reduce its slots, e\.g\. cirkd_pixel=1:"):
+        CIRKDPixel(6, 16, 5, size=100)
+    with pytest.raises(UserError, match="for cirkd2 pixel_size, region_size or channel_size"):
+        build_kd("cirkd2=1:memory_region=0:pixel_size=100", 6, 16, 5)
+
+
 def test_moving_to_a_device_asks_it(monkeypatch):
     loss = build_kd("cirkd_pixel=1:size=100", 6, 16, 5)
     free = {"cpu": None, "meta": 100}
     monkeypatch.setattr(memory, "free_memory", lambda device: free[device.type])
-    with pytest.raises(UserError, match=r"meta has 0\.0 GiB free: give it a smaller size"):
+    with pytest.raises(UserError, match=r"meta has 0\.0 GiB free: reduce its slots"):
         loss.to("meta")
     loss.double()
 

@@ -84,7 +84,7 @@ MESSAGES = {
     "deep card": (lambda t: card(t, "[" * 100_000), "is damaged or no safetensors file: maximum recursion"),
     "no data set": (lambda t: check_data.main([]), "--dataset NAME is missing"),
     "no folder": (lambda t: describe_folder.main(["--data", "none"]), "--data none: no such folder"),
-    "colours": (lambda t: folder_layout._colors(garbage(t)), r"x\.png cannot be read"),
+    "colours": (lambda t: folder_layout._count_colors(garbage(t)), r"x\.png cannot be read"),
     "no pictures": (lambda t: folder_layout.find_matches(t), "there are none"),
     "no archive": (lambda t: archives.extract(t, t / "root", WHERE), "cannot be unpacked: .*Is a directory"),
     "nothing in it": (lambda t: archives.extract(archive(t), t, ("x", "x")), "holds no file named like x"),

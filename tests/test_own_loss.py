@@ -104,7 +104,7 @@ def test_options_and_several_losses(folder):
         ("my_shapes:pop=1", "pop is the name of something else"),
         ("my_shapes:dsd_psd=1,dsd=1", "dsd_psd is the name of something else"),
         ("my_shapes:kd_weighted=1,kd=1", "kd_weighted is the name of something else"),
-        ("kd=1:tau=4:tau=2", "kd has no option 'tau'"),
+        ("kd=1:tau=4:tau=2", "the option tau of kd is given twice"),
         ("af_dcd=1:groups=2.5", r"groups=2\.5: give a positive whole number"),
         ("af_dcd=1:groups=5", r"groups=5 does not divide the teacher's 16 channels"),
         ("mgd=1:ratio=1", "--kd mgd=1:ratio=1: mgd: ratio=1: give a share"),
@@ -131,7 +131,7 @@ def test_a_loss_that_is_no_single_number_is_named(folder, name, shown):
 
 def test_parts_without_weights_are_named(folder):
     losses = build_kd("my_shapes:Parts=1", 6, 16, 5)
-    assert losses.weighted({}) == {}
+    assert losses.apply_weights({}) == {}
     with pytest.raises(UserError, match="the loss Parts returned a: part_weights must have all"):
         losses(*outputs())
 
@@ -146,5 +146,5 @@ def test_a_class_with_weights_of_its_own_is_left_alone(folder):
     )
     losses = build_kd("my_weights:Weights=1", 6, 16, 5)
     total, terms = losses(*outputs())
-    assert losses.weighted(terms).keys() == {"Weights_weighted"}
+    assert losses.apply_weights(terms).keys() == {"Weights_weighted"}
     assert total.item() == 0

@@ -7,18 +7,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from losses.pixels import upsampled_cross_entropy
 from losses.task import (
     CRITERIA,
     TaskLoss,
+    binary_dice_loss,
     cross_entropy,
     detail_loss,
-    detail_target,
     dice_loss,
-    hard_pixels,
-    ohem,
-    soft_dice,
+    find_boundaries,
+    ohem_loss,
+    select_hard_pixels,
 )
+from losses.upsampled_cross_entropy import upsampled_cross_entropy
 from utils.errors import UserError
 from utils.types import Output, Supervision
 
@@ -43,19 +43,19 @@ def test_cross_entropy_is_the_plain_one_over_valid_pixels(reference, label):
 @pytest.mark.parametrize(("threshold", "kept"), [(0.7, 10000), (0.7, 200), (0.1, 200), (None, 200)])
 def test_ohem(reference, label, threshold, kept):
     name = f"ohem_thr{threshold}_keep{kept}"
-    loss = ohem(reference["seg_logits"], label, True, threshold, kept)
+    loss = ohem_loss(reference["seg_logits"], label, True, threshold, kept)
     torch.testing.assert_close(loss, reference[f"{name}_loss"], rtol=1e-6, atol=1e-6)
     logits = F.interpolate(reference["seg_logits"], label.shape[-2:], mode="bilinear", align_corners=True)
     pixels = F.cross_entropy(logits, label, ignore_index=255, reduction="none")
-    mask = hard_pixels(pixels, label, threshold, kept * len(label))
+    mask = select_hard_pixels(pixels, label, threshold, kept * len(label))
     assert torch.equal(mask, reference[f"{name}_weight"].bool())
 
 
 def test_detail(reference, label):
-    assert torch.equal(detail_target(label), reference["detail_target"][:, 0].bool())
+    assert torch.equal(find_boundaries(label), reference["detail_target"][:, 0].bool())
     logits = F.interpolate(reference["detail_logits"], label.shape[-2:], mode="bilinear", align_corners=True)
     target = F.one_hot(reference["detail_target"][:, 0].long(), 2).permute(0, 3, 1, 2).float()
-    dice = dice_loss(logits.sigmoid(), target)
+    dice = binary_dice_loss(logits.sigmoid(), target)
     torch.testing.assert_close(dice, reference["detail_loss_dice"], rtol=1e-6, atol=1e-6)
     expected = reference["detail_loss_ce"] + reference["detail_loss_dice"]
     torch.testing.assert_close(detail_loss(reference["detail_logits"], label, True), expected, rtol=1e-6, atol=1e-6)
@@ -99,7 +99,7 @@ def test_computed_in_full_precision(kind, dtype):
 def test_ohem_without_a_threshold_keeps_as_many_as_it_says(kept):
     label = torch.arange(128).view(2, 8, 8) % 3
     label[0, 0] = 255
-    alike = hard_pixels(torch.ones(2, 8, 8), label, None, kept)
+    alike = select_hard_pixels(torch.ones(2, 8, 8), label, None, kept)
     assert alike.sum() == min(kept, 120)
     assert not alike[label == 255].any()
 
@@ -107,7 +107,7 @@ def test_ohem_without_a_threshold_keeps_as_many_as_it_says(kept):
 def test_ohem_tells_the_hardest_of_very_hard_pixels():
     """Of these the probabilities are all 0 in float32."""
     loss, label = 200 + torch.randperm(64).view(1, 8, 8).float(), torch.zeros(1, 8, 8).long()
-    assert hard_pixels(loss, label, None, 20).equal(loss >= 244)
+    assert select_hard_pixels(loss, label, None, 20).equal(loss >= 244)
 
 
 def test_task_loss_adds_up_by_kind_and_weight(reference, label):
@@ -156,8 +156,8 @@ def test_soft_dice_by_hand():
     label = torch.tensor([[[0, 0, 1, 255]]])
     certain = torch.tensor([[[[9.0, -9, -9, 9]], [[-9, 9, 9, -9]], [[-99, -99, -99, -99]]]]) * 9
     expected = ((1 - 2 * 1 / (1 + 2)) + (1 - 2 * 1 / (2 + 1))) / 2  # the third class has no pixel: it is left out
-    torch.testing.assert_close(soft_dice(certain, label, False), torch.tensor(expected))
-    even = soft_dice(torch.zeros(1, 3, 1, 4), label, False)
+    torch.testing.assert_close(dice_loss(certain, label, False), torch.tensor(expected))
+    even = dice_loss(torch.zeros(1, 3, 1, 4), label, False)
     third = torch.tensor([1 - 2 * (2 / 3) / (3 / 9 + 2), 1 - 2 * (1 / 3) / (3 / 9 + 1)])
     torch.testing.assert_close(even, third.mean())
 
@@ -165,13 +165,13 @@ def test_soft_dice_by_hand():
 def test_a_named_task_loss_replaces_those_over_classes_only(reference, label):
     maps = Supervision("ce", True), Supervision("ohem", True, 0.4), Supervision("detail", True, 0.5)
     logits, detail = reference["seg_logits"], reference["detail_logits"]
-    terms = TaskLoss(maps, named="ce+dice")(Output(logits, (logits, detail), logits), label)
-    both = cross_entropy(logits, label, True) + soft_dice(logits, label, True)
+    terms = TaskLoss(maps, criterion="ce+dice")(Output(logits, (logits, detail), logits), label)
+    both = cross_entropy(logits, label, True) + dice_loss(logits, label, True)
     torch.testing.assert_close(terms["ce"], both)
     expected = both + 0.4 * both + 0.5 * detail_loss(detail, label, True)
     torch.testing.assert_close(terms["task"], expected)
     with pytest.raises(UserError, match="unknown loss in --task-loss 'dize'; did you mean 'dice'"):
-        TaskLoss(maps, named="ce+dize")
+        TaskLoss(maps, criterion="ce+dize")
 
 
 def test_cross_entropy_over_all_pixels_is_mmsegmentations(reference, label):

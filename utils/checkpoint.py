@@ -20,7 +20,7 @@ def save(state: Mapping[str, Any], path: Path, previous: Path | None = None) -> 
 
 
 def read(path: str | Path) -> dict[str, Any]:
-    """The content of a checkpoint, on the CPU.
+    """Return the content of a checkpoint, on the CPU.
 
     Raises UserError: no such file, a damaged one, or one that holds anything but tensors and plain values.
     """

@@ -1,6 +1,7 @@
 """Turn failures into errors for people: one line that says what was wrong, where, and what to do."""
 
 import difflib
+import errno
 import io
 import os
 import re
@@ -46,6 +47,7 @@ def first_line(error: BaseException) -> str:
 
 TRACEBACK = "LAD_TRACEBACK"
 ANOTHER = "another process of the job"  # so begins a message that only points at the one that matters
+TOO_MANY_FILES = "too many open files: a higher limit (ulimit -n 4096), or fewer --workers"
 # a pattern of a RuntimeError's message -> what it means, and what to do
 MEANINGS = {
     "DataLoader worker|Pin memory thread|process pool": "a loader process was killed, most likely for want of memory: "
@@ -57,6 +59,7 @@ MEANINGS = {
     "Kernel size can't be greater": "an image, or a part of one, is too small for this network: 32 pixels a side are "
     "enough for most",
     "home directory": "a path begins with ~ and the name of nobody here",
+    "Too many open files|ancdata": TOO_MANY_FILES,
     "No space left on device": "a disk or the shared memory is full (docker: --shm-size)",
 }
 
@@ -70,6 +73,8 @@ def explain_error(error: BaseException) -> UserError | None:
         return UserError(f"{first_line(error)} Try {flags}.")
     if isinstance(error, MemoryError):
         return UserError(MEANINGS["DefaultCPUAllocator|std::bad_alloc|[Cc]annot allocate memory"])
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        return UserError(TOO_MANY_FILES)
     if isinstance(error, OSError) and error.strerror:
         name = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
         return UserError(f"{name}: {error.strerror}" if name else error.strerror)

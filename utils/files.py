@@ -1,5 +1,6 @@
 """Files read and written so that nothing is lost: whole or not at all, regular ones only, errors with their names."""
 
+import codecs
 import errno
 import hashlib
 import os
@@ -15,6 +16,13 @@ import yaml
 from utils.errors import UserError
 
 BLOCK = 1 << 20
+BYTE_ORDER_MARKS = {  # UTF-32's before UTF-16's, which it begins with
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
 
 
 def write(path: Path, fill: Callable[[IO[bytes]], object], previous: Path | None = None, durable: bool = True) -> None:
@@ -50,7 +58,7 @@ def write(path: Path, fill: Callable[[IO[bytes]], object], previous: Path | None
 
 
 def _keep(path: Path, previous: Path) -> None:
-    """``previous`` becomes a second name of ``path``, so that there is no moment without the latter."""
+    """Make ``previous`` a second name of ``path``, so that ``path`` exists at every moment."""
     second = previous.with_name(f".{previous.name}.tmp")
     second.unlink(missing_ok=True)
     try:
@@ -62,12 +70,14 @@ def _keep(path: Path, previous: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """See ``write``."""
+    """Write a text as ``write`` does."""
     write(path, lambda file: file.write(text.encode(errors="surrogateescape")))  # of names of files
 
 
 def require_apart(outputs: Iterable[tuple[Path, Path]], inputs: Iterable[Path], flag: str) -> None:
-    """outputs: files to be written, each with what it is made from. flag: says where they go.
+    """Check that no output would overwrite an input or another output.
+
+    outputs: files to be written, each with what it is made from. flag: says where they go.
 
     Raises UserError: one of them is an input and would be lost, or two of them are one file.
     """
@@ -81,7 +91,7 @@ def require_apart(outputs: Iterable[tuple[Path, Path]], inputs: Iterable[Path], 
 
 
 def open_regular(path: Path) -> IO[bytes]:
-    """A regular file to read: a device has no end, and a pipe would be waited for.
+    """Open a regular file to read. A device has no end, and a pipe would be waited for.
 
     Raises OSError: it is none, or cannot be opened.
     """
@@ -93,13 +103,33 @@ def open_regular(path: Path) -> IO[bytes]:
 
 
 def read_bytes(path: Path) -> bytes:
-    """See ``open_regular``."""
+    """Return the content of a regular file; see ``open_regular``."""
     with open_regular(path) as file:
         return file.read()
 
 
+def decode_text(data: bytes) -> str:
+    """Decode a text file: UTF-8, or UTF-16 or UTF-32 as Windows programs write it.
+
+    UTF-16 without a byte-order mark is known by its zero bytes, where all characters are of Western European languages.
+
+    Raises ValueError: it is none of these, or holds zero bytes; the message says so.
+    """
+    encoding = next((encoding for mark, encoding in BYTE_ORDER_MARKS.items() if data.startswith(mark)), "utf-8")
+    if encoding == "utf-8" and data and len(data) % 2 == 0:
+        if not any(data[1::2]):
+            encoding = "utf-16-le"
+        elif not any(data[::2]):
+            encoding = "utf-16-be"
+    text = data.decode(encoding)
+    if "\0" in text:
+        line = text[: text.index("\0")].count("\n") + 1
+        raise ValueError(f"zero bytes, the first in line {line}: it is damaged, or UTF-16 without a byte-order mark")
+    return text
+
+
 def digest_of(path: Path, digest: Any = None) -> str:
-    """Of a file's content, in hex; SHA-256, or what another digest has begun."""
+    """Return the digest of a file's content, in hex. digest: to continue; a new SHA-256 by default."""
     digest = digest or hashlib.sha256()
     with open_regular(path) as file:
         while block := file.read(BLOCK):
@@ -108,7 +138,7 @@ def digest_of(path: Path, digest: Any = None) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that is there twice, of which yaml would keep the last."""
+    """Refuse a key that is there twice; yaml would keep the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen: set[str] = set()
@@ -139,7 +169,7 @@ def parse_yaml(content: bytes, where: str) -> Any:
         UserError: it is no text, no plain yaml, has a key twice, or is nested too deep.
     """
     try:
-        return yaml.load(content.decode("utf-8-sig"), _Loader)
+        return yaml.load(decode_text(content), _Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{where} is no plain yaml: {' '.join(str(error).split())}") from error
 

@@ -78,10 +78,11 @@ def parse_flags(config_class: type, description: str, argv: Sequence[str] | None
 def _make_parser(config_class: type, description: str) -> "_Parser":
     """Return a parser with a flag for each field, under the headings of their groups."""
     fields = dataclasses.fields(config_class)
+    examples = [_describe_examples(field) for field in fields if field.metadata["examples"]]
     parser = _Parser(
         usage="%(prog)s [flags]",
         description=description,
-        epilog="\n".join(_describe_examples(field) for field in fields if field.metadata["examples"]),
+        epilog="\n".join([*examples, "LAD_TRACEBACK=1 in the environment shows where an error was raised."]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

@@ -7,11 +7,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from utils.bit_depth import describe_deep_channels, has_narrow_color_map
 from utils.errors import UserError
-from utils.files import read_bytes
+from utils.files import open_regular, read_bytes
 from utils.jpeg import JPEG, decode_jpeg
 
 MODES = ("RGB", "L", "P", "1", "CMYK", "RGBA", "LA", "PA")  # 8 bits a channel, with one meaning as RGB
+ORIENTATION = 0x0112  # EXIF tag: 1 is upright, 2 to 4 keep the sides, 5 to 8 swap them
+ADVICE = "make it 8-bit RGB, which fixes what is black and what is white"
 
 
 def read_image(path: Path, size: tuple[int, int] | None = None, behind: str = "") -> np.ndarray:
@@ -31,13 +34,23 @@ def _decode(path: Path, upright: bool, behind: str) -> np.ndarray:
     data = content_of(path)
     if data.startswith(JPEG):
         return decode_jpeg(path, data, upright)
-    return open_picture(path, data, lambda file: rgb(path, ImageOps.exif_transpose(file) if upright else file, behind))
+    return open_picture(path, data, lambda file: rgb(path, file, behind, upright, data))
 
 
-def rgb(name: str | Path, file: Image.Image, behind: str) -> np.ndarray:
-    """RGB uint8 ``[H, W, 3]``; behind: see ``read_image``. Raises UserError: pixels without one meaning as RGB."""
+def rgb(name: str | Path, file: Image.Image, behind: str, upright: bool = True, data: bytes = b"") -> np.ndarray:
+    """Convert a picture to RGB uint8 ``[H, W, 3]``.
+
+    behind: see ``read_image``. upright: turn it as its EXIF orientation says. data: the file's content, if known.
+
+    Raises UserError: its pixels have no one meaning as 8-bit RGB.
+    """
+    require_eight_bits(name, file, data)
     if file.mode not in MODES:
-        raise UserError(f"{name} has pixels of mode {file.mode}: make it 8-bit RGB, which fixes what is black")
+        raise UserError(f"{name} has pixels of mode {file.mode}: {ADVICE}")
+    if has_narrow_color_map(file):
+        raise UserError(f"{name} has a colour map of 8-bit numbers, which TIFF reads as black: save it as 8-bit RGB")
+    if upright:
+        file = ImageOps.exif_transpose(file)
     if file.has_transparency_data:
         file = file.convert("RGBA")
         if behind:
@@ -45,6 +58,24 @@ def rgb(name: str | Path, file: Image.Image, behind: str) -> np.ndarray:
         elif file.getchannel("A").getextrema()[0] < 255:
             raise UserError(f"{name} has transparent pixels: save it without alpha, which fixes their colour")
     return np.array(file.convert("RGB"))
+
+
+def require_eight_bits(name: str | Path, file: Image.Image, data: bytes = b"") -> None:
+    """Raise UserError where PIL would narrow deeper channels to 8 bits: 12-bit numbers in 16 bits would be black."""
+    if deep := describe_deep_channels(file, data):
+        raise UserError(f"{name} has {deep}: {ADVICE}")
+
+
+def read_orientation(path: Path) -> int:
+    """Read the EXIF orientation, 1 to 8, from a picture's header; 1 where it has none.
+
+    Raises UserError: the file cannot be read.
+    """
+    try:
+        with open_regular(path) as source, Image.open(source) as file:
+            return file.getexif().get(ORIENTATION, 1)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
 
 
 def content_of(path: Path, kind: str = "file") -> bytes:
@@ -65,6 +96,6 @@ def open_picture(path: Path, data: bytes, convert: Callable[[Image.Image], np.nd
                 raise UserError(f"{path} holds {count} pictures: save the one that is meant alone")
             return convert(file)
     except UnidentifiedImageError:
-        raise UserError(f"{path} cannot be read: it is no picture of a known format") from None
+        raise UserError(f"{path} cannot be read: it is no picture of a known format, or of float pixels") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error

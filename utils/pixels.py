@@ -16,16 +16,16 @@ class PixelConvention(NamedTuple):
 
     @property
     def pad_color(self) -> Rgb:
-        """RGB grey levels nearest to the mean: padding that is zero (to half a grey level) after normalisation."""
+        """Return the RGB grey levels nearest to the mean; normalised padding of them is zero, to half a level."""
         return tuple(round(m) for m in self.mean)
 
     def normalize(self, image: Tensor) -> Tensor:
-        """uint8 RGB ``[B, 3, H, W]`` -> float32 network input of the same shape, on the image's device."""
+        """Turn uint8 RGB ``[B, 3, H, W]`` into float32 network input of the same shape, on the image's device."""
         # scalars, because tensors of constants and lists of indices would be copies to the device
         return torch.stack([(image[:, c] - self.mean[c]) / self.std[c] for c in self.channels], 1)
 
     def translate(self, x: Tensor, other: "PixelConvention") -> Tensor:
-        """Network input of this convention ``[B, 3, H, W]`` as that of ``other``."""
+        """Turn network input of this convention ``[B, 3, H, W]`` into that of ``other``."""
         if other == self:
             return x
         planes = [x[:, self.channels.index(c)] * self.std[c] + self.mean[c] for c in other.channels]

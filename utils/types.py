@@ -12,13 +12,25 @@ Rgb = tuple[int, int, int]  # 0..255
 IGNORE_INDEX = 255  # the one ignore label inside the project; every data set maps its own to it
 
 
-def valid_pixels(label: Tensor) -> Tensor:
-    """Count the labelled pixels of the global batch, divided by the world size: float32, on the device."""
-    return all_reduce((label != IGNORE_INDEX).sum(dtype=torch.float32), "mean")
+def count_labelled_per_rank(label: Tensor, class_weights: Tensor | None = None) -> Tensor:
+    """Count the labelled pixels of the global batch and divide by the world size: float32, on the device.
+
+    When each rank divides its sum over pixels by this number, the mean of the ranks' gradients is the gradient of the
+    mean over the global batch. Every rank must call this, because the ranks add up their counts.
+
+    class_weights: ``[K]``; each pixel then counts as the weight of its class, which gives a weighted mean.
+    """
+    labelled = label != IGNORE_INDEX
+    if class_weights is None:
+        count = labelled.sum(dtype=torch.float32)
+    else:
+        weights = class_weights[label.long().masked_fill(~labelled, 0)]
+        count = weights.masked_fill(~labelled, 0).sum(dtype=torch.float32)
+    return all_reduce(count, "mean")
 
 
 def full_precision(x: Tensor) -> Tensor:
-    """Return half precision as float32, and anything else as it is."""
+    """Return half precision as float32, and every other type as it is."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 

@@ -8,7 +8,6 @@ stride, and whoever needs full-size logits upsamples them with corners aligned, 
 import inspect
 from typing import Any
 
-import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -59,6 +58,7 @@ def encoder_name(backbone: str) -> str:
 
     Raises UserError: the backbone is neither timm's nor, with the prefix "smp-", the library's own.
     """
+    import timm
     from segmentation_models_pytorch.encoders import encoders
 
     if timm.is_model(backbone):

@@ -13,7 +13,7 @@ from utils.types import Supervision
 class DetailHead(FCNHead):
     """The boundary branch. It carries the weights that fuse boundary maps of strides 1, 2 and 4 into its target.
 
-    They are fixed, and what they amount to is in the loss (``losses.task.detail_target``); the release saves and
+    They are fixed, and what they amount to is in the loss (``losses.task.find_boundaries``); the release saves and
     counts them as a parameter, so this network has them too.
     """
 

@@ -1,10 +1,10 @@
-"""Check a data set on disk: files, sizes, label ids, class histogram, images in two splits.
+"""Check a data set on disk: files, sizes, label ids, class histogram, EXIF orientations, images in two splits.
 
     python scripts/data/check_data.py --dataset voc --data VOCdevkit/VOC2012
     python scripts/data/check_data.py --dataset cityscapes --data cityscapes --split val --workers 8 --json val.json
 
 Without --split: train and val, and other splits where they are. Problems: a line for each kind, with its count and
-first files, and exit status 1; --json has every one.
+first files, and exit status 1; --json has every one. Warnings: what a person has to look at, file by file.
 """
 
 import json
@@ -17,10 +17,14 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from utils.environment import require_packages
+
+require_packages()
+
 import numpy as np
 from tqdm import tqdm
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from datasets import dataset_spec
 from datasets.base import SHOWN, DatasetSpec, label_classes, missing_files, read_sample
@@ -29,10 +33,17 @@ from scripts.data.pool import each
 from utils.errors import UserError, lookup, run_main
 from utils.files import digest_of, write_text
 from utils.options import option, parse_flags
+from utils.pictures import read_orientation
 from utils.types import IGNORE_INDEX
 
 # names may hold blanks, but no colon or comma
 FILE_NAME = re.compile(rf"[^\s:,][^:,]*?({'|'.join(map(re.escape, (*IMAGE_SUFFIXES, '.mat', '.txt')))})", re.IGNORECASE)
+
+KEEP_SIDES, SWAP_SIDES = (2, 3, 4), (5, 6, 7, 8)  # EXIF orientations: mirrored or half a turn; a quarter turn
+TURNED_ADVICE = (
+    "look at these pictures with their labels; to be sure, save images without an orientation tag, their pixels turned "
+    "as the labels are"
+)
 
 
 @dataclass(frozen=True)
@@ -53,6 +64,7 @@ class Report:
     official: tuple[int, ...] = ()
     pixels: np.ndarray = field(default_factory=lambda: np.zeros(IGNORE_INDEX + 1, np.int64))
     problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     contents: dict[str, Path] = field(default_factory=dict)  # the images by what they hold
 
     def as_dict(self, names: tuple[str, ...]) -> dict[str, object]:
@@ -60,6 +72,7 @@ class Report:
             "images": self.images,
             "official": self.official,
             "problems": self.problems,
+            "warnings": self.warnings,
             "pixels": int(self.pixels.sum()),
             "classes": dict(zip(names, self.pixels.tolist(), strict=False)),
             "ignored": int(self.pixels[IGNORE_INDEX]),
@@ -70,6 +83,7 @@ class Finding(NamedTuple):
     pixels: np.ndarray
     problems: list[str]
     digest: str  # of the image file; empty where there is none
+    warnings: Sequence[str] = ()
 
 
 def check_pair(task: tuple[DatasetSpec, Path, Path | None]) -> Finding:
@@ -89,8 +103,30 @@ def check_pair(task: tuple[DatasetSpec, Path, Path | None]) -> Finding:
         except UserError as error:
             problems[str(error)] = None
         if not problems:
-            return Finding(np.bincount(label.ravel(), minlength=IGNORE_INDEX + 1), [], digest)
+            pixels = np.bincount(label.ravel(), minlength=IGNORE_INDEX + 1)
+            return Finding(pixels, [], digest, doubt_orientation(spec, image_path, label_path, label.shape))
     return Finding(np.zeros(IGNORE_INDEX + 1, np.int64), list(problems), digest)
+
+
+def doubt_orientation(spec: DatasetSpec, image_path: Path, label_path: Path | None, size: tuple[int, int]) -> list[str]:
+    """Name the picture where its EXIF orientation leaves open which way round the label was drawn.
+
+    An image is turned as its orientation says, unless only the picture as stored has the label's ``size``. Where both
+    have it, that is a guess. A label is never turned.
+    """
+    if not spec.needs_root or label_path is None:
+        return []
+    doubts = []
+    orientation = read_orientation(image_path)
+    height, width = size
+    if orientation in KEEP_SIDES or (orientation in SWAP_SIDES and height == width):
+        doubts.append(
+            f"{image_path} has EXIF orientation {orientation} and is turned; was its label drawn on the turned "
+            "picture? The size does not tell"
+        )
+    if label_path.suffix != ".mat" and (orientation := read_orientation(label_path)) in (*KEEP_SIDES, *SWAP_SIDES):
+        doubts.append(f"{label_path} is a label with EXIF orientation {orientation}, which is not applied")
+    return doubts
 
 
 def check_split(spec: DatasetSpec, root: Path, split: str, workers: int) -> Report:
@@ -105,6 +141,7 @@ def check_split(spec: DatasetSpec, root: Path, split: str, workers: int) -> Repo
     ):
         report.pixels += found.pixels
         report.problems += found.problems
+        report.warnings += found.warnings
         if found.digest:
             report.contents[found.digest] = image
     report.problems += [] if pairs else [f"{root} has no images for split {split!r}"]
@@ -158,6 +195,15 @@ def by_kind(problems: list[str]) -> Iterator[str]:
         yield f"{first}{f' ({len(others) + 1} like this{also})' if others else ''}"
 
 
+def print_class_shares(total: Report, spec: DatasetSpec) -> None:
+    """Print how many pixels each class has, and how many are ignored."""
+    names = (*spec.names, "ignored")
+    counts = total.pixels[[*range(len(spec.names)), IGNORE_INDEX]]
+    width = max(map(len, names))
+    for name, count in zip(names, counts, strict=True):
+        print(f"  {name:<{width}} {count:>16,} {100 * count / max(total.pixels.sum(), 1):7.3f} %")
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     config = CheckConfig(**parse_flags(CheckConfig, __doc__, argv))
     if not config.dataset:
@@ -174,15 +220,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         total.images += report.images
         total.pixels += report.pixels
         total.problems += [problem for problem in report.problems if problem not in total.problems]
+        total.warnings += [warning for warning in report.warnings if warning not in total.warnings]
         official = " or ".join(map(str, report.official))
         differs = f" (official: {official})" if report.official and report.images not in report.official else ""
         print(f"{name}: {report.images} images{differs}, {len(report.problems)} problems")
-    names, counts = (*spec.names, "ignored"), total.pixels[[*range(len(spec.names)), IGNORE_INDEX]]
-    width = max(map(len, names))
-    for name, count in zip(names, counts, strict=True):
-        print(f"  {name:<{width}} {count:>16,} {100 * count / max(total.pixels.sum(), 1):7.3f} %")
+    print_class_shares(total, spec)
     for line in by_kind(total.problems):
         print(f"problem: {line}")
+    for line in total.warnings:
+        print(f"warning: {line}")
+    if total.warnings:
+        print(TURNED_ADVICE)
     if config.json:
         result = {"dataset": config.dataset, "data": config.data, "split": config.split or None}
         result |= total.as_dict(spec.names)

@@ -9,32 +9,29 @@ training image is taken out for it, by two lists that are written. See datasets/
 
 import shlex
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import numpy as np
+from utils.environment import require_packages
+
+require_packages()
+
 import yaml
-from tqdm import tqdm
 
 from datasets import dataset_spec
 from datasets.base import SHOWN, missing_files
-from datasets.files import read_label
 from datasets.folder import FILE
-from datasets.ids import MAX_CLASSES, color_codes
-from scripts.data.folder_layout import find_matches, pictures
+from datasets.ids import MAX_CLASSES
+from scripts.data.folder_layout import find_matches, list_pictures
 from scripts.data.folder_splits import find_splits
+from scripts.data.label_values import LabelValues, Value
 from utils.errors import UserError, run_main
 from utils.files import write_text
 from utils.options import option, parse_flags
-from utils.types import IGNORE_INDEX, Rgb
-
-Value = int | Rgb
-BLACK, VOID = (0, 0, 0), (224, 224, 192)  # VOID: VOC's outlines
-SMALL = 0.15  # share of pixels up to which black is probably "void" rather than a class
+from utils.types import IGNORE_INDEX
 
 
 @dataclass(frozen=True)
@@ -44,61 +41,62 @@ class DescribeConfig:
     overwrite: bool = option(False, "replace a dataset.yaml (and lists) that are there")
 
 
-class Content:
-    """What label files hold. ``pixels`` and ``files``: counts by id or RGB colour."""
-
-    def __init__(self, labels: Sequence[Path]) -> None:
-        """Raises UserError when a file cannot be read."""
-        self.pixels: Counter[Value] = Counter()
-        self.files: Counter[Value] = Counter()
-        self.looked_into = len(labels)
-        self.colored = any(read_label(path, colored=True).ndim == 3 for path in labels)
-        for path in tqdm(labels, "labels", disable=None):
-            array = read_label(path, indexed=not self.colored, colored=self.colored)
-            codes, counts = np.unique(color_codes(array) if self.colored else array, return_counts=True)
-            values = [(c & 255, c >> 8 & 255, c >> 16) if self.colored else c for c in codes.tolist()]
-            self.pixels.update(dict(zip(values, counts.tolist(), strict=True)))
-            self.files.update(values)
-
-    def ignored(self) -> list[Value]:
-        """What has probably no class."""
-        void = {VOID, BLACK} if self.pixels[BLACK] < SMALL * self.pixels.total() else {VOID}
-        usual = void if self.colored else {IGNORE_INDEX}
-        return sorted(usual & self.pixels.keys()) if len(self.pixels) > 2 else []
-
-    def seen(self, value: Value) -> str:
-        share = self.pixels[value] / self.pixels.total()
-        return f"{share:.2%} of the pixels, in {self.files[value]} of {self.looked_into} files"
-
-
-def flow(value: object) -> str:
-    """One line of yaml."""
+def to_yaml(value: object) -> str:
+    """Write a value as one line of yaml."""
     plain = list(value) if isinstance(value, tuple) else value
     text = yaml.safe_dump(plain, default_flow_style=True, width=10**9, sort_keys=False, allow_unicode=True)
     return text.removesuffix("\n").removesuffix("\n...")
 
 
-def classes_text(content: Content, folder: Path) -> list[str]:
-    """The lines of dataset.yaml on classes, with a comment on every value.
+def list_values(values: Sequence[Value]) -> str:
+    """Write the first ids or colours of several, and how many there are besides."""
+    more = f" and {len(values) - SHOWN} more" if len(values) > SHOWN else ""
+    return ", ".join(map(to_yaml, values[:SHOWN])) + more
+
+
+def describe_classes(values: LabelValues, folder: Path) -> list[str]:
+    """Write the lines of dataset.yaml on classes, with a comment on every value.
+
+    folder: of the labels, for messages.
 
     Raises UserError: fewer than two ids or colours, more than there can be classes, ids beyond 16 bits.
     """
-    ignored = content.ignored()
-    values = sorted(content.pixels.keys() - set(ignored))
-    if not 2 <= len(values) <= MAX_CLASSES or (not content.colored and values[-1] >= 2**16):
-        kind = "colours" if content.colored else "ids"
-        seen = ", ".join(flow(value) for value, _ in content.pixels.most_common(8))
-        few = "a class alone cannot be learnt" if len(values) < 2 else "instances, depth, or a JPEG's blended colours?"
-        raise UserError(f"{folder} holds {len(content.pixels)} different {kind} (the most frequent: {seen}): {few}")
-    if content.colored:
+    unlabelled = values.find_unlabelled()
+    ignored = sorted([*unlabelled, *values.strays])
+    classes = sorted(values.pixels.keys() - set(ignored))
+    too_many = max(len(classes), len(values.strays)) > MAX_CLASSES
+    too_large = not values.colored and max(values.pixels) >= 2**16
+    if len(classes) < 2 or too_many or too_large:
+        kind = "colours" if values.colored else "ids"
+        seen = ", ".join(to_yaml(value) for value, _ in values.pixels.most_common(8))
+        why = "a class alone cannot be learnt" if len(classes) < 2 else "instances, depth, or a JPEG's blended colours?"
+        raise UserError(f"{folder} holds {len(values.pixels)} different {kind} (the most frequent: {seen}): {why}")
+    if values.colored:
         lines = ["colors:"]
-        lines += [f"  class_{bytes(v).hex()}: {flow(v)}  # {content.seen(v)}" for v in values]
+        lines += [f"  class_{bytes(v).hex()}: {to_yaml(v)}  # {values.describe(v)}" for v in classes]
     else:
-        lines = ["names:", *(f"  - class_{v}  # id {v}: {content.seen(v)}" for v in values)]
-        if values != list(range(len(values))):
-            lines.append(f"ids: {flow({value: k for k, value in enumerate(values)})}  # id in the files: class")
-    lines.append(f"ignore: {flow([list(v) if isinstance(v, tuple) else v for v in ignored])}  # a guess")
-    return [*lines, *(f"  # {flow(v)}: {content.seen(v)}" for v in ignored)]
+        lines = ["names:", *(f"  - class_{v}  # id {v}: {values.describe(v)}" for v in classes)]
+        if classes != list(range(len(classes))):
+            lines.append(f"ids: {to_yaml({value: k for k, value in enumerate(classes)})}  # id in the files: class")
+    lines.append(f"ignore: {to_yaml([list(v) if isinstance(v, tuple) else v for v in ignored])}  # a guess")
+    lines += [f"  # {to_yaml(v)}: {values.describe(v)}" for v in unlabelled]
+    if values.strays:
+        lines.append(f"  # {list_values(values.strays)}: stray values, {values.describe(*values.strays)}")
+    return lines
+
+
+def remark_on_values(values: LabelValues) -> list[str]:
+    """Say which values a person should look at, as they may mean something else."""
+    remarks = []
+    if values.strays:
+        remarks.append(
+            f"stray values, at the edges of others as in a mask that was resized: {list_values(values.strays)}; they "
+            "are ignored. Resize masks by the nearest neighbour"
+        )
+    if not values.colored and IGNORE_INDEX not in values.find_unlabelled() and values.pixels[IGNORE_INDEX]:
+        seen = values.describe(IGNORE_INDEX)
+        remarks.append(f"{IGNORE_INDEX} is taken for a class ({seen}): if it means unlabelled, write it under ignore")
+    return remarks
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -108,21 +106,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"--data {config.data or 'ROOT'}: no such folder")
     matches = find_matches(root)
     first = matches[0]
-    labels = [match.labels / f"{base}{match.label_suffix}" for match in matches for base in match.bases]
+    labels = [match.labels / name for match in matches for name in match.label_names]
     count = min(config.labels or len(labels), len(labels))
-    content = Content([labels[i * len(labels) // count] for i in range(count)])
-    classes, remarks = classes_text(content, first.labels), []
+    values = LabelValues([labels[i * len(labels) // count] for i in range(count)])
+    classes = describe_classes(values, first.labels)
+    remarks = remark_on_values(values)
     splits, lists = find_splits(root, matches, remarks)
     used = {folder for match in matches for folder in (match.images, match.labels)}
-    if unused := [str(folder.relative_to(root)) for folder, _ in pictures(root) if folder not in used]:
+    if unused := [str(folder.relative_to(root)) for folder, _ in list_pictures(root) if folder not in used]:
         more = f" and {len(unused) - SHOWN} more" if len(unused) > SHOWN else ""
         remarks.append(f"not used, neither images with labels nor these: {', '.join(unused[:SHOWN])}{more}")
 
     lines = [f"# Written by scripts/data/describe_folder.py from {count} label files. Correct what is wrong."]
     lines += [*(f"# {remark}" for remark in remarks), "splits:"]
-    lines += [f"  {name}: {flow(splits[name])}" for name in sorted(splits, key=("train", "val", "test").index)]
+    lines += [f"  {name}: {to_yaml(splits[name])}" for name in sorted(splits, key=("train", "val", "test").index)]
     suffixes = {"label_suffix": (first.label_suffix, ".png"), "image_suffix": (first.image_suffix, "")}
-    lines += [f"{key}: {flow(suffix)}" for key, (suffix, usual) in suffixes.items() if suffix != usual]
+    lines += [f"{key}: {to_yaml(suffix)}" for key, (suffix, usual) in suffixes.items() if suffix != usual]
     files = {root / FILE: [*lines, *classes], **{root / name: names for name, names in lists.items()}}
     for file in files if not config.overwrite else ():
         if file.exists():

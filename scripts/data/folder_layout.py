@@ -3,7 +3,7 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from difflib import SequenceMatcher
 from functools import lru_cache
 from itertools import groupby, product
@@ -13,64 +13,73 @@ from typing import NamedTuple
 from PIL import Image
 
 from datasets.files import IMAGE_SUFFIXES
+from datasets.folder_pairs import OWN_SUFFIX
 from utils.errors import UserError
 
 SPLIT = re.compile(r"(?<![a-z])(train|val|dev|test)", re.IGNORECASE)
 LABEL_WORD = re.compile(r"mask|label|annot|(?<![a-z])(gt|seg|ann|target)|ids|class", re.IGNORECASE)
 KIND = 0.2  # share of a folder's files that an ending must have to be a kind of them
 COVERED = 0.5  # share of a folder's images that must have a label
+ALIKE = 0.8  # share of the folders that must have a picture's name where each folder holds one image
+FEW = 8  # pictures at most in a folder that holds one image
 
 
 class Match(NamedTuple):
-    """Images called base + one ending in one folder, labels called base + another in a folder; "" is any suffix."""
+    """A folder of images and the folder of their labels; images and labels have names of one form."""
 
     images: Path
-    image_suffix: str
+    image_suffix: str  # the end of all image names; "" is any suffix
     labels: Path
-    label_suffix: str
-    bases: tuple[str, ...]
-    unlabelled: int  # images of that ending without such a label
-    hint: bool  # the labels are called so
+    label_suffix: str  # the end of all label names, as in dataset.yaml
+    bases: tuple[str, ...]  # what a list calls the images that have a label
+    label_names: tuple[str, ...]  # of those images
+    unlabelled: tuple[str, ...]  # names of images of this form without such a label
+    hint: bool  # whether the labels are called so
     merit: tuple[object, ...]
+
+    @property
+    def form(self) -> tuple[str, str]:
+        return self.image_suffix, self.label_suffix
 
 
 def find_matches(root: Path) -> list[Match]:
-    """The best labels of each folder of images, all with names of one form.
+    """Find the best labels of each folder of images, all with names of one form.
 
-    Raises UserError: no pictures, or none that go by the same names as labels.
+    Raises UserError: no pictures, none that go by the same names as labels, or some whose labels have another form.
     """
-    folders = dict(pictures(root))
-    ranked = {}
-    for here in folders:
-        near = {there: _nearness(root, here, there) for there in folders}
-        ranked[here] = [list(g) for _, g in groupby(sorted(folders, key=near.get, reverse=True), near.get)]
-    found: list[Match] = []
-    for rank in range(max(map(len, ranked.values()), default=0)):
-        # what is further away is looked at where nothing nearer is called labels: there may be many folders
-        done = {folder for match in found if match.hint for folder in (match.images, match.labels)}
-        for here in [folder for folder in folders if folder not in done]:
-            for there in ranked[here][rank] if rank < len(ranked[here]) else ():
-                found += _pairings(root, folders, here, there)
-    if not found:
+    folders = dict(list_pictures(root))
+    if single := _match_single_images(folders):
+        return single
+    found = _match_by_nearness(root, folders)
+    forms: Counter[tuple[str, str]] = Counter()
+    for match in found:
+        forms[match.form] += len(match.bases)
+    form = max(forms, key=lambda form: (forms[form], form[0] == ""), default=None)
+    label_folders = {match.labels for match in found if match.images != match.labels}
+    best: dict[Path, Match] = {}
+    for match in sorted(found, key=lambda match: match.merit):
+        if match.form == form and match.images not in label_folders:
+            best[match.images] = match
+    if not best:
         places = ", ".join(sorted(str(folder.relative_to(root)) for folder in folders)[:6]) or "there are none"
         raise UserError(
             f"--data {root}: no folder of labels found for those of pictures ({places}); labels are named as their "
             "images with one ending for all, such as photo.jpg and photo_mask.png, and hold few colours"
         )
-    forms: Counter[tuple[str, str]] = Counter()
+    matches = [best[folder] for folder in sorted(best)]
+    for match in matches:
+        _require_one_form(folders, match)
     for match in found:
-        forms[match.image_suffix, match.label_suffix] += len(match.bases)
-    form = max(forms, key=lambda form: (forms[form], form[0] == ""))
-    label_folders = {match.labels for match in found if match.images != match.labels}
-    best: dict[Path, Match] = {}
-    for match in sorted(found, key=lambda match: match.merit):
-        if (match.image_suffix, match.label_suffix) == form and match.images not in label_folders:
-            best[match.images] = match
-    return [best[folder] for folder in sorted(best)]
+        if match.hint and match.images not in (best.keys() | label_folders):
+            raise UserError(
+                f"labels of two forms: {matches[0].labels} calls them NAME{matches[0].label_suffix}, {match.labels} "
+                f"NAME{match.label_suffix}; {match.images} would be left out: name all of them in one way"
+            )
+    return matches
 
 
-def pictures(root: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Names of the pictures of each folder; links are followed, once."""
+def list_pictures(root: Path) -> Iterator[tuple[Path, list[str]]]:
+    """List the names of the pictures of each folder; links are followed, once."""
     seen: set[Path] = set()
     for folder, below, names in os.walk(root, followlinks=True):
         seen.add(Path(folder).resolve())
@@ -80,47 +89,132 @@ def pictures(root: Path) -> Iterator[tuple[Path, list[str]]]:
             yield Path(folder), found
 
 
-def _pairings(root: Path, folders: dict[Path, list[str]], here: Path, there: Path):
-    """Every way in which most images of one folder have a label in another, or the same."""
+def _match_single_images(folders: dict[Path, list[str]]) -> list[Match]:
+    """Match image and label where each folder holds one of them under the same names, as labelme's converter does.
+
+    Returns an empty list where the tree is none of that kind.
+    """
+    counts = Counter(name for names in folders.values() for name in names)
+    names = sorted(name for name, count in counts.items() if count > 1 and count >= ALIKE * len(folders))
+    homes = [folder for folder, present in folders.items() if set(names) <= set(present) and len(present) <= FEW]
+    labels = [name for name in names if LABEL_WORD.search(name)]
+    images = [name for name in names if not LABEL_WORD.search(name)]
+    if not (labels and images) or len(homes) < ALIKE * len(folders):
+        return []
+    label = min(labels, key=lambda name: (_count_colors(homes[0] / name), len(name)))
+    image = max(images, key=lambda name: _count_colors(homes[0] / name))
+    if label.startswith(Path(image).stem):
+        return []  # photo.jpg and photo_mask.png, of which there may be several in a folder
+    return [Match(home, image, home, label, (image,), (label,), (), True, ()) for home in sorted(homes)]
+
+
+def _match_by_nearness(root: Path, folders: dict[Path, list[str]]) -> list[Match]:
+    """Match folders with those near them; what is further away is looked at where nothing nearer is called labels."""
+    ranked = {}
+    for here in folders:
+        near = {there: _nearness(root, here, there) for there in folders}
+        ranked[here] = [list(g) for _, g in groupby(sorted(folders, key=near.get, reverse=True), near.get)]
+    found: list[Match] = []
+    for rank in range(max(map(len, ranked.values()), default=0)):
+        done = {folder for match in found if match.hint for folder in (match.images, match.labels)}
+        for here in [folder for folder in folders if folder not in done]:
+            for there in ranked[here][rank] if rank < len(ranked[here]) else ():
+                found += _match_folders(root, folders, here, there)
+    return found
+
+
+def _match_folders(root: Path, folders: dict[Path, list[str]], here: Path, there: Path) -> Iterator[Match]:
+    """Yield every way in which most images of one folder have a label in another, or in the same."""
     image_split, label_split = split_of(here.relative_to(root)), split_of(there.relative_to(root))
     if image_split and label_split and image_split != label_split:
         return
-    special = [ending for ending in _endings(folders[here]) if ending.lower() not in IMAGE_SUFFIXES]
-    for image_suffix, label_suffix in product(("", *special), _endings(folders[there])):
-        names = [n for n in folders[here] if n.endswith(image_suffix)]
-        if here == there:
-            names = [n for n in names if not n.endswith(label_suffix)]
-        images = {n.removesuffix(image_suffix) if image_suffix else Path(n).stem: n for n in names}
-        labels = {n.removesuffix(label_suffix): n for n in folders[there] if n.endswith(label_suffix)}
+    special = [ending for ending in _list_endings(folders[here]) if ending.lower() not in IMAGE_SUFFIXES]
+    endings = _list_endings(folders[there])
+    forms = [*product(("", *special), endings), *(("", OWN_SUFFIX + ending) for ending in endings)]
+    for image_suffix, label_suffix in forms:
+        images = _name_images(folders[here], folders[there] if here == there else [], image_suffix, label_suffix)
+        ending = label_suffix.removeprefix(OWN_SUFFIX)
+        labels = {name.removesuffix(ending): name for name in folders[there] if name.endswith(ending)}
         bases = tuple(sorted(images.keys() & labels.keys()))
         if not bases or len(bases) < COVERED * len(images):
             continue
         places = [str(folder.relative_to(root)) for folder in (here, there)]
         words = [{*Path(place).parts, end} for place, end in zip(places, (image_suffix, label_suffix), strict=True)]
         hint, against = (any(map(LABEL_WORD.search, words[i] - words[1 - i])) for i in (1, 0))
-        colors = [_colors(path) for path in (here / images[bases[0]], there / labels[bases[0]])]
+        colors = [_count_colors(path) for path in (here / images[bases[0]], there / labels[bases[0]])]
         if (hint and not against) or (hint == against and 2 * colors[1] < colors[0]):
             alike = SequenceMatcher(None, *places).ratio()
             same_split, shared = _nearness(root, here, there)
             merit = (same_split, hint, shared, len(bases), -colors[1], alike)
-            yield Match(here, image_suffix, there, label_suffix, bases, len(images) - len(bases), hint, merit)
+            names = tuple(labels[base] for base in bases)
+            unlabelled = tuple(images[base] for base in sorted(images.keys() - labels.keys()))
+            yield Match(here, image_suffix, there, label_suffix, bases, names, unlabelled, hint, merit)
+
+
+def _name_images(names: Sequence[str], beside: Sequence[str], image_suffix: str, label_suffix: str) -> dict[str, str]:
+    """Return the images of a folder by what their label's name begins with.
+
+    beside: the pictures of the label folder, where it is the same one.
+    """
+    if label_suffix.startswith(OWN_SUFFIX):
+        ending = label_suffix.removeprefix(OWN_SUFFIX)
+        labels = {name + ending for name in beside}
+        return {name: name for name in names if name not in labels}
+    images = [name for name in names if name.endswith(image_suffix)]
+    if beside:
+        images = [name for name in images if not name.endswith(label_suffix)]
+    return {name.removesuffix(image_suffix) if image_suffix else Path(name).stem: name for name in images}
+
+
+def _require_one_form(folders: dict[Path, list[str]], match: Match) -> None:
+    """Raise UserError where an image has no label of the match's form, but probably one of another form, or reverse."""
+    ending = match.label_suffix.removeprefix(OWN_SUFFIX)
+    labels = set(folders[match.labels])
+    spare = sorted(labels - set(match.label_names))
+    pictures = set(folders[match.images])
+    if match.images == match.labels:
+        spare = [name for name in spare if name not in match.unlabelled and not _is_image(match, name)]
+    for image in match.unlabelled:
+        base = image.removesuffix(match.image_suffix) if match.image_suffix else Path(image).stem
+        if label := _first_that_begins_with(base, spare):
+            count = f"{len(match.unlabelled)} images of {match.images} have no label called NAME{match.label_suffix}"
+            raise UserError(f"{count}, but {match.labels} has {label} for {image}: name all labels in one way")
+    for label in spare:
+        if match.image_suffix and label.endswith(ending):
+            others = sorted(name for name in pictures - labels if not name.endswith(match.image_suffix))
+            if image := _first_that_begins_with(label.removesuffix(ending), others):
+                raise UserError(
+                    f"{match.labels / label} is probably the label of {match.images / image}, which is not called "
+                    f"NAME{match.image_suffix} as the other images are: name all images in one way"
+                )
+
+
+def _is_image(match: Match, name: str) -> bool:
+    """Say whether a picture beside its label is an image of the match."""
+    base = name.removesuffix(match.image_suffix) if match.image_suffix else Path(name).stem
+    return name.endswith(match.image_suffix) and (base in match.bases or name in match.bases)
+
+
+def _first_that_begins_with(base: str, names: Sequence[str]) -> str:
+    """Return the first name that is the base and an ending; an empty string where there is none."""
+    return next((name for name in names if re.match(rf"{re.escape(base)}[_\-. ]", name)), "")
 
 
 def _nearness(root: Path, here: Path, there: Path) -> tuple[bool, int]:
-    """Whether two folders are of one split, and how much of their places they have in common."""
+    """Say whether two folders are of one split, and how much of their places they have in common."""
     own, other = here.relative_to(root), there.relative_to(root)
     shared = len(set(own.parts) & set(other.parts)) - (own == other != Path())  # it is not nearer than those beside it
     return split_of(own) == split_of(other), shared
 
 
-def _endings(names: list[str]) -> list[str]:
-    """What several of the names end with, from a mark on."""
+def _list_endings(names: list[str]) -> list[str]:
+    """List what several of the names end with, from a mark on."""
     counts = Counter(name[mark.start() :] for name in names for mark in re.finditer(r"(?<=.)[_\-.]", name))
     return [ending for ending, count in counts.items() if count >= KIND * len(names)]
 
 
 @lru_cache
-def _colors(path: Path) -> int:
+def _count_colors(path: Path) -> int:
     try:
         with Image.open(path) as file:
             return len(file.convert("RGB").getcolors(2**24))
@@ -129,6 +223,6 @@ def _colors(path: Path) -> int:
 
 
 def split_of(path: Path) -> str:
-    """``train``, ``val`` or ``test`` where a part of the path says so, the last one first; else an empty string."""
+    """Return ``train``, ``val`` or ``test`` where a part of the path says so, the last one first; else nothing."""
     found = next(filter(None, map(SPLIT.search, reversed(path.parts))), None)
     return {"dev": "val"}.get(found[1].lower(), found[1].lower()) if found else ""

@@ -1,10 +1,13 @@
 """Which splits the folders and lists of an unknown tree make, as dataset.yaml has them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from datasets.files import read_list
 from datasets.folder_pairs import folders_of
 from scripts.data.folder_layout import Match, split_of
+from utils.files import decode_text
+from utils.pictures import content_of
 
 LISTED = 0.8  # share of a list's names that must be images
 HELD_OUT = 5  # every fifth image is for validation where there is no such split
@@ -12,9 +15,12 @@ Splits = dict[str, dict[str, str]]  # as in dataset.yaml
 
 
 def find_splits(root: Path, matches: list[Match], remarks: list[str]) -> tuple[Splits, dict[str, list[str]]]:
-    """By the names of folders and lists; without a validation split, lists that take it from the training images.
+    """Find splits by the names of folders and lists; without validation, make lists that take it from training images.
 
-    Returns the splits, and the lists to be written: file name -> names of images.
+    remarks: those on what a person should know are added. Returns the splits, and the lists to be written: file name ->
+    names of images.
+
+    Raises UserError: a list cannot be read.
     """
     splits: Splits = {}
     bases: dict[str, list[str]] = {}
@@ -23,7 +29,7 @@ def find_splits(root: Path, matches: list[Match], remarks: list[str]) -> tuple[S
         images, labels = match.images.relative_to(root), match.labels.relative_to(root)
         groups.setdefault(split_of(images) or split_of(labels) or "train", []).append(match)
     for name, group in groups.items():
-        images, labels = _together(root, group)
+        images, labels = _join_folders(root, group)
         several = "*" in images
         splits[name], bases[name] = {"images": images, "labels": labels}, []
         for i, match in enumerate(group):
@@ -33,9 +39,12 @@ def find_splits(root: Path, matches: list[Match], remarks: list[str]) -> tuple[S
                 continue
             bases[name] += [str(place / base) if several else base for base in match.bases]
             if match.unlabelled:
-                remarks.append(f"{match.unlabelled} images of {place} have no label called NAME{match.label_suffix}")
+                remarks.append(
+                    f"{len(match.unlabelled)} images of {place} have no label called NAME{match.label_suffix}"
+                )
     if list(splits) == ["train"]:
-        lists = _lists(root, {Path(base).name for base in bases["train"]})
+        names = {Path(base).name for base in bases["train"]}
+        lists = _find_lists(root, names | {Path(name).stem for name in names})
         splits = {name: splits["train"] | {"list": path} for name, path in lists.items()} or splits
     if "val" in splits or "train" not in splits:
         return splits, {}
@@ -48,29 +57,62 @@ def find_splits(root: Path, matches: list[Match], remarks: list[str]) -> tuple[S
     return splits | more, {f"{name}_names.txt": part for name, part in parts.items()}
 
 
-def _together(root: Path, group: list[Match]) -> tuple[str, str]:
-    """The folders of a split, with a ``*`` for what differs where that means just all of them; else the first ones."""
+def _join_folders(root: Path, group: list[Match]) -> tuple[str, str]:
+    """Write the folders of a split with a ``*`` for what differs, where that means just all of them; else the first."""
     pairs = [(match.images, match.labels) for match in group]
-    images, labels = (_pattern([folder.relative_to(root) for folder in side]) for side in zip(*pairs, strict=True))
-    if images.count("*") == labels.count("*") > 0 and set(folders_of(root, images, labels)) == set(pairs):
-        return images, labels
-    return tuple(str(folder.relative_to(root)) for folder in pairs[0])
+    sides = [[folder.relative_to(root) for folder in side] for side in zip(*pairs, strict=True)]
+    for whole_names in (True, False):
+        images, labels = (_write_pattern(side, whole_names) for side in sides)
+        if images.count("*") == labels.count("*") > 0 and set(folders_of(root, images, labels)) == set(pairs):
+            return images, labels
+    return tuple(str(side[0]) for side in sides)
 
 
-def _pattern(folders: list[Path]) -> str:
-    """What the folders have in common, a ``*`` for each part that differs; "" where they are not equally deep."""
+def _write_pattern(folders: list[Path], whole_names: bool) -> str:
+    """Write what the folders have in common, with a ``*`` for each name that differs; "" if they are not equally deep.
+
+    whole_names: the ``*`` is the whole name; otherwise what the names begin and end with alike stays.
+    """
     if len({len(folder.parts) for folder in folders}) > 1:
         return ""
-    return "/".join(part[0] if len(set(part)) == 1 else "*" for part in zip(*(f.parts for f in folders), strict=True))
+    parts = []
+    for names in zip(*(folder.parts for folder in folders), strict=True):
+        if len(set(names)) == 1:
+            parts.append(names[0])
+        elif whole_names:
+            parts.append("*")
+        else:
+            start = _common_start(names)
+            end = _common_start([name[len(start) :][::-1] for name in names])[::-1]
+            parts.append(f"{start}*{end}")
+    return "/".join(parts)
 
 
-def _lists(root: Path, bases: set[str]) -> dict[str, str]:
-    """Text files that are called after a split and name images, the longest for each."""
+def _common_start(names: Sequence[str]) -> str:
+    """Return the letters that all names begin with."""
+    first, last = min(names), max(names)
+    differs = (i for i, (one, other) in enumerate(zip(first, last, strict=False)) if one != other)
+    return first[: next(differs, len(first))]
+
+
+def _find_lists(root: Path, bases: set[str]) -> dict[str, str]:
+    """Find text files that are called after a split and name images, the longest for each.
+
+    Raises UserError: such a list cannot be read.
+    """
     found: list[tuple[int, str, str]] = []
     for path in filter(Path.is_file, sorted(root.rglob("*.txt"))):
-        lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
-        names = [Path(line.strip()) for line in lines if line.strip()]
+        split = split_of(Path(path.stem))
+        if not split:
+            continue
+        data = content_of(path)
+        try:
+            text = decode_text(data)
+        except ValueError:  # what can be made out of it shows whether it is a list
+            text = data.replace(b"\0", b"").decode(errors="replace")
+        names = [Path(line.strip()) for line in text.splitlines() if line.strip()]
         known = sum(name.name in bases or name.stem in bases for name in names)
-        if known and known >= LISTED * len(names) and split_of(Path(path.stem)):
-            found.append((known, split_of(Path(path.stem)), str(path.relative_to(root))))
+        if known and known >= LISTED * len(names):
+            read_list(path)
+            found.append((known, split, str(path.relative_to(root))))
     return {split: path for _, split, path in sorted(found)}

@@ -14,6 +14,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from utils.environment import require_packages
+
+require_packages()
+
 from datasets.files import read_list
 from scripts.data.archives import Archive, convert_mat, extract
 from utils.errors import UserError, lookup, run_main

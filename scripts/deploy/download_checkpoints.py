@@ -13,16 +13,21 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPException
 from itertools import chain
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from torch.hub import download_url_to_file
-
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
+
+from utils.environment import require_packages
+
+require_packages()
+
+from torch.hub import download_url_to_file
 
 from scripts.deploy.manifest import Entry, problem, read_manifest
 from utils.errors import UserError, nearest, run_main
@@ -69,7 +74,8 @@ def fetch(entry: Entry, folder: Path) -> Path:
     except OSError as error:
         raise UserError(f"{error.filename or folder} cannot be written: {error.strerror}") from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # there may be no such folder
+            part.unlink()
     return path
 
 

@@ -20,6 +20,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from utils.environment import require_packages
+
+require_packages()
+
 import cv2
 import numpy as np
 import torch
@@ -48,7 +52,7 @@ from utils.errors import UserError, lookup, run_main
 from utils.options import option, parse_flags
 from utils.pixels import CONVENTIONS
 from utils.seeding import derive_seed
-from utils.types import IGNORE_INDEX, Draw, valid_pixels
+from utils.types import IGNORE_INDEX, Draw, count_labelled_per_rank
 
 COUNT, CROP = 48, (512, 512)
 CONVENTION = CONVENTIONS["bgr_mean"]
@@ -280,7 +284,7 @@ class Batch:
         def run(i: int) -> Tensor:
             with runtime.autocast():
                 x = self.convention.normalize(self.image)
-                return wrapped(x, self.label.long(), Draw(i), valid_pixels(self.label))["loss"]
+                return wrapped(x, self.label.long(), Draw(i), count_labelled_per_rank(self.label))["loss"]
 
         return run
 

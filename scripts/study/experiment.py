@@ -26,6 +26,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from utils.environment import require_packages
+
+require_packages()
+
 from datasets import DATASETS
 from datasets.base import DatasetSpec
 from engine.folder_lock import FolderLock

@@ -13,6 +13,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from utils.environment import require_packages
+
+require_packages()
+
 from scripts.study.analysis import style
 from scripts.study.analysis.record_files import open_folder
 from scripts.study.experiments.definition import read_experiment

@@ -11,6 +11,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from utils.environment import require_packages
+
+require_packages()
+
 import matplotlib.pyplot as plt
 import numpy as np
 import torch

@@ -15,6 +15,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from utils.environment import require_packages
+
+require_packages()
+
 from scripts.study.analysis.record_files import is_finished, pack_runs
 from utils.errors import UserError, run_main
 from utils.options import option, parse_flags

@@ -8,6 +8,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
+from utils.environment import require_packages
+
+require_packages()
+
 from scripts.study.experiments.slurm import finish_run
 from utils.errors import UserError, run_main
 

@@ -1,0 +1,172 @@
+"""``--class-weights``: the weights of the classes in the task loss, computed from the labels or read from a file."""
+
+import math
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from engine.run_folder import LAST, PREVIOUS
+from engine.runtime import Runtime
+from engine.settings import TrainConfig
+from utils.errors import UserError, nearest
+from utils.files import read_yaml
+
+C = TypeVar("C", bound=TrainConfig)
+
+AUTO = "auto"
+COMPUTED = f"{AUTO}="  # how the setting begins once the weights of "auto" have been computed: auto=0.5,1.25,...
+
+
+def resolve_class_weights(config: C, dataset: Any, runtime: Runtime) -> C:
+    """Replace the setting ``class_weights`` by the numbers it stands for, on every rank the same.
+
+    The numbers then stand in config.yaml and in the checkpoints. A resumed run takes the numbers of "auto" from there
+    and does not count labels again. dataset: the training data set (``datasets.base.SegmentationDataset``).
+
+    Raises UserError: a file cannot be read, or does not give each class one number of 0 or more, not all 0.
+    """
+    if not config.class_weights:
+        return config
+    return replace(config, class_weights=runtime.agree(lambda: _find_class_weights(config, dataset)))
+
+
+def parse_class_weights(setting: str) -> list[float] | None:
+    """Return the numbers of a setting that ``resolve_class_weights`` has resolved; None where it is empty."""
+    if not setting:
+        return None
+    return [float(number) for number in setting.removeprefix(COMPUTED).split(",")]
+
+
+def balance_classes(counts: Sequence[int]) -> list[float]:
+    """Compute weights from the number of labelled pixels of each class: frequency^-0.5, with mean weight 1.
+
+    The mean is over the labelled pixels. A class without a pixel has weight 1. The weights have 6 significant digits.
+    """
+    total = sum(counts)
+    scale = sum(math.sqrt(count / total) for count in counts)
+    return [float(f"{1 / (math.sqrt(count / total) * scale):.6g}") if count else 1.0 for count in counts]
+
+
+def read_class_weights(path: Path, names: Sequence[str]) -> list[float]:
+    """Read weights from a file: K numbers (yaml, JSON, or text with one a line), or ``name: number`` for each class.
+
+    Raises UserError: see ``resolve_class_weights``. The message names the file.
+    """
+    content = read_yaml(path)
+    if isinstance(content, dict):
+        content = _order_by_class(content, names, path)
+    elif isinstance(content, (str, int, float)):
+        content = _split_numbers(str(content))
+    if not isinstance(content, list):
+        raise UserError(f"--class-weights {path}: write {len(names)} numbers, or 'class name: number' lines")
+    return _require_weights(content, names, str(path))
+
+
+def _find_class_weights(config: TrainConfig, dataset: Any) -> str:
+    """Return the resolved setting, e.g. "0.5,1,2" or "auto=0.5,1.25".
+
+    Raises UserError: see ``resolve_class_weights``.
+    """
+    setting = config.class_weights.strip()
+    names = dataset.spec.names
+    if setting == AUTO:
+        setting = _find_saved(config, len(names)) or _compute_from_labels(dataset, config.workers)
+    if setting.startswith(COMPUTED):
+        weights = _require_weights(_split_numbers(setting.removeprefix(COMPUTED)), names, setting)
+        return COMPUTED + _join_numbers(weights)
+    file = os.path.expanduser(setting)
+    if os.path.isfile(file):  # unlike Path.is_file, this takes a long list of numbers
+        return _join_numbers(read_class_weights(Path(file), names))
+    numbers = _split_numbers(setting)
+    if not any(_is_number(number) for number in numbers):
+        raise UserError(f"--class-weights {setting}: no such file (or: auto, or {len(names)} numbers as in 1,2.5,1)")
+    return _join_numbers(_require_weights(numbers, names, setting))
+
+
+def _find_saved(config: TrainConfig, classes: int) -> str | None:
+    """Return what "auto" was in the run that is resumed; None if no run is resumed or it had other weights."""
+    if not config.resume or config.overwrite:
+        return None
+    folder = Path(config.save_dir if config.resume == "auto" else config.resume).expanduser()
+    folder = folder if folder.is_dir() else folder.parent
+    if not any((folder / name).exists() for name in (LAST, PREVIOUS)):
+        return None
+    try:
+        saved = read_yaml(folder / "config.yaml").get("class_weights", "")
+    except (AttributeError, UserError):  # missing or damaged: the labels give the same numbers again
+        return None
+    is_computed = isinstance(saved, str) and saved.startswith(COMPUTED)
+    return saved if is_computed and saved.count(",") == classes - 1 else None
+
+
+def _compute_from_labels(dataset: Any, workers: int | None) -> str:
+    """Count the training labels and balance the classes.
+
+    Raises UserError: no pixel has a class, or a label file cannot be read.
+    """
+    print(f"--class-weights auto: counting the pixels of {len(dataset)} training labels")
+    counts = dataset.count_label_pixels(workers).tolist()
+    if not any(counts):
+        raise UserError("--class-weights auto: no pixel of the training labels has a class")
+    absent = [name for name, count in zip(dataset.spec.names, counts, strict=True) if not count]
+    if absent:
+        print(f"warning: --class-weights auto: no training label has {', '.join(absent)}: weight 1", file=sys.stderr)
+    weights = balance_classes(counts)
+    print(f"--class-weights auto: weights from {min(weights):g} to {max(weights):g}; config.yaml has all of them")
+    return COMPUTED + _join_numbers(weights)
+
+
+def _order_by_class(content: Mapping[Any, Any], names: Sequence[str], path: Path) -> list[Any]:
+    """Return the values of ``name: number`` lines in the order of the classes.
+
+    Raises UserError: a name is no class, or a class is missing.
+    """
+    given = {str(name): value for name, value in content.items()}
+    unknown = [name for name in given if name not in names]
+    if unknown:
+        raise UserError(f"--class-weights {path}: {unknown[0]!r} is no class{nearest(unknown[0], names)}")
+    missing = [name for name in names if name not in given]
+    if missing:
+        raise UserError(f"--class-weights {path}: no weight for {', '.join(missing)}")
+    return [given[name] for name in names]
+
+
+def _require_weights(values: Sequence[Any], names: Sequence[str], where: str) -> list[float]:
+    """Return the values as floats.
+
+    Raises UserError: there is not one for each class, one is not a finite number of 0 or more, or all are 0.
+    """
+    if len(values) != len(names):
+        raise UserError(f"--class-weights {where}: {len(values)} numbers for {len(names)} classes")
+    for name, value in zip(names, values, strict=True):
+        if not _is_number(value) or not 0 <= float(value) < math.inf:
+            raise UserError(f"--class-weights {where}: {value!r} of class {name}: give a finite number of 0 or more")
+    weights = [float(value) for value in values]
+    if not any(weights):
+        raise UserError(f"--class-weights {where}: all weights are 0")
+    return weights
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value of a file is a number; yaml reads 1e-4 as text."""
+    if isinstance(value, bool):
+        return False
+    try:
+        float(value)
+    except (TypeError, ValueError, OverflowError):
+        return False
+    return True
+
+
+def _split_numbers(text: str) -> list[str]:
+    """Split at commas and blanks."""
+    return [part for part in re.split(r"[\s,]+", text) if part]
+
+
+def _join_numbers(weights: Sequence[float]) -> str:
+    """Write weights so that reading them gives the same floats."""
+    return ",".join(repr(weight) for weight in weights)

@@ -1,0 +1,133 @@
+"""Cross entropy of upsampled logits, computed in bands of rows: no map of label size with K channels is ever kept."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from utils.bilinear import neighbours
+from utils.types import IGNORE_INDEX, full_precision
+
+CPU_ROWS = 16  # label rows in a band: they fit into the caches of a CPU
+CUDA_BYTES = 2**26  # of a band on CUDA, where many small kernels take longer to start than to run
+
+
+class _BandedCrossEntropy(torch.autograd.Function):
+    """Sum the cross entropy over all pixels and compute the gradient in the same pass, at the size of ``logits``.
+
+    With p the softmax of the upsampled logits, y the label and e the smoothing, the gradient with respect to the
+    upsampled logits is p - (1 - e) onehot(y) - e / K. With class weights w it is
+    (w_y + e (mean(w) - w_y)) p - (1 - e) w_y onehot(y) - e w / K. The transpose of the interpolation takes it to the
+    size of the logits, band by band.
+    """
+
+    @staticmethod
+    def forward(
+        ctx,
+        logits: Tensor,
+        label: Tensor,
+        align_corners: bool,
+        smoothing: float,
+        class_weights: Tensor | None,
+    ) -> Tensor:
+        (batch, classes, h, w), (height, width) = logits.shape, label.shape[-2:]
+        upper, lower, share = neighbours(height, h, align_corners, logits)
+        share = share.view(-1, 1)
+        logits = logits.contiguous(memory_format=torch.channels_last)
+        columns = _column_weights(logits, width, align_corners)
+        total = logits.new_zeros(())
+        gradient = torch.zeros_like(logits)
+        step = max(CPU_ROWS, CUDA_BYTES // (4 * batch * classes * width)) if logits.is_cuda else CPU_ROWS
+        for start in range(0, height, step):
+            band = slice(start, min(start + step, height))
+            mixed = torch.lerp(logits[:, :, upper[band]], logits[:, :, lower[band]], share[band])
+            log_p = _widened_log_softmax(mixed, width, align_corners)
+            truth = label[:, band].unsqueeze(3)
+            total += _sum_of_losses(log_p, truth, smoothing, class_weights)
+            if ctx.needs_input_grad[0]:
+                wide = _gradient_of_band(log_p, truth, smoothing, class_weights)
+                narrow = _narrow(wide, w, columns, align_corners)
+                gradient.index_add_(2, upper[band], narrow * (1 - share[band]))
+                gradient.index_add_(2, lower[band], narrow * share[band])
+        ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    def backward(ctx, upper: Tensor) -> tuple[Tensor, None, None, None, None]:
+        return ctx.saved_tensors[0] * upper, None, None, None, None
+
+
+def _column_weights(logits: Tensor, width: int, align_corners: bool) -> Tensor | None:
+    """Return the matrix ``[w, width]`` of the interpolation along rows, if runs must repeat; else None.
+
+    PyTorch's own transpose of the interpolation adds in any order on CUDA.
+    """
+    if not torch.are_deterministic_algorithms_enabled():
+        return None
+    w = logits.shape[3]
+    one = torch.eye(w, device=logits.device, dtype=logits.dtype).view(1, w, 1, w)
+    return F.interpolate(one, (1, width), mode="bilinear", align_corners=align_corners).view(w, width)
+
+
+def _widened_log_softmax(mixed: Tensor, width: int, align_corners: bool) -> Tensor:
+    """Interpolate rows to the width of the label and compute the log softmax: ``[B, K, n, w] -> [B, n, width, K]``."""
+    mixed = mixed.contiguous(memory_format=torch.channels_last)
+    wide = F.interpolate(mixed, (mixed.shape[2], width), mode="bilinear", align_corners=align_corners)
+    return F.log_softmax(wide.permute(0, 2, 3, 1), 3)
+
+
+def _sum_of_losses(log_p: Tensor, truth: Tensor, smoothing: float, class_weights: Tensor | None) -> Tensor:
+    """Sum the cross entropy over the labelled pixels of a band. log_p: ``[B, n, W, K]``. truth: ``[B, n, W, 1]``."""
+    ignored = truth == IGNORE_INDEX
+    truth = truth.masked_fill(ignored, 0)
+    loss = -(1 - smoothing) * log_p.gather(3, truth)
+    if class_weights is not None:
+        loss = loss * class_weights[truth]
+    if smoothing:
+        every_class = log_p if class_weights is None else log_p * class_weights
+        loss = loss - smoothing * every_class.mean(3, keepdim=True)
+    return loss.masked_fill_(ignored, 0).sum()
+
+
+def _gradient_of_band(log_p: Tensor, truth: Tensor, smoothing: float, class_weights: Tensor | None) -> Tensor:
+    """Compute the gradient with respect to the upsampled logits, ``[B, n, W, K]``, in the place of ``log_p``."""
+    ignored = truth == IGNORE_INDEX
+    truth = truth.masked_fill(ignored, 0)
+    gradient = log_p.exp_()
+    at_truth = gradient.new_full((), smoothing - 1).expand_as(truth)
+    if class_weights is not None:
+        own = class_weights[truth]
+        gradient.mul_(own + smoothing * (class_weights.mean() - own))
+        at_truth = at_truth * own
+    if smoothing:
+        uniform = smoothing / log_p.shape[3]
+        gradient.sub_(uniform if class_weights is None else uniform * class_weights)
+    return gradient.scatter_add_(3, truth, at_truth).masked_fill_(ignored, 0)
+
+
+def _narrow(wide: Tensor, w: int, columns: Tensor | None, align_corners: bool) -> Tensor:
+    """Apply the transpose of the interpolation along rows: ``[B, n, W, K] -> [B, K, n, w]``."""
+    if columns is not None:
+        return (columns @ wide).permute(0, 3, 1, 2)
+    batch, rows, width, classes = wide.shape
+    sizes = ([rows, width], [batch, classes, rows, w])
+    return torch.ops.aten.upsample_bilinear2d_backward(wide.permute(0, 3, 1, 2), *sizes, align_corners)
+
+
+def upsampled_cross_entropy(
+    logits: Tensor,
+    label: Tensor,
+    align_corners: bool,
+    smoothing: float = 0.0,
+    class_weights: Tensor | None = None,
+) -> Tensor:
+    """Sum the cross entropy of bilinearly upsampled logits over the labelled pixels, at least in float32.
+
+    logits: ``[B, K, h, w]``. label: int64 ``[B, H, W]``. class_weights: ``[K]``; as in ``F.cross_entropy`` they weight
+    the smoothed part by its own classes. The value is that of ``F.cross_entropy`` of ``F.interpolate(logits)`` with
+    reduction "sum", which would keep two maps of ``[B, K, H, W]``.
+    """
+    logits = full_precision(logits)
+    if class_weights is not None:
+        class_weights = class_weights.to(logits.dtype)
+    with torch.autocast(logits.device.type, enabled=False):
+        return _BandedCrossEntropy.apply(logits, label, align_corners, smoothing, class_weights)

@@ -1,0 +1,89 @@
+"""The weighted sum of distillation losses."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from utils.bilinear import resize
+from utils.errors import UserError
+from utils.types import Output, full_precision
+
+
+def part_weights_of(loss: nn.Module) -> Mapping[str, float]:
+    """Return the inner weights of a loss with parts, by the names of the parts; empty for a loss without parts."""
+    return getattr(loss, "part_weights", None) or {}
+
+
+class WeightedLosses(nn.Module):
+    """Compute several distillation losses and their weighted sum, in full precision.
+
+    The teacher's logits and features are resized to the student's. The teacher gets no gradient even if a loss does
+    not stop it, because a network may be its own teacher. A loss of weight 0 is computed, too, so that it is logged.
+
+    A loss returns its value. Or it returns a dict of parts, and its value is their sum weighted by its attribute
+    ``part_weights``.
+    """
+
+    def __init__(self, losses: Mapping[str, nn.Module], weights: Mapping[str, float]) -> None:
+        super().__init__()
+        self.losses = nn.ModuleDict(losses)
+        self.weights = dict(weights)
+
+    def forward(self, student: Output, teacher: Output, label: Tensor) -> tuple[Tensor | float, dict[str, Tensor]]:
+        """Return the weighted sum (0.0 without losses) and all unweighted terms by name; parts are ``name_part``.
+
+        Label ``[B, H, W]``, at the size of the image.
+
+        Raises UserError: teacher and student differ in the number of classes, a loss returns something other than a
+        single number, or ``part_weights`` lacks one of the parts.
+        """
+        ours, theirs = student.logits.shape[1], teacher.logits.shape[1]
+        if ours != theirs:
+            raise UserError(f"the student has {ours} classes, its teacher {theirs}: they must be the same")
+        with torch.autocast(student.logits.device.type, enabled=False):
+            student = student.map(full_precision)
+            teacher = _match_student(teacher, student)
+            terms: dict[str, Tensor] = {}
+            for name, loss in self.losses.items():
+                value = loss(student, teacher, label)
+                if isinstance(value, Mapping):
+                    terms |= {f"{name}_{part}": term for part, term in value.items()}
+                    value = _sum_parts(name, loss, value)
+                _require_number(name, value)
+                terms[name] = value
+        return sum((self.weights[name] * terms[name] for name in self.weights), start=0.0), terms
+
+    def apply_weights(self, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return what each of the unweighted terms adds to the sum, as ``name_weighted``."""
+        factors = dict(self.weights)
+        for name, loss in self.losses.items():
+            for part, weight in part_weights_of(loss).items():
+                factors[f"{name}_{part}"] = self.weights[name] * weight
+        return {f"{name}_weighted": factors[name] * term for name, term in terms.items()}
+
+
+def _match_student(teacher: Output, student: Output) -> Output:
+    """Give the teacher's outputs full precision, no gradient, and the size of the student's logits and features."""
+    teacher = teacher.map(full_precision).map(Tensor.detach)
+    logits = resize(teacher.logits, student.logits.shape[-2:])
+    return teacher._replace(logits=logits, feat=resize(teacher.feat, student.feat.shape[-2:]))
+
+
+def _sum_parts(name: str, loss: nn.Module, parts: Mapping[str, Tensor]) -> Tensor:
+    """Sum the parts of a loss with their weights.
+
+    Raises UserError: a part has no weight.
+    """
+    weights = part_weights_of(loss)
+    if parts.keys() - weights.keys():
+        raise UserError(f"the loss {name} returned {', '.join(parts)}: part_weights must have all")
+    return sum(weights[part] * term for part, term in parts.items())
+
+
+def _require_number(name: str, value: object) -> None:
+    """Raise a UserError if the value of a loss is not a tensor without dimensions."""
+    if isinstance(value, Tensor) and value.ndim == 0:
+        return
+    description = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+    raise UserError(f"the loss {name} returned no single number but {description}")

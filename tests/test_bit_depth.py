@@ -1,0 +1,142 @@
+"""Pictures of more than 8 bits a channel are refused, never read nearly black."""
+
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from datasets.files import read_label
+from models.prediction import rgb_pixels
+from utils.errors import UserError
+from utils.pictures import read_image
+
+TWELVE_BITS = np.random.default_rng(0).integers(0, 4096, (8, 10, 3)).astype(np.uint16)  # a camera's numbers
+OPAQUE = np.full((8, 10, 1), 65535, np.uint16)
+
+
+def with_opencv(values: np.ndarray) -> Callable[[Path], object]:
+    return lambda path: cv2.imwrite(str(path), values)
+
+
+def ppm(maximum: int) -> Callable[[Path], object]:
+    pixels = f"P6 10 8 {maximum}\n".encode() + TWELVE_BITS.astype(">u2").tobytes()
+    return lambda path: path.write_bytes(pixels)
+
+
+def sgi(path: Path) -> None:
+    header = struct.pack(">HBBHHHHII", 474, 0, 2, 3, 10, 8, 3, 0, 65535)
+    planes = TWELVE_BITS[::-1].transpose(2, 0, 1).astype(">u2")
+    path.write_bytes(header.ljust(512, b"\0") + planes.tobytes())
+
+
+def tiff(pixels: np.ndarray, bits: int, sample_format: int = 1, planar: bool = False) -> Callable[[Path], object]:
+    """An uncompressed TIFF, grey or of several channels."""
+    height, width, channels = pixels.shape
+    data = (np.ascontiguousarray(pixels.transpose(2, 0, 1)) if planar else pixels).tobytes()
+    strips = channels if planar else 1
+    photometric = {1: 1, 3: 2, 4: 5}[channels]  # grey, RGB, CMYK
+    lists = {258: [bits] * channels, 339: [sample_format] * channels, 279: [len(data) // strips] * strips}
+    lists[273] = [1000 + k * len(data) // strips for k in range(strips)]
+    single = {256: width, 257: height, 259: 1, 262: photometric, 277: channels, 278: height, 284: 1 + planar}
+    tags, behind = b"", b""
+    for tag, values in sorted((lists | {tag: [value] for tag, value in single.items()}).items()):
+        content = struct.pack(f"<{len(values)}I", *values)
+        if len(content) > 4:
+            tags += struct.pack("<HHII", tag, 4, len(values), 500 + len(behind))
+            behind += content
+        else:
+            tags += struct.pack("<HHI", tag, 4, len(values)) + content
+    head = b"II*\0" + struct.pack("<IH", 8, len(lists) + len(single)) + tags + bytes(4)
+    content = head.ljust(500, b"\0") + behind
+    return lambda path: path.write_bytes(content.ljust(1000, b"\0") + data)
+
+
+def twelve_bit_jpeg(path: Path) -> None:
+    """Set the precision in the header, which is what the decoder looks at first."""
+    Image.fromarray((TWELVE_BITS >> 4).astype(np.uint8)).save(path, "JPEG")
+    data = bytearray(path.read_bytes())
+    data[data.index(b"\xff\xc0") + 4] = 12
+    path.write_bytes(data)
+
+
+def narrow_color_map(path: Path) -> None:
+    """A TIFF whose colours all are below 256, where TIFF means 16-bit numbers."""
+    file = Image.fromarray((TWELVE_BITS[..., 0] % 256).astype(np.uint8))
+    file.putpalette([k for k in range(256) for _ in range(3)])
+    file.save(path, "TIFF")
+    wide = struct.pack("<768H", *[k * 257 for _ in range(3) for k in range(256)])
+    narrow = struct.pack("<768H", *[k for _ in range(3) for k in range(256)])
+    written = path.read_bytes()
+    path.write_bytes(written.replace(struct.pack("<768H", *[k * 256 for _ in range(3) for k in range(256)]), narrow))
+    if path.read_bytes() == written:
+        path.write_bytes(written.replace(wide, narrow))
+
+
+DEEP = {
+    "rgb.png": (with_opencv(TWELVE_BITS), "16 bits a channel"),
+    "rgba.png": (with_opencv(np.dstack([TWELVE_BITS, OPAQUE])), "16 bits a channel"),
+    "grey.png": (with_opencv(TWELVE_BITS[..., 0]), "16 bits a channel"),
+    "packed.tif": (with_opencv(TWELVE_BITS), "16 bits a channel"),
+    "plain.tif": (tiff(TWELVE_BITS, 16), "16 bits a channel"),
+    "planes.tif": (tiff(TWELVE_BITS, 16, planar=True), "16 bits a channel"),
+    "cmyk.tif": (tiff(np.dstack([TWELVE_BITS, OPAQUE]), 16), "16 bits a channel"),
+    "signed.tif": (tiff(TWELVE_BITS[..., :1].astype(np.int8), 8, 2), "signed or floating-point channels"),
+    "float.tif": (tiff(TWELVE_BITS[..., :1].astype(np.float32), 32, 3), "32 bits a channel"),
+    "float_rgb.tif": (tiff(TWELVE_BITS.astype(np.float32), 32, 3), "no picture of a known format, or of float"),
+    "twelve.ppm": (ppm(4095), "channels up to 4095"),
+    "sixteen.ppm": (ppm(65535), "channels up to 65535"),
+    "rgb.sgi": (sgi, "16 bits a channel"),
+    "rgb.jp2": (with_opencv(np.tile(TWELVE_BITS, (8, 8, 1))), "16 bits a channel"),
+    "twelve.jpg": (twelve_bit_jpeg, "a JPEG of 12 bits a channel"),
+    "palette.tif": (narrow_color_map, "a colour map of 8-bit numbers"),
+}
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_deep_pictures_are_refused(name, tmp_path):
+    write, problem = DEEP[name]
+    path = tmp_path / name
+    write(path)
+    for read in (read_image, lambda path: read_image(path, behind="white"), lambda path: rgb_pixels(str(path))):
+        with pytest.raises(UserError, match=rf"{name}.*{problem}"):
+            read(path)
+
+
+@pytest.mark.parametrize(
+    "name", ["rgb.png", "rgba.png", "plain.tif", "planes.tif", "sixteen.ppm", "rgb.sgi", "rgb.jp2"]
+)
+def test_deep_colours_are_no_label(name, tmp_path):
+    path = tmp_path / name
+    DEEP[name][0](path)
+    for indexed in (False, True):
+        with pytest.raises(UserError, match=f"{name} has .*(16 bits|65535)"):
+            read_label(path, indexed, colored=True)
+
+
+def test_an_opened_deep_picture_is_refused(tmp_path):
+    DEEP["rgb.png"][0](tmp_path / "rgb.png")
+    with Image.open(tmp_path / "rgb.png") as file, pytest.raises(UserError, match="the image has 16 bits a channel"):
+        rgb_pixels(file)
+
+
+LOSSLESS = {"a.webp": {"lossless": True}}
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.ppm", "a.jp2", "a.bmp", "a.webp", "a.sgi", "a.tga"])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_eight_bits_are_read_as_they_are(name, mode, tmp_path):
+    file = Image.fromarray((TWELVE_BITS >> 4).astype(np.uint8)).convert(mode)
+    file.save(tmp_path / name, **LOSSLESS.get(name, {}))
+    assert np.array_equal(read_image(tmp_path / name), np.array(file.convert("RGB")))
+
+
+def test_a_palette_of_16_bit_numbers_is_read(tmp_path):
+    file = Image.fromarray((TWELVE_BITS[..., 0] % 256).astype(np.uint8))
+    file.putpalette([255 - k for k in range(256) for _ in range(3)])
+    file.save(tmp_path / "a.tif")
+    assert np.array_equal(read_image(tmp_path / "a.tif"), np.array(file.convert("RGB")))
+    assert np.array_equal(read_label(tmp_path / "a.tif"), TWELVE_BITS[..., 0] % 256)

