@@ -34,7 +34,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from datasets import train_and_val
 from datasets.base import TrainStream
-from datasets.transforms import SCALES, pad
+from datasets.transforms import SCALE_RANGE, pad, scales_between
 from engine.logger import describe_environment
 from engine.metrics import confusion_matrix
 from engine.runtime import Runtime, start_runtime
@@ -200,7 +200,8 @@ def load_as_released(stream: TrainStream, position: int) -> tuple[np.ndarray, np
     image = cv2.imread(str(image_path), cv2.IMREAD_COLOR)
     label = cv2.imread(str(label_path), cv2.IMREAD_GRAYSCALE).astype(np.int32)
     label[label == 11] = IGNORE_INDEX  # CamVid's void
-    scale = SCALES[rng.integers(len(SCALES))]
+    scales = scales_between(*SCALE_RANGE)
+    scale = scales[rng.integers(len(scales))]
     image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
     label = cv2.resize(label, None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST)
     image, label = pad(np.asarray(image, np.float32) - CONVENTION.mean[::-1], label, CROP, (0.0, 0.0, 0.0))
