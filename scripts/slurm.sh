@@ -37,7 +37,7 @@ run() {
     wait $job
 }
 # not SIGTERM, at which srun kills its tasks
-trap 'kill -USR1 $job; wait $job || true; scontrol requeue "$SLURM_JOB_ID"; exit 0' USR1
+trap 'kill -USR1 $job || true; wait $job || true; scontrol requeue "$SLURM_JOB_ID"; exit 0' USR1
 run srun python "$root/scripts/torchrun.py" --nnodes "$SLURM_NNODES" \
     --nproc-per-node "${NGPUS:-${SLURM_GPUS_ON_NODE:-1}}" --rdzv-backend c10d --rdzv-id "$SLURM_JOB_ID" \
     --rdzv-endpoint "$host:$port" "$script" "${flags[@]}" --resume auto
