@@ -1,0 +1,117 @@
+"""How close a teacher's probabilities come to those it should teach.
+
+    python scripts/study/teacher_knowledge.py --teacher runs/camvid_fpn/teacher_assisted-* \
+        --reference runs/camvid_fpn/baseline_long-* --json results/camvid_fpn_knowledge.json
+
+What a student gains from a teacher depends on how close the teacher's probabilities come to the true ones, P(y|x), not
+on its accuracy (Menon et al., ICML 2021). On training images, where the student meets its teacher, this prints for each
+teacher: the entropy of its probabilities, their negative log-likelihood of the label, and their divergence from the
+mean of the reference networks' probabilities, which stands in for P(y|x). All are means over labelled pixels, in nats.
+An assisted teacher is shown its label as in the student phase: codes of the fixed table.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from utils.environment import require_packages
+
+require_packages()
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from datasets import for_network
+from datasets.base import SegmentationDataset
+from models.checkpoints.loading import Loaded, from_checkpoint
+from models.prediction import Predictor
+from scripts.study.analysis.style import markdown
+from utils.errors import UserError, run_main
+from utils.files import write_text
+from utils.options import option, parse_flags
+from utils.seeding import derive_seed
+from utils.types import IGNORE_INDEX, Draw
+
+STUDENT_PHASE = {"codes": "fixed", "pixel_std": 0.02}  # what the recipes show an assisted teacher of a student
+
+
+@dataclass(frozen=True)
+class KnowledgeConfig:
+    teacher: tuple[str, ...] = option((), "runs or checkpoints of teachers")
+    reference: tuple[str, ...] = option((), "runs or checkpoints of image-only networks, the best there are")
+    data: str = option("", "root folder of the data set (default: the first teacher's)")
+    split: str = option("train", "part of the data set")
+    limit: int = option(100, "images, evenly spaced over the split", minimum=1)
+    json: str = option("", "file for the result")
+
+
+def load_network(path: str) -> Loaded:
+    """Load a run's last checkpoint, or a file. An assisted teacher is shown its label as in the student phase."""
+    file = Path(path).expanduser()
+    loaded = from_checkpoint(file / "last.pth" if file.is_dir() else file, assisted=True)
+    return loaded.shown(**STUDENT_PHASE) if loaded.card.label_noise else loaded
+
+
+def make_predictor(loaded: Loaded) -> Predictor:
+    return Predictor(loaded.model, loaded.convention, loaded.noise)
+
+
+def measure(log_p: Tensor, log_reference: Tensor, label: Tensor) -> Tensor:
+    """Sum over the labelled pixels of an image: entropy, negative log-likelihood, divergence, and their number.
+
+    log_p, log_reference: log-probabilities ``[K, H, W]``. label: ``[H, W]``.
+    """
+    labelled = label != IGNORE_INDEX
+    log_p, log_reference, label = log_p[:, labelled], log_reference[:, labelled], label[labelled].long()
+    entropy = -(log_p.exp() * log_p).sum()
+    likelihood = -log_p.gather(0, label[None]).sum()
+    divergence = (log_reference.exp() * (log_reference - log_p)).sum()
+    return torch.stack([entropy, likelihood, divergence, labelled.sum().float()]).double()
+
+
+def study(
+    teachers: dict[str, Predictor], references: list[Predictor], dataset: SegmentationDataset, limit: int
+) -> dict[str, dict[str, float]]:
+    """Return each teacher's means over the labelled pixels of evenly spaced images."""
+    sums = {name: torch.zeros(4, dtype=torch.float64) for name in teachers}
+    count = min(limit, len(dataset))
+    for i in tqdm([len(dataset) * n // count for n in range(count)], leave=False):
+        image, label, _ = dataset[i]
+        batch = image[None], label[None], [Draw(derive_seed(0, i))]
+        probabilities = torch.stack([reference(*batch)[0].softmax(0) for reference in references])
+        log_reference = probabilities.mean(0).clamp_min(1e-12).log()
+        for name, teacher in teachers.items():
+            sums[name] += measure(teacher(*batch)[0].log_softmax(0), log_reference, label)
+    keys = ("entropy", "negative_log_likelihood", "divergence")
+    return {name: dict(zip(keys, (total[:3] / total[3]).tolist(), strict=True)) for name, total in sums.items()}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    config = KnowledgeConfig(**parse_flags(KnowledgeConfig, __doc__, argv))
+    if not config.teacher or not config.reference:
+        raise UserError("--teacher RUN.. and --reference RUN.. are needed")
+    loaded = {path: load_network(path) for path in config.teacher}
+    references = [load_network(path) for path in config.reference]
+    for path, reference in zip(config.reference, references, strict=True):
+        if reference.card.label_noise:
+            raise UserError(f"--reference {path} reads the label: it says nothing about P(y|x)")
+    first = next(iter(loaded.values())).card
+    _, dataset = for_network(first, first.dataset, config.data or first.data, config.split, config.teacher[0])
+    for path, network in zip((*config.teacher, *config.reference), (*loaded.values(), *references), strict=True):
+        if network.card.num_classes != first.num_classes:
+            raise UserError(f"{path} has {network.card.num_classes} classes, {config.teacher[0]} {first.num_classes}")
+    teachers = {Path(path).name: make_predictor(network) for path, network in loaded.items()}
+    result = study(teachers, [make_predictor(reference) for reference in references], dataset, config.limit)
+    head = ["teacher", "entropy", "negative log-likelihood", "divergence from the references"]
+    print(markdown(head, [[name, *(f"{value:.4f}" for value in row.values())] for name, row in result.items()]), end="")
+    if config.json:
+        write_text(Path(config.json), json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    run_main(main)
