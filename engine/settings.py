@@ -235,12 +235,24 @@ def parse_settings(
     usual = {**recipe, **implied_settings(given)}
     settings = config_class(**{**usual, **flags})
     require_values(settings, usual, flags)
-    if settings.code_std is not None and settings.label_codes != "near":
-        raise UserError(f"--code-std is the strength of --label-codes near, not of {settings.label_codes}")
+    settings = settle_code_strength(settings, flags)
     if settings.save_dir:
         return settings
     name = make_run_name(role, settings, config_class(**usual))
     return dataclasses.replace(settings, save_dir=f"runs/{name}")
+
+
+def settle_code_strength(settings: C, flags: Mapping[str, Any]) -> C:
+    """Drop the recipe's strength of the label codes where a flag has chosen codes without one.
+
+    Raises:
+        UserError: the strength was given for codes that have none.
+    """
+    if settings.code_std is None or settings.label_codes == "near":
+        return settings
+    if "code_std" in flags or "label_codes" not in flags:
+        raise UserError(f"--code-std is the strength of --label-codes near, not of {settings.label_codes}")
+    return dataclasses.replace(settings, code_std=None)
 
 
 def choose_recipe(role: str, flags: Mapping[str, Any], recipes: Path) -> tuple[str, dict[str, Any]]:

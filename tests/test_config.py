@@ -244,3 +244,13 @@ def test_help_has_a_heading_for_every_flag(config_class, capsys):
     if config_class is not EvalConfig:
         assert "  voc                  21 classes: background, aeroplane" in text
         assert "  deeplabv3_cirkd2       dropout=" in text
+
+
+def test_the_recipes_code_strength_goes_with_its_codes():
+    """Other codes by a flag have no strength; a strength that is given for them is an error."""
+    other = parse_settings(TeacherConfig, "teacher", "", RECIPES, ["--recipe", "light", "--label-codes", "random"])
+    assert other.code_std is None
+    with pytest.raises(UserError, match="--code-std is the strength of --label-codes near, not of random"):
+        parse_settings(
+            TeacherConfig, "teacher", "", RECIPES, ["--recipe", "light", "--label-codes", "random", "--code-std", "0.2"]
+        )
