@@ -12,7 +12,7 @@ from datasets.cityscapes import CITYSCAPES
 from datasets.coco_stuff import COCO_STUFF_10K, COCO_STUFF_164K, COCO_STUFF_164K_182
 from datasets.folder import folder_spec
 from datasets.toy import TOY
-from datasets.transforms import AUGMENTATIONS
+from datasets.transforms import AUGMENTATIONS, SCALE_RANGE, scales_between
 from datasets.voc import VOC
 from utils.errors import UserError, lookup
 from utils.types import Rgb
@@ -67,17 +67,22 @@ def train_and_val(
     classes: int | None = None,
     augmentation: str = "cirkd",
     crop_size: tuple[int, int] = (512, 512),
+    scale_range: tuple[float, float] = SCALE_RANGE,
     pad_color: Rgb = (0, 0, 0),
     seed: int = 0,
     cache_gb: float = 0.0,
 ) -> Data:
     """The data set's record, its endless augmented training sequence, and its validation images.
 
-    crop_size: height and width. pad_color: RGB of what a crop has beyond the image. cache_gb: for decoded images.
+    crop_size: height and width. scale_range: smallest and largest random scale. pad_color: RGB of what a crop has
+    beyond the image. cache_gb: for decoded images.
     """
     spec = dataset_spec(name, root, classes)
     augment = lookup(AUGMENTATIONS, augmentation, "augmentation")
-    transform = partial(augment, crop_size=crop_size, pad_color=pad_color, base_size=spec.base_size)
+    scales_between(*scale_range)  # a bad range is an error now, not in a loader worker
+    transform = partial(
+        augment, crop_size=crop_size, pad_color=pad_color, base_size=spec.base_size, scale_range=scale_range
+    )
     train = TrainStream(build_dataset(name, root, "train", classes, cache_gb), transform, seed)
     return Data(spec, train, build_dataset(name, root, "val", classes))
 

@@ -6,17 +6,29 @@ import cv2
 import numpy as np
 
 from datasets.files import Arrays
+from utils.errors import UserError
 from utils.types import IGNORE_INDEX, Rgb
 
 Size = tuple[int, int]  # height, width
 
-SCALES = tuple(k / 10 for k in range(5, 21))  # 0.5, 0.6, ..., 2.0
-PHASE = 20  # source pixels: times a scale of SCALES an even number, so that rounding half to even goes the same way
+SCALE_RANGE = (0.5, 2.0)  # CIRKD's, LAD's and MMSegmentation's
+PHASE = 20  # source pixels: times a scale in tenths an even number, so that rounding half to even goes the same way
 MAX_SHARE, REDRAWS = 0.75, 10  # of mmseg's crop: no class above this share of the labelled pixels, if 10 redraws help
 
 
+def scales_between(lowest: float, highest: float) -> tuple[float, ...]:
+    """Return the scales of CIRKD's augmentation: 0.5, 0.6, ..., 2.0 for its own range.
+
+    Raises UserError: the range is empty, or an end of it is no tenth of at least 0.1.
+    """
+    first, last = round(10 * lowest), round(10 * highest)
+    if not 1 <= first <= last or abs(first - 10 * lowest) > 1e-6 or abs(last - 10 * highest) > 1e-6:
+        raise UserError(f"--scale-range {lowest:g} {highest:g}: give two tenths, the smaller first, such as 0.8 1.6")
+    return tuple(k / 10 for k in range(first, last + 1))
+
+
 def resized_window(image: np.ndarray, label: np.ndarray, scale: float, top: int, left: int, size: Size) -> Arrays:
-    """``[top : top + h, left : left + w]`` of the pair resized by one of SCALES, without resizing the rest.
+    """``[top : top + h, left : left + w]`` of the pair resized by a scale in tenths, without resizing the rest.
 
     As ``cv2.resize`` of everything: bilinear for the image (equal to one grey level), nearest for the label (equal).
     """
@@ -92,12 +104,14 @@ def cirkd(
     crop_size: Size,
     pad_color: Rgb,
     base_size: Size,
+    scale_range: tuple[float, float] = SCALE_RANGE,
 ) -> Arrays:
-    """Scale 0.5 to 2.0 in steps of 0.1, pad bottom and right, crop, flip (CIRKD, LAD: dataset/*.py, in this order).
+    """Scale (0.5 to 2.0) in steps of 0.1, pad bottom and right, crop, flip (CIRKD, LAD: dataset/*.py, in this order).
 
     Only what the crop shows is resized. ``base_size`` is not used: images are scaled from their own size.
     """
-    scale = SCALES[rng.integers(len(SCALES))]
+    scales = scales_between(*scale_range)
+    scale = scales[rng.integers(len(scales))]
     if min(label.shape) == 1:
         scale = 1.0  # half of one pixel is none
     scaled = tuple(round(side * scale) for side in label.shape)  # cv2 rounds half to even as well
@@ -115,11 +129,12 @@ def mmseg(
     crop_size: Size,
     pad_color: Rgb,
     base_size: Size,
+    scale_range: tuple[float, float] = SCALE_RANGE,
 ) -> Arrays:
-    """Scale within ``base_size`` (long, short side) times 0.5 to 2.0, a crop that is not one class, flip, colour
-    distortion, pad bottom and right (MMSegmentation's recipes for these data sets, in this order).
+    """Scale within ``base_size`` (long, short side) times a factor (0.5 to 2.0), a crop that is not one class, flip,
+    colour distortion, pad bottom and right (MMSegmentation's recipes for these data sets, in this order).
     """
-    ratio = rng.uniform(0.5, 2.0)
+    ratio = rng.uniform(*scale_range)
     bounds = sorted(int(side * ratio) for side in base_size)
     scale = min(bound / side for bound, side in zip(bounds, sorted(label.shape), strict=True))
     height, width = scaled = tuple(max(1, int(side * scale + 0.5)) for side in label.shape)

@@ -91,6 +91,9 @@ class TrainConfig:
         0.0, "keep decoded images in memory, up to so many GB a process", minimum=0, affects=NOTHING
     )
     crop_size: tuple[int, int] = data_option((512, 512), "height and width of a training crop", minimum=32)
+    scale_range: tuple[float, float] = data_option(
+        (0.5, 2.0), "smallest and largest random scale of the augmentation", minimum=0.1
+    )
     batch_size: int = optimisation_option(16, "images an iteration, over all processes", minimum=1)
     max_iterations: int = optimisation_option(40000, "length of the run", minimum=1)
     lr: float = optimisation_option(0.02, "initial learning rate", minimum=0)

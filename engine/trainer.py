@@ -46,6 +46,7 @@ def load_data(settings: TrainConfig) -> Data:
         settings.classes,
         augmentation=settings.augmentation,
         crop_size=settings.crop_size,
+        scale_range=settings.scale_range,
         pad_color=CONVENTIONS[settings.pixels].pad_color,
         seed=settings.seed,
         cache_gb=settings.cache_gb,

@@ -23,7 +23,7 @@ from losses.mgd import MGD
 from losses.nfd import NFD
 from losses.skd import SKD
 from losses.user_losses import load_user_loss
-from losses.weighted import WeightedLosses, part_weights_of
+from losses.weighted import WeightedLosses, get_part_weights
 from utils.errors import UserError, lookup, nearest
 
 LOSSES: dict[str, type[nn.Module]] = {
@@ -62,7 +62,7 @@ def find_loss_class(name: str, flag: str) -> type[nn.Module]:
     return lookup(LOSSES, name, f"loss in {flag}")
 
 
-def term_name(name: str) -> str:
+def get_term_name(name: str) -> str:
     """Return the name under which a loss is logged and saved: the class name for ``package.module:Class``."""
     return name.rpartition(":")[2]
 
@@ -81,8 +81,8 @@ def parse_losses(text: str, flag: str = "--kd") -> ParsedLosses:
     for part in text.split(","):
         name, weight, options = _split_loss(part)
         _require_known_options(name, [option for option, _ in options], text, flag)
-        if term_name(name) in map(term_name, losses):
-            raise UserError(f"{flag} {text}: {term_name(name)} is given twice")
+        if get_term_name(name) in map(get_term_name, losses):
+            raise UserError(f"{flag} {text}: {get_term_name(name)} is given twice")
         try:
             losses[name] = (float(weight), {option: float(value) for option, value in options})
         except ValueError:
@@ -139,10 +139,10 @@ def build_kd(
             raise UserError(f"{flag} {text}: {name}: {error}") from error
         if any(map(math.isnan, options.values())):
             raise UserError(f"{flag} {text}: an option of {name} is no number")
-        losses[term_name(name)] = loss
+        losses[get_term_name(name)] = loss
     _require_unique_terms(losses, text, flag)
     share_projector(losses.values())
-    return WeightedLosses(losses, {term_name(name): weight for name, (weight, _) in parsed.items()})
+    return WeightedLosses(losses, {get_term_name(name): weight for name, (weight, _) in parsed.items()})
 
 
 def _require_unique_terms(losses: Mapping[str, nn.Module], text: str, flag: str) -> None:
@@ -152,7 +152,7 @@ def _require_unique_terms(losses: Mapping[str, nn.Module], text: str, flag: str)
     """
     terms = list(losses)
     for name, loss in losses.items():
-        terms += [f"{name}_{part}" for part in part_weights_of(loss)]
+        terms += [f"{name}_{part}" for part in get_part_weights(loss)]
     terms += [f"{term}_weighted" for term in terms]
     for term in terms:
         if terms.count(term) > 1 or term in RESERVED or hasattr(nn.ModuleDict, term):

@@ -30,7 +30,7 @@ def _relation_kl(s: Tensor, s_contrasts: Tensor, t: Tensor, t_contrasts: Tensor,
     return F.kl_div(log_s, log_t, reduction="none", log_target=True).sum(1)
 
 
-def pair_relations(student: Tensor, teacher: Tensor, tau: float) -> Tensor:
+def average_over_image_pairs(student: Tensor, teacher: Tensor, tau: float) -> Tensor:
     """Average ``relation_kl`` over all ordered pairs of images: anchors of one image, contrasts of the other.
 
     student ``[B, N, C_S]`` and teacher ``[B, N, C_T]`` are unit vectors. The mean is over the anchors, then the pairs.
@@ -51,7 +51,7 @@ def cirkd_loss(student: Tensor, teacher: Tensor, tau: float = 0.1) -> Tensor:
     rank, as in the release, so the value depends on how the batch is split. The peak memory is about seven matrices of
     (h w)^2 whatever B is; the time grows with B^2.
     """
-    return pair_relations(normalise_pixels(student), normalise_pixels(teacher.detach()), tau)
+    return average_over_image_pairs(normalise_pixels(student), normalise_pixels(teacher.detach()), tau)
 
 
 class CIRKD(nn.Module):

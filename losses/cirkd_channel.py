@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from losses.cirkd import pair_relations, relation_kl
+from losses.cirkd import average_over_image_pairs, relation_kl
 from losses.options import require_whole_number
 from losses.projector import build_projector
 from losses.vector_queues import VectorQueues, normalise_in_place, write_to_queues
@@ -39,7 +39,7 @@ def channel_minibatch_loss(student: Tensor, teacher: Tensor, tau: float = 0.1) -
     softmax(channel . channels of the other image / tau). Pooled maps ``[B, C, h', w']``, the student's projected; the
     teacher gets no gradient.
     """
-    return pair_relations(normalise_channels(student), normalise_channels(teacher.detach()), tau)
+    return average_over_image_pairs(normalise_channels(student), normalise_channels(teacher.detach()), tau)
 
 
 def channel_memory_loss(student: Tensor, teacher: Tensor, contrasts: Tensor, tau: float = 0.1) -> Tensor:

@@ -10,7 +10,7 @@ from utils.errors import UserError
 from utils.types import Output, full_precision
 
 
-def part_weights_of(loss: nn.Module) -> Mapping[str, float]:
+def get_part_weights(loss: nn.Module) -> Mapping[str, float]:
     """Return the inner weights of a loss with parts, by the names of the parts; empty for a loss without parts."""
     return getattr(loss, "part_weights", None) or {}
 
@@ -58,7 +58,7 @@ class WeightedLosses(nn.Module):
         """Return what each of the unweighted terms adds to the sum, as ``name_weighted``."""
         factors = dict(self.weights)
         for name, loss in self.losses.items():
-            for part, weight in part_weights_of(loss).items():
+            for part, weight in get_part_weights(loss).items():
                 factors[f"{name}_{part}"] = self.weights[name] * weight
         return {f"{name}_weighted": factors[name] * term for name, term in terms.items()}
 
@@ -75,7 +75,7 @@ def _sum_parts(name: str, loss: nn.Module, parts: Mapping[str, Tensor]) -> Tenso
 
     Raises UserError: a part has no weight.
     """
-    weights = part_weights_of(loss)
+    weights = get_part_weights(loss)
     if parts.keys() - weights.keys():
         raise UserError(f"the loss {name} returned {', '.join(parts)}: part_weights must have all")
     return sum(weights[part] * term for part, term in parts.items())

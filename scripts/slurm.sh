@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Train on several machines under SLURM:  sbatch --nodes 2 --gpus-per-node 8 --cpus-per-task 64 scripts/slurm.sh train_teacher.py [flags]
+# Train on one machine or several under SLURM:  sbatch --nodes 2 --gpus-per-node 8 --cpus-per-task 64 scripts/slurm.sh train_teacher.py [flags]
 # Two minutes before the time limit the run saves itself, is queued again, and continues by --resume auto.
+# `--then SCRIPT [flags]`, as often as wanted, runs further scripts on the first machine when the training is done.
 # Paths among the flags are relative to the folder that sbatch was called in.
 # Hosts whose own names lead to 127.0.0.1 need GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME: the network interface, such as eth0.
 #SBATCH --ntasks-per-node=1
@@ -8,7 +9,7 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 set -euo pipefail
-[ $# -ge 1 ] || { sed -n '2,5s/^# *//p' "$0" >&2; exit 2; }
+[ $# -ge 1 ] || { sed -n '2,6s/^# *//p' "$0" >&2; exit 2; }
 # slurmd runs a copy of this file: the job knows where it lies
 file=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=\([^ ]*\).*/\1/p')
 [ -f "$file" ] || file=$0
@@ -18,18 +19,34 @@ script=$1
 shift
 # queued again, it continues also what was to start anew
 flags=()
-for flag in "$@"; do
-    [ "$flag" = --overwrite ] && [ "${SLURM_RESTART_COUNT:-0}" != 0 ] || flags+=("$flag")
+while [ $# -gt 0 ] && [ "$1" != --then ]; do
+    [ "$1" = --overwrite ] && [ "${SLURM_RESTART_COUNT:-0}" != 0 ] || flags+=("$1")
+    shift
 done
 # srun does not take the number of cores from the job by itself
 [ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 # the time to save in, from torch 2.12 on; before, torchrun waits 30 seconds, and --signal may be set to B:USR1@60
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-100}
 host=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-srun python "$root/scripts/torchrun.py" --nnodes "$SLURM_NNODES" --nproc-per-node "${NGPUS:-$SLURM_GPUS_ON_NODE}" \
-    --rdzv-backend c10d --rdzv-id "$SLURM_JOB_ID" --rdzv-endpoint "$host:${PORT:-29500}" "$script" "${flags[@]}" \
-    --resume auto &
-job=$!
+port=${PORT:-$((20000 + SLURM_JOB_ID % 10000))}  # jobs that share a machine must not share a port
+
+# run COMMAND.. in the background, so that the signal is heard while it runs
+run() {
+    "$@" &
+    job=$!
+    wait $job
+}
 # not SIGTERM, at which srun kills its tasks
-trap 'kill -USR1 $job; wait $job || true; scontrol requeue "$SLURM_JOB_ID"; exit 0' USR1
-wait $job
+trap 'kill -USR1 $job || true; wait $job || true; scontrol requeue "$SLURM_JOB_ID"; exit 0' USR1
+run srun python "$root/scripts/torchrun.py" --nnodes "$SLURM_NNODES" \
+    --nproc-per-node "${NGPUS:-${SLURM_GPUS_ON_NODE:-1}}" --rdzv-backend c10d --rdzv-id "$SLURM_JOB_ID" \
+    --rdzv-endpoint "$host:$port" "$script" "${flags[@]}" --resume auto
+while [ $# -gt 0 ]; do
+    shift  # --then
+    command=()
+    while [ $# -gt 0 ] && [ "$1" != --then ]; do
+        command+=("$1")
+        shift
+    done
+    run python "${command[@]}"
+done

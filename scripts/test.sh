@@ -1,9 +1,15 @@
 #!/usr/bin/env bash
-# Set everything up, check the style, run all tests. Further arguments go to pytest: bash scripts/test.sh -k losses
+# Set everything up, check the style, run the fast tests:  bash scripts/test.sh [--all] [flags of pytest, such as -k losses]
+# --all runs the slow ones too: real experiments, broken runs, a cluster (apt-get install slurm-wlm munge).
 set -euo pipefail
+chosen=(-m "not slow")
+if [ "${1:-}" = --all ]; then
+    chosen=()
+    shift
+fi
 source "$(dirname "$0")/setup.sh" requirements-dev.txt
 ruff check .
 ruff format --check .
 export OMP_NUM_THREADS=1  # one core a test process: several OpenMP pools on few cores slow each other down
 cores=$(getconf _NPROCESSORS_ONLN)
-python -m pytest -n "$((cores < 4 ? cores : 4))" --dist loadfile "$@"
+python -m pytest -n "$((cores < 4 ? cores : 4))" --dist loadfile ${chosen[@]+"${chosen[@]}"} "$@"

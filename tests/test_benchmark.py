@@ -5,27 +5,27 @@ import torch
 
 from engine.metrics import Metrics, confusion_matrix
 from models.label_noise import LabelNoise
-from scripts.study.benchmarks import as_released
-from scripts.study.benchmarks.parts import drawn, label_maps, signed
+from scripts.study import as_released
+from scripts.study.benchmark import make_label_maps, mark_ignored, repeat_draws
 from utils.bilinear import upsampled_argmax
 from utils.types import Draw
 
 
 @pytest.mark.parametrize("codes", ["random", "fixed"])
 def test_label_planes(codes):
-    label, noise = label_maps(3, (24, 32), 21), LabelNoise(21, codes, 0.03, 100.0)
+    label, noise = make_label_maps(3, (24, 32), 21), LabelNoise(21, codes, 0.03, 100.0)
     for path in (0, 1):
-        plane = as_released.noised_label(signed(label), 21, 0.03, *drawn(noise, label, Draw(4), path))
+        plane = as_released.noised_label(mark_ignored(label), 21, 0.03, *repeat_draws(noise, label, Draw(4), path))
         torch.testing.assert_close(noise(label, Draw(4), path), plane, rtol=1e-5, atol=1e-4)
 
 
 def test_scores():
     generator = torch.Generator().manual_seed(0)
     score, confusion = as_released.Score(5), torch.zeros(5, 5, dtype=torch.int64)
-    label = label_maps(3, (40, 56), 4)  # the fifth class does not occur
+    label = make_label_maps(3, (40, 56), 4)  # the fifth class does not occur
     for truth in label.split(1):
         logits = 3 * torch.randn(1, 5, 6, 8, generator=generator)
         logits[:, 4] = -100
-        plain = as_released.evaluate(logits, signed(truth), score)
+        plain = as_released.evaluate(logits, mark_ignored(truth), score)
         confusion += confusion_matrix(upsampled_argmax(logits, truth.shape[-2:], True), truth, 5)
     assert Metrics(confusion.numpy(), 3).miou(absent_as_zero=True) == pytest.approx(plain, abs=1e-6)

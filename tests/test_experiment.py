@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -9,22 +11,31 @@ import sys
 import time
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 
 from engine.settings import ROLES
-from scripts.study import experiment, experiment_figure
+from scripts.study import experiment, experiment_figure, pack_records
+from scripts.study.analysis.record_files import list_runs, open_folder
 from scripts.study.analysis.runs import read_run
-from scripts.study.experiment import RunnerConfig, plan, prepare
+from scripts.study.experiment import RunnerConfig, check_data, lock_output
 from scripts.study.experiments.definition import Origin, read_experiment
 from scripts.study.experiments.figures import dial_points, draw_dial
 from scripts.study.experiments.files import EXPERIMENTS
 from scripts.study.experiments.jobs import Job, execute
+from scripts.study.experiments.plan import Machine, Places, plan_jobs
 from scripts.study.experiments.stop import Stop
-from scripts.study.experiments.tables import gains, read_records, students, summary, training_minutes
-from scripts.study.experiments.teachers_table import teachers
+from scripts.study.experiments.tables import (
+    list_gains,
+    list_students,
+    read_records,
+    summarise_students,
+    training_minutes,
+)
+from scripts.study.experiments.teachers_table import list_teachers
 from tests.conftest import ENVIRONMENT, ROOT, TINY
 from tests.test_compare import make_areas, make_run
 from utils.errors import UserError
@@ -64,6 +75,14 @@ def test_a_file_becomes_arms_in_an_order_that_can_be_run(small):
     assert found.arms["teacher"].settings == {"lr": 0.01, "single_path": True}  # no flag of the students
     assert found.arms["base"].title == "nothing"
     assert [found.next_seed(seed, 1) for seed in (0, 1, 5)] == [1, 0, 6]
+
+
+def test_the_example_of_the_readme_is_an_experiment(tmp_path):
+    text = (ROOT / "scripts/study/README.md").read_text(encoding="utf-8")
+    (tmp_path / "my_loss.yaml").write_text(re.search(r"```yaml\n(.*?)```", text, re.DOTALL)[1])
+    found = read_experiment(str(tmp_path / "my_loss.yaml"))
+    assert found.arms["mine"].origins == {"teacher_pretrained": Origin("teacher", 1)}
+    assert len(plan_jobs(found, Places(tmp_path), Machine())) == 12
 
 
 def test_a_file_on_top_of_another(small, tmp_path):
@@ -109,7 +128,17 @@ def test_a_file_on_top_of_another(small, tmp_path):
         ({"runs": {"base": {"settings": {"lr": "fast"}}}}, "base: lr: 'fast' is not a float"),
         ({"runs": {"base": {"settings": {"kd": None}}}}, "base: kd: one value, not None"),
         ({"runs": {"base": {"settings": {"kd": ["cwd=3", "kd=1"]}}}}, "base: kd: one value"),
-        ({"runs": {"base": {"settings": {"seed": 3}}}}, "unknown setting in .*base: 'seed'"),
+        (
+            {"runs": {"base": {"settings": {"seed": 3}}}},
+            "base: 'seed' is no setting of a run: write it into the list seeds:",
+        ),
+        ({"settings": {"workers": 3}}, "'workers' is no setting of a run: give --workers to experiment.py"),
+        ({"runs": {"base": {"network": "r18"}}}, "unknown network in .*base: 'r18'"),
+        ({"networks": {"r18": 3}, "runs": {"base": {"network": "r18"}}}, "networks: r18: 'key: value' lines, not 3"),
+        ({"columns": ["a", "b"], "runs": {"base": {"row": ["x"]}}}, "base: row: 1 cells, but columns: has 2"),
+        ({"runs": {"base": {"published": "73"}}}, "base: published: a number, not '73'"),
+        ({"runs": {"base": {"recipe": "voc:x"}}}, "x"),
+        ({"runs": {"base": {"settings": {"pretrained": "base/bets"}}}}, "unknown run in .*pretrained: 'base/bets'"),
         ({"runs": {"base": {"train": "pupil"}}}, "unknown script in .*'pupil'"),
         ({"runs": {"base": {"train": None}}}, "base: train: a word"),
         ({"runs": {"base": {"lr": 1}}}, "unknown key in .*base: 'lr'"),
@@ -146,7 +175,7 @@ def test_missing_and_broken_files(tmp_path):
 @pytest.mark.parametrize("name", sorted(path.stem for path in EXPERIMENTS.glob("*.yaml")))
 def test_every_command_of_the_experiments_is_one_the_scripts_take(name, tmp_path):
     found = read_experiment(name)
-    jobs = plan(found, RunnerConfig(data="root"), tmp_path)
+    jobs = plan_jobs(found, Places(tmp_path, data_root="root"), Machine())
     assert len(jobs) == len(found.arms) * len(found.seeds)
     done = set()
     for job in jobs.values():
@@ -157,19 +186,19 @@ def test_every_command_of_the_experiments_is_one_the_scripts_take(name, tmp_path
         flags = parse_flags(ROLES[role], "", training[1:])
         assert flags["save_dir"] == str(job.folder)
         for need in job.needs:
-            assert str(tmp_path / need / "last.pth") in training
+            assert {str(tmp_path / need / f"{kind}.pth") for kind in ("last", "best")} & set(training)
     if name == "camvid":
         assert "--teacher-pretrained" in jobs["plain-0"].commands[0]
         assert "baseline-1/last.pth" in " ".join(jobs["plain-0"].commands[0])
 
 
 def test_chosen_runs_bring_what_they_start_from_at_the_seeds_they_need(small, tmp_path):
-    jobs = plan(read_experiment(small), RunnerConfig(only=("plain",), seeds=(1,)), tmp_path)
+    jobs = plan_jobs(read_experiment(small), Places(tmp_path), Machine(), ("plain",), (1,))
     assert list(jobs) == ["base-0", "plain-1"]
     chosen = read_experiment(write(tmp_path / "chosen.yaml", only=["plain"]))
-    assert list(plan(chosen, RunnerConfig(seeds=(1,)), tmp_path)) == ["base-0", "plain-1"]
+    assert list(plan_jobs(chosen, Places(tmp_path), Machine(), seeds=(1,))) == ["base-0", "plain-1"]
     with pytest.raises(UserError, match="unknown run in --only 'plane'"):
-        plan(read_experiment(small), RunnerConfig(only=("plane",)), tmp_path)
+        plan_jobs(read_experiment(small), Places(tmp_path), Machine(), ("plane",))
 
 
 def test_a_reader_that_goes_away_is_no_error():
@@ -325,40 +354,70 @@ def test_a_signal_that_nohup_ignores_stays_ignored():
 def test_what_would_fail_after_hours_fails_at_once(small, tmp_path):
     found, runs = read_experiment(small), tmp_path / "runs"
     (tmp_path / "file").touch()
-    for changes, message in (
-        ({"records": str(tmp_path / "file" / "x")}, "--records .* cannot be written"),
-        ({"records": str(runs)}, "is the folder of the runs"),
-        ({"data": str(tmp_path / "none")}, "no such folder"),
-    ):
-        with pytest.raises(UserError, match=message):
-            prepare(RunnerConfig(**changes), found, runs)
+    blocked = RunnerConfig(records=str(tmp_path / "file/x/r.zip"))
+    with pytest.raises(UserError, match=r"--records .* cannot be written"):
+        lock_output(blocked, runs)
+    with pytest.raises(UserError, match=r"--data .*none: no such folder"):
+        check_data(found, Places(runs, str(tmp_path / "none")))
     with pytest.raises(UserError, match="--data is missing: the root folder of camvid"):
-        prepare(RunnerConfig(), read_experiment("camvid"), runs)
-    with closing(prepare(RunnerConfig(), found, runs)), pytest.raises(UserError, match="in use by another run"):
-        prepare(RunnerConfig(), found, runs)
-    prepare(RunnerConfig(), found, runs).close()
+        check_data(read_experiment("camvid"), Places(runs))
+    with pytest.raises(UserError, match=r"no such folder: .*/voc"):
+        check_data(read_experiment("lad_voc"), Places(runs, data_root=str(tmp_path)))
+    with closing(lock_output(RunnerConfig(), runs)), pytest.raises(UserError, match="in use by another run"):
+        lock_output(RunnerConfig(), runs)
+    lock_output(RunnerConfig(), runs).close()
     other = tmp_path / "other"
     other.write_text("somebody's")
     (runs / ".lock").unlink()
     (runs / ".lock").symlink_to(other)
     with pytest.raises(UserError, match=r"--output .* cannot be written: Too many levels of symbolic links"):
-        prepare(RunnerConfig(), found, runs)
+        lock_output(RunnerConfig(), runs)
     assert other.read_text() == "somebody's"
 
 
-def test_each_slot_has_its_own_gpu_or_share_of_the_cores(monkeypatch):
+def test_each_slot_has_its_own_gpus_or_share_of_the_cores(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    assert experiment.slots_of(RunnerConfig(gpus=("0", "3"))) == [{"CUDA_VISIBLE_DEVICES": g} for g in "03"]
-    assert experiment.slots_of(RunnerConfig()) == [{}]
-    shares = experiment.slots_of(RunnerConfig(jobs=2))
+    make = experiment.make_slots
+    assert make(RunnerConfig(gpus=("0", "3"))) == [{"CUDA_VISIBLE_DEVICES": g} for g in "03"]
+    four = RunnerConfig(gpus=("0", "1", "2", "3"), processes=2)
+    assert make(four) == [{"CUDA_VISIBLE_DEVICES": "0,1"}, {"CUDA_VISIBLE_DEVICES": "2,3"}]
+    assert make(RunnerConfig()) == [{}]
+    shares = make(RunnerConfig(jobs=2))
     assert all(slot["CUDA_VISIBLE_DEVICES"] == "" for slot in shares)
     assert [int(slot["OMP_NUM_THREADS"]) for slot in shares] == [max(1, len(os.sched_getaffinity(0)) // 2)] * 2
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert [slot["OMP_NUM_THREADS"] for slot in experiment.slots_of(RunnerConfig(jobs=2))] == ["3", "3"]
-    both = ["camvid", "--gpus", "0", "--jobs", "2"]
-    for flags, message in ((both, "--jobs is for the CPU"), ([], "name an experiment")):
-        with pytest.raises(UserError, match=message):
-            experiment.main(flags)
+    assert [slot["OMP_NUM_THREADS"] for slot in make(RunnerConfig(jobs=2))] == ["3", "3"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["camvid", "--gpus", "0", "--jobs", "2"], "--jobs is for the CPU"),
+        (["camvid", "--gpus", "0", "1", "2", "--processes", "2"], "3 GPUs cannot be shared by runs of 2 processes"),
+        (["camvid", "--data", "a", "--data-root", "b"], "--data is the folder of one data set"),
+        (["cirkd", "--data", "a", "--dry-run"], "cirkd has 3 data sets: give --data-root DIR"),
+        (["camvid", "--slurm-args", "x"], "--slurm-args is for --slurm"),
+        (["camvid", "--slurm", "--records", "x.zip"], "--records is for runs of this machine"),
+        (["camvid", "--records", "results/camvid"], "--records results/camvid: a record file is called NAME.zip"),
+        ([], "name an experiment"),
+    ],
+)
+def test_flags_that_make_no_sense(flags, message):
+    with pytest.raises(UserError, match=message):
+        experiment.main(flags)
+
+
+@pytest.mark.parametrize("folder", [".", "scripts", "scripts/study/experiments"])
+def test_printed_commands_lead_from_the_folder_of_the_caller(folder, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT / folder)
+    experiment.main(["lad_voc", "--data-root", "my data", "--processes", "2", "--dry-run"])
+    first = shlex.split(capsys.readouterr().out.splitlines()[0])
+    assert first[2:5] == ["--standalone", "--nproc-per-node", "2"]
+    launcher, script = Path(first[1]), Path(first[5])
+    assert launcher.resolve() == ROOT / "scripts/torchrun.py"
+    assert script.resolve() == ROOT / "train_student.py"
+    assert folder != "." or first[5] == "train_student.py"
+    assert first[first.index("--data") + 1] == "my data/voc"
 
 
 @pytest.fixture(scope="module")
@@ -375,7 +434,7 @@ def real(tmp_path_factory):
     content = {"recipe": "toy", "seeds": [4], "baseline": "base", "settings": settings, "runs": runs}
     (folder / "tiny.yaml").write_text(yaml.safe_dump(content | {"robustness_images": 2}, sort_keys=False))
     line = [sys.executable, f"{ROOT}/scripts/study/experiment.py", "tiny.yaml", "--output", "runs", "--jobs", "2"]
-    line += ["--records", "records", "--workers", "0"]
+    line += ["--records", "records.zip", "--workers", "0"]
     options = {"cwd": folder, "env": ENVIRONMENT, "text": True, "stdout": subprocess.PIPE}
     first = subprocess.Popen(line, **options)
     while first.poll() is None and not list(folder.glob("runs/*/last.pth")):
@@ -387,6 +446,7 @@ def real(tmp_path_factory):
     return folder, first.returncode, second, third
 
 
+@pytest.mark.slow
 def test_a_real_experiment_is_stopped_and_finished(real):
     folder, first, second, third = real
     assert first == 3
@@ -394,37 +454,42 @@ def test_a_real_experiment_is_stopped_and_finished(real):
     assert "3 of 3 runs done" in second.stdout
     assert third.returncode == 0
     assert "begins" not in third.stdout
+    script = os.path.relpath(ROOT / "scripts/study/compare.py", folder)
+    assert f"next: python {script} --baseline base records.zip --html runs.html" in third.stdout
     logs = [path.read_text() for path in folder.glob("runs/*/log.txt")]
     assert any("continues after iteration" in log for log in logs)
     for name in ("base-4", "lad-4", "teacher-4"):
-        files = {path.name for path in (folder / "records" / name).iterdir()}
+        files = {path.name for path in open_folder(folder / "records.zip" / name).iterdir()}
         wanted = {"config.yaml", "metrics.jsonl", "last.json", "best.json", "per_image_last.npz", "per_image_best.npz"}
         assert files == wanted | ({"robustness.json"} if name == "teacher-4" else set())
 
 
+@pytest.mark.slow
 def test_its_tables_and_its_picture(real):
     folder = real[0]
     found = read_experiment(f"{folder}/tiny.yaml")
-    header, rows = students(found, folder / "records")
-    miou = {n: 100 * json.loads((folder / f"records/{n}-4/last.json").read_text())["miou"] for n in ("base", "lad")}
+    records = open_folder(folder / "records.zip")
+    header, rows = list_students(found, records)
+    miou = {n: 100 * json.loads((records / f"{n}-4/last.json").read_text())["miou"] for n in ("base", "lad")}
+    assert f"| `lad` | taught | 1 | {miou['lad']:.2f} |" in real[2].stdout
     by_name = {row[0]: dict(zip(header, row, strict=True)) for row in rows}
     assert list(by_name) == ["`base`", "`lad`"]
     for name, value in miou.items():
         assert by_name[f"`{name}`"]["last mIoU %"] == f"{value:.2f}"
         assert by_name[f"`{name}`"]["n"] == "1"
-    header, rows = gains(found, folder / "records")
+    header, rows = list_gains(found, records)
     lad = dict(zip(header, rows[0], strict=True))
     assert len(rows) == 1
     assert (lad["arm"], lad["minus"], lad["n"]) == ("taught", "alone", "1")
     assert float(lad["gain"]) == pytest.approx(miou["lad"] - miou["base"], abs=0.006)
-    header, rows = teachers(found, folder / "records")
+    header, rows = list_teachers(found, records)
     teacher = dict(zip(header, rows[0], strict=True))
-    scored = json.loads((folder / "records/teacher-4/last.json").read_text())
+    scored = json.loads((records / "teacher-4/last.json").read_text())
     assert scored["label_assisted"]
     assert any("2 of" in name for name in header)
     assert teacher["last mIoU %, LABEL-ASSISTED"] == f"{100 * scored['miou']:.2f}"
     assert teacher["no label"] not in ("-", "not run")
-    experiment_figure.main([f"{folder}/tiny.yaml", "--records", f"{folder}/records", "--output", f"{folder}"])
+    experiment_figure.main([f"{folder}/tiny.yaml", "--records", f"{folder}/records.zip", "--output", f"{folder}"])
     assert (folder / "tiny_dial.png").stat().st_size > 10000
     with pytest.raises(UserError, match="holds no scored run"):
         experiment_figure.main([f"{folder}/tiny.yaml", "--records", f"{folder}/nothing"])
@@ -447,7 +512,7 @@ def test_tables_of_several_seeds(tmp_path):
         "plain": [],
     }
     assert training_minutes(records["base"][0]) == pytest.approx(30 * 4 / 2 / 60)
-    header, rows = students(found, tmp_path / "records")
+    header, rows = list_students(found, tmp_path / "records")
     lad = next(dict(zip(header, row, strict=True)) for row in rows if row[0] == "`lad`")
 
     def miou(name, seed):
@@ -455,7 +520,7 @@ def test_tables_of_several_seeds(tmp_path):
         return 100 * np.mean(total[0] / (total[1] + total[2] - total[0]))
 
     assert (lad["n"], lad["best mIoU %"]) == ("2", "not run")
-    header, rows = gains(found, tmp_path / "records")
+    header, rows = list_gains(found, tmp_path / "records")
     rows = {(row[0], row[1]): dict(zip(header, row, strict=True)) for row in rows}
     assert list(rows) == [("lad", "nothing")]  # what was not run has no gain
     expected = [miou("lad", s) - miou("base", s) for s in (0, 2)]
@@ -467,7 +532,7 @@ def test_tables_of_several_seeds(tmp_path):
     t = np.mean(expected) / (np.std(expected, ddof=1) / 2**0.5)
     p = 1 - 2 / np.pi * np.arctan(abs(t))  # Student's t with one degree of freedom is Cauchy's distribution
     assert float(lad["p over seeds"]) == pytest.approx(p, rel=0.05)
-    _, rows = teachers(found, tmp_path / "records")
+    _, rows = list_teachers(found, tmp_path / "records")
     assert rows[0][3] == "not run"
 
 
@@ -482,14 +547,14 @@ def test_the_summary_counts_the_teachers_time_and_compares_twice(tmp_path):
         speed = 0.1 if log.parent.name.startswith(("teacher", "long")) else 0.2
         log.write_text(log.read_text().replace('"ce"', f'"images_per_second": {speed}, "ce"'))
     found = read_experiment(path)
-    header, rows = summary(found, tmp_path / "records")
+    header, rows = summarise_students(found, tmp_path / "records")
     rows = {row[0]: dict(zip(header, row, strict=True)) for row in rows}
     minutes = next(name for name in header if name.startswith("minutes, teacher included"))
     assert rows["nothing"][minutes] == "10"  # 30 iterations of 4 images at 0.2 a second
     assert rows["lad"][minutes] == "30"  # and a teacher at half the speed; of seed 1 there is none
     over_base, over_long = (f"gain over the baseline of {minutes} minutes" for minutes in (10, 20))
     assert rows["nothing"][over_base] == rows["longer"][over_long] == "-"
-    _, listed = gains(found, tmp_path / "records")
+    _, listed = list_gains(found, tmp_path / "records")
     listed = {(row[0], row[1]): row[3] for row in listed}
     for column, base in ((over_base, "nothing"), (over_long, "longer")):
         assert rows["lad"][column].startswith(listed["lad", base])
@@ -528,7 +593,7 @@ def test_a_damaged_record_is_named(tmp_path, content):
     make_run(folder, 0, make_areas())
     (folder / "robustness.json").write_text(content)
     with pytest.raises(UserError, match=r"robustness.json is (no result|damaged)"):
-        teachers(read_experiment(path), tmp_path / "records")
+        list_teachers(read_experiment(path), tmp_path / "records")
 
 
 def test_minutes_of_an_interrupted_run(tmp_path):
@@ -548,3 +613,52 @@ def test_minutes_of_a_run_on_one_thread_are_the_processors(tmp_path):
         lines[0]["threads"] = threads
         (tmp_path / "r/metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
         assert training_minutes(read_run(tmp_path / "r", "r")) == pytest.approx(minutes)
+
+
+def test_runs_are_added_to_a_record_file_one_by_one(tmp_path, capsys):
+    make_run(tmp_path / "runs/a-0", 0, make_areas())
+    make_run(tmp_path / "runs/b-0", 0, make_areas(0.6))
+    (tmp_path / "runs/b-0/job.json").write_text('{"done": false}')
+    for name in "ab":
+        (tmp_path / f"runs/{name}-0/eval-last.json").rename(tmp_path / f"runs/{name}-0/last.json")
+        (tmp_path / f"runs/{name}-0/last.pth").write_bytes(b"large")
+    archive = tmp_path / "records.zip"
+    line = [str(tmp_path / "runs/a-0"), str(tmp_path / "runs/b-0"), "--records", str(archive)]
+    pack_records.main(line)
+    out = capsys.readouterr().out
+    assert "b-0: not finished, passed over" in out
+    assert "1 of 1 finished runs are new or changed: a-0" in out
+    first = archive.read_bytes()
+    (tmp_path / "runs/a-0/config.yaml").touch()
+    pack_records.main(line)
+    assert archive.read_bytes() == first
+    (tmp_path / "runs/b-0/job.json").write_text('{"done": true}')
+    pack_records.main(line)
+    second = archive.read_bytes()
+    directory = first.index(b"PK\x01\x02")
+    assert second[:directory] == first[:directory], "what is there keeps its bytes"
+    runs = list_runs(open_folder(archive))
+    assert [run.name for run in runs] == ["a-0", "b-0"]
+    assert not (runs[0] / "last.pth").exists()
+    for run in runs:
+        (view,) = read_run(run, run.name).scores
+        assert read_run(run, run.name).scores[view] == read_run(tmp_path / "runs" / run.name, run.name).scores[view]
+    (tmp_path / "runs/a-0/metrics.jsonl").write_text("")
+    pack_records.main(line)
+    assert (open_folder(archive) / "a-0/metrics.jsonl").read_bytes() == b""
+    assert (open_folder(archive) / "b-0/config.yaml").is_file()
+
+
+def test_record_files_that_are_none(tmp_path):
+    (tmp_path / "x.zip").write_bytes(b"garbage")
+    with pytest.raises(UserError, match=r"x\.zip is no record file"):
+        open_folder(tmp_path / "x.zip")
+    make_run(tmp_path / "a-0")
+    for flags, message in (
+        (["--records", str(tmp_path / "y.zip")], "no runs given"),
+        ([str(tmp_path / "a-0")], "--records FILE is missing"),
+        ([str(tmp_path / "a-0"), "--records", str(tmp_path / "x.zip")], r"x\.zip is no record file"),
+        ([str(tmp_path / "none"), "--records", str(tmp_path / "y.zip")], "is no run folder"),
+    ):
+        with pytest.raises(UserError, match=message):
+            pack_records.main(flags)

@@ -31,7 +31,7 @@ from engine.runtime import Runtime
 from engine.settings import StudentConfig, TeacherConfig
 from engine.training_state import TrainingState
 from models.checkpoints import reading
-from scripts.study.breaking.processes import members
+from tests.breaking.processes import members
 from tests.conftest import ENVIRONMENT, ROOT, TINY
 from tests.test_engine import assert_same, losses, records
 from utils import checkpoint

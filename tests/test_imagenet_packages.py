@@ -122,7 +122,7 @@ def test_from_the_command_line(tmp_path):
 
 
 def test_a_file_of_these_weights_wants_its_pixels_too():
-    path = imagenet._package_file(LITE0)
+    path = imagenet.package_file(LITE0)
     assert initialise(build_model("fcn", LITE0, 3), str(path), "", "inception")
     with pytest.raises(UserError, match="use --pixels inception, not imagenet"):
         initialise(build_model("fcn", LITE0, 3), str(path), "", "imagenet")

@@ -26,13 +26,12 @@ from scripts.data import archives, check_data, describe_folder, folder_layout, p
 from scripts.deploy import download_checkpoints, export_onnx, export_safetensors
 from scripts.deploy.manifest import Entry, read_manifest
 from scripts.study import (
+    benchmark,
     experiment_figure,
-    loss_cost,
     models_table,
     results_table,
 )
 from scripts.study.analysis import gained_lost, report, runs, style
-from scripts.study.benchmarks import steps
 from tests.networks import write_checkpoint
 from utils import checkpoint
 from utils.errors import UserError
@@ -107,8 +106,7 @@ MESSAGES = {
     "no probability": (lambda t: parse_flags(TrainConfig, "", ["--dropout", "1.5"]), r"--dropout: 1\.5 is too large"),
     "entry twice": (lambda t: read_manifest(garbage(t, "m.yaml", yaml.safe_dump([ENTRY._asdict()] * 2).encode())),
                     r"m\.yaml: the name 'a' is there twice"),
-    "classes": (lambda t: loss_cost.main(["labelmefacade"]), "the number of classes of folder is not known"),
-    "losses": (lambda t: steps.compare("x", lambda _: torch.ones(()), None, lambda _: torch.zeros(()) + 2, [],
+    "losses": (lambda t: benchmark.compare_steps("x", lambda _: torch.ones(()), None, lambda _: torch.zeros(()) + 2, [],
                SimpleNamespace(amp="none"), None), r"x: our loss is 1\.0, the plain one 2\.0"),
     "result": (lambda t: results_table.read(garbage(t, "e.json"), ()), r"e\.json is no result of eval\.py"),
 }  # fmt: skip
@@ -180,12 +178,6 @@ def test_gpus_that_are_not_there(monkeypatch):
     with pytest.raises(UserError, match="2 processes on this host but only 1 GPUs"):
         _choose_device("cuda", False)
     assert _choose_device("cuda", True).index == 0
-
-
-def test_a_disk_without_room_for_an_archive(tmp_path, monkeypatch):
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
-    with pytest.raises(UserError, match=r"needs up to 0\.0 GB in .*: there is less"):
-        archives.extract(archive(tmp_path), tmp_path / "root", WHERE)
 
 
 def test_a_preparation_without_its_folders(tmp_path):

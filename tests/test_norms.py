@@ -7,7 +7,7 @@ from timm.layers import BatchNormAct2d
 from torch import nn
 
 from engine.runtime import Runtime
-from scripts.study.benchmarks.steps import teacher_step
+from scripts.study.benchmark import build_teacher_step
 from utils.norms import ExactNorm, SyncedNorm, replace_norms
 from utils.types import IGNORE_INDEX, Draw
 
@@ -106,7 +106,7 @@ def test_the_fast_layout_has_the_losses_of_the_plain_one(backbone):
     label[:, :100], label[:, :, 60:80] = 1, IGNORE_INDEX
     losses = []
     for fast in (True, False):
-        step = teacher_step(5, backbone)
+        step = build_teacher_step(5, backbone)
         Runtime(channels_last=fast).prepare(step).train()
         with torch.no_grad():
             losses += [step(image, label, Draw(i))["loss"].item() for i in range(2)]

@@ -1,20 +1,15 @@
-"""Every recipe loads for every role, gives its sources, and every table's command is one that parses."""
-
-import shlex
-import subprocess
+"""Every recipe loads for every role and gives its sources; the published tables give it what it asks for."""
 
 import pytest
 import yaml
 
 from datasets import DATASETS
-from engine.settings import ROLES, TRAINED, load_recipe
+from engine.settings import TRAINED, load_recipe
 from losses import parse_losses
+from scripts.study.experiments.definition import read_experiment
 from train_student import RECIPES
-from utils.options import parse_flags
 
-SCRIPTS = RECIPES.parent
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
-TABLES = sorted(path.name for path in (SCRIPTS / "tables").glob("*.sh") if path.name != "rows.sh")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -67,56 +62,18 @@ def test_voc_is_the_lad_release():
     assert teacher["crop_size"] == (512, 512)
 
 
-def commands(table, *flags):
-    shown = subprocess.run(
-        ["bash", str(SCRIPTS / "tables" / table), "--dry-run", *flags], capture_output=True, text=True, check=True
-    )
-    return [shlex.split(line) for line in shown.stdout.splitlines()]
-
-
-@pytest.mark.parametrize("table", TABLES)
-def test_a_table_is_one_command_that_parses_a_line(table):
-    lines = commands(table, "--data-root", "/data sets", "--bases", "/image net", "--", "--seed", "3")
-    assert len(lines) == len({" ".join(line) for line in lines}) > 3
-    outputs = set()
-    for _, script, dataset, model, backbone, *flags in lines:
-        assert (SCRIPTS.parent / script).stem in ("train_teacher", "train_student")
-        role = "teacher" if "teacher" in script else "student"
-        given = parse_flags(ROLES[role], "", ["--dataset", dataset, "--model", model, "--backbone", backbone, *flags])
-        if role == "student" and given.get("kd") == "none":
-            role = "baseline"
-        recipe = load_recipe(given.get("recipe", dataset), role, RECIPES)
-        assert recipe["dataset"] == given["dataset"]
-        for name, value in recipe.items():
-            assert value != "?" or name in given, f"{name} is asked for by the recipe"
-        assert given["data"] == f"/data sets/{dataset}"
-        assert given["pretrained_base"] == f"/image net/{backbone}.pth"
-        assert given["seed"] == 3
-        needed = {given.get("pretrained"), given.get("teacher_pretrained")} - {None, ""}
-        assert needed <= outputs, "what a line starts from is made by a line before it"
-        outputs |= {f"{given['save_dir']}/{kind}.pth" for kind in ("best", "last")}
-
-
-@pytest.mark.parametrize("folder", [".", "scripts", "scripts/tables", "tests"])
-def test_a_table_names_its_launchers_from_the_folder_of_the_caller(folder):
-    here = SCRIPTS.parent / folder
-    line = ["bash", str(SCRIPTS / "tables/lad_voc.sh"), "--dry-run"]
-    shown = subprocess.run(line, cwd=here, capture_output=True, text=True, check=True).stdout
-    launcher = shlex.split(shown.splitlines()[0])[1]
-    assert (here / launcher).resolve() == SCRIPTS / "train_student.sh"
-    assert folder != "." or launcher == "scripts/train_student.sh"
-
-
 def test_the_paper_has_five_data_sets_by_five_models():
-    lines = commands("lad_paper.sh")
-    assert not any("--pretrained-base" in line for line in lines)
-    rows = {tuple(line[2:4]) for line in lines}
-    assert len({dataset for dataset, _ in rows}) == 5
-    assert len({model for _, model in rows}) == 5
+    arms = read_experiment("lad_paper").arms.values()
+    assert len(arms) == 75
+    rows = {(arm.dataset, arm.settings["model"]) for arm in arms}
     assert len(rows) == 25
+    assert len({dataset for dataset, _ in rows}) == len({model for _, model in rows}) == 5
 
 
-def test_an_unknown_flag_of_a_table_is_refused():
-    done = subprocess.run(["bash", str(SCRIPTS / "tables/lad_voc.sh"), "--dry"], capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "unknown flag --dry" in done.stderr
+@pytest.mark.parametrize("table", ["lad_voc", "cirkd", "lad_paper"])
+def test_every_run_of_a_table_gets_what_its_recipe_asks_for(table):
+    for arm in read_experiment(table).arms.values():
+        role = "baseline" if arm.settings.get("kd") == "none" else arm.train
+        for name, value in load_recipe(arm.recipe, role, RECIPES).items():
+            given = name in arm.settings or name in arm.origins
+            assert value != "?" or given, f"{arm.name}: {name} is asked for by the recipe"

@@ -1,46 +1,63 @@
-import json
 import re
 
 import pytest
 
 from scripts.study import results_table
+from scripts.study.analysis.record_files import pack_runs
+from scripts.study.analysis.runs import miou
+from scripts.study.analysis.style import spread
 from tests.conftest import ROOT
+from tests.test_compare import make_areas, make_run
 from utils.errors import UserError
 
-TABLES = {
-    "t": {
-        "columns": ["network"],
-        "rows": [
-            {"cells": ["a"], "published": 75.0, "command": "run a", "files": "a*.json"},
-            {"cells": ["b"], "command": "run b", "files": "b*.json"},
-        ],
-    }
-}
+EXPERIMENT = """
+columns: [network]
+source: a paper
+recipe: toy
+seeds: [0, 1]
+runs:
+  a: {row: [first], published: 75.0, settings: {kd: none}}
+  b: {row: [second]}
+  c: {title: not in the table}
+"""
 
 
-def test_rows_are_the_mean_over_files_or_not_run(tmp_path):
-    for i, miou in enumerate((0.5, 0.6)):
-        (tmp_path / f"a{i}.json").write_text(json.dumps({"miou": miou}))
-    text = "x\n<!-- table: t -->\nold\n<!-- end -->\ny\n"
-    lines = results_table.rewrite(text, TABLES, tmp_path).splitlines()
-    assert lines[0] == "x"
-    assert lines[-1] == "y"
-    assert "| a | 75.00 | 55.00 ± 7.07 | 2 | `run a` | [a0](results/a0.json), [a1](results/a1.json) |" in lines
-    assert "| b | - | not run | 0 | `run b` | - |" in lines
-    again = results_table.rewrite("\n".join(lines), TABLES, tmp_path)
-    assert again.splitlines() == lines
+def test_a_published_table_has_what_was_printed_and_what_was_run(tmp_path):
+    (tmp_path / "t.yaml").write_text(EXPERIMENT)
+    quality = {0: make_areas(0.5), 1: make_areas(0.6)}
+    for seed, areas in quality.items():
+        make_run(tmp_path / f"runs/a-{seed}", seed, areas)
+        (tmp_path / f"runs/a-{seed}/eval-last.json").rename(tmp_path / f"runs/a-{seed}/last.json")
+    pack_runs(tmp_path / "t.zip", [tmp_path / "runs/a-0", tmp_path / "runs/a-1"])
+    text = f"x\n<!-- table: {tmp_path}/t.yaml published -->\nold\n<!-- end -->\ny\n"
+    lines = results_table.rewrite(text, tmp_path, ".").splitlines()
+    assert (lines[0], lines[-1]) == ("x", "y")
+    ours = spread([float(miou(areas.sum(0))) for areas in quality.values()])
+    assert f"| first | 75.00 | {ours} | not run | 2 | `a` | [0, 1](./t.zip) |" in lines
+    assert "| second | - | not run | not run | 0 | `b` | - |" in lines
+    assert len(lines) == 8
+    assert results_table.rewrite("\n".join(lines), tmp_path, ".").splitlines() == lines
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", "{", "3", '{"miou": 0.5}'])
 def test_a_file_of_something_else_is_named(content, tmp_path):
     (tmp_path / "robustness.json").write_text(content)
     with pytest.raises(UserError, match=r"robustness.json is no result of eval.py"):
-        results_table.files_table([tmp_path / "robustness.json"])
+        results_table.make_files_table([tmp_path / "robustness.json"])
 
 
-def test_an_unknown_table_is_named(tmp_path):
-    with pytest.raises(UserError, match="unknown table"):
-        results_table.rewrite("<!-- table: u -->\n<!-- end -->", TABLES, tmp_path)
+@pytest.mark.parametrize(
+    ("mark", "message"),
+    [
+        ("camvit students", "experiment not found: .*camvid"),
+        ("camvid studnets", "unknown kind of table 'studnets'; did you mean 'students'"),
+        ("camvid", "write an experiment and a kind of table"),
+        ("files none.json", r"none\.json is no result of eval.py"),
+    ],
+)
+def test_an_unknown_table_is_named(mark, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        results_table.rewrite(f"<!-- table: {mark} -->\n<!-- end -->", tmp_path)
 
 
 @pytest.mark.parametrize("readme", ["README.md", "results/README.md"])
@@ -56,7 +73,5 @@ def test_files_that_the_readmes_link_are_there(readme):
     assert not [path for path in linked if not (ROOT / readme).parent.joinpath(path).exists()]
 
 
-def test_links_lead_from_the_readmes_own_folder(tmp_path):
-    (tmp_path / "a0.json").write_text('{"miou": 0.5}')
-    text = results_table.rewrite("<!-- table: t -->\n<!-- end -->\n", TABLES, tmp_path, ".")
-    assert "[a0](./a0.json)" in text
+def test_results_hold_few_files():
+    assert len([path for path in (ROOT / "results").rglob("*") if path.is_file()]) <= 150

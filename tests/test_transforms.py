@@ -9,13 +9,26 @@ import pytest
 import torch
 
 from datasets import build_dataset, train_and_val
-from datasets.transforms import AUGMENTATIONS, SCALES, balanced, cirkd, distort, flip, mmseg, pad, resized_window
+from datasets.transforms import (
+    AUGMENTATIONS,
+    SCALE_RANGE,
+    balanced,
+    cirkd,
+    distort,
+    flip,
+    mmseg,
+    pad,
+    resized_window,
+    scales_between,
+)
 from engine.loader import train_batches
 from engine.runtime import Runtime
 from tests.trees import camvid
 from utils.errors import UserError
 
 COLOR = (123, 117, 104)
+
+SCALES = scales_between(*SCALE_RANGE)
 
 
 def sample(height, width, seed=0, classes=21):
@@ -215,3 +228,20 @@ def test_samples_from_the_cache_can_be_written_to(tmp_path):
     for part in first[:2]:
         part.zero_()
     assert equal(val[0][:2], wanted)
+
+
+def test_scales_of_a_narrower_range():
+    assert scales_between(0.5, 2.0) == tuple(k / 10 for k in range(5, 21))
+    assert scales_between(0.8, 1.1) == (0.8, 0.9, 1.0, 1.1)
+    image, label = np.zeros((40, 60, 3), np.uint8), np.zeros((40, 60), np.uint8)
+    options = {"crop_size": (40, 60), "pad_color": (9, 9, 9), "base_size": (60, 40)}
+    for augment in (cirkd, mmseg):  # images that are enlarged never need padding
+        for seed in range(20):
+            _, found = augment(image, label, np.random.default_rng(seed), scale_range=(1.1, 1.3), **options)
+            assert (found == 0).all()
+
+
+@pytest.mark.parametrize("scale_range", [(1.6, 0.8), (0.0, 1.0), (0.55, 1.0)])
+def test_scale_ranges_that_are_none(scale_range):
+    with pytest.raises(UserError, match=r"--scale-range .* give two tenths, the smaller first"):
+        scales_between(*scale_range)

@@ -152,13 +152,26 @@ class _Loader(yaml.SafeLoader):
 def read_yaml(path: Path) -> Any:
     """Return the plain values of a yaml file; nothing in it is run.
 
-    Raises UserError: unreadable, no text, no plain yaml, a key twice, nested too deep.
+    Raises:
+        UserError: the file is unreadable, or is no plain yaml (see ``parse_yaml``).
     """
     try:
-        return yaml.load(decode_text(read_bytes(path)), _Loader)
-    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
-        raise UserError(f"{path} is no plain yaml: {reason}") from error
+        content = read_bytes(path)
+    except OSError as error:
+        raise UserError(f"{path} is no plain yaml: {error.strerror}") from error
+    return parse_yaml(content, str(path))
+
+
+def parse_yaml(content: bytes, where: str) -> Any:
+    """Return the plain values of yaml text.
+
+    Raises:
+        UserError: it is no text, no plain yaml, has a key twice, or is nested too deep.
+    """
+    try:
+        return yaml.load(decode_text(content), _Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"{where} is no plain yaml: {' '.join(str(error).split())}") from error
 
 
 def is_list(value: object, kind: type) -> bool:

@@ -57,7 +57,7 @@ def load_base(model: Segmentor, pretrained_base: str, pixels: str) -> None:
     if pretrained_base == "timm":
         weights = _timm_weights(model)
     else:
-        path = _package_file(model.config["backbone"]) if pretrained_base == "package" else pretrained_base
+        path = package_file(model.config["backbone"]) if pretrained_base == "package" else pretrained_base
         weights = unwrap(reading.read(path), source)
     own = own_pixels(model.config["backbone"])
     if own not in ("", pixels) and (pretrained_base in ("package", "timm") or "_conv_stem.weight" in weights):
@@ -101,7 +101,7 @@ def backbone_weights(weights: Mapping[str, Tensor], backbone: nn.Module, source:
     return result
 
 
-def _package_file(backbone: str) -> Path:
+def package_file(backbone: str) -> Path:
     """The weight file of the installed package for a backbone; no code of the package runs."""
     if backbone not in PACKAGES:
         known = ", ".join(PACKAGES)

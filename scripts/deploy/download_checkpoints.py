@@ -4,8 +4,7 @@
     python scripts/deploy/download_checkpoints.py 'lad_*'               # names or patterns to fetch
     python scripts/deploy/download_checkpoints.py --verify              # what is on disk
 
-A file appears under its name only when it is whole and its hash is right. An interrupted download is kept as .part and
-continued the next time. Proxies are those of the environment (https_proxy).
+A file appears under its name only when its hash is right. Proxies are those of the environment (https_proxy).
 """
 
 import fnmatch
@@ -14,6 +13,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPException
 from itertools import chain
@@ -27,14 +27,12 @@ from utils.environment import require_packages
 
 require_packages()
 
-from tqdm import tqdm
+from torch.hub import download_url_to_file
 
 from scripts.deploy.manifest import Entry, problem, read_manifest
 from utils.errors import UserError, nearest, run_main
-from utils.files import BLOCK
 from utils.options import option, parse_flags
 
-TIMEOUT = 30  # seconds without an answer
 ROW = "{:52} {:16} {:>6}  {:34} {}"  # of the list
 
 
@@ -46,35 +44,24 @@ class DownloadConfig:
     manifest: str = option(str(ROOT / "checkpoints" / "manifest.yaml"), "list of files")
 
 
-class SafeRedirects(urllib.request.HTTPRedirectHandler):
-    """A redirect may change the host, never from https to something else."""
-
-    def redirect_request(self, req, fp, code, msg, headers, newurl):
-        if urlsplit(newurl).scheme not in ("https", req.type):
-            raise urllib.error.URLError(f"redirected from {req.type} to {newurl}")
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
 def fetch(entry: Entry, folder: Path) -> Path:
-    """Download one file, or find it there; the result is whole and verified.
+    """Download a file, or find it there. It gets its name only when its hash is right.
 
-    Raises UserError: unreachable, refused, interrupted (the part is kept), or other bytes than the manifest's.
+    Raises:
+        UserError: unreachable, refused, interrupted, other bytes than the manifest's, or no place to write to.
     """
     path, part = folder / entry.file, folder / f"{entry.file}.part"
+    if path.exists():
+        if wrong := problem(entry, path):
+            raise UserError(f"{path} is not the published file ({wrong}): delete it and fetch again")
+        return path
+    if not entry.url:
+        raise UserError(f"{path} is missing: it comes with the project (git checkout -- checkpoints)")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            if wrong := problem(entry, path):
-                raise UserError(f"{path} is not the published file ({wrong}): delete it and fetch again")
-            return path
-        if not entry.url:
-            raise UserError(f"{path} is missing: it comes with the project (git checkout -- checkpoints)")
-        if not entry.hash or part.is_symlink():
-            part.unlink(missing_ok=True)  # nothing would tell whether two halves belong together, or where it leads
-        _download(entry, part)
+        download_url_to_file(entry.url, str(part))
         if wrong := problem(entry, part):
-            part.unlink()
-            raise UserError(f"{entry.url} is not the published file ({wrong}); nothing was kept")
+            raise UserError(f"{entry.url} is not the published file ({wrong}); nothing was kept: run again")
         os.replace(part, path)
     except urllib.error.HTTPError as error:
         raise UserError(f"{entry.url}: the server answers {error.code} {error.reason}") from error
@@ -83,40 +70,13 @@ def fetch(entry: Entry, folder: Path) -> Path:
         through = f" through the proxy {proxy}" if proxy else "; behind a proxy, set https_proxy"
         raise UserError(f"{entry.url} cannot be reached{through} ({error.reason})") from error
     except (HTTPException, TimeoutError, ConnectionError) as error:
-        raise UserError(f"{entry.url}: interrupted ({error}); run again to continue from {part}") from error
+        raise UserError(f"{entry.url}: interrupted ({error}): run again") from error
     except OSError as error:
         raise UserError(f"{error.filename or folder} cannot be written: {error.strerror}") from error
+    finally:
+        with suppress(OSError):  # there may be no such folder
+            part.unlink()
     return path
-
-
-def _download(entry: Entry, part: Path) -> None:
-    """Append what is missing to ``part``."""
-    start = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(entry.url, headers={"User-Agent": "label-assisted-distillation"})
-    if start:
-        request.add_header("Range", f"bytes={start}-")
-    try:
-        response = urllib.request.build_opener(SafeRedirects).open(request, timeout=TIMEOUT)
-    except urllib.error.HTTPError as error:
-        if start and error.code == 416:  # nothing behind the part: it is whole
-            return
-        raise
-    with response:
-        if response.headers.get_content_type() == "text/html":
-            raise UserError(f"{entry.url} answers with a web page instead of a file: download it by hand")
-        if response.status != 206:  # the server sends everything again
-            start = 0
-        length = response.headers.get("Content-Length")
-        total = start + int(length) if length and length.isdecimal() else None
-        if total is None and not (entry.hash or entry.size or response.chunked):
-            raise UserError(f"{entry.url}: neither server nor manifest says how long it is: download it by hand")
-        progress = tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=entry.name, leave=False)
-        with part.open("ab" if start else "wb") as file, progress:
-            while block := response.read(BLOCK):
-                file.write(block)
-                progress.update(len(block))
-    if total is not None and (size := part.stat().st_size) < total:
-        raise UserError(f"{entry.url}: interrupted after {size} of {total} bytes; run again to continue from {part}")
 
 
 def verify(entries: list[Entry], folder: Path) -> None:

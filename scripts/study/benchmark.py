@@ -1,17 +1,20 @@
-"""Comparisons in time, each against a plain way of doing the same work and with a check that it is the same.
+"""Time this project's way of training and evaluation against the LAD release's, after checking that both agree.
 
     python scripts/study/benchmark.py teacher student metric noising
-    python scripts/study/benchmark.py memory --json memory.json
     python scripts/study/benchmark.py teacher-150 --device cuda --amp bf16
 
 On a CPU one thread's processor time (the clock that neighbours on a shared machine disturb least), on a GPU the time of
-day; in alternation, and the median of the rounds counts. A new comparison is a function that returns a Comparison, and
-a line in COMPARISONS.
+day; in alternation, and the median of the rounds counts. Steps are of 2 images of 256x256 on a CPU, of 16 images of
+512x512 on a GPU. A new comparison is a function that returns a Comparison, and a line in COMPARISONS.
 """
 
+import copy
+import statistics
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -21,30 +24,356 @@ from utils.environment import require_packages
 
 require_packages()
 
+import cv2
+import numpy as np
 import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
+from datasets import train_and_val
+from datasets.base import TrainStream
+from datasets.transforms import SCALE_RANGE, pad, scales_between
 from engine.logger import describe_environment
-from engine.runtime import start_runtime
+from engine.metrics import confusion_matrix
+from engine.runtime import Runtime, start_runtime
+from losses import build_kd
+from losses.task import TaskLoss
+from models import build_model
+from models.label_noise import LabelNoise
+from models.segmentor import Segmentor
+from scripts.study import as_released
 from scripts.study.analysis.style import save_json
-from scripts.study.benchmarks.memory import memory
-from scripts.study.benchmarks.parts import metric, noising
-from scripts.study.benchmarks.samples import loader
-from scripts.study.benchmarks.scaling import scaling
-from scripts.study.benchmarks.steps import student, teacher
-from scripts.study.benchmarks.timing import BenchmarkConfig, Comparison
-from utils.errors import lookup, run_main
-from utils.options import parse_flags
+from train_student import StudentStep
+from train_teacher import TeacherStep
+from utils.bilinear import upsampled_argmax
+from utils.errors import UserError, lookup, run_main
+from utils.options import option, parse_flags
+from utils.pixels import CONVENTIONS
+from utils.seeding import derive_seed
+from utils.types import IGNORE_INDEX, Draw, count_labelled_per_rank
+
+COUNT, CROP = 48, (512, 512)
+CONVENTION = CONVENTIONS["bgr_mean"]
+SGD = {"lr": 0.001, "momentum": 0.9, "weight_decay": 1e-4}
+EQUAL = 1e-6  # relative, in float32
+CWD = {"student_channels": 128, "teacher_channels": 128}
+Loss = Callable[[int], Tensor]  # of iteration i
+
+
+@dataclass(frozen=True)
+class BenchmarkConfig:
+    only: tuple[str, ...] = option((), "comparisons to run (default: all)", positional=True)
+    rounds: int = option(5, "alternating rounds of each way", minimum=3)
+    device: str = option("cpu", "where labels, steps and metric are computed", choices=("auto", "cpu", "cuda"))
+    amp: str = option("none", "precision of our steps; the plain ones are float32", choices=("none", "bf16"))
+    json: str = option("", "file for the result")
+
+
+@dataclass
+class Comparison:
+    """``seconds[way]``: medians a sample; ratios are against the first way. ``check``: how the results agree."""
+
+    what: str
+    seconds: dict[str, float]
+    check: dict[str, float] = field(default_factory=dict)
+
+    def lines(self) -> Iterator[str]:
+        yield self.what
+        first = next(iter(self.seconds.values()), 0)
+        for way, seconds in self.seconds.items():
+            yield f"  {way:<44} {1000 * seconds:10.2f} ms   {first / seconds:5.2f}x"
+        for name, value in self.check.items():
+            yield f"  {name}: {value:.6g}"
+
+
+def read_clock(device: torch.device) -> float:
+    """Return the processor time, which neighbours disturb least; on a GPU the time of day, its queue empty."""
+    if device.type == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def measure_medians(
+    ways: dict[str, Callable[[int], object]], rounds: int, count: int, device: torch.device
+) -> dict[str, float]:
+    """Return the seconds of one call ``way(i)``: the median over the rounds of the mean over ``count`` calls."""
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(1 + rounds):  # the first round warms up
+        for name, way in ways.items():
+            start = read_clock(device)
+            for i in range(count):
+                way(i)
+            if number:
+                times[name].append((read_clock(device) - start) / count)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def make_label_maps(batch: int, size: tuple[int, int], num_classes: int) -> Tensor:
+    """Return label maps of random patches, ignored ones too: uint8 ``[B, H, W]``."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.randint(0, num_classes + 1, (batch, 1, 8, 8), generator=generator).float()
+    index = F.interpolate(coarse, size, mode="nearest")[:, 0]
+    return index.masked_fill(index == num_classes, IGNORE_INDEX).to(torch.uint8)
+
+
+def mark_ignored(label: Tensor) -> Tensor:
+    """Return labels as the release's loader gives them: float32, -1 where ignored."""
+    return label.float().masked_fill(label == IGNORE_INDEX, -1)
+
+
+def repeat_draws(
+    noise: LabelNoise, label: Tensor, draw: Draw, path: int
+) -> tuple[as_released.Code, as_released.Pixels]:
+    """Return the codes and the pixel noise that ``noise`` draws, for the release's way of using them."""
+    table = noise.table.to(label.device, torch.float32)
+    codes = noise.codes(table, len(label), draw, path)
+    return lambda j, k: codes[j, k], lambda plane: draw.normal(plane.clone(), 2 * path + 1)
+
+
+def compare_noising(num_classes: int, config: BenchmarkConfig, device: torch.device) -> Comparison:
+    """Compare how the network input of one path is made: random draws, label plane, and the image beside it."""
+    label = make_label_maps(16, (512, 512), num_classes).to(device)
+    target, image = mark_ignored(label), torch.randn(16, 3, 512, 512, device=device)
+    noise = LabelNoise(num_classes, "random", 0.03, 100.0).to(device)
+
+    def loop(_: int, *source) -> Tensor:
+        return torch.cat([image, as_released.noised_label(target, num_classes, 0.03, *source)], 1)
+
+    def table(i: int) -> Tensor:
+        return noise.add_planes(image, label, Draw(i))
+
+    check = {"largest difference": float((loop(0, *repeat_draws(noise, label, Draw(0), 0)) - table(0)).abs().max())}
+    ways = {"as released: a mask for each image and class": loop, "ours: table look-up, written in place": table}
+    what = f"label plane of 16 images and their concatenation, 512x512, {num_classes} classes"
+    return Comparison(what, measure_medians(ways, config.rounds, 1, device), check)
+
+
+def compare_scores(num_classes: int, config: BenchmarkConfig, device: torch.device) -> Comparison:
+    """Compare the way from logits at stride 8 to the sums of a score, for an image of VOC's size."""
+    generator = torch.Generator().manual_seed(0)
+    smooth = 4 * torch.randn(1, num_classes, 6, 8, generator=generator)
+    logits = F.interpolate(smooth, (47, 63), mode="bicubic").contiguous().to(device)
+    label = make_label_maps(1, (375, 500), num_classes).to(device)
+    target, score = mark_ignored(label), as_released.Score(num_classes)
+    confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
+
+    def ours(_: int) -> None:
+        classes = upsampled_argmax(logits, label.shape[-2:], True)
+        confusion.add_(confusion_matrix(classes, label, num_classes))
+
+    def plain(_: int) -> float:
+        return as_released.evaluate(logits, target, score)
+
+    expected = plain(0)
+    ours(0)
+    union = confusion.sum(0) + confusion.sum(1) - confusion.diagonal()
+    check = {"difference of the mIoU": abs((confusion.diagonal() / union.clamp(min=1)).mean().item() - expected)}
+    ways = {"as released: full-size logits, sums of areas": plain, "ours: classes, confusion matrix": ours}
+    what = f"score of a 375x500 image from logits at stride 8, {num_classes} classes"
+    return Comparison(what, measure_medians(ways, config.rounds, 5, device), check)
+
+
+def write_voc_like(root: Path) -> None:
+    """Write images of VOC's usual size in CamVid's layout: 500x375, about 80 kB of JPEG each, and grey labels."""
+    rng = np.random.default_rng(0)
+    for i in range(COUNT):
+        coarse = rng.integers(0, 256, (24, 32, 3)).astype(np.float32)
+        image = cv2.resize(coarse, (500, 375), interpolation=cv2.INTER_CUBIC) + rng.normal(0, 12, (375, 500, 3))
+        label = cv2.resize(rng.integers(0, 12, (5, 7)).astype(np.uint8), (500, 375), interpolation=cv2.INTER_NEAREST)
+        for split in ("train", "val") if i == 0 else ("train",):
+            for name, pixels in ((f"{split}/{i:04}.jpg", np.clip(image, 0, 255)), (f"{split}annot/{i:04}.png", label)):
+                (root / name).parent.mkdir(exist_ok=True)
+                Image.fromarray(pixels.astype(np.uint8)).save(root / name, quality=90)
+
+
+def load_as_released(stream: TrainStream, position: int) -> tuple[np.ndarray, np.ndarray]:
+    """Load a sample in the order of the LAD release (dataset/voc.py): decode, resize all, subtract the mean, pad, crop.
+
+    The draws are those of ``datasets.transforms.cirkd`` from the same generator. Float32: the image ``[3, H, W]``, BGR
+    minus the mean, and the label.
+    """
+    image_path, label_path = stream.dataset.pairs[stream.index(position)]
+    rng = np.random.default_rng(derive_seed(stream.seed, 4, position))
+    image = cv2.imread(str(image_path), cv2.IMREAD_COLOR)
+    label = cv2.imread(str(label_path), cv2.IMREAD_GRAYSCALE).astype(np.int32)
+    label[label == 11] = IGNORE_INDEX  # CamVid's void
+    scales = scales_between(*SCALE_RANGE)
+    scale = scales[rng.integers(len(scales))]
+    image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
+    label = cv2.resize(label, None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST)
+    image, label = pad(np.asarray(image, np.float32) - CONVENTION.mean[::-1], label, CROP, (0.0, 0.0, 0.0))
+    top, left = (int(rng.integers(have - want + 1)) for have, want in zip(label.shape, CROP, strict=True))
+    box = slice(top, top + CROP[0]), slice(left, left + CROP[1])
+    image, label = np.asarray(image[box], np.float32), np.asarray(label[box], np.float32)
+    if rng.random() < 0.5:
+        image, label = image[:, ::-1], label[:, ::-1]
+    return image.transpose(2, 0, 1).copy(), label.copy()
+
+
+def compare_loaders(config: BenchmarkConfig, device: torch.device) -> Comparison:
+    """Compare one training sample from files, and from the cache: same draws, same files."""
+    cv2.setNumThreads(0)
+    with tempfile.TemporaryDirectory() as folder:
+        write_voc_like(Path(folder))
+        pad_color = CONVENTION.pad_color
+        stream, cached = (
+            train_and_val("camvid", folder, crop_size=CROP, pad_color=pad_color, cache_gb=gb).train for gb in (0.0, 1.0)
+        )
+        ways = {"as released": lambda i: load_as_released(stream, i), "ours": stream.__getitem__}
+        seconds = measure_medians(
+            ways | {"ours, --cache-gb": cached.__getitem__}, config.rounds, COUNT, torch.device("cpu")
+        )
+        wrong, shares = 0, []
+        for i in range(COUNT):
+            (image, label), (plain, plain_label) = stream[i], load_as_released(stream, i)
+            wrong += int((label.numpy() != plain_label).sum())
+            # padding is the mean to half a grey level, a resized window is all of it to one
+            shares.append((np.abs(CONVENTION.normalize(image[None])[0].numpy() - plain) > 0.5).mean())
+    check = {"label pixels that differ": wrong, "share of image values off by more than 0.5": float(np.mean(shares))}
+    return Comparison("training sample, 500x375 JPEG to a 512x512 crop", seconds, check)
+
+
+def build_network(num_classes: int, in_channels: int, backbone: str = "resnet18_v1s") -> Segmentor:
+    """Build DeepLabV3 without dropout, whose masks would differ."""
+    torch.manual_seed(0)
+    model = build_model("deeplabv3", backbone, num_classes, in_channels)
+    model.set_dropout(0)
+    return model
+
+
+def make_step(loss: Loss, module: nn.Module, **options: bool) -> Callable[[int], Tensor]:
+    """Return a function that computes a loss and its gradients, and takes the optimizer's step."""
+    optimizer = torch.optim.SGD([p for p in module.parameters() if p.requires_grad], **SGD, **options)
+
+    def run(i: int) -> Tensor:
+        for group in optimizer.param_groups:
+            group["lr"] = SGD["lr"] * (1 - i / 40_000) ** 0.9
+        optimizer.zero_grad()
+        value = loss(i)
+        value.backward()
+        optimizer.step()
+        return value.detach()
+
+    return run
+
+
+def build_teacher_step(num_classes: int, backbone: str = "resnet18_v1s") -> TeacherStep:
+    """Build LAD's teacher step: two noised paths, cross entropies, consistency."""
+    model, noise = build_network(num_classes, 4, backbone), LabelNoise(num_classes, "random", 0.03, 100.0)
+    distance = build_kd("cwd=5", **CWD, num_classes=num_classes, flag="--consistency")
+    return TeacherStep(model, noise, TaskLoss(model.supervision, 0.4), distance).train()
+
+
+class Batch:
+    """Images and labels as each loader gives them: uint8, and float32 with the mean subtracted."""
+
+    def __init__(self, num_classes: int, device: torch.device) -> None:
+        count, size = (16, (512, 512)) if device.type == "cuda" else (2, (256, 256))
+        generator = torch.Generator().manual_seed(0)
+        self.image = torch.randint(0, 256, (count, 3, *size), generator=generator, dtype=torch.uint8).to(device)
+        self.label = make_label_maps(count, size, num_classes).to(device)
+        self.convention = CONVENTIONS["bgr_mean"]
+        self.plain_image, self.target = self.convention.normalize(self.image), mark_ignored(self.label)
+        self.what = f"{count} images of {size[0]}x{size[1]}, {num_classes} classes"
+
+    def loss(self, wrapped: nn.Module, runtime: Runtime) -> Loss:
+        """Return our loss as the training loop calls it."""
+
+        def run(i: int) -> Tensor:
+            with runtime.autocast():
+                x = self.convention.normalize(self.image)
+                return wrapped(x, self.label.long(), Draw(i), count_labelled_per_rank(self.label))["loss"]
+
+        return run
+
+
+def compare_steps(
+    what: str, ours: Loss, plain: Loss, given: Loss, modules: list, config: BenchmarkConfig, runtime: Runtime
+):
+    """Check that both losses are equal, ``given`` being the plain way on our draws; then time both steps in turn."""
+    states = [copy.deepcopy(module.state_dict()) for module in modules]
+    with torch.no_grad():
+        values = ours(0).item(), given(0).item()
+    for module, state in zip(modules, states, strict=True):
+        module.load_state_dict(state)  # running statistics
+    difference = abs(values[0] - values[1]) / abs(values[1])
+    if config.amp == "none" and not difference < EQUAL:
+        raise UserError(f"{what}: our loss is {values[0]}, the plain one {values[1]}: they do not compute the same")
+    ways = {"as released": make_step(plain, modules[1]), "ours": make_step(ours, modules[0], fused=True)}
+    times = measure_medians(ways, config.rounds, 1, runtime.device)
+    check = {"relative difference of the losses": difference}
+    # the counter takes backward passes of grouped convolutions for dense
+    if not any(isinstance(part, nn.Conv2d) and part.groups > 1 for part in modules[1].modules()):
+        with FlopCounterMode(display=False) as counter:
+            plain(0).backward()
+        matrix = torch.randn(2048, 2048, device=runtime.device)
+        product = measure_medians({"": lambda _: matrix @ matrix}, 10, 1, runtime.device)[""]
+        check["GFLOP of a step"] = work = counter.get_total_flops() / 1e9
+        check |= {f"GFLOP/s, {name}": work / seconds for name, seconds in times.items()}
+        check["GFLOP/s of a product of matrices"] = 2 * 2.048**3 / product
+    for name in ways if runtime.device.type == "cuda" else ():
+        held = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        ways[name](0)
+        check[f"MiB at most besides both networks, {name}"] = (torch.cuda.max_memory_allocated() - held) / 2**20
+    return Comparison(what, times, check)
+
+
+def compare_teachers(
+    num_classes: int, config: BenchmarkConfig, device: torch.device, backbone: str = "resnet18_v1s"
+) -> Comparison:
+    """Compare LAD's teacher step: two noised paths, cross entropies, consistency, SGD."""
+    batch, runtime = Batch(num_classes, device), Runtime(device, amp=config.amp, channels_last=True)
+    made = build_teacher_step(num_classes, backbone)
+    plain, noise = copy.deepcopy(made.model).to(device), made.noise
+    ours = runtime.prepare(made).train()
+
+    def loss(_: int, sources=((), ())) -> Tensor:
+        planes = [as_released.noised_label(batch.target, num_classes, 0.03, *source) for source in sources]
+        return as_released.teacher_loss(plain, batch.plain_image, batch.target, planes)
+
+    def given(i: int) -> Tensor:
+        return loss(i, [repeat_draws(noise, batch.label, Draw(i), path) for path in (0, 1)])
+
+    what, modules = f"teacher step, {backbone}, {batch.what}", [ours, plain]
+    return compare_steps(what, batch.loss(ours, runtime), loss, given, modules, config, runtime)
+
+
+def compare_students(num_classes: int, config: BenchmarkConfig, device: torch.device) -> Comparison:
+    """Compare LAD's student step: frozen assisted teacher, cross entropies, channel-wise distillation, SGD."""
+    batch, runtime = Batch(num_classes, device), Runtime(device, amp=config.amp, channels_last=True)
+    noise = LabelNoise(num_classes, "fixed", 0.02, 100.0)
+    assisted, model, plain = build_network(num_classes, 4), build_network(num_classes, 3), build_network(num_classes, 4)
+    plain_teacher = copy.deepcopy(assisted).to(device).eval().requires_grad_(False)
+    widened = plain.state_dict()  # the fourth channel sees zeros, its weights do not matter
+    for key, weight in model.state_dict().items():
+        widened[key][:, :3].copy_(weight) if weight.shape != widened[key].shape else widened[key].copy_(weight)
+    plain = plain.to(device).train()
+    kd = build_kd("cwd=3", **CWD, num_classes=num_classes)
+    ours = runtime.prepare(StudentStep(model, TaskLoss(model.supervision, 0.02), assisted, noise, kd)).train()
+
+    def loss(_: int, code=lambda j, k: (k * 21 / num_classes - 11) / 10, pixels=torch.randn_like) -> Tensor:
+        plane = as_released.noised_label(batch.target, num_classes, 0.02, code, pixels)
+        return as_released.student_loss(plain, plain_teacher, batch.plain_image, batch.target, plane)
+
+    def given(i: int) -> Tensor:
+        return loss(i, *repeat_draws(noise, batch.label, Draw(i), 0))
+
+    what, modules = f"student step, {batch.what}", [ours, plain]
+    return compare_steps(what, batch.loss(ours, runtime), loss, given, modules, config, runtime)
+
 
 LIGHT = ("tf_efficientnet_lite0", "mobilenetv2_100")
 COMPARISONS: dict[str, Callable[[BenchmarkConfig, torch.device], Comparison]] = {
-    "loader": loader,
-    **{f"noising-{k}": partial(noising, k) for k in (21, 171)},
-    **{f"metric-{k}": partial(metric, k) for k in (21, 171)},
-    **{f"teacher-{k}": partial(teacher, k) for k in (21, 150)},
-    **{f"student-{k}": partial(student, k) for k in (21, 150)},
-    **{f"light-{backbone}": partial(teacher, 21, backbone=backbone) for backbone in LIGHT},
-    **{f"memory-{k}": partial(memory, k) for k in (21, 150)},
-    "scaling": scaling,
+    "loader": compare_loaders,
+    **{f"noising-{k}": partial(compare_noising, k) for k in (21, 171)},
+    **{f"metric-{k}": partial(compare_scores, k) for k in (21, 171)},
+    **{f"teacher-{k}": partial(compare_teachers, k) for k in (21, 150)},
+    **{f"student-{k}": partial(compare_students, k) for k in (21, 150)},
+    **{f"light-{backbone}": partial(compare_teachers, 21, backbone=backbone) for backbone in LIGHT},
 }
 
 

@@ -34,7 +34,9 @@ from utils.options import option, parse_flags
 
 @dataclass(frozen=True)
 class CompareConfig:
-    runs: tuple[str, ...] = option((), "run folders; those that differ only in seed form a group", positional=True)
+    runs: tuple[str, ...] = option(
+        (), "run folders or record files; those that differ in seed are a group", positional=True
+    )
     baseline: str = option("", "group that gains are against")
     samples: int = option(10000, "resamples of the paired bootstrap", minimum=100)
     seed: int = option(0, "of the bootstrap", minimum=0)

@@ -1,22 +1,25 @@
-"""Run a table of arms and seeds with the training scripts; continue it at any point; keep its records.
+"""Run an experiment: train and score all its runs, continue it at any point, show its table.
 
-    python scripts/study/experiment.py camvid --data data/camvid --dry-run               # the commands
+    python scripts/study/experiment.py camvid --data data/camvid --dry-run               # print the commands
     python scripts/study/experiment.py camvid --data data/camvid --gpus 0 1 2 3          # a run on each GPU at a time
+    python scripts/study/experiment.py lad_voc --data-root data --bases bases --gpus 0 1 --processes 2   # each on both
     python scripts/study/experiment.py camvid_lite --data data/camvid_half --jobs 2 --max-minutes 60
+    python scripts/study/experiment.py camvid --data data/camvid --slurm --slurm-args "--gpus-per-node 1"
+    python scripts/study/experiment.py camvid --data data/camvid --status                # where each run stands
 
-A file of scripts/study/experiments (or a path to a yaml file) names the runs, their settings and which run starts from
-which.
-Every run is trained by train_teacher.py or train_student.py and scored by eval.py, its last and its best checkpoint,
-in --output/<run>-<seed>. Started again, it skips what is finished and continues what was interrupted. --records copies
-what is small (settings, training log, scores; no weights) from there: compare.py reads such folders, and
-results_table.py makes the README's tables from them. Status 3: stopped by --max-minutes or a signal; 1: a run failed.
+A file of scripts/study/experiments, or a path to a yaml file, names the runs, their settings, and which run starts
+from which. Every run is trained by train_teacher.py or train_student.py, and eval.py scores its last and its best
+checkpoint, in --output/<run>-<seed>. Started again, it skips what is finished and continues what was interrupted.
+--records adds what is small (settings, training log, scores; no weights) to a record file, which compare.py and
+results_table.py read.
+Exit status 3: stopped by --max-minutes or a signal; 1: a run failed.
 """
 
 import os
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,99 +34,178 @@ from datasets import DATASETS
 from datasets.base import DatasetSpec
 from engine.folder_lock import FolderLock
 from engine.lockstep import STOPPED_STATUS
-from engine.settings import load_recipe
-from scripts.study.experiments.definition import Arm, Experiment, read_experiment
-from scripts.study.experiments.jobs import Job, Stop, execute
-from train_student import RECIPES
-from utils.errors import UserError, lookup, run_main
-from utils.files import write
+from scripts.study.analysis.record_files import pack_runs
+from scripts.study.experiments.definition import Experiment, read_experiment
+from scripts.study.experiments.jobs import ROOT, Job, Outcome, execute, find_outcome, launch_words
+from scripts.study.experiments.plan import Machine, Places, plan_jobs
+from scripts.study.experiments.slurm import Standing, read_standings, submit_jobs
+from scripts.study.experiments.stop import Stop
+from scripts.study.pack_records import check_record_file
+from scripts.study.results_table import show_tables
+from utils.errors import UserError, run_main
 from utils.options import option, parse_flags
-
-RECORDS = ("config.yaml", "metrics.jsonl", "last.json", "best.json", "per_image_*.npz", "robustness.json")
 
 
 @dataclass(frozen=True)
 class RunnerConfig:
     experiment: str = option("", "name of a file in scripts/study/experiments, or a path", positional=True)
     data: str = option("", "root folder of the data set")
+    data_root: str = option("", "folder with a root folder for each data set, by its name; in place of --data")
+    bases: str = option("", "folder of ImageNet weights, <backbone>.pth (default: what the settings say)")
     only: tuple[str, ...] = option((), "runs to do, with those they start from (default: all)")
     seeds: tuple[int, ...] = option((), "seeds (default: the experiment's)", minimum=0)
     output: str = option("", "folder of the runs (default: runs/<experiment>)")
-    records: str = option("", "folder for copies of the small files of every finished run")
-    gpus: tuple[str, ...] = option((), "GPUs, one run on each at a time (default: the first, or the CPU)")
+    records: str = option("", "record file that the small files of every finished run are added to, NAME.zip")
+    gpus: tuple[str, ...] = option((), "GPUs to use (default: the first, or the CPU)")
+    processes: int | None = option(None, "processes of each run (default: 1; under --slurm one a GPU)", minimum=1)
     jobs: int = option(1, "runs at a time on the CPU, which share its cores", minimum=1)
     max_minutes: float | None = option(None, "stop after so long; what was begun is saved", minimum=0)
-    workers: int = option(4, "loader processes of each run", minimum=0)
-    cache_gb: float = option(0.0, "keep decoded images in memory, up to so many GB a run", minimum=0)
+    workers: int = option(4, "loader processes of each process of a run", minimum=0)
+    cache_gb: float = option(0.0, "keep decoded images in memory, up to so many GB a process", minimum=0)
     dry_run: bool = option(False, "print the commands only")
+    slurm: bool = option(False, "submit every run as a job to SLURM")
+    slurm_args: str = option("", 'arguments of sbatch, in quotes, such as "--gpus-per-node 4 --time 24:00:00"')
+    status: bool = option(False, "print where each run stands")
 
 
-def plan(experiment: Experiment, config: RunnerConfig, output: Path) -> dict[str, Job]:
-    """All jobs by name, seed by seed, each after those it needs. Raises UserError: an unknown run in --only."""
-    for name in config.only:
-        lookup(experiment.arms, name, "run in --only")
-    seeds = config.seeds or experiment.seeds
-    jobs: dict[str, Job] = {}
-
-    def add(arm: Arm, seed: int) -> str:
-        name = f"{arm.name}-{seed}"
-        if name in jobs:
-            return name
-        folder, settings, needs = output / name, dict(arm.settings), []
-        for key, origin in arm.origins.items():
-            source = add(experiment.arms[origin.arm], experiment.next_seed(seed, origin.shift))
-            needs.append(source)
-            settings[key] = str(output / source / "last.pth")
-        training = [f"train_{arm.train}.py", "--recipe", experiment.recipe, "--data", config.data]
-        for key, value in settings.items():
-            flag = "--" + key.replace("_", "-")
-            if isinstance(value, bool):
-                training.append(flag if value else flag.replace("--", "--no-", 1))
-            else:
-                training += [flag, *map(str, value if isinstance(value, (list, tuple)) else [value])]
-        training += ["--seed", str(seed), "--save-dir", str(folder), "--resume", "auto"]
-        training += ["--workers", str(config.workers), "--cache-gb", f"{config.cache_gb:g}"]
-        commands = [training]
-        for which in ("last", "best"):
-            scoring = ["eval.py", "--pretrained", str(folder / f"{which}.pth"), "--data", config.data]
-            scoring += ["--json", str(folder / f"{which}.json")]
-            commands.append([*scoring, "--per-image", str(folder / f"per_image_{which}.npz")])
-        if arm.train == "teacher":
-            probe = ["scripts/study/teacher_robustness.py", "--teacher", str(folder / "last.pth")]
-            probe += ["--data", config.data, "--limit", str(experiment.robustness_images)]
-            commands.append([*probe, "--output", str(folder)])
-        jobs[name] = Job(name, folder, tuple(map(tuple, commands)), tuple(needs))
-        return name
-
-    for seed in seeds:
-        for name, arm in experiment.arms.items():
-            if name in (config.only or experiment.asked):
-                add(arm, seed)
-    return jobs
+def main(argv: Sequence[str] | None = None) -> None:
+    config = RunnerConfig(**parse_flags(RunnerConfig, __doc__, argv))
+    check_flags(config)
+    experiment = read_experiment(config.experiment)
+    output = Path(config.output or f"runs/{experiment.name}").expanduser()
+    places = Places(output, config.data, config.data_root, config.bases)
+    machine = Machine(config.workers, config.cache_gb, config.processes or 1)
+    jobs = plan_jobs(experiment, places, machine, config.only, config.seeds)
+    if config.dry_run:
+        print_commands(jobs)
+    elif config.status:
+        print_status(jobs)
+    elif config.slurm:
+        check_data(experiment, places)
+        submit(config, jobs)
+    else:
+        run(config, experiment, places, jobs)
 
 
-def record(job: Job, keep: Path) -> None:
-    """Copy the small files of a finished run. Raises UserError: the folder cannot be written."""
-    for path in (path for pattern in RECORDS for path in job.folder.glob(pattern)):
-        write(keep / job.name / path.name, lambda file, path=path: file.write(path.read_bytes()))
+def check_flags(config: RunnerConfig) -> None:
+    """Refuse flags that contradict each other.
 
-
-def prepare(config: RunnerConfig, experiment: Experiment, output: Path) -> FolderLock:
-    """What would go wrong after hours is tried now. The lock on ``output``.
-
-    Raises UserError: no data, folders that cannot be written or are the same, or another runner in ``output``.
+    Raises:
+        UserError: such flags are given.
     """
-    settings = load_recipe(experiment.recipe, "student", RECIPES) | experiment.arms[experiment.baseline].settings
-    spec = DATASETS.get(settings.get("dataset", "toy"))
-    if not config.data and not (isinstance(spec, DatasetSpec) and not spec.needs_root):
-        raise UserError(f"--data is missing: the root folder of {settings['dataset']}")
-    if config.data and not Path(config.data).expanduser().is_dir():
-        raise UserError(f"--data {config.data}: no such folder")
+    if config.gpus and config.jobs > 1:
+        raise UserError("--jobs is for the CPU; --gpus and --processes say how many runs go on at a time")
+    if config.gpus and len(config.gpus) % (config.processes or 1):
+        count = f"{len(config.gpus)} GPUs cannot be shared by runs of {config.processes} processes"
+        raise UserError(f"--gpus, --processes: {count}: give a multiple")
+    if config.data and config.data_root:
+        raise UserError("--data is the folder of one data set, --data-root that of several: give one of them")
+    if config.slurm and config.records:
+        raise UserError("--records is for runs of this machine: pack_records.py adds those of SLURM when they are done")
+    if config.slurm_args and not config.slurm:
+        raise UserError("--slurm-args is for --slurm")
+    if config.records:
+        check_record_file(config.records)
+
+
+def print_commands(jobs: Mapping[str, Job]) -> None:
+    """Print the commands in order. Their paths lead from the current folder."""
+    root = os.path.relpath(ROOT)
+    root = "" if root == "." else root
+    for job in jobs.values():
+        for command in job.commands:
+            print(f"python {shlex.join(launch_words(command, job.processes, root))}")
+
+
+def print_status(jobs: Mapping[str, Job]) -> None:
+    """Print a line for each run: done, queued, running, failed, begun or not begun."""
+    standings = read_standings(jobs) if any((job.folder / "slurm.json").is_file() for job in jobs.values()) else {}
+    width = max(map(len, jobs))
+    for name, job in jobs.items():
+        text = standings[name].text if name in standings else describe_folder(job)
+        print(f"{name:{width}}  {text}")
+
+
+def describe_folder(job: Job) -> str:
+    """Return in words where a job of this machine stands."""
+    outcome = find_outcome(job)
+    if outcome:
+        return "done" if outcome.done else outcome.text
+    return "begun, to be continued" if job.mark.is_file() else "not begun"
+
+
+def submit(config: RunnerConfig, jobs: Mapping[str, Job]) -> None:
+    """Submit the jobs to SLURM, and say how to see where they stand."""
+    standings: Mapping[str, Standing] = submit_jobs(jobs, shlex.split(config.slurm_args), config.processes)
+    active = sum(standing.active for standing in standings.values())
+    done = sum(standing.done for standing in standings.values())
+    print(f"{active} runs queued or running, {done} done, {len(jobs) - active - done} cannot go on")
+    print("next: the same command with --status in place of --slurm; without both, it shows the table when all is done")
+
+
+def run(config: RunnerConfig, experiment: Experiment, places: Places, jobs: Mapping[str, Job]) -> None:
+    """Run the jobs on this machine, then print the table and the next command.
+
+    Raises:
+        SystemExit: a run failed, or is left to be continued.
+        UserError: something that would go wrong after hours is wrong already.
+    """
+
+    def keep_records(job: Job) -> None:
+        if config.records:
+            pack_runs(check_record_file(config.records), [job.folder])
+
+    check_data(experiment, places)
+    with closing(lock_output(config, places.output)), Stop(config.max_minutes) as stop:
+        ended = execute(jobs, make_slots(config), stop, keep_records, say)
+    left = {name: outcome for name, outcome in ended.items() if not outcome.done}
+    say(f"{len(ended) - len(left)} of {len(ended)} runs done")
+    for name, outcome in left.items():
+        print(f"  {name}: {outcome.text}")
+    if len(left) < len(ended):
+        print("\n" + show_tables(experiment, places.output))
+    print(next_step(config, experiment, places.output, left))
+    if any(outcome.failed for outcome in left.values()):
+        raise SystemExit(1)
+    if left:
+        raise SystemExit(STOPPED_STATUS)
+
+
+def next_step(config: RunnerConfig, experiment: Experiment, output: Path, left: Mapping[str, Outcome]) -> str:
+    """Return the command that comes after this one."""
+    if left:
+        return "next: the same command does what is left"
+    script = os.path.relpath(ROOT / "scripts/study/compare.py")
+    gains = ["--baseline", experiment.baseline] if experiment.baseline else []
+    words = ["python", script, *gains, config.records or str(output), "--html", f"{output}.html"]
+    return f"next: {shlex.join(words)}"
+
+
+def check_data(experiment: Experiment, places: Places) -> None:
+    """Refuse data folders that are missing.
+
+    Raises:
+        UserError: there are such.
+    """
+    for arm in experiment.arms.values():
+        spec = DATASETS.get(arm.dataset)
+        folder = places.data_of(arm)
+        if folder and not Path(folder).expanduser().is_dir():
+            flag = "--data-root" if places.data_root else "--data"
+            raise UserError(f"{flag} {places.data_root or places.data}: no such folder: {folder}")
+        if not folder and not (isinstance(spec, DatasetSpec) and not spec.needs_root):
+            raise UserError(f"--data is missing: the root folder of {arm.dataset}")
+
+
+def lock_output(config: RunnerConfig, output: Path) -> FolderLock:
+    """Make the folder of the runs and lock it. Try whether it and that of the records can be written.
+
+    Raises:
+        UserError: one of them cannot be written, or another runner is in ``output``.
+    """
     folders = {"--output": output}
     if config.records:
-        folders["--records"] = Path(config.records).expanduser()
-        if folders["--records"].resolve() == output.resolve():
-            raise UserError(f"--records {config.records} is the folder of the runs: their records are there already")
+        folders["--records"] = check_record_file(config.records).parent
     for flag, folder in folders.items():
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -134,41 +216,21 @@ def prepare(config: RunnerConfig, experiment: Experiment, output: Path) -> Folde
     return FolderLock(output, "--output")
 
 
-def say(text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
-
-
-def slots_of(config: RunnerConfig) -> list[dict[str, str]]:
-    """The environment of each run that goes on at a time."""
+def make_slots(config: RunnerConfig) -> list[dict[str, str]]:
+    """Return the environment of each run that goes on at a time: its GPUs, or its share of the cores."""
+    processes = config.processes or 1
     if config.gpus:
-        return [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in config.gpus]
+        groups = [config.gpus[i : i + processes] for i in range(0, len(config.gpus), processes)]
+        return [{"CUDA_VISIBLE_DEVICES": ",".join(group)} for group in groups]
     if config.jobs == 1:
         return [{}]
-    threads = os.environ.get("OMP_NUM_THREADS") or max(1, len(os.sched_getaffinity(0)) // config.jobs)
+    cores = len(os.sched_getaffinity(0)) // (config.jobs * processes)
+    threads = os.environ.get("OMP_NUM_THREADS") or max(1, cores)
     return [{"OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": ""}] * config.jobs
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    config = RunnerConfig(**parse_flags(RunnerConfig, __doc__, argv))
-    if config.gpus and config.jobs > 1:
-        raise UserError("--jobs is for the CPU; --gpus says how many runs go on at a time")
-    experiment = read_experiment(config.experiment)
-    output = Path(config.output or f"runs/{experiment.name}").expanduser()
-    jobs = plan(experiment, config, output)
-    if config.dry_run:
-        print("\n".join(f"python {shlex.join(command)}" for job in jobs.values() for command in job.commands))
-        return
-    with closing(prepare(config, experiment, output)), Stop(config.max_minutes) as stop:
-        keep = Path(config.records).expanduser() if config.records else None
-        ended = execute(jobs, slots_of(config), stop, lambda job: keep and record(job, keep), say)
-    left = {name: outcome for name, outcome in ended.items() if not outcome.done}
-    say(f"{len(ended) - len(left)} of {len(ended)} runs done")
-    for name, outcome in left.items():
-        print(f"  {name}: {outcome.text}")
-    if any(outcome.failed for outcome in left.values()):
-        raise SystemExit(1)
-    if left:
-        raise SystemExit(STOPPED_STATUS)
+def say(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,9 @@
 """Plot an experiment from its records, as far as they are there.
 
     python scripts/study/experiment_figure.py camvid_lite        # figures/camvid_lite_dial.png
-    python scripts/study/experiment_figure.py losses             # figures/losses_costs.png
 
-Of students of teachers with different label noise: their gains beside what the teachers know. Of losses whose cost was
-measured (loss_cost.py): gain against cost. For curves and classes see scripts/study/compare.py, which takes the same
-record folders.
+Of students of teachers with different label noise: their gains beside what the teachers know. For curves and classes
+see scripts/study/compare.py, which takes the same record files.
 """
 
 import sys
@@ -20,9 +18,9 @@ from utils.environment import require_packages
 require_packages()
 
 from scripts.study.analysis import style
+from scripts.study.analysis.record_files import open_folder
 from scripts.study.experiments.definition import read_experiment
-from scripts.study.experiments.figures import draw_costs, draw_dial
-from scripts.study.experiments.losses_table import read_comparison
+from scripts.study.experiments.figures import draw_dial
 from utils.errors import UserError, run_main
 from utils.options import option, parse_flags
 
@@ -32,21 +30,19 @@ ROOT = Path(__file__).resolve().parents[2]
 @dataclass(frozen=True)
 class FigureConfig:
     experiment: str = option("", "name of a file in scripts/study/experiments, or a path", positional=True)
-    records: str = option("", "folder of the records (default: results/<experiment>)")
+    records: str = option("", "record file, or folder of runs (default: results/<experiment>.zip)")
     output: str = option("", "folder of the pictures (default: figures)")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     config = FigureConfig(**parse_flags(FigureConfig, __doc__, argv))
     experiment = read_experiment(config.experiment)
-    folder = Path(config.records).expanduser() if config.records else ROOT / "results" / experiment.name
-    rows, seeds = read_comparison(experiment, folder)
-    costs = draw_costs(rows, f"{experiment.title}: {len(seeds)} seed(s)")
-    name, figure = ("costs", costs) if costs else ("dial", draw_dial(experiment, folder))
+    records = Path(config.records).expanduser() if config.records else ROOT / f"results/{experiment.name}.zip"
+    figure = draw_dial(experiment, open_folder(records))
     if figure is None:
-        raise UserError(f"{folder} holds no scored runs of {experiment.name} that there is a picture of")
+        raise UserError(f"{records} holds no scored runs of {experiment.name} that there is a picture of")
     output = Path(config.output).expanduser() if config.output else ROOT / "figures"
-    style.save_figure(figure, output / f"{experiment.name}_{name}.png")
+    style.save_figure(figure, output / f"{experiment.name}_dial.png")
 
 
 if __name__ == "__main__":

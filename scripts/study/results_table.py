@@ -1,12 +1,14 @@
-"""Tables from the JSON files of eval.py.
+"""Tables of scores: of eval.py's JSON files, and those of the READMEs, from the records of experiments.
 
     python scripts/study/results_table.py runs/quickstart/*/eval.json      # one table of these files
+    python scripts/study/results_table.py --experiment lad_voc             # the tables of an experiment
     python scripts/study/results_table.py --readme README.md               # rewrite the tables of README.md in place
-    python scripts/study/results_table.py --readme README.md --check       # exit 1 if they are not what the files say
+    python scripts/study/results_table.py --readme README.md --check       # exit 1 if they are not what the records say
 
-A table of a README stands between ``<!-- table: NAME -->`` and ``<!-- end -->``; NAME is a key of results/tables.yaml,
-which lists the rows, their published numbers and commands, and where in results/ their files are, or names an
-experiment of scripts/study/experiments, whose records are in results/<experiment>. A row without files says "not run".
+A table of a README stands between ``<!-- table: EXPERIMENT KIND -->`` and ``<!-- end -->``. EXPERIMENT is a file of
+scripts/study/experiments, whose records are in results/EXPERIMENT.zip; KIND is published, summary, students, gains or
+teachers. ``<!-- table: files quickstart/student/eval.json -->`` is a table of files below results/. A run without
+records says "not run".
 """
 
 import argparse
@@ -24,39 +26,59 @@ from utils.environment import require_packages
 
 require_packages()
 
+from scripts.study.analysis.record_files import Folder, open_folder
 from scripts.study.analysis.runs import KINDS, read_score
-from scripts.study.analysis.style import markdown, percent, spread
-from scripts.study.experiments.definition import read_experiment
-from scripts.study.experiments.losses_table import losses
-from scripts.study.experiments.tables import gains, students, summary
-from scripts.study.experiments.teachers_table import teachers
+from scripts.study.analysis.style import markdown, percent
+from scripts.study.experiments.definition import Experiment, read_experiment
+from scripts.study.experiments.tables import Table, list_gains, list_published, list_students, summarise_students
+from scripts.study.experiments.teachers_table import list_teachers
 from utils.errors import UserError, lookup, run_main
-from utils.files import read_yaml, write_text
+from utils.files import write_text
 
-TABLES = {"summary": summary, "students": students, "gains": gains, "teachers": teachers, "losses": losses}
+TABLES = {
+    "published": list_published,
+    "summary": summarise_students,
+    "students": list_students,
+    "gains": list_gains,
+    "teachers": list_teachers,
+}
 RESULTS = Path(__file__).resolve().parents[2] / "results"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="*", type=Path, help="written by eval.py --json")
+    parser.add_argument("--experiment", help="name of an experiment whose tables are printed")
+    parser.add_argument("--records", type=Path, help="its record file or folder of runs (default: results/NAME.zip)")
     parser.add_argument("--readme", type=Path, help="Markdown file whose marked tables are rewritten")
     parser.add_argument("--check", action="store_true", help="change nothing, exit 1 where something would change")
     args = parser.parse_args(argv)
     if args.files:
-        print(markdown(*files_table(args.files)), end="")
+        print(markdown(*make_files_table(args.files)), end="")
+    if args.experiment:
+        experiment = read_experiment(args.experiment)
+        print(show_tables(experiment, open_folder(args.records or RESULTS / f"{experiment.name}.zip")), end="")
     if args.readme:
         old = args.readme.read_text(encoding="utf-8")
-        tables = read_yaml(RESULTS / "tables.yaml")
-        new = rewrite(old, tables, RESULTS, os.path.relpath(RESULTS, args.readme.resolve().parent))
+        new = rewrite(old, RESULTS, os.path.relpath(RESULTS, args.readme.resolve().parent))
         if args.check and new != old:
             raise UserError(f"{args.readme} does not show what results/ holds: run this without --check")
         if not args.check:
             write_text(args.readme, new)
 
 
-def files_table(files: list[Path]) -> tuple[list[str], list[list[str]]]:
-    """A row for each file, named after its folder."""
+def show_tables(experiment: Experiment, folder: Folder) -> str:
+    """Return the main tables of an experiment as markdown: the published one, or students, gains and teachers."""
+    kinds = [list_published] if experiment.columns else [list_students]
+    if experiment.baseline:
+        kinds.append(list_gains)
+    if any(arm.train == "teacher" for arm in experiment.arms.values()):
+        kinds.append(list_teachers)
+    return "\n".join(markdown(*make_table(experiment, folder)) for make_table in kinds)
+
+
+def make_files_table(files: list[Path]) -> Table:
+    """Make a row for each file of eval.py, named after its folder."""
     rows = []
     for file in files:
         result = read(file, KINDS.keys() - {"checkpoint", "iou"})
@@ -68,37 +90,38 @@ def files_table(files: list[Path]) -> tuple[list[str], list[list[str]]]:
     return ["run", "network", "input", "iterations", "mIoU %", "pixel accuracy %", "protocol"], rows
 
 
-def rewrite(text: str, tables: dict[str, Any], results: Path, link: str = "results") -> str:
-    """``text`` with every marked table made anew; ``link`` leads from its folder to ``results``."""
+def rewrite(text: str, results: Path, link: str = "results") -> str:
+    """Return a text with every marked table made anew. ``link`` leads from the text's folder to ``results``."""
 
-    def table(match: re.Match[str]) -> str:
-        spec = lookup(tables, match["name"], "table in results/tables.yaml")
-        rows = markdown(*declared_table(spec, results)).replace("](results/", f"]({link}/")
-        return f"<!-- table: {match['name']} -->\n{rows}<!-- end -->"
+    def make(match: re.Match[str]) -> str:
+        rows = markdown(*marked_table(match["what"], results)).replace("](results/", f"]({link}/")
+        return f"<!-- table: {match['what']} -->\n{rows}<!-- end -->"
 
-    return re.sub(r"<!-- table: (?P<name>[\w-]+) -->\n.*?<!-- end -->", table, text, flags=re.DOTALL)
+    return re.sub(r"<!-- table: (?P<what>[^\n]+?) -->\n.*?<!-- end -->", make, text, flags=re.DOTALL)
 
 
-def declared_table(spec: dict[str, Any], results: Path) -> tuple[list[str], list[list[str]]]:
-    """columns: headings of each row's ``cells``; then published, ours (mean ± std), n, command, log (files).
+def marked_table(what: str, results: Path) -> Table:
+    """Make the table that a mark asks for: ``EXPERIMENT KIND`` or ``files FILE..``.
 
-    Or of an experiment: its students, their gains or its teachers.
+    Raises:
+        UserError: the mark says neither.
     """
-    if "experiment" in spec:
-        experiment = read_experiment(spec["experiment"])
-        return lookup(TABLES, spec["show"], "table of an experiment")(experiment, results / experiment.name)
-    rows = []
-    for row in spec["rows"]:
-        files = sorted(results.glob(row["files"])) if row.get("files") else []
-        scores = [score for file in files if (score := read(file, ["miou"])["miou"]) is not None]
-        published = "-" if row.get("published") is None else f"{row['published']:.2f}"
-        ours = spread(scores) if scores else "not run"
-        log = ", ".join(f"[{file.stem}](results/{file.relative_to(results)})" for file in files) or "-"
-        rows.append([*row["cells"], published, ours, str(len(scores)), f"`{row['command']}`", log])
-    return [*spec["columns"], "published mIoU %", "ours mIoU %", "n", "command", "log"], rows
+    first, *others = what.split()
+    if first == "files":
+        return make_files_table([results / name for name in others])
+    if len(others) != 1:
+        raise UserError(f"<!-- table: {what} -->: write an experiment and a kind of table ({', '.join(TABLES)})")
+    experiment = read_experiment(first)
+    make_table = lookup(TABLES, others[0], "kind of table")
+    return make_table(experiment, open_folder(results / f"{experiment.name}.zip"))
 
 
 def read(file: Path, keys: Iterable[str]) -> dict[str, Any]:
+    """Read a JSON file of eval.py.
+
+    Raises:
+        UserError: it is none, or lacks one of the keys.
+    """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

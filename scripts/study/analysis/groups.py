@@ -8,16 +8,27 @@ from typing import Any
 
 from engine.run_inputs import with_defaults
 from engine.settings import SAME_EXPERIMENT, StudentConfig, TeacherConfig
+from scripts.study.analysis.record_files import Folder, list_runs, open_folder
 from scripts.study.analysis.runs import CHECKPOINT_SETTINGS, Run, read_config, read_run
 from utils.errors import UserError
 
 
 def read_groups(folders: Sequence[str]) -> dict[str, list[Run]]:
-    """Groups by what the names of their runs have in common. Raises UserError: no runs, or a run given twice."""
-    paths = [Path(folder).expanduser().resolve() for folder in folders]
+    """Group runs by their settings. A group is called what the names of its runs have in common.
+
+    folders: run folders, record files, or runs in one: ``results/camvid_lite.zip/lad-0``.
+
+    Raises:
+        UserError: no runs are given, or one is given twice.
+    """
+    paths: list[Folder] = []
+    for folder in folders:
+        path = open_folder(Path(folder).expanduser().resolve())
+        paths += [path] if (path / "config.yaml").is_file() else list_runs(path) or [path]
     if not paths:
         raise UserError("no runs given: compare.py RUN..")
-    twice = [str(path) for path in paths if paths.count(path) > 1]
+    places = [str(path) for path in paths]
+    twice = [place for place in places if places.count(place) > 1]
     if twice:
         raise UserError(f"{twice[0]} is given twice")
     names = [path.name for path in paths]
@@ -35,7 +46,7 @@ def read_groups(folders: Sequence[str]) -> dict[str, list[Run]]:
     return groups
 
 
-def experiment(config: dict[str, Any], beside: Path | None = None, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+def experiment(config: dict[str, Any], beside: Folder | None = None, seen: tuple[str, ...] = ()) -> dict[str, Any]:
     """The settings that tell experiments apart. A checkpoint counts by the experiment it comes from, where its run
     folder is at hand, or one of that name in ``beside``, so that students of teachers that differ in the seed alone
     belong together; one of ``seen`` by its file's name: a run that began with its own has replaced what wrote it.
@@ -49,10 +60,15 @@ def experiment(config: dict[str, Any], beside: Path | None = None, seen: tuple[P
         places = (origin.parent, beside / origin.parent.name) if beside else (origin.parent,)
         source = next((place / "config.yaml" for place in places if (place / "config.yaml").is_file()), None)
         if source is not None and origin.name:
-            source, settings[key] = source.resolve(), [origin.name]
-            if source not in seen:
-                settings[key].append(experiment(read_config(source), source.parent.parent, (*seen, source)))
+            settings[key] = [origin.name]
+            if _place(source) not in seen:
+                above = (*seen, _place(source))
+                settings[key].append(experiment(read_config(source), source.parent.parent, above))
     return settings
+
+
+def _place(file: Folder) -> str:
+    return str(file.resolve() if isinstance(file, Path) else file)
 
 
 def _common_name(runs: Sequence[Run]) -> str:

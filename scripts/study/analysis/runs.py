@@ -1,5 +1,6 @@
-"""Run folders as records."""
+"""Read run folders, on the disk or in a record file, into records."""
 
+import io
 import json
 import math
 from collections.abc import Callable, Iterable
@@ -9,8 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from scripts.study.analysis.record_files import Folder, list_files
 from utils.errors import UserError
-from utils.files import read_yaml
+from utils.files import parse_yaml
 
 CHECKPOINT_SETTINGS = ("pretrained", "teacher_pretrained")
 EVAL_KEYS = {"miou", "pixel_accuracy", "iou", "checkpoint", "dataset", "split", "protocol"}  # tell eval.py's JSON
@@ -35,7 +37,7 @@ KINDS: dict[str, Callable[[Any], bool]] = {  # of what is read from eval.py's JS
 }
 
 
-def read_score(content: Any, path: Path, keys: Iterable[str]) -> dict[str, Any]:
+def read_score(content: Any, path: Folder, keys: Iterable[str]) -> dict[str, Any]:
     """``content`` of ``path``, once the ``keys`` of it are known to be what eval.py writes.
 
     Raises UserError: one of them is missing, or something else.
@@ -65,7 +67,7 @@ class Run:
     prediction). curves: records of metrics.jsonl by event. notes: what is missing or does not fit, for the reader.
     """
 
-    folder: Path
+    folder: Folder
     name: str
     config: dict[str, Any]
     curves: dict[str, list[dict[str, Any]]]
@@ -82,16 +84,24 @@ class Run:
         return bool(self.scores.get(view, {}).get("label_assisted"))
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """Raises UserError when it is damaged."""
-    config = read_yaml(path)
+def read_config(path: Folder) -> dict[str, Any]:
+    """Return the settings in a run's config.yaml.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    config = parse_yaml(path.read_bytes(), str(path))
     if not isinstance(config, dict):
         raise UserError(f"{path} holds no settings")
     return config
 
 
-def read_run(folder: Path, name: str) -> Run:
-    """Raises UserError when the folder is no run, or a file in it is damaged."""
+def read_run(folder: Folder, name: str) -> Run:
+    """Read a run folder.
+
+    Raises:
+        UserError: the folder is no run, or a file in it is damaged.
+    """
     path = folder / "config.yaml"
     if not path.is_file():
         raise UserError(f"{folder} is no run folder: it has no config.yaml")
@@ -107,7 +117,7 @@ def read_run(folder: Path, name: str) -> Run:
     return Run(folder, name, config, curves, scores, _areas(folder, scores, notes), notes)
 
 
-def _curves(path: Path) -> dict[str, list[dict[str, Any]]]:
+def _curves(path: Folder) -> dict[str, list[dict[str, Any]]]:
     """Records by event, sorted by iteration; a line that a kill cut off, or that is damaged, is left out."""
     curves: dict[str, list[dict[str, Any]]] = {}
     for line in path.read_bytes().splitlines() if path.is_file() else ():
@@ -120,10 +130,10 @@ def _curves(path: Path) -> dict[str, list[dict[str, Any]]]:
     return {event: sorted(records, key=lambda r: r["iteration"]) for event, records in curves.items()}
 
 
-def _scores(folder: Path) -> dict[View, dict[str, Any]]:
+def _scores(folder: Folder) -> dict[View, dict[str, Any]]:
     """Every JSON file of eval.py in the folder."""
     scores = {}
-    for path in sorted(folder.glob("*.json")):
+    for path in list_files(folder, "*.json"):
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -151,15 +161,15 @@ def _logged_scores(curves: dict[str, list[dict[str, Any]]], config: dict[str, An
     return scores
 
 
-def _areas(folder: Path, scores: dict[View, dict[str, Any]], notes: list[str]) -> dict[View, dict[str, np.ndarray]]:
+def _areas(folder: Folder, scores: dict[View, dict[str, Any]], notes: list[str]) -> dict[View, dict[str, np.ndarray]]:
     """Per-image pixel counts, each file under the views whose mIoU it reproduces."""
     found: dict[View, dict[str, np.ndarray]] = {}
-    files = sorted(folder.glob("per_image*.npz"))
+    files = list_files(folder, "per_image*.npz")
     if not files:
         notes.append("no per_image.npz (eval.py --per-image): no paired test")
     for path in files:
         try:
-            with np.load(path, allow_pickle=False) as content:
+            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as content:
                 counts = np.stack([content[key] for key in ("intersection", "label", "prediction")], 1)
                 names = content["names"].tolist()
         except Exception as error:  # of broken bytes numpy raises nearly anything

@@ -1,4 +1,4 @@
-"""What an experiment consists of: a yaml file in this folder, as records."""
+"""Read the yaml file of an experiment into records: its runs, their settings, and what each starts from."""
 
 import re
 from collections.abc import Mapping
@@ -8,51 +8,78 @@ from typing import Any, NamedTuple
 
 from engine.settings import ROLES, load_recipe
 from scripts.study.analysis.runs import CHECKPOINT_SETTINGS
-from scripts.study.experiments.files import find, merged
+from scripts.study.experiments.files import find_experiment, merged
 from train_student import RECIPES
 from utils.errors import UserError, lookup
 from utils.options import convert
 
-REQUIRED = ("recipe", "seeds", "baseline", "runs")
-RUNNER_SETTINGS = {"recipe", "data", "seed", "save_dir", "resume", "overwrite", "workers", "cache_gb"}
+SCRIPTS = {role: ROLES[role] for role in ("teacher", "student")}
+# flags of the training scripts that are no settings of a run, and what stands in their place
+RUNNER_FLAGS = {
+    "recipe": "write recipe: beside settings:",
+    "data": "give --data or --data-root to experiment.py",
+    "seed": "write it into the list seeds: of the file",
+    "save_dir": "give --output to experiment.py",
+    "resume": "experiment.py continues what it finds",
+    "overwrite": "remove the run's folder to do it again",
+    "workers": "give --workers to experiment.py",
+    "cache_gb": "give --cache-gb to experiment.py",
+}
 
 
 class Origin(NamedTuple):
-    """The run of the experiment whose last checkpoint a run starts from, and whose seed: so many further on."""
+    """The run whose checkpoint another run starts from.
 
-    arm: str
-    shift: int
+    shift: how many seeds further on, in the list of seeds. checkpoint: "last" or "best".
+    """
+
+    run: str
+    shift: int = 0
+    checkpoint: str = "last"
 
 
 @dataclass(frozen=True)
 class Arm:
-    """A row of the experiment: which script trains it, with which flags, starting from which others."""
+    """A run of the file, for every seed: the script that trains it, its flags, and the runs it starts from.
+
+    row, published: its cells in the table of the publication and the mIoU printed there, in percent.
+    """
 
     name: str
     title: str
     train: str  # "teacher" or "student"
+    recipe: str
+    dataset: str
+    backbone: str
     settings: Mapping[str, Any]
     origins: Mapping[str, Origin]  # by flag: pretrained, teacher_pretrained
+    row: tuple[str, ...] = ()
+    published: float | None = None
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """arms: in the order of the file, each after those it starts from. asked: those trained at every seed; the others
-    are only what these start from. baseline: the arm without distillation.
-    equal_time: the arm without distillation that had the teacher's time too; "" where there is none.
-    compare: pairs of arms whose difference is reported, besides every student's over the baseline.
+    """An experiment file.
+
+    arms: in the order of the file, each after those it starts from. asked: the names of those trained at every seed;
+    the others are trained only where one of these starts from them.
+    baseline: the arm without distillation that gains are counted from. equal_time: the arm without distillation that
+    trained for a teacher's time too. Both are "" where there is none.
+    compare: pairs of arms whose difference is reported, besides every student's gain over the baseline.
+    columns, source: the headings of a published table's rows, and where its numbers come from.
     """
 
     path: Path
     title: str
-    recipe: str
     seeds: tuple[int, ...]
-    baseline: str
-    equal_time: str
-    compare: tuple[tuple[str, str], ...]
-    robustness_images: int
     arms: Mapping[str, Arm]
     asked: tuple[str, ...]
+    baseline: str = ""
+    equal_time: str = ""
+    compare: tuple[tuple[str, str], ...] = ()
+    robustness_images: int = 30
+    columns: tuple[str, ...] = ()
+    source: str = ""
 
     @property
     def name(self) -> str:
@@ -60,88 +87,119 @@ class Experiment:
 
     @property
     def students(self) -> dict[str, Arm]:
-        """The baseline, and the arms without label that no other starts from or learns from."""
-        sources = {origin.arm for arm in self.arms.values() for origin in arm.origins.values()} - {self.baseline}
+        """Return the baseline, and the students that no other arm starts from or learns from."""
+        sources = {origin.run for arm in self.arms.values() for origin in arm.origins.values()} - {self.baseline}
         return {name: arm for name, arm in self.arms.items() if arm.train == "student" and name not in sources}
 
     def next_seed(self, seed: int, shift: int) -> int:
-        """So many further in the circle of the experiment's seeds; of a seed beyond them, the sum."""
+        """Return the seed ``shift`` places further on in the circle of seeds; the sum for a seed outside of them."""
         if seed not in self.seeds:
             return seed + shift
         return self.seeds[(self.seeds.index(seed) + shift) % len(self.seeds)]
 
 
 def read_experiment(name: str) -> Experiment:
-    """By the name of a file in this folder, or by the path of one.
+    """Read an experiment, given by the name of a file in this folder or by a path.
 
-    ``include`` names a file whose values come first; ``settings`` and ``runs`` are merged key by key, ``only`` picks
-    runs. Settings are flags of the training scripts; ``pretrained`` and ``teacher_pretrained`` may name a run of the
-    same seed, ``NAME+1`` one of the next seed (so that a teacher is no twin of its student).
+    ``include`` names a file whose values come first. Settings are flags of the training scripts; ``networks`` gives
+    names to sets of them, of which a run takes one as its ``network``. ``pretrained`` and
+    ``teacher_pretrained`` may name a run: ``NAME`` is its last checkpoint of the same seed, ``NAME/best`` its best one,
+    ``NAME+1`` that of the next seed (so that a teacher is no twin of its student).
 
-    Raises UserError: no such file, unknown keys or flags, bad values, a run that starts from itself, an unknown one, or
-    its own seed where another is asked for.
+    Raises:
+        UserError: no such file, an unknown key, flag or run, a bad value, or a run that starts from itself.
     """
-    path = find(name)
+    path = find_experiment(name)
     content = merged(path)
-    for key in REQUIRED:
+    for key in ("seeds", "runs"):
         if not content.get(key):
             raise UserError(f"{path}: {key!r} is missing")
-    seeds = content["seeds"]
-    if not all(type(seed) is int and seed >= 0 for seed in seeds) or len(set(seeds)) < len(seeds):
-        raise UserError(f"{path}: seeds: {seeds!r} is no list of different numbers")
+    seeds = _read_seeds(path, content["seeds"])
     if content.get("robustness_images", 1) < 1:
         raise UserError(f"{path}: robustness_images: at least 1")
-    for role in ROLES:
-        load_recipe(content["recipe"], role, RECIPES)
-    shared = content.get("settings", {})
-    arms = {key: _arm(path, key, value, shared, content["runs"]) for key, value in content["runs"].items()}
-    ordered: dict[str, Arm] = {}
-    asked = tuple(content.get("only", arms))
+    every = {key: _read_arm(path, key, content) for key in content["runs"]}
+    asked = tuple(content.get("only", every))
+    arms: dict[str, Arm] = {}
     for key in asked:
-        lookup(arms, str(key), f"run in {path}: only:")
-        _add(path, arms, key, ordered, ())
-    titles = [arm.title for arm in ordered.values()]
-    for title in titles:
-        if titles.count(title) > 1:
-            raise UserError(f"{path}: two runs are called {title!r}")
+        lookup(every, str(key), f"run in {path}: only:")
+        _add_after_origins(path, every, key, arms, ())
+    _check_titles(path, arms)
+    _check_shifts(path, arms, seeds)
+    baseline = content.get("baseline", "")
+    if baseline:
+        _check_student(path, "baseline", lookup(arms, baseline, f"baseline among the runs of {path}"))
     equal_time = content.get("equal_time", "")
-    bases = {"baseline": lookup(ordered, content["baseline"], f"baseline among the runs of {path}")}
     if equal_time:
-        bases["equal_time"] = lookup(arms, equal_time, f"run in {path}: equal_time:")
-    for key, arm in bases.items():
-        if arm.train != "student":
-            raise UserError(f"{path}: {key}: {arm.name} reads the label: gains over it mean nothing")
-    for arm in ordered.values():
-        for key, origin in arm.origins.items():
-            if origin.shift and origin.shift % len(seeds) == 0:
-                raise UserError(f"{path}: {arm.name}: {key}: {origin.arm}+{origin.shift} needs more seeds than {seeds}")
+        _check_student(path, "equal_time", lookup(every, equal_time, f"run in {path}: equal_time:"))
     return Experiment(
-        path,
-        content.get("title", path.stem),
-        content["recipe"],
-        tuple(seeds),
-        content["baseline"],
-        equal_time if equal_time in ordered else "",
-        _pairs(path, content.get("compare", []), ordered, arms),
-        content.get("robustness_images", 30),
-        ordered,
-        asked,
+        path=path,
+        title=content.get("title", path.stem),
+        seeds=seeds,
+        arms=arms,
+        asked=asked,
+        baseline=baseline,
+        equal_time=equal_time if equal_time in arms else "",
+        compare=_read_pairs(path, content.get("compare", []), arms, every),
+        robustness_images=content.get("robustness_images", Experiment.robustness_images),
+        columns=tuple(map(str, content.get("columns", ()))),
+        source=content.get("source", ""),
     )
 
 
-def _arm(path: Path, name: str, content: dict, shared: dict, runs: Mapping[str, Any]) -> Arm:
-    where = f"{path}: {name}"
-    train = content.get("train", "student")
-    config_class = lookup({role: ROLES[role] for role in ("teacher", "student")}, train, f"script in {where}: train:")
-    own = content.get("settings", {})
-    known = {field.name: field for field in fields(config_class) if field.name not in RUNNER_SETTINGS}
-    elsewhere = {field.name for role in ROLES.values() for field in fields(role)} - RUNNER_SETTINGS
+def _read_seeds(path: Path, seeds: list) -> tuple[int, ...]:
+    if not all(type(seed) is int and seed >= 0 for seed in seeds) or len(set(seeds)) < len(seeds):
+        raise UserError(f"{path}: seeds: {seeds!r} is no list of different numbers")
+    return tuple(seeds)
+
+
+def _read_arm(path: Path, name: str, content: Mapping[str, Any]) -> Arm:
+    """Read one entry of ``runs``, with the settings that all runs share below its own."""
+    run, where = content["runs"][name], f"{path}: {name}"
+    train = run.get("train", "student")
+    config_class = lookup(SCRIPTS, train, f"script in {where}: train:")
+    recipe = run.get("recipe", content.get("recipe", ""))
+    if not recipe:
+        raise UserError(f"{where}: 'recipe' is missing, here and at the top of the file")
+    own = run.get("settings", {})
+    if "network" in run:
+        own = {**_read_network(path, where, run["network"], content), **own}
+    settings, origins = _read_settings(where, config_class, own, content)
+    start = origins.get("pretrained")
+    if train == "student" and start and content["runs"][start.run].get("train") == "teacher":
+        raise UserError(f"{where}: pretrained: {start.run} reads the label, a student does not")
+    row = tuple(map(str, run.get("row", ())))
+    if row and len(row) != len(content.get("columns", ())):
+        raise UserError(f"{where}: row: {len(row)} cells, but columns: has {len(content.get('columns', ()))}")
+    title = run.get("title", ", ".join(row) or name)
+    whole = {**load_recipe(recipe, train, RECIPES), **settings}
+    dataset = whole.get("dataset", config_class.dataset)
+    backbone = whole.get("backbone", config_class.backbone)
+    return Arm(name, title, train, recipe, dataset, backbone, settings, origins, row, run.get("published"))
+
+
+def _read_network(path: Path, where: str, name: str, content: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the settings that ``networks`` gives a name to."""
+    settings = lookup(content.get("networks", {}), name, f"network in {where}:")
+    if not isinstance(settings, dict):
+        raise UserError(f"{path}: networks: {name}: 'key: value' lines, not {settings!r}")
+    return settings
+
+
+def _read_settings(
+    where: str, config_class: type, own: Mapping[str, Any], content: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Origin]]:
+    """Return the flags of a run by name, and those of them that name another run."""
+    runs, shared = content["runs"], content.get("settings", {})
+    known = {field.name: field for field in fields(config_class) if field.name not in RUNNER_FLAGS}
+    elsewhere = {field.name for script in SCRIPTS.values() for field in fields(script)}
     settings, origins = {}, {}
     for key, value in {**shared, **own}.items():
+        if key in RUNNER_FLAGS:
+            raise UserError(f"{where}: {key!r} is no setting of a run: {RUNNER_FLAGS[key]}")
         if key not in known and key not in own and key in elsewhere:
             continue  # a shared setting of the other script
         lookup(known, str(key), f"setting in {where}:")
-        origin = _origin(value, runs) if key in CHECKPOINT_SETTINGS else None
+        origin = _read_origin(value, runs) if key in CHECKPOINT_SETTINGS else None
         if origin is not None:
             origins[key] = origin
             continue
@@ -150,35 +208,60 @@ def _arm(path: Path, name: str, content: dict, shared: dict, runs: Mapping[str, 
         settings[key] = convert(config_class, key, value, f"{where}: {key}")
         if key in CHECKPOINT_SETTINGS and value and not Path(settings[key]).suffix:
             lookup(runs, settings[key], f"run in {where}: {key}:")
-    start = origins.get("pretrained")
-    if train == "student" and start and runs[start.arm].get("train") == "teacher":
-        raise UserError(f"{where}: pretrained: {start.arm} reads the label, a student does not")
-    return Arm(name, content.get("title", name), train, settings, origins)
+    return settings, origins
 
 
-def _origin(value: Any, runs: Mapping[str, Any]) -> Origin | None:
-    match = re.fullmatch(r"(\w+?)(?:\+(\d+))?", str(value))
-    return Origin(match[1], int(match[2] or 0)) if match and match[1] in runs else None
+def _read_origin(value: Any, runs: Mapping[str, Any]) -> Origin | None:
+    """Return the run that ``NAME``, ``NAME+1`` or ``NAME+1/best`` names; None where it names none."""
+    match = re.fullmatch(r"(\w+?)(?:\+(\d+))?(?:/(last|best))?", str(value))
+    if match is None or match[1] not in runs:
+        return None
+    return Origin(match[1], int(match[2] or 0), match[3] or "last")
 
 
-def _add(path: Path, arms: Mapping[str, Arm], name: str, ordered: dict[str, Arm], above: tuple[str, ...]) -> None:
-    """``name`` after what it starts from."""
+def _add_after_origins(
+    path: Path, every: Mapping[str, Arm], name: str, arms: dict[str, Arm], above: tuple[str, ...]
+) -> None:
+    """Add a run to ``arms`` after all that it starts from."""
     if name in above:
         raise UserError(f"{path}: {' -> '.join((*above, name))}: a run cannot start from itself")
-    for origin in arms[name].origins.values():
-        _add(path, arms, origin.arm, ordered, (*above, name))
-    ordered.setdefault(name, arms[name])
+    for origin in every[name].origins.values():
+        _add_after_origins(path, every, origin.run, arms, (*above, name))
+    arms.setdefault(name, every[name])
 
 
-def _pairs(path: Path, pairs: list, ordered: Mapping[str, Arm], arms: Mapping[str, Arm]) -> tuple[tuple[str, str], ...]:
-    """Those of which both are among the runs that were picked."""
+def _check_titles(path: Path, arms: Mapping[str, Arm]) -> None:
+    titles = [arm.title for arm in arms.values()]
+    for title in titles:
+        if titles.count(title) > 1:
+            raise UserError(f"{path}: two runs are called {title!r}")
+
+
+def _check_shifts(path: Path, arms: Mapping[str, Arm], seeds: tuple[int, ...]) -> None:
+    """Refuse an origin of "another seed" that would be the same one, for want of seeds."""
+    for arm in arms.values():
+        for key, origin in arm.origins.items():
+            if origin.shift and origin.shift % len(seeds) == 0:
+                needed = f"{origin.run}+{origin.shift} needs more seeds than {list(seeds)}"
+                raise UserError(f"{path}: {arm.name}: {key}: {needed}")
+
+
+def _check_student(path: Path, key: str, arm: Arm) -> None:
+    if arm.train != "student":
+        raise UserError(f"{path}: {key}: {arm.name} reads the label: gains over it mean nothing")
+
+
+def _read_pairs(
+    path: Path, pairs: list, arms: Mapping[str, Arm], every: Mapping[str, Arm]
+) -> tuple[tuple[str, str], ...]:
+    """Return the pairs of ``compare`` of which both are among the runs that were picked."""
     found = []
     for pair in pairs:
         if not isinstance(pair, list) or len(pair) != 2:
             raise UserError(f"{path}: compare: {pair!r} is no pair of runs")
         for name in pair:
-            if lookup(arms, str(name), f"run in {path}: compare:").train != "student":
+            if lookup(every, str(name), f"run in {path}: compare:").train != "student":
                 raise UserError(f"{path}: compare: {name} reads the label: its score is no segmentation result")
-        if set(pair) <= ordered.keys():
+        if set(pair) <= arms.keys():
             found.append(tuple(pair))
     return tuple(found)

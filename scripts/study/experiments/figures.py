@@ -1,36 +1,27 @@
-"""The pictures of an experiment: what must a teacher know to teach, and what do losses gain for their cost?"""
-
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+"""Draw the picture of an experiment with a dial: what must a teacher know to teach?"""
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.text import Text
-from matplotlib.transforms import Bbox
 
 from engine.settings import TeacherConfig
 from scripts.study.analysis import style
+from scripts.study.analysis.record_files import Folder
 from scripts.study.analysis.runs import Run
 from scripts.study.experiments.definition import Experiment
-from scripts.study.experiments.losses_table import BUDGETS, TEACHERS, Row
 from scripts.study.experiments.tables import read_records, scores
 from scripts.study.experiments.teachers_table import read_robustness
 
-COSTS = ("time of a training step, x baseline", "peak memory over the baseline, MB")
-# of their axes: most losses cost a little more than the baseline, some many times as much; memory may be less
-SCALES = {"value": "log"}, {"value": "symlog", "linthresh": 20, "subs": (2, 3, 4, 5, 7)}
-
 
 def dial_points(experiment: Experiment) -> list[tuple[str, str, str]]:
-    """(place on the dial, teacher's arm, student's arm) of dual-path teachers of each consistency, first students.
+    """Return (place on the dial, teacher's arm, student's arm) for dual-path teachers and their first students.
 
-    A place is "fixed", the S of codes "near", or "random".
+    A place is "fixed", the S of codes "near", or "random". Teachers of another consistency are points of their own.
     """
     points: dict[tuple[str, str], tuple[str, str]] = {}
     for arm in experiment.arms.values():
         origin = arm.origins.get("teacher_pretrained")
-        teacher = experiment.arms[origin.arm] if origin else None
+        teacher = experiment.arms[origin.run] if origin else None
         if teacher and teacher.train == "teacher" and "pretrained" not in arm.origins:
             settings = teacher.settings
             places = {"fixed": "0 (fixed)", "near": str(settings.get("code_std")), "random": "random"}
@@ -45,13 +36,13 @@ def _strength(place: str) -> float:
     return np.inf if place == "random" else float(place.split()[0])
 
 
-def draw_dial(experiment: Experiment, folder: Path) -> Figure | None:
-    """Left: the teachers' mIoU with their label and with a zero plane. Right: their students' gains, seed by seed.
+def draw_dial(experiment: Experiment, folder: Folder) -> Figure | None:
+    """Draw the teachers' mIoU with their label and with a zero plane, and their students' gains, seed by seed.
 
-    None where no point of the dial has a scored student.
+    Return None where no point of the dial has a scored student.
     """
     records = read_records(experiment, folder)
-    base = scores(records[experiment.baseline], "last")
+    base = scores(records[experiment.baseline], "last") if experiment.baseline else {}
     points = [point for point in dial_points(experiment) if scores(records[point[2]], "last")]
     if not points or not base:
         return None
@@ -89,58 +80,8 @@ def _teacher_scores(runs: list[Run], condition: str) -> list[float]:
 
 
 def _dots(axis: plt.Axes, values: list[list[float]], label: str, i: int) -> None:
-    """Every seed, and a line through the means."""
+    """Draw every seed, and a line through the means."""
     for x, column in enumerate(values):
         axis.plot([x] * len(column), [100 * v for v in column], style.marker(i), color=style.color(i), alpha=0.5)
     means = [100 * float(np.mean(column)) if column else np.nan for column in values]
     axis.plot(means, color=style.color(i), label=label)
-
-
-def draw_costs(rows: Sequence[Row], title: str) -> Figure | None:
-    """Columns: cost in time and in memory. Rows: the budgets that were run. Colours: the teachers, a line a loss.
-
-    None where no loss has both a score and a cost.
-    """
-    shown = [b for b in BUDGETS if any((end, b) in row.gains for row in rows if row.cost for end in TEACHERS)]
-    if not shown:
-        return None
-    figure, axes = plt.subplots(len(shown), 2, figsize=(11, 5.5 * len(shown)), layout="constrained", squeeze=False)
-    points: dict[plt.Axes, dict[str, list[tuple[float, float]]]] = {axis: {} for axis in axes.flat}
-    for budget, line in zip(shown, axes, strict=True):
-        for k, axis in enumerate(line):
-            for i, (end, teacher) in enumerate(TEACHERS.items()):
-                known = [row for row in rows if row.cost and (end, budget) in row.gains]
-                for row in known:
-                    points[axis].setdefault(row.loss, []).append((row.cost[k], 100 * row.gains[end, budget]))
-                places = [points[axis][row.loss][-1] for row in known]
-                axis.plot(*np.array(places).reshape(-1, 2).T, style.marker(i), color=style.color(i), label=teacher)
-            for both in points[axis].values():
-                axis.plot(*np.array(both).T, color="0.7", linewidth=0.8, zorder=1)
-            axis.axhline(0, color="0.6", linewidth=0.8)
-            axis.set(title=BUDGETS[budget], xlabel=COSTS[k], ylabel="gain over the baseline, points of mIoU")
-            axis.set_xscale(**SCALES[k])
-            axis.margins(x=0.06, y=0.12)  # room for the names
-            axis.xaxis.set_major_formatter("{x:g}")
-            axis.xaxis.set_minor_formatter("{x:g}")
-    figure.suptitle(title, fontsize=11)
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
-    figure.draw_without_rendering()  # where the axes lie
-    for axis, losses in points.items():
-        _name(axis, losses)
-    return figure
-
-
-def _name(axis: plt.Axes, points: Mapping[str, Sequence[tuple[float, float]]]) -> None:
-    """A name above the highest of its points, so high that it covers no other name or point."""
-    size = axis.figure.dpi / 72
-    centres = axis.transData.transform([place for several in points.values() for place in several])
-    taken = [Bbox.from_bounds(*(centre - 3 * size), 6 * size, 6 * size) for centre in centres]
-    for name, several in sorted(points.items(), key=lambda item: max(y for _, y in item[1])):
-        highest = max(several, key=lambda place: place[1])
-        line = {"arrowstyle": "-", "color": "0.7", "linewidth": 0.6}
-        place = {"xytext": (0, 5), "textcoords": "offset points", "ha": "center"}
-        text = axis.annotate(name, highest, **place, fontsize=7, arrowprops=line)
-        while any((box := Text.get_window_extent(text)).overlaps(other) for other in taken):  # without its line
-            text.set_position((0, text.get_position()[1] + 2))
-            text.update_positions(axis.figure.canvas.get_renderer())
-        taken.append(box)

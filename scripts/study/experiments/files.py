@@ -1,4 +1,4 @@
-"""Experiment files: found by name, read, checked for their keys, merged with what they include."""
+"""Find, read and check the yaml files of experiments, and merge each with the file that it includes."""
 
 import re
 from collections.abc import Mapping
@@ -9,13 +9,40 @@ from utils.errors import UserError, lookup
 from utils.files import read_yaml
 
 EXPERIMENTS = Path(__file__).resolve().parent
-KINDS = {"include": str, "title": str, "recipe": str, "baseline": str, "settings": dict, "seeds": list, "only": list}
-KINDS |= {"runs": dict, "compare": list, "robustness_images": int, "equal_time": str}
-RUN_KINDS = {"title": str, "train": str, "settings": dict}
-IN_WORDS = {str: "a word", list: "a list", dict: "'key: value' lines", int: "a number"}
+KEYS = {
+    "include": str,
+    "title": str,
+    "source": str,
+    "columns": list,
+    "recipe": str,
+    "settings": dict,
+    "networks": dict,
+    "seeds": list,
+    "baseline": str,
+    "equal_time": str,
+    "compare": list,
+    "robustness_images": int,
+    "only": list,
+    "runs": dict,
+}
+RUN_KEYS = {
+    "title": str,
+    "train": str,
+    "network": str,
+    "recipe": str,
+    "settings": dict,
+    "row": list,
+    "published": float,
+}
+IN_WORDS = {str: "a word", list: "a list", dict: "'key: value' lines", int: "a number", float: "a number"}
 
 
-def find(name: str) -> Path:
+def find_experiment(name: str) -> Path:
+    """Return the file of an experiment, given by its name in this folder or by a path.
+
+    Raises:
+        UserError: there is no such file.
+    """
     if not name:
         raise UserError("name an experiment: a file of scripts/study/experiments, without .yaml, or a path to one")
     path = Path(name).expanduser() if name.endswith((".yaml", ".yml")) else EXPERIMENTS / f"{name}.yaml"
@@ -26,35 +53,40 @@ def find(name: str) -> Path:
 
 
 def merged(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The file's mapping on top of what it includes; each file is checked by itself."""
+    """Return the content of a file, merged over what it includes. Each file is checked by itself.
+
+    Raises:
+        UserError: a file includes itself, has an unknown key, or a value of the wrong kind.
+    """
     if path.resolve() in seen:
         raise UserError(f"{path} includes itself")
     content = read_yaml(path)
-    _check(content, KINDS, str(path))
+    _check_keys(content, KEYS, str(path))
     for name, run in content.get("runs", {}).items():
-        if not re.fullmatch(r"[A-Za-z]\w*", str(name)) or not isinstance(name, str):
+        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z]\w*", name):
             raise UserError(f"{path}: {name!r}: a run's name is made of letters, digits and _")
         content["runs"][name] = {} if run is None else run
-        _check(content["runs"][name], RUN_KINDS, f"{path}: {name}")
+        _check_keys(content["runs"][name], RUN_KEYS, f"{path}: {name}")
     include = content.pop("include", None)
     if include is None:
         return content
     beside = path.parent / (include if include.endswith((".yaml", ".yml")) else f"{include}.yaml")
-    base = merged(beside if beside.is_file() else find(include), (*seen, path.resolve()))
-    return _over(base, content)
+    base = merged(beside if beside.is_file() else find_experiment(include), (*seen, path.resolve()))
+    return _merge(base, content)
 
 
-def _check(content: Any, kinds: Mapping[str, type], where: str) -> None:
+def _check_keys(content: Any, keys: Mapping[str, type], where: str) -> None:
     if not isinstance(content, dict):
         raise UserError(f"{where}: 'key: value' lines, not {content!r}")
     for key, value in content.items():
-        kind = lookup(kinds, str(key), f"key in {where}:")
-        if type(value) is not kind:
+        kind = lookup(keys, str(key), f"key in {where}:")
+        is_right = type(value) in (int, float) if kind is float else type(value) is kind
+        if not is_right:
             raise UserError(f"{where}: {key}: {IN_WORDS[kind]}, not {value!r}")
 
 
-def _over(base: Any, top: Any) -> Any:
-    """``top``'s values win; mappings are merged."""
+def _merge(base: Any, top: Any) -> Any:
+    """Return ``base`` with the values of ``top`` in it. Mappings are merged key by key."""
     if not (isinstance(base, dict) and isinstance(top, dict)):
         return top
-    return base | {key: _over(base[key], value) if key in base else value for key, value in top.items()}
+    return base | {key: _merge(base[key], value) if key in base else value for key, value in top.items()}

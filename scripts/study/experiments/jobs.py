@@ -1,4 +1,4 @@
-"""Jobs that wait for each other, a few at a time; stopped at any point, they go on where they were."""
+"""Run jobs that wait for each other, a few at a time. Stopped at any point, they go on where they were."""
 
 import json
 import os
@@ -17,28 +17,42 @@ from utils.files import write_text
 
 ROOT = Path(__file__).resolve().parents[3]
 VOLATILE = ("--workers", "--cache-gb")  # flags with a value that change nothing that is computed
+DIVIDED = ("train_teacher.py", "train_student.py", "eval.py")  # scripts that several processes run together
 
 
 @dataclass(frozen=True)
 class Job:
-    """A run of one seed: scripts with their flags, executed one after another, and the jobs it has to wait for."""
+    """A run of one seed: scripts with their flags, executed one after another, and the jobs it has to wait for.
+
+    processes: how many the training and the scoring are divided over.
+    """
 
     name: str
     folder: Path
     commands: tuple[tuple[str, ...], ...]
     needs: tuple[str, ...]
+    processes: int = 1
 
     @property
     def mark(self) -> Path:
-        """The file that says what was begun here, from what, and whether it has been done."""
+        """Return the file that says what was begun here, from what, and whether it is done."""
         return self.folder / "job.json"
 
-    def lasting(self) -> list[list[str]]:
-        """The commands without the flags that change nothing that is computed."""
+    def lasting_commands(self) -> list[list[str]]:
+        """Return the commands without the flags that change nothing that is computed."""
         return [
             [part for i, part in enumerate(command) if part not in VOLATILE and command[i - 1] not in VOLATILE]
             for command in self.commands
         ]
+
+
+def launch_words(command: Sequence[str], processes: int, root: str) -> list[str]:
+    """Return the words behind ``python`` that start a script of the folder ``root`` in so many processes."""
+    script, *flags = command
+    start = []
+    if processes > 1 and script in DIVIDED:
+        start = [os.path.join(root, "scripts/torchrun.py"), "--standalone", "--nproc-per-node", str(processes)]
+    return [*start, os.path.join(root, script), *flags]
 
 
 class Outcome(NamedTuple):
@@ -49,53 +63,63 @@ class Outcome(NamedTuple):
     text: str
 
 
-def fingerprint(folder: Path) -> str | None:
-    """What tells one training in a folder from another: its last training record, timing included."""
+def read_fingerprint(folder: Path) -> str | None:
+    """Return what tells one training in a folder from another: its last training record, timing included."""
     log = folder / "metrics.jsonl"
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
     return next((line for line in reversed(lines) if line.startswith('{"event": "train"')), None)
 
 
-def origins_of(job: Job, jobs: Mapping[str, Job]) -> dict[str, str | None]:
-    return {need: fingerprint(jobs[need].folder) for need in job.needs}
+def read_origins(output: Path, needs: Sequence[str]) -> dict[str, str | None]:
+    """Return the fingerprints of the runs below ``output`` that a job starts from."""
+    return {need: read_fingerprint(output / need) for need in needs}
 
 
-def write_mark(job: Job, jobs: Mapping[str, Job], done: bool) -> None:
-    """Raises UserError when the file cannot be written."""
-    content = {"done": done, "commands": job.lasting(), "origins": origins_of(job, jobs)}
+def write_mark(job: Job, done: bool) -> None:
+    """Write whether a job is done, and which trainings it started from.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    origins = read_origins(job.folder.parent, job.needs)
+    content = {"done": done, "commands": job.lasting_commands(), "origins": origins}
     write_text(job.mark, json.dumps(content, indent=1) + "\n")
 
 
-def state(job: Job, jobs: Mapping[str, Job]) -> Outcome | None:
-    """Of a job that needs nothing more, or cannot go on: what it started from is another training by now."""
+def find_outcome(job: Job) -> Outcome | None:
+    """Return how a job has ended, or None where it is to be run.
+
+    A job is done, or it cannot go on because what it started from has been trained again since.
+    """
     try:
         mark = json.loads(job.mark.read_text(encoding="utf-8"))
         done, commands, origins = mark["done"], mark["commands"], dict(mark["origins"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    now = origins_of(job, jobs)
+    now = read_origins(job.folder.parent, job.needs)
     changed = [need for need in job.needs if origins.get(need) != now[need]]
     if changed:
         return Outcome(False, True, f"{changed[0]} was trained anew since: remove {job.folder} to do this run again")
-    return Outcome(True, False, "done before") if done and commands == job.lasting() else None
+    return Outcome(True, False, "done before") if done and commands == job.lasting_commands() else None
 
 
 class Worker:
-    """A job in execution. Its output goes to log.txt in its folder."""
+    """Run the commands of a job one after another. Their output goes to log.txt in its folder."""
 
     def __init__(self, job: Job, environment: Mapping[str, str]) -> None:
-        self.job, self.environment = job, environment
+        self.job = job
+        self.environment = environment
         self.left = list(job.commands)
         self.stopping = False
         self.log = (job.folder / "log.txt").open("a", encoding="utf-8")
-        self._next()
+        self._start_next()
 
-    def _next(self) -> None:
-        script, *flags = self.left.pop(0)
-        print(f"$ python {shlex.join([script, *flags])}", file=self.log, flush=True)
+    def _start_next(self) -> None:
+        words = launch_words(self.left.pop(0), self.job.processes, str(ROOT))
+        print(f"$ python {shlex.join(words)}", file=self.log, flush=True)
         # a session of its own: the signals of our terminal reach it through stop() alone
         self.process = subprocess.Popen(
-            [sys.executable, str(ROOT / script), *flags],
+            [sys.executable, *words],
             env=os.environ | self.environment,
             stdin=subprocess.DEVNULL,
             stdout=self.log,
@@ -104,12 +128,12 @@ class Worker:
         )
 
     def poll(self) -> Outcome | None:
-        """Go on to the next command where one has ended. None: the job is not over."""
+        """Go on to the next command where one has ended. Return None while the job is not over."""
         status = self.process.poll()
         if status is None:
             return None
         if status == 0 and self.left and not self.stopping:
-            self._next()
+            self._start_next()
             return None
         self.log.close()
         if status == 0 and not self.left:
@@ -123,7 +147,7 @@ class Worker:
         return next((line for line in reversed(lines) if line.strip()), "")
 
     def stop(self) -> None:
-        """The training scripts save what they have and end."""
+        """Ask the training script to save what it has and to end."""
         if not self.stopping:
             self.stopping = True
             self.process.terminate()
@@ -136,46 +160,88 @@ def execute(
     on_done: Callable[[Job], None] = lambda job: None,
     say: Callable[[str], None] = print,
 ) -> dict[str, Outcome]:
-    """Every job that is not done, as soon as what it needs is; how each ended, by name.
+    """Run every job that is not done, as soon as what it needs is done. Return how each ended, by name.
 
     slots: what is added to the environment of each job that goes on at a time. on_done: called after each job that is
     done, also before. Whatever happens here, no job is left running.
     """
-    ended = {name: outcome for name, job in jobs.items() if (outcome := state(job, jobs))}
-    running: dict[int, Worker] = {}
-    waiting = [name for name in jobs if name not in ended]
+    queue = Queue(jobs, slots, stop, on_done, say)
     try:
-        for name, outcome in ended.items():
-            if outcome.done:
-                on_done(jobs[name])
-        while running or waiting:
-            for name in list(waiting):
-                lost = [need for need in jobs[name].needs if need in ended and not ended[need].done]
-                if lost or stop:
-                    waiting.remove(name)
-                    failed = any(ended[need].failed for need in lost)
-                    ended[name] = Outcome(False, failed, f"not begun: {lost[0]} is not done" if lost else "not begun")
-            ready = [name for name in waiting if all(need in ended for need in jobs[name].needs)]
-            for slot, name in zip((slot for slot in range(len(slots)) if slot not in running), ready, strict=False):
-                waiting.remove(name)
-                say(f"{name} begins")
-                write_mark(jobs[name], jobs, done=False)
-                running[slot] = Worker(jobs[name], slots[slot])
-            for slot, worker in list(running.items()):
-                if stop:
-                    worker.stop()
-                if outcome := worker.poll():
-                    del running[slot]
-                    job = worker.job
-                    if outcome.done:
-                        write_mark(job, jobs, done=True)
-                        on_done(job)
-                    ended[job.name] = outcome
-                    say(f"{job.name}: {outcome.text}")
+        queue.report_done_before()
+        while queue.running or queue.waiting:
+            queue.drop_hopeless()
+            queue.start_ready()
+            queue.collect_ended()
             time.sleep(0.2)
     finally:
-        for worker in running.values():
+        queue.stop_all()
+    return {name: queue.ended[name] for name in jobs}
+
+
+class Queue:
+    """The state of ``execute``: which jobs wait, which run in which slot, and how the others ended."""
+
+    def __init__(
+        self,
+        jobs: Mapping[str, Job],
+        slots: Sequence[Mapping[str, str]],
+        stop: Stop,
+        on_done: Callable[[Job], None],
+        say: Callable[[str], None],
+    ) -> None:
+        self.jobs = jobs
+        self.slots = slots
+        self.stop = stop
+        self.on_done = on_done
+        self.say = say
+        self.ended = {name: outcome for name, job in jobs.items() if (outcome := find_outcome(job))}
+        self.waiting = [name for name in jobs if name not in self.ended]
+        self.running: dict[int, Worker] = {}
+
+    def report_done_before(self) -> None:
+        for name, outcome in self.ended.items():
+            if outcome.done:
+                self.on_done(self.jobs[name])
+
+    def drop_hopeless(self) -> None:
+        """End the waiting jobs whose needs did not get done, and all of them after a stop."""
+        for name in list(self.waiting):
+            lost = [need for need in self.jobs[name].needs if need in self.ended and not self.ended[need].done]
+            if lost:
+                failed = any(self.ended[need].failed for need in lost)
+                self.ended[name] = Outcome(False, failed, f"not begun: {lost[0]} is not done")
+            elif self.stop:
+                self.ended[name] = Outcome(False, False, "not begun")
+            if name in self.ended:
+                self.waiting.remove(name)
+
+    def start_ready(self) -> None:
+        """Start as many jobs as there are free slots."""
+        ready = [name for name in self.waiting if all(need in self.ended for need in self.jobs[name].needs)]
+        free = [slot for slot in range(len(self.slots)) if slot not in self.running]
+        for slot, name in zip(free, ready, strict=False):
+            self.waiting.remove(name)
+            self.say(f"{name} begins")
+            write_mark(self.jobs[name], done=False)
+            self.running[slot] = Worker(self.jobs[name], self.slots[slot])
+
+    def collect_ended(self) -> None:
+        """Note how the jobs ended that did. After a stop, ask the others to end."""
+        for slot, worker in list(self.running.items()):
+            if self.stop:
+                worker.stop()
+            outcome = worker.poll()
+            if outcome is None:
+                continue
+            del self.running[slot]
+            if outcome.done:
+                write_mark(worker.job, done=True)
+                self.on_done(worker.job)
+            self.ended[worker.job.name] = outcome
+            self.say(f"{worker.job.name}: {outcome.text}")
+
+    def stop_all(self) -> None:
+        for worker in self.running.values():
             worker.stop()
-        for worker in running.values():
+        for worker in self.running.values():
             worker.process.wait()
-    return {name: ended[name] for name in jobs}

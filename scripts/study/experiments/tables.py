@@ -1,12 +1,14 @@
 """The tables of an experiment, from the records of its runs: what is not there says "not run"."""
 
+import re
+import zipfile
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
 from scripts.study.analysis import style
 from scripts.study.analysis.paired import Gain, align, bootstrap, p_over_seeds
+from scripts.study.analysis.record_files import Folder, list_runs
 from scripts.study.analysis.runs import Run, View, read_run
 from scripts.study.experiments.definition import Experiment
 
@@ -14,32 +16,32 @@ SAMPLES = 10000  # of the paired bootstrap
 Table = tuple[list[str], list[list[str]]]
 
 
-def read_records(experiment: Experiment, folder: Path) -> dict[str, list[Run]]:
-    """The runs of each arm below ``folder``, by seed; an arm without any has an empty list."""
-    return {name: runs_of(folder, name) for name in experiment.arms}
-
-
-def runs_of(folder: Path, name: str) -> list[Run]:
-    """The records of a run by seed: name-0, name-1, ..."""
-    found = [path for path in folder.glob(f"{name}-*") if path.name.removeprefix(f"{name}-").isdigit()]
-    return sorted((read_run(path, path.name) for path in found), key=lambda run: run.seed)
+def read_records(experiment: Experiment, folder: Folder) -> dict[str, list[Run]]:
+    """Return the runs of each arm below ``folder``, by seed: name-0, name-1, ... An arm may have none."""
+    found = list_runs(folder)
+    records = {}
+    for name in experiment.arms:
+        folders = [path for path in found if re.fullmatch(rf"{name}-\d+", path.name)]
+        records[name] = sorted((read_run(path, path.name) for path in folders), key=lambda run: run.seed)
+    return records
 
 
 def view_of(run: Run, checkpoint: str) -> View | None:
-    """Of the run's last or best checkpoint's score by eval.py."""
+    """Return the view of a run's last or best checkpoint in which eval.py scored it; None where it did not."""
     return next((view for view in run.scores if view.checkpoint == checkpoint and view in run.areas), None)
 
 
 def scores(runs: Sequence[Run], checkpoint: str) -> dict[int, float]:
-    """mIoU by seed."""
+    """Return the mIoU of one kind of checkpoint by seed."""
     views = {run.seed: (run, view_of(run, checkpoint)) for run in runs}
     return {seed: run.scores[view]["miou"] for seed, (run, view) in views.items() if view}
 
 
 def training_minutes(run: Run) -> float | None:
-    """From the speeds in the log: without validation, and without iterations that an interruption lost.
+    """Return the time of a training from the speeds in its log; None where the log has none.
 
-    Of a run on one thread of a CPU the processor's time, which other work on the machine does not lengthen.
+    Validation, and iterations that an interruption lost, do not count. For a run on one thread of a CPU it is the
+    processor's time, which other work on the machine does not lengthen.
     """
     starts = [record["iteration"] for record in run.curves.get("start", ())]
     alone = all(s.get("threads") == 1 and str(s.get("device")).startswith("cpu") for s in run.curves.get("start", ()))
@@ -58,7 +60,7 @@ def training_minutes(run: Run) -> float | None:
 
 
 def paired_gain(runs: Sequence[Run], base: Sequence[Run], checkpoint: str) -> tuple[list[float], Gain] | None:
-    """The difference of each seed that both sides have, and of their means, tested over the images."""
+    """Return the difference of each seed that both sides have, and that of their means, tested over the images."""
     own, other = scores(runs, checkpoint), scores(base, checkpoint)
     seeds = sorted(own.keys() & other.keys())
     if not seeds:
@@ -68,19 +70,33 @@ def paired_gain(runs: Sequence[Run], base: Sequence[Run], checkpoint: str) -> tu
     return [own[seed] - other[seed] for seed in seeds], bootstrap(counts[:n], counts[n:], SAMPLES, seed=0)
 
 
-def students(experiment: Experiment, folder: Path) -> Table:
-    """The networks that see the image only: scores of the last and of the best checkpoint."""
+def list_students(experiment: Experiment, folder: Folder) -> Table:
+    """List the networks that see the image only, with the scores of their last and best checkpoints."""
     records, rows = read_records(experiment, folder), []
     for arm in experiment.arms.values():
         if arm.train == "student":
             runs = records[arm.name]
             last, best = scores(runs, "last"), scores(runs, "best")
-            cells = [f"`{arm.name}`", arm.title, str(len(last)), shown(last), shown(best)]
-            rows.append([*cells, minutes(runs), logs(runs, folder)])
-    return ["run", "arm", "n", "last mIoU %", "best mIoU %", time_heading(records), "logs by seed"], rows
+            cells = [f"`{arm.name}`", arm.title, str(len(last)), show_scores(last), show_scores(best)]
+            rows.append([*cells, show_minutes(runs), link_records(experiment, runs)])
+    return ["run", "arm", "n", "last mIoU %", "best mIoU %", name_minutes(records), "records by seed"], rows
 
 
-def summary(experiment: Experiment, folder: Path) -> Table:
+def list_published(experiment: Experiment, folder: Folder) -> Table:
+    """List the rows of a published table: what was printed there, and what the runs of this experiment score."""
+    records, rows = read_records(experiment, folder), []
+    for arm in experiment.arms.values():
+        if arm.row:
+            runs = records[arm.name]
+            last, best = scores(runs, "last"), scores(runs, "best")
+            printed = "-" if arm.published is None else f"{arm.published:.2f}"
+            cells = [*arm.row, printed, show_scores(last), show_scores(best), str(len(last))]
+            rows.append([*cells, f"`{arm.name}`", link_records(experiment, runs)])
+    header = [*experiment.columns, "published mIoU %", "ours, last checkpoint", "ours, best checkpoint", "n", "run"]
+    return [*header, "records by seed"], rows
+
+
+def summarise_students(experiment: Experiment, folder: Folder) -> Table:
     """Those students once more that were run: gains over the baseline and over the one that had a teacher's time too,
     time with all they start from."""
     records, rows, times = read_records(experiment, folder), [], {}
@@ -91,23 +107,23 @@ def summary(experiment: Experiment, folder: Path) -> Table:
             known = [value for value in minutes if value is not None]
             times[arm.name] = f"{np.mean(known):.0f}" if known else "-"
             over = [_gain(records, arm.name, base) for base in bases]
-            rows.append([arm.title, str(len(found)), shown(found), *over, times[arm.name]])
+            rows.append([arm.title, str(len(found)), show_scores(found), *over, times[arm.name]])
     over = [f"gain over the baseline of {times.get(base, '-')} minutes" for base in bases]
-    total = time_heading(records).replace("minutes", "minutes, teacher included", 1)
+    total = name_minutes(records).replace("minutes", "minutes, teacher included", 1)
     return _filled(["student", "n", "mIoU %", *over, total], rows)
 
 
 def total_minutes(experiment: Experiment, records: dict[str, list[Run]], name: str, seed: int) -> float | None:
-    """Of a run and of every run it starts from; None where one is not there."""
+    """Return the time of a run and of every run it starts from; None where one is not there."""
     run = next((run for run in records[name] if run.seed == seed), None)
     own = run and training_minutes(run)
     origins = experiment.arms[name].origins.values()
-    below = [total_minutes(experiment, records, o.arm, experiment.next_seed(seed, o.shift)) for o in origins]
+    below = [total_minutes(experiment, records, o.run, experiment.next_seed(seed, o.shift)) for o in origins]
     return None if own is None or None in below else own + sum(below)
 
 
 def _gain(records: dict[str, list[Run]], name: str, base: str) -> str:
-    """Mean and spread over the seeds both have, with the p of a paired t-test."""
+    """Show the mean gain and its spread over the seeds that both have, with the p of a paired t-test."""
     own, other = scores(records[name], "last"), scores(records[base], "last") if base else {}
     differences = [own[seed] - other[seed] for seed in sorted(own.keys() & other.keys())]
     if name == base or not differences:
@@ -115,7 +131,7 @@ def _gain(records: dict[str, list[Run]], name: str, base: str) -> str:
     return style.spread(differences, "+") + (f" (p {p:.2g})" if (p := p_over_seeds(differences)) is not None else "")
 
 
-def gains(experiment: Experiment, folder: Path) -> Table:
+def list_gains(experiment: Experiment, folder: Folder) -> Table:
     """Differences of last checkpoints: of every student to the baseline, to the one that had the teacher's time too,
     and of the pairs the experiment asks for; where both were run."""
     arms, records, rows = experiment.arms, read_records(experiment, folder), []
@@ -138,12 +154,12 @@ def _filled(header: list[str], rows: list[list[str]]) -> Table:
     return header, rows or [["not run", *["-"] * (len(header) - 1)]]
 
 
-def shown(values: dict[int, float]) -> str:
+def show_scores(values: dict[int, float]) -> str:
     return style.spread(list(values.values())) if values else "not run"
 
 
-def time_heading(records: dict[str, list[Run]]) -> str:
-    """The heading of the training times: where they were measured."""
+def name_minutes(records: dict[str, list[Run]]) -> str:
+    """Return the heading of the training times, which says where they were measured."""
     places = set()
     for run in (run for runs in records.values() for run in runs):
         for start in run.curves.get("start", ()):
@@ -152,12 +168,15 @@ def time_heading(records: dict[str, list[Run]]) -> str:
     return f"minutes ({' / '.join(sorted(places))})" if places else "minutes"
 
 
-def minutes(runs: Sequence[Run]) -> str:
-    """Mean training time."""
+def show_minutes(runs: Sequence[Run]) -> str:
+    """Show the mean training time."""
     known = [minutes for run in runs if (minutes := training_minutes(run)) is not None]
     return f"{np.mean(known):.1f}" if known else "-"
 
 
-def logs(runs: Sequence[Run], folder: Path) -> str:
-    """Links from the repository's root; ``folder`` lies in results/."""
-    return " ".join(f"[{run.seed}](results/{folder.name}/{run.folder.name}/metrics.jsonl)" for run in runs) or "-"
+def link_records(experiment: Experiment, runs: Sequence[Run]) -> str:
+    """Return the seeds of the runs, as a link from the repository's root where their records are in a record file."""
+    seeds = ", ".join(str(run.seed) for run in runs)
+    if any(isinstance(run.folder, zipfile.Path) for run in runs):
+        return f"[{seeds}](results/{experiment.name}.zip)"
+    return seeds or "-"

@@ -1,19 +1,27 @@
 """What teachers score with their label, without it, and with a wrong one."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from scripts.study.analysis import style
+from scripts.study.analysis.record_files import Folder
 from scripts.study.experiments.definition import Experiment
-from scripts.study.experiments.tables import Table, logs, minutes, read_records, scores, shown, time_heading
+from scripts.study.experiments.tables import (
+    Table,
+    link_records,
+    name_minutes,
+    read_records,
+    scores,
+    show_minutes,
+    show_scores,
+)
 from utils.errors import UserError
 
 
-def teachers(experiment: Experiment, folder: Path) -> Table:
-    """The networks that read the label: scores that are no segmentation results, and what they do without it."""
+def list_teachers(experiment: Experiment, folder: Folder) -> Table:
+    """List the networks that read the label: scores that are no segmentation results, and what they do without it."""
     records, rows, images = read_records(experiment, folder), [], {}
     for arm in experiment.arms.values():
         if arm.train != "teacher":
@@ -27,21 +35,24 @@ def teachers(experiment: Experiment, folder: Path) -> Table:
         # of pixels whose whole region was shown as another class, the share predicted as the shown class
         whole = [r["follows_wrong"] for r in probes if r["name"] == "wrong regions" and r["share"] == 1]
         found.append([share for share in whole if share is not None])
-        cells = [f"`{arm.name}`", arm.title, str(len(last)), shown(last)]
+        cells = [f"`{arm.name}`", arm.title, str(len(last)), show_scores(last)]
         cells += [style.spread(values) if values else "-" for values in found]
         apart = [r["kl"] for r in probes if r["name"] == "as trained"]
         cells.append(f"{np.mean(apart):.4f}" if apart else "-")
-        rows.append([*cells, minutes(runs), logs(runs, folder)])
+        rows.append([*cells, show_minutes(runs), link_records(experiment, runs)])
     if len(images) > 1:
         raise UserError(f"{folder}: robustness of different images: {'; '.join(sorted(images))}")
     where = f" ({next(iter(images))})" if images else ""
     header = ["run", "teacher", "n", "last mIoU %, LABEL-ASSISTED", f"as trained{where}", "fixed codes", "no label"]
     header += ["follows wrong labels %", "KL between two noises"]
-    return [*header, time_heading(records), "logs by seed"], rows
+    return [*header, name_minutes(records), "records by seed"], rows
 
 
-def read_robustness(path: Path, images: dict[str, None]) -> list[dict[str, Any]]:
-    """The conditions of one teacher, none where there is no such file; ``images``: what they were measured on."""
+def read_robustness(path: Folder, images: dict[str, None]) -> list[dict[str, Any]]:
+    """Return the conditions of one teacher, none where there is no such file.
+
+    images: takes what they were measured on, as a key.
+    """
     if not path.is_file():
         return []
     try:

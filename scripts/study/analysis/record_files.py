@@ -1,0 +1,116 @@
+"""Keep the small files of finished runs in one zip file an experiment, and read them from there.
+
+A record file is an ordinary zip: ``unzip -p results/camvid_lite.zip lad-0/metrics.jsonl`` prints a training log. Runs
+are appended, and what is there keeps its bytes, so that a version-control system stores only what is new.
+"""
+
+import io
+import json
+import zipfile
+from collections.abc import Iterable
+from fnmatch import fnmatch
+from pathlib import Path
+
+from utils.errors import UserError
+from utils.files import read_bytes, write
+
+RECORDS = ("config.yaml", "metrics.jsonl", "last.json", "best.json", "eval*.json", "per_image*.npz", "robustness.json")
+Folder = Path | zipfile.Path  # of a run, on the disk or in a record file
+MADE = (1980, 1, 1, 0, 0, 0)  # the date of every member: the same content is to give the same bytes
+
+
+def open_folder(path: Path) -> Folder:
+    """Return a folder of runs, a record file, or a run in one of these: ``results/camvid_lite.zip/lad-0``.
+
+    Raises:
+        UserError: the record file is damaged.
+    """
+    for place in (path, *path.parents):
+        if place.suffix == ".zip" and place.is_file():
+            inside = path.relative_to(place).as_posix()
+            try:
+                whole = zipfile.Path(zipfile.ZipFile(place))
+            except (OSError, zipfile.BadZipFile) as error:
+                raise UserError(f"{place} is no record file: {error}") from error
+            return whole if inside == "." else whole / f"{inside}/"
+    return path
+
+
+def list_files(folder: Folder, pattern: str = "*") -> list[Folder]:
+    """Return the files and folders of a name directly in a folder, sorted by name."""
+    if not folder.is_dir():
+        return []
+    return sorted((file for file in folder.iterdir() if fnmatch(file.name, pattern)), key=lambda file: file.name)
+
+
+def list_runs(folder: Folder) -> list[Folder]:
+    """Return the run folders directly in a folder, sorted by name."""
+    return [run for run in list_files(folder) if (run / "config.yaml").is_file()]
+
+
+def is_finished(run: Path) -> bool:
+    """Return whether a run is done, as far as its folder tells: experiment.py notes it, the scripts alone do not."""
+    mark = run / "job.json"
+    if not mark.is_file():
+        return True
+    try:
+        return bool(json.loads(mark.read_text(encoding="utf-8"))["done"])
+    except (ValueError, LookupError, TypeError):
+        return False
+
+
+def pack_runs(archive: Path, runs: Iterable[Path]) -> list[str]:
+    """Add the records of runs to a record file, in place of older ones of the same name.
+
+    Return the names of the runs whose records are new or have changed. Where there are none, the file keeps its bytes.
+
+    Raises:
+        UserError: a folder is no run, the record file is damaged or cannot be written.
+    """
+    old = read_bytes(archive) if archive.exists() else b""
+    kept = _read_members(archive, old)
+    new = {run.name: _read_records(run) for run in runs}
+    changed = {name for name, files in new.items() if files != _of_run(kept, name)}
+    if not changed:
+        return []
+    if any(_of_run(kept, name) for name in changed):  # what is replaced leaves the file
+        kept = {name: content for name, content in kept.items() if name.split("/")[0] not in changed}
+        old = _append(b"", kept)
+    added = {f"{run}/{file}": new[run][file] for run in sorted(changed) for file in sorted(new[run])}
+    content = _append(old, added)
+    write(archive, lambda file: file.write(content))
+    return sorted(changed)
+
+
+def _read_records(run: Path) -> dict[str, bytes]:
+    """Return the files of a run that are kept, by name."""
+    if not (run / "config.yaml").is_file():
+        raise UserError(f"{run} is no run folder: it has no config.yaml")
+    return {file.name: read_bytes(file) for pattern in RECORDS for file in list_files(run, pattern)}
+
+
+def _read_members(archive: Path, content: bytes) -> dict[str, bytes]:
+    if not content:
+        return {}
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as file:
+            return {info.filename: file.read(info) for info in file.infolist()}
+    except (OSError, zipfile.BadZipFile) as error:
+        raise UserError(f"{archive} is no record file: {error}") from error
+
+
+def _of_run(members: dict[str, bytes], run: str) -> dict[str, bytes]:
+    start = f"{run}/"
+    return {name.removeprefix(start): content for name, content in members.items() if name.startswith(start)}
+
+
+def _append(archive: bytes, members: dict[str, bytes]) -> bytes:
+    """Return a zip with further members behind those it has."""
+    buffer = io.BytesIO(archive)
+    with zipfile.ZipFile(buffer, "a" if archive else "w") as file:
+        for name, content in members.items():
+            info = zipfile.ZipInfo(name, MADE)
+            info.external_attr = 0o644 << 16
+            info.compress_type = zipfile.ZIP_STORED if name.endswith(".npz") else zipfile.ZIP_DEFLATED
+            file.writestr(info, content, compresslevel=9)
+    return buffer.getvalue()

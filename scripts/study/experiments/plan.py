@@ -1,0 +1,121 @@
+"""Turn an experiment into jobs: the commands of every run at every seed, in an order that can be run."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scripts.study.experiments.definition import Arm, Experiment
+from scripts.study.experiments.jobs import Job
+from utils.errors import UserError, lookup
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a run finds its data and weights, and where it goes.
+
+    data: the root folder of the only data set. data_root: a folder that holds one for each data set, by its name.
+    bases: a folder of ImageNet weights, ``<backbone>.pth``; "" leaves the choice to the settings.
+    """
+
+    output: Path
+    data: str = ""
+    data_root: str = ""
+    bases: str = ""
+
+    def data_of(self, arm: Arm) -> str:
+        return str(Path(self.data_root) / arm.dataset) if self.data_root else self.data
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Settings of the training scripts that change nothing that is computed. processes: of each run."""
+
+    workers: int = 4
+    cache_gb: float = 0.0
+    processes: int = 1
+
+
+class Plan:
+    """The jobs of an experiment by name, each after those it needs."""
+
+    def __init__(self, experiment: Experiment, places: Places, machine: Machine) -> None:
+        self.experiment = experiment
+        self.places = places
+        self.machine = machine
+        self.jobs: dict[str, Job] = {}
+
+    def add(self, arm: Arm, seed: int) -> Job:
+        """Add a run at a seed, after the runs that it starts from, unless it is there already."""
+        name = f"{arm.name}-{seed}"
+        if name in self.jobs:
+            return self.jobs[name]
+        folder = self.places.output / name
+        settings, needs = dict(arm.settings), []
+        for key, origin in arm.origins.items():
+            source = self.add(self.experiment.arms[origin.run], self.experiment.next_seed(seed, origin.shift))
+            needs.append(source.name)
+            settings[key] = str(source.folder / f"{origin.checkpoint}.pth")
+        if self.places.bases and "pretrained_base" not in settings:
+            settings["pretrained_base"] = str(Path(self.places.bases) / f"{arm.backbone}.pth")
+        commands = [self._training(arm, settings, seed, folder)]
+        commands += [self._scoring(arm, folder, checkpoint) for checkpoint in ("last", "best")]
+        if arm.train == "teacher":
+            commands.append(self._probe(arm, folder))
+        self.jobs[name] = Job(name, folder, tuple(commands), tuple(dict.fromkeys(needs)), self.machine.processes)
+        return self.jobs[name]
+
+    def _training(self, arm: Arm, settings: dict[str, Any], seed: int, folder: Path) -> tuple[str, ...]:
+        words = [f"train_{arm.train}.py", "--recipe", arm.recipe, "--data", self.places.data_of(arm)]
+        for key, value in settings.items():
+            words += _as_flag(key, value)
+        words += ["--seed", str(seed), "--save-dir", str(folder), "--resume", "auto"]
+        words += ["--workers", str(self.machine.workers), "--cache-gb", f"{self.machine.cache_gb:g}"]
+        return tuple(words)
+
+    def _scoring(self, arm: Arm, folder: Path, checkpoint: str) -> tuple[str, ...]:
+        words = ["eval.py", "--pretrained", str(folder / f"{checkpoint}.pth"), "--data", self.places.data_of(arm)]
+        words += ["--json", str(folder / f"{checkpoint}.json")]
+        words += ["--per-image", str(folder / f"per_image_{checkpoint}.npz")]
+        return tuple(words)
+
+    def _probe(self, arm: Arm, folder: Path) -> tuple[str, ...]:
+        words = ["scripts/study/teacher_robustness.py", "--teacher", str(folder / "last.pth")]
+        words += ["--data", self.places.data_of(arm), "--limit", str(self.experiment.robustness_images)]
+        words += ["--output", str(folder)]
+        return tuple(words)
+
+
+def plan_jobs(
+    experiment: Experiment,
+    places: Places,
+    machine: Machine,
+    only: tuple[str, ...] = (),
+    seeds: tuple[int, ...] = (),
+) -> dict[str, Job]:
+    """Return the jobs of an experiment, seed by seed.
+
+    only: the runs to do, with those they start from. seeds: in place of the experiment's.
+
+    Raises:
+        UserError: an unknown run in ``only``, data in the wrong place for this experiment.
+    """
+    for name in only:
+        lookup(experiment.arms, name, "run in --only")
+    datasets = sorted({arm.dataset for arm in experiment.arms.values()})
+    if places.data and len(datasets) > 1:
+        raise UserError(f"--data {places.data}: {experiment.name} has {len(datasets)} data sets: give --data-root DIR")
+    plan = Plan(experiment, places, machine)
+    for seed in seeds or experiment.seeds:
+        for name, arm in experiment.arms.items():
+            if name in (only or experiment.asked):
+                plan.add(arm, seed)
+    return plan.jobs
+
+
+def _as_flag(key: str, value: Any) -> list[str]:
+    """Return a setting as words of a command line."""
+    name = key.replace("_", "-")
+    if isinstance(value, bool):
+        return [f"--{name}" if value else f"--no-{name}"]
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return [f"--{name}", *map(str, values)]

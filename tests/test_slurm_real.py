@@ -1,0 +1,123 @@
+"""Runs as jobs of a real SLURM on this machine: waiting, cancelled, queued again, submitted once more."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from scripts.study.experiments.jobs import Job
+from scripts.study.experiments.slurm import read_standings, submit_jobs
+from tests.slurm_cluster import find_missing, start_cluster
+from tests.test_slurm import finish_at_once, note_finished
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(find_missing() != "", reason=find_missing())]
+
+# In place of a training that takes long: it waits for a file, saves at USR1 as the training scripts do, or fails.
+TRAIN = """
+import json, os, signal, sys, time
+folder = {folder!r}
+os.makedirs(folder, exist_ok=True)
+def save(*_):
+    print("saved", flush=True)
+    sys.exit(3)
+signal.signal(signal.SIGUSR1, save)
+print("begins", flush=True)
+while not os.path.exists(folder + "-goes"):
+    if os.path.exists(folder + "-fails"):
+        sys.exit("no luck")
+    time.sleep(0.2)
+open(folder + "/metrics.jsonl", "a").write(json.dumps({{"event": "train", "iteration": 1}}) + "\\n")
+"""
+
+
+@pytest.fixture
+def cluster(tmp_path, monkeypatch):
+    with start_cluster(tmp_path / "cluster") as environment:
+        for key, value in environment.items():
+            monkeypatch.setenv(key, value)
+        monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{environment['PATH']}")
+        (tmp_path / "bin").mkdir()
+        (tmp_path / "bin/python").symlink_to(sys.executable)
+        yield
+
+
+@pytest.fixture
+def jobs(tmp_path):
+    """A teacher with two students, and a student alone."""
+    (tmp_path / "runs").mkdir()
+
+    def make(name, *needs):
+        folder = tmp_path / "runs" / name
+        script = tmp_path / f"train_{name}.py"
+        script.write_text(TRAIN.format(folder=str(folder)))
+        score = tmp_path / f"score_{name}.py"
+        score.write_text(f"open({str(folder)!r} + '/last.json', 'w').write('scored')")
+        return Job(name, folder, ((str(script), "--lr", "1"), (str(score),)), needs)
+
+    return {job.name: job for job in (make("teacher"), make("a", "teacher"), make("b", "teacher"), make("alone"))}
+
+
+def let(jobs, what, *names):
+    for name in names:
+        (jobs[name].folder.parent / f"{name}-{what}").touch()
+
+
+def wait_for(jobs, name, *texts):
+    """Wait until the standing of a run has one of the texts."""
+    for _ in range(600):
+        note_finished(jobs)
+        standing = read_standings(jobs)[name]
+        if any(text in standing.text for text in texts):
+            return standing
+        time.sleep(0.5)
+    log = jobs[name].folder / "log.txt"
+    raise TimeoutError(f"{name}: {standing.text}: {log.read_text() if log.exists() else 'no log'}")
+
+
+def read_log(jobs, name):
+    return (jobs[name].folder / "log.txt").read_text()
+
+
+def test_a_teacher_is_queued_again_and_a_cancelled_student_is_submitted_again(cluster, jobs, tmp_path, monkeypatch):
+    finish_at_once(monkeypatch, tmp_path)
+    first = submit_jobs(jobs, [], 1)
+    wait_for(jobs, "teacher", "running")
+    wait_for(jobs, "alone", "running")
+    assert "pending (Dependency)" in read_standings(jobs)["a"].text
+    while "begins" not in read_log(jobs, "teacher"):
+        time.sleep(0.2)
+    subprocess.run(["scancel", "--signal=USR1", "--batch", first["teacher"].job], check=True)
+    wait_for(jobs, "teacher", "pending")
+    assert "saved" in read_log(jobs, "teacher")
+    subprocess.run(["scancel", first["b"].job], check=True)
+    let(jobs, "goes", "alone", "teacher", "a", "b")
+    assert wait_for(jobs, "teacher", "done").done
+    assert read_log(jobs, "teacher").count("begins") == 2, "it went on where it was"
+    assert wait_for(jobs, "a", "done").done
+    assert wait_for(jobs, "alone", "done").done
+    assert read_standings(jobs)["b"].failed
+    assert not (jobs["b"].folder / "metrics.jsonl").exists()
+
+    again = submit_jobs(jobs, [], 1)
+    assert [name for name in jobs if again[name].active] == ["b"]
+    assert wait_for(jobs, "b", "done").done
+    assert (jobs["b"].folder / "last.json").read_text() == "scored"
+    assert not any(standing.active for standing in submit_jobs(jobs, [], 1).values())
+
+
+def test_students_of_a_failing_teacher_are_cancelled_and_the_others_finish(cluster, jobs, tmp_path, monkeypatch):
+    finish_at_once(monkeypatch, tmp_path)
+    let(jobs, "fails", "teacher")
+    let(jobs, "goes", "a", "b", "alone")
+    submit_jobs(jobs, [], 1)
+    assert wait_for(jobs, "alone", "done").done
+    for name in ("teacher", "a", "b"):
+        assert wait_for(jobs, name, "ended without getting done", "failed", "cancelled").failed
+    assert "no luck" in read_log(jobs, "teacher")
+    assert not (jobs["a"].folder / "metrics.jsonl").exists()
+    let(jobs, "goes", "teacher")
+    (jobs["teacher"].folder.parent / "teacher-fails").unlink()
+    again = submit_jobs(jobs, [], 1)
+    assert [name for name in jobs if again[name].active] == ["teacher", "a", "b"]
+    assert wait_for(jobs, "b", "done").done
