@@ -58,7 +58,7 @@ def test_the_limit_of_a_container_counts(tmp_path, monkeypatch):
     monkeypatch.setattr(memory, "CGROUP", tmp_path)
     unlimited = memory.free_memory(CPU)
     (tmp_path / "memory.max").write_text("max\n")
-    assert memory._control_group() is None
+    assert memory._read_group_memory() is None
     (tmp_path / "memory.max").write_text("5000000\n")
     (tmp_path / "memory.current").write_text("3000000\n")
     (tmp_path / "memory.stat").write_text("anon 1\ninactive_file 500000\n")

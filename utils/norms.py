@@ -6,6 +6,9 @@ from torch import Tensor, nn
 from torch.nn.modules._functions import SyncBatchNorm
 from torch.nn.modules.batchnorm import _BatchNorm
 
+# torch 2.15 gives it a new name, and warns of the old one
+gather_into_tensor = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
 
 def trained_norms(module: nn.Module) -> dict[str, _BatchNorm]:
     """Return the BatchNorm layers that learn (not those of a frozen teacher), by name."""
@@ -61,7 +64,7 @@ class _Synced(SyncBatchNorm):
         mean, inverse = torch.batch_norm_stats(x, eps)
         own = torch.cat([mean, inverse, mean.new_full((1,), x.numel() // x.shape[1])])
         every = own.new_empty(size * len(own))
-        dist.all_gather_into_tensor(every, own, group)
+        gather_into_tensor(every, own, group)
         means, inverses, counts = every.view(size, -1).split(x.shape[1], 1)
         joined = means, inverses, running_mean, running_var, momentum, eps, counts.flatten()
         mean, inverse = torch.batch_norm_gather_stats_with_counts(x, *joined)
