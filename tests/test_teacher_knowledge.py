@@ -21,5 +21,5 @@ def test_measures_of_hand_made_probabilities():
 
 
 def test_nothing_to_compare_is_said():
-    with pytest.raises(UserError, match="--teacher RUN.. and --reference RUN.. are needed"):
+    with pytest.raises(UserError, match=r"--teacher RUN.. and --reference RUN.. are needed"):
         main(["--teacher", "a.pth"])
