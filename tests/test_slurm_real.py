@@ -1,12 +1,14 @@
 """Runs as jobs of a real SLURM on this machine: waiting, cancelled, queued again, submitted once more."""
 
+import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
-from scripts.study.experiments.jobs import Job
+from scripts.study.experiments.jobs import ROOT, Job
 from scripts.study.experiments.slurm import read_standings, submit_jobs
 from tests.slurm_cluster import find_missing, start_cluster
 from tests.test_slurm import finish_at_once, note_finished
@@ -31,20 +33,27 @@ open(folder + "/metrics.jsonl", "a").write(json.dumps({{"event": "train", "itera
 """
 
 
+# in place of scripts/torchrun.py, which takes seconds to import torch: its flags end before the training script
+TORCHRUN = "import os, sys\ni = next(i for i, word in enumerate(sys.argv) if '/train_' in word)\n"
+TORCHRUN += "os.execv(sys.executable, [sys.executable, *sys.argv[i:]])\n"
+
+
 @pytest.fixture
 def cluster(tmp_path, monkeypatch):
     with start_cluster(tmp_path / "cluster") as environment:
         for key, value in environment.items():
             monkeypatch.setenv(key, value)
-        monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{environment['PATH']}")
-        (tmp_path / "bin").mkdir()
-        (tmp_path / "bin/python").symlink_to(sys.executable)
+        monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{environment['PATH']}")
         yield
 
 
 @pytest.fixture
-def jobs(tmp_path):
-    """A teacher with two students, and a student alone."""
+def jobs(tmp_path, monkeypatch):
+    """A teacher with two students, and a student alone; slurm.sh lies beside a launcher that is quick."""
+    (tmp_path / "scripts").mkdir()
+    shutil.copy(ROOT / "scripts/slurm.sh", tmp_path / "scripts")
+    (tmp_path / "scripts/torchrun.py").write_text(TORCHRUN)
+    monkeypatch.setattr("scripts.study.experiments.slurm.ROOT", tmp_path)
     (tmp_path / "runs").mkdir()
 
     def make(name, *needs):
@@ -71,12 +80,23 @@ def wait_for(jobs, name, *texts):
         if any(text in standing.text for text in texts):
             return standing
         time.sleep(0.5)
-    log = jobs[name].folder / "log.txt"
-    raise TimeoutError(f"{name}: {standing.text}: {log.read_text() if log.exists() else 'no log'}")
+    raise TimeoutError(f"{name}: {standing.text}: {read_log(jobs, name)}")
 
 
 def read_log(jobs, name):
-    return (jobs[name].folder / "log.txt").read_text()
+    log = jobs[name].folder / "log.txt"
+    return log.read_text() if log.exists() else "no log"
+
+
+def wait_for_log(jobs, name, text):
+    """Wait until the output of a run that is running has a text."""
+    for _ in range(1500):
+        if text in read_log(jobs, name):
+            return
+        if not read_standings(jobs)[name].active:
+            break
+        time.sleep(0.2)
+    raise TimeoutError(f"{name}: {read_log(jobs, name)}")
 
 
 def test_a_teacher_is_queued_again_and_a_cancelled_student_is_submitted_again(cluster, jobs, tmp_path, monkeypatch):
@@ -85,8 +105,7 @@ def test_a_teacher_is_queued_again_and_a_cancelled_student_is_submitted_again(cl
     wait_for(jobs, "teacher", "running")
     wait_for(jobs, "alone", "running")
     assert "pending (Dependency)" in read_standings(jobs)["a"].text
-    while "begins" not in read_log(jobs, "teacher"):
-        time.sleep(0.2)
+    wait_for_log(jobs, "teacher", "begins")
     subprocess.run(["scancel", "--signal=USR1", "--batch", first["teacher"].job], check=True)
     wait_for(jobs, "teacher", "pending")
     assert "saved" in read_log(jobs, "teacher")
