@@ -42,6 +42,7 @@ class EvalConfig(Protocol):
     recipe: str = option("", "recipe whose data set and 'eval.' keys are the defaults, such as ade20k_mmseg")
     data: str = option("", "root folder of the data set (default: the checkpoint's)")
     classes: int | None = option(None, "number of classes (the checkpoint's: anything else is an error)", minimum=2)
+    other_class_names: bool = option(False, "score a network none of whose class names is one of the data set's")
     split: str = option("val", "part of the data set")
     batch_size: int = option(1, "successive images of equal size that go through the network together", minimum=1)
     draws: int = option(1, "independent label noises an assisted teacher is scored with", minimum=1)
@@ -99,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if config.classes not in (None, card.num_classes):
             raise UserError(f"--classes {config.classes}: {config.pretrained} has {card.num_classes}")
         where = config.dataset or card.dataset, config.data or card.data, config.split
-        name, dataset = for_network(card, *where, config.pretrained)
+        name, dataset = for_network(card, *where, config.pretrained, config.other_class_names)
         spec = dataset.spec
         amp = config.amp or card.training.get("config", {}).get("amp", "none")
         runtime = replace(runtime, amp=amp)

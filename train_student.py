@@ -13,6 +13,7 @@ from utils.environment import require_packages
 require_packages()
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -29,12 +30,14 @@ from models.checkpoints.reading import located
 from models.label_noise import LabelNoise
 from models.segmentor import Segmentor
 from utils.errors import UserError, run_main
+from utils.options import flag_of, parse_flags
 from utils.pixels import CONVENTIONS, PixelConvention
 from utils.training.configuration import StudentConfig, parse
 from utils.training.script import train
 from utils.training.step import Step
 from utils.types import Draw, Output
 
+LABEL_FLAGS = ("label_codes", "label_std", "label_scale", "code_std")  # what an assisted teacher is shown
 RECIPES = Path(__file__).resolve().parent / "scripts" / "recipes"
 
 
@@ -101,32 +104,38 @@ class StudentStep(Step):
         return self.teacher(image, with_aux=self.teacher_aux)
 
 
-def load_teacher(config: StudentConfig, spec: DatasetSpec) -> Loaded:
-    """The teacher; an assisted one has the label noise of the student phase.
+def load_teacher(config: StudentConfig, spec: DatasetSpec, label_flags: Sequence[str] = ()) -> Loaded:
+    """Load the teacher; an assisted one has the label noise of the student phase.
 
-    Raises UserError: no teacher given, or one of other classes.
+    label_flags: those of the label plane that the user gave.
+
+    Raises UserError: no teacher given, one of other classes, or label flags for one that sees the image only.
     """
     path = config.teacher_pretrained
     if not path:
         raise UserError(f"--kd {config.kd} needs --teacher-pretrained FILE (--kd none trains the baseline)")
     teacher = from_checkpoint(path, assisted=True)
-    require_classes(teacher.card, spec, config.dataset, f"--teacher-pretrained {path}")
+    require_classes(teacher.card, spec, config.dataset, f"--teacher-pretrained {path}", config.other_class_names)
+    if teacher.card.label_noise is None and label_flags:
+        raise UserError(f"{', '.join(label_flags)}: --teacher-pretrained {path} sees the image only: leave them out")
     if teacher.card.label_noise is None:
         return teacher
     noise = {"codes": config.label_codes, "pixel_std": config.label_std, "code_std": config.code_std}
     return teacher.shown(**noise, scale=config.label_scale)
 
 
-def build(config: StudentConfig, spec: DatasetSpec) -> tuple[StudentStep, None]:
-    """The step; its network is shown the image only."""
+def build(config: StudentConfig, spec: DatasetSpec, label_flags: Sequence[str] = ()) -> tuple[StudentStep, None]:
+    """Build the step; its network is shown the image only. label_flags: of ``load_teacher``."""
     model = build_model(config.model, config.backbone, len(spec.names))
     model.set_dropout(config.dropout)
     task = TaskLoss(
         model.supervision, config.aux_weight, config.label_smoothing, config.task_loss, config.ignored_in_mean
     )
     if not parse_losses(config.kd):
+        if label_flags:
+            raise UserError(f"{', '.join(label_flags)}: --kd none trains without a teacher: leave them out")
         return StudentStep(model, task), None
-    loaded = load_teacher(config, spec)
+    loaded = load_teacher(config, spec, label_flags)
     teacher, pixels = loaded.model, (CONVENTIONS[config.pixels], loaded.convention)
     widths = model.main.head.out_channels, teacher.main.head.out_channels
     return StudentStep(model, task, teacher, loaded.noise, build_kd(config.kd, *widths, len(spec.names)), pixels), None
@@ -134,7 +143,9 @@ def build(config: StudentConfig, spec: DatasetSpec) -> tuple[StudentStep, None]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     config = parse(StudentConfig, "student", __doc__, RECIPES, argv, implied_settings)
-    train(config, train_and_val, build, begin, located)
+    given = parse_flags(StudentConfig, __doc__, argv)
+    label_flags = [flag_of(name) for name in LABEL_FLAGS if name in given]
+    train(config, train_and_val, partial(build, label_flags=label_flags), begin, located)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,8 @@
 """Data sets by name. A new one is a file with a DatasetSpec and a line in DATASETS."""
 
+import os
+import re
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,6 +20,7 @@ from datasets.voc import VOC
 from utils.errors import UserError, lookup
 from utils.types import Rgb
 
+NAMES_SHOWN = 20  # class names that a message lists
 # A data set that describes itself by files in its root is a function of the root.
 DATASETS: dict[str, DatasetSpec | Callable[[Path], DatasetSpec]] = {
     "toy": TOY,
@@ -89,30 +93,60 @@ class Classes(Protocol):
     class_names: Sequence[str]
 
 
-def require_classes(network: Classes, spec: DatasetSpec, name: str, source: str) -> None:
-    """Raises UserError: the network of ``source`` has more or fewer classes than the data set, or in another order.
+def require_classes(
+    network: Classes, spec: DatasetSpec, name: str, source: str, allow_other_names: bool = True
+) -> None:
+    """Compare the classes of a network with those of a data set. Warn of names that only one of the two has.
 
-    A name that only one of the two knows may be another spelling.
+    name: of the data set. source: where the network comes from. allow_other_names: warn also where no name agrees.
+
+    Raises UserError: the network has more or fewer classes, the same in another order, or other ones.
     """
     if network.num_classes != len(spec.names):
         raise UserError(f"{source} has {network.num_classes} classes, {name} {len(spec.names)}")
-    for k, (theirs, ours) in enumerate(zip(network.class_names, spec.names, strict=False)):
-        if theirs != ours and theirs in spec.names and ours in network.class_names:
-            order = f"its class {k} is {theirs!r}, that of {name} is {ours!r}"
+    theirs = [_plain_name(text) for text in network.class_names]
+    ours = [_plain_name(text) for text in spec.names]
+    for k, (their, our) in enumerate(zip(theirs, ours, strict=False)):
+        if their != our and their in ours and our in theirs:
+            order = f"its class {k} is {network.class_names[k]!r}, that of {name} is {spec.names[k]!r}"
             raise UserError(f"{source} has the classes in another order: {order}")
+    differing = [
+        f"{k}: {network.class_names[k]!r}, here {spec.names[k]!r}"
+        for k, (their, our) in enumerate(zip(theirs, ours, strict=False))
+        if their != our
+    ]
+    if not differing:
+        return
+    listed = "; ".join(differing[:NAMES_SHOWN])
+    if len(differing) > NAMES_SHOWN:
+        listed += f" and {len(differing) - NAMES_SHOWN} more"
+    if not allow_other_names and not set(theirs) & set(ours):
+        raise UserError(
+            f"{source} knows no class of {name} by name ({listed}): it was trained for something else; "
+            "--other-class-names takes it where they mean the same"
+        )
+    if os.environ.get("RANK", "0") == "0":
+        print(f"warning: {source} has other class names than {name} ({listed})", file=sys.stderr)
 
 
-def for_network(network: Classes, dataset: str, data: str, split: str, source: str) -> tuple[str, SegmentationDataset]:
-    """The name and the images of the data set that a network is to be scored on.
+def _plain_name(text: str) -> str:
+    """Return a class name without what spellings differ in: capitals, blanks and marks."""
+    return re.sub(r"[\W_]+", "", text).lower() or text
 
-    dataset, data: of the flags, or of the network's checkpoint ``source``.
+
+def for_network(
+    network: Classes, dataset: str, data: str, split: str, source: str, allow_other_names: bool = True
+) -> tuple[str, SegmentationDataset]:
+    """Return the name and the images of the data set that a network is to be scored on.
+
+    dataset, data: of the flags, or of the network's checkpoint ``source``. allow_other_names: of ``require_classes``.
 
     Raises UserError: no data set is named, or it has other classes; as ``build_dataset``.
     """
     if not dataset:
         raise UserError(f"{source} does not say its data set: give --dataset and --data")
     name = _of_classes(dataset, network.num_classes)
-    require_classes(network, dataset_spec(name, data), name, source)
+    require_classes(network, dataset_spec(name, data), name, source, allow_other_names)
     return name, build_dataset(name, data, split)
 
 

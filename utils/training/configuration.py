@@ -85,6 +85,7 @@ class TeacherConfig(TrainConfig):
 @dataclass(frozen=True)
 class StudentConfig(TrainConfig):
     teacher_pretrained: str = option("", "the teacher's checkpoint")
+    other_class_names: bool = option(False, "take a teacher none of whose class names is one of the data set's")
     kd: str = option("kd=1", "distillation losses and weights, e.g. cwd=3 or kd=1:tau=4,dist=2; none = the baseline")
     label_codes: str = option("fixed", "codes of the label plane that an assisted teacher sees")
     label_std: float = option(0.02, "standard deviation of the label plane's pixel noise, before scaling", minimum=0)

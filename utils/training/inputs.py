@@ -49,15 +49,32 @@ def differences(state: Mapping[str, Any], config: TrainConfig, inputs: Mapping[s
         raise UserError("it is damaged: it does not hold the settings of its run") from None
     old, new = completed(saved, type(config)), plain(asdict(config))
     free = RESUMABLE | {k for k in FILES if k in recorded and recorded[k] == inputs.get(k)}  # the same file, elsewhere
+    advice = "another --save-dir keeps both, --overwrite starts anew in its place"
+    theirs, own = name_role(saved), name_role(asdict(config))
+    if theirs != own:
+        return f"{_name_resumed(config)} the run of a {theirs}, and this is a {own}: {advice}"
     changed = [f"{k}: {old[k]!r} -> {new[k]!r}" for k in new if k not in free and new[k] != old[k]]
     if changed:
-        advice = "another --save-dir keeps both, --overwrite starts anew in its place"
         if old["max_iterations"] != new["max_iterations"]:
             advice += "; the learning rate follows the length: --pretrained takes its last.pth to train on from there"
-        return f"--resume {config.resume} is of a run with other settings ({'; '.join(changed)}): {advice}"
+        return f"{_name_resumed(config)} a run with other settings ({'; '.join(changed)}): {advice}"
     changed = [f"{k}: {recorded[k]} -> {inputs[k]}" for k in inputs if k in recorded and recorded[k] != inputs[k]]
     advice = "restore them, or start anew with --overwrite or in another --save-dir"
-    return f"--resume {config.resume} is of a run with other inputs ({'; '.join(changed)}): {advice}" if changed else ""
+    return f"{_name_resumed(config)} a run with other inputs ({'; '.join(changed)}): {advice}" if changed else ""
+
+
+def name_role(settings: Mapping[str, Any]) -> str:
+    """Say whose run has these settings: a teacher's, a student's or a baseline's."""
+    if "single_path" in settings:
+        return "teacher"
+    return "baseline" if str(settings.get("kd", "")).strip() == "none" else "student"
+
+
+def _name_resumed(config: TrainConfig) -> str:
+    """Begin a sentence on what the run in question is."""
+    if config.resume == "auto":
+        return f"--resume auto: {config.save_dir} holds"
+    return f"--resume {config.resume} is of" if config.resume else f"--save-dir {config.save_dir} holds"
 
 
 def completed(saved: Mapping[str, Any], config_class: type) -> dict[str, Any]:

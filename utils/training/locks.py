@@ -3,6 +3,7 @@
 import fcntl
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 from weakref import WeakSet
@@ -21,6 +22,7 @@ class Lock:
     def __init__(self, folder: Path, flag: str = "--save-dir") -> None:
         """Raises UserError: the folder that ``flag`` names cannot be written, or somebody else has the lock."""
         self.folder, self.flag = folder, flag
+        self.made = [path for path in (folder, *folder.parents) if not path.exists()]
         self.file = self._take()
         LOCKS.add(self)
 
@@ -56,3 +58,12 @@ class Lock:
 
     def close(self) -> None:
         self.file.close()
+
+    def release(self) -> None:
+        """End the lock. Remove its file, and the folders made for it, where nothing else was written there."""
+        with suppress(OSError):  # somebody else removed or filled it
+            if os.listdir(self.folder) == [NAME]:
+                (self.folder / NAME).unlink()
+                for path in self.made:
+                    path.rmdir()
+        self.close()

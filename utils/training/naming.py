@@ -9,7 +9,7 @@ from typing import Any
 RESUMABLE = {
     "recipe", "data", "workers", "save_dir", "save_per_iters", "val_per_iters", "log_iter", "skip_val", "resume",
     "overwrite", "device", "pretrained_base", "pretrained", "cache_gb", "backend", "channels_last", "tf32",
-    "deterministic", "compile",
+    "deterministic", "compile", "other_class_names",
 }  # fmt: skip
 FILES = ("pretrained_base", "pretrained", "teacher_pretrained")  # settings that name a file
 

@@ -54,7 +54,7 @@ class Run(NamedTuple):
 
     def close(self) -> None:
         if self.lock is not None:
-            self.lock.close()
+            self.lock.release()
 
 
 def open_run(config: TrainConfig, runtime: Runtime, inputs: Callable = dict, usable: Callable = bool) -> Run:
@@ -80,7 +80,7 @@ def open_run(config: TrainConfig, runtime: Runtime, inputs: Callable = dict, usa
         return Run(folder, state, lock, now, origin, damaged)
     except UserError:
         if lock is not None:
-            lock.close()
+            lock.release()
         raise
 
 
