@@ -1,8 +1,6 @@
 """Data sets by name. A new one is a file with a DatasetSpec and a line in DATASETS."""
 
-import os
 import re
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,7 +15,7 @@ from datasets.folder import folder_spec
 from datasets.toy import TOY
 from datasets.transforms import AUGMENTATIONS
 from datasets.voc import VOC
-from utils.errors import UserError, lookup
+from utils.errors import UserError, lookup, print_note
 from utils.types import Rgb
 
 NAMES_SHOWN = 20  # class names that a message lists
@@ -100,10 +98,16 @@ def require_classes(
 
     name: of the data set. source: where the network comes from. allow_other_names: warn also where no name agrees.
 
-    Raises UserError: the network has more or fewer classes, the same in another order, or other ones.
+    Raises UserError: the network has more or fewer classes, the same in another order, other ones, or one logit whose
+    meaning its file does not say.
     """
     if network.num_classes != len(spec.names):
         raise UserError(f"{source} has {network.num_classes} classes, {name} {len(spec.names)}")
+    if getattr(network, "training", {}).get("single_logit") and not network.class_names:
+        asked = f"{source} has one logit and no class names: where it is above 0 must be {spec.names[1]!r} of {name}"
+        if not allow_other_names:
+            raise UserError(f"{asked}, elsewhere {spec.names[0]!r}; --other-class-names says that it is so")
+        print_note(f"warning: {asked}, elsewhere {spec.names[0]!r}")
     theirs = [_plain_name(text) for text in network.class_names]
     ours = [_plain_name(text) for text in spec.names]
     for k, (their, our) in enumerate(zip(theirs, ours, strict=False)):
@@ -125,8 +129,7 @@ def require_classes(
             f"{source} knows no class of {name} by name ({listed}): it was trained for something else; "
             "--other-class-names takes it where they mean the same"
         )
-    if os.environ.get("RANK", "0") == "0":
-        print(f"warning: {source} has other class names than {name} ({listed})", file=sys.stderr)
+    print_note(f"warning: {source} has other class names than {name} ({listed})")
 
 
 def _plain_name(text: str) -> str:

@@ -32,6 +32,9 @@ def read(path: str | Path) -> dict[str, Any]:
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
+                if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+                    what = "a TorchScript archive, a program with its weights"
+                    raise UserError(f"{path} is {what}: save the network's state_dict() by torch.save instead")
                 if sum(member.file_size for member in archive.infolist()) > path.stat().st_size:
                     raise UserError(f"{path} is no checkpoint: unpacked it would be larger than it is")
                 damaged = archive.testzip()  # torch.load does not compare the checksums

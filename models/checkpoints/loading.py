@@ -10,7 +10,7 @@ from models.checkpoints import reading
 from models.checkpoints.card import Card, read_card
 from models.checkpoints.formats import FORMATS, MMSEG, unwrap
 from models.checkpoints.imagenet import load_base
-from models.checkpoints.recognition import OPTIONAL, infer, mmseg_record
+from models.checkpoints.recognition import OPTIONAL, has_single_logit, infer, mmseg_record
 from models.label_noise import LabelNoise
 from models.prediction import Loaded
 from models.segmentor import Segmentor
@@ -55,7 +55,9 @@ def from_checkpoint(path: str | Path, assisted: bool = False) -> Loaded:
     Raises UserError: no such file, damaged, of unknown content, or weights that do not fit what the file says.
     """
     content = reading.read(path)
-    return _own(content, path) if "arch" in content else _foreign(content, str(path), assisted)
+    # training files of others may name their architecture, too
+    own = "arch" in content and ("format" in content or isinstance(content["arch"], Mapping))
+    return _own(content, path) if own else _foreign(content, str(path), assisted)
 
 
 def _own(content: dict[str, Any], path: str | Path) -> Loaded:
@@ -87,7 +89,8 @@ def _foreign(content: Mapping[str, Any], source: str, assisted: bool) -> Loaded:
         narrow_stem(model.backbone)
         model.config["in_channels"] = 3
     noise = RELEASE_NOISE if model.config["in_channels"] == 4 else None
-    card = Card(dict(model.config), **record, pixels=family.pixels, label_noise=noise, source=form)
+    training = {"single_logit": True} if has_single_logit(weights) else {}
+    card = Card(dict(model.config), **record, pixels=family.pixels, label_noise=noise, source=form, training=training)
     return Loaded(model.eval(), card)
 
 
