@@ -52,6 +52,7 @@ class EvalConfig(Protocol):
     recipe: str = data_option("", "recipe whose data set and 'eval.' keys are the defaults, such as ade20k_mmseg")
     data: str = data_option("", "root folder of the data set (default: the checkpoint's)")
     classes: int | None = data_option(None, "number of classes (the checkpoint's: others are an error)", minimum=2)
+    other_class_names: bool = data_option(False, "score a network none of whose class names is one of the data set's")
     split: str = data_option("val", "part of the data set")
     batch_size: int = machine_option(1, "successive images of equal size in one forward pass", minimum=1)
     draws: int = network_option(1, "independent label noises an assisted teacher is scored with", minimum=1)
@@ -150,7 +151,7 @@ def open_dataset(config: EvalConfig, loaded: Loaded) -> tuple[str, SegmentationD
         raise UserError(f"--classes {config.classes}: {config.pretrained} has {card.num_classes}")
     dataset = config.dataset or card.dataset
     data = config.data or card.data
-    return for_network(card, dataset, data, config.split, config.pretrained)
+    return for_network(card, dataset, data, config.split, config.pretrained, config.other_class_names)
 
 
 def score_network(config: EvalConfig, loaded: Loaded, dataset: SegmentationDataset, runtime: Runtime) -> list[Metrics]:

@@ -32,9 +32,11 @@ from models.checkpoints.loading import Loaded, from_checkpoint
 from models.label_noise import LabelNoise
 from models.segmentor import Segmentor
 from utils.errors import UserError, run_main
+from utils.options import flag_of, parse_flags
 from utils.pixels import CONVENTIONS, PixelConvention
 from utils.types import Draw, Output
 
+LABEL_FLAGS = ("label_codes", "label_std", "label_scale", "code_std")  # what an assisted teacher is shown
 RECIPES = Path(__file__).resolve().parent / "scripts" / "recipes"
 
 
@@ -111,25 +113,31 @@ class StudentStep(Step):
         return self.teacher(image, with_aux=self.teacher_aux)
 
 
-def load_teacher(config: StudentConfig, spec: DatasetSpec) -> Loaded:
+def load_teacher(config: StudentConfig, spec: DatasetSpec, label_flags: Sequence[str]) -> Loaded:
     """Load the teacher; an assisted one gets the label noise of the student phase.
 
+    label_flags: the flags of the label plane that the user gave.
+
     Raises:
-        UserError: no teacher is given, or it has other classes.
+        UserError: no teacher is given, it has other classes, or it sees the image only and label flags were given.
     """
     path = config.teacher_pretrained
     if not path:
         raise UserError(f"--kd {config.kd} needs --teacher-pretrained FILE (--kd none trains the baseline)")
     teacher = from_checkpoint(path, assisted=True)
-    require_classes(teacher.card, spec, config.dataset, f"--teacher-pretrained {path}")
+    require_classes(teacher.card, spec, config.dataset, f"--teacher-pretrained {path}", config.other_class_names)
+    if teacher.card.label_noise is None and label_flags:
+        raise UserError(f"{', '.join(label_flags)}: --teacher-pretrained {path} sees the image only: leave them out")
     if teacher.card.label_noise is None:
         return teacher
     noise = {"codes": config.label_codes, "pixel_std": config.label_std, "code_std": config.code_std}
     return teacher.shown(**noise, scale=config.label_scale)
 
 
-def build_step(config: StudentConfig, spec: DatasetSpec) -> StudentStep:
+def build_step(config: StudentConfig, spec: DatasetSpec, label_flags: Sequence[str] = ()) -> StudentStep:
     """Build the student's network and losses, and load its teacher unless it is the baseline.
+
+    label_flags: the flags of the label plane that the user gave.
 
     Raises:
         UserError: an unknown architecture, backbone or loss, a bad option of one, or a teacher that does not fit.
@@ -145,8 +153,10 @@ def build_step(config: StudentConfig, spec: DatasetSpec) -> StudentStep:
         parse_class_weights(config.class_weights),
     )
     if not parse_losses(config.kd):
+        if label_flags:
+            raise UserError(f"{', '.join(label_flags)}: --kd none trains without a teacher: leave them out")
         return StudentStep(model, task)
-    loaded = load_teacher(config, spec)
+    loaded = load_teacher(config, spec, label_flags)
     teacher = loaded.model
     widths = (model.feature_channels, teacher.feature_channels)
     kd = build_kd(config.kd, *widths, len(spec.names))
@@ -156,11 +166,13 @@ def build_step(config: StudentConfig, spec: DatasetSpec) -> StudentStep:
 
 def main(argv: Sequence[str] | None = None) -> None:
     settings = parse_settings(StudentConfig, "student", __doc__, RECIPES, argv)
+    given = parse_flags(StudentConfig, __doc__, argv)
+    label_flags = [flag_of(name) for name in LABEL_FLAGS if name in given]
     with start_runtime(settings) as runtime:
         torch.manual_seed(settings.seed)
         data = load_data(settings)
         settings = resolve_class_weights(settings, data.train.dataset, runtime)
-        step = build_step(settings, data.spec)
+        step = build_step(settings, data.spec, label_flags)
         train(step, data, settings, runtime)
 
 

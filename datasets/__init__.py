@@ -1,5 +1,6 @@
 """Data sets by name. A new one is a file with a DatasetSpec and a line in DATASETS."""
 
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,9 +15,10 @@ from datasets.folder import folder_spec
 from datasets.toy import TOY
 from datasets.transforms import AUGMENTATIONS, SCALE_RANGE, scales_between
 from datasets.voc import VOC
-from utils.errors import UserError, lookup
+from utils.errors import UserError, lookup, print_note
 from utils.types import Rgb
 
+NAMES_SHOWN = 20  # class names that a message lists
 # A data set that describes itself by files in its root is a function of the root.
 DATASETS: dict[str, DatasetSpec | Callable[[Path], DatasetSpec]] = {
     "toy": TOY,
@@ -94,30 +96,65 @@ class Classes(Protocol):
     class_names: Sequence[str]
 
 
-def require_classes(network: Classes, spec: DatasetSpec, name: str, source: str) -> None:
-    """Raises UserError: the network of ``source`` has more or fewer classes than the data set, or in another order.
+def require_classes(
+    network: Classes, spec: DatasetSpec, name: str, source: str, allow_other_names: bool = True
+) -> None:
+    """Compare the classes of a network with those of a data set. Warn of names that only one of the two has.
 
-    A name that only one of the two knows may be another spelling.
+    name: of the data set. source: where the network comes from. allow_other_names: warn also where no name agrees.
+
+    Raises UserError: the network has more or fewer classes, the same in another order, other ones, or one logit whose
+    meaning its file does not say.
     """
     if network.num_classes != len(spec.names):
         raise UserError(f"{source} has {network.num_classes} classes, {name} {len(spec.names)}")
-    for k, (theirs, ours) in enumerate(zip(network.class_names, spec.names, strict=False)):
-        if theirs != ours and theirs in spec.names and ours in network.class_names:
-            order = f"its class {k} is {theirs!r}, that of {name} is {ours!r}"
+    if getattr(network, "training", {}).get("single_logit") and not network.class_names:
+        asked = f"{source} has one logit and no class names: where it is above 0 must be {spec.names[1]!r} of {name}"
+        if not allow_other_names:
+            raise UserError(f"{asked}, elsewhere {spec.names[0]!r}; --other-class-names says that it is so")
+        print_note(f"warning: {asked}, elsewhere {spec.names[0]!r}")
+    theirs = [_plain_name(text) for text in network.class_names]
+    ours = [_plain_name(text) for text in spec.names]
+    for k, (their, our) in enumerate(zip(theirs, ours, strict=False)):
+        if their != our and their in ours and our in theirs:
+            order = f"its class {k} is {network.class_names[k]!r}, that of {name} is {spec.names[k]!r}"
             raise UserError(f"{source} has the classes in another order: {order}")
+    differing = [
+        f"{k}: {network.class_names[k]!r}, here {spec.names[k]!r}"
+        for k, (their, our) in enumerate(zip(theirs, ours, strict=False))
+        if their != our
+    ]
+    if not differing:
+        return
+    listed = "; ".join(differing[:NAMES_SHOWN])
+    if len(differing) > NAMES_SHOWN:
+        listed += f" and {len(differing) - NAMES_SHOWN} more"
+    if not allow_other_names and not set(theirs) & set(ours):
+        raise UserError(
+            f"{source} knows no class of {name} by name ({listed}): it was trained for something else; "
+            "--other-class-names takes it where they mean the same"
+        )
+    print_note(f"warning: {source} has other class names than {name} ({listed})")
 
 
-def for_network(network: Classes, dataset: str, data: str, split: str, source: str) -> tuple[str, SegmentationDataset]:
-    """The name and the images of the data set that a network is to be scored on.
+def _plain_name(text: str) -> str:
+    """Return a class name without what spellings differ in: capitals, blanks and marks."""
+    return re.sub(r"[\W_]+", "", text).lower() or text
 
-    dataset, data: of the flags, or of the network's checkpoint ``source``.
+
+def for_network(
+    network: Classes, dataset: str, data: str, split: str, source: str, allow_other_names: bool = True
+) -> tuple[str, SegmentationDataset]:
+    """Return the name and the images of the data set that a network is to be scored on.
+
+    dataset, data: of the flags, or of the network's checkpoint ``source``. allow_other_names: of ``require_classes``.
 
     Raises UserError: no data set is named, or it has other classes; as ``build_dataset``.
     """
     if not dataset:
         raise UserError(f"{source} does not say its data set: give --dataset and --data")
     name = _of_classes(dataset, network.num_classes)
-    require_classes(network, dataset_spec(name, data), name, source)
+    require_classes(network, dataset_spec(name, data), name, source, allow_other_names)
     return name, build_dataset(name, data, split)
 
 

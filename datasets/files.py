@@ -1,7 +1,8 @@
 """Labels and lists from files, exact or refused with the file's name; which files are images and labels."""
 
+import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -25,7 +26,7 @@ RESCALED = re.compile(r"L;[24]|[L1];.*I")  # raw modes whose numbers PIL multipl
 def read_files(
     image_path: Path | None, label_path: Path | None, indexed: bool = True, colored: bool = False
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """RGB uint8 ``[H, W, 3]`` and label as ``read_label`` gives it; None where there is no such file.
+    """Read an image, RGB uint8 ``[H, W, 3]``, and a label as ``read_label`` does; None where no path is given.
 
     Raises UserError: a file is missing, damaged, or of a kind that has no exact meaning here.
     """
@@ -35,7 +36,7 @@ def read_files(
 
 
 def read_label(path: Path, indexed: bool = True, colored: bool = False) -> np.ndarray:
-    """Label ids ``[H, W]`` as stored. Never through OpenCV, which turns a palette into grey levels.
+    """Read label ids ``[H, W]`` as stored. Never through OpenCV, which turns a palette into grey levels.
 
     indexed: grey and palette files hold ids. colored: other pictures are RGBA uint8 ``[H, W, 4]``, else refused.
     Raises UserError: see ``read_files``.
@@ -65,7 +66,7 @@ def _label(path: Path, file: Image.Image, data: bytes, indexed: bool, colored: b
 
 
 def _rescaled(file: Image.Image) -> bool:
-    """Whether the numbers that are read are not the file's: grey of 2 or 4 bits, inverted, or of another maximum."""
+    """Say whether PIL changes the file's numbers: grey of 2 or 4 bits, inverted, or of another maximum."""
     raw, *more = file.tile[0].args if isinstance(file.tile[0].args, tuple) else (file.tile[0].args,)
     return bool(RESCALED.match(str(raw))) or (file.tile[0].codec_name.startswith("ppm") and more != [255])
 
@@ -93,7 +94,7 @@ def read_list(path: Path) -> list[str]:
 
 
 def locate(root: Path, marker: str, places: Sequence[str] = ("",), hint: str = "") -> Path:
-    """The first of ``places`` below ``root`` that has the folder ``marker``.
+    """Find the first of ``places`` below ``root`` that has the folder ``marker``.
 
     Raises UserError: none has; the message says what there is instead.
     """
@@ -106,17 +107,31 @@ def locate(root: Path, marker: str, places: Sequence[str] = ("",), hint: str = "
 
 
 def images_in(folder: Path, suffixes: Iterable[str] = IMAGE_SUFFIXES) -> list[Path]:
-    """Image files of a folder, sorted by name. Raises UserError: no such folder."""
+    """List the image files of a folder, sorted by name. Raises UserError: no such folder."""
     if not folder.is_dir():
         raise UserError(f"folder not found: {folder}")
     wanted = set(suffixes)
     return sorted(p for p in folder.iterdir() if p.suffix.lower() in wanted and not p.name.startswith("."))
 
 
+def walk_images(root: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Yield each folder below the root that holds images, hidden ones left out, with their names, sorted.
+
+    Links to folders are followed, once.
+    """
+    seen: set[Path] = set()
+    for folder, below, names in os.walk(root, followlinks=True):
+        seen.add(Path(folder).resolve())
+        below[:] = [name for name in sorted(below) if name[0] != "." and Path(folder, name).resolve() not in seen]
+        found = [name for name in sorted(names) if Path(name).suffix.lower() in IMAGE_SUFFIXES and name[0] != "."]
+        if found:
+            yield Path(folder), found
+
+
 def match(
     images: Iterable[Path], candidates: Callable[[Path], Sequence[Path]], advice: str = "remove one of them"
 ) -> list[Pair]:
-    """Each image with the first of its candidate labels that exists; with the first of all where none does.
+    """Pair each image with the first of its candidate labels that exists; with the first of all where none does.
 
     Raises UserError: two images have the same label.
     """
@@ -131,6 +146,6 @@ def match(
 
 
 def listing() -> Callable[[Path], bool]:
-    """Whether a file is there, by one look at each folder instead of one at each file."""
+    """Return a function that says whether a file is there, by one look at each folder instead of one at each file."""
     names = cache(lambda folder: {path.name for path in folder.iterdir()} if folder.is_dir() else set())
     return lambda path: path.name in names(path.parent)

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 from weakref import WeakSet
@@ -26,6 +27,7 @@ class FolderLock:
         """
         self.folder = folder
         self.flag = flag
+        self.made_folders = [path for path in (folder, *folder.parents) if not path.exists()]
         self.file = self._take()
         LOCKS.add(self)
 
@@ -64,3 +66,12 @@ class FolderLock:
     def close(self) -> None:
         """Release the lock."""
         self.file.close()
+
+    def release(self) -> None:
+        """End the lock. Remove its file, and the folders made for it, where nothing else was written there."""
+        with suppress(OSError):  # somebody else removed or filled it
+            if os.listdir(self.folder) == [NAME]:
+                (self.folder / NAME).unlink()
+                for path in self.made_folders:
+                    path.rmdir()
+        self.close()

@@ -125,9 +125,9 @@ class RunFolder:
             raise UserError(f"{lost}; {name} was written again: --resume auto continues from {LAST}")
 
     def close(self) -> None:
-        """Release the lock."""
+        """Release the lock. A folder in which nothing was written goes, if the run made it."""
         if self.lock is not None:
-            self.lock.close()
+            self.lock.release()
 
 
 def open_run_folder(settings: TrainConfig, runtime: Runtime, inputs: Mapping[str, str]) -> RunFolder:
@@ -148,7 +148,7 @@ def open_run_folder(settings: TrainConfig, runtime: Runtime, inputs: Mapping[str
         source = runtime.agree(lock_and_find)
     except UserError:
         if lock is not None:
-            lock.close()
+            lock.release()
         raise
     return RunFolder(path, runtime, inputs, source, lock)
 

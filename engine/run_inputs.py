@@ -66,16 +66,35 @@ def check_same_run(content: Mapping[str, Any], settings: TrainConfig, inputs: Ma
     for name in file_settings(type(settings)):  # the same file may lie elsewhere now
         if name in recorded and recorded[name] == inputs.get(name):
             may_differ.add(name)
+    advice = "another --save-dir keeps both, --overwrite starts anew in its place"
+    old_role, new_role = name_role(saved), name_role(asdict(settings))
+    if old_role != new_role:
+        raise OtherRun(f"{name_resumed(settings)} the run of a {old_role}, and this is a {new_role}: {advice}")
     changed = [f"{k}: {old[k]!r} -> {new[k]!r}" for k in new if k not in may_differ and new[k] != old[k]]
     if changed:
-        advice = "another --save-dir keeps both, --overwrite starts anew in its place"
         if old["max_iterations"] != new["max_iterations"]:
             advice += "; the learning rate follows the length: --pretrained takes its last.pth to train on from there"
-        raise OtherRun(f"--resume {settings.resume} is of a run with other settings ({'; '.join(changed)}): {advice}")
+        raise OtherRun(f"{name_resumed(settings)} a run with other settings ({'; '.join(changed)}): {advice}")
     changed = [f"{k}: {recorded[k]} -> {inputs[k]}" for k in inputs if k in recorded and recorded[k] != inputs[k]]
     if changed:
         advice = "restore them, or start anew with --overwrite or in another --save-dir"
-        raise OtherRun(f"--resume {settings.resume} is of a run with other inputs ({'; '.join(changed)}): {advice}")
+        raise OtherRun(f"{name_resumed(settings)} a run with other inputs ({'; '.join(changed)}): {advice}")
+
+
+def name_role(settings: Mapping[str, Any]) -> str:
+    """Return whose run has these settings: a teacher's, a student's or a baseline's."""
+    if "single_path" in settings:
+        return "teacher"
+    return "baseline" if str(settings.get("kd", "")).strip() == "none" else "student"
+
+
+def name_resumed(settings: TrainConfig) -> str:
+    """Begin a sentence about the run that was to be resumed."""
+    if settings.resume == "auto":
+        return f"--resume auto: {settings.save_dir} holds"
+    if settings.resume:
+        return f"--resume {settings.resume} is of"
+    return f"--save-dir {settings.save_dir} holds"
 
 
 def with_defaults(saved: Mapping[str, Any], config_class: type) -> dict[str, Any]:

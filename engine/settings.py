@@ -183,6 +183,12 @@ class TeacherConfig(TrainConfig):
 
 @dataclass(frozen=True)
 class StudentConfig(TrainConfig):
+    other_class_names: bool = method_option(
+        False,
+        "take a teacher none of whose class names is one of the data set's",
+        affects=NOTHING,
+        may_differ=True,
+    )
     teacher_pretrained: str = method_option("", "the teacher's checkpoint", is_file=True)
     kd: str = method_option(
         "kd=1", "distillation losses and weights, e.g. cwd=3 or kd=1:tau=4,dist=2; none = the baseline"

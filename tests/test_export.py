@@ -45,6 +45,21 @@ def test_same_padding_in_a_form_for_the_exporter_is_timms(kernel):
                 assert same_padding(*options) == ORIGINAL(*options)
 
 
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"crop_size": [96, 128]}, [96, 128]),
+        ({"crop_size": (96, 128)}, [96, 128]),
+        ({}, None),
+        ({"crop_size": 5}, None),
+    ],
+)
+def test_the_size_of_the_training_crops_is_said(config, expected, tmp_path):
+    loaded = from_checkpoint(write_checkpoint(tmp_path / "net.pth", config=config))
+    assert loaded.card.crop_size == (expected and tuple(expected))
+    assert json.loads(export_onnx.metadata(loaded.card, "net.pth")["crop_size"]) == expected
+
+
 @needs_onnx
 def test_a_file_for_every_size(tmp_path, capsys):
     import onnx

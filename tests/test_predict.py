@@ -59,6 +59,50 @@ def test_a_resized_image_has_the_classes_of_that_protocol_at_its_own_size(studen
     assert shares.shape == (7, 200, 300)
 
 
+@pytest.mark.parametrize(
+    ("flags", "views"),
+    [
+        (["--scales", "0.5", "1.0", "1.5", "--flip"], {"scales": (0.5, 1.0, 1.5), "flip": True}),
+        (["--window", "64", "64"], {"window": (64, 64)}),
+        (
+            ["--window", "64", "96", "--stride", "32", "48", "--flip"],
+            {"window": (64, 96), "stride": (32, 48), "flip": True},
+        ),
+        (["--amp", "bf16"], {"precision": torch.bfloat16}),
+    ],
+)
+def test_the_views_are_those_of_the_evaluator(flags, views, student, tmp_path):
+    source = picture(tmp_path / "a.png", 90, 120)
+    predict.main([str(source), "--pretrained", student, "--output", f"{tmp_path}/out", "--device", "cpu", *flags])
+    image = torch.from_numpy(read_image(source).transpose(2, 0, 1).copy())[None]
+    model = from_checkpoint(student).model
+    expected = Predictor(model, CONVENTIONS["bgr_mean"], **views).classes(image, image[:, 0], [Draw(0)])[0].numpy()
+    assert np.array_equal(np.array(Image.open(tmp_path / "out/a.png")), expected)
+
+
+def test_a_stride_without_a_window_is_refused(student, tmp_path):
+    flags = ["--pretrained", student, "--output", f"{tmp_path}/out", "--stride", "8", "8"]
+    with pytest.raises(UserError, match="--stride 8 8 needs a --window"):
+        predict.main([str(picture(tmp_path / "a.png")), *flags])
+
+
+def test_folders_in_folders_are_kept(student, tmp_path):
+    names = ["a.jpg", "trip/a.png", "trip/day 1/a.png", ".hidden/a.png"]
+    for seed, name in enumerate(names):
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        picture(tmp_path / "photos" / name, seed=seed)
+    (tmp_path / "photos/trip/loop").symlink_to(tmp_path / "photos")
+    flags = [str(tmp_path / "photos"), "--pretrained", student, "--output", f"{tmp_path}/photos/out", "--blend"]
+    for _ in range(2):  # its own pictures are no images of the second time
+        predict.main(flags)
+    out = tmp_path / "photos/out"
+    found = {str(path.relative_to(out)) for path in out.rglob("*.png")}
+    assert found == {f"{place}a{end}.png" for place in ("", "trip/", "trip/day 1/") for end in ("", "_blend")}
+    single = tmp_path / "single"
+    predict.main([f"{tmp_path}/photos/trip/day 1/a.png", "--pretrained", student, "--output", str(single)])
+    assert (single / "a.png").read_bytes() == (out / "trip/day 1/a.png").read_bytes()
+
+
 def test_a_link_in_place_of_a_prediction_is_not_followed(student, tmp_path):
     source, victim, out = picture(tmp_path / "a.png"), tmp_path / "victim", tmp_path / "out"
     victim.write_text("precious")
@@ -136,6 +180,12 @@ def test_refusals(student, tmp_path):
             predict.main(flags)
         assert "\n" not in str(raised.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_size_of_the_training_crops_is_said(tmp_path, capsys):
+    network = write_checkpoint(tmp_path / "net.pth", config={"crop_size": [96, 128]})
+    predict.main([str(picture(tmp_path / "a.png")), "--pretrained", network, "--output", f"{tmp_path}/out"])
+    assert "trained on crops of 96x128 (height x width)" in capsys.readouterr().out
 
 
 def test_a_checkpoint_without_names_and_colours(tmp_path, capsys):

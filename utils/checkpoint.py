@@ -31,12 +31,7 @@ def read(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path}: torch {torch.__version__} may run what is hidden in it; torch 2.10 does not")
     try:
         if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                if sum(member.file_size for member in archive.infolist()) > path.stat().st_size:
-                    raise UserError(f"{path} is no checkpoint: unpacked it would be larger than it is")
-                damaged = archive.testzip()  # torch.load does not compare the checksums
-            if damaged:
-                raise UserError(f"{path} is damaged (checksum of {damaged})")
+            check_archive(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         wanted = re.search(r"GLOBAL (\S+)", str(error))  # torch's own words advise to run it
@@ -49,6 +44,22 @@ def read(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, not a checkpoint's dictionary")
     return content
+
+
+def check_archive(path: Path) -> None:
+    """Check the zip archive that torch.save writes.
+
+    Raises UserError: it is a TorchScript program, would unpack to more than its size, or a checksum is wrong.
+    """
+    with zipfile.ZipFile(path) as archive:
+        if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+            what = "a TorchScript archive, a program with its weights"
+            raise UserError(f"{path} is {what}: save the network's state_dict() by torch.save instead")
+        if sum(member.file_size for member in archive.infolist()) > path.stat().st_size:
+            raise UserError(f"{path} is no checkpoint: unpacked it would be larger than it is")
+        damaged = archive.testzip()  # torch.load does not compare the checksums
+    if damaged:
+        raise UserError(f"{path} is damaged (checksum of {damaged})")
 
 
 def load_weights(module: nn.Module, weights: Mapping[str, Tensor], source: str | Path) -> None:

@@ -40,6 +40,12 @@ def lookup(table: Mapping[str, T], name: str, what: str) -> T:
     raise UserError(f"unknown {what} {name!r}{nearest(name, table)} (choices: {', '.join(table)})")
 
 
+def print_note(message: str) -> None:
+    """Print a line on stderr, in the first process of a launch only."""
+    if os.environ.get("RANK", "0") == "0":
+        print(message, file=sys.stderr)
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or its kind when it has none."""
     return (str(error).splitlines() or [type(error).__name__])[0]

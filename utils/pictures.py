@@ -18,7 +18,7 @@ ADVICE = "make it 8-bit RGB, which fixes what is black and what is white"
 
 
 def read_image(path: Path, size: tuple[int, int] | None = None, behind: str = "") -> np.ndarray:
-    """RGB uint8 ``[H, W, 3]``, turned as its EXIF orientation says; kept as stored where only that has ``size``.
+    """Read RGB uint8 ``[H, W, 3]``, turned as its EXIF orientation says; kept as stored where only that has ``size``.
 
     behind: the colour that shows through transparent pixels; without one they are refused.
 
@@ -79,7 +79,7 @@ def read_orientation(path: Path) -> int:
 
 
 def content_of(path: Path, kind: str = "file") -> bytes:
-    """Raises UserError: no such file, or it cannot be read."""
+    """Read a file. Raises UserError: no such file, or it cannot be read."""
     try:
         return read_bytes(path)
     except FileNotFoundError:
@@ -89,7 +89,7 @@ def content_of(path: Path, kind: str = "file") -> bytes:
 
 
 def open_picture(path: Path, data: bytes, convert: Callable[[Image.Image], np.ndarray]) -> np.ndarray:
-    """``convert`` of what PIL finds in the data. Raises UserError: no picture, several, or a damaged one."""
+    """Convert what PIL finds in the data. Raises UserError: no picture, several, or a damaged one."""
     try:
         with Image.open(io.BytesIO(data)) as file:
             if (count := getattr(file, "n_frames", 1)) > 1:

@@ -48,6 +48,13 @@ class Card:
     def num_classes(self) -> int:
         return self.arch["num_classes"]
 
+    @property
+    def crop_size(self) -> tuple[int, int] | None:
+        """Return height and width of the crops it was trained on; None where the file does not say."""
+        config = self.training.get("config", {})
+        size = config.get("crop_size") if isinstance(config, Mapping) else None
+        return tuple(size) if is_list(size, int) and len(size) == 2 else None
+
     def entries(self) -> dict[str, Any]:
         """As it lies in a file."""
         values = asdict(self) | {"class_names": list(self.class_names), "palette": [list(c) for c in self.palette]}

@@ -13,7 +13,7 @@ from models.checkpoints import reading
 from models.checkpoints.card import Card, read_card
 from models.checkpoints.formats import FORMATS, MMSEG, unwrap
 from models.checkpoints.imagenet import load_base
-from models.checkpoints.recognition import OPTIONAL, infer, mmseg_record
+from models.checkpoints.recognition import OPTIONAL, has_single_logit, infer, mmseg_record
 from models.checkpoints.smp_files import CONFIG, is_smp, recognise_smp
 from models.checkpoints.smp_files import SOURCE as SMP_SOURCE
 from models.prediction import Loaded
@@ -37,7 +37,11 @@ def from_checkpoint(path: str | Path, assisted: bool = False, backbone: str = ""
     Raises UserError: no such file, damaged, of unknown content, or weights that do not fit what the file says.
     """
     content = reading.read(path)
-    return _own(content, path) if "arch" in content else _foreign(content, str(path), assisted, backbone)
+    # training files of others may name their architecture, too
+    is_own = "arch" in content and ("format" in content or isinstance(content["arch"], Mapping))
+    if is_own:
+        return _own(content, path)
+    return _foreign(content, str(path), assisted, backbone)
 
 
 def _own(content: dict[str, Any], path: str | Path) -> Loaded:
@@ -71,7 +75,8 @@ def _foreign(content: Mapping[str, Any], source: str, assisted: bool, backbone: 
         narrow_stem(model.backbone)
         model.config["in_channels"] = 3
     noise = RELEASE_NOISE if model.config["in_channels"] == 4 else None
-    card = Card(dict(model.config), **record, pixels=family.pixels, label_noise=noise, source=form)
+    training = {"single_logit": True} if has_single_logit(weights) else {}
+    card = Card(dict(model.config), **record, pixels=family.pixels, label_noise=noise, source=form, training=training)
     return Loaded(model.eval(), card)
 
 

@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 
 from utils import checkpoint
 from utils.errors import UserError, first_line, nearest
+from utils.files import open_regular
 
 SUFFIX = ".safetensors"
 SMP_CONFIG, SMP_WEIGHTS = "config.json", "model.safetensors"  # of segmentation_models_pytorch's save_pretrained
@@ -36,6 +37,11 @@ INERT = (
     "numpy.ndarray",
     "numpy.dtype",
 )
+DICTIONARIES = (  # of settings, which Lightning writes as hyper_parameters
+    "lightning.fabric.utilities.data.AttributeDict",
+    "lightning_fabric.utilities.data.AttributeDict",
+    "pytorch_lightning.utilities.parsing.AttributeDict",
+)
 
 
 def read(path: str | Path) -> dict[str, Any]:
@@ -56,9 +62,10 @@ def read(path: str | Path) -> dict[str, Any]:
         shipped = sorted(file.stem for file in SHIPPED.glob(f"*{SUFFIX}")) if named else []
         known = f"; the project comes with {', '.join(shipped)}" if shipped else ""
         raise UserError(f"checkpoint not found: {path}{nearest(path.name, shipped)}{known}")
-    if path.suffix == SUFFIX:
+    if path.suffix == SUFFIX or _is_safetensors(path):
         return _read_safetensors(path)
-    with torch.serialization.safe_globals([(Inert, name) for name in INERT]):
+    stand_ins = [*((Inert, name) for name in INERT), *((dict, name) for name in DICTIONARIES)]
+    with torch.serialization.safe_globals(stand_ins):
         return checkpoint.read(path)
 
 
@@ -67,6 +74,16 @@ def located(path: str | Path) -> Path:
     path = Path(path).expanduser()
     shipped = SHIPPED / f"{path.name}{SUFFIX}"
     return shipped if path.name == str(path) and not path.exists() and shipped.is_file() else path
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Say whether a file begins as safetensors do: the length of a JSON object, and the object."""
+    try:
+        with open_regular(path) as file:
+            start = file.read(9)
+    except OSError:
+        return False
+    return start[8:] == b"{" and int.from_bytes(start[:8], "little") <= path.stat().st_size - 8
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from models.architectures import build_model, width_names
 from models.backbones.stdc import BLOCKS
 from models.checkpoints.card import KINDS
 from models.checkpoints.formats import FORMATS, Family, translate
-from utils.errors import UserError
+from utils.errors import UserError, print_note
 
 # (has bottleneck blocks, blocks of each stage) -> depth
 RESNETS = {
@@ -25,12 +25,15 @@ STDCS = {blocks: name for name, blocks in BLOCKS.items()}
 # the convolution that sees the image, in every family of backbones
 STEMS = ("conv1.0.weight", "conv1.weight", "conv_stem.weight", "encoder.stages.0.conv.weight")
 CLASSIFIER = "main.classifier.weight"
+AUX_CLASSIFIER = "aux.0.classifier.weight"
+SINGLE_LOGIT = re.compile(r"(main|aux\.0)\.classifier\.(weight|bias)")
+COARSE_TO_FINE = "main.head.query.0.conv.weight"  # of OCRNet, whose main head reads the auxiliary logits
 # argument of an architecture -> the key, and its dimension, that tell it; a branch that is absent has width 0
 WIDTHS = {
     "width": (CLASSIFIER, 1),
-    "aux_width": ("aux.0.classifier.weight", 1),
+    "aux_width": (AUX_CLASSIFIER, 1),
     "branch_width": ("main.head.pools.0.1.conv.weight", 0),
-    "key_width": ("main.head.query.0.conv.weight", 0),
+    "key_width": (COARSE_TO_FINE, 0),
     "detail_width": ("aux.2.classifier.weight", 1),
 }
 OPTIONAL = ("num_batches_tracked", "head.fusion")  # ends of keys that a file may lack: counters and constants
@@ -57,6 +60,7 @@ def infer(weights: Mapping[str, Tensor], source: str) -> Inferred:
     ours = translate(weights, name)
     if CLASSIFIER not in ours:
         raise UserError(f"{source} is incomplete: a {name} file without its classifier")
+    ours = drop_other_auxiliary(complete_single_logit(ours, source), source)
     body = _below(ours, "backbone.")
     stem = next((body[key] for key in STEMS if key in body), None)
     for key in (*(f"backbone.{key}" for key in STEMS), *(key for key, _ in WIDTHS.values())):
@@ -74,6 +78,38 @@ def infer(weights: Mapping[str, Tensor], source: str) -> Inferred:
     shapes = _shapes(ours)
     chosen = next((c for c in candidates if _shapes(_skeleton(c)) == shapes), candidates[-1])
     return Inferred(name, chosen, ours)
+
+
+def complete_single_logit(weights: dict[str, Tensor], source: str) -> dict[str, Tensor]:
+    """Make two classes of a network with one logit z, whose sigmoid is the share of the second: logits (0, z)."""
+    if weights[CLASSIFIER].ndim != 4 or len(weights[CLASSIFIER]) != 1:
+        return weights
+    print_note(f"note: {source} has one logit: class 1 where it is above 0, else class 0")
+    completed = dict(weights)
+    for key, value in weights.items():
+        if SINGLE_LOGIT.fullmatch(key) and len(value) == 1:
+            completed[key] = torch.cat([torch.zeros_like(value), value])
+    return completed
+
+
+def has_single_logit(weights: Mapping[str, Tensor]) -> bool:
+    """Say whether ``complete_single_logit`` made two classes of one: the logit of the first is always 0."""
+    return len(weights[CLASSIFIER]) == 2 and not weights[CLASSIFIER][0].any()
+
+
+def drop_other_auxiliary(weights: dict[str, Tensor], source: str) -> dict[str, Tensor]:
+    """Leave out an auxiliary head of another number of classes, which fine-tuning left as it was.
+
+    An OCRNet needs its auxiliary head, and an STDC has heads of several kinds: theirs stay.
+    """
+    auxiliary = [key for key in weights if key.startswith("aux.")]
+    main, classifier = weights[CLASSIFIER], weights.get(AUX_CLASSIFIER)
+    needed = any(not key.startswith("aux.0.") for key in auxiliary) or COARSE_TO_FINE in weights
+    if classifier is None or needed or not main.ndim == classifier.ndim == 4 or len(classifier) == len(main):
+        return weights
+    classes = f"{len(classifier)} classes, the main head {len(main)}"
+    print_note(f"note: {source}: its auxiliary head has {classes}: it is left out")
+    return {key: value for key, value in weights.items() if key not in auxiliary}
 
 
 def _skeleton(config: Mapping[str, Any]) -> Mapping[str, Tensor]:

@@ -130,7 +130,7 @@ def doubt_orientation(spec: DatasetSpec, image_path: Path, label_path: Path | No
 
 
 def check_split(spec: DatasetSpec, root: Path, split: str, workers: int) -> Report:
-    """Raises UserError when there is no such split."""
+    """Read every pair of a split, and report what was found. Raises UserError: there is no such split."""
     pairs = spec.pairs(root, split)
     report = Report(len(pairs), spec.splits[split])
     unlabelled = spec.needs_root and split == "test" and missing_files(pairs) == [label for _, label in pairs]
@@ -152,7 +152,7 @@ def check_split(spec: DatasetSpec, root: Path, split: str, workers: int) -> Repo
 
 
 def labels_without_image(pairs: list[Pair]) -> Iterator[Path]:
-    """Labels that are named like those of the pairs and have no image in the folder where it would be."""
+    """Find labels that are named like those of the pairs and have no image in the folder where it would be."""
     # one pair for each two folders shows how a label's name follows from an image's
     for image, label in {(image.parent, label.parent): (image, label) for image, label in pairs}.values():
         if not (image.parent.is_dir() and label.parent.is_dir()):
@@ -167,7 +167,7 @@ def labels_without_image(pairs: list[Pair]) -> Iterator[Path]:
 
 
 def check(spec: DatasetSpec, root: Path, split: str, workers: int) -> dict[str, Report]:
-    """Reports by split; images that are in the training split and in another are problems of the other."""
+    """Report on each split; images that are in the training split and in another are problems of the other."""
     reports: dict[str, Report] = {}
     for name in [split] if split else spec.splits:
         try:
@@ -184,7 +184,7 @@ def check(spec: DatasetSpec, root: Path, split: str, workers: int) -> dict[str, 
 
 
 def by_kind(problems: list[str]) -> Iterator[str]:
-    """A line for each kind of problem: the first of it, how often it is there, the next files that have it."""
+    """Write a line for each kind of problem: the first of it, how often it is there, the next files that have it."""
     kinds: dict[str, list[str]] = {}
     for problem in problems:
         text = re.sub(r"\d+", "N", FILE_NAME.sub("FILE", problem))

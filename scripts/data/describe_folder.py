@@ -23,9 +23,10 @@ import yaml
 
 from datasets import dataset_spec
 from datasets.base import SHOWN, missing_files
+from datasets.files import walk_images
 from datasets.folder import FILE
 from datasets.ids import MAX_CLASSES
-from scripts.data.folder_layout import find_matches, list_pictures
+from scripts.data.folder_layout import find_matches
 from scripts.data.folder_splits import find_splits
 from scripts.data.label_values import LabelValues, Value
 from utils.errors import UserError, run_main
@@ -113,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     remarks = remark_on_values(values)
     splits, lists = find_splits(root, matches, remarks)
     used = {folder for match in matches for folder in (match.images, match.labels)}
-    if unused := [str(folder.relative_to(root)) for folder, _ in list_pictures(root) if folder not in used]:
+    if unused := [str(folder.relative_to(root)) for folder, _ in walk_images(root) if folder not in used]:
         more = f" and {len(unused) - SHOWN} more" if len(unused) > SHOWN else ""
         remarks.append(f"not used, neither images with labels nor these: {', '.join(unused[:SHOWN])}{more}")
 

@@ -1,6 +1,5 @@
 """Which folders of an unknown tree hold images, and which the labels of those."""
 
-import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -12,7 +11,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from datasets.files import IMAGE_SUFFIXES
+from datasets.files import IMAGE_SUFFIXES, walk_images
 from datasets.folder_pairs import OWN_SUFFIX
 from utils.errors import UserError
 
@@ -47,7 +46,7 @@ def find_matches(root: Path) -> list[Match]:
 
     Raises UserError: no pictures, none that go by the same names as labels, or some whose labels have another form.
     """
-    folders = dict(list_pictures(root))
+    folders = dict(walk_images(root))
     if single := _match_single_images(folders):
         return single
     found = _match_by_nearness(root, folders)
@@ -76,17 +75,6 @@ def find_matches(root: Path) -> list[Match]:
                 f"NAME{match.label_suffix}; {match.images} would be left out: name all of them in one way"
             )
     return matches
-
-
-def list_pictures(root: Path) -> Iterator[tuple[Path, list[str]]]:
-    """List the names of the pictures of each folder; links are followed, once."""
-    seen: set[Path] = set()
-    for folder, below, names in os.walk(root, followlinks=True):
-        seen.add(Path(folder).resolve())
-        below[:] = [name for name in sorted(below) if name[0] != "." and Path(folder, name).resolve() not in seen]
-        found = [name for name in sorted(names) if Path(name).suffix.lower() in IMAGE_SUFFIXES and name[0] != "."]
-        if found:
-            yield Path(folder), found
 
 
 def _match_single_images(folders: dict[Path, list[str]]) -> list[Match]:

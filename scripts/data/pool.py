@@ -9,6 +9,8 @@ from typing import TypeVar
 
 import cv2
 
+from utils.descriptors import require_descriptors
+
 A = TypeVar("A")
 B = TypeVar("B")
 
@@ -18,6 +20,7 @@ def each(function: Callable[[A], B], tasks: Sequence[A], workers: int) -> Iterat
     if workers == 0:
         yield from map(function, tasks)
         return
+    require_descriptors(workers)
     with ProcessPoolExecutor(workers, initializer=_begin) as pool:
         yield from pool.map(function, tasks, chunksize=8)
 

@@ -5,7 +5,8 @@
 
 Input ``image``: uint8 RGB [batch, 3, height, width], values 0..255 as decoded: the normalisation is inside. Output
 ``logits``: float32 [batch, classes, height, width] at input size. Batch, height and width are free; --size fixes
-height and width. Class names and colours are in the file's metadata. The file is kept only when it agrees with PyTorch.
+height and width. Class names, colours and the size of the training crops are in the file's metadata. The file is kept
+only when it agrees with PyTorch.
 """
 
 import copy
@@ -93,11 +94,17 @@ def export(network: nn.Module, size: tuple[int, int] | None) -> Any:
 
 
 def metadata(card: Card, source: str) -> dict[str, str]:
+    """Return what the ONNX file says of its network, texts by name.
+
+    crop_size: height and width of the training crops as JSON, null where the checkpoint does not say; objects should
+    appear about as large as they did there.
+    """
     return {
         "input": "uint8 RGB 0..255, as decoded; normalisation is inside",
         "class_names": json.dumps(list(card.class_names)),
         "palette": json.dumps(list(card.palette)),
         "network": json.dumps(card.arch),
+        "crop_size": json.dumps(card.crop_size),
         "checkpoint": Path(source).name,
     }
 

@@ -3,14 +3,14 @@
     python scripts/deploy/predict.py street.jpg photos/ --pretrained runs/student/best.pth --output predictions
     python scripts/deploy/predict.py photos/ --pretrained camvid_student --resize 240 180 --blend
 
-Images of any size, files or folders (not their subfolders); transparent pixels are white, as on a page. Pictures have
-the image's size, with --resize too: a network is best at about the size it was trained at. Colours and class names
-come from the checkpoint; one without gets VOC's colours. An image that cannot be read is named and skipped; the exit
-status is then 1.
+Images of any size, files or folders with all folders in them, which the output has, too; transparent pixels are white,
+as on a page. Pictures have the image's size, with --resize too: a network is best at about the size it was trained at.
+--scales, --flip, --window and --amp are those of eval.py. Colours and class names come from the checkpoint; one without
+gets VOC's colours. An image that cannot be read is named and skipped; the exit status is then 1.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,10 +25,11 @@ import torch
 from matplotlib.colors import to_hex
 
 from datasets.base import voc_colors
-from datasets.files import IMAGE_SUFFIXES, images_in
+from datasets.files import IMAGE_SUFFIXES, walk_images
 from engine.runtime import start_runtime
 from models.checkpoints.card import Card
 from models.checkpoints.loading import from_checkpoint
+from models.prediction import Predictor
 from utils.colors import blended, palette_picture, save_png
 from utils.errors import UserError, run_main
 from utils.files import require_apart
@@ -46,47 +47,75 @@ class PredictConfig:
     resize: tuple[int, int] | None = option(
         None, "long and short side that images are resized to fit before they are looked at, as by eval.py", minimum=32
     )
+    scales: tuple[float, ...] = option((1.0,), "input scales whose logits are averaged", minimum=0.05)
+    flip: bool = option(False, "average with the mirrored input")
+    window: tuple[int, int] | None = option(None, "height and width of a sliding window", minimum=32)
+    stride: tuple[int, int] | None = option(None, "step of the window (default: two thirds of it)", minimum=1)
+    amp: str = option("none", "autocast", choices=("none", "bf16", "fp16"))
     device: str = option("auto", "where to run", choices=("auto", "cpu", "cuda"))
 
 
 def appearance(card: Card) -> tuple[list[str], list[Rgb]]:
-    """Names and colours of the classes; made up where the checkpoint does not know them."""
+    """Return names and colours of the classes; made up where the checkpoint does not know them."""
     count = card.num_classes
     named, colored = len(card.class_names) == count, len(card.palette) == count
     names = list(card.class_names) if named else [f"class {k}" for k in range(count)]
     return names, [tuple(color) for color in card.palette] if colored else list(voc_colors(count))
 
 
-def find_images(given: Sequence[str]) -> list[Path]:
-    """Files as they are given, folders as their images, sorted.
+def find_images(given: Sequence[str], output: Path) -> dict[Path, Path]:
+    """Find the images to segment: files as they are given, and all in folders, sorted.
+
+    output: the folder that predictions go to; what lies there is no image. Returns each image with the place of its
+    prediction below that folder, without a suffix.
 
     Raises UserError: nothing given, or a folder without images.
     """
     if not given:
         raise UserError("no images given: predict.py IMAGE.. --pretrained FILE")
-    found = []
+    found: dict[Path, Path] = {}
     for path in (Path(text).expanduser() for text in given):
-        inside = images_in(path) if path.is_dir() else [path]
+        if not path.is_dir():
+            found[path] = Path(path.stem)
+            continue
+        inside = [
+            folder / name
+            for folder, names in walk_images(path)
+            if folder == path or not folder.resolve().is_relative_to(output.resolve())
+            for name in names
+        ]
         if not inside:
             raise UserError(f"{path} holds no images ({' '.join(IMAGE_SUFFIXES)})")
-        found += inside
+        found |= {image: image.relative_to(path).with_suffix("") for image in inside}
     return found
 
 
-def outputs(images: Sequence[Path], config: PredictConfig) -> dict[Path, list[Path]]:
-    """The files to write for each image: NAME.png, and NAME_blend.png if asked for.
+def plan_outputs(images: Mapping[Path, Path], config: PredictConfig) -> dict[Path, list[Path]]:
+    """Return the files to write for each image: NAME.png, and NAME_blend.png if asked for.
+
+    images: of ``find_images``.
 
     Raises UserError: two images would be written to one file, or one over an input.
     """
     folder = Path(config.output).expanduser()
     suffixes = ("", "_blend") if config.blend else ("",)
-    files = {image: [folder / f"{image.stem}{suffix}.png" for suffix in suffixes] for image in images}
+    files = {
+        image: [folder / place.with_name(f"{place.name}{suffix}.png") for suffix in suffixes]
+        for image, place in images.items()
+    }
     require_apart(((path, image) for image, paths in files.items() for path in paths), images, "--output folder")
     return files
 
 
+def segment(image: np.ndarray, predict: Predictor, device: torch.device) -> np.ndarray:
+    """Return the class of every pixel of an image RGB uint8 ``[H, W, 3]``, uint8 ``[H, W]``."""
+    pixels = torch.from_numpy(image.transpose(2, 0, 1).copy())[None].to(device)
+    no_label = pixels[:, 0]  # in its place; a network that sees the image only does not look at it
+    return predict.classes(pixels, no_label, ())[0].to(torch.uint8).cpu().numpy()
+
+
 def legend(names: Sequence[str], palette: Sequence[Rgb], pixels: np.ndarray) -> str:
-    """One line a class, the most frequent first, with its share of all predicted pixels."""
+    """Write one line a class, the most frequent first, with its share of all predicted pixels."""
     width = max(map(len, names))
     total = max(int(pixels.sum()), 1)
     return "\n".join(
@@ -100,8 +129,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = PredictConfig(**parse_flags(PredictConfig, __doc__, argv))
     if not config.pretrained:
         raise UserError("--pretrained FILE is missing: the checkpoint of the network")
-    images = find_images(config.images)
-    files = outputs(images, config)
+    images = find_images(config.images, Path(config.output).expanduser())
+    files = plan_outputs(images, config)
     loaded = from_checkpoint(config.pretrained)
     if loaded.noise is not None:
         raise UserError(f"--pretrained {config.pretrained} is a label-assisted teacher: it needs labels; use a student")
@@ -109,7 +138,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     pixels = np.zeros(len(names), np.int64)
     failed = 0
     with start_runtime(config) as runtime:
-        runtime.place(loaded.model)
+        model = runtime.place(loaded.model)
+        views = {name: getattr(config, name) for name in ("scales", "flip", "window", "stride", "resize")}
+        predict = Predictor(model, loaded.convention, **views, precision=runtime.precision)
         for path in images:
             try:
                 image = read_image(path, behind="white")
@@ -117,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 print(f"skipped: {error}", file=sys.stderr)
                 failed += 1
                 continue
-            ids = loaded.predict(image, resize=config.resize)
+            ids = segment(image, predict, runtime.device)
             pixels += np.bincount(ids.ravel(), minlength=len(names))
             plain, *blends = files[path]
             save_png(palette_picture(ids, palette), plain)
@@ -126,6 +157,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"{path} -> {', '.join(map(str, files[path]))}")
     if failed < len(images):
         print(legend(names, palette, pixels))
+        if size := loaded.card.crop_size:
+            print("trained on crops of {}x{} (height x width): --resize brings images to a like scale".format(*size))
     if failed:
         print(f"error: {failed} of {len(images)} images could not be read", file=sys.stderr)
         raise SystemExit(1)

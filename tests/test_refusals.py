@@ -1,0 +1,111 @@
+"""Starts that are refused: what the message names, and that nothing is left behind."""
+
+import re
+from dataclasses import asdict
+from types import SimpleNamespace
+
+import pytest
+
+import train_student
+from datasets import require_classes
+from datasets.camvid import CAMVID
+from datasets.toy import TOY
+from engine.folder_lock import FolderLock
+from engine.run_inputs import OtherRun, check_same_run, to_plain
+from engine.settings import StudentConfig, TeacherConfig
+from models import build_model
+from models.checkpoints.card import Card
+from models.prediction import Loaded
+from tests.conftest import TINY
+from utils.errors import UserError
+
+NOISE = {"codes": "fixed", "pixel_std": 0.02, "scale": 100.0}
+
+
+@pytest.mark.parametrize("flags", [("--resume", "none.pth"), ("--pretrained", "none.pth"), ("--label-std", "0")])
+def test_a_refused_start_leaves_no_folder(flags, tmp_path):
+    with pytest.raises(UserError, match="none"):
+        train_student.main([*TINY, "--kd", "none", "--save-dir", str(tmp_path / "runs/a"), *flags])
+    assert not (tmp_path / "runs").exists()
+
+
+def test_what_was_there_before_a_refused_start_stays(tmp_path):
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    with pytest.raises(UserError, match="none"):
+        train_student.main([*TINY, "--kd", "none", "--save-dir", str(folder), "--resume", "none.pth"])
+    assert list(folder.iterdir()) == []
+    lock = FolderLock(folder)
+    (folder / "notes.txt").touch()
+    lock.release()
+    assert sorted(path.name for path in folder.iterdir()) == [".lock", "notes.txt"]
+
+
+RUNS = {
+    "teacher": TeacherConfig(),
+    "student": StudentConfig(kd="cwd=3", teacher_pretrained="t.pth"),
+    "baseline": StudentConfig(kd="none"),
+}
+
+
+@pytest.mark.parametrize("theirs", RUNS)
+@pytest.mark.parametrize("own", RUNS)
+def test_a_run_of_another_role_is_not_resumed(theirs, own):
+    config = RUNS[own].__class__(**asdict(RUNS[own]) | {"resume": "auto", "save_dir": "runs/a"})
+    content = {"config": to_plain(asdict(RUNS[theirs]))}
+    if theirs == own:
+        check_same_run(content, config, {})
+        return
+    told = f"--resume auto: runs/a holds the run of a {theirs}, and this is a {own}: another --save-dir keeps both"
+    with pytest.raises(OtherRun, match=re.escape(told)):
+        check_same_run(content, config, {})
+
+
+def test_other_settings_are_listed_in_a_sentence():
+    config = StudentConfig(kd="none", lr=0.5, resume="auto", save_dir="runs/a")
+    told = "--resume auto: runs/a holds a run with other settings (lr: 0.02 -> 0.5): "
+    with pytest.raises(OtherRun, match=re.escape(told)):
+        check_same_run({"config": to_plain(asdict(RUNS["baseline"]))}, config, {})
+
+
+def network(names):
+    return SimpleNamespace(num_classes=len(names), class_names=names)
+
+
+def test_a_teacher_of_other_classes_is_refused(capsys):
+    other = network([f"other {k}" for k in range(11)])
+    with pytest.raises(UserError, match=r"T knows no class of camvid by name \(0: 'other 0', here 'sky'; .*names"):
+        require_classes(other, CAMVID, "camvid", "T", allow_other_names=False)
+    require_classes(other, CAMVID, "camvid", "T", allow_other_names=True)
+    assert "warning: T has other class names than camvid (0: 'other 0', here 'sky'; " in capsys.readouterr().err
+
+
+def test_names_of_another_spelling_are_listed_and_no_error(capsys):
+    names = ["Sky", "BUILDING", "column_pole", *CAMVID.names[3:]]
+    require_classes(network(names), CAMVID, "camvid", "T", allow_other_names=False)
+    told = "warning: T has other class names than camvid (2: 'column_pole', here 'pole')\n"
+    assert capsys.readouterr().err == told
+    for known in (CAMVID.names, [], [name.upper() for name in CAMVID.names]):
+        same = SimpleNamespace(num_classes=11, class_names=known)
+        require_classes(same, CAMVID, "camvid", "T", allow_other_names=False)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "flags", [("--label-codes",), ("--label-std",), ("--label-scale",), ("--label-codes", "--label-std", "--code-std")]
+)
+def test_label_flags_are_for_assisted_teachers(flags, monkeypatch):
+    config = StudentConfig(teacher_pretrained="t.pth", model="fcn", backbone="resnet10t")
+
+    def load(path, assisted):
+        noise = NOISE if assisted_teacher else None
+        model = build_model("fcn", "resnet10t", 7, in_channels=4 if noise else 3)
+        return Loaded(model.eval(), Card(model.config, TOY.names, pixels="bgr_mean", label_noise=noise))
+
+    monkeypatch.setattr(train_student, "from_checkpoint", load)
+    assisted_teacher = False
+    with pytest.raises(UserError, match=rf"{', '.join(flags)}: --teacher-pretrained t.pth sees the image only"):
+        train_student.build_step(config, TOY, flags)
+    train_student.build_step(config, TOY)  # of a recipe
+    assisted_teacher = True
+    train_student.build_step(config, TOY, flags)

@@ -1,0 +1,161 @@
+"""Files as other people's training code leaves them: wrapped networks, what lies beside them, other kinds of files."""
+
+import sys
+import types
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from datasets import require_classes
+from datasets.toy import TOY
+from models import from_checkpoint
+from models.checkpoints.formats import unwrap
+from tests.fill_weights import reference_input
+from tests.test_foreign import FCN, save, state
+from utils.errors import UserError
+
+PREFIXES = [
+    *("_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "net.", "network.", "student.", "ema_model."),
+    *("model.net._orig_mod.", "student.module._orig_mod.model."),
+]
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory):
+    """The logits of the network whose weights the files hold."""
+    return logits(save(tmp_path_factory.mktemp("plain") / "net.pth", state(FCN)))
+
+
+@torch.inference_mode()
+def logits(path):
+    return from_checkpoint(path).model(reference_input((1, 3, 33, 65))).logits
+
+
+def prefixed(prefix, weights):
+    return {prefix + key: value for key, value in weights.items()}
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_wrappers_are_taken_off(prefix):
+    assert unwrap({"model": prefixed(prefix, state(FCN))}, "file").keys() == state(FCN).keys()
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (lambda w: prefixed("segmentor.", w), "begin with 'segmentor.', and 'segmentor' is no wrapper that is known"),
+        (lambda w: prefixed("module.segmentor.", w), r"begin with 'module.segmentor\.', and 'segmentor' is no"),
+        (
+            lambda w: {(k if "layer1" in k else f"module.{k}"): v for k, v in w.items()},
+            r"begin with 'module\.', but not all do, such as backbone\.layer1",
+        ),
+        (lambda w: prefixed("a.", w) | prefixed("b.", w), r"several networks \(their keys begin with 'a\.', 'b\.'\)"),
+        (lambda w: prefixed("student.", w) | prefixed("teacher.", w), r"several networks .*'student\.', 'teacher\.'"),
+    ],
+)
+def test_prefixes_that_cannot_be_taken_off_are_named(content, problem):
+    with pytest.raises(UserError, match=problem):
+        unwrap(content(state(FCN)), "file")
+
+
+def beside(weights):
+    """Buffers of a loss and of a metric, and the network in a wrapper."""
+    buffers = {"criterion.weight": torch.ones(19), "val_miou.matrix": torch.zeros(19, 19), "loss_fn.w": torch.ones(2)}
+    return prefixed("module.", weights) | buffers
+
+
+@pytest.mark.parametrize("container", ["net", "network", "weights", "state_dict_ema", "model_ema"])
+def test_containers(container, expected, tmp_path):
+    assert torch.equal(logits(save(tmp_path / "net.pth", {container: state(FCN), "epoch": 3})), expected)
+
+
+def test_what_lies_beside_the_network_is_left_out(expected, tmp_path):
+    content = {"state_dict": beside(state(FCN)), "arch": "my_net", "hyper_parameters": {"lr": 0.1, "names": ["a"]}}
+    assert torch.equal(logits(save(tmp_path / "net.pth", content)), expected)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda average, last: {"model": last, "model_ema": average},
+        lambda average, last: {"state_dict": last, "state_dict_ema": {"module": 1, **prefixed("module.", average)}},
+        lambda average, last: {"state_dict": prefixed("model.", last) | prefixed("ema_model.", average)},
+        lambda average, last: last | prefixed("ema_model.module.", average),
+    ],
+)
+def test_a_moving_average_is_used_and_said(wrap, expected, tmp_path, capsys):
+    last = {key: torch.zeros_like(value) for key, value in state(FCN).items()}
+    assert torch.equal(logits(save(tmp_path / "net.pth", wrap(state(FCN), last))), expected)
+    assert "net.pth: the moving average '" in capsys.readouterr().err
+
+
+def instance_of(name, monkeypatch, base=object):
+    """An object whose pickle asks for a class of another package."""
+    module, _, plain = name.rpartition(".")
+    parent = ""
+    for part in module.split("."):
+        parent = f"{parent}.{part}".strip(".")
+        monkeypatch.setitem(sys.modules, parent, types.ModuleType(parent))
+    made = type(plain, (base,), {"__module__": module})
+    setattr(sys.modules[module], plain, made)
+    return made()
+
+
+def test_settings_of_lightning_are_passed_over(expected, tmp_path, monkeypatch):
+    settings = instance_of("lightning.fabric.utilities.data.AttributeDict", monkeypatch, dict)
+    settings["lr"] = 0.1
+    content = {"state_dict": prefixed("model.", state(FCN)), "hyper_parameters": settings}
+    assert torch.equal(logits(save(tmp_path / "net.ckpt", content)), expected)
+
+
+def test_objects_of_omegaconf_are_refused_by_name(tmp_path, monkeypatch):
+    content = {"state_dict": {}, "hyper_parameters": instance_of("omegaconf.dictconfig.DictConfig", monkeypatch)}
+    with pytest.raises(UserError, match=r"nothing in it was run; it asks for omegaconf\.dictconfig\.DictConfig"):
+        from_checkpoint(save(tmp_path / "net.ckpt", content))
+
+
+def test_torchscript_is_named(tmp_path):
+    torch.jit.trace(torch.nn.Conv2d(3, 2, 1), torch.zeros(1, 3, 4, 4)).save(str(tmp_path / "net.pth"))
+    with pytest.raises(UserError, match=r"net.pth is a TorchScript archive, .*: save the network's state_dict\(\)"):
+        from_checkpoint(tmp_path / "net.pth")
+
+
+@pytest.mark.parametrize("name", ["net.pth", "net.bin", "model.ckpt"])
+def test_safetensors_under_another_suffix(name, expected, tmp_path):
+    save_file(state(FCN), tmp_path / name)
+    assert torch.equal(logits(tmp_path / name), expected)
+
+
+def with_classes(weights, head, count):
+    """The network with a classifier of ``count`` classes in a head, the first of those it has."""
+    return weights | {
+        f"{head}.conv_seg.{kind}": weights[f"{head}.conv_seg.{kind}"][:count] for kind in ("weight", "bias")
+    }
+
+
+def test_an_auxiliary_head_of_other_classes_is_left_out(expected, tmp_path, capsys):
+    path = save(tmp_path / "net.pth", with_classes(state(FCN), "decode_head", 5))
+    model = from_checkpoint(path).model
+    assert len(model.aux) == 0
+    torch.testing.assert_close(logits(path), expected[:, :5])
+    assert "net.pth: its auxiliary head has 19 classes, the main head 5: it is left out\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("heads", [("decode_head",), ("decode_head", "auxiliary_head")])
+def test_one_logit_is_two_classes(heads, expected, tmp_path, capsys):
+    weights = state(FCN)
+    for head in heads:
+        weights = with_classes(weights, head, 1)
+    path = save(tmp_path / "net.pth", weights)
+    loaded = from_checkpoint(path)
+    assert (loaded.card.num_classes, len(loaded.model.aux)) == (2, len(heads) - 1)
+    road = replace(TOY, names=("background", "road"))
+    with pytest.raises(UserError, match=r"F has one logit .*must be 'road' of folder, .*; --other-class-names says"):
+        require_classes(loaded.card, road, "folder", "F", allow_other_names=False)
+    require_classes(loaded.card, road, "folder", "F", allow_other_names=True)
+    found = logits(path)
+    assert torch.equal(found[:, 0], torch.zeros_like(found[:, 0]))
+    torch.testing.assert_close(found[:, 1], expected[:, 0])
+    assert "net.pth has one logit: class 1 where it is above 0, else class 0\n" in capsys.readouterr().err
