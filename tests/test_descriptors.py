@@ -7,7 +7,7 @@ import pytest
 
 from utils import descriptors
 from utils.descriptors import require_descriptors
-from utils.errors import UserError, named
+from utils.errors import UserError, explain_error
 
 
 @pytest.fixture
@@ -55,4 +55,4 @@ def test_a_limit_that_is_high_enough_stays(limits):
     ],
 )
 def test_what_fails_for_want_of_descriptors_says_so(error):
-    assert "ulimit -n 4096), or fewer --workers" in str(named(error))
+    assert "ulimit -n 4096), or fewer --workers" in str(explain_error(error))

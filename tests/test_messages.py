@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import timm
 import torch
 import yaml
 from PIL import Image
@@ -157,7 +158,7 @@ def test_a_download_of_weights_that_fails(monkeypatch):
     def fail(*_, **__):
         raise OSError("no network")
 
-    monkeypatch.setattr(imagenet.timm, "create_model", fail)
+    monkeypatch.setattr(timm, "create_model", fail)
     with pytest.raises(UserError, match="--pretrained-base timm: resnet18 could not be downloaded: no network"):
         imagenet._timm_weights(SimpleNamespace(config={"backbone": "resnet18"}))
 
