@@ -286,6 +286,9 @@ def require_values(settings: Any, usual: Mapping[str, Any], flags: Mapping[str, 
             raise UserError(f"{needed}: {field.metadata['help']}")
 
 
+INCLUDE = "include"  # the key of a recipe that names another
+
+
 class RecipeKey(NamedTuple):
     """A key of a recipe: the setting, and the role or the method that it is for; "" for all."""
 
@@ -348,7 +351,23 @@ def find_recipe(name: str, recipes: Path) -> tuple[Path, str]:
 
 
 def read_recipe(path: Path) -> dict[Any, Any]:
-    """Read the lines of a recipe.
+    """Read the lines of a recipe. ``include: NAME`` puts those of another recipe of its folder before them.
+
+    Raises:
+        UserError: it is no flat mapping, or includes a recipe that is not there or includes another.
+    """
+    content = read_flat_yaml(path)
+    if INCLUDE not in content:
+        return content
+    base, _ = find_recipe(str(content.pop(INCLUDE)), path.parent)
+    included = read_flat_yaml(base)
+    if INCLUDE in included:
+        raise UserError(f"{path}: {INCLUDE}: {base.stem} includes another recipe itself: one step is enough")
+    return {**included, **content}
+
+
+def read_flat_yaml(path: Path) -> dict[Any, Any]:
+    """Read ``key: value`` lines.
 
     Raises:
         UserError: it is no flat mapping.

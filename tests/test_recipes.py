@@ -8,6 +8,7 @@ from engine.settings import TRAINED, load_recipe
 from losses import parse_losses
 from scripts.study.experiments.definition import read_experiment
 from train_student import RECIPES
+from utils.errors import UserError
 
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
@@ -23,7 +24,7 @@ def test_a_recipe_loads_for_every_role(name, role):
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "toy"])
 def test_every_value_has_a_source(name):
     for line in (RECIPES / f"{name}.yaml").read_text().splitlines():
-        if line and not line.startswith(("#", "dataset:")):
+        if line and not line.startswith(("#", "dataset:", "include:")):
             assert line.partition(" # ")[2].strip(), line
 
 
@@ -77,3 +78,21 @@ def test_every_run_of_a_table_gets_what_its_recipe_asks_for(table):
         for name, value in load_recipe(arm.recipe, role, RECIPES).items():
             given = name in arm.settings or name in arm.origins
             assert value != "?" or given, f"{arm.name}: {name} is asked for by the recipe"
+
+
+def test_a_recipe_may_include_another():
+    """The recipe of one's own images is the light one; its own lines win."""
+    for role in TRAINED:
+        assert load_recipe("folder", role, RECIPES) == load_recipe("light", role, RECIPES) | {"dataset": "folder"}
+
+
+def test_an_included_recipe_is_looked_for_beside_the_file(tmp_path):
+    (tmp_path / "base.yaml").write_text("lr: 0.5\nmodel: fcn\n")
+    (tmp_path / "own.yaml").write_text("include: base\nlr: 0.25\n")
+    (tmp_path / "twice.yaml").write_text("include: own\n")
+    (tmp_path / "missing.yaml").write_text("include: bass\n")
+    assert load_recipe("own", "teacher", tmp_path) == {"lr": 0.25, "model": "fcn"}
+    with pytest.raises(UserError, match="include: own includes another recipe itself"):
+        load_recipe("twice", "teacher", tmp_path)
+    with pytest.raises(UserError, match=r"recipe not found: .*; did you mean 'base'"):
+        load_recipe("missing", "teacher", tmp_path)
