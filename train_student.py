@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from datasets import require_classes
 from datasets.base import DatasetSpec
 from engine.class_weights import parse_class_weights, resolve_class_weights
+from engine.fit_to_data import fit_to_data
 from engine.runtime import start_runtime
 from engine.settings import StudentConfig, parse_settings
 from engine.step import Step
@@ -170,6 +171,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     label_flags = [flag_of(name) for name in LABEL_FLAGS if name in given]
     with start_runtime(settings) as runtime:
         torch.manual_seed(settings.seed)
+        settings = fit_to_data(settings, given, runtime)
         data = load_data(settings)
         settings = resolve_class_weights(settings, data.train.dataset, runtime)
         step = build_step(settings, data.spec, label_flags)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from datasets.base import DatasetSpec
 from engine.class_weights import parse_class_weights, resolve_class_weights
+from engine.fit_to_data import fit_to_data
 from engine.runtime import start_runtime
 from engine.settings import TeacherConfig, parse_settings
 from engine.step import Step
@@ -30,6 +31,7 @@ from models import build_model
 from models.label_noise import LabelNoise
 from models.segmentor import Segmentor
 from utils.errors import run_main
+from utils.options import parse_flags
 from utils.pixels import CONVENTIONS
 from utils.types import Draw
 
@@ -116,8 +118,10 @@ def build_step(config: TeacherConfig, spec: DatasetSpec) -> TeacherStep:
 
 def main(argv: Sequence[str] | None = None) -> None:
     settings = parse_settings(TeacherConfig, "teacher", __doc__, RECIPES, argv)
+    given = parse_flags(TeacherConfig, __doc__, argv)
     with start_runtime(settings) as runtime:
         torch.manual_seed(settings.seed)
+        settings = fit_to_data(settings, given, runtime)
         data = load_data(settings)
         settings = resolve_class_weights(settings, data.train.dataset, runtime)
         step = build_step(settings, data.spec)

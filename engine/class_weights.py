@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from engine.run_folder import LAST, PREVIOUS
+from engine.run_folder import read_saved_settings
 from engine.runtime import Runtime
 from engine.settings import TrainConfig
 from utils.errors import UserError, nearest
@@ -89,16 +89,7 @@ def _find_class_weights(config: TrainConfig, dataset: Any) -> str:
 
 def _find_saved(config: TrainConfig, classes: int) -> str | None:
     """Return what "auto" was in the run that is resumed; None if no run is resumed or it had other weights."""
-    if not config.resume or config.overwrite:
-        return None
-    folder = Path(config.save_dir if config.resume == "auto" else config.resume).expanduser()
-    folder = folder if folder.is_dir() else folder.parent
-    if not any((folder / name).exists() for name in (LAST, PREVIOUS)):
-        return None
-    try:
-        saved = read_yaml(folder / "config.yaml").get("class_weights", "")
-    except (AttributeError, UserError):  # missing or damaged: the labels give the same numbers again
-        return None
+    saved = read_saved_settings(config).get("class_weights", "")  # where they are lost, the labels give them again
     is_computed = isinstance(saved, str) and saved.startswith(COMPUTED)
     return saved if is_computed and saved.count(",") == classes - 1 else None
 

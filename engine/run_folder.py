@@ -15,7 +15,7 @@ from engine.settings import TrainConfig, save_yaml
 from engine.training_state import TrainingState
 from utils import checkpoint
 from utils.errors import UserError
-from utils.files import read_bytes, write
+from utils.files import read_bytes, read_yaml, write
 
 LAST = "last.pth"
 PREVIOUS = "previous.pth"
@@ -186,6 +186,22 @@ def find_resume_source(settings: TrainConfig, folder: Path) -> Path | None:
         what = f"holds {', '.join(files[:LISTED])} of a run and no {LAST} to continue it from: "
     advice = "--overwrite starts anew in its place, another --save-dir keeps both"
     raise UserError(f"--save-dir {folder} {what}{advice}")
+
+
+def read_saved_settings(settings: TrainConfig) -> dict[str, Any]:
+    """Return the settings in the config.yaml of the run that is resumed; empty if no run is, or the file is damaged."""
+    if not settings.resume or settings.overwrite:
+        return {}
+    folder = Path(settings.save_dir if settings.resume == "auto" else settings.resume).expanduser()
+    if not folder.is_dir():
+        folder = folder.parent
+    if not any((folder / name).exists() for name in (LAST, PREVIOUS)):
+        return {}
+    try:
+        saved = read_yaml(folder / "config.yaml")
+    except UserError:
+        return {}
+    return saved if isinstance(saved, dict) else {}
 
 
 def locate_checkpoint(resume: str) -> Path:

@@ -94,6 +94,9 @@ class TrainConfig:
     scale_range: tuple[float, float] = data_option(
         (0.5, 2.0), "smallest and largest random scale of the augmentation", minimum=0.1
     )
+    fit_to_data: bool = data_option(
+        False, "fit crop, batch and length to the training images, up to the values given", names_run=False
+    )
     batch_size: int = optimisation_option(16, "images an iteration, over all processes", minimum=1)
     max_iterations: int = optimisation_option(40000, "length of the run", minimum=1)
     lr: float = optimisation_option(0.02, "initial learning rate", minimum=0)

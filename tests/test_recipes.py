@@ -82,8 +82,9 @@ def test_every_run_of_a_table_gets_what_its_recipe_asks_for(table):
 
 def test_a_recipe_may_include_another():
     """The recipe of one's own images is the light one; its own lines win."""
+    own = {"dataset": "folder", "fit_to_data": True}
     for role in TRAINED:
-        assert load_recipe("folder", role, RECIPES) == load_recipe("light", role, RECIPES) | {"dataset": "folder"}
+        assert load_recipe("folder", role, RECIPES) == load_recipe("light", role, RECIPES) | own
 
 
 def test_an_included_recipe_is_looked_for_beside_the_file(tmp_path):

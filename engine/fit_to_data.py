@@ -1,0 +1,96 @@
+"""``--fit-to-data``: a crop no larger than the images, and a length that follows from how many there are."""
+
+import statistics
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from PIL import Image
+
+from datasets import build_dataset, dataset_spec
+from engine.run_folder import read_saved_settings
+from engine.runtime import Runtime
+from engine.settings import TrainConfig
+from utils.options import flag_of
+from utils.pictures import read_orientation
+
+C = TypeVar("C", bound=TrainConfig)
+
+FITTED = ("crop_size", "batch_size", "max_iterations", "val_per_iters", "save_per_iters")
+EPOCHS = 50  # how often every image is seen
+SHORTEST = 500  # iterations: less is too short for a learning rate to decay, however few the images
+VALIDATIONS = 10
+DIVISOR = 32  # of a crop's sides: the largest output stride of a backbone
+LOOKED_AT = 50  # images whose size is read
+
+
+def fit_to_data(settings: C, given: Collection[str], runtime: Runtime) -> C:
+    """Fit crop, batch and length to the training images, where the recipe asks for it.
+
+    The settings' own values are upper bounds. What a flag gives stays as it is. A run that is resumed keeps what was
+    fitted at its start.
+
+    given: the names of the settings that flags give.
+
+    Raises UserError: the data set cannot be read.
+    """
+    if not settings.fit_to_data or not dataset_spec(settings.dataset, settings.data, settings.classes).needs_root:
+        return settings
+    return replace(settings, **runtime.agree(lambda: _find_fitted(settings, given)))
+
+
+def _find_fitted(settings: TrainConfig, given: Collection[str]) -> dict[str, Any]:
+    saved = read_saved_settings(settings)
+    if all(name in saved for name in FITTED):
+        fitted = {name: saved[name] for name in FITTED}
+        fitted["crop_size"] = tuple(fitted["crop_size"])
+    else:
+        fitted = fit(settings, image_sizes(settings))
+    fitted = {name: value for name, value in fitted.items() if name not in given}
+    text = " ".join(f"{flag_of(name)} {_as_text(value)}" for name, value in fitted.items())
+    print(f"fitted to the training images of {settings.data or settings.dataset}: {text}")
+    return fitted
+
+
+def fit(settings: TrainConfig, sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fitted settings. sizes: ``count``, ``height`` and ``width`` of the images, the latter two medians."""
+    sides = zip(settings.crop_size, (sizes["height"], sizes["width"]), strict=True)
+    crop_size = tuple(min(side, max(DIVISOR, int(image) // DIVISOR * DIVISOR)) for side, image in sides)
+    batch_size = min(settings.batch_size, sizes["count"])
+    length = max(SHORTEST, EPOCHS * sizes["count"] // batch_size)
+    max_iterations = min(settings.max_iterations, length)
+    interval = max(1, max_iterations // VALIDATIONS)
+    return {
+        "crop_size": crop_size,
+        "batch_size": batch_size,
+        "max_iterations": max_iterations,
+        "val_per_iters": interval,
+        "save_per_iters": interval,
+    }
+
+
+def image_sizes(settings: TrainConfig) -> dict[str, Any]:
+    """Return how many training images there are, and the medians of their heights and widths."""
+    dataset = build_dataset(settings.dataset, settings.data, "train", settings.classes)
+    step = max(1, len(dataset) // LOOKED_AT)
+    heights, widths = [], []
+    for index in range(0, len(dataset), step):
+        width, height = _size_of(dataset.pairs[index][0])
+        heights.append(height)
+        widths.append(width)
+    return {"count": len(dataset), "height": statistics.median(heights), "width": statistics.median(widths)}
+
+
+def _size_of(path: Path) -> tuple[int, int]:
+    """Return width and height of an image file, as it is to be seen.
+
+    Raises UserError: the file cannot be read.
+    """
+    lies_on_its_side = read_orientation(path) > 4
+    with Image.open(path) as image:
+        return image.size[::-1] if lies_on_its_side else image.size
+
+
+def _as_text(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -1,0 +1,69 @@
+"""What --fit-to-data makes of the images it finds, and that a resumed run keeps it."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import train_student
+from engine.fit_to_data import fit, image_sizes
+from engine.settings import StudentConfig
+from utils.files import read_yaml
+
+SETTINGS = StudentConfig(crop_size=(320, 320), batch_size=4, max_iterations=4000)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "crop_size", "batch_size", "max_iterations"),
+    [
+        ({"count": 30, "height": 300, "width": 500}, (288, 320), 4, 500),  # the crop is not larger than the images
+        ({"count": 200, "height": 1080, "width": 1920}, (320, 320), 4, 2500),  # 50 epochs
+        ({"count": 10000, "height": 480, "width": 640}, (320, 320), 4, 4000),  # not more than the recipe's
+        ({"count": 2, "height": 20, "width": 40}, (32, 32), 2, 500),
+    ],
+)
+def test_the_rule(sizes, crop_size, batch_size, max_iterations):
+    fitted = fit(SETTINGS, sizes)
+    assert (fitted["crop_size"], fitted["batch_size"], fitted["max_iterations"]) == (
+        crop_size,
+        batch_size,
+        max_iterations,
+    )
+    assert fitted["val_per_iters"] == fitted["save_per_iters"] == max_iterations // 10
+
+
+def write_folder(root, count=6, size=(96, 128)):
+    """Write a folder of images and masks of two classes."""
+    for split in ("train", "val"):
+        for n in range(count):
+            mask = np.zeros(size, np.uint8)
+            mask[:, size[1] // 2 :] = 1
+            for kind, pixels in (("images", np.stack([90 * mask] * 3, 2)), ("masks", mask)):
+                (root / split / kind).mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels).save(root / split / kind / f"{n}.png")
+    lines = ["names: [left, right]", "splits:"]
+    lines += [f"  {split}: {{images: {split}/images, labels: {split}/masks}}" for split in ("train", "val")]
+    (root / "dataset.yaml").write_text("\n".join(lines))
+
+
+def test_a_run_fits_once(tmp_path, capsys):
+    write_folder(tmp_path / "data")
+    assert image_sizes(replace(SETTINGS, dataset="folder", data=str(tmp_path / "data"))) == {
+        "count": 6,
+        "height": 96,
+        "width": 128,
+    }
+    flags = ["--dataset", "folder", "--data", str(tmp_path / "data"), "--fit-to-data", "--kd", "none", "--model", "fcn"]
+    flags += ["--backbone", "resnet10t", "--workers", "0", "--save-dir", str(tmp_path / "run"), "--device", "cpu"]
+    train_student.main([*flags, "--max-iterations", "2"])  # a flag wins
+    assert "fitted to the training images of" in capsys.readouterr().out
+    saved = read_yaml(tmp_path / "run/config.yaml")
+    assert (saved["crop_size"], saved["batch_size"], saved["max_iterations"]) == ([96, 128], 6, 2)
+
+    text = (tmp_path / "run/config.yaml").read_text()
+    (tmp_path / "run/config.yaml").write_text(text.replace("val_per_iters: 1", "val_per_iters: 3"))
+    train_student.main([*flags, "--max-iterations", "2", "--resume", "auto"])
+    out = capsys.readouterr().out
+    assert "--val-per-iters 3 " in out  # taken from the run, not fitted anew
+    assert "is finished: 2 iterations" in out
