@@ -117,7 +117,16 @@ def test_learns_as_teacher_and_as_student(arch):
         assert all(torch.isfinite(value).all() for value in model.state_dict().values())
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
+NOT_ON_HRNET = ("smp_deeplabv3", "smp_deeplabv3plus", "smp_pan")  # they dilate the encoder, which an HRNet does not do
+
+
+def test_decoders_that_need_another_stride_than_an_hrnets_are_refused():
+    for arch in NOT_ON_HRNET:
+        with pytest.raises(UserError, match=f"{arch} cannot be built .* timm does not build it with the stride"):
+            build_model(arch, "hrnet_w18_small", K)
+
+
+@pytest.mark.parametrize("arch", [arch for arch in ARCHITECTURES if arch not in NOT_ON_HRNET])
 def test_no_weight_of_an_hrnet_waits_for_a_gradient(arch):
     """DistributedDataParallel waits for those that do not come."""
     with torch.device("meta"):

@@ -155,6 +155,16 @@ def test_networks_that_cannot_be_built(network, message):
         build_model(*network, K)
 
 
+@pytest.mark.parametrize("arch", DECODERS)
+def test_every_weight_that_learns_gets_a_gradient(arch):
+    """DistributedDataParallel waits for those that do not come: stages that the decoder does not read are frozen."""
+    model = build_model(arch, "smp-resnet18", K, in_channels=4)
+    output = model.train()(torch.randn(2, 4, *SIZE))
+    output.logits.sum().backward()
+    assert not [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert all(p.requires_grad for p in model.main.parameters())
+
+
 def test_unknown_option_of_a_decoder():
     with pytest.raises(UserError, match="unknown width of smp_fpn 'decoder_channels'"):
         build_model("smp_fpn", SMALL, K, decoder_channels=3)

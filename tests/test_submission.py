@@ -11,7 +11,7 @@ from PIL import Image
 import eval
 from datasets import dataset_spec
 from models import build_model
-from models.checkpoints.loading import begin
+from models.checkpoints.card import Card
 from tests.trees import SIZE, TREES
 from utils.errors import UserError
 
@@ -27,8 +27,8 @@ def test_submission_of_unlabelled_images(name, tmp_path):
     spec = dataset_spec(name)
     torch.manual_seed(0)
     model = build_model("fcn", "resnet10t", len(spec.names))
-    card = begin(model, spec.names, spec.palette, name, str(data), "bgr_mean").entries()
-    torch.save({**card, "model": model.state_dict()}, tmp_path / "model.pth")
+    card = Card(model.config, spec.names, spec.palette, name, str(data), "bgr_mean")
+    torch.save({**card.entries(), "model": model.state_dict()}, tmp_path / "model.pth")
     for folder, flags in (("shown", []), ("sent", ["--submission"])):
         out = ["--save-pred", str(tmp_path / folder), "--json", str(tmp_path / f"{folder}.json")]
         command = ["--pretrained", str(tmp_path / "model.pth"), "--split", split, "--workers", "0"]
@@ -62,7 +62,7 @@ def test_predictions_take_no_place_of_labels_or_of_each_other(flags, message, tm
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
     spec = dataset_spec("ade20k")
     model = build_model("fcn", "resnet10t", len(spec.names))
-    card = begin(model, spec.names, spec.palette, "ade20k", str(tmp_path), "bgr_mean").entries()
+    card = Card(model.config, spec.names, spec.palette, "ade20k", str(tmp_path), "bgr_mean").entries()
     torch.save({**card, "model": model.state_dict()}, tmp_path / "model.pth")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=message):

@@ -101,11 +101,12 @@ def build_smp(arch: str, backbone: str, num_classes: int, **options: Any) -> "Pa
     try:
         model = library_class(arch)(name, encoder_weights=None, classes=num_classes, **options)
         network = PaddedSegmentor(arch, model)
-        network.check_decoder_stride(model.segmentation_head[1])
+        network.try_small_image(getattr(model.segmentation_head[1], "scale_factor", 1))
     except BUILD_FAILURES as error:
+        reason = first_line(error) if str(error) else "timm does not build it with the stride that this decoder needs"
         raise UserError(
-            f"{arch} cannot be built on backbone {backbone!r}: {first_line(error)}; it needs an encoder with maps at "
-            f"strides 2 or 4 to 32 for images of any size, such as resnet18 or tf_efficientnet_lite0"
+            f"{arch} cannot be built on backbone {backbone!r}: {reason}; needed is an encoder with maps at strides 2 or "
+            f"4 to 32 for images of any size, such as resnet18 or tf_efficientnet_lite0"
         ) from error
     return network
 
@@ -158,19 +159,24 @@ class PaddedSegmentor(Segmentor):
         """Return how many rows or columns a side lacks."""
         return max(-side % self.divisor, self.smallest - side)
 
-    @torch.no_grad()
-    def check_decoder_stride(self, upsampling: nn.Module) -> None:
-        """Try the network on one small image.
+    def try_small_image(self, upsampling: float) -> None:
+        """Try the network on one small image, and freeze the encoder's layers that the decoder does not read.
+
+        DistributedDataParallel waits for the gradient of every parameter, and those layers never get one.
 
         Raises ValueError: the library's final upsampling would not lead back to the image's size.
         """
         side = max(64, self.smallest)
         self.eval()
-        output = self(torch.zeros(1, 3, side, side + self.divisor))
+        logits = self(torch.zeros(1, 3, side, side + self.divisor)).logits
+        if torch.is_grad_enabled():
+            logits.sum().backward()
+            for parameter in self.parameters():
+                parameter.requires_grad_(parameter.grad is not None)
+            self.zero_grad(set_to_none=True)
         self.train()
-        factor = getattr(upsampling, "scale_factor", 1)
-        if output.logits.shape[-2] * factor != side:
-            raise ValueError(f"its logits are at stride {side // output.logits.shape[-2]}, 'upsampling' is {factor:g}")
+        if logits.shape[-2] * upsampling != side:
+            raise ValueError(f"its logits are at stride {side // logits.shape[-2]}, 'upsampling' is {upsampling:g}")
 
 
 def replace_pools(module: nn.Module) -> None:
