@@ -105,8 +105,8 @@ def build_smp(arch: str, backbone: str, num_classes: int, **options: Any) -> "Pa
     except BUILD_FAILURES as error:
         reason = first_line(error) if str(error) else "timm does not build it with the stride that this decoder needs"
         raise UserError(
-            f"{arch} cannot be built on backbone {backbone!r}: {reason}; needed is an encoder with maps at strides 2 or "
-            f"4 to 32 for images of any size, such as resnet18 or tf_efficientnet_lite0"
+            f"{arch} cannot be built on backbone {backbone!r}: {reason}; it needs maps at strides 2 or 4 to "
+            f"32 for images of any size, such as those of resnet18 or tf_efficientnet_lite0"
         ) from error
     return network
 
