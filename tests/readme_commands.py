@@ -1,4 +1,4 @@
-"""Run every command of README.md in order, in a fresh clone with a bare environment, long ones in a small form.
+"""Run every command of README.md and docs/ in a fresh clone with a bare environment, long ones in a small form.
 
     python tests/readme_commands.py [--environment .venv] [--keep FOLDER]
 
@@ -17,6 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+PAGES = ("README.md", "docs/train.md", "docs/evaluate.md", "docs/own_data.md", "docs/deploy.md")
 SMALL = {
     "TRAIN_FLAGS": "--max-iterations 2 --batch-size 4 --crop-size 64 64 --workers 0",
     "PYTEST_ADDOPTS": "-k layering",
@@ -67,7 +68,7 @@ def main() -> int:
         if options.environment:
             (clone / ".venv").symlink_to(options.environment.resolve())
         bring(clone)
-        lines = commands(clone / "README.md")
+        lines = [line for page in PAGES for line in commands(clone / page)]
         ran = [line for line in lines if not any(text in line for text in DOWNLOADED)]
         script = "set -e\n" + "\n".join(f"printf '%s\\n' {'$ ' + line!r}\n{line}" for line in ran)
         environment = {"HOME": os.environ["HOME"], "PATH": "/usr/local/bin:/usr/bin:/bin", **SMALL}

@@ -6,9 +6,9 @@
     python scripts/study/results_table.py --readme README.md --check       # exit 1 if they are not what the records say
 
 A table of a README stands between ``<!-- table: EXPERIMENT KIND -->`` and ``<!-- end -->``. EXPERIMENT is a file of
-scripts/study/experiments, whose records are in results/EXPERIMENT.zip; KIND is published, summary, students, gains or
-teachers. ``<!-- table: files quickstart/student/eval.json -->`` is a table of files below results/. A run without
-records says "not run".
+scripts/study/experiments, whose records are in results/EXPERIMENT.zip. KIND is published, summary, students, gains or
+teachers, or "brief RUN..", the scores and times of a few runs. ``<!-- table: files quickstart/student/eval.json -->``
+is a table of files below results/. A run without records says "not run".
 """
 
 import argparse
@@ -30,7 +30,14 @@ from scripts.study.analysis.record_files import Folder, open_folder
 from scripts.study.analysis.runs import KINDS, read_score
 from scripts.study.analysis.style import markdown, percent
 from scripts.study.experiments.definition import Experiment, read_experiment
-from scripts.study.experiments.tables import Table, list_gains, list_published, list_students, summarise_students
+from scripts.study.experiments.tables import (
+    Table,
+    list_briefly,
+    list_gains,
+    list_published,
+    list_students,
+    summarise_students,
+)
 from scripts.study.experiments.teachers_table import list_teachers
 from utils.errors import UserError, lookup, run_main
 from utils.files import write_text
@@ -109,6 +116,9 @@ def marked_table(what: str, results: Path) -> Table:
     first, *others = what.split()
     if first == "files":
         return make_files_table([results / name for name in others])
+    if others[:1] == ["brief"]:
+        experiment = read_experiment(first)
+        return list_briefly(experiment, open_folder(results / f"{experiment.name}.zip"), others[1:])
     if len(others) != 1:
         raise UserError(f"<!-- table: {what} -->: write an experiment and a kind of table ({', '.join(TABLES)})")
     experiment = read_experiment(first)

@@ -11,6 +11,7 @@ from scripts.study.analysis.paired import Gain, align, bootstrap, p_over_seeds
 from scripts.study.analysis.record_files import Folder, list_runs
 from scripts.study.analysis.runs import Run, View, read_run
 from scripts.study.experiments.definition import Experiment
+from utils.errors import lookup
 
 SAMPLES = 10000  # of the paired bootstrap
 Table = tuple[list[str], list[list[str]]]
@@ -111,6 +112,23 @@ def summarise_students(experiment: Experiment, folder: Folder) -> Table:
     over = [f"gain over the baseline of {times.get(base, '-')} minutes" for base in bases]
     total = name_minutes(records).replace("minutes", "minutes, teacher included", 1)
     return _filled(["student", "n", "mIoU %", *over, total], rows)
+
+
+def list_briefly(experiment: Experiment, folder: Folder, names: Sequence[str]) -> Table:
+    """Return scores and times, all that a run starts from included, of the runs with these names.
+
+    Raises:
+        UserError: a name is no run of the experiment.
+    """
+    records, rows = read_records(experiment, folder), []
+    for name in names:
+        arm = lookup(experiment.arms, name, f"run of {experiment.name}")
+        found = scores(records[name], "last")
+        minutes = [total_minutes(experiment, records, name, seed) for seed in found]
+        known = [value for value in minutes if value is not None]
+        title = re.sub(r"^\w['\d]*\. ", "", arm.title)  # without the letter that longer tables call it by
+        rows.append([title, show_scores(found), f"{np.mean(known):.0f}" if known else "not run"])
+    return ["training", "mIoU %", "minutes of one core, teacher included"], rows
 
 
 def total_minutes(experiment: Experiment, records: dict[str, list[Run]], name: str, seed: int) -> float | None:
