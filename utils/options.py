@@ -169,6 +169,11 @@ def convert(config_class: type, name: str, value: Any, where: str) -> Any:
 
 
 def _scalar(kind: type, value: Any, where: str) -> Any:
+    """Convert one value to bool, int, float or str.
+
+    Raises:
+        UserError: it is none of that kind.
+    """
     if kind is bool or isinstance(value, bool):
         if isinstance(value, bool) and kind is bool:
             return value
@@ -198,6 +203,7 @@ def flag_of(name: str) -> str:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> typing.NoReturn:
+        """Raise a UserError that names the nearest flag where one is unknown."""
         if message.startswith("unrecognized arguments:"):
             given = message.split()[2]
             message = f"unknown flag {given}{nearest(given, self._option_string_actions)}"
