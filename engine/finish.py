@@ -3,7 +3,7 @@
 import time
 from datetime import datetime, timedelta
 
-FIRST_WORD = 20.0  # seconds after the first iteration, where no log record comes earlier
+LONGEST_WAIT = 20.0  # seconds after the first iteration, where no log record comes earlier
 LONG = 24 * 3600.0  # seconds that a run on a CPU may take without a warning
 ADVICE = "reduce --crop-size, --batch-size or --max-iterations, or take a light network (--recipe light)"
 
@@ -12,7 +12,7 @@ class FinishEstimate:
     """Estimate the end of a run once. The first iteration is not counted, because it takes longer than others."""
 
     def __init__(self, iteration: int, max_iterations: int) -> None:
-        """iteration: how many are done."""
+        """Begin to measure a run of which ``iteration`` iterations are done."""
         self.first = iteration + 1
         self.max_iterations = max_iterations
         self.clock = 0.0
@@ -26,8 +26,10 @@ class FinishEstimate:
         now = time.monotonic()
         if iteration == self.first:
             self.clock = now
-        elif not self.is_given and (is_logged or now - self.clock >= FIRST_WORD):
+        elif not self.is_given and (is_logged or now - self.clock >= LONGEST_WAIT):
             self.is_given = True
+            if iteration == self.max_iterations:
+                return None
             return (now - self.clock) / (iteration - self.first) * (self.max_iterations - iteration)
         return None
 

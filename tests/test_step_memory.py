@@ -4,13 +4,15 @@ import pytest
 import torch
 from torch import nn
 
-from engine import finish
+import train_teacher
+from engine import finish, trainer
 from engine.finish import FinishEstimate, describe_finish
 from engine.runtime import Runtime
 from engine.settings import TeacherConfig
 from engine.step import Step
 from engine.step_memory import LiveMemory, estimate_step_memory
 from scripts.study.benchmark import build_teacher_step
+from tests.conftest import TINY
 
 MIB = 2**20
 
@@ -107,3 +109,15 @@ def test_days_on_a_cpu_are_warned_about():
     assert slow.startswith("warning: expected to finish in 74 days")
     assert "--max-iterations" in slow
     assert "warning" not in describe_finish(74 * 24 * 3600, is_cpu=False)
+
+
+def test_a_run_says_both(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(trainer, "SMALL", 0)
+    monkeypatch.setattr(trainer, "free_memory", lambda device: 1000)
+    train_teacher.main([*TINY, "--max-iterations", "3", "--skip-val", "--save-dir", str(tmp_path)])
+    lines = capsys.readouterr().out.splitlines()
+    (memory,) = (i for i, line in enumerate(lines) if line.startswith("a step needs about 0."))
+    assert lines[memory].endswith("GiB on cpu (counted on tensors without content)")
+    assert lines[memory + 1].startswith("warning: 0.0 GiB are free, which may be too little: take a smaller")
+    assert lines[memory + 2].startswith("train 1/3")
+    assert sum(line.startswith("expected to finish in 0:0") for line in lines) == 1

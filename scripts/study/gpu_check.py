@@ -97,7 +97,7 @@ class Check:
 
     def run_tests(self) -> dict[str, Any]:
         """Run the tests that need a GPU."""
-        outcome = self.run_python("tests", "-m", "pytest", "-q", "tests/test_cuda.py")
+        outcome = self.run_python("tests", "-m", "pytest", "tests/test_cuda.py")
         return asdict(outcome)
 
     def run_training(self) -> dict[str, Any]:
