@@ -39,3 +39,4 @@ def make_adamw(learnable: Sequence[nn.Parameter], settings: TrainConfig) -> torc
 
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"sgd": make_sgd, "adamw": make_adamw}
+STATES = {"sgd": 1, "adamw": 2}  # tensors of a parameter's size that an optimizer keeps for it

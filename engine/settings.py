@@ -80,15 +80,27 @@ def describe_models() -> dict[str, str]:
 class TrainConfig:
     """What both training scripts share. Names are CIRKD's where CIRKD has one."""
 
-    recipe: str = output_option("", "name of a file in scripts/recipes, or a path to a yaml file")
+    recipe: str = output_option(
+        "", "name of a file in scripts/recipes, or a path to a yaml file", instead="write recipe: beside settings:"
+    )
     model: str = network_option("deeplabv3", "architecture", examples=describe_models())
     backbone: str = network_option("resnet18_v1s", "backbone: a name of models.BACKBONES or a timm name")
     dataset: str = data_option("toy", "data set", examples=describe_datasets())
-    data: str = data_option("", "root folder of the data set", may_differ=True, names_run=False)
+    data: str = data_option(
+        "",
+        "root folder of the data set",
+        may_differ=True,
+        names_run=False,
+        instead="give --data or --data-root to experiment.py",
+    )
     classes: int | None = data_option(None, "number of classes, where the data set has variants", minimum=2)
     augmentation: str = data_option("cirkd", "augmentation of the training images: cirkd or mmseg")
     cache_gb: float = data_option(
-        0.0, "keep decoded images in memory, up to so many GB a process", minimum=0, affects=NOTHING
+        0.0,
+        "keep decoded images in memory, up to so many GB a process",
+        minimum=0,
+        affects=NOTHING,
+        instead="give --cache-gb to experiment.py",
     )
     crop_size: tuple[int, int] = data_option((512, 512), "height and width of a training crop", minimum=32)
     scale_range: tuple[float, float] = data_option(
@@ -129,20 +141,32 @@ class TrainConfig:
     )
     pretrained: str = network_option("", "checkpoint to start the whole network from", may_differ=True, is_file=True)
     workers: int | None = data_option(
-        None, "loader workers of each rank (default: 4, or fewer where cores are few)", minimum=0, affects=NOTHING
+        None,
+        "loader workers of each rank (default: 4, or fewer where cores are few)",
+        minimum=0,
+        affects=NOTHING,
+        instead="give --workers to experiment.py",
     )
     save_dir: str = output_option(
-        "", "where the run goes (default: runs/<role>-<dataset>-<model>-<backbone>-<what differs>)"
+        "",
+        "where the run goes (default: runs/<role>-<dataset>-<model>-<backbone>-<what differs>)",
+        instead="give --output to experiment.py",
     )
     save_per_iters: int = output_option(800, "iterations between checkpoints", minimum=1)
     val_per_iters: int = output_option(800, "iterations between validations", minimum=1)
     log_iter: int = output_option(10, "iterations between log records", minimum=1)
     skip_val: bool = output_option(False, "validate only at the end")
     resume: str = output_option(
-        "", "a run's folder or last.pth to continue, or 'auto': continue save_dir if it holds a run"
+        "",
+        "a run's folder or last.pth to continue, or 'auto': continue save_dir if it holds a run",
+        instead="experiment.py continues what it finds",
     )
-    overwrite: bool = output_option(False, "start anew in a save_dir that holds a run")
-    seed: int = optimisation_option(0, "of every random draw", minimum=0)
+    overwrite: bool = output_option(
+        False, "start anew in a save_dir that holds a run", instead="remove the run's folder to do it again"
+    )
+    seed: int = optimisation_option(
+        0, "of every random draw", minimum=0, instead="write it into the list seeds: of the file"
+    )
     device: str = machine_option("auto", "where to run", choices=("auto", "cpu", "cuda"))
     backend: str = machine_option("auto", "between processes: gloo lets them share a GPU", choices=("auto", "gloo"))
     amp: str = machine_option("none", "autocast", choices=("none", "bf16", "fp16"), affects=RESULT)
@@ -221,6 +245,12 @@ SAME_EXPERIMENT = {"seed"} | settings_without_effect(TeacherConfig) | settings_w
 def resumable_settings(config_class: type) -> set[str]:
     """Return the names of the settings that may differ when a run is resumed."""
     return marked(config_class, "may_differ")
+
+
+def loader_settings(config_class: type) -> set[str]:
+    """Return the names of the settings of the loader: how much of the machine it may use."""
+    fields = dataclasses.fields(config_class)
+    return {f.name for f in fields if f.metadata["group"] == "data" and f.metadata["affects"] == NOTHING}
 
 
 def file_settings(config_class: type) -> set[str]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from datasets import Data, train_and_val
 from engine.evaluator import evaluate
+from engine.finish import FinishEstimate, describe_finish
 from engine.loader import train_batches
 from engine.lockstep import FiniteWatch, Lockstep, LossNotFinite, Stopped, StopRequest
 from engine.logger import RunLogger, assisted_mark, describe_environment
@@ -22,13 +23,14 @@ from engine.run_inputs import describe_inputs, to_plain
 from engine.runtime import Runtime
 from engine.settings import TrainConfig
 from engine.step import Step
+from engine.step_memory import SMALL, estimate_step_memory
 from engine.training_state import TrainingState, copy_values, put_back
 from models.checkpoints.card import Card
 from models.checkpoints.loading import initialise
 from models.prediction import Predictor
 from utils.distributed import broadcast_values
 from utils.errors import UserError
-from utils.memory import require_memory
+from utils.memory import GIB, free_memory, require_memory
 from utils.pixels import CONVENTIONS
 from utils.seeding import derive_seed
 from utils.types import Draw
@@ -143,6 +145,7 @@ class Trainer:
             return None
         self.folder.prepare_for_writing(self.settings)
         self.start_logging()
+        self.report_memory()
         self.stop_request = StopRequest()
         self.open_batches()
         try:
@@ -203,6 +206,23 @@ class Trainer:
         options = ", ".join(f"{key} {value}" for key, value in header["runtime"].items())
         self.logger.print_line(f"{header['device']}: {options}")
 
+    def report_memory(self) -> None:
+        """Print how much memory a step will need, and warn where that is more than is free."""
+        pixels = self.share // self.settings.accumulate * math.prod(self.settings.crop_size)
+        if not self.runtime.is_main or pixels < SMALL:
+            return
+        device = self.runtime.device
+        needed = estimate_step_memory(self.step, self.settings, self.runtime)
+        if needed is None:
+            self.logger.print_line("the memory of a step cannot be estimated for these losses")
+            return
+        total = sum(needed) / GIB
+        self.logger.print_line(f"a step needs about {total:.1f} GiB on {device} (counted on tensors without content)")
+        free = free_memory(device)
+        if free is not None and needed.passing > free:  # the weights are in memory already
+            advice = "take a smaller --batch-size or --crop-size, or --accumulate"
+            self.logger.print_line(f"warning: {free / GIB:.1f} GiB are free, which may be too little: {advice}")
+
     def open_batches(self) -> None:
         """Start the loader at the first iteration that is not done."""
         self.loaded = train_batches(
@@ -219,6 +239,7 @@ class Trainer:
         """Train on every batch that is left; log, validate and save where that is due."""
         self.state.set_train_mode()
         self.pace = Pace(self.state.iteration)
+        self.finish = FinishEstimate(self.state.iteration, self.settings.max_iterations)
         for image, label in self.batches:
             self.is_between_steps = False
             terms = self.train_step(image, label)
@@ -227,6 +248,7 @@ class Trainer:
                 self.finite.watch(self.state.iteration - 1, terms)
             if self.is_log_due():
                 self.log_terms(terms)
+            self.report_finish()
             self.logger.advance(self.state.iteration)
             if self.is_validation_due():
                 with self.pace.paused():
@@ -342,6 +364,12 @@ class Trainer:
         lr = learning_rate(self.settings, done - 1)
         self.logger.log_scalars("train", {**means, "lr": lr, **speed}, done)
         self.pace.restart(done)
+
+    def report_finish(self) -> None:
+        """Print once when the run is expected to end, early in the run."""
+        seconds = self.finish.estimate(self.state.iteration, self.is_log_due())
+        if seconds is not None:
+            self.logger.print_line(describe_finish(seconds, self.runtime.device.type == "cpu"))
 
     def check_labels(self) -> None:
         """Check that the training labels hold a class, once every image was seen or at the end of the run.

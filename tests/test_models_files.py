@@ -187,6 +187,36 @@ def test_safetensors_round_trip(own, network, tmp_path):
     assert from_checkpoint(again).card == card
 
 
+def test_an_exported_file_names_no_folder(own, tmp_path):
+    home = "/home/someone/my runs"
+    files = {
+        "recipe": f"{home}/mine.yaml",
+        "pretrained": f"{home}/start.pth",
+        "pretrained_base": f"{home}/resnet18.pth",
+        "teacher_pretrained": f"{home}/teacher/best.pth",
+        "resume": f"{home}/student",
+    }
+    content = checkpoint.read(own)
+    content["config"] = {**content["config"], **files}
+    for start, exported in (
+        (f"the weights of {home}/start.pth", "the weights of start.pth"),
+        (f"the backbone weights of {home}/resnet18.pth", "the backbone weights of resnet18.pth"),
+        ("the backbone weights of package", "the backbone weights of package"),
+    ):
+        checkpoint.save({**content, "start": start}, own)
+        export(own, tmp_path / "student.safetensors")
+        _, card = from_checkpoint(tmp_path / "student.safetensors")
+        assert card.start == exported
+        assert "someone" not in json.dumps(card.entries())
+        assert card.training["config"] == {
+            "lr": 0.02,
+            "recipe": "mine.yaml",
+            "pretrained": "start.pth",
+            "pretrained_base": "resnet18.pth",
+            "teacher_pretrained": "best.pth",
+        }
+
+
 def test_half_precision_halves_the_file(network, tmp_path):
     network = copy.deepcopy(network)
     own, whole, half = (tmp_path / name for name in ("best.pth", "whole.safetensors", "half.safetensors"))

@@ -8,14 +8,14 @@ from torch import Tensor
 
 
 def resize(x: Tensor, size: Sequence[int], align_corners: bool = False) -> Tensor:
-    """Bilinear, in the type of ``x``: under autocast CUDA would return float32, and the CPU would not."""
+    """Resize maps bilinearly, in the type of ``x``. Under autocast CUDA would return float32, and the CPU would not."""
     if x.shape[-2:] == tuple(size):
         return x
     return F.interpolate(x, size, mode="bilinear", align_corners=align_corners).to(x.dtype)
 
 
 def neighbours(side: int, small: int, align_corners: bool, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """For each of ``side`` positions its two neighbours among ``small``, int64, and the second one's share."""
+    """Return for each of ``side`` positions its two neighbours among ``small``, int64, and the second one's share."""
     at = torch.arange(side, device=like.device, dtype=torch.float64)
     at = at * ((small - 1) / max(side - 1, 1)) if align_corners else ((at + 0.5) * (small / side) - 0.5).clamp_(min=0)
     low = at.long().clamp_(max=small - 1)
@@ -23,7 +23,7 @@ def neighbours(side: int, small: int, align_corners: bool, like: Tensor) -> tupl
 
 
 def upsampled_argmax(logits: Tensor, size: Sequence[int], align_corners: bool, rows: int = 48) -> Tensor:
-    """``interpolate(logits, size, "bilinear").argmax(1)`` in bands of ``rows`` rows, so that memory is bounded.
+    """Compute ``interpolate(logits, size, "bilinear").argmax(1)`` in bands of ``rows`` rows, to bound the memory.
 
     Rows are interpolated first, then columns of one band, with channels last: the same sums in another order. Between
     two neighbours with the same largest class every pixel has it, and only the others are mixed where they are few; on

@@ -40,6 +40,7 @@ def describe_deep_channels(file: Image.Image, data: bytes = b"") -> str:
 
 
 def _describe_tiff(file: Image.Image) -> str:
+    """Return what an 8-bit reader would lose of a TIFF file's channels, or ""."""
     tags = file.tag_v2
     bits = max(_numbers(tags.get(TIFF_BITS, 1)))
     if bits > 8:
@@ -50,7 +51,7 @@ def _describe_tiff(file: Image.Image) -> str:
 
 
 def has_narrow_color_map(file: Image.Image) -> bool:
-    """Say whether a TIFF's colour map holds 8-bit numbers where TIFF has 16-bit ones: every colour would be black."""
+    """Return whether a TIFF's colour map holds 8-bit numbers, not TIFF's 16-bit ones: all colours would be black."""
     tags = getattr(file, "tag_v2", {})
     return file.mode == "P" and 0 < max(_numbers(tags.get(TIFF_COLOR_MAP, 0))) < 256
 

@@ -22,7 +22,8 @@ def save(state: Mapping[str, Any], path: Path, previous: Path | None = None) -> 
 def read(path: str | Path) -> dict[str, Any]:
     """Return the content of a checkpoint, on the CPU.
 
-    Raises UserError: no such file, a damaged one, or one that holds anything but tensors and plain values.
+    Raises:
+        UserError: no such file, a damaged one, or one that holds anything but tensors and plain values.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -49,7 +50,8 @@ def read(path: str | Path) -> dict[str, Any]:
 def check_archive(path: Path) -> None:
     """Check the zip archive that torch.save writes.
 
-    Raises UserError: it is a TorchScript program, would unpack to more than its size, or a checksum is wrong.
+    Raises:
+        UserError: it is a TorchScript program, would unpack to more than its size, or a checksum is wrong.
     """
     with zipfile.ZipFile(path) as archive:
         if any(name.endswith("/constants.pkl") for name in archive.namelist()):
@@ -65,8 +67,9 @@ def check_archive(path: Path) -> None:
 def load_weights(module: nn.Module, weights: Mapping[str, Tensor], source: str | Path) -> None:
     """Load a state dict strictly.
 
-    Raises UserError: keys or shapes differ, or values are not finite; the message names the first of them and says how
-    many there are.
+    Raises:
+        UserError: keys or shapes differ, or values are not finite; the message names the first of them and says how
+        many there are.
     """
     own = module.state_dict()
     if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):

@@ -14,38 +14,41 @@ ERROR_COLORS = {"right": (235, 235, 235), "wrong": (213, 94, 0), "ignored": (160
 
 
 def colorize(label: np.ndarray, palette: Sequence[Rgb]) -> np.ndarray:
-    """Class indices ``[H, W]`` -> RGB uint8 ``[H, W, 3]``; ignored pixels are white."""
+    """Colour class indices ``[H, W]``: RGB uint8 ``[H, W, 3]``; ignored pixels are white."""
     table = np.full((256, 3), IGNORE_COLOR, np.uint8)
     table[: len(palette)] = palette
     return table[label]
 
 
 def palette_picture(label: np.ndarray, palette: Sequence[Rgb]) -> Image.Image:
-    """Class indices ``[H, W]``, at most 255, that viewers show in their colours."""
+    """Return a picture of class indices ``[H, W]``, at most 255, that viewers show in their colours."""
     picture = Image.fromarray(label.astype(np.uint8))
     picture.putpalette([value for color in palette for value in color])
     return picture
 
 
 def blended(image: np.ndarray, label: np.ndarray, palette: Sequence[Rgb]) -> Image.Image:
-    """The mean of an image, RGB uint8 ``[H, W, 3]``, and the colours of its classes."""
+    """Return the mean of an image, RGB uint8 ``[H, W, 3]``, and the colours of its classes."""
     return Image.fromarray(((image.astype(np.uint16) + colorize(label, palette)) // 2).astype(np.uint8))
 
 
 def save_png(picture: Image.Image, path: Path) -> None:
-    """See ``utils.files.write``, also for what it raises."""
+    """Write a picture as PNG. See ``utils.files.write``, also for what it raises."""
     write(path, lambda file: picture.save(file, "PNG"), durable=False)
 
 
 def error_map(prediction: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """RGB ``[H, W, 3]``: right light grey, wrong vermilion, ignored grey (distinct for colour-blind readers)."""
+    """Paint right pixels light grey, wrong ones vermilion, ignored ones grey, for colour-blind readers too.
+
+    The picture is RGB ``[H, W, 3]``.
+    """
     picture = np.where((prediction == label)[..., None], *(np.uint8(ERROR_COLORS[k]) for k in ("right", "wrong")))
     picture[label == IGNORE_INDEX] = ERROR_COLORS["ignored"]
     return picture
 
 
 def diverging(plane: np.ndarray) -> np.ndarray:
-    """A real-valued plane ``[H, W]`` -> RGB: blue below zero, white at 0, orange above; full at the 99th percentile."""
+    """Paint a real-valued plane ``[H, W]``: blue below 0, white at 0, orange above; full at the 99th percentile."""
     limit = max(float(np.percentile(np.abs(plane), 99)), 1e-6)
     x = np.clip(plane / limit, -1, 1)[..., None]
     low, high = np.array([0, 114, 178]), np.array([230, 159, 0])
@@ -53,5 +56,5 @@ def diverging(plane: np.ndarray) -> np.ndarray:
 
 
 def strongest(planes: np.ndarray) -> np.ndarray:
-    """``[planes, H, W]`` -> the one to show: of one-hot planes that of the most frequent class."""
+    """Choose the plane to show of ``[planes, H, W]``: of one-hot planes that of the most frequent class."""
     return planes[planes.mean((1, 2)).argmax()]

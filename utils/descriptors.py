@@ -17,7 +17,8 @@ def count_open_files() -> int:
 def require_descriptors(workers: int) -> None:
     """Make sure that a process may open enough files for its loader workers; raise its own limit where it can.
 
-    Raises UserError: the system's limit is too low. Workers would fail in the middle of a run, or wait for ever.
+    Raises:
+        UserError: the system's limit is too low. Workers would fail in the middle of a run, or wait for ever.
     """
     if not workers:
         return

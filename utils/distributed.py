@@ -1,6 +1,7 @@
 """Collectives over ranks; with one process and no group they return what they were given."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
@@ -39,3 +40,17 @@ def broadcast_values(values: Sequence[Tensor]) -> None:
         data = value.detach().contiguous().reshape(-1).view(torch.uint8)  # gloo does not know every type
         dist.broadcast(data, 0)
         value.detach().copy_(data.view(value.dtype).view(value.shape))
+
+
+@contextmanager
+def without_peers() -> Iterator[None]:
+    """Have collectives return what they were given, for a computation that the other ranks do not take part in.
+
+    Whatever is called here asks torch whether there is a process group, and is told that there is none.
+    """
+    is_initialized = dist.is_initialized
+    dist.is_initialized = lambda: False
+    try:
+        yield
+    finally:
+        dist.is_initialized = is_initialized

@@ -31,7 +31,8 @@ def write(path: Path, fill: Callable[[IO[bytes]], object], previous: Path | None
     previous: where the old one is kept. durable: it outlives a power failure, too. The folder is made; links in the
     place of any of the files are replaced, never followed.
 
-    Raises UserError: the file cannot be written (folder read-only, disk full); the old one is intact.
+    Raises:
+        UserError: the file cannot be written (folder read-only, disk full); the old one is intact.
     """
     temporary, outer = path.with_name(f".{path.name}.tmp"), sys.exc_info()[1]
     try:
@@ -79,7 +80,8 @@ def require_apart(outputs: Iterable[tuple[Path, Path]], inputs: Iterable[Path], 
 
     outputs: files to be written, each with what it is made from. flag: says where they go.
 
-    Raises UserError: one of them is an input and would be lost, or two of them are one file.
+    Raises:
+        UserError: one of them is an input and would be lost, or two of them are one file.
     """
     known, writers = set(map(os.path.realpath, inputs)), {}
     for path, source in outputs:
@@ -113,7 +115,8 @@ def decode_text(data: bytes) -> str:
 
     UTF-16 without a byte-order mark is known by its zero bytes, where all characters are of Western European languages.
 
-    Raises ValueError: it is none of these, or holds zero bytes; the message says so.
+    Raises:
+        ValueError: it is none of these, or holds zero bytes; the message says so.
     """
     encoding = next((encoding for mark, encoding in BYTE_ORDER_MARKS.items() if data.startswith(mark)), "utf-8")
     if encoding == "utf-8" and data and len(data) % 2 == 0:
@@ -141,6 +144,7 @@ class _Loader(yaml.SafeLoader):
     """Refuse a key that is there twice; yaml would keep the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        """Read a mapping as yaml does, after a look at its keys."""
         seen: set[str] = set()
         for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
             if key.value in seen:

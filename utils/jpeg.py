@@ -21,9 +21,10 @@ STDERR = threading.Lock()  # of a process, one place to write to
 
 
 def decode_jpeg(path: Path, data: bytes, upright: bool) -> np.ndarray:
-    """RGB uint8 ``[H, W, 3]``; upright: turned as its EXIF orientation says.
+    """Decode a JPEG picture to RGB uint8 ``[H, W, 3]``. upright: turn it as its EXIF orientation says.
 
-    Raises UserError: truncated, or the decoder finds the data damaged. OpenCV would fill up what is lost.
+    Raises:
+        UserError: truncated, or the decoder finds the data damaged. OpenCV would fill up what is lost.
     """
     scan, bits = _scan(data)
     if bits not in (0, 8):
@@ -60,7 +61,7 @@ def _scan(data: bytes) -> tuple[int, int]:
 
 @contextmanager
 def complaints() -> Iterator[list[str]]:
-    """What libjpeg says of damaged data meanwhile: OpenCV has it printed, without the file's name, and goes on.
+    """Collect what libjpeg says of damaged data meanwhile. OpenCV has it printed, without the file's name, and goes on.
 
     A few superfluous bytes before a marker, which harm no pixel and occur in published data sets, are not listed. What
     else is written to stderr meanwhile is passed on.

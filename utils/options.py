@@ -32,13 +32,15 @@ def option(
     names_run: bool = True,
     is_file: bool = False,
     examples: Mapping[str, str] | None = None,
+    instead: str = "",
 ) -> Any:
     """Declare a field of a settings record.
 
     positional: the flag's name may be left out. group: the heading of ``--help`` that the flag stands under. affects:
     RESULT, COMPUTING or NOTHING. may_differ: the setting may differ when a run is resumed though it affects the
     result. names_run: a value that is not the usual one is part of the run's name, if it affects the result. is_file:
-    the setting names a file. examples: what ``--help`` says of single values; others are allowed.
+    the setting names a file. examples: what ``--help`` says of single values; others are allowed. instead: of a setting
+    that an experiment file may not hold, what the user writes or gives in its place.
     """
     metadata = {
         "help": text,
@@ -52,6 +54,7 @@ def option(
         "names_run": names_run and affects == RESULT,
         "is_file": is_file,
         "examples": examples,
+        "instead": instead,
     }
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -166,6 +169,11 @@ def convert(config_class: type, name: str, value: Any, where: str) -> Any:
 
 
 def _scalar(kind: type, value: Any, where: str) -> Any:
+    """Convert one value to bool, int, float or str.
+
+    Raises:
+        UserError: it is none of that kind.
+    """
     if kind is bool or isinstance(value, bool):
         if isinstance(value, bool) and kind is bool:
             return value
@@ -195,6 +203,7 @@ def flag_of(name: str) -> str:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> typing.NoReturn:
+        """Raise a UserError that names the nearest flag where one is unknown."""
         if message.startswith("unrecognized arguments:"):
             given = message.split()[2]
             message = f"unknown flag {given}{nearest(given, self._option_string_actions)}"

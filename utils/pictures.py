@@ -23,7 +23,9 @@ def read_image(path: Path, size: tuple[int, int] | None = None, behind: str = ""
     behind: the colour that shows through transparent pixels; without one they are refused.
 
     JPEG goes through OpenCV, which is faster than PIL and gives the same pixels.
-    Raises UserError: the file is missing, damaged, or of a kind that has no exact meaning here.
+
+    Raises:
+        UserError: the file is missing, damaged, or of a kind that has no exact meaning here.
     """
     image = _decode(path, True, behind)
     turned = size is not None and image.shape[:2] != size == image.shape[1::-1]
@@ -31,6 +33,7 @@ def read_image(path: Path, size: tuple[int, int] | None = None, behind: str = ""
 
 
 def _decode(path: Path, upright: bool, behind: str) -> np.ndarray:
+    """Decode a picture to RGB uint8 ``[H, W, 3]``. The arguments are those of ``rgb``."""
     data = content_of(path)
     if data.startswith(JPEG):
         return decode_jpeg(path, data, upright)
@@ -42,7 +45,8 @@ def rgb(name: str | Path, file: Image.Image, behind: str, upright: bool = True, 
 
     behind: see ``read_image``. upright: turn it as its EXIF orientation says. data: the file's content, if known.
 
-    Raises UserError: its pixels have no one meaning as 8-bit RGB.
+    Raises:
+        UserError: its pixels have no one meaning as 8-bit RGB.
     """
     require_eight_bits(name, file, data)
     if file.mode not in MODES:
@@ -69,7 +73,8 @@ def require_eight_bits(name: str | Path, file: Image.Image, data: bytes = b"") -
 def read_orientation(path: Path) -> int:
     """Read the EXIF orientation, 1 to 8, from a picture's header; 1 where it has none.
 
-    Raises UserError: the file cannot be read.
+    Raises:
+        UserError: the file cannot be read.
     """
     try:
         with open_regular(path) as source, Image.open(source) as file:
@@ -79,7 +84,11 @@ def read_orientation(path: Path) -> int:
 
 
 def content_of(path: Path, kind: str = "file") -> bytes:
-    """Read a file. Raises UserError: no such file, or it cannot be read."""
+    """Read a file.
+
+    Raises:
+        UserError: no such file, or it cannot be read.
+    """
     try:
         return read_bytes(path)
     except FileNotFoundError:
@@ -89,7 +98,11 @@ def content_of(path: Path, kind: str = "file") -> bytes:
 
 
 def open_picture(path: Path, data: bytes, convert: Callable[[Image.Image], np.ndarray]) -> np.ndarray:
-    """Convert what PIL finds in the data. Raises UserError: no picture, several, or a damaged one."""
+    """Convert what PIL finds in the data.
+
+    Raises:
+        UserError: no picture, several, or a damaged one.
+    """
     try:
         with Image.open(io.BytesIO(data)) as file:
             if (count := getattr(file, "n_frames", 1)) > 1:

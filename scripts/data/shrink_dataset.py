@@ -39,9 +39,10 @@ class ShrinkConfig:
 
 
 def every_pair(name: str, source: str) -> list[Pair]:
-    """Image and label files of all splits that are there; of the others it prints what is wrong.
+    """Return the image and label files of all splits that are there. Print of the others what is wrong.
 
-    Raises UserError: unknown data set, or one that is not made of files.
+    Raises:
+        UserError: the data set is unknown, or is not made of files.
     """
     spec = dataset_spec(name, source)
     if not spec.needs_root:
@@ -56,9 +57,10 @@ def every_pair(name: str, source: str) -> list[Pair]:
 
 
 def shrink(array: np.ndarray, factor: float, resampling: Image.Resampling, path: Path) -> None:
-    """``[H, W]``, ``[H, W, 3]`` or ``[H, W, 4]`` -> a picture of H / factor x W / factor, rounded.
+    """Write a picture of H / factor x W / factor, rounded, of ``[H, W]``, ``[H, W, 3]`` or ``[H, W, 4]``.
 
-    Raises UserError: the file cannot be written or has no such format.
+    Raises:
+        UserError: the file cannot be written or has no such format.
     """
     size = [max(1, round(side / factor)) for side in array.shape[1::-1]]
     kind = Image.registered_extensions().get(path.suffix.lower())
@@ -76,24 +78,46 @@ def main(argv: Sequence[str] | None = None) -> None:
     for flag in ("dataset", "source", "data"):
         if not getattr(config, flag):
             raise UserError(f"--{flag} is missing")
-    source, target = Path(config.source).expanduser().resolve(), Path(config.data).expanduser().resolve()
+    source = Path(config.source).expanduser().resolve()
+    target = Path(config.data).expanduser().resolve()
     if target.is_relative_to(source) or source.is_relative_to(target):
         raise UserError(f"--data {config.data} and --source {config.source} lie in each other")
+    pairs = find_pairs(config, source)
+    shrink_pairs(config, pairs, source, target)
+    copy_lists(source, target)
+    print(f"{config.data}: {len(pairs)} images and labels, {config.factor:g} times smaller")
+
+
+def find_pairs(config: ShrinkConfig, source: Path) -> list[Pair]:
+    """Return the image and label files to make smaller.
+
+    Raises:
+        UserError: there are none, or one of them lies outside the data set's folder.
+    """
     pairs = every_pair(config.dataset, str(source))
     if not pairs:
         raise UserError(f"--source {config.source} has no images of {config.dataset}")
     outside = [path for pair in pairs for path in pair if path and not path.is_relative_to(source)]
     if outside:
         raise UserError(f"{outside[0]} lies outside --source {config.source}: where its copy belongs is not known")
-    spec, ways = dataset_spec(config.dataset, str(source)), (Image.Resampling.BOX, Image.Resampling.NEAREST)
+    return pairs
+
+
+def shrink_pairs(config: ShrinkConfig, pairs: Sequence[Pair], source: Path, target: Path) -> None:
+    """Write smaller pictures of all pairs below ``target``, each where it lies below ``source``."""
+    spec = dataset_spec(config.dataset, str(source))
+    ways = (Image.Resampling.BOX, Image.Resampling.NEAREST)
     for pair in tqdm(pairs, "pictures", disable=None):
         for path, array, way in zip(pair, spec.read(*pair), ways, strict=True):
             if path is not None:
                 shrink(array, config.factor, way, target / path.relative_to(source))
+
+
+def copy_lists(source: Path, target: Path) -> None:
+    """Copy the lists of a data set as they are."""
     for path in source.rglob("*"):
         if path.suffix in LISTS and path.is_file():
             write(target / path.relative_to(source), lambda file, path=path: file.write(path.read_bytes()))
-    print(f"{config.data}: {len(pairs)} images and labels, {config.factor:g} times smaller")
 
 
 if __name__ == "__main__":

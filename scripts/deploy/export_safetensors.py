@@ -3,10 +3,12 @@
     python scripts/deploy/export_safetensors.py --pretrained runs/student/best.pth --export student.safetensors
 
 Any file that eval.py reads can be exported, and eval.py reads the result. The metadata's "card" is JSON: network, class
-names, palette, pixel convention, data set, the run's settings and its scores; folders of this machine are left out.
+names, palette, pixel convention, data set, the run's settings and its scores. Folders of this machine are left out: of
+the files that the training started from, the names stay.
 """
 
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +24,8 @@ require_packages()
 from safetensors.torch import save
 from torch import Tensor
 
+from engine.settings import StudentConfig, file_settings
+from models.checkpoints.card import Card
 from models.checkpoints.loading import from_checkpoint
 from models.checkpoints.reading import CARD, SUFFIX, located
 from utils.errors import UserError, run_main
@@ -29,6 +33,7 @@ from utils.files import require_apart, write
 from utils.options import option, parse_flags
 
 FOLDERS = ("data", "save_dir", "resume")  # settings that name places on the machine of the run
+FILES = {"recipe", *file_settings(StudentConfig)}  # settings that name files
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,21 @@ def write_safetensors(path: str | Path, weights: Mapping[str, Tensor], card: Map
     write(Path(path).expanduser(), lambda file: file.write(content))
 
 
+def remove_folders(card: Card) -> Card:
+    """Return a card without the folders of the machine that trained the network; files keep their names."""
+    training = dict(card.training)
+    settings = {}
+    for key, value in training.get("config", {}).items():
+        if key in FILES and isinstance(value, str):
+            settings[key] = Path(value).name
+        elif key not in FOLDERS:
+            settings[key] = value
+    if settings:
+        training["config"] = settings
+    start = re.sub(r"(?<=weights of ).*/(?=.)", "", card.start)  # the words of ``initialise``, which end with a path
+    return replace(card, data="", start=start, training=training)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     config = ExportConfig(**parse_flags(ExportConfig, __doc__, argv))
     if not config.pretrained:
@@ -58,8 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"--export {config.export or 'FILE'}: the file's name must end with {SUFFIX}")
     require_apart([(Path(config.export), Path(config.pretrained))], [located(config.pretrained)], "--export")
     model, card = from_checkpoint(config.pretrained, config.assisted, config.backbone)
-    settings = {key: value for key, value in card.training.get("config", {}).items() if key not in FOLDERS}
-    card = replace(card, data="", training={**card.training, **({"config": settings} if settings else {})})
+    card = remove_folders(card)
     weights = model.state_dict()
     if config.half:  # not the buffers: running variances of raw pixels pass the largest number
         halves = {name: parameter.detach().half() for name, parameter in model.named_parameters()}

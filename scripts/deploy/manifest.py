@@ -38,7 +38,7 @@ class Entry(NamedTuple):
 
 
 def git_blob(path: Path) -> str:
-    """The id git gives a file: SHA-1 of "blob <size>\\0" and the content."""
+    """Return the id that git gives a file: SHA-1 of "blob <size>\\0" and the content."""
     return digest_of(path, hashlib.sha1(f"blob {path.stat().st_size}\0".encode()))
 
 
@@ -46,11 +46,16 @@ HASHES: dict[str, Callable[[Path], str]] = {"sha256": digest_of, "git-blob": git
 
 
 def read_manifest(path: Path) -> list[Entry]:
-    """Raises UserError: no such file, no yaml, an entry that is incomplete, a name or file twice, an unsafe address."""
+    """Read the list of published checkpoints.
+
+    Raises:
+        UserError: no such file, no yaml, an entry that is incomplete, a name or file twice, an unsafe address.
+    """
     try:
         entries = [Entry(**item) for item in read_yaml(path)]
         for entry, (key, kind) in product(entries, Entry.__annotations__.items()):
-            if not isinstance(value := getattr(entry, key), kind):
+            value = getattr(entry, key)
+            if not isinstance(value, kind):
                 raise TypeError(f"{entry.name}: {key}: {value!r}")
         names = {key: [getattr(entry, key) for entry in entries] for key in ("name", "file")}
     except (TypeError, ValueError) as error:
@@ -60,19 +65,38 @@ def read_manifest(path: Path) -> list[Entry]:
             if count > 1:
                 raise UserError(f"manifest {path}: the {key} {value!r} is there twice")
     for entry in entries:
-        web = not entry.url or urlsplit(entry.url).scheme in ("http", "https")
-        if not web or not re.fullmatch(r"\w[\w.+-]*", entry.file):
-            raise UserError(f"manifest {path}: {entry.name} has no http address of a plain file name: {entry.url}")
-        if entry.hash is not None:
-            kind, _, digits = entry.hash.partition(":")
-            lookup(HASHES, kind, f"hash of {entry.name}")
-            if not re.fullmatch(r"[0-9a-f]{8,64}", digits):
-                raise UserError(f"manifest {path}: {entry.name}: {entry.hash!r} has not the 8 digits a hash needs")
+        check_address(entry, path)
+        check_hash(entry, path)
     return entries
 
 
+def check_address(entry: Entry, path: Path) -> None:
+    """Check that an entry of the manifest ``path`` is fetched by http, and that its file has a plain name.
+
+    Raises:
+        UserError: it is not, or has none.
+    """
+    is_web = not entry.url or urlsplit(entry.url).scheme in ("http", "https")
+    if not is_web or not re.fullmatch(r"\w[\w.+-]*", entry.file):
+        raise UserError(f"manifest {path}: {entry.name} has no http address of a plain file name: {entry.url}")
+
+
+def check_hash(entry: Entry, path: Path) -> None:
+    """Check that an entry of the manifest ``path`` has a hash of a known kind, or none.
+
+    Raises:
+        UserError: the kind is unknown, or the hash has too few digits.
+    """
+    if entry.hash is None:
+        return
+    kind, _, digits = entry.hash.partition(":")
+    lookup(HASHES, kind, f"hash of {entry.name}")
+    if not re.fullmatch(r"[0-9a-f]{8,64}", digits):
+        raise UserError(f"manifest {path}: {entry.name}: {entry.hash!r} has not the 8 digits a hash needs")
+
+
 def problem(entry: Entry, path: Path) -> str | None:
-    """What is wrong with a file on disk, or None. A manifest's hash may be the first digits of the whole."""
+    """Return what is wrong with a file on disk, or None. A manifest's hash may be the first digits of the whole."""
     if entry.size is not None and path.stat().st_size != entry.size:
         return f"{path.stat().st_size} bytes instead of {entry.size}"
     if entry.hash:

@@ -14,17 +14,6 @@ from utils.errors import UserError, lookup
 from utils.options import convert
 
 SCRIPTS = {role: ROLES[role] for role in ("teacher", "student")}
-# flags of the training scripts that are no settings of a run, and what stands in their place
-RUNNER_FLAGS = {
-    "recipe": "write recipe: beside settings:",
-    "data": "give --data or --data-root to experiment.py",
-    "seed": "write it into the list seeds: of the file",
-    "save_dir": "give --output to experiment.py",
-    "resume": "experiment.py continues what it finds",
-    "overwrite": "remove the run's folder to do it again",
-    "workers": "give --workers to experiment.py",
-    "cache_gb": "give --cache-gb to experiment.py",
-}
 
 
 class Origin(NamedTuple):
@@ -190,12 +179,13 @@ def _read_settings(
 ) -> tuple[dict[str, Any], dict[str, Origin]]:
     """Return the flags of a run by name, and those of them that name another run."""
     runs, shared = content["runs"], content.get("settings", {})
-    known = {field.name: field for field in fields(config_class) if field.name not in RUNNER_FLAGS}
+    own_fields = {field.name: field for field in fields(config_class)}
+    known = {name: field for name, field in own_fields.items() if not field.metadata["instead"]}
     elsewhere = {field.name for script in SCRIPTS.values() for field in fields(script)}
     settings, origins = {}, {}
     for key, value in {**shared, **own}.items():
-        if key in RUNNER_FLAGS:
-            raise UserError(f"{where}: {key!r} is no setting of a run: {RUNNER_FLAGS[key]}")
+        if key in own_fields and key not in known:
+            raise UserError(f"{where}: {key!r} is no setting of a run: {own_fields[key].metadata['instead']}")
         if key not in known and key not in own and key in elsewhere:
             continue  # a shared setting of the other script
         lookup(known, str(key), f"setting in {where}:")

@@ -1,0 +1,44 @@
+"""Say when a run is expected to end, and warn in time where that is far away."""
+
+import time
+from datetime import datetime, timedelta
+
+LONGEST_WAIT = 20.0  # seconds after the first iteration, where no log record comes earlier
+LONG = 24 * 3600.0  # seconds that a run on a CPU may take without a warning
+ADVICE = "reduce --crop-size, --batch-size or --max-iterations, or take a light network (--recipe light)"
+
+
+class FinishEstimate:
+    """Estimate the end of a run once. The first iteration is not counted, because it takes longer than others."""
+
+    def __init__(self, iteration: int, max_iterations: int) -> None:
+        """Begin to measure a run of which ``iteration`` iterations are done."""
+        self.first = iteration + 1
+        self.max_iterations = max_iterations
+        self.clock = 0.0
+        self.is_given = False
+
+    def estimate(self, iteration: int, is_logged: bool) -> float | None:
+        """Return the seconds that are left after an iteration, or None before it can be told and ever after.
+
+        is_logged: the iteration is logged, so that its work is done on a GPU, too.
+        """
+        now = time.monotonic()
+        if iteration == self.first:
+            self.clock = now
+        elif not self.is_given and (is_logged or now - self.clock >= LONGEST_WAIT):
+            self.is_given = True
+            if iteration == self.max_iterations:
+                return None
+            return (now - self.clock) / (iteration - self.first) * (self.max_iterations - iteration)
+        return None
+
+
+def describe_finish(seconds: float, is_cpu: bool) -> str:
+    """Return a line that says when a run ends which has so many seconds left."""
+    left = timedelta(seconds=round(seconds))
+    end = datetime.now() + left
+    text = f"expected to finish in {left}, on {end:%Y-%m-%d at %H:%M}, without the time of validations"
+    if is_cpu and seconds > LONG:
+        return f"warning: {text}: on a CPU that is long, {ADVICE}"
+    return text

@@ -1,0 +1,117 @@
+"""Estimate how much memory a training step will need, before the first one is taken."""
+
+import copy
+import weakref
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from engine.optimizers import STATES
+from engine.runtime import Runtime
+from engine.settings import TrainConfig
+from engine.step import Step
+from utils.distributed import without_peers
+from utils.pixels import CONVENTIONS
+from utils.types import Draw
+
+SMALL = 2**18  # pixels a step: with fewer it fits into any memory, and the estimate would take longer than the step
+
+
+class EmptyDraw(Draw):
+    """A draw for tensors without content: nothing is drawn."""
+
+    def normal(self, values: Tensor, stream: int) -> Tensor:
+        """Return the values as they are."""
+        return values
+
+    def uniform(self, count: int, stream: int, device: torch.device) -> Tensor:
+        """Return a number for each row."""
+        return torch.empty(count, device=device)
+
+
+class LiveMemory(TorchDispatchMode):
+    """Count the bytes of the tensors that operations return, as long as they live."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = 0
+        self.peak = 0
+        self.known: set[int] = set()
+
+    def __torch_dispatch__(self, function: Callable, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
+        result = function(*arguments, **(keywords or {}))
+        for value in tree_leaves(result):
+            if isinstance(value, Tensor):
+                self.add(value.untyped_storage())
+        return result
+
+    def add(self, storage: torch.UntypedStorage) -> None:
+        """Count a storage until it is freed; a view's is counted already."""
+        key = storage._cdata
+        if key in self.known:
+            return
+        self.known.add(key)
+        self.live += storage.nbytes()
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self.remove, key, storage.nbytes())
+
+    def remove(self, key: int, size: int) -> None:
+        """Count a storage no longer."""
+        self.known.discard(key)
+        self.live -= size
+
+
+class StepMemory(NamedTuple):
+    """Bytes of a step. lasting: weights, queues, optimizer state. passing: images, activations, gradients, at most."""
+
+    lasting: int
+    passing: int
+
+
+def estimate_step_memory(step: Step, settings: TrainConfig, runtime: Runtime) -> StepMemory | None:
+    """Return what a step will hold at most on this rank's device, or None where that cannot be told.
+
+    What lasts is added up from its sizes. For the rest, a copy of the step runs forwards and
+    backwards on tensors that have a shape and no content, and what is alive at a time is counted. Work space of
+    convolutions, the allocator's rounding and the program itself are not in it.
+    """
+    modules = (step, *step.networks())
+    tensors = {id(t): t for module in modules for t in (*module.parameters(), *module.buffers())}.values()
+    learnable = sum(parameter.nbytes for parameter in step.parameters() if parameter.requires_grad)
+    lasting = sum(tensor.nbytes for tensor in tensors) + STATES[settings.optimizer] * learnable
+    try:
+        with without_peers():
+            return StepMemory(lasting, count_step(step, list(tensors), settings, runtime))
+    except Exception:  # a loss that looks at values has none to look at; a run does not end for want of an estimate
+        return None
+
+
+def count_step(step: Step, tensors: list[Tensor], settings: TrainConfig, runtime: Runtime) -> int:
+    """Return the most bytes that a step's gradients, activations and images take at a time."""
+    from torch._subclasses.fake_tensor import FakeTensorMode  # costs a second
+
+    without_content = FakeTensorMode(allow_non_fake_inputs=True)
+    memo = {id(tensor): without_content.from_tensor(tensor) for tensor in tensors}
+    counted = copy.deepcopy(step, memo).train()
+    images = settings.batch_size // runtime.size
+    memory = LiveMemory()
+    with without_content, memory:
+        image = torch.empty(images, 3, *settings.crop_size, dtype=torch.uint8, device=runtime.device)
+        label = torch.zeros(images, *settings.crop_size, dtype=torch.uint8, device=runtime.device)
+        run_parts(counted, image, label, settings, runtime)
+    return memory.peak
+
+
+def run_parts(counted: nn.Module, image: Tensor, label: Tensor, settings: TrainConfig, runtime: Runtime) -> None:
+    """Compute gradients of a batch. Two parts are as many as need a part's memory beside older gradients."""
+    parts = settings.accumulate
+    labelled_per_rank = counted.count_labelled_per_rank(label) / parts
+    for x, y in list(zip(image.chunk(parts), label.chunk(parts), strict=True))[:2]:
+        with runtime.autocast():
+            inputs = CONVENTIONS[settings.pixels].normalize(x)
+            terms = counted(inputs, y.long(), EmptyDraw(0), labelled_per_rank)
+        terms["loss"].backward()

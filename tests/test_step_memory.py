@@ -1,0 +1,123 @@
+"""The estimates before a run: the memory of a step, and when the run ends."""
+
+import pytest
+import torch
+from torch import nn
+
+import train_teacher
+from engine import finish, trainer
+from engine.finish import FinishEstimate, describe_finish
+from engine.runtime import Runtime
+from engine.settings import TeacherConfig
+from engine.step import Step
+from engine.step_memory import LiveMemory, estimate_step_memory
+from scripts.study.benchmark import build_teacher_step
+from tests.conftest import TINY
+
+MIB = 2**20
+
+
+def test_live_tensors_are_counted_once_and_only_while_they_live():
+    with LiveMemory() as memory:
+        first = torch.empty(MIB, dtype=torch.uint8)
+        view = first.view(2, -1)[0]
+        assert memory.live == MIB
+        second = first + 1
+        assert memory.live == 2 * MIB
+        del first, second
+        assert memory.live == MIB  # the view holds it
+        del view
+    assert memory.live == 0
+    assert memory.peak == 2 * MIB
+
+
+class Squares(Step):
+    """A step whose memory is known: one map of 8 channels that its square saves."""
+
+    def __init__(self):
+        super().__init__()
+        self.model = nn.Conv2d(3, 8, 1, bias=False)
+
+    def count_labelled_per_rank(self, label):
+        return torch.ones(())
+
+    def forward(self, image, label, draw, labelled_per_rank):
+        return {"loss": self.model(image).pow(2).sum()}
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_step_of_known_size(accumulate, optimizer):
+    settings = TeacherConfig(batch_size=4, crop_size=(256, 256), accumulate=accumulate, optimizer=optimizer)
+    step = Squares()
+    needed = estimate_step_memory(step, settings, Runtime())
+    weights = 3 * 8 * 4
+    assert needed.lasting == weights * (2 if optimizer == "sgd" else 3)
+    pixels = 4 * 256 * 256
+    images = pixels * (3 + 1)  # bytes of images and labels
+    part = pixels // accumulate * (3 * 4 + 8 + 8 * 4)  # normalised image, long label, map
+    assert images + part < needed.passing < images + 3 * part
+    assert step.model.weight.grad is None
+
+
+def test_a_real_step_is_estimated_and_left_as_it_was():
+    step = build_teacher_step(5)
+    runtime = Runtime(channels_last=True)
+    runtime.prepare(step)
+    before = {key: value.clone() for key, value in step.state_dict().items()}
+    random = torch.get_rng_state()
+    sizes = [
+        sum(estimate_step_memory(step, TeacherConfig(batch_size=count, crop_size=(64, 64)), runtime))
+        for count in (16, 32, 48)
+    ]
+    assert sizes[2] - sizes[1] == pytest.approx(sizes[1] - sizes[0], rel=0.2)  # images add to it evenly
+    assert sizes[0] > 3 * sum(parameter.nbytes for parameter in step.parameters())
+    assert all(torch.equal(value, before[key]) for key, value in step.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_a_loss_that_looks_at_values_has_no_estimate():
+    class Looks(Squares):
+        def forward(self, *batch):
+            loss = super().forward(*batch)["loss"]
+            return {"loss": loss if loss.item() > 0 else -loss}
+
+    assert estimate_step_memory(Looks(), TeacherConfig(batch_size=1, crop_size=(32, 32)), Runtime()) is None
+
+
+def test_the_finish_is_told_once_and_the_first_iteration_is_not_counted(monkeypatch):
+    times = iter([100.0, 102.0, 104.0, 106.0])
+    monkeypatch.setattr(finish.time, "monotonic", lambda: next(times))
+    estimate = FinishEstimate(10, 1010)
+    assert estimate.estimate(11, True) is None
+    assert estimate.estimate(12, False) is None
+    assert estimate.estimate(13, True) == 2.0 * (1010 - 13)
+    assert estimate.estimate(14, True) is None
+
+
+def test_slow_iterations_do_not_wait_for_a_log_record(monkeypatch):
+    times = iter([100.0, 160.0])
+    monkeypatch.setattr(finish.time, "monotonic", lambda: next(times))
+    estimate = FinishEstimate(0, 40_000)
+    assert estimate.estimate(1, True) is None
+    assert estimate.estimate(2, False) == 60.0 * (40_000 - 2)
+
+
+def test_days_on_a_cpu_are_warned_about():
+    assert describe_finish(3600, is_cpu=True).startswith("expected to finish in 1:00:00, on ")
+    slow = describe_finish(74 * 24 * 3600, is_cpu=True)
+    assert slow.startswith("warning: expected to finish in 74 days")
+    assert "--max-iterations" in slow
+    assert "warning" not in describe_finish(74 * 24 * 3600, is_cpu=False)
+
+
+def test_a_run_says_both(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(trainer, "SMALL", 0)
+    monkeypatch.setattr(trainer, "free_memory", lambda device: 1000)
+    train_teacher.main([*TINY, "--max-iterations", "3", "--skip-val", "--save-dir", str(tmp_path)])
+    lines = capsys.readouterr().out.splitlines()
+    (memory,) = (i for i, line in enumerate(lines) if line.startswith("a step needs about 0."))
+    assert lines[memory].endswith("GiB on cpu (counted on tensors without content)")
+    assert lines[memory + 1].startswith("warning: 0.0 GiB are free, which may be too little: take a smaller")
+    assert lines[memory + 2].startswith("train 1/3")
+    assert sum(line.startswith("expected to finish in 0:0") for line in lines) == 1
