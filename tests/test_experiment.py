@@ -77,8 +77,8 @@ def test_a_file_becomes_arms_in_an_order_that_can_be_run(small):
     assert [found.next_seed(seed, 1) for seed in (0, 1, 5)] == [1, 0, 6]
 
 
-def test_the_example_of_the_readme_is_an_experiment(tmp_path):
-    text = (ROOT / "scripts/study/README.md").read_text(encoding="utf-8")
+def test_the_example_of_the_page_is_an_experiment(tmp_path):
+    text = (ROOT / "docs/reproduce.md").read_text(encoding="utf-8")
     (tmp_path / "my_loss.yaml").write_text(re.search(r"```yaml\n(.*?)```", text, re.DOTALL)[1])
     found = read_experiment(str(tmp_path / "my_loss.yaml"))
     assert found.arms["mine"].origins == {"teacher_pretrained": Origin("teacher", 1)}
