@@ -53,11 +53,13 @@ def test_a_step_that_overflows_in_fp16_is_skipped(tmp_path, monkeypatch):
     assert records(tmp_path / "skipped", "train")[-1]["loss"] is None
 
 
+@pytest.mark.slow
 def test_a_skipped_step_leaves_the_queues_as_they_were(tmp_path, monkeypatch):
     train(train_student, tmp_path / "teacher", "--kd", "none", *SHORT)
     flags = ["--kd", "cirkd_pixel=1:size=9", "--teacher-pretrained", f"{tmp_path}/teacher/last.pth"]
-    overflow(monkeypatch, [3], train_student.StudentStep)
-    skipped = train(train_student, tmp_path / "student", *flags, "--amp", "fp16", *SHORT)
+    flags += [*SHORT, "--amp", "fp16", "--max-iterations", "2"]
+    overflow(monkeypatch, [1], train_student.StudentStep)
+    skipped = train(train_student, tmp_path / "student", *flags)
     before = checkpoint.read(tmp_path / "student/previous.pth")
     assert before["losses"]["kd.losses.cirkd_pixel.pointer"].any()
     assert_equal(before["losses"], skipped["losses"])
@@ -107,24 +109,36 @@ class Counting(nn.Module):
 """
 
 
-def test_buffers_of_a_loss_of_ones_own_are_the_same_on_every_rank(tmp_path, command, monkeypatch):
+@pytest.fixture
+def counting(tmp_path, monkeypatch):
+    """Flags of a student with a loss that has buffers of its own; FAIL_AT in the environment ends it at a step."""
     (tmp_path / "my_counting.py").write_text(COUNTING)
     monkeypatch.setitem(ENVIRONMENT, "PYTHONPATH", str(tmp_path))
     train(train_student, tmp_path / "teacher", "--kd", "none", *SHORT)
-    flags = [*TINY, *SHORT, "--kd", "my_counting:Counting=1", "--teacher-pretrained", tmp_path / "teacher/last.pth"]
-    command("tests/rank_states.py", *flags, "--save-dir", tmp_path / "run", processes=2)
-    one, two = (torch.load(tmp_path / f"run/rank{rank}.pth", weights_only=True) for rank in range(2))
+    return [*TINY, *SHORT, "--kd", "my_counting:Counting=1", "--teacher-pretrained", tmp_path / "teacher/last.pth"]
+
+
+def read_ranks(folder):
+    return [torch.load(folder / f"rank{rank}.pth", weights_only=True) for rank in range(2)]
+
+
+def test_buffers_of_a_loss_of_ones_own_are_the_same_on_every_rank(counting, tmp_path, command):
+    command("tests/rank_states.py", *counting, "--save-dir", tmp_path / "run", processes=2)
+    one, two = read_ranks(tmp_path / "run")
     assert one["kd.losses.Counting.mean"] != 0
     assert_equal(one, two)
 
-    flags += ["--save-dir", tmp_path / "halves"]
+
+@pytest.mark.slow
+def test_a_loss_of_ones_own_continues_on_every_rank(counting, tmp_path, command, monkeypatch):
+    command("tests/rank_states.py", *counting, "--save-dir", tmp_path / "whole", processes=2)
+    flags = [*counting, "--save-dir", tmp_path / "halves"]
     with monkeypatch.context() as patch:
         patch.setitem(ENVIRONMENT, "FAIL_AT", "4")
         command("tests/rank_states.py", *flags, processes=2, check=False)
     assert checkpoint.read(tmp_path / "halves/last.pth")["iteration"] == 3
     command("tests/rank_states.py", *flags, "--resume", "auto", processes=2)
-    for rank in range(2):
-        assert_equal(one, torch.load(tmp_path / f"halves/rank{rank}.pth", weights_only=True))
+    assert_equal(read_ranks(tmp_path / "whole"), read_ranks(tmp_path / "halves"))
 
 
 def test_a_network_is_evaluated_with_the_precision_and_layout_of_its_training():
