@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from datasets import Data
+from engine.runtime import Runtime
 from engine.settings import TrainConfig, file_settings, resumable_settings
 from models.checkpoints.reading import located
 from utils import files
@@ -33,6 +35,21 @@ def describe_inputs(settings: TrainConfig, data: Data) -> dict[str, str]:
     meaning = repr((spec.names, asdict(spec.ids), other_ids))
     described["classes"] = f"{len(spec.names)}, {short_hash(meaning)}"
     return described
+
+
+def agree_on_inputs(settings: TrainConfig, data: Data, runtime: Runtime) -> dict[str, str]:
+    """Describe what the run depends on, and check that every rank has the same: hosts may have copies of their own.
+
+    Raises:
+        UserError: this rank has other files than rank 0.
+    """
+    own = describe_inputs(settings, data)
+    inputs = runtime.agree(own)
+    differing = [f"{k}: {own[k]}, rank 0: {inputs[k]}" for k in own if k in inputs and own[k] != inputs[k]]
+    if differing:
+        where = f"rank {runtime.rank} on {platform.node()}"
+        raise UserError(f"{where} has other files than rank 0 ({'; '.join(differing)}): give every host the same")
+    return inputs
 
 
 def describe_images(pairs: Sequence[tuple[Path, Path]], root: str) -> str:

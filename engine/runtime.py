@@ -99,6 +99,8 @@ class Runtime:
                 answer[1] = explain_error(error)
                 if answer[1] is None:
                     raise
+                if answer[1] is not error:
+                    answer[1].__cause__ = error  # for LAD_TRACEBACK
         if dist.is_initialized():
             dist.broadcast_object_list(answer, 0)
         if answer[1] is not None:

@@ -19,7 +19,7 @@ from engine.logger import RunLogger, assisted_mark, describe_environment
 from engine.metrics import Metrics, or_none
 from engine.preview import make_preview
 from engine.run_folder import BEST, LAST, RunFolder, open_run_folder
-from engine.run_inputs import describe_inputs, to_plain
+from engine.run_inputs import agree_on_inputs, to_plain
 from engine.runtime import Runtime
 from engine.settings import TrainConfig
 from engine.step import Step
@@ -63,7 +63,7 @@ def train(step: Step, data: Data, settings: TrainConfig, runtime: Runtime) -> Me
         Stopped: a signal asked to stop. Everything done so far has been saved.
     """
     check_batch(settings, runtime)
-    inputs = runtime.agree(lambda: describe_inputs(settings, data))
+    inputs = agree_on_inputs(settings, data, runtime)
     with closing(open_run_folder(settings, runtime, inputs)) as folder:
         start = ""
         if folder.source is None:
@@ -72,6 +72,7 @@ def train(step: Step, data: Data, settings: TrainConfig, runtime: Runtime) -> Me
         state = TrainingState(step, settings, runtime, start)
         if folder.source is not None:
             folder.restore(state, settings)
+        broadcast_values(state.shared_buffers())  # DDP aligns parameters only
         return Trainer(wrapped, state, data, folder, settings, runtime).run()
 
 

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import torch
+from torch import nn
 
 import eval as evaluation
 import train_student
@@ -16,6 +17,9 @@ import train_teacher
 from datasets import build_dataset
 from engine import loader, trainer
 from engine.runtime import Runtime
+from engine.settings import TeacherConfig
+from engine.step import Step
+from engine.training_state import TrainingState
 from models.checkpoints.card import Card
 from tests import trees
 from tests.conftest import ENVIRONMENT, ROOT, TINY
@@ -139,6 +143,38 @@ def test_a_loss_of_ones_own_continues_on_every_rank(counting, tmp_path, command,
     assert checkpoint.read(tmp_path / "halves/last.pth")["iteration"] == 3
     command("tests/rank_states.py", *flags, "--resume", "auto", processes=2)
     assert_equal(read_ranks(tmp_path / "whole"), read_ranks(tmp_path / "halves"))
+
+
+class WithNorms(Step):
+    """A step with one BatchNorm that has weights, one that has none, and one of a frozen network."""
+
+    def __init__(self):
+        super().__init__()
+        self.model = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3, affine=False))
+        self.teacher = nn.BatchNorm2d(3).requires_grad_(False)
+
+    def networks(self):
+        return [self.model, self.teacher]
+
+
+def test_statistics_of_norms_without_weights_are_shared_and_checked():
+    step = WithNorms()
+    state = TrainingState(step, TeacherConfig(), Runtime())
+    shared = {id(buffer) for buffer in state.shared_buffers()}
+    assert shared == {id(buffer) for buffer in step.model.buffers()}
+    checked = {value.data_ptr() for value in state.tensors_to_check()}
+    assert step.model[1].running_var.data_ptr() in checked
+    assert step.teacher.running_var.data_ptr() not in checked
+
+
+def test_buffers_are_the_same_on_every_rank_from_the_start(tmp_path, monkeypatch):
+    events = []
+    train_step = trainer.Trainer.train_step
+    monkeypatch.setattr(trainer, "broadcast_values", lambda values: events.append(len(values)))
+    monkeypatch.setattr(trainer.Trainer, "train_step", lambda *given: (events.append("step"), train_step(*given))[1])
+    train(train_teacher, tmp_path, "--max-iterations", "1", "--skip-val")
+    assert events[0] > 0
+    assert events[1] == "step"
 
 
 def test_a_network_is_evaluated_with_the_precision_and_layout_of_its_training():

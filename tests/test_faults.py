@@ -26,7 +26,7 @@ from engine.loader import train_batches
 from engine.lockstep import STOPPED_STATUS, FiniteWatch, Lockstep, Stopped
 from engine.logger import RunLogger
 from engine.run_folder import RunFolder
-from engine.run_inputs import describe_inputs
+from engine.run_inputs import agree_on_inputs, describe_inputs
 from engine.runtime import Runtime
 from engine.settings import StudentConfig, TeacherConfig
 from engine.training_state import TrainingState
@@ -368,6 +368,16 @@ def test_changed_inputs_are_refused(finished, tmp_path, monkeypatch):
     del saved["inputs"]  # a file from before inputs were recorded
     checkpoint.save(saved, tmp_path / "student/last.pth")
     train_student.main([*flags, "--resume", "auto"])
+
+
+def test_a_rank_with_other_files_is_refused(monkeypatch):
+    data = train_and_val("toy")
+    config = StudentConfig()
+    inputs = describe_inputs(config, data)
+    assert agree_on_inputs(config, data, Runtime()) == inputs
+    monkeypatch.setattr(Runtime, "agree", lambda self, value: inputs | {"training": "5 images, 1234"})
+    with pytest.raises(UserError, match=r"rank 1 on .* other files than rank 0 \(training: 6 images, \w+, rank 0: 5"):
+        agree_on_inputs(config, data, Runtime(rank=1, size=2))
 
 
 def test_a_checkpoint_without_the_younger_entries_continues(run, finished):

@@ -32,6 +32,17 @@ def test_rank_0_decides_and_its_error_is_everybodys():
         Runtime().agree(fail)
 
 
+def test_an_explained_error_of_rank_0_keeps_its_cause():
+    full = OSError(errno.ENOSPC, "No space left on device")
+
+    def fail():
+        raise full
+
+    with pytest.raises(UserError, match="No space left") as raised:
+        Runtime().agree(fail)
+    assert raised.value.__cause__ is full
+
+
 @pytest.mark.parametrize(("backend", "left"), [("auto", 0), ("gloo", 1)])
 def test_a_failure_does_not_wait_for_processes_that_wait_for_this_one(backend, left, monkeypatch):
     """On a pretended GPU: NCCL's group is left by what all processes do, and not by a failure of one."""
