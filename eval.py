@@ -48,6 +48,7 @@ machine_option = partial(option, group="machine", affects=COMPUTING)
 @dataclass(frozen=True)
 class EvalConfig(Protocol):
     pretrained: str = network_option("", "checkpoint to evaluate", positional=True)
+    model: str = network_option("", "package.module:function, where the checkpoint holds a network of your own")
     backbone: str = network_option("", "encoder of a file of segmentation_models_pytorch whose keys do not tell it")
     recipe: str = data_option("", "recipe whose data set and 'eval.' keys are the defaults, such as ade20k_mmseg")
     data: str = data_option("", "root folder of the data set (default: the checkpoint's)")
@@ -113,7 +114,7 @@ def load_network(config: EvalConfig) -> Loaded:
     if config.without_label:
         noise["scale"] = 0.0
     noise = {key: value for key, value in noise.items() if value is not None}
-    loaded = from_checkpoint(config.pretrained, assisted=bool(noise), backbone=config.backbone)
+    loaded = from_checkpoint(config.pretrained, assisted=bool(noise), backbone=config.backbone, model=config.model)
     if not noise:
         return loaded
     if not loaded.card.label_noise:
