@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint: per-class IoU and mIoU on a split.
+"""Evaluate a checkpoint: IoU, precision, recall and F1 of each class, and mIoU on a split.
 
     python eval.py runs/student-toy-stdc-tf_efficientnet_lite0/last.pth
     torchrun --nproc-per-node 2 eval.py --pretrained FILE --data VOCdevkit/VOC2012 --scales 0.5 1.0 1.5 --flip
@@ -37,7 +37,8 @@ from utils.files import require_apart, write, write_text
 from utils.options import COMPUTING, NOTHING, RESULT, option, parse_flags
 
 RECIPES = Path(__file__).resolve().parent / "scripts" / "recipes"
-
+# keys of the JSON file -> how the means are called where they are printed
+CLASS_MEANS = {"mean_precision": "precision", "mean_recall": "recall", "mean_f1": "F1"}
 
 data_option = partial(option, group="data", affects=RESULT)
 network_option = partial(option, group="network", affects=RESULT)
@@ -261,6 +262,8 @@ def print_result(result: dict[str, Any]) -> None:
         print("mIoU is not defined: no labelled pixel")
     else:
         print(f"mIoU {100 * miou:.2f} %  pixel accuracy {100 * result['pixel_accuracy']:.2f} %{mark}")
+        means = [f"{name} {100 * result[key]:.2f} %" for key, name in CLASS_MEANS.items()]
+        print(f"means over the classes: {', '.join(means)}{mark}")
     print(f"{result['dataset']} {result['split']}, {result['images']} images, {result['protocol']}")
     if "draws" in result:
         scores = 100 * np.array(result["draws"])
