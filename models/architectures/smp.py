@@ -156,8 +156,15 @@ class PaddedSegmentor(Segmentor):
         return Output(logits[..., :height, :width], (), feat[..., :rows, :columns])
 
     def _missing(self, side: int) -> int:
-        """Return how many rows or columns a side lacks."""
-        return max(-side % self.divisor, self.smallest - side)
+        """Return how many rows or columns a side lacks.
+
+        The form matters to torch's exporter: of ``max(-side % divisor, smallest - side)``, which is the same, it does
+        not see that the padded side is a multiple of the divisor, and takes minutes over the sizes of all maps.
+        """
+        cells = (side + self.divisor - 1) // self.divisor
+        if self.smallest > self.divisor:
+            cells = max(cells, self.smallest // self.divisor)
+        return cells * self.divisor - side
 
     def try_small_image(self, upsampling: float) -> None:
         """Try the network on one small image, and freeze the encoder's layers that the decoder does not read.
