@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from datasets import for_network
+from datasets import build_dataset_for_network
 from datasets.base import SegmentationDataset
 from engine.evaluator import evaluate
 from engine.metrics import Metrics
@@ -151,7 +151,7 @@ def open_dataset(config: EvalConfig, loaded: Loaded) -> tuple[str, SegmentationD
         raise UserError(f"--classes {config.classes}: {config.pretrained} has {card.num_classes}")
     dataset = config.dataset or card.dataset
     data = config.data or card.data
-    return for_network(card, dataset, data, config.split, config.pretrained, config.other_class_names)
+    return build_dataset_for_network(card, dataset, data, config.split, config.pretrained, config.other_class_names)
 
 
 def score_network(config: EvalConfig, loaded: Loaded, dataset: SegmentationDataset, runtime: Runtime) -> list[Metrics]:
@@ -239,7 +239,7 @@ class PredictionWriter:
         name = f"{self.dataset.names[index]}.png"
         spec = self.dataset.spec
         if self.config.submission:  # which needs --save-pred
-            save_png(Image.fromarray(spec.ids.official(prediction)), Path(self.config.save_pred) / name)
+            save_png(Image.fromarray(spec.ids.to_official(prediction)), Path(self.config.save_pred) / name)
         elif self.config.save_pred:
             save_png(palette_picture(prediction, spec.palette), Path(self.config.save_pred) / name)
         if self.config.blend:

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from matplotlib.colors import to_hex
 
-from datasets.base import voc_colors
+from datasets.base import make_voc_colors
 from datasets.files import IMAGE_SUFFIXES, walk_images
 from engine.runtime import start_runtime
 from models.checkpoints.card import Card
@@ -60,7 +60,7 @@ def appearance(card: Card) -> tuple[list[str], list[Rgb]]:
     count = card.num_classes
     named, colored = len(card.class_names) == count, len(card.palette) == count
     names = list(card.class_names) if named else [f"class {k}" for k in range(count)]
-    return names, [tuple(color) for color in card.palette] if colored else list(voc_colors(count))
+    return names, [tuple(color) for color in card.palette] if colored else list(make_voc_colors(count))
 
 
 def find_images(given: Sequence[str], output: Path) -> dict[Path, Path]:

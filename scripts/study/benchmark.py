@@ -32,9 +32,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from datasets import train_and_val
+from datasets import build_train_and_val
 from datasets.base import TrainStream
-from datasets.transforms import SCALE_RANGE, pad, scales_between
+from datasets.transforms import SCALE_RANGE, list_scales, pad
 from engine.logger import describe_environment
 from engine.metrics import confusion_matrix
 from engine.runtime import Runtime, start_runtime
@@ -206,7 +206,7 @@ def load_as_released(stream: TrainStream, position: int) -> tuple[np.ndarray, np
     image = cv2.imread(str(image_path), cv2.IMREAD_COLOR)
     label = cv2.imread(str(label_path), cv2.IMREAD_GRAYSCALE).astype(np.int32)
     label[label == 11] = IGNORE_INDEX  # CamVid's void
-    scales = scales_between(*SCALE_RANGE)
+    scales = list_scales(*SCALE_RANGE)
     scale = scales[rng.integers(len(scales))]
     image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
     label = cv2.resize(label, None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST)
@@ -226,7 +226,8 @@ def compare_loaders(config: BenchmarkConfig, device: torch.device) -> Comparison
         write_voc_like(Path(folder))
         pad_color = CONVENTION.pad_color
         stream, cached = (
-            train_and_val("camvid", folder, crop_size=CROP, pad_color=pad_color, cache_gb=gb).train for gb in (0.0, 1.0)
+            build_train_and_val("camvid", folder, crop_size=CROP, pad_color=pad_color, cache_gb=gb).train
+            for gb in (0.0, 1.0)
         )
         ways = {"as released": lambda i: load_as_released(stream, i), "ours": stream.__getitem__}
         seconds = measure_medians(

@@ -21,7 +21,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from datasets.toy import TOY, draw
+from datasets.toy import TOY, draw_sample
 from models.label_noise import LabelNoise
 from scripts.study.analysis import style
 from utils.colors import colorize, diverging
@@ -103,7 +103,7 @@ def student_panel(axis: Axes, image: np.ndarray, label: np.ndarray, plane: np.nd
 
 
 def compose() -> Figure:
-    image, label = draw("val", 50)
+    image, label = draw_sample("val", 50)
     y = torch.from_numpy(label)[None]
     random, fixed = LabelNoise(len(TOY.names), "random", 0.03, 100.0), LabelNoise(len(TOY.names), "fixed", 0.02, 100.0)
     planes = [diverging(random(y, Draw(3), path)[0, 0].numpy()) for path in (0, 1)]

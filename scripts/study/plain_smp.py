@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from datasets import Data, train_and_val
+from datasets import Data, build_train_and_val
 from models.checkpoints.formats import translate_backbone
 from models.checkpoints.imagenet import package_file
 from utils.errors import run_main
@@ -102,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = PlainConfig(**parse_flags(PlainConfig, __doc__, argv))
     torch.set_num_threads(1)
     torch.manual_seed(config.seed)
-    data = train_and_val(config.dataset, config.data, crop_size=config.crop_size, seed=config.seed)
+    data = build_train_and_val(config.dataset, config.data, crop_size=config.crop_size, seed=config.seed)
     model = make_network(config.decoder, len(data.spec.names))
     iterations = train(model, data, config)
     result = {**asdict(config), "iterations": iterations, "miou": score(model, data)}

@@ -21,7 +21,7 @@ require_packages()
 import numpy as np
 from torch import Tensor
 
-from datasets import for_network
+from datasets import build_dataset_for_network
 from datasets.base import DatasetSpec
 from engine.metrics import Metrics, confusion_matrix
 from models.checkpoints.loading import Loaded, from_checkpoint
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     columns = networks(config)
     card = next(iter(columns.values())).card
     where = config.dataset or card.dataset, config.data or card.data, config.split
-    _, dataset = for_network(card, *where, config.teacher or config.student[0])
+    _, dataset = build_dataset_for_network(card, *where, config.teacher or config.student[0])
     chosen = np.linspace(0, len(dataset) - 1, min(config.count, len(dataset))).round().astype(int).tolist()
     rows, present = [], set()
     for i in chosen:
