@@ -73,7 +73,7 @@ ENTRY = Entry("a", "http://x/a.pth", "fcn", "resnet18", "voc", None, "", "sha256
 MESSAGES = {
     "no images": (lambda t: SegmentationDataset(replace(DATASETS["toy"], pairs=lambda *_: []), t, "val"), "no images"),
     "header": (lambda t: _read_size(garbage(t)), r"x\.png cannot be read"),
-    "split": (lambda t: ((t / "leftImg8bit").mkdir(), cityscapes.list_pairs(t, "val")), "holds no folder leftImg8bit/val"),
+    "split": (lambda t: ((t / "leftImg8bit").mkdir(), cityscapes.list_pairs(t, "val")), "no folder leftImg8bit/val"),
     "no list": (lambda t: read_list(t / "x.txt"), r"list file not found: .*x\.txt"),
     "list is a folder": (lambda t: read_list(t), "cannot be read: Is a directory"),
     "list is no text": (lambda t: read_list(garbage(t, "x.txt", b"\xff\xfe\x00")), r"x\.txt is no text file"),
