@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from models.checkpoints.card import Card
 from models.label_noise import CODES, LabelNoise
 from models.segmentor import Segmentor
-from utils.bilinear import resize, upsampled_argmax
+from utils.bilinear import resize, upsample_argmax
 from utils.errors import UserError
 from utils.pictures import read_image, rgb
 from utils.pixels import CONVENTIONS, PixelConvention
@@ -164,7 +164,7 @@ class Predictor:
         if len(self.views) > 1:
             return self(image, label, draws).argmax(1)
         logits = self._view_logits(self._make_input(image, label, draws), self.views[0][0])
-        return upsampled_argmax(logits, image.shape[-2:], self.align_corners)
+        return upsample_argmax(logits, image.shape[-2:], self.align_corners)
 
     def _make_input(self, image: Tensor, label: Tensor, draws: Sequence[Draw]) -> Tensor:
         """Return what the network sees at scale 1: normalised images, and the label planes of an assisted teacher."""

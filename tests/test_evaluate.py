@@ -11,7 +11,7 @@ from engine.runtime import Runtime
 from models import build_model
 from models.label_noise import LabelNoise
 from models.prediction import Predictor, resize_to_fit
-from utils.bilinear import upsampled_argmax
+from utils.bilinear import upsample_argmax
 from utils.errors import UserError
 from utils.pixels import CONVENTIONS
 from utils.types import Draw
@@ -143,7 +143,7 @@ def test_banded_argmax_is_the_argmax_of_the_upsampled_logits(align_corners, low,
     logits = torch.randn(2, 21, *low, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     expected = nn.functional.interpolate(logits, size, mode="bilinear", align_corners=align_corners).argmax(1)
     for rows in (1, 8, 64):
-        assert torch.equal(upsampled_argmax(logits, size, align_corners, rows), expected)
+        assert torch.equal(upsample_argmax(logits, size, align_corners, rows), expected)
 
 
 def test_banded_argmax_of_smooth_logits():
@@ -155,7 +155,7 @@ def test_banded_argmax_of_smooth_logits():
     logits[:, 2, :, 9:11] = 0.9 * logits.amax(1)[..., 9:11]
     expected = nn.functional.interpolate(logits, (190, 250), mode="bilinear", align_corners=True).argmax(1)
     assert (expected[:, :, 72:80] == 2).any()
-    assert torch.equal(upsampled_argmax(logits, (190, 250), True), expected)
+    assert torch.equal(upsample_argmax(logits, (190, 250), True), expected)
 
 
 def test_classes_are_the_argmax_of_the_logits(model):

@@ -47,7 +47,7 @@ from scripts.study import as_released
 from scripts.study.analysis.style import save_json
 from train_student import StudentStep
 from train_teacher import TeacherStep
-from utils.bilinear import upsampled_argmax
+from utils.bilinear import upsample_argmax
 from utils.errors import UserError, lookup, run_main
 from utils.options import option, parse_flags
 from utils.pixels import CONVENTIONS
@@ -167,7 +167,7 @@ def compare_scores(num_classes: int, config: BenchmarkConfig, device: torch.devi
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
 
     def ours(_: int) -> None:
-        classes = upsampled_argmax(logits, label.shape[-2:], True)
+        classes = upsample_argmax(logits, label.shape[-2:], True)
         confusion.add_(confusion_matrix(classes, label, num_classes))
 
     def plain(_: int) -> float:
