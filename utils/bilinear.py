@@ -91,9 +91,9 @@ def _interpolate_columns(mixed: Tensor, columns: Neighbours, align_corners: bool
 
 
 def _find_pixel_classes(mixed: Tensor, columns: Neighbours, pixels: Tensor) -> Tensor:
-    """Find the classes of some pixels of a band by interpolating only these.
+    """Find the classes of some pixels of a band by interpolating only these. Return int64 ``[N]``.
 
-    mixed: ``[B, band, w, K]``. pixels: int64 ``[N]``, indices into the flattened ``[B, band, W]``. Returns int64 ``[N]``.
+    mixed: ``[B, band, w, K]``. pixels: int64 ``[N]``, indices into the flattened ``[B, band, W]``.
     """
     width = len(columns.first)
     row = pixels.div(width, rounding_mode="floor")

@@ -13,7 +13,13 @@ from models.checkpoints import reading
 from models.checkpoints.card import Card, read_card
 from models.checkpoints.formats import FORMATS, MMSEG, unwrap
 from models.checkpoints.imagenet import load_base
-from models.checkpoints.recognition import OPTIONAL, has_single_logit, infer, mmseg_record
+from models.checkpoints.recognition import (
+    OPTIONAL,
+    MmsegRecord,
+    has_single_logit,
+    read_mmseg_record,
+    recognise_network,
+)
 from models.checkpoints.smp_files import CONFIG, is_smp, recognise_smp
 from models.checkpoints.smp_files import SOURCE as SMP_SOURCE
 from models.prediction import Loaded
@@ -36,7 +42,7 @@ def from_checkpoint(path: str | Path, assisted: bool = False, backbone: str = ""
 
     Raises UserError: no such file, damaged, of unknown content, or weights that do not fit what the file says.
     """
-    content = reading.read(path)
+    content = reading.read_weight_file(path)
     # training files of others may name their architecture, too
     is_own = "arch" in content and ("format" in content or isinstance(content["arch"], Mapping))
     if is_own:
@@ -60,10 +66,12 @@ def _foreign(content: Mapping[str, Any], source: str, assisted: bool, backbone: 
         return _load_smp(weights, content.get(CONFIG), source, backbone)
     if "main.classifier.weight" in weights:
         raise UserError(f"{source} holds bare weights of this project; use the whole checkpoint (last.pth, best.pth)")
-    form, config, weights = infer(weights, source)
+    form, config, weights = recognise_network(weights, source)
     family = FORMATS[form].family
-    record = mmseg_record(content, config, source) if family is MMSEG else {"class_names": [], "palette": []}
-    if record.pop("align_corners", False):
+    record = MmsegRecord(align_corners=False, class_names=[], palette=[])
+    if family is MMSEG:
+        record = read_mmseg_record(content, config, source)
+    if record.align_corners:
         config["align_corners"] = True
     if config["in_channels"] not in (3, 4):
         raise UserError(f"{source} sees {config['in_channels']} channels; an image has 3, and a label plane makes 4")
@@ -76,7 +84,15 @@ def _foreign(content: Mapping[str, Any], source: str, assisted: bool, backbone: 
         model.config["in_channels"] = 3
     noise = RELEASE_NOISE if model.config["in_channels"] == 4 else None
     training = {"single_logit": True} if has_single_logit(weights) else {}
-    card = Card(dict(model.config), **record, pixels=family.pixels, label_noise=noise, source=form, training=training)
+    card = Card(
+        dict(model.config),
+        record.class_names,
+        record.palette,
+        pixels=family.pixels,
+        label_noise=noise,
+        source=form,
+        training=training,
+    )
     return Loaded(model.eval(), card)
 
 

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from datasets import Data, build_train_and_val
 from models.checkpoints.formats import translate_backbone
-from models.checkpoints.imagenet import package_file
+from models.checkpoints.imagenet import find_package_file
 from utils.errors import run_main
 from utils.files import write_text
 from utils.options import option, parse_flags
@@ -51,7 +51,7 @@ class PlainConfig:
 def make_network(decoder: str, classes: int) -> torch.nn.Module:
     """Build the library's network with the ImageNet weights of an installed package."""
     model = smp.create_model(decoder, f"tu-{ENCODER}", encoder_weights=None, classes=classes)
-    weights = translate_backbone(torch.load(package_file(ENCODER), weights_only=True))
+    weights = translate_backbone(torch.load(find_package_file(ENCODER), weights_only=True))
     own = model.encoder.model.state_dict()
     model.encoder.model.load_state_dict({key: value for key, value in weights.items() if key in own})
     return model.to(memory_format=torch.channels_last)
