@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from models import build_model
-from models.backbones import stem_convs
+from models.backbones import find_stem_convs
 from models.label_noise import CODES, LabelNoise, fixed_table, noised_plane
 from utils.errors import UserError
 from utils.types import Draw
@@ -126,14 +126,14 @@ def test_the_widened_stem_keeps_its_rgb_weights(backbone):
     plain = build_model("fcn", backbone, 5)
     torch.manual_seed(0)
     wide = build_model("fcn", backbone, 5, in_channels=4)
-    weight, wider = stem_convs(plain.backbone)[0].weight, stem_convs(wide.backbone)[0].weight
+    weight, wider = find_stem_convs(plain.backbone)[0].weight, find_stem_convs(wide.backbone)[0].weight
     assert torch.equal(weight, wider[:, :3])
     assert wider[:, 3].std().item() == pytest.approx(0.1, rel=0.35)
     x = torch.randn(2, 3, 33, 33)
     zero = torch.cat([x, torch.zeros(2, 1, 33, 33)], 1)
     torch.manual_seed(1)
-    expected = stem_convs(plain.backbone)[0](x)
-    torch.testing.assert_close(stem_convs(wide.backbone)[0](zero), expected)
+    expected = find_stem_convs(plain.backbone)[0](x)
+    torch.testing.assert_close(find_stem_convs(wide.backbone)[0](zero), expected)
     assert wide.eval()(zero).logits.shape[:2] == (2, 5)
 
 

@@ -5,12 +5,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from models.architectures.deeplabv3 import deeplabv3, deeplabv3_mmseg
-from models.architectures.fcn import fcn, fcn_torchvision
-from models.architectures.ocrnet import ocrnet
-from models.architectures.pspnet import pspnet, pspnet_mmseg
+from models.architectures.deeplabv3 import build_deeplabv3, build_deeplabv3_mmseg
+from models.architectures.fcn import build_fcn, build_fcn_torchvision
+from models.architectures.ocrnet import build_ocrnet
+from models.architectures.pspnet import build_pspnet, build_pspnet_mmseg
 from models.architectures.smp import DECODERS, build_smp, decoder_options
-from models.architectures.stdc import stdc
+from models.architectures.stdc import build_stdc
 from models.backbones import DILATED, PYRAMID, build_backbone, prepare_stem
 from models.segmentor import Segmentor
 from utils.errors import UserError, lookup
@@ -18,19 +18,19 @@ from utils.errors import UserError, lookup
 # (backbone, number of classes, widths by keyword) -> network; plain names are the papers', suffixes are variants.
 # Those of DECODERS take the backbone by its name: the library builds it.
 ARCHITECTURES: dict[str, Callable[..., Segmentor]] = {
-    "fcn": fcn,
-    "fcn_torchvision": fcn_torchvision,
-    "pspnet": pspnet,
-    "pspnet_cirkd2": partial(pspnet, wide=256),
-    "pspnet_mmseg": pspnet_mmseg,
-    "deeplabv3": deeplabv3,
+    "fcn": build_fcn,
+    "fcn_torchvision": build_fcn_torchvision,
+    "pspnet": build_pspnet,
+    "pspnet_cirkd2": partial(build_pspnet, wide=256),
+    "pspnet_mmseg": build_pspnet_mmseg,
+    "deeplabv3": build_deeplabv3,
     # CIRKD v1's models/deeplabv3.py, and its and LAD's deeplab_mobile.py; CIRKD v2's: 512 wide at every depth
-    "deeplabv3_cirkd1": partial(deeplabv3, dropout=(0.5, 0.1, 0.1)),
-    "deeplabv3_cirkd2": partial(deeplabv3, dropout=(0.5, 0.1, 0.1), widths=(512, 512)),
-    "deeplabv3_mmseg": deeplabv3_mmseg,
-    "deeplabv3_torchvision": partial(deeplabv3, dropout=(0.5, 0, 0.1), widths=(256, 256), align_corners=False),
-    "stdc": stdc,
-    "ocrnet": ocrnet,
+    "deeplabv3_cirkd1": partial(build_deeplabv3, dropout=(0.5, 0.1, 0.1)),
+    "deeplabv3_cirkd2": partial(build_deeplabv3, dropout=(0.5, 0.1, 0.1), widths=(512, 512)),
+    "deeplabv3_mmseg": build_deeplabv3_mmseg,
+    "deeplabv3_torchvision": partial(build_deeplabv3, dropout=(0.5, 0, 0.1), widths=(256, 256), align_corners=False),
+    "stdc": build_stdc,
+    "ocrnet": build_ocrnet,
     **{arch: partial(build_smp, arch) for arch in DECODERS},
 }
 UNDILATED = ("stdc",)  # these take the backbone's maps at strides 8, 16 and 32; the others a last map at stride 8

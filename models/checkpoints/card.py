@@ -116,7 +116,7 @@ def _require_entries(content: Mapping[str, Any], source: object) -> None:
             raise UserError(f"{source} is no checkpoint of this version: no {key!r}")
     if content.get("format") != FORMAT:
         found = content.get("format")
-        raise UserError(f"{source} is no checkpoint of this version: its format is {found!r}, not {FORMAT}")
+        raise UserError(f"{source} is no checkpoint of this version: format {found!r}, not {FORMAT}")
     if not isinstance(content.get("model"), Mapping):
         raise UserError(f"{source} is no checkpoint of this version: it holds no weights under 'model'")
     arch = content["arch"]

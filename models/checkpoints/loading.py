@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from models.architectures import build_model
-from models.backbones import narrow_stem, stem_convs, widen_stem
+from models.backbones import find_stem_convs, narrow_stem, widen_stem
 from models.checkpoints import reading
 from models.checkpoints.card import Card, read_card
 from models.checkpoints.formats import FORMATS, MMSEG, unwrap
@@ -127,7 +127,7 @@ def initialise(model: Segmentor, pretrained_base: str, pretrained: str, pixels: 
             raise UserError(f"--pretrained {pretrained} is another network: {different}")
         if other["in_channels"] == 3 < own["in_channels"]:
             widen_stem(loaded.backbone, own["in_channels"])
-            for wide, own_conv in zip(stem_convs(loaded.backbone), stem_convs(model.backbone), strict=True):
+            for wide, own_conv in zip(find_stem_convs(loaded.backbone), find_stem_convs(model.backbone), strict=True):
                 wide.weight.data[:, 3:] = own_conv.weight.data[:, 3:]
         checkpoint.load_weights(model, loaded.state_dict(), f"--pretrained {pretrained}")
         return f"the weights of {pretrained}"

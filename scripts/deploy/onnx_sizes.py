@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from timm.layers import padding
 from torch import Tensor, nn
 
-from models.layers import bin_means
+from models.layers import compute_bin_means
 
 ORIGINAL = padding.get_same_padding
 
@@ -40,7 +40,7 @@ class BinMeans(nn.Module):
         self.bins = bins
 
     def forward(self, x: Tensor) -> Tensor:
-        return bin_means(x, self.bins)
+        return compute_bin_means(x, self.bins)
 
 
 def replace_pools(module: nn.Module) -> None:
