@@ -120,7 +120,7 @@ def load_network(config: EvalConfig) -> Loaded:
         raise UserError(
             f"--label-codes, --label-std, --code-std and --without-label: {config.pretrained} sees the image only"
         )
-    return loaded.shown(**noise)
+    return loaded.with_label_noise(**noise)
 
 
 def compute_as_trained(config: EvalConfig, card: Card) -> EvalConfig:

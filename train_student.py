@@ -132,7 +132,7 @@ def load_teacher(config: StudentConfig, spec: DatasetSpec, label_flags: Sequence
     if teacher.card.label_noise is None:
         return teacher
     noise = {"codes": config.label_codes, "pixel_std": config.label_std, "code_std": config.code_std}
-    return teacher.shown(**noise, scale=config.label_scale)
+    return teacher.with_label_noise(**noise, scale=config.label_scale)
 
 
 def build_step(config: StudentConfig, spec: DatasetSpec, label_flags: Sequence[str] = ()) -> StudentStep:

@@ -103,7 +103,7 @@ def test_a_scale_goes_straight_to_the_images_size(model):
     expected = nn.functional.interpolate(logits, (45, 70), mode="bilinear", align_corners=True)
     predict = Predictor(model, BGR, scales=(0.75,))
     torch.testing.assert_close(predict(x, label(x), DRAW), expected)
-    assert torch.equal(predict.classes(x, label(x), DRAW), expected.argmax(1))
+    assert torch.equal(predict.predict_classes(x, label(x), DRAW), expected.argmax(1))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 3), (33, 17), (97, 131)])
@@ -162,7 +162,7 @@ def test_classes_are_the_argmax_of_the_logits(model):
     x = image(101, 77)
     for options in ({}, {"flip": True}, {"scales": (0.5, 1.0)}, {"window": (64, 64)}):
         predict = Predictor(model, BGR, **options)
-        assert torch.equal(predict.classes(x, label(x), DRAW), predict(x, label(x), DRAW).argmax(1))
+        assert torch.equal(predict.predict_classes(x, label(x), DRAW), predict(x, label(x), DRAW).argmax(1))
 
 
 class Sizes(torch.utils.data.Dataset):
@@ -225,8 +225,8 @@ def test_mmsegmentations_protocol_step_by_step(model):
     expected = nn.functional.interpolate(logits, (45, 70), mode="bilinear", align_corners=True)
     predict = Predictor(model, BGR, resize=(200, 96))
     torch.testing.assert_close(predict(x, label(x), DRAW), expected)
-    assert torch.equal(predict.classes(x, label(x), DRAW), expected.argmax(1))
-    assert not torch.equal(expected.argmax(1), Predictor(model, BGR).classes(x, label(x), DRAW))
+    assert torch.equal(predict.predict_classes(x, label(x), DRAW), expected.argmax(1))
+    assert not torch.equal(expected.argmax(1), Predictor(model, BGR).predict_classes(x, label(x), DRAW))
 
 
 def test_an_assisted_teacher_sees_its_label_at_the_size_of_the_image():

@@ -420,7 +420,7 @@ def test_a_batch_that_does_not_fit_is_evaluated_image_by_image():
     class Small:
         holds = 1
 
-        def classes(self, image, label, draws):
+        def predict_classes(self, image, label, draws):
             if len(image) > self.holds:
                 raise torch.OutOfMemoryError("CUDA out of memory.")
             return image[:, 0] + draws[0]

@@ -4,7 +4,7 @@ import torch
 
 from models import build_model
 from models.backbones import find_stem_convs
-from models.label_noise import CODES, LabelNoise, fixed_table, noised_plane
+from models.label_noise import CODES, LabelNoise, compute_noised_planes, make_fixed_table
 from utils.errors import UserError
 from utils.types import Draw
 
@@ -16,12 +16,12 @@ def label_map(batch=3, size=(9, 14), classes=5, seed=0):
 
 
 def test_the_fixed_table_is_the_releases_at_21_classes():
-    assert fixed_table(21).tolist() == [(k - 11) / 10 for k in range(22)]
+    assert make_fixed_table(21).tolist() == [(k - 11) / 10 for k in range(22)]
 
 
 @pytest.mark.parametrize("classes", [2, 11, 19, 21, 150, 171, 182])
 def test_the_fixed_table_spans_the_same_interval_for_any_class_count(classes):
-    table = fixed_table(classes)
+    table = make_fixed_table(classes)
     assert len(table) == classes + 1
     assert table[0].item() == pytest.approx(-1.1)
     assert table[-1].item() == pytest.approx(1.0)
@@ -31,7 +31,7 @@ def test_the_fixed_table_spans_the_same_interval_for_any_class_count(classes):
 def test_the_plane_by_a_loop_over_pixels():
     label = label_map()
     codes, noise = torch.randn(3, 6), torch.randn(3, 9, 14)
-    plane = noised_plane(label, codes, noise, 0.03, 100.0)
+    plane = compute_noised_planes(label, codes, noise, 0.03, 100.0)
     expected = np.empty((3, 9, 14))
     for b, y, x in np.ndindex(3, 9, 14):
         k = min(int(label[b, y, x]), 5)
@@ -65,9 +65,9 @@ def test_law_of_codes_and_pixel_noise():
 
 
 def test_shuffled_codes_are_the_fixed_table_in_another_order():
-    codes = LabelNoise(21, "shuffled", 0.0, 1.0).codes(fixed_table(21), 4, Draw(3), 0)
+    codes = LabelNoise(21, "shuffled", 0.0, 1.0).draw_codes(make_fixed_table(21), 4, Draw(3), 0)
     for row in codes:
-        assert sorted(row.tolist()) == fixed_table(21).tolist()
+        assert sorted(row.tolist()) == make_fixed_table(21).tolist()
     assert len({tuple(row.tolist()) for row in codes}) == 4
 
 

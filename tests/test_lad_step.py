@@ -12,7 +12,7 @@ from losses.kd import kd_loss
 from losses.task import TaskLoss
 from models import build_model
 from models.checkpoints.formats import translate_network
-from models.label_noise import LabelNoise, noised_plane
+from models.label_noise import LabelNoise, compute_noised_planes
 from tests.test_foreign import KEYS, LAD, state
 from train_student import StudentStep
 from train_teacher import TeacherStep
@@ -68,12 +68,12 @@ def assert_grad_norms(model, reference, name):
 
 def test_planes_are_the_releases_formula(reference):
     label, codes, noise = tensors(reference, "label", "codes1", "noise1")
-    plane = noised_plane(label, codes, noise, 0.03, 100.0)
+    plane = compute_noised_planes(label, codes, noise, 0.03, 100.0)
     torch.testing.assert_close(plane[:, 0], torch.from_numpy(reference["plane1"]), rtol=1e-6, atol=1e-4)
 
     student_noise = torch.from_numpy(reference["student_noise"])
     table = LabelNoise(K, "fixed", 0.02, 100.0).table.float()
-    plane = noised_plane(label, table.expand(len(label), -1), student_noise, 0.02, 100.0)
+    plane = compute_noised_planes(label, table.expand(len(label), -1), student_noise, 0.02, 100.0)
     torch.testing.assert_close(plane[:, 0], torch.from_numpy(reference["student_plane"]), rtol=1e-6, atol=1e-4)
 
 

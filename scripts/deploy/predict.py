@@ -111,7 +111,7 @@ def segment(image: np.ndarray, predict: Predictor, device: torch.device) -> np.n
     """Return the class of every pixel of an image RGB uint8 ``[H, W, 3]``, uint8 ``[H, W]``."""
     pixels = torch.from_numpy(image.transpose(2, 0, 1).copy())[None].to(device)
     no_label = pixels[:, 0]  # in its place; a network that sees the image only does not look at it
-    return predict.classes(pixels, no_label, ())[0].to(torch.uint8).cpu().numpy()
+    return predict.predict_classes(pixels, no_label, ())[0].to(torch.uint8).cpu().numpy()
 
 
 def legend(names: Sequence[str], palette: Sequence[Rgb], pixels: np.ndarray) -> str:

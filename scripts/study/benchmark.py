@@ -135,7 +135,7 @@ def repeat_draws(
 ) -> tuple[as_released.Code, as_released.Pixels]:
     """Return the codes and the pixel noise that ``noise`` draws, for the release's way of using them."""
     table = noise.table.to(label.device, torch.float32)
-    codes = noise.codes(table, len(label), draw, path)
+    codes = noise.draw_codes(table, len(label), draw, path)
     return lambda j, k: codes[j, k], lambda plane: draw.normal(plane.clone(), 2 * path + 1)
 
 

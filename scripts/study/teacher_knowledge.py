@@ -54,7 +54,7 @@ def load_network(path: str) -> Loaded:
     """Load a run's last checkpoint, or a file. An assisted teacher is shown its label as in the student phase."""
     file = Path(path).expanduser()
     loaded = from_checkpoint(file / "last.pth" if file.is_dir() else file, assisted=True)
-    return loaded.shown(**STUDENT_PHASE) if loaded.card.label_noise else loaded
+    return loaded.with_label_noise(**STUDENT_PHASE) if loaded.card.label_noise else loaded
 
 
 def make_predictor(loaded: Loaded) -> Predictor:

@@ -98,7 +98,9 @@ def cells(
             plane = strongest(loaded.noise(label[None], draw)[0].numpy())
             row["noised label"] = diverging(plane), f"{plane.min():.0f} .. {plane.max():.0f}"
             caption = "\nLABEL-ASSISTED"
-        classes = Predictor(loaded.model, loaded.convention, loaded.noise).classes(image[None], label[None], [draw])[0]
+        classes = Predictor(loaded.model, loaded.convention, loaded.noise).predict_classes(
+            image[None], label[None], [draw]
+        )[0]
         miou = Metrics(confusion_matrix(classes, label, len(spec.names)).numpy(), 1).miou()
         predictions[title] = classes.numpy()
         row[title] = colorize(classes.numpy(), spec.palette), f"mIoU {100 * miou:.0f} %{caption}"
