@@ -9,7 +9,7 @@ from models.architectures.deeplabv3 import build_deeplabv3, build_deeplabv3_mmse
 from models.architectures.fcn import build_fcn, build_fcn_torchvision
 from models.architectures.ocrnet import build_ocrnet
 from models.architectures.pspnet import build_pspnet, build_pspnet_mmseg
-from models.architectures.smp import DECODERS, build_smp, decoder_options
+from models.architectures.smp import DECODERS, build_smp, list_decoder_options
 from models.architectures.stdc import build_stdc
 from models.backbones import DILATED, PYRAMID, build_backbone, prepare_stem
 from models.segmentor import Segmentor
@@ -64,6 +64,6 @@ def build_model(arch: str, backbone: str, num_classes: int, in_channels: int = 3
 def width_names(arch: str) -> tuple[str, ...]:
     """Return what of an architecture may be chosen; what is keyword-only makes its variants."""
     if arch in DECODERS:
-        return decoder_options(arch)
+        return list_decoder_options(arch)
     parameters = inspect.signature(ARCHITECTURES[arch]).parameters.values()
     return tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)[2:]
