@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Set everything up, check the style, run the fast tests:  bash scripts/test.sh [--all] [flags of pytest, such as -k losses]
-# --all runs the slow ones too: real experiments, broken runs, a cluster (apt-get install slurm-wlm munge).
+# --all runs the slow ones too: real experiments, broken runs, a cluster (apt-get install slurm-wlm munge), the page of
+# demo.py in a browser (apt-get install chromium chromium-driver).
 set -euo pipefail
 chosen=(-m "not slow")
 if [ "${1:-}" = --all ]; then

@@ -108,7 +108,8 @@ MESSAGES = {
     "entry twice": (lambda t: read_manifest(garbage(t, "m.yaml", yaml.safe_dump([ENTRY._asdict()] * 2).encode())),
                     r"m\.yaml: the name 'a' is there twice"),
     "losses": (lambda t: benchmark.compare_steps("x", lambda _: torch.ones(()), None, lambda _: torch.zeros(()) + 2, [],
-               SimpleNamespace(amp="none"), SimpleNamespace(device=torch.device("cpu"), compile=False)), r"x: our loss is 1\.0, the plain one 2\.0"),
+               SimpleNamespace(amp="none"), SimpleNamespace(device=torch.device("cpu"), compile=False)),
+               r"x: our loss is 1\.0, the plain one 2\.0"),
     "result": (lambda t: results_table.read(garbage(t, "e.json"), ()), r"e\.json is no result of eval\.py"),
 }  # fmt: skip
 

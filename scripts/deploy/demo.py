@@ -1,0 +1,348 @@
+"""Open a page in the browser: segment photographs, and look into a label-assisted teacher.
+
+    pip install -r requirements-demo.txt
+    python scripts/deploy/demo.py                                        # the networks that come along
+    python scripts/deploy/demo.py --pretrained runs/student/best.pth runs/baseline/best.pth
+    python scripts/deploy/demo.py --pretrained runs/a/baseline/last.pth --teacher runs/a/teacher/last.pth
+
+The first tab colours an image that is uploaded, with any of the image-only networks of --pretrained. The second tab
+shows an image of a data set to a teacher, with the label planes that are chosen: its own, none, wrong ones. The page is
+served to this machine only (127.0.0.1); nothing is sent elsewhere, and no file but those uploaded can be read by it.
+"""
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from utils.environment import require_packages
+
+require_packages()
+
+import numpy as np
+import torch
+from matplotlib.colors import to_hex
+
+from datasets import for_network
+from datasets.base import SegmentationDataset
+from engine.metrics import Metrics, confusion_matrix
+from models.checkpoints.loading import Loaded, from_checkpoint
+from models.label_noise import CODES, LabelNoise
+from models.prediction import Predictor
+from scripts.deploy.predict import appearance, segment
+from scripts.study.analysis.robustness import Condition, corrupt
+from utils.colors import blended, colorize, diverging, strongest
+from utils.errors import UserError, run_main
+from utils.options import option, parse_flags
+from utils.pictures import read_image
+from utils.seeding import derive_seed
+from utils.types import IGNORE_INDEX, Draw, Rgb
+
+# what a label plane can be made of
+OWN_LABEL = "the image's own label"
+NO_LABEL = "no label: a plane of zeros"
+WRONG_LABEL = "a wrong class in every region"
+OTHER_LABEL = "the label of the next image"
+SHOWN_LABELS = (OWN_LABEL, NO_LABEL, WRONG_LABEL, OTHER_LABEL)
+DEFAULT_CODE_STD = 0.1  # of codes "near", for a teacher that was trained on others
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    pretrained: tuple[str, ...] = option(
+        ("camvid_student", "camvid_baseline"), "checkpoints of image-only networks; the first stands beside the teacher"
+    )
+    teacher: str = option("", "checkpoint of a label-assisted teacher, for the second tab")
+    dataset: str = option("", "data set of the second tab (default: the teacher's)")
+    data: str = option("", "root folder of the data set (default: the teacher's)")
+    split: str = option("val", "part of the data set")
+    port: int = option(7860, "port of the page on this machine", minimum=1)
+
+
+class SegmentTab:
+    """Segment images with one of several networks."""
+
+    def __init__(self, files: Sequence[str]) -> None:
+        """Load the networks.
+
+        Raises:
+            UserError: no file, a file twice, one that cannot be read, or a network that reads the label.
+        """
+        if not files:
+            raise UserError("--pretrained FILE.. is missing: checkpoints of image-only networks")
+        if len(set(files)) < len(files):
+            raise UserError("--pretrained: the same file twice")
+        self.networks = {file: from_checkpoint(file) for file in files}
+        for file, loaded in self.networks.items():
+            if loaded.noise is not None:
+                raise UserError(f"--pretrained {file} is a label-assisted teacher: give it to --teacher")
+
+    def run(self, file: str, image: str | None, long_side: float) -> tuple[np.ndarray, str, str]:
+        """Segment an image.
+
+        file: a key of ``networks``. image: the uploaded file. long_side: to which the image is resized before the
+        network sees it, in pixels; 0 leaves it as it is. Returns the image under its colours ``[H, W, 3]``, the legend
+        as HTML, and a sentence on the time.
+
+        Raises:
+            UserError: there is no image, or it cannot be read.
+        """
+        if image is None:
+            raise UserError("upload an image first")
+        loaded = self.networks[file]
+        pixels = read_image(Path(image), behind="white")
+        height, width = pixels.shape[:2]
+        resize = None
+        if long_side:
+            short_side = max(1, round(long_side * min(height, width) / max(height, width)))
+            resize = (round(long_side), short_side)
+        began = time.perf_counter()
+        ids = segment(pixels, Predictor(loaded.model, loaded.convention, resize=resize), torch.device("cpu"))
+        seconds = time.perf_counter() - began
+        names, palette = appearance(loaded.card)
+        shares = np.bincount(ids.ravel(), minlength=len(names)) / ids.size
+        text = f"{width}x{height} pixels in {seconds:.2f} s on the CPU (threads: {torch.get_num_threads()})"
+        return np.asarray(blended(pixels, ids, palette)), make_legend(names, palette, shares), text
+
+
+def make_legend(names: Sequence[str], palette: Sequence[Rgb], shares: np.ndarray) -> str:
+    """Return an HTML table of the classes that are there, the largest first: colour, name, share of the pixels."""
+    rows = []
+    for k in np.argsort(-shares, kind="stable"):
+        if shares[k] > 0:
+            square = (
+                f'<span style="display:inline-block;width:1em;height:1em;background:{make_hex(palette[k])}"></span>'
+            )
+            rows.append(f"<tr><td>{square}</td><td>{escape(names[k])}</td><td>{100 * shares[k]:.1f} %</td></tr>")
+    return f"<table>{''.join(rows)}</table>"
+
+
+def make_hex(color: Rgb) -> str:
+    return to_hex(np.array(color) / 255)
+
+
+class TeacherView(NamedTuple):
+    """What the second tab shows of one image: pictures ``[H, W, 3]``, uint8, and a text in Markdown."""
+
+    image: np.ndarray
+    label: np.ndarray
+    plane: np.ndarray
+    teacher: np.ndarray
+    plain: np.ndarray
+    text: str
+
+
+class TeacherTab:
+    """Show a teacher images with label planes of all kinds, beside a network that sees the image only."""
+
+    def __init__(self, teacher: Loaded, plain: Loaded, dataset: SegmentationDataset) -> None:
+        self.teacher = teacher
+        self.plain = plain
+        self.dataset = dataset
+
+    def codes(self) -> list[str]:
+        """Return the kinds of label codes that make as many planes as the teacher reads."""
+        count = self.teacher.card.num_classes
+        wanted = self.teacher.noise.planes
+        return [kind for kind in CODES if LabelNoise(count, kind, 0.0, 1.0, 0.0).planes == wanted]
+
+    def run(self, index: float, shown: str, codes: str, code_std: float, pixel_std: float) -> TeacherView:
+        """Ask both networks about an image.
+
+        index: of the image in the data set. shown: one of SHOWN_LABELS. codes, code_std, pixel_std: as the arguments
+        of ``LabelNoise``.
+
+        Raises:
+            UserError: the image or its label cannot be read.
+        """
+        index = min(int(index), len(self.dataset) - 1)  # a slider has two ends, a data set may have one image
+        image, label = self.read(index)
+        draw = Draw(derive_seed(0, index))
+        given = self.make_shown_label(index, label, shown)
+        noise = self.make_noise(shown, codes, code_std, pixel_std)
+        plane = noise(torch.from_numpy(given)[None], draw)[0].numpy()
+        by_teacher = self.predict(self.teacher, image, given, noise, draw)
+        by_plain = self.predict(self.plain, image, label, None, draw)
+        palette = self.dataset.spec.palette
+        return TeacherView(
+            image=image.permute(1, 2, 0).numpy(),
+            label=colorize(label, palette),
+            plane=diverging(strongest(plane)),
+            teacher=colorize(by_teacher, palette),
+            plain=colorize(by_plain, palette),
+            text=self.describe(label, given, by_teacher, by_plain, shown),
+        )
+
+    def read(self, index: int) -> tuple[torch.Tensor, np.ndarray]:
+        """Return an image, uint8 ``[3, H, W]``, and its label, uint8 ``[H, W]``.
+
+        Raises:
+            UserError: one of them cannot be read.
+        """
+        sample = self.dataset[index]
+        if isinstance(sample, UserError):
+            raise sample
+        return sample[0], sample[1].numpy()
+
+    def make_shown_label(self, index: int, label: np.ndarray, shown: str) -> np.ndarray:
+        """Return the label that the teacher's plane is made of, uint8 ``[H, W]``."""
+        if shown == WRONG_LABEL:
+            everywhere = Condition("wrong regions", "", "", 0.0, share=1.0)
+            return corrupt(label, everywhere, self.teacher.card.num_classes, np.random.default_rng(index))
+        if shown == OTHER_LABEL:
+            other = self.read((index + 1) % len(self.dataset))[1]
+            resized = torch.from_numpy(other)[None, None].float()
+            return torch.nn.functional.interpolate(resized, label.shape, mode="nearest")[0, 0].byte().numpy()
+        return label
+
+    def make_noise(self, shown: str, codes: str, code_std: float, pixel_std: float) -> LabelNoise:
+        """Return the label noise of the page's settings. Without a label its plane is zero."""
+        scale = 0.0 if shown == NO_LABEL else self.teacher.noise.scale
+        return LabelNoise(self.teacher.card.num_classes, codes, pixel_std, scale, code_std)
+
+    def predict(
+        self, loaded: Loaded, image: torch.Tensor, label: np.ndarray, noise: LabelNoise | None, draw: Draw
+    ) -> np.ndarray:
+        """Return the class of every pixel, uint8 ``[H, W]``."""
+        predictor = Predictor(loaded.model, loaded.convention, noise)
+        return predictor.classes(image[None], torch.from_numpy(label)[None], [draw])[0].byte().numpy()
+
+    def describe(
+        self, label: np.ndarray, given: np.ndarray, by_teacher: np.ndarray, by_plain: np.ndarray, shown: str
+    ) -> str:
+        """Say how well both networks do, and how often the teacher repeats a wrong label."""
+        scores = {"teacher": by_teacher, "network without a label": by_plain}
+        lines = [f"- {name}: {100 * self.score(classes, label):.1f} % mIoU" for name, classes in scores.items()]
+        wrong = (given != label) & (label != IGNORE_INDEX) & (given != IGNORE_INDEX)
+        if shown in (WRONG_LABEL, OTHER_LABEL) and wrong.any():
+            followed = (by_teacher == given)[wrong].mean()
+            truthful = (by_teacher == label)[wrong].mean()
+            lines.append(
+                f"- where the label shown is wrong, the teacher repeats it in {100 * followed:.1f} % of the pixels "
+                f"and answers what is true in {100 * truthful:.1f} %"
+            )
+        return "\n".join(lines)
+
+    def score(self, classes: np.ndarray, label: np.ndarray) -> float:
+        """Return the mIoU of one image."""
+        count = self.teacher.card.num_classes
+        confusion = confusion_matrix(torch.from_numpy(classes), torch.from_numpy(label), count)
+        return Metrics(confusion.numpy(), 1).miou()
+
+
+def load_teacher_tab(config: DemoConfig, plain: Loaded) -> TeacherTab | None:
+    """Load the teacher and its data set, or return None where no teacher is given.
+
+    Raises:
+        UserError: the teacher sees no label, the data set is not there, or the networks have other classes.
+    """
+    if not config.teacher:
+        return None
+    teacher = from_checkpoint(config.teacher, assisted=True)
+    if teacher.noise is None:
+        raise UserError(f"--teacher {config.teacher} sees the image only: give it to --pretrained")
+    if plain.card.num_classes != teacher.card.num_classes:
+        counts = f"{plain.card.num_classes} classes, the teacher {teacher.card.num_classes}"
+        raise UserError(f"--pretrained {config.pretrained[0]} has {counts}: give a network of the same data set first")
+    where = config.dataset or teacher.card.dataset, config.data or teacher.card.data, config.split
+    _, dataset = for_network(teacher.card, *where, f"--teacher {config.teacher}")
+    return TeacherTab(teacher, plain, dataset)
+
+
+def build_page(segment_tab: SegmentTab, teacher_tab: TeacherTab | None) -> Any:
+    """Return the page, a ``gradio.Blocks``."""
+    import gradio as gr
+
+    def show_error(function: Any) -> Any:
+        """Show a UserError's text on the page, in place of a traceback in the terminal."""
+
+        def call(*args: Any) -> Any:
+            try:
+                return function(*args)
+            except UserError as error:
+                raise gr.Error(str(error), print_exception=False) from error
+
+        return call
+
+    with gr.Blocks(title="Label Assisted Distillation", analytics_enabled=False) as page:
+        gr.Markdown("# Label Assisted Distillation")
+        with gr.Tab("Segment a photograph"):
+            add_segment_tab(gr, segment_tab, show_error)
+        with gr.Tab("Look into a teacher"):
+            if teacher_tab is None:
+                gr.Markdown("Start the page with `--teacher FILE`, the checkpoint of a label-assisted teacher.")
+            else:
+                add_teacher_tab(gr, teacher_tab, show_error)
+    return page
+
+
+def add_picture(gr: Any) -> Any:
+    """Add a picture that is shown as it is, without losses."""
+    return gr.Image(format="png", show_label=False, interactive=False, buttons=["download", "fullscreen"])
+
+
+def add_segment_tab(gr: Any, tab: SegmentTab, show_error: Any) -> None:
+    """Lay out the first tab."""
+    names = list(tab.networks)
+    gr.Markdown("Networks do best on images like those they were trained on, at about the same size.")
+    with gr.Row():
+        with gr.Column():
+            image = gr.Image(type="filepath", sources=["upload"], show_label=False)
+            network = gr.Dropdown(names, value=names[0], label="network")
+            side = gr.Slider(0, 2048, value=0, step=32, label="long side the network sees, in pixels (0: as it is)")
+            button = gr.Button("Segment", variant="primary")
+        with gr.Column():
+            overlay = add_picture(gr)
+            legend = gr.HTML()
+            timing = gr.Markdown()
+    button.click(show_error(tab.run), [network, image, side], [overlay, legend, timing])
+
+
+def add_teacher_tab(gr: Any, tab: TeacherTab, show_error: Any) -> None:
+    """Lay out the second tab."""
+    kinds = tab.codes()
+    trained = tab.teacher.noise.config
+    kind, pixel_noise = trained["codes"], trained["pixel_std"]
+    gr.Markdown(f"The teacher was trained with label codes `{kind}` and pixel noise {pixel_noise:g}.")
+    with gr.Row():
+        index = gr.Slider(0, max(1, len(tab.dataset) - 1), value=0, step=1, label="image")
+        shown = gr.Dropdown(list(SHOWN_LABELS), value=OWN_LABEL, label="label plane made of")
+    with gr.Row():
+        codes = gr.Dropdown(kinds, value=kind, label="label codes")
+        code_std = trained.get("code_std", DEFAULT_CODE_STD)
+        strength = gr.Slider(0, 1, value=code_std, step=0.01, label="strength of codes 'near'")
+        pixel_std = gr.Slider(0, 1, value=pixel_noise, step=0.01, label="pixel noise")
+    button = gr.Button("Ask the teacher", variant="primary")
+    text = gr.Markdown()
+    pictures = []
+    for titles in (("image", "its label", "label plane shown"), ("teacher", "network without a label")):
+        with gr.Row():
+            for title in titles:
+                with gr.Column():
+                    gr.Markdown(title)  # above the picture: gradio's own label hides a part of it
+                    pictures.append(add_picture(gr))
+    button.click(show_error(tab.run), [index, shown, codes, strength, pixel_std], [*pictures, text])
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    config = DemoConfig(**parse_flags(DemoConfig, __doc__, argv))
+    if find_spec("gradio") is None:
+        raise UserError("gradio is not installed: pip install -r requirements-demo.txt")
+    segment_tab = SegmentTab(config.pretrained)
+    teacher_tab = load_teacher_tab(config, segment_tab.networks[config.pretrained[0]])
+    page = build_page(segment_tab, teacher_tab)
+    try:
+        print(f"open http://127.0.0.1:{config.port} in a browser; Ctrl-C ends it", flush=True)
+        page.launch(server_name="127.0.0.1", server_port=config.port, share=False, quiet=True, footer_links=[])
+    except OSError as error:
+        raise UserError(f"--port {config.port} cannot be used: {error}") from error
+
+
+if __name__ == "__main__":
+    run_main(main)
