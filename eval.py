@@ -31,7 +31,7 @@ from engine.settings import load_recipe
 from models.checkpoints.card import Card
 from models.checkpoints.loading import Loaded, from_checkpoint
 from models.prediction import Predictor
-from utils.colors import blended, palette_picture, save_png
+from utils.colors import blend_classes, make_palette_picture, save_png
 from utils.errors import UserError, run_main
 from utils.files import require_apart, write, write_text
 from utils.options import COMPUTING, NOTHING, RESULT, option, parse_flags
@@ -241,9 +241,11 @@ class PredictionWriter:
         if self.config.submission:  # which needs --save-pred
             save_png(Image.fromarray(spec.ids.to_official(prediction)), Path(self.config.save_pred) / name)
         elif self.config.save_pred:
-            save_png(palette_picture(prediction, spec.palette), Path(self.config.save_pred) / name)
+            save_png(make_palette_picture(prediction, spec.palette), Path(self.config.save_pred) / name)
         if self.config.blend:
-            save_png(blended(self.dataset.read(index)[0], prediction, spec.palette), Path(self.config.blend) / name)
+            save_png(
+                blend_classes(self.dataset.read(index)[0], prediction, spec.palette), Path(self.config.blend) / name
+            )
 
 
 def save_areas(path: Path, areas: np.ndarray, dataset: SegmentationDataset) -> None:

@@ -22,7 +22,7 @@ from models.architectures import ARCHITECTURES
 from models.checkpoints.imagenet import implied_settings
 from utils.errors import UserError, lookup, nearest
 from utils.files import read_yaml, write_text
-from utils.options import COMPUTING, NOTHING, REQUIRED, RESULT, convert, flag_of, marked, option, parse_flags
+from utils.options import COMPUTING, NOTHING, REQUIRED, RESULT, convert, flag_of, list_marked, option, parse_flags
 from utils.pixels import CONVENTIONS
 
 C = TypeVar("C")
@@ -244,7 +244,7 @@ SAME_EXPERIMENT = {"seed"} | settings_without_effect(TeacherConfig) | settings_w
 
 def resumable_settings(config_class: type) -> set[str]:
     """Return the names of the settings that may differ when a run is resumed."""
-    return marked(config_class, "may_differ")
+    return list_marked(config_class, "may_differ")
 
 
 def loader_settings(config_class: type) -> set[str]:
@@ -255,7 +255,7 @@ def loader_settings(config_class: type) -> set[str]:
 
 def file_settings(config_class: type) -> set[str]:
     """Return the names of the settings that name a file."""
-    return marked(config_class, "is_file")
+    return list_marked(config_class, "is_file")
 
 
 def parse_settings(

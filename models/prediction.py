@@ -17,7 +17,7 @@ from models.label_noise import CODES, LabelNoise
 from models.segmentor import Segmentor
 from utils.bilinear import resize, upsample_argmax
 from utils.errors import UserError
-from utils.pictures import read_image, rgb
+from utils.pictures import convert_to_rgb, read_image
 from utils.pixels import CONVENTIONS, PixelConvention
 from utils.types import Draw
 
@@ -41,7 +41,7 @@ def read_rgb(image: ImageLike) -> np.ndarray:
         image = Image.fromarray(image)
     if not isinstance(image, Image.Image):
         raise UserError(f"an image is a path, a PIL image or an array, not {type(image).__name__}")
-    return rgb("the image", image, "white")
+    return convert_to_rgb("the image", image, "white")
 
 
 class Loaded(NamedTuple):

@@ -59,7 +59,7 @@ def option(
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def marked(config_class: type, mark: str) -> set[str]:
+def list_marked(config_class: type, mark: str) -> set[str]:
     """Return the names of the settings that have a mark, such as "may_differ"."""
     return {field.name for field in dataclasses.fields(config_class) if field.metadata[mark]}
 

@@ -30,7 +30,7 @@ from engine.runtime import start_runtime
 from models.checkpoints.card import Card
 from models.checkpoints.loading import from_checkpoint
 from models.prediction import Predictor
-from utils.colors import blended, palette_picture, save_png
+from utils.colors import blend_classes, make_palette_picture, save_png
 from utils.errors import UserError, run_main
 from utils.files import require_apart
 from utils.options import option, parse_flags
@@ -151,9 +151,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             ids = segment(image, predict, runtime.device)
             pixels += np.bincount(ids.ravel(), minlength=len(names))
             plain, *blends = files[path]
-            save_png(palette_picture(ids, palette), plain)
+            save_png(make_palette_picture(ids, palette), plain)
             for file in blends:
-                save_png(blended(image, ids, palette), file)
+                save_png(blend_classes(image, ids, palette), file)
             print(f"{path} -> {', '.join(map(str, files[path]))}")
     if failed < len(images):
         print(legend(names, palette, pixels))

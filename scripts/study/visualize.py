@@ -27,7 +27,7 @@ from engine.metrics import Metrics, confusion_matrix
 from models.checkpoints.loading import Loaded, from_checkpoint
 from models.prediction import Predictor
 from scripts.study.analysis import style
-from utils.colors import ERROR_COLORS, IGNORE_COLOR, colorize, diverging, error_map, strongest
+from utils.colors import ERROR_COLORS, IGNORE_COLOR, choose_strongest_plane, colorize, draw_error_map, paint_diverging
 from utils.errors import UserError, run_main
 from utils.options import option, parse_flags
 from utils.seeding import derive_seed
@@ -95,8 +95,8 @@ def cells(
     for title, loaded in columns.items():
         caption = ""
         if loaded.noise is not None:
-            plane = strongest(loaded.noise(label[None], draw)[0].numpy())
-            row["noised label"] = diverging(plane), f"{plane.min():.0f} .. {plane.max():.0f}"
+            plane = choose_strongest_plane(loaded.noise(label[None], draw)[0].numpy())
+            row["noised label"] = paint_diverging(plane), f"{plane.min():.0f} .. {plane.max():.0f}"
             caption = "\nLABEL-ASSISTED"
         classes = Predictor(loaded.model, loaded.convention, loaded.noise).predict_classes(
             image[None], label[None], [draw]
@@ -106,7 +106,7 @@ def cells(
         row[title] = colorize(classes.numpy(), spec.palette), f"mIoU {100 * miou:.0f} %{caption}"
     students = {title: classes for title, classes in predictions.items() if title != "teacher"}
     for title, classes in (students or predictions).items():
-        row[f"error ({title})"] = error_map(classes, truth), ""
+        row[f"error ({title})"] = draw_error_map(classes, truth), ""
     present.update(*map(np.unique, (truth, *predictions.values())))
     return row
 
