@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint: per-class IoU and mIoU on a split.
+"""Evaluate a checkpoint: IoU, precision, recall and F1 of each class, and mIoU on a split.
 
     python eval.py runs/student-toy-stdc-tf_efficientnet_lite0/last.pth
     torchrun --nproc-per-node 2 eval.py --pretrained FILE --data VOCdevkit/VOC2012 --scales 0.5 1.0 1.5 --flip
@@ -37,7 +37,8 @@ from utils.files import require_apart, write, write_text
 from utils.options import COMPUTING, NOTHING, RESULT, option, parse_flags
 
 RECIPES = Path(__file__).resolve().parent / "scripts" / "recipes"
-
+# keys of the JSON file -> how the means are called where they are printed
+CLASS_MEANS = {"mean_precision": "precision", "mean_recall": "recall", "mean_f1": "F1"}
 
 data_option = partial(option, group="data", affects=RESULT)
 network_option = partial(option, group="network", affects=RESULT)
@@ -48,6 +49,7 @@ machine_option = partial(option, group="machine", affects=COMPUTING)
 @dataclass(frozen=True)
 class EvalConfig(Protocol):
     pretrained: str = network_option("", "checkpoint to evaluate", positional=True)
+    model: str = network_option("", "package.module:function, where the checkpoint holds a network of your own")
     backbone: str = network_option("", "encoder of a file of segmentation_models_pytorch whose keys do not tell it")
     recipe: str = data_option("", "recipe whose data set and 'eval.' keys are the defaults, such as ade20k_mmseg")
     data: str = data_option("", "root folder of the data set (default: the checkpoint's)")
@@ -113,7 +115,7 @@ def load_network(config: EvalConfig) -> Loaded:
     if config.without_label:
         noise["scale"] = 0.0
     noise = {key: value for key, value in noise.items() if value is not None}
-    loaded = from_checkpoint(config.pretrained, assisted=bool(noise), backbone=config.backbone)
+    loaded = from_checkpoint(config.pretrained, assisted=bool(noise), backbone=config.backbone, model=config.model)
     if not noise:
         return loaded
     if not loaded.card.label_noise:
@@ -262,6 +264,8 @@ def print_result(result: dict[str, Any]) -> None:
         print("mIoU is not defined: no labelled pixel")
     else:
         print(f"mIoU {100 * miou:.2f} %  pixel accuracy {100 * result['pixel_accuracy']:.2f} %{mark}")
+        means = [f"{name} {100 * result[key]:.2f} %" for key, name in CLASS_MEANS.items()]
+        print(f"means over the classes: {', '.join(means)}{mark}")
     print(f"{result['dataset']} {result['split']}, {result['images']} images, {result['protocol']}")
     if "draws" in result:
         scores = 100 * np.array(result["draws"])

@@ -29,9 +29,10 @@ from engine.trainer import load_data, train
 from losses import WeightedLosses, build_kd, parse_losses
 from losses.task import TaskLoss
 from models import build_model
-from models.checkpoints.loading import Loaded, from_checkpoint
+from models.checkpoints.loading import Loaded, from_checkpoint, read_network_name
 from models.label_noise import LabelNoise
 from models.segmentor import Segmentor
+from models.user_networks import is_user_network
 from utils.errors import UserError, run_main
 from utils.options import flag_of, parse_flags
 from utils.pixels import CONVENTIONS, PixelConvention
@@ -120,12 +121,16 @@ def load_teacher(config: StudentConfig, spec: DatasetSpec, label_flags: Sequence
     label_flags: the flags of the label plane that the user gave.
 
     Raises:
-        UserError: no teacher is given, it has other classes, or it sees the image only and label flags were given.
+        UserError: no teacher is given, it cannot be read, it has other classes, or it sees the image only and label
+            flags were given.
     """
     path = config.teacher_pretrained
     if not path:
         raise UserError(f"--kd {config.kd} needs --teacher-pretrained FILE (--kd none trains the baseline)")
-    teacher = from_checkpoint(path, assisted=True)
+    teacher_model = config.teacher_model
+    if not teacher_model and is_user_network(config.model) and read_network_name(path) == config.model:
+        teacher_model = config.model
+    teacher = from_checkpoint(path, assisted=True, model=teacher_model, model_flag="--teacher-model")
     require_classes(teacher.card, spec, config.dataset, f"--teacher-pretrained {path}", config.other_class_names)
     if teacher.card.label_noise is None and label_flags:
         raise UserError(f"{', '.join(label_flags)}: --teacher-pretrained {path} sees the image only: leave them out")

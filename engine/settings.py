@@ -83,7 +83,11 @@ class TrainConfig:
     recipe: str = output_option(
         "", "name of a file in scripts/recipes, or a path to a yaml file", instead="write recipe: beside settings:"
     )
-    model: str = network_option("deeplabv3", "architecture", examples=describe_models())
+    model: str = network_option(
+        "deeplabv3",
+        "architecture, or your own network: package.module:function (models/README.md)",
+        examples=describe_models(),
+    )
     backbone: str = network_option("resnet18_v1s", "backbone: a name of models.BACKBONES or a timm name")
     dataset: str = data_option("toy", "data set", examples=describe_datasets())
     data: str = data_option(
@@ -217,6 +221,11 @@ class StudentConfig(TrainConfig):
         may_differ=True,
     )
     teacher_pretrained: str = method_option("", "the teacher's checkpoint", is_file=True)
+    teacher_model: str = method_option(
+        "",
+        "package.module:function of a teacher that is a network of your own (default: --model, if it has the same)",
+        affects=NOTHING,
+    )
     kd: str = method_option(
         "kd=1", "distillation losses and weights, e.g. cwd=3 or kd=1:tau=4,dist=2; none = the baseline"
     )

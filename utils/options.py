@@ -39,8 +39,8 @@ def option(
     positional: the flag's name may be left out. group: the heading of ``--help`` that the flag stands under. affects:
     RESULT, COMPUTING or NOTHING. may_differ: the setting may differ when a run is resumed though it affects the
     result. names_run: a value that is not the usual one is part of the run's name, if it affects the result. is_file:
-    the setting names a file. examples: what ``--help`` says about some values; others are allowed. instead: what to write
-    in an experiment file, which may not hold this setting.
+    the setting names a file. examples: what ``--help`` says about some values; others are allowed. instead: what to
+    write in an experiment file, which may not hold this setting.
     """
     metadata = {
         "help": text,

@@ -13,6 +13,7 @@ from models.architectures.smp import DECODERS, build_smp, list_decoder_options
 from models.architectures.stdc import build_stdc
 from models.backbones import DILATED, PYRAMID, build_backbone, prepare_stem
 from models.segmentor import Segmentor
+from models.user_networks import UserNetwork, build_user_network, is_user_network
 from utils.errors import UserError, lookup
 
 # (backbone, number of classes, widths by keyword) -> network; plain names are the papers', suffixes are variants.
@@ -36,20 +37,27 @@ ARCHITECTURES: dict[str, Callable[..., Segmentor]] = {
 UNDILATED = ("stdc",)  # these take the backbone's maps at strides 8, 16 and 32; the others a last map at stride 8
 
 
-def build_model(arch: str, backbone: str, num_classes: int, in_channels: int = 3, **widths: Any) -> Segmentor:
+def build_model(
+    arch: str, backbone: str, num_classes: int, in_channels: int = 3, **widths: Any
+) -> Segmentor | UserNetwork:
     """Build a network with random weights. ``in_channels`` is 3, or 3 plus the label planes of an assisted teacher.
 
+    arch: a key of ARCHITECTURES, or ``package.module:function``, a user's function, which is imported.
     widths: what differs from the architecture's own (``width``, ``aux_width``, ... of its function); 0 leaves an
     auxiliary branch out. Of ``smp_...`` they are the library's options, such as ``decoder_pyramid_channels``.
 
     Raises UserError: unknown architecture or backbone, a width the architecture does not have, too few classes or
-    channels.
+    channels, or a user's network that cannot be used.
     """
+    if num_classes < 2 or in_channels < 3:
+        raise UserError(f"a network needs 2 classes and 3 channels or more, not {num_classes} and {in_channels}")
+    if is_user_network(arch):
+        if widths:
+            raise UserError(f"--model {arch} has no width {next(iter(widths))!r}")
+        return build_user_network(arch, backbone, num_classes, in_channels)
     build = lookup(ARCHITECTURES, arch, "model")
     for name in widths:
         lookup(dict.fromkeys(width_names(arch)), name, f"width of {arch}")
-    if num_classes < 2 or in_channels < 3:
-        raise UserError(f"a network needs 2 classes and 3 channels or more, not {num_classes} and {in_channels}")
     if arch in DECODERS:  # the library builds the encoder with the decoder
         model = build(backbone, num_classes, **widths)
         prepare_stem(model.backbone, in_channels)

@@ -159,8 +159,15 @@ class PaddedSegmentor(Segmentor):
         return Output(logits[..., :height, :width], (), feat[..., :rows, :columns])
 
     def _count_missing(self, side: int) -> int:
-        """Return how many rows or columns must be added to a side."""
-        return max(-side % self.divisor, self.smallest - side)
+        """Return how many rows or columns must be added to a side.
+
+        The result is ``max(-side % divisor, smallest - side)``. From that form torch's exporter would not see that the
+        padded side is a multiple of the divisor, and it would need minutes to find the sizes of all maps.
+        """
+        cells = (side + self.divisor - 1) // self.divisor
+        if self.smallest > self.divisor:
+            cells = max(cells, self.smallest // self.divisor)
+        return cells * self.divisor - side
 
     def try_small_image(self, upsampling: float) -> None:
         """Run the network on one small image, and freeze the encoder's layers that the decoder does not read.

@@ -51,6 +51,7 @@ AGREEMENT = 0.9999  # share of pixels whose class must be the same
 @dataclass(frozen=True)
 class ExportConfig:
     pretrained: str = option("", "checkpoint of an image-only network")
+    model: str = option("", "package.module:function, where the checkpoint holds a network of your own")
     output: str = option("", "file to write (*.onnx)")
     size: tuple[int, int] | None = option(None, "fixed height and width (default: any)", minimum=1)
     image: tuple[str, ...] = option((), "images to check the file with, besides random ones")
@@ -154,7 +155,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"{', '.join(missing)} not installed: pip install -r requirements-export.txt")
-    loaded = from_checkpoint(config.pretrained)
+    loaded = from_checkpoint(config.pretrained, model=config.model)
     if loaded.noise is not None:
         reads = f"--pretrained {config.pretrained} reads the label"
         raise UserError(f"{reads}: a teacher cannot be deployed; export a student")

@@ -41,6 +41,7 @@ class ExportConfig:
     pretrained: str = option("", "checkpoint to export")
     export: str = option("", f"file to write (*{SUFFIX})")
     half: bool = option(False, "weights in half precision: half the size; the network still computes in float32")
+    model: str = option("", "package.module:function, where the checkpoint holds a network of your own")
     backbone: str = option("", "encoder of a file of segmentation_models_pytorch whose keys do not tell it")
     assisted: bool = option(False, "keep the label plane of a file of the LAD release: it is a teacher")
 
@@ -77,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not config.export.endswith(SUFFIX):
         raise UserError(f"--export {config.export or 'FILE'}: the file's name must end with {SUFFIX}")
     require_apart([(Path(config.export), Path(config.pretrained))], [find_checkpoint(config.pretrained)], "--export")
-    model, card = from_checkpoint(config.pretrained, config.assisted, config.backbone)
+    model, card = from_checkpoint(config.pretrained, config.assisted, config.backbone, config.model)
     card = remove_folders(card)
     weights = model.state_dict()
     if config.half:  # not the buffers: running variances of raw pixels pass the largest number

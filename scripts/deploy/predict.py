@@ -42,6 +42,7 @@ from utils.types import Rgb
 class PredictConfig:
     images: tuple[str, ...] = option((), "image files and folders", positional=True)
     pretrained: str = option("", "checkpoint of an image-only network")
+    model: str = option("", "package.module:function, where the checkpoint holds a network of your own")
     output: str = option("predictions", "folder for NAME.png (and NAME_blend.png)")
     blend: bool = option(False, "also write the colours over the image")
     resize: tuple[int, int] | None = option(
@@ -131,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError("--pretrained FILE is missing: the checkpoint of the network")
     images = find_images(config.images, Path(config.output).expanduser())
     files = plan_outputs(images, config)
-    loaded = from_checkpoint(config.pretrained)
+    loaded = from_checkpoint(config.pretrained, model=config.model)
     if loaded.noise is not None:
         raise UserError(f"--pretrained {config.pretrained} is a label-assisted teacher: it needs labels; use a student")
     names, palette = appearance(loaded.card)

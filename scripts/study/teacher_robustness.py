@@ -42,6 +42,7 @@ from utils.types import Draw
 @dataclass(frozen=True)
 class RobustnessConfig:
     teacher: tuple[str, ...] = option((), "checkpoints of label-assisted teachers")
+    model: str = option("", "package.module:function, where they hold a network of your own")
     dataset: str = option("", "data set (default: the first checkpoint's)")
     data: str = option("", "root folder of the data set (default: the first checkpoint's)")
     split: str = option("val", "part of the data set")
@@ -127,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     files = dict(zip(names if len(set(names)) == len(names) else config.teacher, config.teacher, strict=True))
     if len(files) < len(config.teacher):
         raise UserError("--teacher: the same file twice")
-    teachers = {name: from_checkpoint(path, assisted=True) for name, path in files.items()}
+    teachers = {name: from_checkpoint(path, assisted=True, model=config.model) for name, path in files.items()}
     card = next(iter(teachers.values())).card
     where = config.dataset or card.dataset, config.data or card.data, config.split
     for name, loaded in teachers.items():
