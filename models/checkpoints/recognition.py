@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from models.architectures import build_model, width_names
+from models.architectures import build_model, list_widths
 from models.backbones.stdc import BLOCKS
 from models.checkpoints.card import VALID_FORMS
 from models.checkpoints.formats import FORMATS, Family, translate_network
@@ -126,7 +126,7 @@ def _read_widths(weights: Mapping[str, Tensor], arch: str) -> dict[str, int]:
     """Return the widths of a network from its shapes; 0 for a branch that it does not have."""
     widths = {}
     for name, (key, dimension) in WIDTHS.items():
-        if name in width_names(arch):
+        if name in list_widths(arch):
             widths[name] = weights[key].shape[dimension] if key in weights else 0
     return widths
 
@@ -250,7 +250,7 @@ def read_mmseg_record(content: Mapping[str, Any], config: Mapping[str, Any], sou
     text = text if isinstance(text, str) else ""
     _require_known_settings(text, source)
     align_corners = False
-    if "align_corners" in width_names(config["arch"]):
+    if "align_corners" in list_widths(config["arch"]):
         align_corners = set(re.findall(r"align_corners=(\w+)", text)) == {"True"}
     described = _get_mapping(meta, "dataset_meta")
     num_classes = config["num_classes"]
