@@ -16,8 +16,8 @@ from models.segmentor import Segmentor
 from models.user_networks import UserNetwork, build_user_network, is_user_network
 from utils.errors import UserError, lookup
 
-# Name -> function (backbone, number of classes, widths by keyword) that builds the network. Suffixes mark variants of the
-# papers' networks. The functions of DECODERS take the name of the backbone, because the library builds it.
+# Name -> function (backbone, number of classes, widths by keyword) that builds the network. Suffixes mark variants of
+# the papers' networks. The functions of DECODERS take the name of the backbone, because the library builds it.
 ARCHITECTURES: dict[str, Callable[..., Segmentor]] = {
     "fcn": build_fcn,
     "fcn_torchvision": build_fcn_torchvision,
