@@ -11,7 +11,7 @@ from datasets.base import DatasetSpec, SegmentationDataset, TrainStream
 from datasets.camvid import CAMVID
 from datasets.cityscapes import CITYSCAPES
 from datasets.coco_stuff import COCO_STUFF_10K, COCO_STUFF_164K, COCO_STUFF_164K_182
-from datasets.folder import folder_spec
+from datasets.folder import make_folder_spec
 from datasets.toy import TOY
 from datasets.transforms import AUGMENTATIONS, SCALE_RANGE, list_scales
 from datasets.voc import VOC
@@ -19,7 +19,7 @@ from utils.errors import UserError, lookup, print_note
 from utils.types import Rgb
 
 MAX_NAMES_LISTED = 20  # class names that a message lists
-# The name of a data set -> its spec, or a function that makes the spec from files in the data set's root.
+# Name of a data set -> its spec, or a function that makes the spec from a file in the data set's root folder.
 DATASETS: dict[str, DatasetSpec | Callable[[Path], DatasetSpec]] = {
     "toy": TOY,
     "camvid": CAMVID,
@@ -29,7 +29,7 @@ DATASETS: dict[str, DatasetSpec | Callable[[Path], DatasetSpec]] = {
     "coco_stuff_10k": COCO_STUFF_10K,
     "coco_stuff_164k": COCO_STUFF_164K,
     "coco_stuff_164k_182": COCO_STUFF_164K_182,
-    "folder": folder_spec,
+    "folder": make_folder_spec,
 }
 
 
@@ -63,7 +63,7 @@ def build_dataset(
 
 
 class Data(NamedTuple):
-    """What a training reads."""
+    """The data of a training."""
 
     spec: DatasetSpec
     train: TrainStream  # endless and augmented

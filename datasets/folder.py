@@ -31,7 +31,7 @@ import numpy as np
 
 from datasets.base import DatasetSpec, make_voc_colors
 from datasets.files import read_files
-from datasets.folder_pairs import folder_pairs
+from datasets.folder_pairs import list_folder_pairs
 from datasets.ids import MAX_CLASSES, IdMap
 from utils.errors import UserError, nearest
 from utils.files import is_color, is_list, read_yaml
@@ -41,7 +41,7 @@ FILE = "dataset.yaml"
 KEYS = ("names", "splits", "palette", "ids", "colors", "ignore", "label_suffix", "image_suffix")
 
 
-def folder_spec(root: Path) -> DatasetSpec:
+def make_folder_spec(root: Path) -> DatasetSpec:
     """Make the spec of a data set from the ``dataset.yaml`` in its root.
 
     Raises:
@@ -59,7 +59,7 @@ def folder_spec(root: Path) -> DatasetSpec:
     return DatasetSpec(
         names=tuple(names),
         palette=tuple(tuple(color) for color in _choose_palette(file, names, ids)),
-        pairs=partial(folder_pairs, splits, label_suffix, image_suffix),
+        pairs=partial(list_folder_pairs, splits, label_suffix, image_suffix),
         splits=dict.fromkeys(splits, ()),
         ids=ids,
         read=partial(read_files, indexed=not file.has_colors, colored=bool(ids.colors)),

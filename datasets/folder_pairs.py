@@ -18,7 +18,7 @@ class FolderPair(NamedTuple):
     labels: Path
 
 
-def folder_pairs(
+def list_folder_pairs(
     splits: dict[str, dict[str, str]], label_suffix: str, image_suffix: str, root: Path, split: str
 ) -> list[Pair]:
     """List the images and labels of a split, sorted. A label is listed whether or not its file exists.

@@ -16,8 +16,8 @@ from utils.types import IGNORE_INDEX, Rgb
 Size = tuple[int, int]  # height, width
 
 SCALE_RANGE = (0.5, 2.0)  # in CIRKD, LAD and MMSegmentation
-# A part of an image begins at a multiple of 20 pixels. Times a scale in tenths, that is an even number, so that the
-# resized part is rounded to pixels as the resized image is.
+# The part of an image that is resized begins at a multiple of 20 pixels. 20 times a scale in tenths is an even number, so
+# that the positions in the resized part are rounded in the same way as in the whole resized image.
 PART_STEP = 20
 # MMSegmentation draws a crop again, up to 10 times, while one class has 75 % or more of its labelled pixels.
 MAX_CLASS_SHARE = 0.75
@@ -41,8 +41,10 @@ def list_scales(lowest: float, highest: float) -> tuple[float, ...]:
 def resize_window(image: np.ndarray, label: np.ndarray, scale: float, top: int, left: int, size: Size) -> Arrays:
     """Return the window ``[top : top + h, left : left + w]`` of the resized pair, without resizing the rest.
 
-    The result is that of ``cv2.resize`` on everything: the image bilinear, equal to one grey level, and the label
-    nearest, exactly equal. scale: in tenths. size: height and width of the window.
+    The result is that of ``cv2.resize`` on the whole pair. The image is resized bilinearly and may differ by one grey
+    level. The label takes the nearest neighbour and is exactly equal.
+
+    scale: a multiple of 0.1. size: height and width of the window.
     """
     rows = _plan_part(top, size[0], label.shape[0], scale)
     columns = _plan_part(left, size[1], label.shape[1], scale)
@@ -63,9 +65,9 @@ class _Part(NamedTuple):
 
 
 def _plan_part(first: int, count: int, side: int, scale: float) -> _Part:
-    """Choose the rows (or columns) of an image that rows ``first`` to ``first + count`` of the resized image need.
+    """Choose the rows of an image that the rows ``first`` to ``first + count`` of the resized image need.
 
-    side: number of rows of the image.
+    Columns are chosen in the same way. side: number of rows of the image.
     """
     start = max(0, int(first / scale) - 2) // PART_STEP * PART_STEP
     stop = min(side, math.ceil((first + count) / scale) + 2)

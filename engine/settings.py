@@ -19,7 +19,7 @@ from datasets.base import DatasetSpec
 from engine.protocol import Protocol
 from engine.run_name import make_run_name
 from models.architectures import ARCHITECTURES
-from models.checkpoints.imagenet import implied_settings
+from models.checkpoints.imagenet import get_implied_settings
 from utils.errors import UserError, lookup, nearest
 from utils.files import read_yaml, write_text
 from utils.options import COMPUTING, NOTHING, REQUIRED, RESULT, convert, flag_of, list_marked, option, parse_flags
@@ -280,7 +280,7 @@ def parse_settings(
     flags = parse_flags(config_class, description, argv)
     role, recipe = choose_recipe(role, flags, recipes)
     given = {**dataclasses.asdict(config_class()), **recipe, **flags}
-    usual = {**recipe, **implied_settings(given)}
+    usual = {**recipe, **get_implied_settings(given)}
     settings = config_class(**{**usual, **flags})
     require_values(settings, usual, flags)
     settings = settle_code_strength(settings, flags)

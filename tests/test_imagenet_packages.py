@@ -14,7 +14,7 @@ import train_teacher
 from models import build_model
 from models.checkpoints import imagenet, reading
 from models.checkpoints.formats import translate_backbone
-from models.checkpoints.imagenet import implied_settings, own_pixels
+from models.checkpoints.imagenet import get_implied_settings, get_required_pixels
 from models.checkpoints.loading import from_checkpoint, initialise
 from utils.errors import UserError
 from utils.pixels import CONVENTIONS
@@ -94,11 +94,13 @@ def test_a_backbone_that_timm_wraps_takes_its_weights():
 
 def test_the_run_takes_the_weights_own_pixels():
     start = {"pretrained_base": "package", "backbone": LITE0}
-    assert implied_settings(start) == {"pixels": "inception"}
-    assert implied_settings(start | {"pretrained_base": "timm"}) == {"pixels": "inception"}
-    assert implied_settings(start | {"pretrained_base": ""}) == {}
-    assert implied_settings(start | {"backbone": "resnet18"}) == {}  # the releases start BGR networks from RGB weights
-    assert own_pixels("stdc1") == own_pixels("no such network") == ""
+    assert get_implied_settings(start) == {"pixels": "inception"}
+    assert get_implied_settings(start | {"pretrained_base": "timm"}) == {"pixels": "inception"}
+    assert get_implied_settings(start | {"pretrained_base": ""}) == {}
+    assert (
+        get_implied_settings(start | {"backbone": "resnet18"}) == {}
+    )  # the releases start BGR networks from RGB weights
+    assert get_required_pixels("stdc1") == get_required_pixels("no such network") == ""
 
 
 TINY = ["--recipe", "toy", "--model", "stdc", "--backbone", LITE0, "--crop-size", "32", "32", "--batch-size", "2"]

@@ -37,7 +37,7 @@ PREFIXES = (
 PACKAGE_MARKER = "_conv_stem.weight"  # a key of the packages' files
 
 
-def own_pixels(backbone: str) -> str:
+def get_required_pixels(backbone: str) -> str:
     """Return "inception" if a backbone's ImageNet weights need that pixel convention, else "".
 
     Weights for ImageNet's mean and deviation do not force a convention: LAD and CIRKD start BGR networks from them.
@@ -55,11 +55,11 @@ def own_pixels(backbone: str) -> str:
     return "inception" if mean == inception.mean and std == inception.std else ""
 
 
-def implied_settings(settings: Mapping[str, Any]) -> dict[str, str]:
+def get_implied_settings(settings: Mapping[str, Any]) -> dict[str, str]:
     """Return the settings that follow from others: the pixel convention of a package's or timm's weights."""
     if settings["pretrained_base"] not in ("package", "timm"):
         return {}
-    pixels = own_pixels(settings["backbone"])
+    pixels = get_required_pixels(settings["backbone"])
     return {"pixels": pixels} if pixels else {}
 
 
@@ -75,10 +75,10 @@ def load_base(model: Segmentor, pretrained_base: str, pixels: str) -> None:
     """
     source = f"--pretrained-base {pretrained_base}"
     weights = _read_base_weights(model, pretrained_base, source)
-    needed = own_pixels(model.config["backbone"])
-    is_for_needed = pretrained_base in ("package", "timm") or PACKAGE_MARKER in weights
-    if needed not in ("", pixels) and is_for_needed:
-        raise UserError(f"{source} was trained on other pixels: use --pixels {needed}, not {pixels}")
+    required = get_required_pixels(model.config["backbone"])
+    is_for_required = pretrained_base in ("package", "timm") or PACKAGE_MARKER in weights
+    if required not in ("", pixels) and is_for_required:
+        raise UserError(f"{source} was trained on other pixels: use --pixels {required}, not {pixels}")
     encoder = get_encoder(model)
     checkpoint.load_weights(encoder, convert_backbone_weights(weights, encoder, source), source)
 

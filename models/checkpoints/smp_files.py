@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from models.architectures.smp import DECODERS, OWN_PREFIX, get_library_class, list_decoder_options
-from models.checkpoints.imagenet import own_pixels
+from models.checkpoints.imagenet import get_required_pixels
 from models.checkpoints.keys import Table, rename
 from utils.errors import UserError, lookup
 
@@ -105,7 +105,7 @@ def assume_pixels(backbone: str) -> str:
     """Return the convention of the encoder's ImageNet weights, which the library's preprocessing follows."""
     if backbone.startswith(OWN_PREFIX):
         return "inception" if backbone.removeprefix(OWN_PREFIX).startswith(INCEPTION) else "imagenet"
-    return own_pixels(backbone) or "imagenet"
+    return get_required_pixels(backbone) or "imagenet"
 
 
 def _recognise_architecture(weights: Mapping[str, Tensor], saved: Mapping[str, Any], source: str) -> str:
