@@ -16,8 +16,8 @@ from utils.types import IGNORE_INDEX, Rgb
 Size = tuple[int, int]  # height, width
 
 SCALE_RANGE = (0.5, 2.0)  # in CIRKD, LAD and MMSegmentation
-# The part of an image that is resized begins at a multiple of 20 pixels. 20 times a scale in tenths is an even number, so
-# that the positions in the resized part are rounded in the same way as in the whole resized image.
+# The part of an image that is resized begins at a multiple of 20 pixels. 20 times a scale in tenths is an even number,
+# so that the positions in the resized part are rounded in the same way as in the whole resized image.
 PART_STEP = 20
 # MMSegmentation draws a crop again, up to 10 times, while one class has 75 % or more of its labelled pixels.
 MAX_CLASS_SHARE = 0.75

@@ -76,8 +76,9 @@ def load_base(model: Segmentor, pretrained_base: str, pixels: str) -> None:
     source = f"--pretrained-base {pretrained_base}"
     weights = _read_base_weights(model, pretrained_base, source)
     required = get_required_pixels(model.config["backbone"])
-    is_for_required = pretrained_base in ("package", "timm") or PACKAGE_MARKER in weights
-    if required not in ("", pixels) and is_for_required:
+    # a file of another origin may have been trained on other pixels than timm's weights of that name
+    have_timm_pixels = pretrained_base in ("package", "timm") or PACKAGE_MARKER in weights
+    if have_timm_pixels and required not in ("", pixels):
         raise UserError(f"{source} was trained on other pixels: use --pixels {required}, not {pixels}")
     encoder = get_encoder(model)
     checkpoint.load_weights(encoder, convert_backbone_weights(weights, encoder, source), source)
