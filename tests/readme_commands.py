@@ -17,7 +17,21 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-PAGES = ("README.md", "docs/train.md", "docs/evaluate.md", "docs/own_data.md", "docs/deploy.md")
+# in this order: a page may use what an earlier one has made
+PAGES = (
+    "README.md",
+    "docs/train.md",
+    "docs/evaluate.md",
+    "docs/datasets.md",
+    "docs/own_data.md",
+    "docs/deploy.md",
+    "docs/losses.md",
+    "docs/networks.md",
+    "docs/reproduce.md",
+    "docs/results_guide.md",
+    "docs/reliability.md",
+    "docs/contributing.md",
+)
 SMALL = {
     "TRAIN_FLAGS": "--max-iterations 2 --batch-size 4 --crop-size 64 64 --workers 0",
     "PYTEST_ADDOPTS": "-k layering",
@@ -25,6 +39,7 @@ SMALL = {
     "OMP_NUM_THREADS": "1",
 }
 DOWNLOADED = {"download_checkpoints.py cirkd_resnet18_imagenet": "checkpoints/resnet18-imagenet.pth"}
+LEFT_OUT = (*DOWNLOADED, "prepare.py voc")  # parts of commands that need what cannot be brought
 
 
 def commands(readme: Path) -> list[str]:
@@ -52,6 +67,8 @@ def bring(folder: Path) -> None:
             mask.parent.mkdir(parents=True, exist_ok=True)
             colors = np.array([[0, 0, 0], [128, 0, 0], [0, 128, 0]], np.uint8)
             Image.fromarray(colors[trees.draw(range(3), i)]).save(mask)
+    page = (ROOT / "docs/networks.md").read_text(encoding="utf-8")
+    (folder / "my_networks.py").write_text(page.partition("```python\n")[2].partition("```")[0])
     backbone = build_model("fcn", "resnet18_v1s", 2).backbone
     for file in DOWNLOADED.values():
         torch.save(backbone.state_dict(), folder / file)
@@ -69,7 +86,7 @@ def main() -> int:
             (clone / ".venv").symlink_to(options.environment.resolve())
         bring(clone)
         lines = [line for page in PAGES for line in commands(clone / page)]
-        ran = [line for line in lines if not any(text in line for text in DOWNLOADED)]
+        ran = [line for line in lines if not any(text in line for text in LEFT_OUT)]
         script = "set -e\n" + "\n".join(f"printf '%s\\n' {'$ ' + line!r}\n{line}" for line in ran)
         environment = {"HOME": os.environ["HOME"], "PATH": "/usr/local/bin:/usr/bin:/bin", **SMALL}
         status = subprocess.run(["bash", "-c", script], cwd=clone, env=environment, check=False).returncode

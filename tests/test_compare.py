@@ -13,7 +13,7 @@ from PIL import Image
 from datasets import build_dataset
 from engine.metrics import Metrics
 from scripts.study import compare
-from scripts.study.analysis import charts, gained_lost, style
+from scripts.study.analysis import charts, gained_lost, page, report, style
 from scripts.study.analysis.groups import read_groups
 from scripts.study.analysis.paired import align, bootstrap
 from scripts.study.analysis.runs import miou, read_run
@@ -201,11 +201,10 @@ def test_the_comparison(tmp_path, capsys):
     assert rows["plain", "best", "valida"]["miou"] == [0.5]
     text = (out / "compare.md").read_text()
     mean, std = np.mean(base["miou"]), np.std(base["miou"], ddof=1)
-    assert f"| base | last | 2 | {100 * mean:.2f} ± {100 * std:.2f} |" in text
-    assert "(n 30)" in text
+    assert f"| base | 2 | {100 * mean:.2f} ± {100 * std:.2f} | - | - |" in text
     paired, spread = 50 * (one + two), 100 * abs(one - two) / 2**0.5
-    assert f"| {paired:+.2f} ± {spread:.2f} (n 2) | {lad['p_over_seeds']:.2g} |" in text
-    assert "| teacher (LABEL-ASSISTED) | last | 1 |" in text  # next to the students, but no gain over them
+    assert f"| {paired:+.2f} ± {spread:.2f} | {lad['p_over_seeds']:.2g} |" in text
+    assert "| teacher (LABEL-ASSISTED) | 1 |" in text  # next to the students, but no gain over them
     assert "gain" not in rows["teacher", "last", "single"]
     assert "teacher, last, single scale, whole image: no gain: reads the label" in text
     assert "plain: no JSON of eval.py: scores are those of the training log" in text
@@ -336,6 +335,22 @@ def test_smoothing_keeps_constants_and_means():
     assert np.ptp(charts._smooth(np.tile([0.0, 1.0], 100))) < 0.3
 
 
+def test_a_gain_where_seeds_are_not_the_same():
+    row = {"miou": [0.5, 0.6], "gain": 0.05, "gain_by_seed": {0: 0.04}}
+    assert report.describe_gain(row) == "+4.00 (seeds in common: 1)"
+    assert report.describe_gain(row | {"gain_by_seed": {}}) == "+5.00 (no seed in common)"
+    assert report.describe_gain({"miou": [0.5]}) == "-"
+
+
+def test_many_pictures_are_folded_away(tmp_path):
+    style.save_figure(plt.figure(), tmp_path / "a.png")
+    picture = page.Picture(tmp_path / "a.png", "a < b")
+    assert "<details>" not in page.show_pictures([picture] * page.FOLDED_FROM)
+    folded = page.show_pictures([picture] * (page.FOLDED_FROM + 1))
+    assert "<summary>5 pictures</summary>" in folded
+    assert folded.count("<figcaption>a &lt; b</figcaption>") == 5
+
+
 def test_one_page_holds_everything(tmp_path):
     names = ("base <b>-0", "lad-0", "base <b>-1", "lad-1")
     runs = [make_run(tmp_path / n, i // 2, make_areas(seed=i), lr=0.1 + i % 2) for i, n in enumerate(names)]
@@ -344,16 +359,23 @@ def test_one_page_holds_everything(tmp_path):
     target = tmp_path / "new/page.html"
     flags = [*runs, "--baseline", "base <b>", "--output", str(tmp_path / "out"), "--html", str(target)]
     compare.main([*flags, "--samples", "100"])
-    page = target.read_text()
-    headings = re.findall("<h2[^>]*>(.*?)</h2>", page)
+    content = target.read_text()
+    headings = re.findall("<h2[^>]*>(.*?)</h2>", content)
     assert headings[0] == "toy val, last checkpoint, single scale, whole image"
     assert {"Training curves", "IoU by class", "Confusions", "Robustness of the teachers", "Left out"} <= set(headings)
-    assert len(set(headings)) == len(headings) == page.count('<a href="#s')
-    pictures = sorted(re.findall('<img alt="(.*?)" src="data:image/png;base64,', page))
+    assert len(set(headings)) == len(headings) == content.count('<a href="#s')
+    pictures = sorted(re.findall('<img alt="(.*?)" src="data:image/png;base64,', content))
+    captions = re.findall("<figcaption>(.*?)</figcaption>", content)
+    assert len(captions) == len(pictures)
+    assert "lad-1 has 45.00 ± 7.07 % mIoU with its label and 45.00 ± 7.07 % with a plane of zeros." in captions
+    classes = next(caption for caption in captions if caption.startswith("IoU of each class"))
+    scores = json.loads((tmp_path / "out/compare.json").read_text())["rows"]
+    gain = next(row["gain"] for row in scores if row["group"] == "lad" and row["view"]["checkpoint"] == "last")
+    assert f"lad has {100 * gain:+.1f} points of mIoU over base &lt;b&gt;" in classes
     assert pictures == sorted(path.stem for path in (tmp_path / "out").glob("*.png"))
-    assert "<td>base &lt;b&gt;</td>" in page
-    assert "<b>" not in page
-    assert not re.findall(r"(?:src|href)=\"(?!data:|#)", page)  # nothing else is fetched
+    assert "<td>base &lt;b&gt;</td>" in content
+    assert "<b>" not in content
+    assert not re.findall(r"(?:src|href)=\"(?!data:|#)", content)  # nothing else is fetched
     (tmp_path / "lad-1/robustness.json").write_text("{}")
     with pytest.raises(UserError, match=r"lad-1/robustness.json is not what teacher_robustness.py writes: KeyError"):
         compare.main([*flags, "--samples", "100"])

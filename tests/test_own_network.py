@@ -21,7 +21,7 @@ from tests.test_engine import records
 from utils import checkpoint
 from utils.errors import UserError
 
-README = Path(__file__).resolve().parent.parent / "models/README.md"
+README = Path(__file__).resolve().parent.parent / "docs/networks.md"
 SOURCE = README.read_text(encoding="utf-8").partition("## Your own network")[2].partition("```python\n")[2]
 SOURCE = SOURCE.partition("```")[0]
 NETWORKS = """

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import re
 import shlex
 from itertools import pairwise
 
@@ -58,6 +59,16 @@ def test_a_command_parses_and_its_files_exist(readme, line):
     for word in words:
         if "/" in word and word not in produced and not word.startswith(BROUGHT):
             assert (ROOT / word).exists(), f"{readme}: {word}"
+
+
+@pytest.mark.parametrize("page", ["method.md", "layout.md"])
+def test_names_that_a_page_places_in_a_file_are_there(page):
+    places = re.findall(r"`([\w.]+)` in \[?`?([\w/]+\.py)", (ROOT / "docs" / page).read_text(encoding="utf-8"))
+    assert places
+    for name, file in places:
+        text = (ROOT / file).read_text(encoding="utf-8")
+        for part in name.split("."):
+            assert re.search(rf"^ *(def|class) {part}\b|^{part}\b.* = ", text, re.M), f"{name} in {file}"
 
 
 def test_the_readme_is_short_and_has_commands():

@@ -10,6 +10,9 @@ from tests.conftest import ROOT
 from tests.test_compare import make_areas, make_run
 from utils.errors import UserError
 
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES += [ROOT / f"{room}/README.md" for room in ("results", "checkpoints", "losses", "models")]
+MOST_COLUMNS = 5
 EXPERIMENT = """
 columns: [network]
 source: a paper
@@ -33,8 +36,8 @@ def test_a_published_table_has_what_was_printed_and_what_was_run(tmp_path):
     lines = results_table.rewrite(text, tmp_path, ".").splitlines()
     assert (lines[0], lines[-1]) == ("x", "y")
     ours = spread([float(miou(areas.sum(0))) for areas in quality.values()])
-    assert f"| first | 75.00 | {ours} | not run | 2 | `a` | [0, 1](./t.zip) |" in lines
-    assert "| second | - | not run | not run | 0 | `b` | - |" in lines
+    assert f"| first | 75.00 | {ours} (2) | not run | [`a`](./t.zip) |" in lines
+    assert "| second | none | not run | not run | `b` |" in lines
     assert len(lines) == 8
     assert results_table.rewrite("\n".join(lines), tmp_path, ".").splitlines() == lines
 
@@ -65,12 +68,23 @@ def test_the_readmes_show_what_the_results_hold(command, readme):
     command("scripts/study/results_table.py", "--readme", readme, "--check")
 
 
-@pytest.mark.parametrize("readme", ["README.md", "results/README.md"])
-def test_files_that_the_readmes_link_are_there(readme):
-    text = (ROOT / readme).read_text(encoding="utf-8")
-    linked = re.findall(r"\]\((?!https?:)([^)#]+)", text)
-    assert linked
-    assert not [path for path in linked if not (ROOT / readme).parent.joinpath(path).exists()]
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_a_table_has_at_most_five_columns_of_a_heading_each(page):
+    for table in re.findall(r"(?:^\|.*\n)+", page.read_text(encoding="utf-8"), re.M):
+        widths = {len(re.split(r"(?<!\\)\|", line.strip())) - 2 for line in table.splitlines()}
+        assert len(widths) == 1, f"rows of different lengths below {table.splitlines()[0]}"
+        assert max(widths) <= MOST_COLUMNS, table.splitlines()[0]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_files_and_headings_that_a_page_links_are_there(page):
+    for path, heading in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", page.read_text(encoding="utf-8")):
+        target = page.parent / path if path else page
+        assert target.exists(), f"{page}: {path}"
+        if heading:
+            titles = re.findall(r"^#+ (.*)", target.read_text(encoding="utf-8"), re.M)
+            anchors = [re.sub(r"[^\w\- ]", "", title).lower().replace(" ", "-") for title in titles]
+            assert heading in anchors, f"{page}: {path}#{heading}"
 
 
 def test_results_hold_few_files():

@@ -26,7 +26,14 @@ from scripts.study.analysis import charts, page, style
 from scripts.study.analysis.charts import Groups
 from scripts.study.analysis.groups import read_groups
 from scripts.study.analysis.paired import align, bootstrap, p_over_seeds
-from scripts.study.analysis.report import change_pictures, confusions, file_name, report, robustness_pictures
+from scripts.study.analysis.report import (
+    change_pictures,
+    confusions,
+    describe_pictures,
+    file_name,
+    report,
+    robustness_pictures,
+)
 from scripts.study.analysis.runs import View
 from utils.errors import UserError, lookup, run_main
 from utils.options import option, parse_flags
@@ -125,13 +132,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     style.save_text(text, output / "compare.md")
     if config.html:
         pictures = {
-            "Training curves": ["curves.png"] if curves else [],
             "IoU by class": ["per_class.png"],
+            "Training curves": ["curves.png"] if curves else [],
             "Pixels gained and lost": [f"gained_lost-{file_name(name)}.png" for name in shares],
             "Confusions": [f"confusion-{file_name(name)}.png" for name in named],
-            "Robustness of the teachers": [path.name for path in robustness_pictures(groups, output)],
         }
-        shown = {heading: [output / name for name in names] for heading, names in pictures.items()}
+        captions = describe_pictures(result, groups, views[0])
+        of_teachers = robustness_pictures(groups, output)
+        pictures["Robustness of the teachers"] = list(of_teachers)
+        captions |= of_teachers
+        shown = {
+            heading: [page.Picture(output / name, captions[name]) for name in names]
+            for heading, names in pictures.items()
+        }
         style.save_text(page.html(text, shown), Path(config.html).expanduser())
     print(text)
 

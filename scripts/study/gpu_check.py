@@ -5,7 +5,7 @@
 
 Training runs a teacher and a student on the built-in data, on the GPU and on the CPU: in float32 and without random
 numbers of the device (label noise, dropout), so that the first losses are equal to rounding. The result is one JSON
-file, and rows for the table of scripts/study/README.md. The status is 1 where something failed or does not agree.
+file, and rows for the table of docs/speed.md. The status is 1 where something failed or does not agree.
 """
 
 import json

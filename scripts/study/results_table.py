@@ -90,11 +90,11 @@ def make_files_table(files: list[Path]) -> Table:
     for file in files:
         result = read(file, KINDS.keys() - {"checkpoint", "iou"})
         seen = "image + label (LABEL-ASSISTED)" if result["label_assisted"] else "image"
+        network = f"{result['model']['arch']} on {result['model']['backbone']}, {result['iteration']} iterations"
         where = f"{result['dataset']} {result['split']}, {result['images']} images, {result['protocol']}"
-        network = f"{result['model']['arch']} {result['model']['backbone']}"
         scores = [percent(result[key]) for key in ("miou", "pixel_accuracy")]
-        rows.append([file.parent.name, network, seen, str(result["iteration"]), *scores, where])
-    return ["run", "network", "input", "iterations", "mIoU %", "pixel accuracy %", "protocol"], rows
+        rows.append([file.parent.name, seen, *scores, f"{network}; {where}"])
+    return ["run", "input", "mIoU %", "pixel accuracy %", "network and protocol"], rows
 
 
 def rewrite(text: str, results: Path, link: str = "results") -> str:

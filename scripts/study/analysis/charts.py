@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from scripts.study.analysis.runs import Run, View
-from scripts.study.analysis.style import color, wrap
+from scripts.study.analysis.style import color, line, wrap
 
 MAX_BARS, MAX_CELLS, ANNOTATED = 40, 40, 15  # classes that still read well
 NOT_A_TERM = {"event", "iteration", "images_per_second", "cpu_seconds", "memory_gb"}
@@ -67,7 +67,9 @@ def training_curves(groups: Groups) -> Figure | None:
     """
     runs = list(chain.from_iterable(groups.values()))
     terms = chain.from_iterable(r for run in runs for r in run.curves.get("train", ()))
-    panels = ["val", *dict.fromkeys(term for term in terms if term not in NOT_A_TERM)]
+    # a weighted term has the shape of the term itself
+    drawn = (term for term in terms if term not in NOT_A_TERM and not term.endswith("_weighted"))
+    panels = ["val", *dict.fromkeys(drawn)]
     if len(panels) == 1:
         return None
     columns = min(3, len(panels))
@@ -78,13 +80,14 @@ def training_curves(groups: Groups) -> Figure | None:
             event, key, scale = ("val", "miou", 100) if panel == "val" else ("train", panel, 1)
             records = [[r for r in run.curves.get(event, ()) if r.get(key) is not None] for run in members]
             series = [{r["iteration"]: scale * r[key] for r in found} for found in records if found]
-            _band(axis, series, name, color(i), smooth=panel not in ("val", "lr"))
+            _band(axis, series, name, color(i), line(i), smooth=panel not in ("val", "lr"))
         title = "validation mIoU %" if panel == "val" else f"training: {panel}"
         axis.set(title=title, xlabel="iteration", xlim=(0, None))
         axis.grid(color="0.92")
-        values = np.concatenate([line.get_ydata() for line in axis.lines]) if axis.lines else np.zeros(0)
+        values = np.concatenate([curve.get_ydata() for curve in axis.lines]) if axis.lines else np.zeros(0)
         if len(values) and values.min() > 0 and values.max() > 30 * values.min() and panel != "lr":
             axis.set_yscale("log")
+            axis.yaxis.set_major_formatter("{x:g}")  # matplotlib's own needs math text, which is off
     for axis in axes.flat[len(panels) :]:
         axis.remove()
     handles = {h.get_label(): h for axis in figure.axes for h in axis.get_legend_handles_labels()[0]}
@@ -92,8 +95,8 @@ def training_curves(groups: Groups) -> Figure | None:
     return figure
 
 
-def _band(axis: plt.Axes, series: list[dict[int, float]], name: str, tint: str, smooth: bool) -> None:
-    """series: values by iteration, of each run."""
+def _band(axis: plt.Axes, series: list[dict[int, float]], name: str, tint: str, dashes: str, smooth: bool) -> None:
+    """Draw the mean of a group and the range of its runs. series: values by iteration, of each run."""
     common = sorted(set.intersection(*map(set, series))) if series else []
     if not common:
         return
@@ -105,7 +108,7 @@ def _band(axis: plt.Axes, series: list[dict[int, float]], name: str, tint: str, 
         axis.plot(common, table[0], color=tint, alpha=0.25, linewidth=0.8)
     label = wrap(name if len(series) == 1 else f"{name} (mean and range of {len(series)} seeds)", 48)
     marker = "." if len(common) < 15 else None
-    axis.plot(common, lines.mean(0), color=tint, linewidth=1.6, label=label, marker=marker)
+    axis.plot(common, lines.mean(0), color=tint, linestyle=dashes, linewidth=1.6, label=label, marker=marker)
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:

@@ -5,8 +5,19 @@ import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
+from typing import NamedTuple
 
 from markdown import markdown
+
+FOLDED_FROM = 4  # pictures below one heading
+
+
+class Picture(NamedTuple):
+    """A PNG file, and what is to be seen in it."""
+
+    path: Path
+    caption: str
+
 
 PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -15,11 +26,12 @@ PAGE = """<!doctype html>
 body {{ font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1100px; margin: 2rem auto; padding: 0 1rem; }}
 nav a {{ margin-right: 1.2em; }}
 h2 {{ margin-top: 2.2em; border-bottom: 1px solid #ddd; }}
-table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; display: block; overflow-x: auto; }}
-th, td {{ padding: .25em .8em; text-align: right; border-bottom: 1px solid #eee; }}
-th:first-child, td:first-child {{ text-align: left; min-width: 14em; overflow-wrap: anywhere; }}
-th {{ white-space: nowrap; }}
-img {{ max-width: 100%; height: auto; display: block; margin: 1em 0; }}
+table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
+th, td {{ padding: .25em .8em; text-align: left; vertical-align: top; border-bottom: 1px solid #eee; }}
+th:first-child, td:first-child {{ min-width: 14em; overflow-wrap: anywhere; }}
+figure {{ margin: 1.5em 0; }}
+img {{ max-width: 100%; height: auto; display: block; }}
+figcaption {{ margin-top: .4em; max-width: 50em; }}
 </style>
 <h1>{title}</h1>
 <nav>{links}</nav>
@@ -28,10 +40,10 @@ img {{ max-width: 100%; height: auto; display: block; margin: 1em 0; }}
 """
 
 
-def html(text: str, pictures: Mapping[str, Sequence[Path]]) -> str:
-    """The page of a report in markdown (headings, tables, lists, paragraphs), with PNG files below each heading.
+def html(text: str, pictures: Mapping[str, Sequence[Picture]]) -> str:
+    """Return the page of a report in markdown (headings, tables, lists, paragraphs), with pictures below its headings.
 
-    Headings of ``pictures`` that the report lacks come after its first section; its own keep their places.
+    pictures: by heading. Headings that the report lacks come after its scores; its own keep their places.
     """
     title, *sections = re.split(r"^##? ", text.strip(), flags=re.MULTILINE)[1:]
     texts = {head.strip(): body for head, _, body in (section.partition("\n") for section in sections)}
@@ -40,13 +52,23 @@ def html(text: str, pictures: Mapping[str, Sequence[Path]]) -> str:
     order = [*scores, *(head for head in pictures if pictures[head]), *parts]
     body, links = [], []
     for number, head in enumerate(dict.fromkeys(order)):
-        links.append(f'<a href="#s{number}">{escape(head.partition(" (")[0])}</a>')
+        links.append(f'<a href="#s{number}">{escape(head)}</a>')
         body.append(f'<h2 id="s{number}">{escape(head)}</h2>')
         body.append(parts.get(head, ""))
-        body += map(_image, pictures.get(head, ()))
+        body.append(show_pictures(pictures.get(head, ())))
     return PAGE.format(title=escape(title.strip()), links="\n".join(links), body="\n".join(body))
 
 
-def _image(path: Path) -> str:
-    data = base64.b64encode(path.read_bytes()).decode()
-    return f'<img alt="{escape(path.stem)}" src="data:image/png;base64,{data}">'
+def show_pictures(pictures: Sequence[Picture]) -> str:
+    """Return the HTML of the pictures below a heading. Many are folded away behind a line to click."""
+    shown = "\n".join(map(show_picture, pictures))
+    if len(pictures) <= FOLDED_FROM:
+        return shown
+    return f"<details><summary>{len(pictures)} pictures</summary>\n{shown}\n</details>"
+
+
+def show_picture(picture: Picture) -> str:
+    """Return the HTML of a picture with its caption. The file's content becomes a part of the page."""
+    data = base64.b64encode(picture.path.read_bytes()).decode()
+    image = f'<img alt="{escape(picture.path.stem)}" src="data:image/png;base64,{data}">'
+    return f"<figure>{image}<figcaption>{escape(picture.caption)}</figcaption></figure>"

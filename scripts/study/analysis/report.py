@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import numpy as np
@@ -10,53 +11,117 @@ import numpy as np
 from datasets import build_dataset
 from scripts.study.analysis import charts, gained_lost, robustness, style
 from scripts.study.analysis.charts import Groups
-from scripts.study.analysis.runs import View
+from scripts.study.analysis.runs import Run, View
 from utils.errors import UserError
+
+CONFUSIONS_SHOWN = 3  # of a group
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    header = ["group", "checkpoint", "n", "mIoU %", "pixel accuracy %", "gain", "by seed", "p (seeds)"]
-    header += ["95 % interval (images)", "p (images)"]
+    """Return the table of one view in markdown: a row a group of runs."""
     lines = []
-    for r in rows:
-        name = r["group"] + (" (LABEL-ASSISTED)" if r["label_assisted"] else "")
-        accuracy = style.spread(r["pixel_accuracy"]) if r["pixel_accuracy"] else "-"
-        cells = [name, r["view"]["checkpoint"], str(len(r["miou"])), style.spread(r["miou"]), accuracy]
-        cells.append(f"{100 * r['gain']:+.2f}" if "gain" in r else "-")
-        paired, p = list(r.get("gain_by_seed", {}).values()), r.get("p_over_seeds")
-        cells += [f"{style.spread(paired, '+')} (n {len(paired)})" if paired else "-", "-" if p is None else f"{p:.2g}"]
-        if test := r.get("test"):
-            cells.append(f"{100 * test['low']:+.2f} .. {100 * test['high']:+.2f} (n {test['images']})")
-            cells.append(f"{test['p']:.2g}")
-        lines.append(cells + ["-"] * (len(header) - len(cells)))
-    return style.markdown(header, lines)
+    for row in rows:
+        name = row["group"] + (" (LABEL-ASSISTED)" if row["label_assisted"] else "")
+        seeds = len(row["miou"])
+        p = row.get("p_over_seeds")
+        lines.append(
+            [name, str(seeds), style.spread(row["miou"]), describe_gain(row), "-" if p is None else f"{p:.2g}"]
+        )
+    return style.markdown(["group", "seeds", "mIoU %", "gain", "p over seeds"], lines)
+
+
+def describe_gain(row: dict[str, Any]) -> str:
+    """Return a group's gain in points: seed by seed where seeds are shared, else the difference of the means."""
+    if "gain" not in row:
+        return "-"
+    paired = list(row["gain_by_seed"].values())
+    if not paired:
+        return f"{100 * row['gain']:+.2f} (no seed in common)"
+    shared = "" if len(paired) == len(row["miou"]) else f" (seeds in common: {len(paired)})"
+    return style.spread(paired, "+") + shared
 
 
 def report(result: dict[str, Any], views: Sequence[View], samples: int) -> str:
-    """compare.md."""
+    """Return the content of compare.md: a table a view, changes, confusions, and what was left out."""
     parts, baseline = ["# Comparison of runs\n"], result["baseline"]
     for view in views:
         text = table([row for row in result["rows"] if row["view"] == view._asdict()])
         parts.append(f"## {view.dataset} {view.split}, {view.checkpoint} checkpoint, {view.protocol}\n\n{text}")
-    parts.append("mIoU: mean ± standard deviation over n runs, in percent.")
+    parts.append("mIoU: mean ± standard deviation over the seeds, in percent.")
     if baseline:
         parts.append(
-            f"Gain: mean mIoU minus that of {baseline}, in points; by seed: the same of the seeds that both have, "
-            "mean ± standard deviation, and p of a paired t-test: what another seed could change. Interval and p over "
-            f"images: paired bootstrap ({samples} resamples, two-sided): what another choice of images could."
+            f"Gain: mIoU minus that of {baseline}, in points, mean ± standard deviation over the seeds that both have. "
+            "p: two-sided paired t-test over these seeds; a small p says that the choice of the seed alone would "
+            "rarely make such a gain. compare.json also has an interval over images "
+            f"(paired bootstrap, {samples} resamples), which says nothing about other seeds."
         )
     if result["gained_lost"]:
         kinds, cells = list(gained_lost.CHANGES)[:4], []
         for name, found in result["gained_lost"].items():
-            cells.append([name, f"{found['run']} / {found['baseline']}", *(style.percent(found[k]) for k in kinds)])
-        header = ["group", "runs", *(f"{kind} %" for kind in kinds)]
+            cells.append([name, *(style.percent(found[kind]) for kind in kinds)])
+        header = ["group", *(f"{kind} %" for kind in kinds)]
         parts.append("## Pixels gained and lost\n\n" + style.markdown(header, cells))
-    for name, pairs in result["top_confusions"].items():
-        lines = [f"- {p['label']} taken for {p['prediction']}: {style.percent(p['share'], 1)} %" for p in pairs]
-        parts.append(f"## Largest confusions of {name} (share of the label's pixels)\n\n" + "\n".join(lines))
+    if result["top_confusions"]:
+        cells = [[name, describe_confusions(pairs)] for name, pairs in result["top_confusions"].items()]
+        parts.append("## Confusions\n\n" + style.markdown(["group", "largest, in % of the label's pixels"], cells))
     if result["notes"]:
         parts.append("## Left out\n\n" + "\n".join(f"- {note}" for note in result["notes"]))
     return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
+
+
+def describe_confusions(pairs: Sequence[dict[str, Any]]) -> str:
+    """Return the largest confusions of a group in words. pairs: of ``charts.top_confusions``."""
+    shown = pairs[:CONFUSIONS_SHOWN]
+    return "; ".join(f"{p['label']} taken for {p['prediction']} {style.percent(p['share'], 1)}" for p in shown)
+
+
+def describe_pictures(result: dict[str, Any], groups: Groups, view: View) -> dict[str, str]:
+    """Return a caption for each picture of the page that says what is to be seen, by the file's name."""
+    captions = {
+        "curves.png": "Validation mIoU and the terms of the training loss. A line is the mean over the seeds of a "
+        "group, the band their range; training terms are smoothed.",
+        "per_class.png": describe_classes(result, groups, view),
+    }
+    for name, found in result["gained_lost"].items():
+        captions[f"gained_lost-{file_name(name)}.png"] = (
+            f"{name} is right where {result['baseline']} is wrong in {style.percent(found['gained'])} % of the pixels "
+            f"(blue), and wrong where it is right in {style.percent(found['lost'])} % (vermilion). "
+            f"Runs: {found['run']} and {found['baseline']}."
+        )
+    for name, pairs in result["top_confusions"].items():
+        said = f" Largest: {describe_confusions(pairs)} %." if pairs else ""
+        captions[f"confusion-{file_name(name)}.png"] = f"{name}: rows are labels, columns predictions.{said}"
+    return captions
+
+
+def describe_classes(result: dict[str, Any], groups: Groups, view: View) -> str:
+    """Say which group gains most over the baseline, and in which classes it gains and loses most."""
+    text = "IoU of each class; whiskers are standard deviations over seeds, dashed lines the mIoU."
+    gains = {}
+    for row in result["rows"]:
+        if row["view"] == view._asdict() and "gain" in row:
+            by_seed = list(row["gain_by_seed"].values())
+            gains[row["group"]] = mean(by_seed) if by_seed else row["gain"]
+    if not gains:
+        return text
+    first = max(gains, key=gains.get)
+    own, base = mean_iou(groups[first], view), mean_iou(groups[result["baseline"]], view)
+    changes = {k: own[k] - base[k] for k in own.keys() & base.keys()}
+    if not changes:
+        return text
+    most = max(changes, key=changes.get)
+    least = min(changes, key=changes.get)
+    gain = f"{first} has {100 * gains[first]:+.1f} points of mIoU over {result['baseline']}"
+    return (
+        f"{text} {gain}, most in {most} ({100 * changes[most]:+.1f}), least in {least} ({100 * changes[least]:+.1f})."
+    )
+
+
+def mean_iou(runs: Sequence[Run], view: View) -> dict[str, float]:
+    """Return the mean IoU over the runs of each class that occurs in all of them."""
+    tables = [run.scores[view]["iou"] for run in runs if view in run.scores]
+    names = [k for k in (tables[0] if tables else ()) if all(table.get(k) is not None for table in tables)]
+    return {k: sum(table[k] for table in tables) / len(tables) for k in names}
 
 
 def change_pictures(
@@ -104,20 +169,35 @@ def confusions(groups: Groups, view: View, output: Path) -> dict[str, list[dict[
     return named
 
 
-def robustness_pictures(groups: Groups, output: Path) -> list[Path]:
-    """Of every run whose folder holds what teacher_robustness.py wrote."""
-    pictures = []
+def robustness_pictures(groups: Groups, output: Path) -> dict[str, str]:
+    """Draw the robustness of every run whose folder holds what teacher_robustness.py wrote.
+
+    Returns the caption of each picture by the file's name.
+
+    Raises:
+        UserError: a file has other content.
+    """
+    captions = {}
     for run in (run for runs in groups.values() for run in runs):
         path = run.folder / "robustness.json"
         if path.is_file():
             try:
                 content = json.loads(path.read_text(encoding="utf-8"))
                 figure = robustness.plot(content["results"], f"{run.name}: {content['data']}")
+                caption = describe_robustness(run.name, content["results"])
             except (ValueError, KeyError, TypeError, IndexError) as error:
                 raise UserError(f"{path} is not what teacher_robustness.py writes: {error!r}") from error
-            pictures.append(output / f"robustness-{file_name(run.name)}.png")
-            style.save_figure(figure, pictures[-1])
-    return pictures
+            name = f"robustness-{file_name(run.name)}.png"
+            captions[name] = caption
+            style.save_figure(figure, output / name)
+    return captions
+
+
+def describe_robustness(run: str, results: dict[str, list[dict[str, Any]]]) -> str:
+    """Say how much a teacher's score depends on its label. results: records by teacher, of teacher_robustness.py."""
+    (records,) = list(results.values())[:1]
+    scores = {record["name"]: style.spread(record["miou"]) for record in records}
+    return f"{run} has {scores['as trained']} % mIoU with its label and {scores['no label']} % with a plane of zeros."
 
 
 def file_name(name: str) -> str:

@@ -25,6 +25,7 @@ Cell = tuple[np.ndarray, str]  # a picture and its caption
 # Okabe and Ito's colours, told apart by colour-blind readers; yellow is left out, too light for lines on white.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+LINES = ("-", "--", ":", "-.")
 
 plt.rcParams.update(
     {
@@ -46,6 +47,11 @@ def color(index: int) -> str:
 
 def marker(index: int) -> str:
     return MARKERS[index % len(MARKERS)]
+
+
+def line(index: int) -> str:
+    """Return the line style of a curve: curves of one colour differ in it."""
+    return LINES[index // len(COLORS) % len(LINES)]
 
 
 def percent(value: float | None, digits: int = 2) -> str:

@@ -1,19 +1,23 @@
-"""The tables of an experiment, from the records of its runs: what is not there says "not run"."""
+"""The tables of an experiment, from the records of its runs. No table has more than five columns.
+
+A run that is not there says "not run".
+"""
 
 import re
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from scripts.study.analysis import style
-from scripts.study.analysis.paired import Gain, align, bootstrap, p_over_seeds
+from scripts.study.analysis.paired import p_over_seeds
 from scripts.study.analysis.record_files import Folder, list_runs
 from scripts.study.analysis.runs import Run, View, read_run
 from scripts.study.experiments.definition import Experiment
 from utils.errors import lookup
 
-SAMPLES = 10000  # of the paired bootstrap
+MIOU = "mIoU % (seeds)"  # heading of what show_scores shows
+NOT_RUN = "not run"
 Table = tuple[list[str], list[list[str]]]
 
 
@@ -60,15 +64,10 @@ def training_minutes(run: Run) -> float | None:
     return seconds / 60
 
 
-def paired_gain(runs: Sequence[Run], base: Sequence[Run], checkpoint: str) -> tuple[list[float], Gain] | None:
-    """Return the difference of each seed that both sides have, and that of their means, tested over the images."""
-    own, other = scores(runs, checkpoint), scores(base, checkpoint)
-    seeds = sorted(own.keys() & other.keys())
-    if not seeds:
-        return None
-    areas = [{run.seed: run.areas[view] for run in side if (view := view_of(run, checkpoint))} for side in (runs, base)]
-    counts, n = align([side[seed] for side in areas for seed in seeds]), len(seeds)
-    return [own[seed] - other[seed] for seed in seeds], bootstrap(counts[:n], counts[n:], SAMPLES, seed=0)
+def gains_by_seed(runs: Sequence[Run], base: Sequence[Run]) -> list[float]:
+    """Return the difference of the last checkpoints' mIoU for each seed that both sides have."""
+    own, other = scores(runs, "last"), scores(base, "last")
+    return [own[seed] - other[seed] for seed in sorted(own.keys() & other.keys())]
 
 
 def list_students(experiment: Experiment, folder: Folder) -> Table:
@@ -77,10 +76,9 @@ def list_students(experiment: Experiment, folder: Folder) -> Table:
     for arm in experiment.arms.values():
         if arm.train == "student":
             runs = records[arm.name]
-            last, best = scores(runs, "last"), scores(runs, "best")
-            cells = [f"`{arm.name}`", arm.title, str(len(last)), show_scores(last), show_scores(best)]
-            rows.append([*cells, show_minutes(runs), link_records(experiment, runs)])
-    return ["run", "arm", "n", "last mIoU %", "best mIoU %", name_minutes(records), "records by seed"], rows
+            shown = [show_scores(scores(runs, checkpoint)) for checkpoint in ("last", "best")]
+            rows.append([link_records(experiment, arm.name, runs), arm.title, *shown, show_minutes(runs)])
+    return ["run", "training", f"last {MIOU}", f"best {MIOU}", name_minutes(records)], rows
 
 
 def list_published(experiment: Experiment, folder: Folder) -> Table:
@@ -89,29 +87,29 @@ def list_published(experiment: Experiment, folder: Folder) -> Table:
     for arm in experiment.arms.values():
         if arm.row:
             runs = records[arm.name]
-            last, best = scores(runs, "last"), scores(runs, "best")
-            printed = "-" if arm.published is None else f"{arm.published:.2f}"
-            cells = [*arm.row, printed, show_scores(last), show_scores(best), str(len(last))]
-            rows.append([*cells, f"`{arm.name}`", link_records(experiment, runs)])
-    header = [*experiment.columns, "published mIoU %", "ours, last checkpoint", "ours, best checkpoint", "n", "run"]
-    return [*header, "records by seed"], rows
+            printed = "none" if arm.published is None else f"{arm.published:.2f}"
+            shown = [show_scores(scores(runs, checkpoint)) for checkpoint in ("last", "best")]
+            rows.append([", ".join(arm.row), printed, *shown, link_records(experiment, arm.name, runs)])
+    header = [", ".join(experiment.columns), "published mIoU %", f"our last {MIOU}", f"our best {MIOU}", "run"]
+    return header, rows
 
 
 def summarise_students(experiment: Experiment, folder: Folder) -> Table:
-    """Those students once more that were run: gains over the baseline and over the one that had a teacher's time too,
-    time with all they start from."""
+    """List the students that were run: score, gain over two baselines, and time.
+
+    The second baseline is the one that was trained for as long as a teacher and its student. The time includes all
+    that a run starts from.
+    """
     records, rows, times = read_records(experiment, folder), [], {}
     bases = experiment.baseline, experiment.equal_time
     for arm in experiment.arms.values():
         if arm.train == "student" and (found := scores(records[arm.name], "last")):
-            minutes = [total_minutes(experiment, records, arm.name, seed) for seed in found]
-            known = [value for value in minutes if value is not None]
-            times[arm.name] = f"{np.mean(known):.0f}" if known else "-"
-            over = [_gain(records, arm.name, base) for base in bases]
-            rows.append([arm.title, str(len(found)), show_scores(found), *over, times[arm.name]])
-    over = [f"gain over the baseline of {times.get(base, '-')} minutes" for base in bases]
+            times[arm.name] = show_total_minutes(experiment, records, arm.name, found)
+            gains = [show_gain(records, arm.name, base) for base in bases]
+            rows.append([arm.title, show_scores(found), *gains, times[arm.name]])
+    over = [f"gain over the baseline of {times.get(base, 'unknown')} minutes" for base in bases]
     total = name_minutes(records).replace("minutes", "minutes, teacher included", 1)
-    return _filled(["student", "n", "mIoU %", *over, total], rows)
+    return _filled(["student", MIOU, *over, total], rows)
 
 
 def list_briefly(experiment: Experiment, folder: Folder, names: Sequence[str]) -> Table:
@@ -124,11 +122,15 @@ def list_briefly(experiment: Experiment, folder: Folder, names: Sequence[str]) -
     for name in names:
         arm = lookup(experiment.arms, name, f"run of {experiment.name}")
         found = scores(records[name], "last")
-        minutes = [total_minutes(experiment, records, name, seed) for seed in found]
-        known = [value for value in minutes if value is not None]
-        title = re.sub(r"^\w['\d]*\. ", "", arm.title)  # without the letter that longer tables call it by
-        rows.append([title, show_scores(found), f"{np.mean(known):.0f}" if known else "not run"])
-    return ["training", "mIoU %", "minutes of one core, teacher included"], rows
+        rows.append([arm.title, show_scores(found), show_total_minutes(experiment, records, name, found)])
+    return ["training", MIOU, "minutes of one core, teacher included"], rows
+
+
+def show_total_minutes(experiment: Experiment, records: dict[str, list[Run]], name: str, seeds: Iterable[int]) -> str:
+    """Show the mean time of a run with all that it starts from."""
+    minutes = [total_minutes(experiment, records, name, seed) for seed in seeds]
+    known = [value for value in minutes if value is not None]
+    return f"{np.mean(known):.0f}" if known else NOT_RUN
 
 
 def total_minutes(experiment: Experiment, records: dict[str, list[Run]], name: str, seed: int) -> float | None:
@@ -140,40 +142,40 @@ def total_minutes(experiment: Experiment, records: dict[str, list[Run]], name: s
     return None if own is None or None in below else own + sum(below)
 
 
-def _gain(records: dict[str, list[Run]], name: str, base: str) -> str:
-    """Show the mean gain and its spread over the seeds that both have, with the p of a paired t-test."""
-    own, other = scores(records[name], "last"), scores(records[base], "last") if base else {}
-    differences = [own[seed] - other[seed] for seed in sorted(own.keys() & other.keys())]
-    if name == base or not differences:
-        return "-"
-    return style.spread(differences, "+") + (f" (p {p:.2g})" if (p := p_over_seeds(differences)) is not None else "")
+def show_gain(records: dict[str, list[Run]], name: str, base: str) -> str:
+    """Show the mean gain and its spread over the seeds that both have; nothing for a run beside itself."""
+    if name == base:
+        return ""
+    differences = gains_by_seed(records[name], records[base]) if base else []
+    return style.spread(differences, "+") if differences else NOT_RUN
 
 
 def list_gains(experiment: Experiment, folder: Folder) -> Table:
-    """Differences of last checkpoints: of every student to the baseline, to the one that had the teacher's time too,
-    and of the pairs the experiment asks for; where both were run."""
+    """List differences of last checkpoints, where both sides were run.
+
+    They are of every student to the baseline, to the baseline that had the teacher's time too, and of the pairs that
+    the experiment asks for.
+    """
     arms, records, rows = experiment.arms, read_records(experiment, folder), []
     bases = filter(None, (experiment.baseline, experiment.equal_time))
     pairs = [(name, base) for base in bases for name in arms if arms[name].train == "student"]
     for name, base in dict.fromkeys((*pairs, *experiment.compare)):
-        if name != base and (found := paired_gain(records[name], records[base], "last")):
-            differences, gain = found
+        differences = gains_by_seed(records[name], records[base])
+        if name != base and differences:
             by_seed = ", ".join(f"{100 * value:+.2f}" for value in differences)
-            interval = f"{100 * gain.low:+.2f} .. {100 * gain.high:+.2f}"
-            cells = [str(len(differences)), style.spread(differences, "+"), by_seed]
             p = p_over_seeds(differences)
-            cells += ["-" if p is None else f"{p:.2g}", interval, f"{gain.p:.2g}"]
+            cells = [style.spread(differences, "+"), by_seed, "one seed" if p is None else f"{p:.2g}"]
             rows.append([arms[name].title, arms[base].title, *cells])
-    header = ["arm", "minus", "n", "gain", "by seed", "p over seeds", "95 % interval over images", "p over images"]
-    return _filled(header, rows)
+    return _filled(["training", "compared with", "gain in points", "gain by seed", "p over seeds"], rows)
 
 
 def _filled(header: list[str], rows: list[list[str]]) -> Table:
-    return header, rows or [["not run", *["-"] * (len(header) - 1)]]
+    return header, rows or [[NOT_RUN, *[""] * (len(header) - 1)]]
 
 
 def show_scores(values: dict[int, float]) -> str:
-    return style.spread(list(values.values())) if values else "not run"
+    """Show mean and standard deviation over seeds, and how many seeds there are."""
+    return f"{style.spread(list(values.values()))} ({len(values)})" if values else NOT_RUN
 
 
 def name_minutes(records: dict[str, list[Run]]) -> str:
@@ -181,20 +183,22 @@ def name_minutes(records: dict[str, list[Run]]) -> str:
     places = set()
     for run in (run for runs in records.values() for run in runs):
         for start in run.curves.get("start", ()):
-            threads = f", {start['threads']} thread(s)" if str(start.get("device")).startswith("cpu") else ""
-            places.add(f"{start.get('device', 'unknown device')}{threads}")
+            kind, _, name = str(start.get("device", "unknown device")).partition(": ")
+            place = name or kind
+            if kind == "cpu":
+                place += f", {start['threads']} thread" + ("s" if start["threads"] > 1 else "")
+            places.add(place)
     return f"minutes ({' / '.join(sorted(places))})" if places else "minutes"
 
 
 def show_minutes(runs: Sequence[Run]) -> str:
     """Show the mean training time."""
     known = [minutes for run in runs if (minutes := training_minutes(run)) is not None]
-    return f"{np.mean(known):.1f}" if known else "-"
+    return f"{np.mean(known):.1f}" if known else NOT_RUN
 
 
-def link_records(experiment: Experiment, runs: Sequence[Run]) -> str:
-    """Return the seeds of the runs, as a link from the repository's root where their records are in a record file."""
-    seeds = ", ".join(str(run.seed) for run in runs)
+def link_records(experiment: Experiment, name: str, runs: Sequence[Run]) -> str:
+    """Return the name of a run, as a link from the repository's root where its records are in a record file."""
     if any(isinstance(run.folder, zipfile.Path) for run in runs):
-        return f"[{seeds}](results/{experiment.name}.zip)"
-    return seeds or "-"
+        return f"[`{name}`](results/{experiment.name}.zip)"
+    return f"`{name}`"

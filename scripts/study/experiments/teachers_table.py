@@ -9,43 +9,40 @@ from scripts.study.analysis import style
 from scripts.study.analysis.record_files import Folder
 from scripts.study.experiments.definition import Experiment
 from scripts.study.experiments.tables import (
+    MIOU,
+    NOT_RUN,
     Table,
     link_records,
-    name_minutes,
     read_records,
     scores,
-    show_minutes,
     show_scores,
 )
 from utils.errors import UserError
 
 
 def list_teachers(experiment: Experiment, folder: Folder) -> Table:
-    """List the networks that read the label: scores that are no segmentation results, and what they do without it."""
+    """List the networks that read the label: what they score with it and without it, and whether they follow it.
+
+    Their scores are no segmentation results.
+    """
     records, rows, images = read_records(experiment, folder), [], {}
     for arm in experiment.arms.values():
         if arm.train != "teacher":
             continue
         runs = records[arm.name]
-        last = scores(runs, "last")
         probes = [record for run in runs for record in read_robustness(run.folder / "robustness.json", images)]
-        mious = [(r["name"], r["value"], float(np.mean(r["miou"]))) for r in probes]  # over draws
-        conditions = (("as trained", ""), ("codes", "fixed"), ("no label", ""))
-        found = [[miou for n, v, miou in mious if n == name and value in ("", v)] for name, value in conditions]
+        without = [float(np.mean(record["miou"])) for record in probes if record["name"] == "no label"]  # over draws
         # of pixels whose whole region was shown as another class, the share predicted as the shown class
         whole = [r["follows_wrong"] for r in probes if r["name"] == "wrong regions" and r["share"] == 1]
-        found.append([share for share in whole if share is not None])
-        cells = [f"`{arm.name}`", arm.title, str(len(last)), show_scores(last)]
-        cells += [style.spread(values) if values else "-" for values in found]
-        apart = [r["kl"] for r in probes if r["name"] == "as trained"]
-        cells.append(f"{np.mean(apart):.4f}" if apart else "-")
-        rows.append([*cells, show_minutes(runs), link_records(experiment, runs)])
+        followed = [share for share in whole if share is not None]
+        cells = [style.spread(values) if values else NOT_RUN for values in (without, followed)]
+        seen = show_scores(scores(runs, "last"))
+        rows.append([link_records(experiment, arm.name, runs), arm.title, seen, *cells])
     if len(images) > 1:
         raise UserError(f"{folder}: robustness of different images: {'; '.join(sorted(images))}")
     where = f" ({next(iter(images))})" if images else ""
-    header = ["run", "teacher", "n", "last mIoU %, LABEL-ASSISTED", f"as trained{where}", "fixed codes", "no label"]
-    header += ["follows wrong labels %", "KL between two noises"]
-    return [*header, name_minutes(records), "records by seed"], rows
+    header = ["run", "teacher", f"LABEL-ASSISTED last {MIOU}", f"mIoU % shown a zero plane{where}"]
+    return [*header, "follows wrong labels, % of pixels"], rows
 
 
 def read_robustness(path: Folder, images: dict[str, None]) -> list[dict[str, Any]]:
