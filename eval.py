@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from datasets import for_network
+from datasets import build_dataset_for_network
 from datasets.base import SegmentationDataset
 from engine.evaluator import evaluate
 from engine.metrics import Metrics
@@ -31,7 +31,7 @@ from engine.settings import load_recipe
 from models.checkpoints.card import Card
 from models.checkpoints.loading import Loaded, from_checkpoint
 from models.prediction import Predictor
-from utils.colors import blended, palette_picture, save_png
+from utils.colors import blend_classes, make_palette_picture, save_png
 from utils.errors import UserError, run_main
 from utils.files import require_apart, write, write_text
 from utils.options import COMPUTING, NOTHING, RESULT, option, parse_flags
@@ -122,7 +122,7 @@ def load_network(config: EvalConfig) -> Loaded:
         raise UserError(
             f"--label-codes, --label-std, --code-std and --without-label: {config.pretrained} sees the image only"
         )
-    return loaded.shown(**noise)
+    return loaded.with_label_noise(**noise)
 
 
 def compute_as_trained(config: EvalConfig, card: Card) -> EvalConfig:
@@ -153,7 +153,7 @@ def open_dataset(config: EvalConfig, loaded: Loaded) -> tuple[str, SegmentationD
         raise UserError(f"--classes {config.classes}: {config.pretrained} has {card.num_classes}")
     dataset = config.dataset or card.dataset
     data = config.data or card.data
-    return for_network(card, dataset, data, config.split, config.pretrained, config.other_class_names)
+    return build_dataset_for_network(card, dataset, data, config.split, config.pretrained, config.other_class_names)
 
 
 def score_network(config: EvalConfig, loaded: Loaded, dataset: SegmentationDataset, runtime: Runtime) -> list[Metrics]:
@@ -241,11 +241,13 @@ class PredictionWriter:
         name = f"{self.dataset.names[index]}.png"
         spec = self.dataset.spec
         if self.config.submission:  # which needs --save-pred
-            save_png(Image.fromarray(spec.ids.official(prediction)), Path(self.config.save_pred) / name)
+            save_png(Image.fromarray(spec.ids.to_official(prediction)), Path(self.config.save_pred) / name)
         elif self.config.save_pred:
-            save_png(palette_picture(prediction, spec.palette), Path(self.config.save_pred) / name)
+            save_png(make_palette_picture(prediction, spec.palette), Path(self.config.save_pred) / name)
         if self.config.blend:
-            save_png(blended(self.dataset.read(index)[0], prediction, spec.palette), Path(self.config.blend) / name)
+            save_png(
+                blend_classes(self.dataset.read(index)[0], prediction, spec.palette), Path(self.config.blend) / name
+            )
 
 
 def save_areas(path: Path, areas: np.ndarray, dataset: SegmentationDataset) -> None:

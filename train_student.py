@@ -29,7 +29,7 @@ from engine.trainer import load_data, train
 from losses import WeightedLosses, build_kd, parse_losses
 from losses.task import TaskLoss
 from models import build_model
-from models.checkpoints.loading import Loaded, from_checkpoint, network_name
+from models.checkpoints.loading import Loaded, from_checkpoint, read_network_name
 from models.label_noise import LabelNoise
 from models.segmentor import Segmentor
 from models.user_networks import is_user_network
@@ -128,7 +128,7 @@ def load_teacher(config: StudentConfig, spec: DatasetSpec, label_flags: Sequence
     if not path:
         raise UserError(f"--kd {config.kd} needs --teacher-pretrained FILE (--kd none trains the baseline)")
     teacher_model = config.teacher_model
-    if not teacher_model and is_user_network(config.model) and network_name(path) == config.model:
+    if not teacher_model and is_user_network(config.model) and read_network_name(path) == config.model:
         teacher_model = config.model
     teacher = from_checkpoint(path, assisted=True, model=teacher_model, model_flag="--teacher-model")
     require_classes(teacher.card, spec, config.dataset, f"--teacher-pretrained {path}", config.other_class_names)
@@ -137,7 +137,7 @@ def load_teacher(config: StudentConfig, spec: DatasetSpec, label_flags: Sequence
     if teacher.card.label_noise is None:
         return teacher
     noise = {"codes": config.label_codes, "pixel_std": config.label_std, "code_std": config.code_std}
-    return teacher.shown(**noise, scale=config.label_scale)
+    return teacher.with_label_noise(**noise, scale=config.label_scale)
 
 
 def build_step(config: StudentConfig, spec: DatasetSpec, label_flags: Sequence[str] = ()) -> StudentStep:

@@ -113,11 +113,11 @@ def predict_within_memory(predictor: Predictor, image: Tensor, label: Tensor, dr
         UserError: the memory does not hold one image.
     """
     with suppress(torch.OutOfMemoryError):
-        return predictor.classes(image, label, draws)
+        return predictor.predict_classes(image, label, draws)
     torch.cuda.empty_cache()
     rows = zip(image.split(1), label.split(1), draws, strict=True)
     try:
-        return torch.cat([predictor.classes(x, y, [draw]) for x, y, draw in rows])
+        return torch.cat([predictor.predict_classes(x, y, [draw]) for x, y, draw in rows])
     except torch.OutOfMemoryError as error:
         size = "x".join(map(str, image.shape[-2:]))
         raise UserError(f"out of memory for one image of {size}: --amp bf16, or eval.py's --window H W") from error

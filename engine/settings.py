@@ -19,10 +19,10 @@ from datasets.base import DatasetSpec
 from engine.protocol import Protocol
 from engine.run_name import make_run_name
 from models.architectures import ARCHITECTURES
-from models.checkpoints.imagenet import implied_settings
+from models.checkpoints.imagenet import get_implied_settings
 from utils.errors import UserError, lookup, nearest
 from utils.files import read_yaml, write_text
-from utils.options import COMPUTING, NOTHING, REQUIRED, RESULT, convert, flag_of, marked, option, parse_flags
+from utils.options import COMPUTING, NOTHING, REQUIRED, RESULT, convert, flag_of, list_marked, option, parse_flags
 from utils.pixels import CONVENTIONS
 
 C = TypeVar("C")
@@ -253,7 +253,7 @@ SAME_EXPERIMENT = {"seed"} | settings_without_effect(TeacherConfig) | settings_w
 
 def resumable_settings(config_class: type) -> set[str]:
     """Return the names of the settings that may differ when a run is resumed."""
-    return marked(config_class, "may_differ")
+    return list_marked(config_class, "may_differ")
 
 
 def loader_settings(config_class: type) -> set[str]:
@@ -264,7 +264,7 @@ def loader_settings(config_class: type) -> set[str]:
 
 def file_settings(config_class: type) -> set[str]:
     """Return the names of the settings that name a file."""
-    return marked(config_class, "is_file")
+    return list_marked(config_class, "is_file")
 
 
 def parse_settings(
@@ -280,7 +280,7 @@ def parse_settings(
     flags = parse_flags(config_class, description, argv)
     role, recipe = choose_recipe(role, flags, recipes)
     given = {**dataclasses.asdict(config_class()), **recipe, **flags}
-    usual = {**recipe, **implied_settings(given)}
+    usual = {**recipe, **get_implied_settings(given)}
     settings = config_class(**{**usual, **flags})
     require_values(settings, usual, flags)
     settings = settle_code_strength(settings, flags)

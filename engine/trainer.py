@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from datasets import Data, train_and_val
+from datasets import Data, build_train_and_val
 from engine.evaluator import evaluate
 from engine.finish import FinishEstimate, describe_finish
 from engine.loader import train_batches
@@ -42,7 +42,7 @@ MAX_SKIPPED = 20  # successive steps that the fp16 loss scaler may skip: from 2^
 
 def load_data(settings: TrainConfig) -> Data:
     """Load the training and validation images that the settings name."""
-    return train_and_val(
+    return build_train_and_val(
         settings.dataset,
         settings.data,
         settings.classes,

@@ -13,7 +13,7 @@ from engine.settings import TrainConfig
 from engine.step import Step
 from utils import checkpoint
 from utils.errors import UserError, first_line
-from utils.norms import has_trained_statistics, trained_norms
+from utils.norms import find_trained_norms, has_trained_statistics
 
 DAMAGED = "it is damaged: it does not say how its run began and how far it was"
 
@@ -116,7 +116,7 @@ class TrainingState:
 
     def shared_buffers(self) -> list[Tensor]:
         """Return the buffers that a forward pass changes: of trained BatchNorm layers and of the losses."""
-        norms = [buffer for norm in trained_norms(self.step).values() for buffer in norm.buffers(False)]
+        norms = [buffer for norm in find_trained_norms(self.step).values() for buffer in norm.buffers(False)]
         prefixes = self.step.network_prefixes()
         of_losses = [buffer for name, buffer in self.step.named_buffers() if not name.startswith(prefixes)]
         return list({id(buffer): buffer for buffer in (*norms, *of_losses)}.values())
@@ -124,7 +124,7 @@ class TrainingState:
     def tensors_to_check(self) -> list[Tensor]:
         """Return what must be finite in a checkpoint: parameters, running statistics, the optimizer's state."""
         parameters = [p.detach() for p in self.step.parameters() if p.requires_grad]
-        statistics = [b for norm in trained_norms(self.step).values() for b in norm.buffers(False)]
+        statistics = [b for norm in find_trained_norms(self.step).values() for b in norm.buffers(False)]
         memory = [v for values in self.optimizer.state.values() for v in values.values() if isinstance(v, Tensor)]
         return [value for value in (*parameters, *statistics, *memory) if value.is_floating_point()]
 

@@ -20,7 +20,7 @@ from tests.test_models import FIVE
 from train_student import StudentStep
 from train_teacher import TeacherStep
 from utils import memory
-from utils.bilinear import upsampled_argmax
+from utils.bilinear import upsample_argmax
 from utils.pixels import CONVENTIONS
 from utils.types import Draw, count_labelled_per_rank
 
@@ -82,7 +82,7 @@ def test_evaluation_and_metrics(cuda, codes):
     image, label = batch()
     with torch.no_grad():  # inference mode's tensors and pretended ones do not mix
         x = Predictor(model, CONVENTIONS["bgr_mean"], noise)._make_input(image, label, [Draw(0), Draw(1)])
-        classes = upsampled_argmax(model(x, with_aux=False).logits, x.shape[-2:], True)
+        classes = upsample_argmax(model(x, with_aux=False).logits, x.shape[-2:], True)
         counts = confusion_matrix(classes, label, K)
     assert (counts.device.type, counts.dtype, counts.shape) == ("cuda", torch.int64, (K, K))
 

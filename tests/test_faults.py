@@ -17,7 +17,7 @@ import torch
 
 import train_student
 import train_teacher
-from datasets import DATASETS, train_and_val
+from datasets import DATASETS, build_train_and_val
 from datasets.base import SegmentationDataset
 from datasets.ids import IdMap
 from engine import evaluator, lockstep, trainer
@@ -346,7 +346,7 @@ def test_changed_inputs_are_refused(finished, tmp_path, monkeypatch):
         train_student.main([*flags, "--resume", "auto"])
     monkeypatch.setattr(toy, "IMAGES", {"train": 6, "val": 3})
     with monkeypatch.context() as patch:
-        patch.setitem(DATASETS, "toy", replace(toy.TOY, ids=IdMap.of((1, 0, *range(2, 7)))))
+        patch.setitem(DATASETS, "toy", replace(toy.TOY, ids=IdMap.from_ids((1, 0, *range(2, 7)))))
         with pytest.raises(UserError, match=r"other inputs \(classes: 7, \w+ -> 7, \w+\)"):
             train_student.main([*flags, "--resume", "auto"])
     moved = tmp_path / "moved.pth"  # the same file may lie elsewhere now
@@ -358,7 +358,7 @@ def test_changed_inputs_are_refused(finished, tmp_path, monkeypatch):
     teacher.rename(tmp_path / "street.safetensors")  # any other file: known by its name, it is noticed as well
     monkeypatch.setattr(reading, "SHIPPED", tmp_path)
     config = StudentConfig(teacher_pretrained="street", pretrained="none", pretrained_base="package")
-    data = train_and_val("toy")
+    data = build_train_and_val("toy")
     before = describe_inputs(config, data)
     (tmp_path / "street.safetensors").write_bytes(b"another")
     assert before.keys() == {"teacher_pretrained", "training", "validation", "classes"}
@@ -420,7 +420,7 @@ def test_a_batch_that_does_not_fit_is_evaluated_image_by_image():
     class Small:
         holds = 1
 
-        def classes(self, image, label, draws):
+        def predict_classes(self, image, label, draws):
             if len(image) > self.holds:
                 raise torch.OutOfMemoryError("CUDA out of memory.")
             return image[:, 0] + draws[0]

@@ -74,7 +74,7 @@ def network(names):
 
 def test_a_teacher_of_other_classes_is_refused(capsys):
     other = network([f"other {k}" for k in range(11)])
-    with pytest.raises(UserError, match=r"T knows no class of camvid by name \(0: 'other 0', here 'sky'; .*names"):
+    with pytest.raises(UserError, match=r"T and camvid have no class name in common \(0: 'other 0', here 'sky'; "):
         require_classes(other, CAMVID, "camvid", "T", allow_other_names=False)
     require_classes(other, CAMVID, "camvid", "T", allow_other_names=True)
     assert "warning: T has other class names than camvid (0: 'other 0', here 'sky'; " in capsys.readouterr().err

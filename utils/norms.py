@@ -10,14 +10,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 gather_into_tensor = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 
-def trained_norms(module: nn.Module) -> dict[str, _BatchNorm]:
+def find_trained_norms(module: nn.Module) -> dict[str, _BatchNorm]:
     """Return the BatchNorm layers that learn (not those of a frozen teacher), by name."""
     norms = {name: part for name, part in module.named_modules() if isinstance(part, _BatchNorm)}
     return {name: part for name, part in norms.items() if any(p.requires_grad for p in part.parameters(False))}
 
 
 def has_trained_statistics(norm: _BatchNorm) -> bool:
-    """Whether the running statistics of a layer differ from those it is made with, mean 0 and variance 1."""
+    """Return whether a layer's running statistics differ from the initial ones, mean 0 and variance 1."""
     if norm.running_mean is None:
         return False
     return bool(norm.running_mean.any()) or bool((norm.running_var != 1).any())
@@ -25,7 +25,7 @@ def has_trained_statistics(norm: _BatchNorm) -> bool:
 
 def replace_norms(module: nn.Module, kind: type[_BatchNorm]) -> None:
     """Replace the BatchNorm layers that learn by layers of ``kind``, with the same parameters and buffers."""
-    for name, norm in trained_norms(module).items():
+    for name, norm in find_trained_norms(module).items():
         new = kind(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
         for part in ("_parameters", "_buffers", "_modules"):
             setattr(new, part, getattr(norm, part))

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from datasets.files import read_list
-from datasets.folder_pairs import folders_of
+from datasets.folder_pairs import find_folders
 from scripts.data.folder_layout import Match, split_of
 from utils.files import decode_text
 from utils.pictures import content_of
@@ -63,7 +63,7 @@ def _join_folders(root: Path, group: list[Match]) -> tuple[str, str]:
     sides = [[folder.relative_to(root) for folder in side] for side in zip(*pairs, strict=True)]
     for whole_names in (True, False):
         images, labels = (_write_pattern(side, whole_names) for side in sides)
-        if images.count("*") == labels.count("*") > 0 and set(folders_of(root, images, labels)) == set(pairs):
+        if images.count("*") == labels.count("*") > 0 and set(find_folders(root, images, labels)) == set(pairs):
             return images, labels
     return tuple(str(side[0]) for side in sides)
 

@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from matplotlib.colors import to_hex
 
-from datasets import for_network
+from datasets import build_dataset_for_network
 from datasets.base import SegmentationDataset
 from engine.metrics import Metrics, confusion_matrix
 from models.checkpoints.loading import Loaded, from_checkpoint
@@ -37,7 +37,7 @@ from models.label_noise import CODES, LabelNoise
 from models.prediction import Predictor
 from scripts.deploy.predict import appearance, segment
 from scripts.study.analysis.robustness import Condition, corrupt
-from utils.colors import blended, colorize, diverging, strongest
+from utils.colors import blend_classes, choose_strongest_plane, colorize, paint_diverging
 from utils.errors import UserError, run_main
 from utils.options import option, parse_flags
 from utils.pictures import read_image
@@ -108,7 +108,7 @@ class SegmentTab:
         names, palette = appearance(loaded.card)
         shares = np.bincount(ids.ravel(), minlength=len(names)) / ids.size
         text = f"{width}x{height} pixels in {seconds:.2f} s on the CPU (threads: {torch.get_num_threads()})"
-        return np.asarray(blended(pixels, ids, palette)), make_legend(names, palette, shares), text
+        return np.asarray(blend_classes(pixels, ids, palette)), make_legend(names, palette, shares), text
 
 
 def make_legend(names: Sequence[str], palette: Sequence[Rgb], shares: np.ndarray) -> str:
@@ -173,7 +173,7 @@ class TeacherTab:
         return TeacherView(
             image=image.permute(1, 2, 0).numpy(),
             label=colorize(label, palette),
-            plane=diverging(strongest(plane)),
+            plane=paint_diverging(choose_strongest_plane(plane)),
             teacher=colorize(by_teacher, palette),
             plain=colorize(by_plain, palette),
             text=self.describe(label, given, by_teacher, by_plain, shown),
@@ -211,7 +211,7 @@ class TeacherTab:
     ) -> np.ndarray:
         """Return the class of every pixel, uint8 ``[H, W]``."""
         predictor = Predictor(loaded.model, loaded.convention, noise)
-        return predictor.classes(image[None], torch.from_numpy(label)[None], [draw])[0].byte().numpy()
+        return predictor.predict_classes(image[None], torch.from_numpy(label)[None], [draw])[0].byte().numpy()
 
     def describe(
         self, label: np.ndarray, given: np.ndarray, by_teacher: np.ndarray, by_plain: np.ndarray, shown: str
@@ -251,7 +251,7 @@ def load_teacher_tab(config: DemoConfig, plain: Loaded) -> TeacherTab | None:
         counts = f"{plain.card.num_classes} classes, the teacher {teacher.card.num_classes}"
         raise UserError(f"--pretrained {config.pretrained[0]} has {counts}: give a network of the same data set first")
     where = config.dataset or teacher.card.dataset, config.data or teacher.card.data, config.split
-    _, dataset = for_network(teacher.card, *where, f"--teacher {config.teacher}")
+    _, dataset = build_dataset_for_network(teacher.card, *where, f"--teacher {config.teacher}")
     return TeacherTab(teacher, plain, dataset)
 
 

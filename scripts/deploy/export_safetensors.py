@@ -27,7 +27,7 @@ from torch import Tensor
 from engine.settings import StudentConfig, file_settings
 from models.checkpoints.card import Card
 from models.checkpoints.loading import from_checkpoint
-from models.checkpoints.reading import CARD, SUFFIX, located
+from models.checkpoints.reading import CARD, SUFFIX, find_checkpoint
 from utils.errors import UserError, run_main
 from utils.files import require_apart, write
 from utils.options import option, parse_flags
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError("--pretrained FILE is missing: the checkpoint to export")
     if not config.export.endswith(SUFFIX):
         raise UserError(f"--export {config.export or 'FILE'}: the file's name must end with {SUFFIX}")
-    require_apart([(Path(config.export), Path(config.pretrained))], [located(config.pretrained)], "--export")
+    require_apart([(Path(config.export), Path(config.pretrained))], [find_checkpoint(config.pretrained)], "--export")
     model, card = from_checkpoint(config.pretrained, config.assisted, config.backbone, config.model)
     card = remove_folders(card)
     weights = model.state_dict()

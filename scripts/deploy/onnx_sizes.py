@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from timm.layers import padding
 from torch import Tensor, nn
 
-from models.layers import bin_means
+from models.layers import compute_bin_means
 
 # of timm; each has its ``pad_same`` under this name
 PADDING_MODULES = [import_module(f"timm.layers.{name}") for name in ("conv2d_same", "pool2d_same", "std_conv")]
@@ -59,7 +59,7 @@ class BinMeans(nn.Module):
         self.bins = bins
 
     def forward(self, x: Tensor) -> Tensor:
-        return bin_means(x, self.bins)
+        return compute_bin_means(x, self.bins)
 
 
 def replace_pools(module: nn.Module) -> None:

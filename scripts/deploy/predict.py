@@ -24,13 +24,13 @@ import numpy as np
 import torch
 from matplotlib.colors import to_hex
 
-from datasets.base import voc_colors
+from datasets.base import make_voc_colors
 from datasets.files import IMAGE_SUFFIXES, walk_images
 from engine.runtime import start_runtime
 from models.checkpoints.card import Card
 from models.checkpoints.loading import from_checkpoint
 from models.prediction import Predictor
-from utils.colors import blended, palette_picture, save_png
+from utils.colors import blend_classes, make_palette_picture, save_png
 from utils.errors import UserError, run_main
 from utils.files import require_apart
 from utils.options import option, parse_flags
@@ -61,7 +61,7 @@ def appearance(card: Card) -> tuple[list[str], list[Rgb]]:
     count = card.num_classes
     named, colored = len(card.class_names) == count, len(card.palette) == count
     names = list(card.class_names) if named else [f"class {k}" for k in range(count)]
-    return names, [tuple(color) for color in card.palette] if colored else list(voc_colors(count))
+    return names, [tuple(color) for color in card.palette] if colored else list(make_voc_colors(count))
 
 
 def find_images(given: Sequence[str], output: Path) -> dict[Path, Path]:
@@ -112,7 +112,7 @@ def segment(image: np.ndarray, predict: Predictor, device: torch.device) -> np.n
     """Return the class of every pixel of an image RGB uint8 ``[H, W, 3]``, uint8 ``[H, W]``."""
     pixels = torch.from_numpy(image.transpose(2, 0, 1).copy())[None].to(device)
     no_label = pixels[:, 0]  # in its place; a network that sees the image only does not look at it
-    return predict.classes(pixels, no_label, ())[0].to(torch.uint8).cpu().numpy()
+    return predict.predict_classes(pixels, no_label, ())[0].to(torch.uint8).cpu().numpy()
 
 
 def legend(names: Sequence[str], palette: Sequence[Rgb], pixels: np.ndarray) -> str:
@@ -152,9 +152,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             ids = segment(image, predict, runtime.device)
             pixels += np.bincount(ids.ravel(), minlength=len(names))
             plain, *blends = files[path]
-            save_png(palette_picture(ids, palette), plain)
+            save_png(make_palette_picture(ids, palette), plain)
             for file in blends:
-                save_png(blended(image, ids, palette), file)
+                save_png(blend_classes(image, ids, palette), file)
             print(f"{path} -> {', '.join(map(str, files[path]))}")
     if failed < len(images):
         print(legend(names, palette, pixels))

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from datasets import for_network
+from datasets import build_dataset_for_network
 from datasets.base import SegmentationDataset
 from models.checkpoints.loading import Loaded, from_checkpoint
 from models.prediction import Predictor
@@ -54,7 +54,7 @@ def load_network(path: str) -> Loaded:
     """Load a run's last checkpoint, or a file. An assisted teacher is shown its label as in the student phase."""
     file = Path(path).expanduser()
     loaded = from_checkpoint(file / "last.pth" if file.is_dir() else file, assisted=True)
-    return loaded.shown(**STUDENT_PHASE) if loaded.card.label_noise else loaded
+    return loaded.with_label_noise(**STUDENT_PHASE) if loaded.card.label_noise else loaded
 
 
 def make_predictor(loaded: Loaded) -> Predictor:
@@ -101,7 +101,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         if reference.card.label_noise:
             raise UserError(f"--reference {path} reads the label: it says nothing about P(y|x)")
     first = next(iter(loaded.values())).card
-    _, dataset = for_network(first, first.dataset, config.data or first.data, config.split, config.teacher[0])
+    _, dataset = build_dataset_for_network(
+        first, first.dataset, config.data or first.data, config.split, config.teacher[0]
+    )
     for path, network in zip((*config.teacher, *config.reference), (*loaded.values(), *references), strict=True):
         if network.card.num_classes != first.num_classes:
             raise UserError(f"{path} has {network.card.num_classes} classes, {config.teacher[0]} {first.num_classes}")

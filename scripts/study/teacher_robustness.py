@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from datasets import for_network
+from datasets import build_dataset_for_network
 from datasets.base import SegmentationDataset
 from engine.runtime import start_runtime
 from models.checkpoints.loading import Loaded, from_checkpoint
@@ -134,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, loaded in teachers.items():
         if loaded.noise is None:
             raise UserError(f"--teacher {files[name]} sees the image only: there is no label to be robust against")
-        data_name, dataset = for_network(loaded.card, *where, f"--teacher {files[name]}")
+        data_name, dataset = build_dataset_for_network(loaded.card, *where, f"--teacher {files[name]}")
     count = min(config.limit or len(dataset), len(dataset))
     chosen = np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist()
     with start_runtime(config) as runtime:
