@@ -97,7 +97,7 @@ def test_names_of_another_spelling_are_listed_and_no_error(capsys):
 def test_label_flags_are_for_assisted_teachers(flags, monkeypatch):
     config = StudentConfig(teacher_pretrained="t.pth", model="fcn", backbone="resnet10t")
 
-    def load(path, assisted):
+    def load(path, assisted, **_):
         noise = NOISE if assisted_teacher else None
         model = build_model("fcn", "resnet10t", 7, in_channels=4 if noise else 3)
         return Loaded(model.eval(), Card(model.config, TOY.names, pixels="bgr_mean", label_noise=noise))
