@@ -37,7 +37,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datasets import for_network
+from datasets import build_dataset_for_network
 from datasets.base import SegmentationDataset
 from models.checkpoints.card import Card
 from models.checkpoints.loading import Loaded, from_checkpoint
@@ -277,9 +277,9 @@ def open_int8_inputs(config: ExportConfig, loaded: Loaded) -> Int8Inputs:
     training, validation = None, None
     if config.data or config.dataset:
         where = (config.dataset or loaded.card.dataset, config.data or loaded.card.data)
-        _, validation = for_network(loaded.card, *where, "val", config.pretrained)
+        _, validation = build_dataset_for_network(loaded.card, *where, "val", config.pretrained)
         if not files:
-            _, training = for_network(loaded.card, *where, "train", config.pretrained)
+            _, training = build_dataset_for_network(loaded.card, *where, "train", config.pretrained)
     return Int8Inputs(Sizes(config.size, config.resize), files, training, validation)
 
 

@@ -13,7 +13,7 @@ from datasets.base import SegmentationDataset
 from datasets.files import IMAGE_SUFFIXES, walk_images
 from engine.metrics import Metrics, confusion_matrix
 from models.prediction import resize_to_fit
-from utils.bilinear import upsampled_argmax
+from utils.bilinear import upsample_argmax
 from utils.errors import UserError, first_line
 from utils.pictures import read_image
 
@@ -169,7 +169,7 @@ def compare_files(file: Path, int8_file: Path, samples: Iterable[Sample], align_
         for session, confusion in zip(sessions, confusions, strict=True):
             (logits,) = session.run(None, {"image": image})
             size = logits.shape[-2:] if label is None else label.shape
-            prediction = upsampled_argmax(torch.from_numpy(logits), size, align_corners)[0]
+            prediction = upsample_argmax(torch.from_numpy(logits), size, align_corners)[0]
             predictions.append(prediction)
             if label is not None:
                 confusion += confusion_matrix(prediction, torch.from_numpy(label.copy()), classes)
