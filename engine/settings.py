@@ -85,7 +85,7 @@ class TrainConfig:
     )
     model: str = network_option(
         "deeplabv3",
-        "architecture, or your own network: package.module:function (models/README.md)",
+        "architecture, or your own network: package.module:function (docs/networks.md)",
         examples=describe_models(),
     )
     backbone: str = network_option("resnet18_v1s", "backbone: a name of models.BACKBONES or a timm name")

@@ -173,7 +173,7 @@ def _require_logits_losses(parsed: ParsedLosses, roles: Sequence[str], text: str
         network = f"the network of the {' and of the '.join(roles)}" if flag == "--kd" else "the network"
         message = f"{flag} {text}: {name} reads features (feat) or auxiliary logits, but {network} gives logits alone"
         fitting = ", ".join(known for known, known_class in LOSSES.items() if not reads_features(known_class))
-        advice = f"use {fitting}, or have the network return an Output (models/README.md)"
+        advice = f"use {fitting}, or have the network return an Output (docs/networks.md)"
         if name not in LOSSES:
             advice += "; a loss of your own that reads logits alone says so by reads_feat = False"
         raise UserError(f"{message}: {advice}")

@@ -344,3 +344,15 @@ def test_backbone_weights_are_the_function_s_own_matter(folder):
         UserError, match=r"the function of --model my_tiny:tiny loads such weights itself: leave it out"
     ):
         train_student.main([*TINY, *flags])
+
+
+def test_several_files_of_which_one_is_an_own_network(folder):
+    from scripts.study import visualize
+    from tests.networks import write_checkpoint
+
+    own = write_own(folder / "own/last.pth", "my_tiny:featured")
+    files = ["--student", write_checkpoint(folder / "plain/last.pth"), own, "--dataset", "toy", "--count", "1"]
+    with pytest.raises(UserError, match=r"own/last\.pth holds .* give --model my_tiny:featured"):
+        visualize.main(files)
+    visualize.main([*files, "--model", "my_tiny:featured", "--output", "grid.png"])
+    assert Image.open("grid.png").width > 1000

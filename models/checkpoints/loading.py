@@ -61,6 +61,19 @@ def from_checkpoint(
     return _load_foreign_file(content, str(path), assisted, backbone)
 
 
+def load_one_of_several(path: str | Path, assisted: bool = False, model: str = "") -> Loaded:
+    """Load one of several files that a command is given together.
+
+    assisted: as in ``from_checkpoint``. model: the user's function of those files that name one; the others are loaded
+    without it.
+
+    Raises:
+        UserError: as ``from_checkpoint``.
+    """
+    needs_function = is_user_network(read_network_name(path))
+    return from_checkpoint(path, assisted, model=model if needs_function else "")
+
+
 def read_network_name(path: str | Path) -> str:
     """Return the architecture that a checkpoint of this project names, or "" for another project's file.
 

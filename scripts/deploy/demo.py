@@ -32,7 +32,7 @@ from matplotlib.colors import to_hex
 from datasets import build_dataset_for_network
 from datasets.base import SegmentationDataset
 from engine.metrics import Metrics, confusion_matrix
-from models.checkpoints.loading import Loaded, from_checkpoint
+from models.checkpoints.loading import Loaded, load_one_of_several
 from models.label_noise import CODES, LabelNoise
 from models.prediction import Predictor
 from scripts.deploy.predict import appearance, segment
@@ -59,6 +59,7 @@ class DemoConfig:
         ("camvid_student", "camvid_baseline"), "checkpoints of image-only networks; the first stands beside the teacher"
     )
     teacher: str = option("", "checkpoint of a label-assisted teacher, for the second tab")
+    model: str = option("", "package.module:function, where they hold a network of your own")
     dataset: str = option("", "data set of the second tab (default: the teacher's)")
     data: str = option("", "root folder of the data set (default: the teacher's)")
     split: str = option("val", "part of the data set")
@@ -68,8 +69,8 @@ class DemoConfig:
 class SegmentTab:
     """Segment images with one of several networks."""
 
-    def __init__(self, files: Sequence[str]) -> None:
-        """Load the networks.
+    def __init__(self, files: Sequence[str], model: str = "") -> None:
+        """Load the networks. model: the function of those that are the user's own, as in ``from_checkpoint``.
 
         Raises:
             UserError: no file, a file twice, one that cannot be read, or a network that reads the label.
@@ -78,7 +79,7 @@ class SegmentTab:
             raise UserError("--pretrained FILE.. is missing: checkpoints of image-only networks")
         if len(set(files)) < len(files):
             raise UserError("--pretrained: the same file twice")
-        self.networks = {file: from_checkpoint(file) for file in files}
+        self.networks = {file: load_one_of_several(file, model=model) for file in files}
         for file, loaded in self.networks.items():
             if loaded.noise is not None:
                 raise UserError(f"--pretrained {file} is a label-assisted teacher: give it to --teacher")
@@ -244,7 +245,7 @@ def load_teacher_tab(config: DemoConfig, plain: Loaded) -> TeacherTab | None:
     """
     if not config.teacher:
         return None
-    teacher = from_checkpoint(config.teacher, assisted=True)
+    teacher = load_one_of_several(config.teacher, assisted=True, model=config.model)
     if teacher.noise is None:
         raise UserError(f"--teacher {config.teacher} sees the image only: give it to --pretrained")
     if plain.card.num_classes != teacher.card.num_classes:
@@ -334,7 +335,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = DemoConfig(**parse_flags(DemoConfig, __doc__, argv))
     if find_spec("gradio") is None:
         raise UserError("gradio is not installed: pip install -r requirements-demo.txt")
-    segment_tab = SegmentTab(config.pretrained)
+    segment_tab = SegmentTab(config.pretrained, config.model)
     teacher_tab = load_teacher_tab(config, segment_tab.networks[config.pretrained[0]])
     page = build_page(segment_tab, teacher_tab)
     try:

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from datasets import build_dataset_for_network
 from datasets.base import SegmentationDataset
 from engine.runtime import start_runtime
-from models.checkpoints.loading import Loaded, from_checkpoint
+from models.checkpoints.loading import Loaded, load_one_of_several
 from models.label_noise import CODES, LabelNoise
 from models.prediction import Predictor
 from scripts.study.analysis import style
@@ -128,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     files = dict(zip(names if len(set(names)) == len(names) else config.teacher, config.teacher, strict=True))
     if len(files) < len(config.teacher):
         raise UserError("--teacher: the same file twice")
-    teachers = {name: from_checkpoint(path, assisted=True, model=config.model) for name, path in files.items()}
+    teachers = {name: load_one_of_several(path, assisted=True, model=config.model) for name, path in files.items()}
     card = next(iter(teachers.values())).card
     where = config.dataset or card.dataset, config.data or card.data, config.split
     for name, loaded in teachers.items():

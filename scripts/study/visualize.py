@@ -24,7 +24,7 @@ from torch import Tensor
 from datasets import build_dataset_for_network
 from datasets.base import DatasetSpec
 from engine.metrics import Metrics, confusion_matrix
-from models.checkpoints.loading import Loaded, from_checkpoint
+from models.checkpoints.loading import Loaded, load_one_of_several
 from models.prediction import Predictor
 from scripts.study.analysis import style
 from utils.colors import ERROR_COLORS, IGNORE_COLOR, choose_strongest_plane, colorize, draw_error_map, paint_diverging
@@ -38,6 +38,7 @@ from utils.types import IGNORE_INDEX, Draw
 class GridConfig:
     teacher: str = option("", "checkpoint of a teacher, label-assisted or not")
     student: tuple[str, ...] = option((), "checkpoints of image-only networks")
+    model: str = option("", "package.module:function, where they hold a network of your own")
     dataset: str = option("", "data set (default: the checkpoint's)")
     data: str = option("", "root folder of the data set (default: the checkpoint's)")
     split: str = option("val", "part of the data set")
@@ -59,7 +60,7 @@ def networks(config: GridConfig) -> dict[str, Loaded]:
         raise UserError("give --teacher FILE, --student FILE.. or both")
     if len(files) < len(config.student) + bool(config.teacher):
         raise UserError("--student: the same file twice")
-    found = {title: from_checkpoint(path) for title, path in files.items()}
+    found = {title: load_one_of_several(path, model=config.model) for title, path in files.items()}
     for title, loaded in found.items():
         if loaded.card.num_classes != next(iter(found.values())).card.num_classes:
             raise UserError(f"--student {files[title]} has other classes than the first network")
