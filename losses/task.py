@@ -167,7 +167,8 @@ class TaskLoss(nn.Module):
     labelled ones (MMSegmentation's ``avg_non_ignore=False``).
     class_weights: K numbers for cross entropy and OHEM, on every map of classes.
 
-    Raises UserError: a criterion is unknown, or there are class weights and no criterion that takes them.
+    Raises:
+        UserError: a criterion is unknown, or there are class weights and no criterion that takes them.
     """
 
     def __init__(
@@ -209,7 +210,8 @@ class TaskLoss(nn.Module):
         label: ``[B, H, W]``. labelled_per_rank: ``self.count_labelled_per_rank(label)``, where it is known; otherwise
         it is counted here, and the ranks wait for each other.
 
-        Raises UserError: the number of class weights is not the number of classes.
+        Raises:
+            UserError: the number of class weights is not the number of classes.
         """
         if self.class_weights is not None and len(self.class_weights) != output.logits.shape[1]:
             raise UserError(f"{len(self.class_weights)} class weights for {output.logits.shape[1]} classes")
@@ -247,7 +249,8 @@ class TaskLoss(nn.Module):
 def _replace_criterion(supervision: Sequence[Supervision], criterion: str) -> list[Supervision]:
     """Give every map of classes the criterion of ``--task-loss``.
 
-    Raises UserError: it is not a sum of CLASS_CRITERIA.
+    Raises:
+        UserError: it is not a sum of CLASS_CRITERIA.
     """
     for part in criterion.split("+"):
         lookup(dict.fromkeys(CLASS_CRITERIA), part, "loss in --task-loss")
