@@ -37,7 +37,9 @@ def full_precision(x: Tensor) -> Tensor:
 class Output(NamedTuple):
     """What every network returns and every loss takes."""
 
-    logits: Tensor  # [B, K, h, w] at head resolution: never upsampled inside the model
+    # [B, K, h, w] at head resolution. One network upsamples its logits: ``PaddedSegmentor`` (--model smp_...), for an
+    # image that it had to pad; they then have the image's size, and ``feat`` keeps the stride.
+    logits: Tensor
     aux: tuple[Tensor, ...]  # auxiliary logits, possibly empty
     feat: Tensor  # [B, C, h, w], the input of the classifier
 
