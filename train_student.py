@@ -87,15 +87,15 @@ class StudentStep(Step):
         return self
 
     def forward(
-        self, image: Tensor, label: Tensor, draw: Draw | None = None, labelled_per_rank: Tensor | None = None
+        self, image: Tensor, label: Tensor, draw: Draw | None = None, pixel_divisor: Tensor | None = None
     ) -> dict[str, Tensor]:
         """Return loss, ce, aux, and each KD term of one batch, unweighted and as ``name_weighted``.
 
         image: normalised, ``[B, 3, H, W]``. label: ``[B, H, W]``. draw: where the noise comes from, instead of torch's
-        global random state. labelled_per_rank: see ``TaskLoss``.
+        global random state. pixel_divisor: see ``TaskLoss``.
         """
         output = self.model(image)
-        terms = self.task(output, label, labelled_per_rank)
+        terms = self.task(output, label, pixel_divisor)
         loss = terms.pop("task")
         if self.teacher is not None:
             distilled, kd_terms = self.kd(output, self.teach(image, label, draw), label)

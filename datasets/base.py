@@ -235,7 +235,10 @@ class TrainStream(Dataset):
         return self.dataset.pairs[self.index(position)][0]
 
     def __getitem__(self, position: int) -> tuple[Tensor, Tensor] | UserError:
-        """Return image uint8 ``[3, h, w]`` and label uint8 ``[h, w]``, or the error that says why it cannot be read."""
+        """Return image uint8 ``[3, h, w]`` and label uint8 ``[h, w]`` of crop size, or the error that says why not.
+
+        The error is returned because the DataLoader would wrap a raised one in the worker's traceback.
+        """
         try:
             image, label = self.dataset.read(self.index(position))
         except UserError as error:

@@ -19,7 +19,7 @@ SHARED_MEMORY = Path("/dev/shm")
 
 
 class SampleCache:
-    """Keep decoded images and labels at native size, so that each file is decoded only once.
+    """Keep decoded images and labels at their own size, so that each file is decoded only once.
 
     The samples lie in one block of shared memory, 4 bytes a pixel: VOC-Aug needs 7.9 GB, Cityscapes 25 GB, COCO-Stuff
     164k about 145 GB. Every rank has a cache of its own.
@@ -50,15 +50,20 @@ class SampleCache:
         self.lock = multiprocessing.get_context("fork").Lock()  # guards ``filled``; loader workers are forked
 
     def get(self, index: int) -> Arrays | None:
-        """Return the image and label that were put, or None if the sample is not in the cache."""
+        """Return the image and label that were put, or None if the sample is not in the cache.
+
+        The arrays are views of the cache: do not write to them.
+        """
         with self.lock:
             is_filled = bool(self.filled[index])
         return self._get_views(index) if is_filled else None
 
     def put(self, index: int, image: np.ndarray, label: np.ndarray) -> None:
-        """Keep a sample. It is safe for two workers to put the same sample: they write the same bytes."""
-        # ``read_image`` does not turn a picture whose label has the size of the picture as stored. Then the sample does
-        # not have the planned size, and it is not kept.
+        """Keep a sample, unless it does not have the size that was reserved for it.
+
+        The size differs where ``read_image`` does not turn a picture, because its label has the size of the picture as
+        stored. It is safe for two workers to put the same sample: they write the same bytes.
+        """
         if label.shape != self.sizes[index]:
             return
         own_image, own_label = self._get_views(index)

@@ -25,8 +25,11 @@ def list_folder_pairs(
 
     splits, label_suffix, image_suffix: the values of these keys in dataset.yaml.
 
+    split: a key of ``splits``.
+
     Raises:
-        UserError: a folder or list is missing, a list is ambiguous, or two images have the same label.
+        UserError: no folder matches, a folder or list is missing or cannot be read, a list is ambiguous, or two images
+            have the same label.
     """
     entry = splits[split]
     folders = find_folders(root, entry["images"], entry["labels"])
@@ -44,7 +47,7 @@ def list_folder_pairs(
             # a listed image that does not exist gets a label as well, so that the pair is reported as incomplete
             missing_label = f"{image.name}{label_suffix.removeprefix(IMAGE_SUFFIX_FIELD)}"
             labels.setdefault(image, folders[0].labels / missing_label)
-    return pair_labels(chosen, lambda image: [labels[image]], "image_suffix in dataset.yaml picks a kind")
+    return pair_labels(chosen, lambda image: [labels[image]], "set image_suffix in dataset.yaml to select one of them")
 
 
 def _list_folder_images(folder: FolderPair, label_suffix: str, image_suffix: str) -> list[Path]:

@@ -270,23 +270,27 @@ def file_settings(config_class: type) -> set[str]:
 def parse_settings(
     config_class: type[C], role: str, description: str, recipes: Path, argv: Sequence[str] | None = None
 ) -> C:
-    """Return the settings of a run of ``role``. A student without distillation takes the recipe's baseline values.
+    """Return the settings of a run of train_teacher.py or train_student.py.
 
-    recipes: the folder of the recipes that are known by name.
+    A student without distillation takes the recipe's baseline values.
+
+    role: "teacher" or "student". recipes: the folder of the recipes that are known by name.
 
     Raises:
-        UserError: an unknown flag or recipe key, a value of the wrong type or out of range, or one that is missing.
+        UserError: an unknown flag, recipe, method or recipe key; a recipe that cannot be read; a value of the wrong
+            type or out of range, one that is missing, or a strength of label codes that have none.
     """
     flags = parse_flags(config_class, description, argv)
     role, recipe = choose_recipe(role, flags, recipes)
     given = {**dataclasses.asdict(config_class()), **recipe, **flags}
-    usual = {**recipe, **get_implied_settings(given)}
-    settings = config_class(**{**usual, **flags})
-    require_values(settings, usual, flags)
+    without_flags = {**recipe, **get_implied_settings(given)}
+    values = {**without_flags, **flags}
+    settings = config_class(**values)
+    require_values(settings, without_flags, flags)
     settings = settle_code_strength(settings, flags)
     if settings.save_dir:
         return settings
-    name = make_run_name(role, settings, config_class(**usual))
+    name = make_run_name(role, settings, config_class(**without_flags))
     return dataclasses.replace(settings, save_dir=f"runs/{name}")
 
 
@@ -311,18 +315,20 @@ def choose_recipe(role: str, flags: Mapping[str, Any], recipes: Path) -> tuple[s
         return role, {}
     recipe = load_recipe(flags["recipe"], role, recipes)
     if role == "student" and "kd" not in flags and recipe.get("kd", "").strip() == "none":
-        return "baseline", load_recipe(flags["recipe"], "baseline", recipes) | {"kd": "none"}
+        recipe = load_recipe(flags["recipe"], "baseline", recipes)
+        recipe["kd"] = "none"
+        return "baseline", recipe
     return role, recipe
 
 
-def require_values(settings: Any, usual: Mapping[str, Any], flags: Mapping[str, Any]) -> None:
+def require_values(settings: Any, without_flags: Mapping[str, Any], flags: Mapping[str, Any]) -> None:
     """Check that the user gave what the recipe leaves to the user.
 
     Raises:
         UserError: a flag is missing.
     """
     for field in dataclasses.fields(settings):
-        if usual.get(field.name) == REQUIRED and field.name not in flags:
+        if without_flags.get(field.name) == REQUIRED and field.name not in flags:
             flag = flag_of(field.name)
             needed = f"recipe {flags['recipe']} needs {flag} ({flag} '' does without)"
             raise UserError(f"{needed}: {field.metadata['help']}")
@@ -382,7 +388,8 @@ def find_recipe(name: str, recipes: Path) -> tuple[Path, str]:
     method = ""
     base, colon, rest = name.rpartition(":")
     if colon and not name.endswith((".yaml", ".yml")):
-        name, method = base, rest
+        name = base
+        method = rest
     path = recipes / f"{name}.yaml"
     if name.endswith((".yaml", ".yml")):
         path = Path(name).expanduser()

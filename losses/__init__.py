@@ -55,7 +55,8 @@ ParsedLosses = dict[str, tuple[float, dict[str, float]]]  # name -> (weight, opt
 def find_loss_class(name: str, flag: str) -> type[nn.Module]:
     """Return the class of a loss in LOSSES, or import a user's loss ``package.module:Class``.
 
-    Raises UserError: the name is unknown, or see ``load_user_loss``.
+    Raises:
+        UserError: the name is unknown, or see ``load_user_loss``.
     """
     if ":" in name:
         return load_user_loss(name, flag)
@@ -77,8 +78,9 @@ def parse_losses(text: str, flag: str = "--kd") -> ParsedLosses:
 
     A user's loss is written ``package.module:Class=weight:option=value``.
 
-    Raises UserError: a loss or an option is unknown, a value is not a number, or a name is given twice. The message
-    begins with ``flag``.
+    Raises:
+        UserError: a loss or an option is unknown, a value is not a number, or a name is given twice. The message begins
+            with ``flag``.
     """
     losses: ParsedLosses = {}
     if text.strip() == "none":
@@ -116,7 +118,8 @@ def _split_loss(part: str) -> tuple[str, str, list[tuple[str, str]]]:
 def _require_known_options(name: str, options: list[str], text: str, flag: str) -> None:
     """Check that the loss has these options, each given once.
 
-    Raises UserError: the loss or an option is unknown, or an option is given twice.
+    Raises:
+        UserError: the loss or an option is unknown, or an option is given twice.
     """
     arguments = list(inspect.signature(find_loss_class(name, flag)).parameters)
     known = arguments[3:]  # after the student's channels, the teacher's channels and the number of classes
@@ -134,8 +137,9 @@ def build_kd(
 
     The channels are those of the networks' ``feat``, and None for a network that gives logits alone.
 
-    Raises UserError: see ``parse_losses``; an option has a value that the loss refuses; a loss reads features that a
-    network does not give; or a loss or a part of it has the name of something else in the training log.
+    Raises:
+        UserError: see ``parse_losses``; an option has a value that the loss refuses; a loss reads features that a
+            network does not give; or a loss or a part of it has the name of something else in the training log.
     """
     parsed = parse_losses(text, flag)
     without_features = []
@@ -164,7 +168,8 @@ def build_kd(
 def _require_logits_losses(parsed: ParsedLosses, roles: Sequence[str], text: str, flag: str) -> None:
     """Check that the losses read nothing but logits. roles: the networks that give logits alone.
 
-    Raises UserError: a loss reads features or auxiliary logits, or a user's loss does not say that it does not.
+    Raises:
+        UserError: a loss reads features or auxiliary logits, or a user's loss does not say that it does not.
     """
     for name in parsed:
         loss_class = find_loss_class(name, flag)
@@ -182,7 +187,8 @@ def _require_logits_losses(parsed: ParsedLosses, roles: Sequence[str], text: str
 def _require_unique_terms(losses: Mapping[str, nn.Module], text: str, flag: str) -> None:
     """Check that every term can be logged under its name.
 
-    Raises UserError: two terms have the same name, or one has a name that the log or ``nn.ModuleDict`` uses.
+    Raises:
+        UserError: two terms have the same name, or one has a name that the log or ``nn.ModuleDict`` uses.
     """
     terms = list(losses)
     for name, loss in losses.items():

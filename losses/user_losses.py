@@ -11,8 +11,9 @@ from utils.user_code import import_user_object
 def load_user_loss(name: str, flag: str) -> type[nn.Module]:
     """Import the class ``package.module:Class`` from the import path or the current folder.
 
-    Raises UserError: it cannot be imported, does not exist, or is not built and called as a distillation loss is. The
-    message begins with ``flag`` and the name.
+    Raises:
+        UserError: it cannot be imported, does not exist, or is not built and called as a distillation loss is. The
+            message begins with ``flag`` and the name.
     """
     where = f"{flag} {name}"
     example = "package.module:Class, e.g. my_losses:Huber for Huber in my_losses.py"
@@ -28,7 +29,8 @@ def load_user_loss(name: str, flag: str) -> type[nn.Module]:
 def _require_signature(found: type[nn.Module], method: str, arguments: str, where: str) -> None:
     """Check that a class defines ``method`` and that it takes ``arguments``.
 
-    Raises UserError: it takes others, or the class only inherits torch's own method, which takes anything.
+    Raises:
+        UserError: it takes others, or the class only inherits torch's own method, which takes anything.
     """
     call = getattr(found, method)
     signature = inspect.signature(call)

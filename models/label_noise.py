@@ -79,8 +79,8 @@ def compute_noised_planes(
 
     label: integer ``[B, H, W]``, classes 0..K-1 or the ignore index, whose code is the last one.
     codes: ``[B, K + 1]``, or ``[B, P, K + 1]`` for several planes.
-    noise: standard normal numbers, as many as the result has, in the type of ``codes``.
-    out: where to write the result; it may be ``noise`` itself.
+    noise: standard normal numbers, ``[B, P, H, W]`` or as many in another shape, in the type of ``codes``.
+    out: tensor ``[B, P, H, W]`` that receives the result; it may be ``noise`` itself.
     """
     codes = codes.reshape(len(label), -1, codes.shape[-1])
     # A longer table, in which every id from K on has the code of ignored pixels, is cheaper than clamping the ids.
@@ -138,9 +138,9 @@ class LabelNoise(nn.Module):
     def add_planes(self, image: Tensor, label: Tensor, draw: Draw, path: int = 0, dropout: float = 0.0) -> Tensor:
         """Return ``[B, C + planes, H, W]``: the channels of ``image [B, C, H, W]``, then the label planes.
 
-        The planes are computed in place, because a concatenation would write them twice.
+        The planes are written directly into the result; ``torch.cat`` would copy them.
 
-        dropout: share of images whose planes are all zero, for training. An image has one draw, the same in all paths.
+        dropout: share of images whose planes are all zero, for training. An image is dropped in all paths or in none.
         """
         channels = image.shape[1]
         x = image.new_empty(len(image), channels + self.planes, *image.shape[2:])

@@ -19,7 +19,7 @@ AUX_WEIGHT = 0.4  # of an auxiliary map, as in most architectures; --aux-weight 
 
 
 def is_user_network(arch: object) -> bool:
-    """Say whether ``--model`` names a network from outside this project."""
+    """Return whether ``--model`` names a network from outside this project."""
     return isinstance(arch, str) and ":" in arch
 
 
@@ -28,7 +28,7 @@ def build_user_network(
 ) -> "UserNetwork":
     """Import a user's function, call it with ARGUMENTS, and try the network that it returns.
 
-    flag: the name of the setting that named the function, for messages.
+    flag: the flag that names the function, for messages.
 
     Raises:
         UserError: the function cannot be imported or called, or does not return a network that can be used here.
@@ -80,12 +80,12 @@ class UserNetwork(nn.Module):
     set_dropout = Segmentor.set_dropout
 
     def __init__(self, network: nn.Module, config: dict[str, Any], where: str) -> None:
-        """Try the network on small images, and leave its weights as they are.
+        """Try the network on small images. Its weights stay the same; parameters that no map depends on are frozen.
 
-        where: what named the network, with which messages begin.
+        where: the flag and name of the network, with which messages begin.
 
         Raises:
-            UserError: it fails, or returns something else.
+            UserError: the network fails, or returns something other than an ``Output`` or logits of the right shape.
         """
         super().__init__()
         self.network = network
@@ -121,10 +121,13 @@ class UserNetwork(nn.Module):
         raise UserError(f"{self.where}: the network must return {wanted}, and returns {_describe_kind(returned)}")
 
     def _try_small_images(self) -> None:
-        """Run the network once in each mode: note what it gives, and freeze what its maps do not depend on.
+        """Run the network once in each mode. Set ``feature_channels`` and ``aux_maps``, and freeze unused parameters.
 
         DistributedDataParallel waits for the gradient of every parameter, and some of them would never get one.
         Weights, running statistics and torch's random state are the same afterwards.
+
+        Raises:
+            UserError: the network fails, or returns something else than it should.
         """
         before = copy.deepcopy(self.network.state_dict())
         with torch.random.fork_rng(devices=[]):
@@ -192,7 +195,7 @@ class UserNetwork(nn.Module):
 
 
 def _gives_features(output: Output) -> bool:
-    """Say whether an output has features of its own; logits alone stand in their place otherwise."""
+    """Return whether an output has features of its own. Otherwise the logits stand in their place."""
     return output.feat is not output.logits
 
 

@@ -22,7 +22,7 @@ from train_teacher import TeacherStep
 from utils import memory
 from utils.bilinear import upsample_argmax
 from utils.pixels import CONVENTIONS
-from utils.types import Draw, count_labelled_per_rank
+from utils.types import Draw, compute_pixel_divisor
 
 K = 5
 NEEDS_A_DRIVER = "adv"  # a backward pass inside the forward pass
@@ -66,12 +66,12 @@ def test_steps(cuda, arch, amp):
     teach = TeacherStep(teacher, noise, TaskLoss(teacher.supervision), build_kd("cwd=5", widths[1], widths[1], K))
     learn = StudentStep(student, TaskLoss(student.supervision), teacher, noise, kd)
     image, label = batch()
-    labelled_per_rank = count_labelled_per_rank(label)
+    pixel_divisor = compute_pixel_divisor(label)
     x = CONVENTIONS["imagenet"].normalize(image)
     with torch.no_grad(), torch.autocast("cuda", PRECISIONS[amp], enabled=amp != "none"):
         assert student(x).logits.dtype == (PRECISIONS[amp] or torch.float32)
         for step in (teach.train(), learn.train()):
-            for name, term in step(x, label.long(), Draw(0), labelled_per_rank).items():
+            for name, term in step(x, label.long(), Draw(0), pixel_divisor).items():
                 assert (term.device.type, term.dtype, term.shape) == ("cuda", torch.float32, ()), name
 
 

@@ -120,6 +120,17 @@ def test_the_previous_checkpoint_takes_a_damaged_ones_place(run, finished, damag
     assert losses(run) == losses(finished)
 
 
+def test_a_checkpoint_is_not_damaged_because_it_does_not_fit_in_memory(run, monkeypatch):
+    def exhaust(self, saved):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(TrainingState, "_restore_optimizer", exhaust)
+    with pytest.raises(torch.OutOfMemoryError):
+        teach(run, "--resume", "auto")
+    assert (run / "last.pth").exists()
+    assert not (run / "damaged.pth").exists()
+
+
 def test_a_run_goes_on_in_another_folder_with_all_that_belongs_to_it(finished, run, tmp_path):
     other = tmp_path / "other"
     teach(other, "--seed", "1")

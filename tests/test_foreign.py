@@ -301,8 +301,9 @@ def test_what_does_not_fit_is_refused_with_its_reason(content, message, tmp_path
         from_checkpoint(save(tmp_path / "net.pth", content()))
 
 
-def test_inputs_other_than_an_image_and_a_plane_are_refused(tmp_path):
+@pytest.mark.parametrize("channels", [1, 2, 5])
+def test_inputs_other_than_an_image_and_a_plane_are_refused(channels, tmp_path):
     weights = state(LAD)
-    weights["pretrained.conv1.weight"] = torch.zeros(64, 5, 3, 3)
-    with pytest.raises(UserError, match="sees 5 channels"):
+    weights["pretrained.conv1.weight"] = torch.zeros(64, channels, 3, 3)
+    with pytest.raises(UserError, match=rf"net\.pth sees {channels} channels"):
         from_checkpoint(save(tmp_path / "net.pth", weights))

@@ -104,7 +104,9 @@ def build_smp(arch: str, backbone: str, num_classes: int, **options: Any) -> "Pa
     try:
         model = get_library_class(arch)(name, encoder_weights=None, classes=num_classes, **options)
         network = PaddedSegmentor(arch, model)
-        network.try_small_image(getattr(model.segmentation_head[1], "scale_factor", 1))
+        logits = network.run_small_image()
+        network.freeze_unused(logits)
+        network.check_upsampling(logits, getattr(model.segmentation_head[1], "scale_factor", 1))
     except BUILD_FAILURES as error:
         reason = first_line(error) if str(error) else "timm does not build it with the stride that this decoder needs"
         raise UserError(
@@ -115,7 +117,7 @@ def build_smp(arch: str, backbone: str, num_classes: int, **options: Any) -> "Pa
 
 
 class DecoderBranch(nn.Module):
-    """Compute a logit map by the library's decoder and the convolution of its head. Like ``Branch``, on all maps."""
+    """Compute a logit map: run the library's decoder on all maps of the encoder, and classify each position."""
 
     def __init__(self, decoder: nn.Module, classifier: nn.Conv2d) -> None:
         super().__init__()
@@ -124,8 +126,8 @@ class DecoderBranch(nn.Module):
         self.supervision = Supervision(align_corners=True)
 
     def forward(self, features: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Return logits ``[B, K, h, w]`` and the classifier's input ``[B, C, h, w]``."""
-        feat = self.head(list(features))  # a copy: some decoders write into the list
+        """Return logits ``[B, K, h, w]`` and the classifier's input ``[B, C, h, w]``. The list is left as it is."""
+        feat = self.head(list(features))  # some decoders write into the list that they get
         return self.classifier(feat), feat
 
 
@@ -138,7 +140,7 @@ class PaddedSegmentor(Segmentor):
     """
 
     def __init__(self, arch: str, model: nn.Module) -> None:
-        """Take encoder and decoder out of the library's ``model``."""
+        """Take encoder and decoder out of the library's ``model``, whose pyramid pools are replaced in place."""
         replace_pools(model.decoder)
         super().__init__(model.encoder, DecoderBranch(model.decoder, model.segmentation_head[0]))
         self.divisor = model.encoder.output_stride
@@ -147,49 +149,65 @@ class PaddedSegmentor(Segmentor):
     def forward(self, x: Tensor, with_aux: bool = True) -> Output:
         """Return logits of the decoder's stride, or of the image's size if the image had to be padded."""
         height, width = x.shape[-2:]
-        bottom, right = self._count_missing(height), self._count_missing(width)
-        if not torch.compiler.is_exporting() and bottom == 0 and right == 0:
+        bottom = self._count_missing(height)
+        right = self._count_missing(width)
+        is_exporting = torch.compiler.is_exporting()  # then the sides are unknown, and a comparison would fix them
+        if not is_exporting and bottom == 0 and right == 0:
             logits, feat = self.main(self.backbone(x))
             return Output(logits, (), feat)
         padded = F.pad(x, (0, right, 0, bottom))
         logits, feat = self.main(self.backbone(padded))
         stride = padded.shape[-2] // feat.shape[-2]
         logits = resize(logits, padded.shape[-2:], align_corners=True)
-        rows, columns = (height + stride - 1) // stride, (width + stride - 1) // stride
+        rows = (height + stride - 1) // stride
+        columns = (width + stride - 1) // stride
         return Output(logits[..., :height, :width], (), feat[..., :rows, :columns])
 
     def _count_missing(self, side: int) -> int:
-        """Return how many rows or columns must be added to a side.
+        """Return how many rows or columns must be added to a side: ``max(-side % divisor, smallest - side)``.
 
-        The result is ``max(-side % divisor, smallest - side)``. From that form torch's exporter would not see that the
-        padded side is a multiple of the divisor, and it would need minutes to find the sizes of all maps.
+        It is computed in another form, in which torch's exporter sees that the padded side is a multiple of the
+        divisor. With the short form the exporter would need minutes to find the sizes of all maps.
         """
         cells = (side + self.divisor - 1) // self.divisor
         if self.smallest > self.divisor:
             cells = max(cells, self.smallest // self.divisor)
         return cells * self.divisor - side
 
-    def try_small_image(self, upsampling: float) -> None:
-        """Run the network on one small image, and freeze the encoder's layers that the decoder does not read.
+    @property
+    def small_side(self) -> int:
+        """Return the height of the image that a new network is tried on."""
+        return max(64, self.smallest)
 
-        They never get a gradient, but DistributedDataParallel waits for the gradient of every parameter.
+    def run_small_image(self) -> Tensor:
+        """Return the logits of one small image, in eval mode. Leave the network in train mode."""
+        self.eval()
+        logits = self(torch.zeros(1, 3, self.small_side, self.small_side + self.divisor)).logits
+        self.train()
+        return logits
 
-        upsampling: factor of the library's final upsampling.
+    def freeze_unused(self, logits: Tensor) -> None:
+        """Freeze the encoder's layers that the decoder does not read. ``logits`` are those of any image.
+
+        They never get a gradient, but DistributedDataParallel waits for the gradient of every parameter. Nothing is
+        frozen while gradients are disabled.
+        """
+        if not torch.is_grad_enabled():
+            return
+        logits.sum().backward()
+        for parameter in self.parameters():
+            parameter.requires_grad_(parameter.grad is not None)
+        self.zero_grad(set_to_none=True)
+
+    def check_upsampling(self, logits: Tensor, factor: float) -> None:
+        """Check that the library's final upsampling leads from the logits of ``run_small_image`` to the image's size.
 
         Raises:
-            ValueError: this factor would not lead back to the image's size.
+            ValueError: it leads to another size.
         """
-        side = max(64, self.smallest)
-        self.eval()
-        logits = self(torch.zeros(1, 3, side, side + self.divisor)).logits
-        if torch.is_grad_enabled():
-            logits.sum().backward()
-            for parameter in self.parameters():
-                parameter.requires_grad_(parameter.grad is not None)
-            self.zero_grad(set_to_none=True)
-        self.train()
-        if logits.shape[-2] * upsampling != side:
-            raise ValueError(f"its logits are at stride {side // logits.shape[-2]}, 'upsampling' is {upsampling:g}")
+        height = logits.shape[-2]
+        if height * factor != self.small_side:
+            raise ValueError(f"its logits are at stride {self.small_side // height}, 'upsampling' is {factor:g}")
 
 
 def replace_pools(module: nn.Module) -> None:

@@ -150,7 +150,10 @@ def build_backbone(name: str, in_channels: int = 3, output_stride: int = DILATED
 
 
 def prepare_stem(backbone: nn.Module, in_channels: int) -> None:
-    """Mark the convolutions that see the image. With more than three input channels, widen them for label planes."""
+    """Mark the convolutions that see the image, which are those of three input channels.
+
+    With ``in_channels`` above 3, widen them for label planes.
+    """
     for module in backbone.modules():
         if isinstance(module, nn.Conv2d) and module.in_channels == 3:
             module.sees_image = True
@@ -159,15 +162,16 @@ def prepare_stem(backbone: nn.Module, in_channels: int) -> None:
 
 
 def find_stem_convs(backbone: nn.Module) -> list[nn.Conv2d]:
-    """Find the convolutions that see the image: one, or several side by side (MobileOne, RepViT, FastViT)."""
+    """Find the convolutions that ``prepare_stem`` marked: one, or several side by side (MobileOne, RepViT, FastViT)."""
     return [module for module in backbone.modules() if getattr(module, "sees_image", False)]
 
 
 def widen_stem(backbone: nn.Module, in_channels: int) -> None:
     """Let the stem see label planes behind RGB. The RGB weights stay, the new weights are drawn from N(0, 0.1^2).
 
-    LAD does this when it loads ImageNet weights (models/base_models/resnet.py:257). timm's own ``in_chans=4`` would
-    multiply the RGB weights by 3/4.
+    ``prepare_stem`` calls it when a network is built, before any weights are loaded. Without a marked convolution
+    nothing changes. LAD widens its stem when it loads ImageNet weights (models/base_models/resnet.py:257). timm's own
+    ``in_chans=4`` would multiply the RGB weights by 3/4.
     """
     for conv in find_stem_convs(backbone):
         weight = torch.empty(conv.out_channels, in_channels, *conv.kernel_size).normal_(0, 0.1)

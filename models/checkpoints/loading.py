@@ -167,10 +167,8 @@ def _build_with_weights(config: Mapping[str, Any], weights: dict[str, Tensor], s
     """Build a recognised network and load its weights. Counters and constants may be missing from the weights.
 
     Raises:
-        UserError: the network has neither three nor four input channels, or the weights do not fit.
+        UserError: the weights do not fit.
     """
-    if config["in_channels"] not in (3, 4):
-        raise UserError(f"{source} sees {config['in_channels']} channels; an image has 3, and a label plane makes 4")
     model = build_model(**config)
     complete = dict(weights)
     for key, value in model.state_dict().items():

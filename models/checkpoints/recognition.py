@@ -60,10 +60,13 @@ class Recognised(NamedTuple):
 def recognise_network(weights: Mapping[str, Tensor], source: str) -> Recognised:
     """Recognise another project's network from its state dict.
 
+    Files of segmentation_models_pytorch are recognised in ``models.checkpoints.smp_files`` instead.
+
     source: the file, for messages.
 
     Raises:
-        UserError: the format is none of FORMATS, the file is incomplete, or its backbone is unknown.
+        UserError: the format is none of FORMATS, the file is incomplete, its backbone is unknown, or its network has
+            neither three nor four input channels.
     """
     name = _find_format(weights, source)
     ours = translate_network(weights, name)
@@ -77,10 +80,13 @@ def recognise_network(weights: Mapping[str, Tensor], source: str) -> Recognised:
     if stem is None:
         known = "ResNet, STDC, HRNet, CIRKD's MobileNetV2"
         raise UserError(f"{source}: this {name} file is incomplete, or its backbone is none of {known}")
+    in_channels = stem.shape[1]
+    if in_channels not in (3, 4):
+        raise UserError(f"{source} sees {in_channels} channels; an image has 3, and a label plane makes 4")
     config = {
         "backbone": _recognise_backbone(body, FORMATS[name].family, len(stem), source),
         "num_classes": len(ours[CLASSIFIER]),
-        "in_channels": stem.shape[1],
+        "in_channels": in_channels,
     }
     return Recognised(name, _choose_config(config, FORMATS[name].archs, ours), ours)
 
@@ -102,7 +108,11 @@ def _find_format(weights: Mapping[str, Tensor], source: str) -> str:
 
 
 def _require_convolutions(weights: Mapping[str, Tensor], name: str, source: str) -> None:
-    """Raise UserError if a weight whose shape is read below does not have the four dimensions of a convolution's."""
+    """Check that the weights whose shapes are read below are those of convolutions.
+
+    Raises:
+        UserError: one of them does not have four dimensions.
+    """
     width_keys = [key for key, _ in WIDTHS.values()]
     for key in (*(f"backbone.{stem}" for stem in STEMS), *width_keys):
         if key in weights and weights[key].ndim != 4:
@@ -110,7 +120,9 @@ def _require_convolutions(weights: Mapping[str, Tensor], name: str, source: str)
 
 
 def _choose_config(config: dict[str, Any], archs: tuple[str, ...], weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Return the arguments of build_model: the first architecture whose own widths fit, else the widths of the file.
+    """Return the arguments of build_model: the first architecture that fits with its default widths.
+
+    If none does, this is the first one, with widths read from the file.
 
     config: the arguments without architecture and widths. archs: the candidates, see ``Format``.
     """
@@ -159,9 +171,12 @@ def drop_unrelated_auxiliary(weights: dict[str, Tensor], source: str) -> dict[st
     """
     auxiliary = [key for key in weights if key.startswith("aux.")]
     is_needed = COARSE_TO_FINE in weights or any(not key.startswith("aux.0.") for key in auxiliary)
+    if is_needed or AUX_CLASSIFIER not in weights:
+        return weights
     main = weights[CLASSIFIER]
-    classifier = weights.get(AUX_CLASSIFIER)
-    if classifier is None or is_needed or not main.ndim == classifier.ndim == 4 or len(classifier) == len(main):
+    classifier = weights[AUX_CLASSIFIER]
+    are_convolutions = main.ndim == 4 and classifier.ndim == 4
+    if not are_convolutions or len(classifier) == len(main):
         return weights
     print_note(
         f"note: {source}: its auxiliary head has {len(classifier)} classes, the main head {len(main)}: it is left out"
@@ -268,7 +283,11 @@ def _get_mapping(content: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 
 def _require_known_settings(text: str, source: str) -> None:
-    """Raise UserError if MMSegmentation's configuration has a value of SHAPELESS_SETTINGS that is not here."""
+    """Check the settings in MMSegmentation's configuration that change a network but no shape.
+
+    Raises:
+        UserError: SHAPELESS_SETTINGS does not have the value of one.
+    """
     for setting, known in SHAPELESS_SETTINGS.items():
         for value in re.findall(rf"\b{setting}=\(?([\d, ]+)", text):
             if value.replace(" ", "").strip(",") not in known:

@@ -86,7 +86,8 @@ def guard(archive: Path) -> Iterator[None]:
 def convert_mat(files: Sequence[Path], folder: Path, fields: Sequence[str]) -> None:
     """MATLAB labels as grey PNG with the same ids, ``folder/<stem>.png``; those that are there are left alone.
 
-    Raises UserError: a damaged file, or ids above 255.
+    Raises:
+        UserError: a damaged file, or ids above 255.
     """
     for path in tqdm(files, f"{folder.name}: PNG", disable=None):
         target = folder / f"{path.stem}.png"

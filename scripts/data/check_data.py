@@ -130,7 +130,11 @@ def doubt_orientation(spec: DatasetSpec, image_path: Path, label_path: Path | No
 
 
 def check_split(spec: DatasetSpec, root: Path, split: str, workers: int) -> Report:
-    """Read every pair of a split, and report what was found. Raises UserError: there is no such split."""
+    """Read every pair of a split, and report what was found.
+
+    Raises:
+        UserError: there is no such split.
+    """
     pairs = spec.pairs(root, split)
     report = Report(len(pairs), spec.splits[split])
     unlabelled = spec.needs_root and split == "test" and find_missing_files(pairs) == [label for _, label in pairs]

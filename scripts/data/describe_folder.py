@@ -60,7 +60,8 @@ def describe_classes(values: LabelValues, folder: Path) -> list[str]:
 
     folder: of the labels, for messages.
 
-    Raises UserError: fewer than two ids or colours, more than there can be classes, ids beyond 16 bits.
+    Raises:
+        UserError: fewer than two ids or colours, more than there can be classes, ids beyond 16 bits.
     """
     unlabelled = values.find_unlabelled()
     ignored = sorted([*unlabelled, *values.strays])

@@ -44,7 +44,8 @@ class Match(NamedTuple):
 def find_matches(root: Path) -> list[Match]:
     """Find the best labels of each folder of images, all with names of one form.
 
-    Raises UserError: no pictures, none that go by the same names as labels, or some whose labels have another form.
+    Raises:
+        UserError: no pictures, none that go by the same names as labels, or some whose labels have another form.
     """
     folders = dict(walk_images(root))
     if single := _match_single_images(folders):

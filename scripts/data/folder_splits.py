@@ -20,7 +20,8 @@ def find_splits(root: Path, matches: list[Match], remarks: list[str]) -> tuple[S
     remarks: those on what a person should know are added. Returns the splits, and the lists to be written: file name ->
     names of images.
 
-    Raises UserError: a list cannot be read.
+    Raises:
+        UserError: a list cannot be read.
     """
     splits: Splits = {}
     bases: dict[str, list[str]] = {}
@@ -98,7 +99,8 @@ def _common_start(names: Sequence[str]) -> str:
 def _find_lists(root: Path, bases: set[str]) -> dict[str, str]:
     """Find text files that are called after a split and name images, the longest for each.
 
-    Raises UserError: such a list cannot be read.
+    Raises:
+        UserError: such a list cannot be read.
     """
     found: list[tuple[int, str, str]] = []
     for path in filter(Path.is_file, sorted(root.rglob("*.txt"))):

@@ -32,7 +32,8 @@ class LabelValues:
     def __init__(self, labels: Sequence[Path]) -> None:
         """Read the label files.
 
-        Raises UserError: a file cannot be read.
+        Raises:
+            UserError: a file cannot be read.
         """
         self.pixels: Counter[Value] = Counter()
         self.files: Counter[Value] = Counter()

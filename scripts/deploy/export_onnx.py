@@ -138,7 +138,8 @@ def metadata(card: Card, source: str) -> dict[str, str]:
 def compare(path: Path, network: nn.Module, images: dict[str, Tensor]) -> dict[str, float]:
     """The share of pixels of equal class by image; printed with the largest difference of a logit.
 
-    Raises UserError: onnxruntime cannot load the file, or cannot run it on an image.
+    Raises:
+        UserError: onnxruntime cannot load the file, or cannot run it on an image.
     """
     import onnxruntime
 

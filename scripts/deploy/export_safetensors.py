@@ -49,7 +49,8 @@ class ExportConfig:
 def write_safetensors(path: str | Path, weights: Mapping[str, Tensor], card: Mapping[str, Any]) -> None:
     """Weights, and the card as JSON in the metadata; whole or not at all.
 
-    Raises UserError: the file cannot be written.
+    Raises:
+        UserError: the file cannot be written.
     """
     plain = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
     content = save(plain, {"format": "pt", CARD: json.dumps(dict(card))})

@@ -70,7 +70,8 @@ def find_images(given: Sequence[str], output: Path) -> dict[Path, Path]:
     output: the folder that predictions go to; what lies there is no image. Returns each image with the place of its
     prediction below that folder, without a suffix.
 
-    Raises UserError: nothing given, or a folder without images.
+    Raises:
+        UserError: nothing given, or a folder without images.
     """
     if not given:
         raise UserError("no images given: predict.py IMAGE.. --pretrained FILE")
@@ -96,7 +97,8 @@ def plan_outputs(images: Mapping[Path, Path], config: PredictConfig) -> dict[Pat
 
     images: of ``find_images``.
 
-    Raises UserError: two images would be written to one file, or one over an input.
+    Raises:
+        UserError: two images would be written to one file, or one over an input.
     """
     folder = Path(config.output).expanduser()
     suffixes = ("", "_blend") if config.blend else ("",)

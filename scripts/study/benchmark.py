@@ -52,7 +52,7 @@ from utils.errors import UserError, lookup, run_main
 from utils.options import option, parse_flags
 from utils.pixels import CONVENTIONS
 from utils.seeding import derive_seed
-from utils.types import IGNORE_INDEX, Draw, count_labelled_per_rank
+from utils.types import IGNORE_INDEX, Draw, compute_pixel_divisor
 
 COUNT, CROP = 48, (512, 512)
 CONVENTION = CONVENTIONS["bgr_mean"]
@@ -292,7 +292,7 @@ class Batch:
         def run(i: int) -> Tensor:
             with runtime.autocast():
                 x = self.convention.normalize(self.image)
-                return wrapped(x, self.label.long(), Draw(i), count_labelled_per_rank(self.label))["loss"]
+                return wrapped(x, self.label.long(), Draw(i), compute_pixel_divisor(self.label))["loss"]
 
         return run
 

@@ -48,7 +48,11 @@ class GridConfig:
 
 
 def networks(config: GridConfig) -> dict[str, Loaded]:
-    """By the title of their column. Raises UserError: none, a file twice, or networks of different classes."""
+    """Load the networks, by the titles of their columns.
+
+    Raises:
+        UserError: none is given, a file is given twice, or the networks have different classes.
+    """
     titles = [Path(path).absolute().parent.name for path in config.student]
     if len(titles) == 1:
         titles = ["student"]
