@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint: per-class IoU and mIoU on a split.
+"""Evaluate a checkpoint: IoU, precision, recall and F1 of each class, and mIoU on a split.
 
     python eval.py runs/student-toy-stdc-tf_efficientnet_lite0/last.pth
     torchrun --nproc-per-node 2 eval.py --pretrained FILE --data VOCdevkit/VOC2012 --scales 0.5 1.0 1.5 --flip
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from datasets import for_network
+from datasets import build_dataset_for_network
 from datasets.base import SegmentationDataset
 from engine.evaluator import evaluate
 from engine.metrics import Metrics
@@ -31,13 +31,14 @@ from engine.settings import load_recipe
 from models.checkpoints.card import Card
 from models.checkpoints.loading import Loaded, from_checkpoint
 from models.prediction import Predictor
-from utils.colors import blended, palette_picture, save_png
+from utils.colors import blend_classes, make_palette_picture, save_png
 from utils.errors import UserError, run_main
-from utils.files import require_apart, write, write_text
+from utils.files import require_apart, require_writable, write, write_text
 from utils.options import COMPUTING, NOTHING, RESULT, option, parse_flags
 
 RECIPES = Path(__file__).resolve().parent / "scripts" / "recipes"
-
+# keys of the JSON file -> how the means are called where they are printed
+CLASS_MEANS = {"mean_precision": "precision", "mean_recall": "recall", "mean_f1": "F1"}
 
 data_option = partial(option, group="data", affects=RESULT)
 network_option = partial(option, group="network", affects=RESULT)
@@ -48,6 +49,7 @@ machine_option = partial(option, group="machine", affects=COMPUTING)
 @dataclass(frozen=True)
 class EvalConfig(Protocol):
     pretrained: str = network_option("", "checkpoint to evaluate", positional=True)
+    model: str = network_option("", "package.module:function, where the checkpoint holds a network of your own")
     backbone: str = network_option("", "encoder of a file of segmentation_models_pytorch whose keys do not tell it")
     recipe: str = data_option("", "recipe whose data set and 'eval.' keys are the defaults, such as ade20k_mmseg")
     data: str = data_option("", "root folder of the data set (default: the checkpoint's)")
@@ -59,17 +61,19 @@ class EvalConfig(Protocol):
     absent_as_zero: bool = output_option(False, "count a class that never occurs as IoU 0, as the LAD release does")
     label_codes: str = network_option("", "label codes an assisted teacher sees (default: those of its training)")
     label_std: float | None = network_option(None, "pixel noise it sees (default: that of its training)", minimum=0)
-    code_std: float | None = network_option(None, "of codes 'near' (default: that of its training)", minimum=0)
+    code_std: float | None = network_option(None, "strength of codes 'near' (default: that of its training)", minimum=0)
     without_label: bool = network_option(False, "show a teacher a zero plane: what does it know without its label?")
     save_pred: str = output_option("", "folder for predictions as palette PNG")
     blend: str = output_option("", "folder for predictions over the images")
-    submission: bool = output_option(False, "write them as grey PNG in the data set's official ids instead")
+    submission: bool = output_option(
+        False, "write the predictions of --save-pred as grey PNG in the data set's official ids"
+    )
     per_image: str = output_option("", "npz file for the pixel counts of every image and class")
     json: str = output_option("", "file for the scores")
     workers: int | None = machine_option(
         None, "loader workers of each rank (default: 4, or fewer on few cores)", minimum=0
     )
-    seed: int = network_option(0, "of an assisted teacher's label noise", minimum=0)
+    seed: int = network_option(0, "seed of an assisted teacher's label noise", minimum=0)
     device: str = machine_option("auto", "where to run", choices=("auto", "cpu", "cuda"))
     amp: str = machine_option("", "autocast (default: as in training)", choices=("none", "bf16", "fp16"))
     channels_last: bool | None = machine_option(None, "memory layout of the network (default: as in training)")
@@ -79,6 +83,7 @@ class EvalConfig(Protocol):
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Score a checkpoint, print the scores, and write what the flags ask for."""
     flags = parse_flags(EvalConfig, __doc__, argv)
     recipe = load_recipe(flags["recipe"], "eval", RECIPES) if flags.get("recipe") else {}
     config = EvalConfig(**recipe | flags)
@@ -86,6 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError("--pretrained FILE is missing: the checkpoint to evaluate")
     if config.submission and not config.save_pred:
         raise UserError("--submission needs --save-pred DIR: where the predictions go")
+    check_outputs(config)
     loaded = load_network(config)
     config = compute_as_trained(config, loaded.card)
     with start_runtime(config) as runtime:
@@ -98,9 +104,32 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(scores[0].table(names))
         print_result(result)
         if config.per_image:
-            save_areas(Path(config.per_image), scores[0].areas, dataset)
+            save_areas(Path(config.per_image).expanduser(), scores[0].areas, dataset)
         if config.json:
-            write_text(Path(config.json), json.dumps(result, indent=1) + "\n")
+            write_text(Path(config.json).expanduser(), json.dumps(result, indent=1) + "\n")
+
+
+def check_outputs(config: EvalConfig) -> None:
+    """Check that everything that is asked for can be written, before the network is scored.
+
+    Raises:
+        UserError: it cannot, or two kinds of pictures would go to one folder.
+    """
+    for flag, file in {"--json": config.json, "--per-image": config.per_image}.items():
+        if not file:
+            continue
+        path = Path(file).expanduser()
+        if path.is_dir():
+            raise UserError(f"{flag} {file} is a folder: give the name of a file")
+        require_writable(path.parent, f"{flag} {file}")
+    folders = {"--save-pred": config.save_pred, "--blend": config.blend}
+    for flag, folder in folders.items():
+        if folder:
+            require_writable(Path(folder).expanduser(), f"{flag} {folder}")
+    if config.save_pred and config.blend:
+        first, second = (Path(folder).expanduser().resolve() for folder in folders.values())
+        if first == second:
+            raise UserError(f"--save-pred and --blend are both {config.blend}: give two folders")
 
 
 def load_network(config: EvalConfig) -> Loaded:
@@ -113,14 +142,14 @@ def load_network(config: EvalConfig) -> Loaded:
     if config.without_label:
         noise["scale"] = 0.0
     noise = {key: value for key, value in noise.items() if value is not None}
-    loaded = from_checkpoint(config.pretrained, assisted=bool(noise), backbone=config.backbone)
+    loaded = from_checkpoint(config.pretrained, assisted=bool(noise), backbone=config.backbone, model=config.model)
     if not noise:
         return loaded
     if not loaded.card.label_noise:
         raise UserError(
             f"--label-codes, --label-std, --code-std and --without-label: {config.pretrained} sees the image only"
         )
-    return loaded.shown(**noise)
+    return loaded.with_label_noise(**noise)
 
 
 def compute_as_trained(config: EvalConfig, card: Card) -> EvalConfig:
@@ -151,7 +180,7 @@ def open_dataset(config: EvalConfig, loaded: Loaded) -> tuple[str, SegmentationD
         raise UserError(f"--classes {config.classes}: {config.pretrained} has {card.num_classes}")
     dataset = config.dataset or card.dataset
     data = config.data or card.data
-    return for_network(card, dataset, data, config.split, config.pretrained, config.other_class_names)
+    return build_dataset_for_network(card, dataset, data, config.split, config.pretrained, config.other_class_names)
 
 
 def score_network(config: EvalConfig, loaded: Loaded, dataset: SegmentationDataset, runtime: Runtime) -> list[Metrics]:
@@ -224,7 +253,9 @@ class PredictionWriter:
         """
         self.config = config
         self.dataset = dataset
-        folders = [Path(folder) for folder in (config.save_pred, config.blend) if folder]
+        self.save_pred = Path(config.save_pred).expanduser() if config.save_pred else None
+        self.blend = Path(config.blend).expanduser() if config.blend else None
+        folders = [folder for folder in (self.save_pred, self.blend) if folder]
         images = [image for image, _ in dataset.pairs]
         outputs = [
             (folder / f"{name}.png", image)
@@ -238,12 +269,13 @@ class PredictionWriter:
         """Write the prediction ``[H, W]`` of an image."""
         name = f"{self.dataset.names[index]}.png"
         spec = self.dataset.spec
-        if self.config.submission:  # which needs --save-pred
-            save_png(Image.fromarray(spec.ids.official(prediction)), Path(self.config.save_pred) / name)
-        elif self.config.save_pred:
-            save_png(palette_picture(prediction, spec.palette), Path(self.config.save_pred) / name)
-        if self.config.blend:
-            save_png(blended(self.dataset.read(index)[0], prediction, spec.palette), Path(self.config.blend) / name)
+        if self.save_pred and self.config.submission:
+            save_png(Image.fromarray(spec.ids.to_official(prediction)), self.save_pred / name)
+        elif self.save_pred:
+            save_png(make_palette_picture(prediction, spec.palette), self.save_pred / name)
+        if self.blend:
+            image, _ = self.dataset.read(index)
+            save_png(blend_classes(image, prediction, spec.palette), self.blend / name)
 
 
 def save_areas(path: Path, areas: np.ndarray, dataset: SegmentationDataset) -> None:
@@ -260,6 +292,8 @@ def print_result(result: dict[str, Any]) -> None:
         print("mIoU is not defined: no labelled pixel")
     else:
         print(f"mIoU {100 * miou:.2f} %  pixel accuracy {100 * result['pixel_accuracy']:.2f} %{mark}")
+        means = [f"{name} {100 * result[key]:.2f} %" for key, name in CLASS_MEANS.items()]
+        print(f"means over the classes: {', '.join(means)}{mark}")
     print(f"{result['dataset']} {result['split']}, {result['images']} images, {result['protocol']}")
     if "draws" in result:
         scores = 100 * np.array(result["draws"])

@@ -29,9 +29,10 @@ from engine.trainer import load_data, train
 from losses import WeightedLosses, build_kd, parse_losses
 from losses.task import TaskLoss
 from models import build_model
-from models.checkpoints.loading import Loaded, from_checkpoint
+from models.checkpoints.loading import Loaded, from_checkpoint, read_network_name
 from models.label_noise import LabelNoise
 from models.segmentor import Segmentor
+from models.user_networks import is_user_network
 from utils.errors import UserError, run_main
 from utils.options import flag_of, parse_flags
 from utils.pixels import CONVENTIONS, PixelConvention
@@ -86,15 +87,15 @@ class StudentStep(Step):
         return self
 
     def forward(
-        self, image: Tensor, label: Tensor, draw: Draw | None = None, labelled_per_rank: Tensor | None = None
+        self, image: Tensor, label: Tensor, draw: Draw | None = None, pixel_divisor: Tensor | None = None
     ) -> dict[str, Tensor]:
         """Return loss, ce, aux, and each KD term of one batch, unweighted and as ``name_weighted``.
 
         image: normalised, ``[B, 3, H, W]``. label: ``[B, H, W]``. draw: where the noise comes from, instead of torch's
-        global random state. labelled_per_rank: see ``TaskLoss``.
+        global random state. pixel_divisor: see ``TaskLoss``.
         """
         output = self.model(image)
-        terms = self.task(output, label, labelled_per_rank)
+        terms = self.task(output, label, pixel_divisor)
         loss = terms.pop("task")
         if self.teacher is not None:
             distilled, kd_terms = self.kd(output, self.teach(image, label, draw), label)
@@ -120,19 +121,23 @@ def load_teacher(config: StudentConfig, spec: DatasetSpec, label_flags: Sequence
     label_flags: the flags of the label plane that the user gave.
 
     Raises:
-        UserError: no teacher is given, it has other classes, or it sees the image only and label flags were given.
+        UserError: no teacher is given, it cannot be read, it has other classes, or it sees the image only and label
+            flags were given.
     """
     path = config.teacher_pretrained
     if not path:
         raise UserError(f"--kd {config.kd} needs --teacher-pretrained FILE (--kd none trains the baseline)")
-    teacher = from_checkpoint(path, assisted=True)
+    teacher_model = config.teacher_model
+    if not teacher_model and is_user_network(config.model) and read_network_name(path) == config.model:
+        teacher_model = config.model
+    teacher = from_checkpoint(path, assisted=True, model=teacher_model, model_flag="--teacher-model")
     require_classes(teacher.card, spec, config.dataset, f"--teacher-pretrained {path}", config.other_class_names)
     if teacher.card.label_noise is None and label_flags:
         raise UserError(f"{', '.join(label_flags)}: --teacher-pretrained {path} sees the image only: leave them out")
     if teacher.card.label_noise is None:
         return teacher
     noise = {"codes": config.label_codes, "pixel_std": config.label_std, "code_std": config.code_std}
-    return teacher.shown(**noise, scale=config.label_scale)
+    return teacher.with_label_noise(**noise, scale=config.label_scale)
 
 
 def build_step(config: StudentConfig, spec: DatasetSpec, label_flags: Sequence[str] = ()) -> StudentStep:

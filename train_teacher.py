@@ -73,17 +73,17 @@ class TeacherStep(Step):
         return self.noise
 
     def forward(
-        self, image: Tensor, label: Tensor, draw: Draw | None = None, labelled_per_rank: Tensor | None = None
+        self, image: Tensor, label: Tensor, draw: Draw | None = None, pixel_divisor: Tensor | None = None
     ) -> dict[str, Tensor]:
         """Return loss, task1, task2 and consistency (unweighted) of one batch.
 
         image: normalised, ``[B, 3, H, W]``. label: ``[B, H, W]``. draw: where the noise comes from, instead of torch's
-        global random state. labelled_per_rank: see ``TaskLoss``.
+        global random state. pixel_divisor: see ``TaskLoss``.
         """
         draw = draw or Draw(int(torch.randint(2**62, ())))
         inputs = [self.noise.add_planes(image, label, draw, path, self.label_dropout) for path in range(self.paths)]
         outputs = [self.model(x) for x in inputs]
-        terms = {f"task{p}": self.task(z, label, labelled_per_rank)["task"] for p, z in enumerate(outputs, 1)}
+        terms = {f"task{p}": self.task(z, label, pixel_divisor)["task"] for p, z in enumerate(outputs, 1)}
         loss = sum(terms.values())
         if self.consistency is not None:
             weighted, terms["consistency"] = self.consistency(*outputs, label)

@@ -1,4 +1,4 @@
-"""Data sets by name. A new one is a file with a DatasetSpec and a line in DATASETS."""
+"""Data sets by name. To add one, write a file with a DatasetSpec and add a line to DATASETS."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -11,15 +11,15 @@ from datasets.base import DatasetSpec, SegmentationDataset, TrainStream
 from datasets.camvid import CAMVID
 from datasets.cityscapes import CITYSCAPES
 from datasets.coco_stuff import COCO_STUFF_10K, COCO_STUFF_164K, COCO_STUFF_164K_182
-from datasets.folder import folder_spec
+from datasets.folder import make_folder_spec
 from datasets.toy import TOY
-from datasets.transforms import AUGMENTATIONS, SCALE_RANGE, scales_between
+from datasets.transforms import AUGMENTATIONS, SCALE_RANGE, list_scales
 from datasets.voc import VOC
 from utils.errors import UserError, lookup, print_note
 from utils.types import Rgb
 
-NAMES_SHOWN = 20  # class names that a message lists
-# A data set that describes itself by files in its root is a function of the root.
+MAX_NAMES_LISTED = 20  # class names that a message lists
+# Name of a data set -> its spec, or a function that makes the spec from a file in the data set's root folder.
 DATASETS: dict[str, DatasetSpec | Callable[[Path], DatasetSpec]] = {
     "toy": TOY,
     "camvid": CAMVID,
@@ -29,18 +29,19 @@ DATASETS: dict[str, DatasetSpec | Callable[[Path], DatasetSpec]] = {
     "coco_stuff_10k": COCO_STUFF_10K,
     "coco_stuff_164k": COCO_STUFF_164K,
     "coco_stuff_164k_182": COCO_STUFF_164K_182,
-    "folder": folder_spec,
+    "folder": make_folder_spec,
 }
 
 
 def dataset_spec(name: str, root: str = "", classes: int | None = None) -> DatasetSpec:
-    """The record of a data set; with ``classes``, of its variant of so many.
+    """Return the spec of a data set. ``classes`` chooses the variant with that many classes.
 
-    Raises UserError: unknown name, a root that is missing or not as it should be, or no variant of so many classes.
+    Raises:
+        UserError: the name is unknown, the root is missing or has wrong content, or no variant has ``classes`` classes.
     """
-    entry = lookup(DATASETS, _of_classes(name, classes), "data set")
-    spec = entry if isinstance(entry, DatasetSpec) else entry(_folder(name, root))
-    if classes not in (None, len(spec.names)):
+    entry = lookup(DATASETS, _choose_variant(name, classes), "data set")
+    spec = entry if isinstance(entry, DatasetSpec) else entry(_find_root(name, root))
+    if classes is not None and classes != len(spec.names):
         raise UserError(f"{name} has {len(spec.names)} classes, not {classes}")
     return spec
 
@@ -48,22 +49,28 @@ def dataset_spec(name: str, root: str = "", classes: int | None = None) -> Datas
 def build_dataset(
     name: str, root: str, split: str, classes: int | None = None, cache_gb: float = 0.0
 ) -> SegmentationDataset:
-    """Images at native size, for evaluation and as the source of a training stream.
+    """Build the data set of one split, with images at their native size.
 
-    Raises UserError: unknown data set or split, no root, or files missing below it.
+    It serves for evaluation and as the source of a training stream.
+
+    Raises:
+        UserError: the data set or split is unknown, no root is given, or files are missing below it.
     """
     spec = dataset_spec(name, root, classes)
     lookup(spec.splits, split, f"split of {name}")
-    return SegmentationDataset(spec, _folder(name, root) if spec.needs_root else Path(), split, cache_gb)
+    folder = _find_root(name, root) if spec.needs_root else Path()
+    return SegmentationDataset(spec, folder, split, cache_gb)
 
 
 class Data(NamedTuple):
+    """The data of a training."""
+
     spec: DatasetSpec
-    train: TrainStream  # endless, augmented
+    train: TrainStream  # endless and augmented
     val: SegmentationDataset
 
 
-def train_and_val(
+def build_train_and_val(
     name: str,
     root: str = "",
     classes: int | None = None,
@@ -74,23 +81,27 @@ def train_and_val(
     seed: int = 0,
     cache_gb: float = 0.0,
 ) -> Data:
-    """The data set's record, its endless augmented training sequence, and its validation images.
+    """Build the augmented training stream of a data set, and its validation images.
 
-    crop_size: height and width. scale_range: smallest and largest random scale. pad_color: RGB of what a crop has
-    beyond the image. cache_gb: for decoded images.
+    augmentation: a key of AUGMENTATIONS. crop_size: height and width. scale_range: smallest and largest random scale.
+    pad_color: RGB colour of a crop beyond the image. cache_gb: memory for decoded training samples.
+
+    Raises:
+        UserError: as ``build_dataset``; the augmentation is unknown; or the scales are no range of tenths.
     """
     spec = dataset_spec(name, root, classes)
     augment = lookup(AUGMENTATIONS, augmentation, "augmentation")
-    scales_between(*scale_range)  # a bad range is an error now, not in a loader worker
+    list_scales(*scale_range)  # to refuse a bad range here, not in a loader worker
     transform = partial(
         augment, crop_size=crop_size, pad_color=pad_color, base_size=spec.base_size, scale_range=scale_range
     )
     train = TrainStream(build_dataset(name, root, "train", classes, cache_gb), transform, seed)
-    return Data(spec, train, build_dataset(name, root, "val", classes))
+    val = build_dataset(name, root, "val", classes)
+    return Data(spec, train, val)
 
 
 class Classes(Protocol):
-    """Those of a network, as its checkpoint's card has them; the names may be unknown."""
+    """The classes of a network, as in the card of its checkpoint. The names are empty where the file lacks them."""
 
     num_classes: int
     class_names: Sequence[str]
@@ -99,71 +110,106 @@ class Classes(Protocol):
 def require_classes(
     network: Classes, spec: DatasetSpec, name: str, source: str, allow_other_names: bool = True
 ) -> None:
-    """Compare the classes of a network with those of a data set. Warn of names that only one of the two has.
+    """Check that a network has the classes of a data set. Warn about class names that differ.
 
-    name: of the data set. source: where the network comes from. allow_other_names: warn also where no name agrees.
+    name: name of the data set. source: where the network comes from, for messages. allow_other_names: only warn where
+    network and data set have no class name in common.
 
-    Raises UserError: the network has more or fewer classes, the same in another order, other ones, or one logit whose
-    meaning its file does not say.
+    Raises:
+        UserError: the network has another number of classes, the same classes in another order, or entirely different
+            ones; or it has one logit and its file does not say which class that stands for.
     """
     if network.num_classes != len(spec.names):
         raise UserError(f"{source} has {network.num_classes} classes, {name} {len(spec.names)}")
-    if getattr(network, "training", {}).get("single_logit") and not network.class_names:
-        asked = f"{source} has one logit and no class names: where it is above 0 must be {spec.names[1]!r} of {name}"
-        if not allow_other_names:
-            raise UserError(f"{asked}, elsewhere {spec.names[0]!r}; --other-class-names says that it is so")
-        print_note(f"warning: {asked}, elsewhere {spec.names[0]!r}")
-    theirs = [_plain_name(text) for text in network.class_names]
-    ours = [_plain_name(text) for text in spec.names]
-    for k, (their, our) in enumerate(zip(theirs, ours, strict=False)):
-        if their != our and their in ours and our in theirs:
-            order = f"its class {k} is {network.class_names[k]!r}, that of {name} is {spec.names[k]!r}"
-            raise UserError(f"{source} has the classes in another order: {order}")
-    differing = [
-        f"{k}: {network.class_names[k]!r}, here {spec.names[k]!r}"
-        for k, (their, our) in enumerate(zip(theirs, ours, strict=False))
-        if their != our
-    ]
-    if not differing:
+    _check_single_logit(network, spec, name, source, allow_other_names)
+    _check_order(network, spec, name, source)
+    differences = _list_name_differences(network, spec)
+    if not differences:
         return
-    listed = "; ".join(differing[:NAMES_SHOWN])
-    if len(differing) > NAMES_SHOWN:
-        listed += f" and {len(differing) - NAMES_SHOWN} more"
-    if not allow_other_names and not set(theirs) & set(ours):
+    listed = "; ".join(differences[:MAX_NAMES_LISTED])
+    if len(differences) > MAX_NAMES_LISTED:
+        listed += f" and {len(differences) - MAX_NAMES_LISTED} more"
+    shared = set(_simplify_names(network.class_names)) & set(_simplify_names(spec.names))
+    if not shared and not allow_other_names:
         raise UserError(
-            f"{source} knows no class of {name} by name ({listed}): it was trained for something else; "
-            "--other-class-names takes it where they mean the same"
+            f"{source} and {name} have no class name in common ({listed}): the network was trained for something else; "
+            "if its classes mean the same nevertheless, give --other-class-names"
         )
     print_note(f"warning: {source} has other class names than {name} ({listed})")
 
 
-def _plain_name(text: str) -> str:
-    """Return a class name without what spellings differ in: capitals, blanks and marks."""
-    return re.sub(r"[\W_]+", "", text).lower() or text
+def _check_single_logit(network: Classes, spec: DatasetSpec, name: str, source: str, allow_other_names: bool) -> None:
+    """Warn about or refuse a network of one logit whose file has no class names. The arguments are those above."""
+    has_single_logit = getattr(network, "training", {}).get("single_logit")
+    if not has_single_logit or network.class_names:
+        return
+    first, second = spec.names[:2]
+    problem = (
+        f"{source} has one logit and no class names: pixels where it is above 0 must be {second!r} of {name}, "
+        f"the others {first!r}"
+    )
+    if not allow_other_names:
+        raise UserError(f"{problem}; if that is so, give --other-class-names")
+    print_note(f"warning: {problem}")
 
 
-def for_network(
+def _check_order(network: Classes, spec: DatasetSpec, name: str, source: str) -> None:
+    """Raise UserError if network and data set share two classes and number them differently."""
+    network_names = _simplify_names(network.class_names)
+    data_names = _simplify_names(spec.names)
+    for k, (network_name, data_name) in enumerate(zip(network_names, data_names, strict=False)):
+        if network_name != data_name and network_name in data_names and data_name in network_names:
+            raise UserError(
+                f"{source} has the classes in another order: its class {k} is {network.class_names[k]!r}, "
+                f"that of {name} is {spec.names[k]!r}"
+            )
+
+
+def _list_name_differences(network: Classes, spec: DatasetSpec) -> list[str]:
+    """Describe each class whose name differs between network and data set by more than its spelling."""
+    names = zip(_simplify_names(network.class_names), _simplify_names(spec.names), strict=False)
+    return [
+        f"{k}: {network.class_names[k]!r}, here {spec.names[k]!r}"
+        for k, (network_name, data_name) in enumerate(names)
+        if network_name != data_name
+    ]
+
+
+def _simplify_names(names: Sequence[str]) -> list[str]:
+    """Return class names in lower case and without blanks and marks, in which spellings differ."""
+    return [re.sub(r"[\W_]+", "", name).lower() or name for name in names]
+
+
+def build_dataset_for_network(
     network: Classes, dataset: str, data: str, split: str, source: str, allow_other_names: bool = True
 ) -> tuple[str, SegmentationDataset]:
-    """Return the name and the images of the data set that a network is to be scored on.
+    """Build the data set on which a network is evaluated. Return its name, too, which tells the variant.
 
-    dataset, data: of the flags, or of the network's checkpoint ``source``. allow_other_names: of ``require_classes``.
+    dataset, data: name and root, from the flags or else from the network's checkpoint. source: where the network comes
+    from, for messages. allow_other_names: as in ``require_classes``.
 
-    Raises UserError: no data set is named, or it has other classes; as ``build_dataset``.
+    Raises:
+        UserError: no data set is named, or its classes are not the network's; or as ``build_dataset``.
     """
     if not dataset:
         raise UserError(f"{source} does not say its data set: give --dataset and --data")
-    name = _of_classes(dataset, network.num_classes)
+    name = _choose_variant(dataset, network.num_classes)
     require_classes(network, dataset_spec(name, data), name, source, allow_other_names)
     return name, build_dataset(name, data, split)
 
 
-def _of_classes(name: str, classes: int | None) -> str:
-    """``NAME_<classes>`` where there is such a data set, else the name as it is."""
-    return f"{name}_{classes}" if f"{name}_{classes}" in DATASETS else name
+def _choose_variant(name: str, classes: int | None) -> str:
+    """Return the name of a data set's variant with so many classes, or the name itself if there is no variant."""
+    variant = f"{name}_{classes}"
+    return variant if variant in DATASETS else name
 
 
-def _folder(name: str, root: str) -> Path:
+def _find_root(name: str, root: str) -> Path:
+    """Return the root folder of a data set.
+
+    Raises:
+        UserError: no root is given, or it is no folder.
+    """
     if not root:
         raise UserError(f"--data is missing: the root folder of {name}")
     folder = Path(root).expanduser()

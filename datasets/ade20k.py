@@ -1,18 +1,18 @@
 """ADE20K as SceneParse150 (ADEChallengeData2016.zip): 20210 training and 2000 validation images, 150 classes.
 
-``images/{training,validation}/*.jpg`` and ``annotations/{training,validation}/*.png``, at ``root`` or below it in
-``ADEChallengeData2016``. Id 0 is everything else. The test images are those of release_test.zip. Colours as in
-MMSegmentation; two classes share one.
+The images are ``images/{training,validation}/*.jpg`` and the labels ``annotations/{training,validation}/*.png``, in
+``root`` or in ``ADEChallengeData2016`` below it. Id 0 stands for everything outside the 150 classes and is ignored. The
+test images are those of release_test.zip. The colours are MMSegmentation's, where two classes have the same colour.
 """
 
 from pathlib import Path
 
-from datasets.base import DatasetSpec, comma_names, hex_colors
-from datasets.files import Pair, images_in, locate, match
+from datasets.base import DatasetSpec, parse_hex_colors, parse_names
+from datasets.files import Pair, find_base_folder, list_images, pair_labels
 from datasets.ids import IdMap
 
 FOLDERS = {"train": "training", "val": "validation", "test": "testing"}
-HINT = "It takes ADEChallengeData2016.zip; the full ADE20K with its folder per scene is another data set"
+HINT = "Unpack ADEChallengeData2016.zip; the full ADE20K with its folder per scene is another data set"
 
 NAMES = """
     wall, building, sky, floor, tree, ceiling, road, bed, windowpane, grass, cabinet, sidewalk, person, earth, door,
@@ -42,19 +42,22 @@ COLORS = """
 """
 
 
-def pairs(root: Path, split: str) -> list[Pair]:
+def list_pairs(root: Path, split: str) -> list[Pair]:
+    """List the images of a split and their labels."""
     folder = FOLDERS[split]
-    base = locate(root, "images" if split == "test" else f"images/{folder}", ("", "ADEChallengeData2016"), HINT)
-    images, released = base / "images" / folder, base / "release_test" / folder
-    if split == "test" and released.is_dir():
-        images = released
-    return match(images_in(images), lambda image: [base / "annotations" / folder / f"{image.stem}.png"])
+    marker = "images" if split == "test" else f"images/{folder}"  # the test images may lie in release_test
+    base = find_base_folder(root, marker, ("", "ADEChallengeData2016"), HINT)
+    images = base / "images" / folder
+    if split == "test" and (base / "release_test" / folder).is_dir():
+        images = base / "release_test" / folder
+    labels = base / "annotations" / folder
+    return pair_labels(list_images(images), lambda image: [labels / f"{image.stem}.png"])
 
 
 ADE20K = DatasetSpec(
-    names=comma_names(NAMES),
-    palette=hex_colors(COLORS),
-    pairs=pairs,
+    names=parse_names(NAMES),
+    palette=parse_hex_colors(COLORS),
+    pairs=list_pairs,
     splits={"train": (20210,), "val": (2000,), "test": (3352,)},
-    ids=IdMap.of(range(1, 151), ignored=(0, 255)),
+    ids=IdMap.from_ids(range(1, 151), ignored=(0, 255)),
 )

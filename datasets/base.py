@@ -1,4 +1,4 @@
-"""A data set is a DatasetSpec; the two Dataset classes here read all of them."""
+"""The record that describes a data set, and the two Dataset classes that read every data set by such a record."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -14,25 +14,35 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datasets.cache import SampleCache
-from datasets.files import Arrays, Pair, listing, read_files
-from datasets.ids import INVALID, IdMap, most_frequent
+from datasets.files import Arrays, Pair, make_exists_check, read_files
+from datasets.ids import INVALID, IdMap, list_most_frequent
 from utils.errors import UserError
 from utils.seeding import derive_seed
 from utils.types import IGNORE_INDEX, Rgb
 
 Transform = Callable[[np.ndarray, np.ndarray, np.random.Generator], Arrays]
-SHOWN = 5  # files or ids that an error lists by name
+MAX_LISTED = 5  # files or ids that an error message names; it counts the others
+# These numbers keep the random draws of the shuffle and of the augmentation apart.
+SHUFFLE_STREAM = 3
+AUGMENTATION_STREAM = 4
 
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """Class names and colours, where the files are, and what their label ids mean.
+    """Describe a data set: its classes, where its files are, and what the ids in its labels mean.
 
-    pairs: ``(root, split) -> [(image, label), ...]``, sorted, of files that should be there.
-    splits: name -> the official numbers of images (none: not stated).
-    ids: label ids or colours of the official files; other_ids: of derived label files, told by the end of their name.
-    read: ``(image, label) -> arrays`` as stored, either of them None, for data that are not files of ids.
-    base_size: long and short side that MMSegmentation resizes to before its augmentation.
+    Attributes:
+        names: class names, in the order of the classes 0..K-1.
+        palette: the RGB colour of each class.
+        pairs: function ``(root, split) -> [(image, label), ...]``. It returns the sorted paths of the files that should
+            be there, whether or not they are.
+        splits: name of each split -> the numbers of images it officially has; an empty tuple where none is published.
+        ids: what the ids or colours in the official label files mean.
+        other_ids: the same for label files of another kind, by the end of their file name.
+        read: function ``(image, label) -> arrays`` that reads both files as stored. Either path may be None, and then
+            its array is None.
+        needs_root: False for a data set that is computed, not read from files.
+        base_size: long and short side that MMSegmentation resizes images to before its augmentation.
     """
 
     names: tuple[str, ...]
@@ -46,37 +56,39 @@ class DatasetSpec:
     base_size: tuple[int, int] = (2048, 512)
 
 
-def missing_files(pairs: list[Pair]) -> list[Path]:
-    """Files of the pairs that are not there."""
-    exists = listing()
+def find_missing_files(pairs: list[Pair]) -> list[Path]:
+    """List the images and labels that do not exist."""
+    exists = make_exists_check()
     return [path for pair in pairs for path in pair if not exists(path)]
 
 
 class SegmentationDataset(Dataset):
-    """``dataset[i] -> (image uint8 [3, H, W] RGB, label uint8 [H, W], i)`` at native size.
+    """Read the samples of one split: ``dataset[i] -> (image uint8 [3, H, W] RGB, label uint8 [H, W], i)``.
 
-    A split "test" of which no label file is there is read with labels that are all ignored.
+    Images and labels keep their own size. A split named "test" may have no label files at all. Its labels are then
+    filled with the ignore index.
     """
 
     def __init__(self, spec: DatasetSpec, root: Path, split: str, cache_gb: float = 0.0) -> None:
-        """Raises UserError: no images, missing files, or a cache that does not fit into ``cache_gb``."""
+        """Find the files of the split.
+
+        cache_gb: memory for decoded samples; 0 means no cache.
+
+        Raises:
+            UserError: there are no images, files are missing, or the decoded samples need more than ``cache_gb``.
+        """
         self.spec = spec
         pairs = spec.pairs(root, split)
         if not pairs:
             raise UserError(f"{root} has no images for split {split!r}")
-        missing = missing_files(pairs) if spec.needs_root else []
+        missing = find_missing_files(pairs) if spec.needs_root else []
+        self.pairs: list[tuple[Path, Path | None]] = pairs
         if split == "test" and missing == [label for _, label in pairs]:
-            self.pairs: list[tuple[Path, Path | None]] = [(image, None) for image, _ in pairs]
+            self.pairs = [(image, None) for image, _ in pairs]
         elif missing:
-            names = ", ".join(map(str, missing[:SHOWN])) + (", ..." if len(missing) > SHOWN else "")
-            absent = set(missing)
-            broken = sum(not absent.isdisjoint(pair) for pair in pairs)
-            count = f"{broken} of {len(pairs)} image and label pairs are incomplete"
-            raise UserError(f"split {split!r} of {root}: {count}; first missing: {names}")
-        else:
-            self.pairs = pairs
+            raise UserError(f"split {split!r} of {root}: {_describe_missing(missing, pairs)}")
         if cache_gb and not spec.needs_root:
-            raise UserError("--cache-gb: this data set draws its images, there is nothing to read")
+            raise UserError("--cache-gb: this data set draws its images, so there are no files to cache; leave it out")
         self.cache = SampleCache(pairs, cache_gb) if cache_gb else None
 
     def __len__(self) -> int:
@@ -84,7 +96,10 @@ class SegmentationDataset(Dataset):
 
     @cached_property
     def names(self) -> list[str]:
-        """What files made from the images are called: their stems, below their folders where stems are not unique."""
+        """Return a unique name for each sample, for files that are made from it.
+
+        The name is the image's file name without suffix. Where that is not unique, the image's folders come before it.
+        """
         stems = [image.stem for image, _ in self.pairs]
         if len(set(stems)) == len(stems):
             return stems
@@ -92,31 +107,40 @@ class SegmentationDataset(Dataset):
         return [image.relative_to(common).with_suffix("").as_posix() for image, _ in self.pairs]
 
     def read(self, index: int) -> Arrays:
-        """Image uint8 ``[H, W, 3]`` and label uint8 ``[H, W]``, not to be written to.
+        """Read a sample: image uint8 ``[H, W, 3]`` and label uint8 ``[H, W]``. Do not write to these arrays.
 
-        Raises UserError: unreadable, of different sizes, or a label id that is no class; the message names the file.
+        Raises:
+            UserError: a file cannot be read, image and label differ in size, or the label has an id that is no class.
+                The message names the file.
         """
-        sample = self.cache and self.cache.get(index)
-        if not sample:
+        if self.cache is None:
+            return read_sample(self.spec, *self.pairs[index])
+        sample = self.cache.get(index)
+        if sample is None:
             sample = read_sample(self.spec, *self.pairs[index])
-            if self.cache:
-                self.cache.put(index, *sample)
+            self.cache.put(index, *sample)
         return sample
 
     def read_label(self, index: int) -> np.ndarray:
-        """Read a label alone, uint8 ``[H, W]``. Raises UserError: see ``read``."""
+        """Read a label without its image: uint8 ``[H, W]``.
+
+        Raises:
+            UserError: as ``read``.
+        """
         image_path, label_path = self.pairs[index]
-        if label_path is None or not self.spec.needs_root:  # nothing to read, or drawn with its image
+        # A missing label takes its size from the image, and a computed label is drawn together with its image.
+        if label_path is None or not self.spec.needs_root:
             return read_sample(self.spec, image_path, label_path)[1]
         _, ids = self.spec.read(None, label_path)
-        return label_classes(self.spec, ids, label_path)
+        return convert_label(self.spec, ids, label_path)
 
     def count_label_pixels(self, workers: int) -> np.ndarray:
-        """Count the pixels of each class in all labels, int64 ``[K]``. Ignored pixels are left out.
+        """Count the pixels of each class in all labels: int64 ``[K]``. Ignored pixels are not counted.
 
-        The files are read by ``workers`` threads, at least one.
+        workers: number of threads that read files; at least one is used.
 
-        Raises UserError: see ``read``.
+        Raises:
+            UserError: as ``read``.
         """
         classes = len(self.spec.names)
 
@@ -127,88 +151,133 @@ class SegmentationDataset(Dataset):
             return sum(threads.map(count, range(len(self))), np.zeros(classes, np.int64))
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, int] | UserError:
-        """An unreadable sample is returned as its error, so that it crosses process borders unwrapped."""
+        """Return a sample, or the error that says why it cannot be read.
+
+        The error is returned because the DataLoader would wrap a raised one in the worker's traceback.
+        """
         try:
-            return *_tensors(*self.read(index)), index
+            image, label = self.read(index)
         except UserError as error:
             return error
+        return *_to_tensors(image, label), index
+
+
+def _describe_missing(missing: list[Path], pairs: list[Pair]) -> str:
+    """Say how many pairs are incomplete, and name the first missing files."""
+    listed = ", ".join(map(str, missing[:MAX_LISTED]))
+    if len(missing) > MAX_LISTED:
+        listed += ", ..."
+    absent = set(missing)
+    incomplete = sum(not absent.isdisjoint(pair) for pair in pairs)
+    return f"{incomplete} of {len(pairs)} image and label pairs are incomplete; first missing: {listed}"
 
 
 def read_sample(spec: DatasetSpec, image_path: Path, label_path: Path | None) -> Arrays:
-    """See ``SegmentationDataset.read``."""
+    """Read an image uint8 ``[H, W, 3]`` and its label uint8 ``[H, W]``. Without a label file all pixels are ignored.
+
+    Raises:
+        UserError: a file cannot be read, image and label differ in size, or the label has an id that is no class.
+    """
     image, ids = spec.read(image_path, label_path)
     if ids is None:
         return image, np.full(image.shape[:2], IGNORE_INDEX, np.uint8)
     if image.shape[:2] != ids.shape[:2]:
-        (h, w), sides = image.shape[:2], "x".join(map(str, ids.shape[1::-1]))
-        raise UserError(f"image and label differ in size: {image_path} is {w}x{h}, {label_path} is {sides}")
-    return image, label_classes(spec, ids, label_path)
+        image_size = "x".join(map(str, reversed(image.shape[:2])))
+        label_size = "x".join(map(str, reversed(ids.shape[:2])))
+        raise UserError(f"image and label differ in size: {image_path} is {image_size}, {label_path} is {label_size}")
+    return image, convert_label(spec, ids, label_path)
 
 
-def label_classes(spec: DatasetSpec, ids: np.ndarray, path: Path) -> np.ndarray:
-    """The ids ``[H, W]`` or colours ``[H, W, 4]`` of a label file as classes 0..K-1 or IGNORE_INDEX, uint8.
+def convert_label(spec: DatasetSpec, ids: np.ndarray, path: Path) -> np.ndarray:
+    """Convert the content of a label file to classes: uint8 ``[H, W]`` of 0..K-1 or IGNORE_INDEX.
 
-    Raises UserError: some are neither; the message counts them.
+    ids: ids ``[H, W]`` or RGBA colours ``[H, W, 4]``, as stored in the file ``path``.
+
+    Raises:
+        UserError: the label holds ids or colours that are neither a class nor ignored. The message counts their pixels.
     """
-    label = next((m for end, m in spec.other_ids.items() if path.name.endswith(end)), spec.ids)(ids)
+    label = _choose_id_map(spec, path)(ids)
     outside = label == INVALID
     if outside.any():
         kind = "ids" if ids.ndim == 2 else "colours"
-        found = most_frequent(ids[outside], SHOWN)
+        found = list_most_frequent(ids[outside], MAX_LISTED)
         raise UserError(f"{path} holds {kind} that are no class: {found}; {len(spec.names)} classes")
     return label
 
 
-class TrainStream(Dataset):
-    """An endless sequence of augmented samples; ``stream[position]`` is a function of (seed, position) alone.
+def _choose_id_map(spec: DatasetSpec, path: Path) -> IdMap:
+    """Return the id map of a label file: the one for its kind of file name, else the data set's usual one."""
+    for name_end, id_map in spec.other_ids.items():
+        if path.name.endswith(name_end):
+            return id_map
+    return spec.ids
 
-    The data set is shuffled anew for each epoch; a batch may span two epochs, so every image is seen equally often.
+
+class TrainStream(Dataset):
+    """Give an endless sequence of augmented samples: ``stream[position] -> (image, label)``.
+
+    The sample depends on (seed, position) alone. The data set is shuffled again for each epoch. A batch may span two
+    epochs, so that every image is seen equally often.
     """
 
     def __init__(self, dataset: SegmentationDataset, transform: Transform, seed: int) -> None:
-        self.dataset, self.transform, self.seed = dataset, transform, seed
+        self.dataset = dataset
+        self.transform = transform
+        self.seed = seed
 
     def index(self, position: int) -> int:
-        epoch, i = divmod(position, len(self.dataset))
-        return int(_shuffled(len(self.dataset), self.seed, epoch)[i])
+        """Return the index in the data set of the sample at a position of the stream."""
+        epoch, position_in_epoch = divmod(position, len(self.dataset))
+        return int(_shuffle_indices(len(self.dataset), self.seed, epoch)[position_in_epoch])
 
     def source(self, position: int) -> Path:
-        """The image file behind a position."""
+        """Return the image file of the sample at a position of the stream."""
         return self.dataset.pairs[self.index(position)][0]
 
     def __getitem__(self, position: int) -> tuple[Tensor, Tensor] | UserError:
+        """Return image uint8 ``[3, h, w]`` and label uint8 ``[h, w]`` of crop size, or the error that says why not.
+
+        The error is returned because the DataLoader would wrap a raised one in the worker's traceback.
+        """
         try:
             image, label = self.dataset.read(self.index(position))
         except UserError as error:
             return error
-        rng = np.random.default_rng(derive_seed(self.seed, 4, position))
-        return _tensors(*self.transform(image, label, rng))
+        rng = np.random.default_rng(derive_seed(self.seed, AUGMENTATION_STREAM, position))
+        return _to_tensors(*self.transform(image, label, rng))
 
 
 @lru_cache(maxsize=2)
-def _shuffled(count: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng(derive_seed(seed, 3, epoch)).permutation(count)
+def _shuffle_indices(count: int, seed: int, epoch: int) -> np.ndarray:
+    """Return the numbers 0..count-1 in the random order of an epoch."""
+    return np.random.default_rng(derive_seed(seed, SHUFFLE_STREAM, epoch)).permutation(count)
 
 
-def _tensors(image: np.ndarray, label: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Planes uint8 ``[3, H, W]`` and label ``[H, W]``, both with memory of their own."""
+def _to_tensors(image: np.ndarray, label: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Copy an image ``[H, W, 3]`` to a tensor ``[3, H, W]`` and a label to a tensor ``[H, W]``, both uint8."""
     planes = np.stack(cv2.split(image))  # twice as fast as a transposed copy
     return torch.from_numpy(planes), torch.from_numpy(label.copy())
 
 
-def voc_colors(count: int) -> tuple[Rgb, ...]:
-    """VOC's colour map, for data sets without one: bit 3j + c of the index is bit 7 - j of channel c."""
-    return tuple(
-        tuple(sum(((k >> (3 * j + channel)) & 1) << (7 - j) for j in range(3)) for channel in range(3))
-        for k in range(count)
-    )
+def make_voc_colors(count: int) -> tuple[Rgb, ...]:
+    """Make the first ``count`` colours of VOC's colour map. Data sets without published colours use them, too."""
+    return tuple((_voc_level(k, 0), _voc_level(k, 1), _voc_level(k, 2)) for k in range(count))
 
 
-def hex_colors(text: str) -> tuple[Rgb, ...]:
-    """``"ff0000 00ff00"`` -> RGB triples."""
-    return tuple((*bytes.fromhex(color),) for color in text.split())
+def _voc_level(index: int, channel: int) -> int:
+    """Compute one channel, 0..255, of a colour of VOC's map: bit 3 j + channel of the index becomes bit 7 - j."""
+    level = 0
+    for j in range(3):
+        bit = (index >> (3 * j + channel)) & 1
+        level |= bit << (7 - j)
+    return level
 
 
-def comma_names(text: str) -> tuple[str, ...]:
-    """``"sky, tree"`` over any number of lines -> names."""
+def parse_hex_colors(text: str) -> tuple[Rgb, ...]:
+    """Parse colours such as ``"ff0000 00ff00"`` into RGB triples."""
+    return tuple(tuple(bytes.fromhex(color)) for color in text.split())
+
+
+def parse_names(text: str) -> tuple[str, ...]:
+    """Parse names separated by commas, such as ``"sky, tree"``. The text may have any number of lines."""
     return tuple(name.strip() for name in text.split(","))

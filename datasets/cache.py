@@ -1,4 +1,4 @@
-"""Decoded samples in memory, shared by the loader's workers."""
+"""A cache of decoded samples in memory that all loader workers of a rank share."""
 
 import multiprocessing
 import os
@@ -19,73 +19,84 @@ SHARED_MEMORY = Path("/dev/shm")
 
 
 class SampleCache:
-    """Images and labels at native size, uint8, each decoded once by whichever worker meets it first.
+    """Keep decoded images and labels at their own size, so that each file is decoded only once.
 
-    4 bytes a pixel in one shared block: VOC-Aug 7.9 GB, Cityscapes 25 GB, COCO-Stuff 164k about 145 GB. Every rank
-    has its own.
+    The samples lie in one block of shared memory, 4 bytes a pixel: VOC-Aug needs 7.9 GB, Cityscapes 25 GB, COCO-Stuff
+    164k about 145 GB. Every rank has a cache of its own.
 
-    A flag says of each sample that it is there. Flags are read and written under one lock, pixels are not. The lock
-    orders memory between processes: without it, a processor such as ARM may show a reader the flag before the pixels
-    that were written first. It is held for the flag alone, so that it costs a reader about a microsecond, and no worker
-    waits for another's copy.
+    A flag for each sample says whether the cache holds it. A lock guards the flags, but not the pixels. The lock orders
+    memory between processes: without it, a processor such as ARM may show a reader the new flag and the old pixels. A
+    worker holds the lock only for the flag, about a microsecond, so that no worker waits while another copies pixels.
     """
 
     def __init__(self, pairs: list[Pair], limit_gb: float) -> None:
-        """Reserve memory for the decoded pairs.
+        """Reserve memory for all decoded pairs.
+
+        limit_gb: the most memory that the cache may take, in units of 10^9 bytes.
 
         Raises:
-            UserError: the images need more than ``limit_gb`` or than the shared memory there is.
+            UserError: the decoded pairs need more than ``limit_gb``, or more than the free shared memory.
         """
-        self.sizes = [_size(image) for image, _ in pairs]
+        self.sizes = [_read_size(image) for image, _ in pairs]
         self.starts = np.concatenate([[0], np.cumsum([4 * height * width for height, width in self.sizes])])
         needed = int(self.starts[-1])
         if needed > limit_gb * GB:
-            raise UserError(f"--cache-gb {limit_gb:g}: the {len(pairs)} decoded images take {needed / GB:.2f} GB")
-        self.block = _reserve(needed)
+            raise UserError(
+                f"--cache-gb {limit_gb:g}: the {len(pairs)} decoded images take {needed / GB:.2f} GB; "
+                "allow so much, or leave it out"
+            )
+        self.block = _allocate_shared(needed)
         self.filled = torch.zeros(len(pairs), dtype=torch.uint8).share_memory_()
-        self.lock = multiprocessing.get_context("fork").Lock()  # of ``filled``; loader workers are forked
+        self.lock = multiprocessing.get_context("fork").Lock()  # guards ``filled``; loader workers are forked
 
     def get(self, index: int) -> Arrays | None:
-        """Return image and label as they were put, or None for a sample that was not."""
+        """Return the image and label that were put, or None if the sample is not in the cache.
+
+        The arrays are views of the cache: do not write to them.
+        """
         with self.lock:
             is_filled = bool(self.filled[index])
-        return self._views(index) if is_filled else None
+        return self._get_views(index) if is_filled else None
 
     def put(self, index: int, image: np.ndarray, label: np.ndarray) -> None:
-        """Keep a sample. Two workers that put the same one write the same bytes."""
+        """Keep a sample, unless it does not have the size that was reserved for it.
+
+        The size differs where ``read_image`` does not turn a picture, because its label has the size of the picture as
+        stored. It is safe for two workers to put the same sample: they write the same bytes.
+        """
         if label.shape != self.sizes[index]:
             return
-        own_image, own_label = self._views(index)
+        own_image, own_label = self._get_views(index)
         own_image[...] = image
         own_label[...] = label
         with self.lock:
             self.filled[index] = 1
 
-    def _views(self, index: int) -> Arrays:
-        """Return the places of a sample's image and label in the block."""
+    def _get_views(self, index: int) -> Arrays:
+        """Return writable arrays of a sample's image and label in the shared block."""
         height, width = self.sizes[index]
         part = self.block[self.starts[index] : self.starts[index + 1]].numpy()
         pixels = height * width
         return part[: 3 * pixels].reshape(height, width, 3), part[3 * pixels :].reshape(height, width)
 
 
-def _reserve(size: int) -> Tensor:
+def _allocate_shared(size: int) -> Tensor:
     """Allocate shared memory up front, so that several ranks cannot overcommit it (which would end in SIGBUS).
 
     Raises:
-        UserError: there is not so much.
+        UserError: less shared memory is free.
     """
     try:
         with tempfile.TemporaryFile(dir=SHARED_MEMORY if SHARED_MEMORY.is_dir() else None) as file:
             os.posix_fallocate(file.fileno(), 0, max(size, 1))
             return torch.from_file(f"/proc/self/fd/{file.fileno()}", shared=True, size=size, dtype=torch.uint8)
     except OSError as error:
-        where = f"{SHARED_MEMORY} (docker: --shm-size; every process of this host has its own)"
+        where = f"{SHARED_MEMORY} (docker: --shm-size; every rank on this host needs as much)"
         raise UserError(f"--cache-gb: {size / GB:.2f} GB do not fit in {where}: {error.strerror}") from error
 
 
-def _size(path: Path) -> tuple[int, int]:
-    """Read height and width from an image file's header, turned as EXIF says.
+def _read_size(path: Path) -> tuple[int, int]:
+    """Read height and width of an image from its file header, after the turn that EXIF asks for.
 
     Raises:
         UserError: the file cannot be read.
@@ -93,7 +104,7 @@ def _size(path: Path) -> tuple[int, int]:
     try:
         with open_regular(path) as source, Image.open(source) as file:
             width, height = file.size
-            turned = file.getexif().get(0x0112, 1) >= 5  # EXIF tag Orientation: 5 to 8 swap the sides
+            sides_swap = file.getexif().get(0x0112, 1) >= 5  # EXIF tag Orientation
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
-    return (width, height) if turned else (height, width)
+    return (width, height) if sides_swap else (height, width)

@@ -1,25 +1,30 @@
-"""CamVid, SegNet's 11-class version: ``{train,val,test}/`` and ``{train,val,test}annot/``, 480x360."""
+"""CamVid in SegNet's version: 11 classes, 480x360 pixels.
+
+The images of a split are in the folder ``train``, ``val`` or ``test``, its labels in ``trainannot`` and so on.
+"""
 
 from pathlib import Path
 
-from datasets.base import DatasetSpec, hex_colors
-from datasets.files import Pair, images_in, locate, match
+from datasets.base import DatasetSpec, parse_hex_colors
+from datasets.files import Pair, find_base_folder, list_images, pair_labels
 from datasets.ids import IdMap
 
 UNLABELLED = 11
 
 
-def pairs(root: Path, split: str) -> list[Pair]:
-    base = locate(root, split, ("", "CamVid", "camvid"))
-    return match(images_in(base / split), lambda image: [base / f"{split}annot" / f"{image.stem}.png"])
+def list_pairs(root: Path, split: str) -> list[Pair]:
+    """List the images of a split and their labels."""
+    base = find_base_folder(root, split, ("", "CamVid", "camvid"))
+    labels = base / f"{split}annot"
+    return pair_labels(list_images(base / split), lambda image: [labels / f"{image.stem}.png"])
 
 
 CAMVID = DatasetSpec(
     names=(
         "sky", "building", "pole", "road", "sidewalk", "tree", "sign", "fence", "car", "pedestrian", "bicyclist",
     ),
-    palette=hex_colors("808080 800000 c0c080 804080 3c28de 808000 c08080 404080 400080 404000 0080c0"),
-    pairs=pairs,
+    palette=parse_hex_colors("808080 800000 c0c080 804080 3c28de 808000 c08080 404080 400080 404000 0080c0"),
+    pairs=list_pairs,
     splits={"train": (367,), "val": (101,), "test": (233,)},
-    ids=IdMap.of(range(11), ignored=(UNLABELLED, 255)),
+    ids=IdMap.from_ids(range(11), ignored=(UNLABELLED, 255)),
 )  # fmt: skip

@@ -1,19 +1,20 @@
 """COCO-Stuff, 171 classes: the 10k version (9000 and 1000 images) and 164k (118287 and 5000).
 
-Ids in the files of 164k are 0..181 with 255 unlabelled, in those of 10k one more with 0 unlabelled. Eleven ids were
-never annotated; CIRKD's 164k networks have an output for them nevertheless (182 classes, the 164k_182 entry). Colours
-as in MMSegmentation, where nine are duplicates of others.
+The label files of 164k hold ids 0..181, and 255 where a pixel has no label. The label files of 10k hold ids 1..182, and
+0 where a pixel has no label. Eleven of the 182 ids were never annotated. CIRKD's networks for 164k nevertheless have
+outputs for them; the entry 164k_182 is for these networks. The colours are MMSegmentation's, where nine classes have
+the colour of another class.
 """
 
 from pathlib import Path
 
-from datasets.base import DatasetSpec, comma_names, hex_colors, voc_colors
-from datasets.files import Pair, images_in, locate, match, read_list
+from datasets.base import DatasetSpec, make_voc_colors, parse_hex_colors, parse_names
+from datasets.files import Pair, find_base_folder, list_images, pair_labels, read_list
 from datasets.ids import IdMap
 
 UNUSED = (11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90)
 USED = tuple(k for k in range(182) if k not in UNUSED)
-TRAIN_IDS = "_labelTrainIds.png"  # of MMSegmentation's converters
+TRAIN_IDS = "_labelTrainIds.png"  # the end of the names of labels that MMSegmentation's converters write
 
 ALL_NAMES = """
     person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, street sign,
@@ -47,58 +48,67 @@ COLORS = """
 """
 
 
-def pairs_10k(root: Path, split: str) -> list[Pair]:
-    """The archive's images/, annotations/*.mat and imageLists/, or MMSegmentation's {train,test}2014 folders.
+def list_pairs_10k(root: Path, split: str) -> list[Pair]:
+    """List images and labels of the 10k version, in the archive's folders or in MMSegmentation's {train,test}2014.
 
-    A label is ``<stem>.png`` with the official ids, else ``<stem>.mat``, else MMSegmentation's ``_labelTrainIds.png``.
+    The archive has images/, annotations/*.mat and imageLists/. A label is ``<stem>.png`` with the official ids, else
+    ``<stem>.mat``, else MMSegmentation's ``<stem>_labelTrainIds.png``.
     """
-    base = locate(root, "images", ("", "coco_stuff10k"), "It takes cocostuff-10k-v1.1.zip")
+    base = find_base_folder(root, "images", ("", "coco_stuff10k"), "Unpack cocostuff-10k-v1.1.zip")
     part = "train" if split == "train" else "test"
-    images, labels = base / "images", base / "annotations"
+    images = base / "images"
+    labels = base / "annotations"
     if (images / f"{part}2014").is_dir():
-        images, labels = images / f"{part}2014", labels / f"{part}2014"
-        found = images_in(images, [".jpg"])
+        images /= f"{part}2014"
+        labels /= f"{part}2014"
+        found = list_images(images, [".jpg"])
     else:
-        found = [images / f"{name}.jpg" for name in sorted(read_list(base / "imageLists" / f"{part}.txt"))]
-    return match(found, lambda image: [labels / f"{image.stem}{end}" for end in (".png", ".mat", TRAIN_IDS)])
+        names = sorted(read_list(base / "imageLists" / f"{part}.txt"))
+        found = [images / f"{name}.jpg" for name in names]
+    return pair_labels(found, lambda image: [labels / f"{image.stem}{end}" for end in (".png", ".mat", TRAIN_IDS)])
 
 
-def pairs_164k(root: Path, split: str) -> list[Pair]:
-    """images/{train,val}2017 and annotations/{train,val}2017, or the folders as the three archives name them."""
+def list_pairs_164k(root: Path, split: str) -> list[Pair]:
+    """List images and labels of the 164k version.
+
+    They lie in images/{train,val}2017 and annotations/{train,val}2017, or in the folders of the three archives.
+    """
     part = f"{split}2017"
     places = ("images", "", "coco_stuff164k/images")
-    images = locate(root, part, places, "It takes train2017.zip, val2017.zip and stuffthingmaps_trainval2017.zip")
+    hint = "Unpack train2017.zip, val2017.zip and stuffthingmaps_trainval2017.zip"
+    images = find_base_folder(root, part, places, hint)
     base = images.parent if images.name == "images" else images
-    homes = [base / home / part for home in ("annotations", "stuffthingmaps", "stuffthingmaps_trainval2017", "")]
-    labels = next((home for home in homes if any(home.glob("*.png"))), homes[0])
-    found = images_in(images / part, [".jpg"])
-    return match(found, lambda image: [labels / f"{image.stem}.png", labels / f"{image.stem}{TRAIN_IDS}"])
+    names = ("annotations", "stuffthingmaps", "stuffthingmaps_trainval2017", "")
+    label_folders = [base / name / part for name in names]
+    labels = next((folder for folder in label_folders if any(folder.glob("*.png"))), label_folders[0])
+    found = list_images(images / part, [".jpg"])
+    return pair_labels(found, lambda image: [labels / f"{image.stem}.png", labels / f"{image.stem}{TRAIN_IDS}"])
 
 
-_ALL = comma_names(ALL_NAMES)
+_ALL = parse_names(ALL_NAMES)
 _NAMES = tuple(_ALL[k] for k in USED)
 
 COCO_STUFF_10K = DatasetSpec(
     names=_NAMES,
-    palette=hex_colors(COLORS),
-    pairs=pairs_10k,
+    palette=parse_hex_colors(COLORS),
+    pairs=list_pairs_10k,
     splits={"train": (9000,), "val": (1000,), "test": (1000,)},
-    ids=IdMap.of([k + 1 for k in USED], ignored=(0, 255, *(k + 1 for k in UNUSED))),
-    other_ids={TRAIN_IDS: IdMap.of(range(1, 172), ignored=(0, 255))},
+    ids=IdMap.from_ids([k + 1 for k in USED], ignored=(0, 255, *(k + 1 for k in UNUSED))),
+    other_ids={TRAIN_IDS: IdMap.from_ids(range(1, 172), ignored=(0, 255))},
 )
 COCO_STUFF_164K = DatasetSpec(
     names=_NAMES,
-    palette=hex_colors(COLORS),
-    pairs=pairs_164k,
+    palette=parse_hex_colors(COLORS),
+    pairs=list_pairs_164k,
     splits={"train": (118287,), "val": (5000,), "test": (40670,)},
-    ids=IdMap.of(USED, ignored=(255, *UNUSED)),
-    other_ids={TRAIN_IDS: IdMap.of(range(171))},
+    ids=IdMap.from_ids(USED, ignored=(255, *UNUSED)),
+    other_ids={TRAIN_IDS: IdMap.from_ids(range(171))},
 )
 COCO_STUFF_164K_182 = DatasetSpec(
     names=_ALL,
-    palette=voc_colors(183)[1:],  # no published colours
-    pairs=pairs_164k,
+    palette=make_voc_colors(183)[1:],  # no published colours
+    pairs=list_pairs_164k,
     splits=COCO_STUFF_164K.splits,
-    ids=IdMap.of(range(182)),
+    ids=IdMap.from_ids(range(182)),
     other_ids={TRAIN_IDS: IdMap(dict(enumerate(USED)))},
 )

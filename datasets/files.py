@@ -1,4 +1,4 @@
-"""Labels and lists from files, exact or refused with the file's name; which files are images and labels."""
+"""Read label files and list files exactly or refuse them by name, and find the images and labels of a data set."""
 
 import os
 import re
@@ -9,51 +9,68 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from datasets.matlab import mat_field
+from datasets.matlab import read_mat_field
 from utils.errors import UserError
 from utils.files import decode_text
 from utils.pictures import content_of, open_picture, read_image, require_eight_bits
 
-Pair = tuple[Path, Path]
-Arrays = tuple[np.ndarray, np.ndarray]
+Pair = tuple[Path, Path]  # the paths of an image and its label
+Arrays = tuple[np.ndarray, np.ndarray]  # an image and its label
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
-COLOR_MODES = ("RGB", "RGBA", "L", "P", "1", "LA", "PA")  # of labels
-LABEL_MODES = ("L", "P", "1", "I", "I;16", "I;16B", "I;16L", "I;16N")
-RESCALED = re.compile(r"L;[24]|[L1];.*I")  # raw modes whose numbers PIL multiplies or inverts, as grey levels
+# PIL's modes of the labels that hold colours, and of those that hold ids
+COLOR_MODES = ("RGB", "RGBA", "L", "P", "1", "LA", "PA")
+ID_MODES = ("L", "P", "1", "I", "I;16", "I;16B", "I;16L", "I;16N")
+RESCALED_MODES = re.compile(r"L;[24]|[L1];.*I")  # PIL's raw modes whose stored numbers it multiplies or inverts
+MAX_FOUND = 8  # names of files that an error message lists where a folder is missing
 
 
 def read_files(
     image_path: Path | None, label_path: Path | None, indexed: bool = True, colored: bool = False
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Read an image, RGB uint8 ``[H, W, 3]``, and a label as ``read_label`` does; None where no path is given.
+    """Read an image, RGB uint8 ``[H, W, 3]``, and its label as ``read_label`` does. No path gives None.
 
-    Raises UserError: a file is missing, damaged, or of a kind that has no exact meaning here.
+    Raises:
+        UserError: a file is missing, damaged, or of a kind that cannot be read exactly.
     """
-    label = None if label_path is None else read_label(label_path, indexed, colored)
-    size = None if label is None else label.shape[:2]
-    return None if image_path is None else read_image(image_path, size), label
+    label = None
+    label_size = None
+    if label_path is not None:
+        label = read_label(label_path, indexed, colored)
+        label_size = label.shape[:2]
+    image = None
+    if image_path is not None:
+        image = read_image(image_path, label_size)
+    return image, label
 
 
 def read_label(path: Path, indexed: bool = True, colored: bool = False) -> np.ndarray:
-    """Read label ids ``[H, W]`` as stored. Never through OpenCV, which turns a palette into grey levels.
+    """Read a label as stored: ids ``[H, W]``, or RGBA colours uint8 ``[H, W, 4]``.
 
-    indexed: grey and palette files hold ids. colored: other pictures are RGBA uint8 ``[H, W, 4]``, else refused.
-    Raises UserError: see ``read_files``.
+    indexed: read grey and palette pictures as ids. colored: read other pictures as colours; otherwise they are refused.
+
+    Raises:
+        UserError: as ``read_files``.
     """
     if path.suffix == ".mat" and indexed:
-        return mat_field(path, "S").astype(np.int64)
+        return read_mat_field(path, "S").astype(np.int64)
     data = content_of(path)
-    return open_picture(path, data, lambda file: _label(path, file, data, indexed, colored))
+    # not through OpenCV, which turns a palette into grey levels
+    return open_picture(path, data, lambda file: _convert_picture(path, file, data, indexed, colored))
 
 
-def _label(path: Path, file: Image.Image, data: bytes, indexed: bool, colored: bool) -> np.ndarray:
+def _convert_picture(path: Path, file: Image.Image, data: bytes, indexed: bool, colored: bool) -> np.ndarray:
+    """Return the ids or colours of a label picture. The arguments are those of ``read_label``.
+
+    Raises:
+        UserError: the picture cannot be read exactly.
+    """
     if file.format == "JPEG":
         raise UserError(f"{path}: a label must be stored without loss, such as PNG: JPEG blends classes")
-    if file.mode in COLOR_MODES:  # 8 bits a channel
+    if file.mode in COLOR_MODES:
         require_eight_bits(path, file, data)
-    if indexed and file.mode in LABEL_MODES:
-        if file.tile and _rescaled(file):
+    if indexed and file.mode in ID_MODES:
+        if file.tile and _is_rescaled(file):
             raise UserError(f"{path} holds grey levels that are not 8-bit numbers as stored: save the ids as 8-bit PNG")
         ids = np.asarray(file)
         return ids.astype(np.uint8) if ids.dtype == bool else ids
@@ -65,49 +82,65 @@ def _label(path: Path, file: Image.Image, data: bytes, indexed: bool, colored: b
     raise UserError(f"{path}: a label must hold class ids (grey or palette), found mode {file.mode}{hint}")
 
 
-def _rescaled(file: Image.Image) -> bool:
-    """Say whether PIL changes the file's numbers: grey of 2 or 4 bits, inverted, or of another maximum."""
-    raw, *more = file.tile[0].args if isinstance(file.tile[0].args, tuple) else (file.tile[0].args,)
-    return bool(RESCALED.match(str(raw))) or (file.tile[0].codec_name.startswith("ppm") and more != [255])
+def _is_rescaled(file: Image.Image) -> bool:
+    """Return whether PIL changes the stored numbers.
+
+    It does so for grey of 2 or 4 bits, for inverted grey, and where a PPM file's maximum is not 255.
+    """
+    tile = file.tile[0]
+    arguments = tile.args if isinstance(tile.args, tuple) else (tile.args,)
+    raw_mode = str(arguments[0])
+    if RESCALED_MODES.match(raw_mode):
+        return True
+    return tile.codec_name.startswith("ppm") and arguments[1:] != (255,)
 
 
 def read_list(path: Path) -> list[str]:
-    """Read the lines of a list file; encoding, CRLF, blank lines and outer blanks do not matter.
+    """Read the names in a list file, one a line. Encoding, line ends, blank lines and outer blanks do not matter.
 
-    Raises UserError: no such file, no text, a name listed twice, or one of no file in the data set.
+    Raises:
+        UserError: the file is missing or no text, lists a name twice, or lists a name outside the data set.
     """
     try:
         lines = decode_text(content_of(path, "list file")).splitlines()
     except ValueError as error:
         raise UserError(f"{path} is no text file: {error}; save it as UTF-8") from error
-    seen: dict[str, int] = {}
+    line_numbers: dict[str, int] = {}
     for number, line in enumerate(lines, 1):
         name = line.strip()
         if not name:
             continue
-        if name in seen:
-            raise UserError(f"{path} lists {name} twice, in lines {seen[name]} and {number}")
+        if name in line_numbers:
+            raise UserError(f"{path} lists {name} twice, in lines {line_numbers[name]} and {number}")
         if Path(name).is_absolute() or ".." in Path(name).parts or not Path(name).name:
             raise UserError(f"{path}, line {number}: {name} names no file of the data set")
-        seen[name] = number
-    return list(seen)
+        line_numbers[name] = number
+    return list(line_numbers)
 
 
-def locate(root: Path, marker: str, places: Sequence[str] = ("",), hint: str = "") -> Path:
-    """Find the first of ``places`` below ``root`` that has the folder ``marker``.
+def find_base_folder(root: Path, marker: str, places: Sequence[str] = ("",), hint: str = "") -> Path:
+    """Find the first of ``places`` below ``root`` that contains the folder ``marker``.
 
-    Raises UserError: none has; the message says what there is instead.
+    hint: a sentence for the error message that says which archives to unpack.
+
+    Raises:
+        UserError: no place contains the folder. The message lists what is in ``root`` instead.
     """
     for place in places:
         if (root / place / marker).is_dir():
             return root / place
-    found = ", ".join(sorted(path.name for path in root.iterdir())[:8]) or "nothing"
-    looked = " or ".join(str(Path(place, marker)) for place in places)
-    raise UserError(f"{root} holds no folder {looked}; found there: {found}{hint and '. ' + hint}")
+    found = ", ".join(sorted(path.name for path in root.iterdir())[:MAX_FOUND]) or "nothing"
+    expected = " or ".join(str(Path(place, marker)) for place in places)
+    message = f"{root} holds no folder {expected}; found there: {found}"
+    raise UserError(f"{message}. {hint}" if hint else message)
 
 
-def images_in(folder: Path, suffixes: Iterable[str] = IMAGE_SUFFIXES) -> list[Path]:
-    """List the image files of a folder, sorted by name. Raises UserError: no such folder."""
+def list_images(folder: Path, suffixes: Iterable[str] = IMAGE_SUFFIXES) -> list[Path]:
+    """List the image files of a folder, sorted by name. Hidden files are left out.
+
+    Raises:
+        UserError: there is no such folder.
+    """
     if not folder.is_dir():
         raise UserError(f"folder not found: {folder}")
     wanted = set(suffixes)
@@ -115,37 +148,56 @@ def images_in(folder: Path, suffixes: Iterable[str] = IMAGE_SUFFIXES) -> list[Pa
 
 
 def walk_images(root: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Yield each folder below the root that holds images, hidden ones left out, with their names, sorted.
+    """Yield each folder below the root that holds images, with the sorted names of its images.
 
-    Links to folders are followed, once.
+    Hidden files and folders are left out. Links to folders are followed, but no folder is visited twice.
     """
-    seen: set[Path] = set()
-    for folder, below, names in os.walk(root, followlinks=True):
-        seen.add(Path(folder).resolve())
-        below[:] = [name for name in sorted(below) if name[0] != "." and Path(folder, name).resolve() not in seen]
-        found = [name for name in sorted(names) if Path(name).suffix.lower() in IMAGE_SUFFIXES and name[0] != "."]
-        if found:
-            yield Path(folder), found
+    visited: set[Path] = set()
+    for folder, subfolders, names in os.walk(root, followlinks=True):
+        visited.add(Path(folder).resolve())
+        # os.walk goes into the folders that are left in this list
+        subfolders[:] = [
+            name
+            for name in sorted(subfolders)
+            if not name.startswith(".") and Path(folder, name).resolve() not in visited
+        ]
+        images = [
+            name for name in sorted(names) if Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")
+        ]
+        if images:
+            yield Path(folder), images
 
 
-def match(
+def pair_labels(
     images: Iterable[Path], candidates: Callable[[Path], Sequence[Path]], advice: str = "remove one of them"
 ) -> list[Pair]:
-    """Pair each image with the first of its candidate labels that exists; with the first of all where none does.
+    """Pair each image with the first of its candidate labels that exists, or with the first of all if none exists.
 
-    Raises UserError: two images have the same label.
+    candidates: function that returns the possible label paths of an image. advice: what to do about two images with one
+    label, for the error message.
+
+    Raises:
+        UserError: two images have the same label.
     """
-    exists, pairs = listing(), {}
+    exists = make_exists_check()
+    image_of_label: dict[Path, Path] = {}
     for image in images:
         labels = candidates(image)
-        label = next((c for c in labels if exists(c)), labels[0])
-        if label in pairs:
-            raise UserError(f"{pairs[label]} and {image.name} would have one label, {label}: {advice}")
-        pairs[label] = image
-    return [(image, label) for label, image in pairs.items()]
+        label = next((path for path in labels if exists(path)), labels[0])
+        if label in image_of_label:
+            raise UserError(f"{image_of_label[label]} and {image.name} would have one label, {label}: {advice}")
+        image_of_label[label] = image
+    return [(image, label) for label, image in image_of_label.items()]
 
 
-def listing() -> Callable[[Path], bool]:
-    """Return a function that says whether a file is there, by one look at each folder instead of one at each file."""
-    names = cache(lambda folder: {path.name for path in folder.iterdir()} if folder.is_dir() else set())
-    return lambda path: path.name in names(path.parent)
+def make_exists_check() -> Callable[[Path], bool]:
+    """Make a function that returns whether a file exists. It lists each folder once, which is faster than asking often.
+
+    Files that appear later are not noticed.
+    """
+
+    @cache
+    def list_names(folder: Path) -> set[str]:
+        return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+
+    return lambda path: path.name in list_names(path.parent)

@@ -1,86 +1,136 @@
-"""Which files of one's own data are images, and where their labels are."""
+"""Find the images and labels of a data set that a ``dataset.yaml`` describes."""
 
 import glob
 import re
 from pathlib import Path, PurePath
+from typing import NamedTuple
 
-from datasets.files import Pair, images_in, match, read_list
+from datasets.files import Pair, list_images, pair_labels, read_list
 from utils.errors import UserError
 
-OWN_SUFFIX = "{suffix}"  # at the beginning of a label_suffix: the image's own, for labels called photo.jpg.png
+IMAGE_SUFFIX_FIELD = "{suffix}"  # begins a label_suffix that contains the image's own suffix: photo.jpg.png
 
 
-def folder_pairs(
+class FolderPair(NamedTuple):
+    """A folder of images and the folder of their labels, which may be the same."""
+
+    images: Path
+    labels: Path
+
+
+def list_folder_pairs(
     splits: dict[str, dict[str, str]], label_suffix: str, image_suffix: str, root: Path, split: str
 ) -> list[Pair]:
-    """List the images and labels of a split, sorted: the files that should be there.
+    """List the images and labels of a split, sorted. A label is listed whether or not its file exists.
 
-    splits, label_suffix, image_suffix: as in dataset.yaml.
+    splits, label_suffix, image_suffix: the values of these keys in dataset.yaml.
 
-    Raises UserError: no such folder or list, a list that is not clear, two images with one label.
+    split: a key of ``splits``.
+
+    Raises:
+        UserError: no folder matches, a folder or list is missing or cannot be read, a list is ambiguous, or two images
+            have the same label.
     """
     entry = splits[split]
-    bases: dict[Path, str] = {}
+    folders = find_folders(root, entry["images"], entry["labels"])
+    bases: dict[Path, str] = {}  # the name of each image without its suffix
     labels: dict[Path, Path] = {}
-    folders = folders_of(root, entry["images"], entry["labels"])
-    for images, there in folders:
-        found = [path for path in images_in(images) if path.name.endswith(image_suffix)]
-        names = {path.name for path in found}
-        for path in found:
-            if images == there and _is_label(path.name, names, label_suffix):
-                continue
-            bases[path] = path.name.removesuffix(image_suffix) if image_suffix else path.stem
-            labels[path] = there / f"{bases[path]}{label_suffix.replace(OWN_SUFFIX, path.suffix)}"
+    for folder in folders:
+        for image in _list_folder_images(folder, label_suffix, image_suffix):
+            base = image.name.removesuffix(image_suffix) if image_suffix else image.stem
+            bases[image] = base
+            labels[image] = folder.labels / f"{base}{label_suffix.replace(IMAGE_SUFFIX_FIELD, image.suffix)}"
     chosen = sorted(labels)
     if "list" in entry:
-        first_images, first_labels = folders[0]
-        chosen = _pick_listed(root / entry["list"], bases, first_images)
-        for path in chosen:
-            name = f"{path.name}{label_suffix.removeprefix(OWN_SUFFIX)}"
-            labels.setdefault(path, first_labels / name)  # of an image that is not there
-    return match(chosen, lambda image: [labels[image]], "image_suffix in dataset.yaml picks a kind")
+        chosen = _choose_listed(root / entry["list"], bases, folders[0].images)
+        for image in chosen:
+            # a listed image that does not exist gets a label as well, so that the pair is reported as incomplete
+            missing_label = f"{image.name}{label_suffix.removeprefix(IMAGE_SUFFIX_FIELD)}"
+            labels.setdefault(image, folders[0].labels / missing_label)
+    return pair_labels(chosen, lambda image: [labels[image]], "set image_suffix in dataset.yaml to select one of them")
+
+
+def _list_folder_images(folder: FolderPair, label_suffix: str, image_suffix: str) -> list[Path]:
+    """List the images of a folder, without the labels that may lie beside them."""
+    images = [path for path in list_images(folder.images) if path.name.endswith(image_suffix)]
+    if folder.images != folder.labels:
+        return images
+    names = {path.name for path in images}
+    return [path for path in images if not _is_label(path.name, names, label_suffix)]
 
 
 def _is_label(name: str, names: set[str], label_suffix: str) -> bool:
-    """Say whether a picture beside the images is one of their labels."""
-    if label_suffix.startswith(OWN_SUFFIX):
-        ending = label_suffix.removeprefix(OWN_SUFFIX)
+    """Return whether a picture that lies beside the images ``names`` is the label of one of them."""
+    if label_suffix.startswith(IMAGE_SUFFIX_FIELD):
+        ending = label_suffix.removeprefix(IMAGE_SUFFIX_FIELD)
         return name.endswith(ending) and name.removesuffix(ending) in names
     return name.endswith(label_suffix)
 
 
-def folders_of(root: Path, images: str, labels: str) -> list[tuple[Path, Path]]:
-    """List each folder of images with that of its labels; any number where there is a ``*``."""
+def find_folders(root: Path, images: str, labels: str) -> list[FolderPair]:
+    """Find the folders of images and of labels that two patterns name below the root.
+
+    Each ``*`` in ``labels`` stands for the same name as the ``*`` at its place in ``images``.
+
+    Raises:
+        UserError: no folder matches ``images``.
+    """
     if "*" not in images:
-        return [(root / images, root / labels)]
+        return [FolderPair(root / images, root / labels)]
     parts = str(PurePath(images)).split("*")
-    form, found = re.compile("([^/]*)".join(map(re.escape, parts))), []
-    for place in sorted(map(PurePath, glob.glob("*".join(map(glob.escape, parts)), root_dir=root))):  # none hidden
-        names = iter(form.fullmatch(place.as_posix()).groups())
+    glob_pattern = "*".join(map(glob.escape, parts))
+    pattern = re.compile("([^/]*)".join(map(re.escape, parts)))
+    found = []
+    for place in sorted(map(PurePath, glob.glob(glob_pattern, root_dir=root))):  # glob leaves out hidden folders
         if (root / place).is_dir():
-            found.append((root / place, root / re.sub(r"\*", lambda _, names=names: next(names), labels)))
+            names = pattern.fullmatch(place.as_posix()).groups()
+            found.append(FolderPair(root / place, root / _fill_in(labels, names)))
     if not found:
         raise UserError(f"{root} holds no folder {images}")
     return found
 
 
-def _pick_listed(path: Path, bases: dict[Path, str], folder: Path) -> list[Path]:
-    """Pick the images that a list names, with or without suffix and folders; of one that is not there, its place.
+def _fill_in(pattern: str, names: tuple[str, ...]) -> str:
+    """Replace the first ``*`` of a pattern by the first name, the second ``*`` by the second name, and so on.
 
-    bases: the images that are there, with their names without suffix. folder: where an image should be.
+    A pattern without ``*`` is returned as it is.
     """
-    named: dict[str, list[Path]] = {}
+    filled, *parts = pattern.split("*")
+    for name, part in zip(names, parts, strict=False):
+        filled += name + part
+    return filled
+
+
+def _choose_listed(path: Path, bases: dict[Path, str], folder: Path) -> list[Path]:
+    """Return the images that a list names, sorted. The list may leave out suffixes and folders.
+
+    bases: the images that exist, with their names without suffix. folder: where a listed image that does not exist
+    should be.
+
+    Raises:
+        UserError: the list cannot be read, a line fits several images, or two lines name the same image.
+    """
+    images_by_name: dict[str, list[Path]] = {}
     for image, base in bases.items():
         for name in {image.name, base}:
-            named.setdefault(name, []).append(image)
-    lines, picked = read_list(path), set()
+            images_by_name.setdefault(name, []).append(image)
+    lines = read_list(path)
+    chosen = set()
     for line in lines:
         *folders, name = Path(line).parts
-        found = named.get(name, [folder / name])
-        *others, best = sorted((len(set(folders) & set(image.parts)), image) for image in found)
-        if others and others[-1][0] == best[0]:
-            raise UserError(f"{path}: {line} may be {others[-1][1]} or {best[1]}: name its folder or suffix, too")
-        picked.add(best[1])
-    if len(picked) < len(lines):
-        raise UserError(f"{path} has {len(lines)} lines for {len(picked)} images of {folder}")
-    return sorted(picked)
+        candidates = images_by_name.get(name, [folder / name])
+        ranked = sorted((_count_shared(folders, image), image) for image in candidates)
+        best_count, best = ranked[-1]
+        if len(ranked) > 1:
+            second_count, second = ranked[-2]
+            if second_count == best_count:
+                raise UserError(f"{path}: {line} may be {second} or {best}: name its folder or suffix, too")
+        chosen.add(best)
+    if len(chosen) < len(lines):
+        raise UserError(f"{path} has {len(lines)} lines for {len(chosen)} images of {folder}")
+    return sorted(chosen)
+
+
+def _count_shared(folders: list[str], image: Path) -> int:
+    """Count the folders of a line in a list that are on the path of an image."""
+    return len(set(folders) & set(image.parts))

@@ -1,7 +1,7 @@
-"""Shapes drawn from a seed: a data set that needs no download.
+"""A data set of shapes that are drawn from a seed, so that nothing needs to be downloaded.
 
-Two shapes share each range of colours and the shapes overlap: colour alone tells six classes apart no better than
-three, the rest is form.
+Two shapes share each range of colours, and shapes overlap. Colour alone therefore cannot separate the six shapes: a
+network must learn their form.
 """
 
 from collections.abc import Callable
@@ -17,75 +17,104 @@ from utils.types import IGNORE_INDEX
 
 HEIGHT, WIDTH = 96, 128
 IMAGES = {"train": 400, "val": 60}
-HUES = ((200, 110, 60), (70, 160, 90), (80, 90, 190))  # mean RGB of a pair of shapes
-OUTLINE = 2  # pixels of ignored outline around a shape, as in VOC
+HUES = ((200, 110, 60), (70, 160, 90), (80, 90, 190))  # mean RGB of each pair of shapes
+OUTLINE_WIDTH = 2  # pixels around each shape that are ignored, as in VOC
+
+Outlines = list[np.ndarray]  # the outline of a shape, and of its hole: corner points [N, 2] as (x, y)
 
 
-def _ring(center: np.ndarray, radius: float, angle: float) -> list[np.ndarray]:
-    return [_polygon(center, radius, angle, 32), _polygon(center, 0.55 * radius, angle, 32)]
+def _make_disk(center: np.ndarray, radius: float, angle: float) -> Outlines:
+    return [_make_polygon(center, radius, angle, 32)]
 
 
-def _star(center: np.ndarray, radius: float, angle: float) -> list[np.ndarray]:
-    outline = _polygon(center, radius, angle, 10)
+def _make_ring(center: np.ndarray, radius: float, angle: float) -> Outlines:
+    return [_make_polygon(center, radius, angle, 32), _make_polygon(center, 0.55 * radius, angle, 32)]
+
+
+def _make_square(center: np.ndarray, radius: float, angle: float) -> Outlines:
+    return [_make_polygon(center, radius, angle, 4)]
+
+
+def _make_cross(center: np.ndarray, radius: float, angle: float) -> Outlines:
+    arm = 0.3
+    points = [(arm, 1), (arm, arm), (1, arm), (1, -arm), (arm, -arm), (arm, -1)]
+    points += [(-x, -y) for x, y in points]
+    rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    return [center + radius * np.array(points) @ rotation.T]
+
+
+def _make_triangle(center: np.ndarray, radius: float, angle: float) -> Outlines:
+    return [_make_polygon(center, radius, angle, 3)]
+
+
+def _make_star(center: np.ndarray, radius: float, angle: float) -> Outlines:
+    outline = _make_polygon(center, radius, angle, 10)
     outline[1::2] = center + 0.4 * (outline[1::2] - center)
     return [outline]
 
 
-def _cross(center: np.ndarray, radius: float, angle: float) -> list[np.ndarray]:
-    arm = 0.3
-    points = [(arm, 1), (arm, arm), (1, arm), (1, -arm), (arm, -arm), (arm, -1)]
-    points += [(-x, -y) for x, y in points]
-    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    return [center + radius * np.array(points) @ turn.T]
-
-
-def _polygon(center: np.ndarray, radius: float, angle: float, corners: int) -> np.ndarray:
+def _make_polygon(center: np.ndarray, radius: float, angle: float, corners: int) -> np.ndarray:
+    """Return the corners of a regular polygon: float ``[corners, 2]``."""
     theta = angle + np.arange(corners) * 2 * np.pi / corners
     return center + radius * np.stack([np.cos(theta), np.sin(theta)], 1)
 
 
-SHAPES: dict[str, Callable[[np.ndarray, float, float], list[np.ndarray]]] = {
-    "disk": lambda *place: [_polygon(*place, 32)],
-    "ring": _ring,
-    "square": lambda *place: [_polygon(*place, 4)],
-    "cross": _cross,
-    "triangle": lambda *place: [_polygon(*place, 3)],
-    "star": _star,
+# class name -> function (center, radius, angle) that makes the outlines of the shape
+SHAPES: dict[str, Callable[[np.ndarray, float, float], Outlines]] = {
+    "disk": _make_disk,
+    "ring": _make_ring,
+    "square": _make_square,
+    "cross": _make_cross,
+    "triangle": _make_triangle,
+    "star": _make_star,
 }
 
 
-def draw(split: str, index: int) -> Arrays:
-    """Image uint8 ``[96, 128, 3]`` and label uint8 ``[96, 128]``: 0 background, then the shapes, 255 outlines."""
+def draw_sample(split: str, index: int) -> Arrays:
+    """Draw an image uint8 ``[96, 128, 3]`` and its label uint8 ``[96, 128]``.
+
+    In the label, 0 is the background, 1 to 6 are the shapes in the order of SHAPES, and 255 is the outline of a shape.
+    """
     rng = np.random.default_rng([sorted(IMAGES).index(split), index])
-    image = _texture(rng, rng.uniform(70, 190) + rng.normal(0, 10, 3), 6)  # greyish
+    grey = rng.uniform(70, 190) + rng.normal(0, 10, 3)
+    image = _draw_texture(rng, grey, 6)
     label = np.zeros((HEIGHT, WIDTH), np.uint8)
     for _ in range(rng.integers(4, 9)):
-        kind = int(rng.integers(len(SHAPES)))
-        center = rng.uniform((8, 8), (WIDTH - 8, HEIGHT - 8))
-        contours = list(SHAPES.values())[kind](center, rng.uniform(12, 32), rng.uniform(0, 2 * np.pi))
-        contours = [np.round(contour).astype(np.int32) for contour in contours]
-        mask = cv2.fillPoly(np.zeros_like(label), contours, 1).astype(bool)
-        outline = cv2.polylines(np.zeros_like(label), contours, True, 1, OUTLINE).astype(bool)
-        image[mask] = _texture(rng, np.array(HUES[kind // 2]) + rng.normal(0, 30, 3), 12)[mask]
-        label[mask] = kind + 1
-        label[outline] = IGNORE_INDEX
+        _draw_shape(rng, image, label)
     image = cv2.GaussianBlur(image, (3, 3), 0) + rng.normal(0, 10, image.shape)
     return np.clip(image, 0, 255).astype(np.uint8), label
 
 
-def _texture(rng: np.random.Generator, color: np.ndarray, cells: int) -> np.ndarray:
-    """A colour with smooth variations, float ``[96, 128, 3]``."""
+def _draw_shape(rng: np.random.Generator, image: np.ndarray, label: np.ndarray) -> None:
+    """Draw a random shape at a random place into the image and the label."""
+    shape = int(rng.integers(len(SHAPES)))
+    center = rng.uniform((8, 8), (WIDTH - 8, HEIGHT - 8))
+    radius = rng.uniform(12, 32)
+    angle = rng.uniform(0, 2 * np.pi)
+    make_outlines = list(SHAPES.values())[shape]
+    outlines = [np.round(outline).astype(np.int32) for outline in make_outlines(center, radius, angle)]
+    inside = cv2.fillPoly(np.zeros_like(label), outlines, 1).astype(bool)
+    border = cv2.polylines(np.zeros_like(label), outlines, True, 1, OUTLINE_WIDTH).astype(bool)
+    color = np.array(HUES[shape // 2]) + rng.normal(0, 30, 3)
+    image[inside] = _draw_texture(rng, color, 12)[inside]
+    label[inside] = shape + 1
+    label[border] = IGNORE_INDEX
+
+
+def _draw_texture(rng: np.random.Generator, color: np.ndarray, cells: int) -> np.ndarray:
+    """Draw a colour with smooth random variations: float ``[96, 128, 3]``. More ``cells`` make finer variations."""
     coarse = color + rng.normal(0, 25, (cells, cells, 3))
     return cv2.resize(coarse, (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC)
 
 
-def pairs(root: Path, split: str) -> list[Pair]:
-    """Names of pictures that ``read`` draws; no files."""
+def list_pairs(root: Path, split: str) -> list[Pair]:
+    """List the names of images and labels. There are no such files: ``read_pair`` draws them."""
     return [(Path(f"toy/{split}/{i:04}.png"), Path(f"toy/{split}annot/{i:04}.png")) for i in range(IMAGES[split])]
 
 
-def read(image: Path, label: Path) -> Arrays:
-    return draw(image.parent.name, int(image.stem))
+def read_pair(image: Path, label: Path) -> Arrays:
+    """Draw the image and label that ``list_pairs`` named."""
+    return draw_sample(image.parent.name, int(image.stem))
 
 
 TOY = DatasetSpec(
@@ -93,9 +122,9 @@ TOY = DatasetSpec(
     palette=(
         (40, 40, 40), (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (213, 94, 0), (204, 121, 167),
     ),
-    pairs=pairs,
+    pairs=list_pairs,
     splits={split: (count,) for split, count in IMAGES.items()},
-    ids=IdMap.of(range(1 + len(SHAPES))),
-    read=read,
+    ids=IdMap.from_ids(range(1 + len(SHAPES))),
+    read=read_pair,
     needs_root=False,
 )  # fmt: skip

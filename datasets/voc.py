@@ -1,35 +1,68 @@
 """PASCAL VOC 2012 with the augmented labels of SBD ("VOC-Aug"): 10582 training and 1449 validation images.
 
-Two layouts are read, at ``root`` itself or below it in ``VOC2012`` or ``VOCdevkit/VOC2012``:
+The folders lie in ``root`` or below it, in ``VOC2012`` or ``VOCdevkit/VOC2012``. There are two layouts:
 
-- JPEGImages, SegmentationClass, ImageSets/Segmentation/{train,val}.txt (the devkit): 1464 training images;
-- the same with SegmentationClassAug: every label in it, plus the devkit's training list, minus validation.
+- The devkit: JPEGImages, SegmentationClass and ImageSets/Segmentation/{train,val}.txt. It has 1464 training images.
+- The devkit with SegmentationClassAug. The training images are those with a label in SegmentationClassAug and those in
+  the devkit's training list, without the validation images.
 
-Labels are read as ids from palette or plain PNG alike, so either kind of file may lie in either folder.
+A label may be a palette PNG or a grey PNG: both are read as ids.
 """
 
 from pathlib import Path
+from typing import NamedTuple
 
-from datasets.base import DatasetSpec, voc_colors
-from datasets.files import Pair, locate, match, read_list
+from datasets.base import DatasetSpec, make_voc_colors
+from datasets.files import Pair, find_base_folder, pair_labels, read_list
 from datasets.ids import IdMap
 
 
-def pairs(root: Path, split: str) -> list[Pair]:
-    """train: SegmentationClassAug where there is one, as CIRKD and LAD; val: SegmentationClass."""
-    base = locate(root, "JPEGImages", ("", "VOC2012", "VOCdevkit/VOC2012"))
-    lists, plain, augmented = base / "ImageSets/Segmentation", base / "SegmentationClass", base / "SegmentationClassAug"
-    extra = {path.stem for path in augmented.glob("*.png") if not path.name.startswith(".")}
-    if split == "train":
-        listed = lists / "train.txt"
-        names = extra | set(read_list(listed) if listed.is_file() or not extra else ())
-        names -= set(read_list(lists / "val.txt"))
-    else:
-        names = set(read_list(lists / f"{split}.txt"))
-    # a layout with SegmentationClassAug alone has the validation labels among them
-    folders = (augmented, plain) if extra and (split == "train" or not plain.is_dir()) else (plain,)
-    named = {base / f"JPEGImages/{name}.jpg": f"{name}.png" for name in sorted(names)}
-    return match(named, lambda image: [folder / named[image] for folder in folders])
+class Layout(NamedTuple):
+    """The folders of a copy of VOC."""
+
+    images: Path
+    lists: Path
+    labels: Path  # SegmentationClass
+    augmented: Path  # SegmentationClassAug
+    augmented_names: set[str]  # names of the labels in ``augmented``; empty where there is no such folder
+
+
+def find_layout(root: Path) -> Layout:
+    """Find the folders of VOC below the root.
+
+    Raises:
+        UserError: there is no folder JPEGImages.
+    """
+    base = find_base_folder(root, "JPEGImages", ("", "VOC2012", "VOCdevkit/VOC2012"))
+    augmented = base / "SegmentationClassAug"
+    return Layout(
+        images=base / "JPEGImages",
+        lists=base / "ImageSets/Segmentation",
+        labels=base / "SegmentationClass",
+        augmented=augmented,
+        augmented_names={path.stem for path in augmented.glob("*.png") if not path.name.startswith(".")},
+    )
+
+
+def list_pairs(root: Path, split: str) -> list[Pair]:
+    """List images and labels. Training uses SegmentationClassAug where there is one, as in CIRKD and LAD."""
+    layout = find_layout(root)
+    names = _read_train_names(layout) if split == "train" else set(read_list(layout.lists / f"{split}.txt"))
+    label_folders = [layout.labels]
+    # a copy with SegmentationClassAug alone has the validation labels there
+    if layout.augmented_names and (split == "train" or not layout.labels.is_dir()):
+        label_folders = [layout.augmented, layout.labels]
+    label_names = {layout.images / f"{name}.jpg": f"{name}.png" for name in sorted(names)}
+    return pair_labels(label_names, lambda image: [folder / label_names[image] for folder in label_folders])
+
+
+def _read_train_names(layout: Layout) -> set[str]:
+    """Return the names of the training images: augmented and listed ones, without those of the validation list."""
+    names = set(layout.augmented_names)
+    train_list = layout.lists / "train.txt"
+    if train_list.is_file() or not layout.augmented_names:  # without a list and without labels, reading says what lacks
+        names |= set(read_list(train_list))
+    return names - set(read_list(layout.lists / "val.txt"))
 
 
 VOC = DatasetSpec(
@@ -37,8 +70,8 @@ VOC = DatasetSpec(
         "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
         "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
     ),
-    palette=voc_colors(21),
-    pairs=pairs,
+    palette=make_voc_colors(21),
+    pairs=list_pairs,
     splits={"train": (10582, 1464), "val": (1449,), "test": (1456,)},
-    ids=IdMap.of(range(21)),
+    ids=IdMap.from_ids(range(21)),
 )  # fmt: skip

@@ -28,7 +28,8 @@ def resolve_class_weights(config: C, dataset: Any, runtime: Runtime) -> C:
     The numbers then stand in config.yaml and in the checkpoints. A resumed run takes the numbers of "auto" from there
     and does not count labels again. dataset: the training data set (``datasets.base.SegmentationDataset``).
 
-    Raises UserError: a file cannot be read, or does not give each class one number of 0 or more, not all 0.
+    Raises:
+        UserError: a file cannot be read, or does not give each class one number of 0 or more, not all 0.
     """
     if not config.class_weights:
         return config
@@ -55,7 +56,8 @@ def balance_classes(counts: Sequence[int]) -> list[float]:
 def read_class_weights(path: Path, names: Sequence[str]) -> list[float]:
     """Read weights from a file: K numbers (yaml, JSON, or text with one a line), or ``name: number`` for each class.
 
-    Raises UserError: see ``resolve_class_weights``. The message names the file.
+    Raises:
+        UserError: see ``resolve_class_weights``. The message names the file.
     """
     content = read_yaml(path)
     if isinstance(content, dict):
@@ -70,7 +72,8 @@ def read_class_weights(path: Path, names: Sequence[str]) -> list[float]:
 def _find_class_weights(config: TrainConfig, dataset: Any) -> str:
     """Return the resolved setting, e.g. "0.5,1,2" or "auto=0.5,1.25".
 
-    Raises UserError: see ``resolve_class_weights``.
+    Raises:
+        UserError: see ``resolve_class_weights``.
     """
     setting = config.class_weights.strip()
     names = dataset.spec.names
@@ -98,7 +101,8 @@ def _find_saved(config: TrainConfig, classes: int) -> str | None:
 def _compute_from_labels(dataset: Any, workers: int | None) -> str:
     """Count the training labels and balance the classes.
 
-    Raises UserError: no pixel has a class, or a label file cannot be read.
+    Raises:
+        UserError: no pixel has a class, or a label file cannot be read.
     """
     print(f"--class-weights auto: counting the pixels of {len(dataset)} training labels")
     if workers is None:
@@ -117,7 +121,8 @@ def _compute_from_labels(dataset: Any, workers: int | None) -> str:
 def _order_by_class(content: Mapping[Any, Any], names: Sequence[str], path: Path) -> list[Any]:
     """Return the values of ``name: number`` lines in the order of the classes.
 
-    Raises UserError: a name is no class, or a class is missing.
+    Raises:
+        UserError: a name is no class, or a class is missing.
     """
     given = {str(name): value for name, value in content.items()}
     unknown = [name for name in given if name not in names]
@@ -132,7 +137,8 @@ def _order_by_class(content: Mapping[Any, Any], names: Sequence[str], path: Path
 def _require_weights(values: Sequence[Any], names: Sequence[str], where: str) -> list[float]:
     """Return the values as floats.
 
-    Raises UserError: there is not one for each class, one is not a finite number of 0 or more, or all are 0.
+    Raises:
+        UserError: there is not one for each class, one is not a finite number of 0 or more, or all are 0.
     """
     if len(values) != len(names):
         raise UserError(f"--class-weights {where}: {len(values)} numbers for {len(names)} classes")

@@ -33,13 +33,16 @@ def evaluate(
 ) -> Metrics:
     """Score a network on a data set. Each image counts once for any number of ranks.
 
-    seed: the label noise of image i is a function of (seed, i). batch_size: images of equal size among so many
-    neighbours go through the network together. on_prediction: called as ``(index, prediction [H, W])`` for each
-    prediction of this rank. progress: show a bar on a terminal. should_stop: whether this rank is asked to stop.
+    workers: loader processes; 0 loads in this process, None takes ``default_workers``.
+    seed: the label noise of image i is a function of (seed, i).
+    batch_size: of so many successive images, those of equal size go through the network together.
+    on_prediction: called as ``(index, prediction [H, W])`` for each prediction of this rank.
+    progress: show a bar on a terminal.
+    should_stop: whether this rank is asked to stop.
 
     Raises:
         Stopped: a rank was asked to stop.
-        UserError: an image cannot be read, or the memory does not hold one; another rank failed.
+        UserError: an image cannot be read, by this rank or another; or the memory of this rank does not hold an image.
     """
     mark = ASSISTED if predictor.noise is not None else ""
     scores = Scores(len(dataset), num_classes, runtime.device)
@@ -113,11 +116,11 @@ def predict_within_memory(predictor: Predictor, image: Tensor, label: Tensor, dr
         UserError: the memory does not hold one image.
     """
     with suppress(torch.OutOfMemoryError):
-        return predictor.classes(image, label, draws)
+        return predictor.predict_classes(image, label, draws)
     torch.cuda.empty_cache()
     rows = zip(image.split(1), label.split(1), draws, strict=True)
     try:
-        return torch.cat([predictor.classes(x, y, [draw]) for x, y, draw in rows])
+        return torch.cat([predictor.predict_classes(x, y, [draw]) for x, y, draw in rows])
     except torch.OutOfMemoryError as error:
         size = "x".join(map(str, image.shape[-2:]))
         raise UserError(f"out of memory for one image of {size}: --amp bf16, or eval.py's --window H W") from error

@@ -33,7 +33,8 @@ def fit_to_data(settings: C, given: Collection[str], runtime: Runtime) -> C:
 
     given: the names of the settings that flags give.
 
-    Raises UserError: the data set cannot be read.
+    Raises:
+        UserError: the data set cannot be read.
     """
     if not settings.fit_to_data or not dataset_spec(settings.dataset, settings.data, settings.classes).needs_root:
         return settings
@@ -85,7 +86,8 @@ def image_sizes(settings: TrainConfig) -> dict[str, Any]:
 def _size_of(path: Path) -> tuple[int, int]:
     """Return width and height of an image file, as it is to be seen.
 
-    Raises UserError: the file cannot be read.
+    Raises:
+        UserError: the file cannot be read.
     """
     lies_on_its_side = read_orientation(path) > 4
     with Image.open(path) as image:

@@ -1,4 +1,4 @@
-"""What keeps ranks together: signals, failures and non-finite losses end all of them at the same batch."""
+"""Stop a run. Signals and failed loads end all ranks at the same batch; a non-finite loss ends its own rank."""
 
 import math
 import os
@@ -36,7 +36,7 @@ class Watched(NamedTuple):
 
 
 class FiniteWatch:
-    """Stop at a non-finite loss.
+    """Stop this rank at a non-finite loss of its own. Ranks do not communicate about it.
 
     On CUDA ``watch`` looks one iteration late, so that the host does not wait for the device. ``check`` looks at once,
     before anything is validated or saved.
@@ -67,13 +67,16 @@ class FiniteWatch:
         self.pending = Watched(iteration, list(terms), values, copied)
 
     def check(self, tensors: Sequence[Tensor] = ()) -> None:
-        """Check the last watched loss, and tensors that are to be saved.
+        """Check the last watched loss, and tensors that would be saved: a bad gradient has ruined them.
 
         Raises:
-            LossNotFinite: one of them is not finite.
+            LossNotFinite: the loss or a tensor is not finite.
         """
         self._check_pending()
-        if tensors and not torch.stack(torch._foreach_norm(tensors, math.inf)).isfinite().all():
+        if not tensors:
+            return
+        largest = torch.stack(torch._foreach_norm(tensors, math.inf))
+        if not largest.isfinite().all():
             raise LossNotFinite(self.explain("the gradient is not finite", self.last_iteration, self.last_terms))
 
     def _check_pending(self) -> None:
@@ -133,9 +136,11 @@ class StopRequest:
 
 
 class Lockstep:
-    """Iterate over batches in lockstep: if one rank stops or fails, every rank stops before the same batch.
+    """Iterate over batches in lockstep: if one rank stops or cannot fetch a batch, every rank stops before that batch.
 
-    all_left: whether all ranks have left the loop before its end.
+    Only a failed fetch and a request to stop are shared. An error in the body of the loop ends its own rank alone.
+
+    all_left: whether the ranks stopped together, early; then a collective save is safe.
     """
 
     def __init__(self, batches: Iterator, should_stop: Callable[[], bool] = lambda: False) -> None:
@@ -145,11 +150,11 @@ class Lockstep:
         self.all_left = False
 
     def __iter__(self) -> Iterator[Any]:
-        """Yield the batches of this rank; one with fewer batches waits for the others.
+        """Yield the batches of this rank. A rank with fewer batches waits for the others.
 
         Raises:
             Stopped: a rank was asked to stop.
-            UserError: another rank failed; this rank's own failure is raised as it is.
+            UserError: another rank could not fetch a batch. This rank's own failure is raised as it is.
         """
         while True:
             batch = None
@@ -158,14 +163,17 @@ class Lockstep:
                 batch = next(self.batches, None)
             except Exception as error:
                 failure = error
-            agreed = int(all_reduce(torch.tensor(float(self._answer(batch, failure))), "max"))
+            answer = torch.tensor(float(self._answer(batch, failure)))
+            agreed = int(all_reduce(answer, "max"))
             if agreed == DONE:
                 return
             self.all_left = agreed > MORE
             if agreed == STOP:
                 raise Stopped(STOPPED_STATUS)
+            if failure is not None:
+                raise failure
             if agreed == FAILED:
-                raise failure or UserError(f"{ANOTHER} failed; its own message says why")
+                raise UserError(f"{ANOTHER} failed; its own message says why")
             if batch is not None:
                 yield batch
 

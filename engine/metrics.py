@@ -1,4 +1,4 @@
-"""Mean intersection over union from an integer confusion matrix."""
+"""IoU, precision, recall and F1 from an integer confusion matrix."""
 
 import math
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+CLASS_SCORES = ("precision", "recall", "f1")  # what is computed for each class beside the IoU
 ASSISTED = " LABEL-ASSISTED"  # the mark of a score or prediction by a network that reads the label
 
 
@@ -44,15 +45,42 @@ class Metrics:
         union = self.confusion.sum(0) + self.confusion.sum(1) - intersection
         return np.divide(intersection, union, out=np.full(len(union), np.nan), where=union > 0)
 
+    @property
+    def precision(self) -> np.ndarray:
+        """Return the share of the pixels predicted as a class that are of it ``[K]``; see ``_share_of``."""
+        return self._share_of(self.confusion.sum(0))
+
+    @property
+    def recall(self) -> np.ndarray:
+        """Return the share of the pixels of a class that are predicted as it ``[K]``; see ``_share_of``."""
+        return self._share_of(self.confusion.sum(1))
+
+    @property
+    def f1(self) -> np.ndarray:
+        """Return the harmonic mean of precision and recall ``[K]``, which is Dice's coefficient; see ``_share_of``."""
+        return self._share_of((self.confusion.sum(0) + self.confusion.sum(1)) / 2)
+
+    def _share_of(self, pixels: np.ndarray) -> np.ndarray:
+        """Divide the pixels of each class that are right by ``pixels [K]``.
+
+        The result is NaN for a class in neither labels nor predictions, as the IoU is, and 0 for any other class
+        without such pixels.
+        """
+        share = np.divide(np.diag(self.confusion), pixels, out=np.zeros(len(pixels)), where=pixels > 0)
+        return np.where(np.isnan(self.iou), np.nan, share)
+
     def miou(self, absent_as_zero: bool = False) -> float:
-        """Return the mean IoU over the classes that occur; NaN when no pixel has a label.
+        """Return the mean IoU over the classes that occur; see ``mean``."""
+        return self.mean(self.iou, absent_as_zero)
+
+    def mean(self, scores: np.ndarray, absent_as_zero: bool = False) -> float:
+        """Return the mean of scores ``[K]`` over the classes that occur; NaN when no pixel has a label.
 
         absent_as_zero: average over all classes, absent ones as 0 (LAD, CIRKD: utils/score.py).
         """
         if not self.confusion.any():
             return float("nan")
-        iou = self.iou
-        return float(np.nan_to_num(iou).mean() if absent_as_zero else np.nanmean(iou))
+        return float(np.nan_to_num(scores).mean() if absent_as_zero else np.nanmean(scores))
 
     @property
     def pixel_accuracy(self) -> float:
@@ -62,11 +90,18 @@ class Metrics:
 
     def as_dict(self, names: tuple[str, ...], absent_as_zero: bool = False) -> dict[str, object]:
         """Return plain values for JSON; a score that is not defined is null."""
-        iou = {name: or_none(value) for name, value in zip(names, self.iou.tolist(), strict=True)}
+        by_class: dict[str, dict[str, float | None]] = {}
+        means: dict[str, float | None] = {}
+        for key in ("iou", *CLASS_SCORES):
+            scores = getattr(self, key)
+            by_class[key] = {name: or_none(value) for name, value in zip(names, scores.tolist(), strict=True)}
+            means[f"mean_{key}"] = or_none(self.mean(scores, absent_as_zero))
+        iou = by_class["iou"]
         return {
-            "miou": or_none(self.miou(absent_as_zero)),
+            "miou": means.pop("mean_iou"),
             "pixel_accuracy": or_none(self.pixel_accuracy),
-            "iou": iou,
+            **means,
+            **by_class,
             "absent": [name for name, value in iou.items() if value is None],
             "absent_as_zero": absent_as_zero,
             "images": self.images,
@@ -74,12 +109,15 @@ class Metrics:
         }
 
     def table(self, names: tuple[str, ...]) -> str:
-        """Return the IoU of each class in percent, as lines of text."""
+        """Return IoU, precision, recall and F1 of each class in percent, as lines of text."""
         width = max(map(len, names))
-        rows = [f"{'class':<{width}}  {'IoU %':>6}  {'labelled px':>14}"]
-        for name, iou, pixels in zip(names, self.iou, self.confusion.sum(1), strict=True):
-            percent = "absent" if np.isnan(iou) else f"{100 * iou:.2f}"
-            rows.append(f"{name:<{width}}  {percent:>6}  {pixels:>14,}")
+        rows = [
+            f"{'class':<{width}}  {'IoU %':>6}  {'precision %':>11}  {'recall %':>8}  {'F1 %':>6}  {'labelled px':>14}"
+        ]
+        columns = (self.iou, self.precision, self.recall, self.f1, self.confusion.sum(1))
+        for name, *scores, pixels in zip(names, *columns, strict=True):
+            iou, precision, recall, f1 = ("absent" if np.isnan(score) else f"{100 * score:.2f}" for score in scores)
+            rows.append(f"{name:<{width}}  {iou:>6}  {precision:>11}  {recall:>8}  {f1:>6}  {pixels:>14,}")
         return "\n".join(rows)
 
 

@@ -8,7 +8,7 @@ from torch.utils.data import Dataset
 
 from engine.evaluator import predict_within_memory
 from models.prediction import Predictor
-from utils.colors import colorize, diverging, error_map, strongest
+from utils.colors import choose_strongest_plane, colorize, draw_error_map, paint_diverging
 from utils.errors import UserError
 from utils.seeding import derive_seed
 from utils.types import Draw, Rgb
@@ -41,9 +41,9 @@ def make_row(predictor: Predictor, dataset: Dataset, index: int, palette: Sequen
     if predictor.noise is not None:
         title = "prediction, LABEL-ASSISTED"
         plane = predictor.noise(labels, draw)[0].cpu().numpy()
-        row["noised label"] = diverging(strongest(plane))
+        row["noised label"] = paint_diverging(choose_strongest_plane(plane))
     row[title] = colorize(prediction, palette)
-    row["error"] = error_map(prediction, label.numpy())
+    row["error"] = draw_error_map(prediction, label.numpy())
     return row
 
 

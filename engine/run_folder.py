@@ -21,9 +21,9 @@ LAST = "last.pth"
 PREVIOUS = "previous.pth"
 BEST = "best.pth"
 LOG = "metrics.jsonl"
-DAMAGED = "damaged.pth"  # the name of an unreadable last.pth after the previous one has taken its place
-WRITTEN = (BEST, LOG, "events.out.tfevents.*", PREVIOUS, LAST)  # by a run
-LISTED = 5  # how many files an error lists
+SET_ASIDE = "damaged.pth"  # the name of an unusable last.pth after the previous one has taken its place
+RUN_FILES = (BEST, LOG, "events.out.tfevents.*", PREVIOUS, LAST)  # patterns of the files that a run writes
+MAX_LISTED = 5  # files that an error lists
 
 
 class RunFolder:
@@ -32,29 +32,32 @@ class RunFolder:
     Only rank 0 reads and writes; what it finds is sent to the others, so that no file system need be shared.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        runtime: Runtime,
-        inputs: Mapping[str, str],
-        source: Path | None = None,
-        lock: FolderLock | None = None,
-    ) -> None:
-        """Args: source: the checkpoint to continue from, None for a new run. lock: rank 0's."""
+    def __init__(self, path: Path, runtime: Runtime, inputs: Mapping[str, str], source: Path | None = None) -> None:
+        """Args: source: the checkpoint to continue from, None for a new run."""
         self.path = path
         self.runtime = runtime
         self.inputs = inputs
         self.source = source
-        self.lock = lock
-        self.last_is_damaged = False
+        self.lock: FolderLock | None = None  # rank 0's; the other ranks have none
+        self.last_was_unusable = False  # missing, damaged, or without training state; the previous one was restored
 
     @property
     def is_source(self) -> bool:
         """Whether the run continues in the folder that its checkpoint lies in."""
         return self.source is not None and self.source.parent == self.path
 
+    def take_lock(self) -> None:
+        """Lock the folder, on rank 0 only. The folder is made if it does not exist.
+
+        Raises:
+            UserError: the folder cannot be written, or another run has the lock.
+        """
+        self.lock = FolderLock(self.path)
+
     def restore(self, state: TrainingState, settings: TrainConfig) -> None:
-        """Continue from the run's checkpoint. Fall back to ``previous.pth`` if ``last.pth`` cannot be used.
+        """Continue from the run's checkpoint, ``source``, which must not be None.
+
+        Fall back to ``previous.pth`` if ``last.pth`` cannot be used. What a failed attempt has loaded is overwritten.
 
         Raises:
             UserError: neither can be used, or the checkpoint is of a run with other settings or inputs.
@@ -73,7 +76,7 @@ class RunFolder:
                 problems.append(error if str(path) in str(error) else UserError(f"{path}: {error}"))
                 continue
             self.source = path
-            self.last_is_damaged = bool(problems)
+            self.last_was_unusable = bool(problems)
             if self.runtime.is_main:
                 warn_about_resume(path, problems, content.get("world_size"), self.runtime.size)
             return
@@ -95,13 +98,13 @@ class RunFolder:
 
     def _prepare_for_writing(self, settings: TrainConfig) -> None:
         if not self.is_source:
-            for pattern in WRITTEN:
+            for pattern in RUN_FILES:
                 for path in self.path.glob(pattern):
                     path.unlink()
             if self.source is not None:
                 self._copy_from_source()
-        elif self.last_is_damaged and (self.path / LAST).exists():
-            os.replace(self.path / LAST, self.path / DAMAGED)
+        elif self.last_was_unusable and (self.path / LAST).exists():
+            os.replace(self.path / LAST, self.path / SET_ASIDE)
         save_yaml(settings, self.path / "config.yaml")
 
     def _copy_from_source(self) -> None:
@@ -125,7 +128,7 @@ class RunFolder:
             raise UserError(f"{lost}; {name} was written again: --resume auto continues from {LAST}")
 
     def close(self) -> None:
-        """Release the lock. A folder in which nothing was written goes, if the run made it."""
+        """Release the lock. Remove the folder if this run made it and wrote nothing in it."""
         if self.lock is not None:
             self.lock.release()
 
@@ -133,24 +136,20 @@ class RunFolder:
 def open_run_folder(settings: TrainConfig, runtime: Runtime, inputs: Mapping[str, str]) -> RunFolder:
     """Lock the run's folder and find the checkpoint to resume from. Nothing that exists is changed.
 
+    Rank 0 does both. The other ranks hear of the checkpoint, and hold no lock.
+
     Raises:
         UserError: the folder cannot be written, is in use, or holds what would be lost; or there is no such checkpoint.
     """
     path = Path(settings.save_dir).expanduser()
-    lock = None
-
-    def lock_and_find() -> Path | None:
-        nonlocal lock
-        lock = FolderLock(path)
-        return find_resume_source(adapt_to_restart(settings, path), path)
-
+    folder = RunFolder(path, runtime, inputs)
+    runtime.agree(folder.take_lock)
     try:
-        source = runtime.agree(lock_and_find)
+        folder.source = runtime.agree(lambda: find_resume_source(adapt_to_restart(settings, path), path))
     except UserError:
-        if lock is not None:
-            lock.release()
+        folder.close()
         raise
-    return RunFolder(path, runtime, inputs, source, lock)
+    return folder
 
 
 def adapt_to_restart(settings: TrainConfig, folder: Path) -> TrainConfig:
@@ -165,10 +164,13 @@ def adapt_to_restart(settings: TrainConfig, folder: Path) -> TrainConfig:
 def find_resume_source(settings: TrainConfig, folder: Path) -> Path | None:
     """Find the checkpoint to resume from; None for a new run.
 
+    The result may be a ``last.pth`` that does not exist, if its folder holds ``previous.pth``: ``RunFolder.restore``
+    then takes that one.
+
     Raises:
         UserError: there is no such file, or what the folder holds would be lost.
     """
-    files = [path.name for pattern in WRITTEN for path in sorted(folder.glob(pattern))]
+    files = [path.name for pattern in RUN_FILES for path in sorted(folder.glob(pattern))]
     is_resumable = LAST in files or PREVIOUS in files
     source = None
     if settings.resume == "auto":
@@ -183,7 +185,7 @@ def find_resume_source(settings: TrainConfig, folder: Path) -> Path | None:
     if is_resumable:
         what = "holds a run: --resume auto continues it, "
     else:
-        what = f"holds {', '.join(files[:LISTED])} of a run and no {LAST} to continue it from: "
+        what = f"holds {', '.join(files[:MAX_LISTED])} of a run and no {LAST} to continue it from: "
     advice = "--overwrite starts anew in its place, another --save-dir keeps both"
     raise UserError(f"--save-dir {folder} {what}{advice}")
 
@@ -207,8 +209,10 @@ def read_saved_settings(settings: TrainConfig) -> dict[str, Any]:
 def locate_checkpoint(resume: str) -> Path:
     """Return the checkpoint that ``--resume`` names, by its file or its folder.
 
+    The result may be a ``last.pth`` that does not exist, if ``previous.pth`` lies beside it.
+
     Raises:
-        UserError: there is none.
+        UserError: there is neither.
     """
     path = Path(resume).expanduser()
     if path.is_dir():

@@ -11,7 +11,7 @@ from typing import Any
 from datasets import Data
 from engine.runtime import Runtime
 from engine.settings import TrainConfig, file_settings, resumable_settings
-from models.checkpoints.reading import located
+from models.checkpoints.reading import find_checkpoint
 from utils import files
 from utils.errors import UserError
 
@@ -24,7 +24,7 @@ def describe_inputs(settings: TrainConfig, data: Data) -> dict[str, str]:
     """Describe what a run depends on and its settings only name: hashes of files, images, and the meaning of labels."""
     described = {}
     for name in file_settings(type(settings)):
-        path = located(getattr(settings, name))
+        path = find_checkpoint(getattr(settings, name))
         if path.is_file():
             described[name] = files.digest_of(path)[:16]
     spec = data.spec

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from utils.options import REQUIRED, marked
+from utils.options import REQUIRED, list_marked
 
 NETWORK = ("dataset", "model", "backbone")  # what the name of every run begins with
 
@@ -22,10 +22,10 @@ def make_run_name(role: str, settings: Any, usual: Any) -> str:
     recipe = Path(settings.recipe).stem
     if recipe not in ("", settings.dataset):
         parts.append(recipe)
-    naming = marked(type(settings), "names_run") - {*NETWORK}
+    naming = list_marked(type(settings), "names_run") - {*NETWORK}
     if role == "baseline":
         naming.remove("kd")
-    files = marked(type(settings), "is_file")
+    files = list_marked(type(settings), "is_file")
     for key, value in vars(settings).items():
         expected = getattr(usual, key)
         if key not in naming or expected in (value, REQUIRED):

@@ -19,10 +19,10 @@ from datasets.base import DatasetSpec
 from engine.protocol import Protocol
 from engine.run_name import make_run_name
 from models.architectures import ARCHITECTURES
-from models.checkpoints.imagenet import implied_settings
+from models.checkpoints.imagenet import get_implied_settings
 from utils.errors import UserError, lookup, nearest
 from utils.files import read_yaml, write_text
-from utils.options import COMPUTING, NOTHING, REQUIRED, RESULT, convert, flag_of, marked, option, parse_flags
+from utils.options import COMPUTING, NOTHING, REQUIRED, RESULT, convert, flag_of, list_marked, option, parse_flags
 from utils.pixels import CONVENTIONS
 
 C = TypeVar("C")
@@ -83,7 +83,11 @@ class TrainConfig:
     recipe: str = output_option(
         "", "name of a file in scripts/recipes, or a path to a yaml file", instead="write recipe: beside settings:"
     )
-    model: str = network_option("deeplabv3", "architecture", examples=describe_models())
+    model: str = network_option(
+        "deeplabv3",
+        "architecture, or your own network: package.module:function (docs/networks.md)",
+        examples=describe_models(),
+    )
     backbone: str = network_option("resnet18_v1s", "backbone: a name of models.BACKBONES or a timm name")
     dataset: str = data_option("toy", "data set", examples=describe_datasets())
     data: str = data_option(
@@ -217,6 +221,11 @@ class StudentConfig(TrainConfig):
         may_differ=True,
     )
     teacher_pretrained: str = method_option("", "the teacher's checkpoint", is_file=True)
+    teacher_model: str = method_option(
+        "",
+        "package.module:function of a teacher that is a network of your own (default: --model, if it has the same)",
+        affects=NOTHING,
+    )
     kd: str = method_option(
         "kd=1", "distillation losses and weights, e.g. cwd=3 or kd=1:tau=4,dist=2; none = the baseline"
     )
@@ -244,7 +253,7 @@ SAME_EXPERIMENT = {"seed"} | settings_without_effect(TeacherConfig) | settings_w
 
 def resumable_settings(config_class: type) -> set[str]:
     """Return the names of the settings that may differ when a run is resumed."""
-    return marked(config_class, "may_differ")
+    return list_marked(config_class, "may_differ")
 
 
 def loader_settings(config_class: type) -> set[str]:
@@ -255,29 +264,33 @@ def loader_settings(config_class: type) -> set[str]:
 
 def file_settings(config_class: type) -> set[str]:
     """Return the names of the settings that name a file."""
-    return marked(config_class, "is_file")
+    return list_marked(config_class, "is_file")
 
 
 def parse_settings(
     config_class: type[C], role: str, description: str, recipes: Path, argv: Sequence[str] | None = None
 ) -> C:
-    """Return the settings of a run of ``role``. A student without distillation takes the recipe's baseline values.
+    """Return the settings of a run of train_teacher.py or train_student.py.
 
-    recipes: the folder of the recipes that are known by name.
+    A student without distillation takes the recipe's baseline values.
+
+    role: "teacher" or "student". recipes: the folder of the recipes that are known by name.
 
     Raises:
-        UserError: an unknown flag or recipe key, a value of the wrong type or out of range, or one that is missing.
+        UserError: an unknown flag, recipe, method or recipe key; a recipe that cannot be read; a value of the wrong
+            type or out of range, one that is missing, or a strength of label codes that have none.
     """
     flags = parse_flags(config_class, description, argv)
     role, recipe = choose_recipe(role, flags, recipes)
     given = {**dataclasses.asdict(config_class()), **recipe, **flags}
-    usual = {**recipe, **implied_settings(given)}
-    settings = config_class(**{**usual, **flags})
-    require_values(settings, usual, flags)
+    without_flags = {**recipe, **get_implied_settings(given)}
+    values = {**without_flags, **flags}
+    settings = config_class(**values)
+    require_values(settings, without_flags, flags)
     settings = settle_code_strength(settings, flags)
     if settings.save_dir:
         return settings
-    name = make_run_name(role, settings, config_class(**usual))
+    name = make_run_name(role, settings, config_class(**without_flags))
     return dataclasses.replace(settings, save_dir=f"runs/{name}")
 
 
@@ -302,18 +315,20 @@ def choose_recipe(role: str, flags: Mapping[str, Any], recipes: Path) -> tuple[s
         return role, {}
     recipe = load_recipe(flags["recipe"], role, recipes)
     if role == "student" and "kd" not in flags and recipe.get("kd", "").strip() == "none":
-        return "baseline", load_recipe(flags["recipe"], "baseline", recipes) | {"kd": "none"}
+        recipe = load_recipe(flags["recipe"], "baseline", recipes)
+        recipe["kd"] = "none"
+        return "baseline", recipe
     return role, recipe
 
 
-def require_values(settings: Any, usual: Mapping[str, Any], flags: Mapping[str, Any]) -> None:
+def require_values(settings: Any, without_flags: Mapping[str, Any], flags: Mapping[str, Any]) -> None:
     """Check that the user gave what the recipe leaves to the user.
 
     Raises:
         UserError: a flag is missing.
     """
     for field in dataclasses.fields(settings):
-        if usual.get(field.name) == REQUIRED and field.name not in flags:
+        if without_flags.get(field.name) == REQUIRED and field.name not in flags:
             flag = flag_of(field.name)
             needed = f"recipe {flags['recipe']} needs {flag} ({flag} '' does without)"
             raise UserError(f"{needed}: {field.metadata['help']}")
@@ -373,7 +388,8 @@ def find_recipe(name: str, recipes: Path) -> tuple[Path, str]:
     method = ""
     base, colon, rest = name.rpartition(":")
     if colon and not name.endswith((".yaml", ".yml")):
-        name, method = base, rest
+        name = base
+        method = rest
     path = recipes / f"{name}.yaml"
     if name.endswith((".yaml", ".yml")):
         path = Path(name).expanduser()

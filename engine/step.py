@@ -8,8 +8,8 @@ from torch import Tensor, nn
 class Step(nn.Module):
     """One training step as a module: the network ``model`` that is trained, and what helps it.
 
-    ``forward(image, label, draw, labelled_per_rank)`` takes a normalised image ``[B, 3, H, W]``, its label
-    ``[B, H, W]``, the source of random numbers, and ``count_labelled_per_rank`` of the whole batch. It returns
+    ``forward(image, label, draw, pixel_divisor)`` takes a normalised image ``[B, 3, H, W]``, its label ``[B, H, W]``,
+    the source of random numbers, and the divisor that ``losses.task.TaskLoss`` explains. It returns
     ``{"loss": ..., named terms}``. DDP wraps the whole step, so that losses with parameters are synchronised and
     optimised with the network.
     """
@@ -17,9 +17,9 @@ class Step(nn.Module):
     model: nn.Module
     task: nn.Module
 
-    def count_labelled_per_rank(self, label: Tensor) -> Tensor:
+    def compute_pixel_divisor(self, label: Tensor) -> Tensor:
         """Return what the task loss divides its sum over this rank's pixels by; see ``losses.task.TaskLoss``."""
-        return self.task.count_labelled_per_rank(label)
+        return self.task.compute_pixel_divisor(label)
 
     @property
     def label_noise(self) -> nn.Module | None:

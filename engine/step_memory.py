@@ -109,9 +109,9 @@ def count_step(step: Step, tensors: list[Tensor], settings: TrainConfig, runtime
 def run_parts(counted: nn.Module, image: Tensor, label: Tensor, settings: TrainConfig, runtime: Runtime) -> None:
     """Compute gradients of a batch. Two parts are as many as need a part's memory beside older gradients."""
     parts = settings.accumulate
-    labelled_per_rank = counted.count_labelled_per_rank(label) / parts
+    pixel_divisor = counted.compute_pixel_divisor(label) / parts
     for x, y in list(zip(image.chunk(parts), label.chunk(parts), strict=True))[:2]:
         with runtime.autocast():
             inputs = CONVENTIONS[settings.pixels].normalize(x)
-            terms = counted(inputs, y.long(), EmptyDraw(0), labelled_per_rank)
+            terms = counted(inputs, y.long(), EmptyDraw(0), pixel_divisor)
         terms["loss"].backward()

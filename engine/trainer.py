@@ -5,12 +5,13 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from datasets import Data, train_and_val
+from datasets import Data, build_train_and_val
 from engine.evaluator import evaluate
 from engine.finish import FinishEstimate, describe_finish
 from engine.loader import train_batches
@@ -42,7 +43,7 @@ MAX_SKIPPED = 20  # successive steps that the fp16 loss scaler may skip: from 2^
 
 def load_data(settings: TrainConfig) -> Data:
     """Load the training and validation images that the settings name."""
-    return train_and_val(
+    return build_train_and_val(
         settings.dataset,
         settings.data,
         settings.classes,
@@ -134,14 +135,15 @@ class Trainer:
         self.finite = FiniteWatch(self.explain_not_finite)
 
     def run(self) -> Metrics | None:
-        """Train from where the run stands. Return the metrics of the last validation.
+        """Train from where the run stands. Return the metrics of the last validation; None if the run was complete.
 
         Raises:
-            UserError: a loss is not finite, a file cannot be read or written, BatchNorm sees a single value.
-            Stopped: a signal asked to stop. Everything done so far has been saved.
+            UserError: a loss is not finite, a file cannot be read or written, BatchNorm sees a single value, no
+                training label has a labelled pixel, or a validation image is too large for the memory.
+            Stopped: a signal asked to stop. Everything done so far has been saved. This is a SystemExit.
         """
-        owes_validation = self.owes_validation()
-        if self.state.iteration >= self.settings.max_iterations and not owes_validation:
+        must_validate = self.owes_validation()
+        if self.state.iteration >= self.settings.max_iterations and not must_validate:
             self.report_finished()
             return None
         self.folder.prepare_for_writing(self.settings)
@@ -150,7 +152,7 @@ class Trainer:
         self.stop_request = StopRequest()
         self.open_batches()
         try:
-            if owes_validation:
+            if must_validate:
                 self.validate()
             self.train_all_batches()
             self.save()  # with the last validation's score
@@ -169,7 +171,7 @@ class Trainer:
         return self.metrics
 
     def owes_validation(self) -> bool:
-        """Whether the run ended between an iteration and the validation that belongs to it."""
+        """Whether the iteration just done, or restored, still lacks the validation that belongs to it."""
         return self.is_validation_due() and self.state.validated < self.state.iteration
 
     def report_finished(self) -> None:
@@ -261,7 +263,14 @@ class Trainer:
                 self.save()
 
     def train_step(self, image: Tensor, label: Tensor) -> dict[str, Tensor]:
-        """Take one optimiser step on this rank's share of the global batch. Return the mean terms of that share."""
+        """Train one iteration on this rank's share of the global batch. In fp16 the update may be skipped.
+
+        Return the terms of the share; their mean over the ranks is that of the batch.
+
+        Raises:
+            UserError: BatchNorm sees a single value per channel.
+            LossNotFinite: in fp16, too many steps in a row overflowed.
+        """
         state = self.state
         self.set_learning_rate()
         torch.manual_seed(derive_seed(self.settings.seed, 1, state.iteration, self.runtime.rank))  # dropout
@@ -307,8 +316,8 @@ class Trainer:
     def backward_in_parts(self, image: Tensor, label: Tensor) -> dict[str, Tensor]:
         """Compute gradients of this rank's share, one part after another. Return the mean terms."""
         parts = self.settings.accumulate
-        labelled_per_rank = self.step.count_labelled_per_rank(label) / parts
-        self.labelled_pixels.add_(labelled_per_rank)
+        pixel_divisor = self.step.compute_pixel_divisor(label) / parts
+        self.labelled_pixels.add_(pixel_divisor)
         seed = derive_seed(self.settings.seed, 2, self.state.iteration)
         row = self.runtime.rank * self.share
         means: dict[str, Tensor] = {}
@@ -316,7 +325,7 @@ class Trainer:
             draw = Draw(seed, row + part * len(x), self.settings.batch_size)
             with self.delay_gradient_sync(is_last=part + 1 == parts):
                 with self.runtime.autocast():
-                    terms = self.forward(x, y, draw, labelled_per_rank)
+                    terms = self.forward(x, y, draw, pixel_divisor)
                 self.state.scaler.scale(terms["loss"] / parts).backward()
             for name, term in terms.items():
                 means[name] = means.get(name, 0) + term.detach() / parts
@@ -328,14 +337,14 @@ class Trainer:
             return nullcontext()
         return self.wrapped.no_sync()
 
-    def forward(self, image: Tensor, label: Tensor, draw: Draw, labelled_per_rank: Tensor) -> dict[str, Tensor]:
+    def forward(self, image: Tensor, label: Tensor, draw: Draw, pixel_divisor: Tensor) -> dict[str, Tensor]:
         """Compute the terms of a part of the batch.
 
         Raises:
             UserError: BatchNorm sees a single value per channel.
         """
         try:
-            return self.wrapped(self.convention.normalize(image), label.long(), draw, labelled_per_rank)
+            return self.wrapped(self.convention.normalize(image), label.long(), draw, pixel_divisor)
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
@@ -388,13 +397,17 @@ class Trainer:
             raise UserError(f"no pixel of the training labels has a class: {COUNT_PIXELS}")
 
     def validate(self) -> None:
-        """Score the network on the validation images. Save it before, and once more if it is the best so far.
+        """Write ``last.pth``, score the network, and write ``best.pth`` if the score is the best so far.
 
-        A validation that fails or is stopped is owed, and done on resume.
+        Label noise has ``evaluate``'s default seed, which is also eval.py's: all runs see the same noise. A validation
+        that fails or is stopped is done again on resume.
+
+        Raises:
+            UserError: an image cannot be read or is too large for the memory, or a checkpoint cannot be written.
+            Stopped: a signal asked to stop.
         """
         if self.saved_iteration < self.state.iteration:
             self.save()
-        # label noise of eval.py's default seed: the same for every run, so that seeds of training are comparable
         self.metrics = evaluate(
             self.predictor,
             self.data.val,
@@ -442,9 +455,14 @@ class Trainer:
         self.finite.check(self.state.tensors_to_check())
         broadcast_values(self.state.shared_buffers())
         keep_previous = name == LAST and self.saved_iteration != self.state.iteration
-        self.runtime.agree(lambda: self.folder.write_checkpoint(name, self.checkpoint_content(name), keep_previous))
+        self.runtime.agree(partial(self.write_checkpoint, name, keep_previous))
         if name == LAST:
             self.saved_iteration = self.state.iteration
+
+    def write_checkpoint(self, name: str, keep_previous: bool) -> None:
+        """Collect what a checkpoint holds and write it, on rank 0."""
+        content = self.checkpoint_content(name)
+        self.folder.write_checkpoint(name, content, keep_previous)
 
     def checkpoint_content(self, name: str) -> dict[str, Any]:
         """Return what a checkpoint holds; only ``last.pth`` has what a resume needs."""
@@ -457,7 +475,7 @@ class Trainer:
             "model": self.state.model_weights(),
         }
         if name == LAST:
-            content |= self.state.helpers()
+            content |= self.state.resume_entries()
         return content
 
     def save_after_signal(self) -> None:

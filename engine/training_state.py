@@ -15,7 +15,7 @@ from utils import checkpoint
 from utils.errors import UserError, first_line
 from utils.norms import has_trained_statistics
 
-DAMAGED = "it is damaged: it does not say how its run began and how far it was"
+UNCLEAR_PROGRESS = "it is damaged: it does not say how its run began and how far it was"
 
 
 class TrainingState:
@@ -41,14 +41,19 @@ class TrainingState:
     def restore(self, content: Mapping[str, Any]) -> None:
         """Continue from the content of a checkpoint.
 
+        A failure leaves this state half loaded: the caller must restore another checkpoint over it, or end the run.
+
         Raises:
-            UserError: it is of another network or other losses, or its entries are not what they should be.
+            UserError: the checkpoint is of another network or other losses, or its entries are not what they should be.
+                The message calls the checkpoint "it"; the caller names the file.
         """
         checkpoint.load_weights(self.step.model, content.get("model"), "it")
         try:
             self._restore_losses(content["losses"])
             self._restore_optimizer(content["optimizer"])
             self.scaler.load_state_dict(content["scaler"])
+        except torch.OutOfMemoryError:  # a RuntimeError, but the checkpoint is not to blame
+            raise
         except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise UserError(f"it is damaged: {first_line(error)}") from error
         self._restore_progress(content)
@@ -75,15 +80,19 @@ class TrainingState:
         self.iteration = content.get("iteration")
         self.best_miou = content.get("best_miou")
         self.best_iteration = content.get("best_iteration")
-        # older files do not have "validated": they were written after the validation of their iteration
-        self.validated = content.get("validated", self.iteration if self.best_miou is not None else 0)
-        # older files were trained with every norm frozen
-        self.frozen_norms = content.get("frozen_norms", self.frozen_norms and list(norms_in_training(self.step)))
+        if "validated" in content:
+            self.validated = content["validated"]
+        else:  # older files were written after the validation of their iteration
+            self.validated = 0 if self.best_miou is None else self.iteration
+        if "frozen_norms" in content:
+            self.frozen_norms = content["frozen_norms"]
+        elif self.frozen_norms:  # older files were trained with every norm frozen
+            self.frozen_norms = list(norms_in_training(self.step))
         counts = (self.iteration, self.validated, self.best_iteration or 0)
         if not all(type(count) is int and count >= 0 for count in counts):
-            raise UserError(DAMAGED)
+            raise UserError(UNCLEAR_PROGRESS)
         if type(self.best_miou) not in (float, type(None)) or type(self.start) is not str:
-            raise UserError(DAMAGED)
+            raise UserError(UNCLEAR_PROGRESS)
 
     def set_train_mode(self) -> None:
         """Put the step into train mode, but for the frozen BatchNorm layers."""
@@ -105,8 +114,8 @@ class TrainingState:
         """Return the network's state dict in the plain memory layout, whatever the network's is."""
         return {key: value.contiguous() for key, value in self.step.model.state_dict().items()}
 
-    def helpers(self) -> dict[str, Any]:
-        """Return what a resume needs besides the network and the progress."""
+    def resume_entries(self) -> dict[str, Any]:
+        """Return the entries of a checkpoint that a resume needs besides the network and the progress."""
         return {
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),

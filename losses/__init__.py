@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
@@ -55,7 +55,8 @@ ParsedLosses = dict[str, tuple[float, dict[str, float]]]  # name -> (weight, opt
 def find_loss_class(name: str, flag: str) -> type[nn.Module]:
     """Return the class of a loss in LOSSES, or import a user's loss ``package.module:Class``.
 
-    Raises UserError: the name is unknown, or see ``load_user_loss``.
+    Raises:
+        UserError: the name is unknown, or see ``load_user_loss``.
     """
     if ":" in name:
         return load_user_loss(name, flag)
@@ -67,13 +68,19 @@ def get_term_name(name: str) -> str:
     return name.rpartition(":")[2]
 
 
+def reads_features(loss_class: type[nn.Module]) -> bool:
+    """Say whether a loss reads ``feat``. It does unless its class says otherwise."""
+    return getattr(loss_class, "reads_feat", True)
+
+
 def parse_losses(text: str, flag: str = "--kd") -> ParsedLosses:
     """Parse ``"cwd=3,kd=1:tau=4"`` into ``{"cwd": (3.0, {}), "kd": (1.0, {"tau": 4.0})}``, and ``"none"`` into ``{}``.
 
     A user's loss is written ``package.module:Class=weight:option=value``.
 
-    Raises UserError: a loss or an option is unknown, a value is not a number, or a name is given twice. The message
-    begins with ``flag``.
+    Raises:
+        UserError: a loss or an option is unknown, a value is not a number, or a name is given twice. The message begins
+            with ``flag``.
     """
     losses: ParsedLosses = {}
     if text.strip() == "none":
@@ -111,7 +118,8 @@ def _split_loss(part: str) -> tuple[str, str, list[tuple[str, str]]]:
 def _require_known_options(name: str, options: list[str], text: str, flag: str) -> None:
     """Check that the loss has these options, each given once.
 
-    Raises UserError: the loss or an option is unknown, or an option is given twice.
+    Raises:
+        UserError: the loss or an option is unknown, or an option is given twice.
     """
     arguments = list(inspect.signature(find_loss_class(name, flag)).parameters)
     known = arguments[3:]  # after the student's channels, the teacher's channels and the number of classes
@@ -123,14 +131,26 @@ def _require_known_options(name: str, options: list[str], text: str, flag: str) 
 
 
 def build_kd(
-    text: str, student_channels: int, teacher_channels: int, num_classes: int, flag: str = "--kd"
+    text: str, student_channels: int | None, teacher_channels: int | None, num_classes: int, flag: str = "--kd"
 ) -> WeightedLosses:
-    """Build the losses of a ``--kd`` value. The channels are those of the networks' ``feat``.
+    """Build the losses of a ``--kd`` value.
 
-    Raises UserError: see ``parse_losses``; an option has a value that the loss refuses; or a loss or a part of it has
-    the name of something else in the training log.
+    The channels are those of the networks' ``feat``, and None for a network that gives logits alone.
+
+    Raises:
+        UserError: see ``parse_losses``; an option has a value that the loss refuses; a loss reads features that a
+            network does not give; or a loss or a part of it has the name of something else in the training log.
     """
     parsed = parse_losses(text, flag)
+    without_features = []
+    if student_channels is None:
+        without_features.append("student")
+        student_channels = num_classes  # the logits stand in the place of the features
+    if teacher_channels is None:
+        without_features.append("teacher")
+        teacher_channels = num_classes
+    if without_features:
+        _require_logits_losses(parsed, without_features, text, flag)
     losses: dict[str, nn.Module] = {}
     for name, (_, options) in parsed.items():
         try:
@@ -145,10 +165,30 @@ def build_kd(
     return WeightedLosses(losses, {get_term_name(name): weight for name, (weight, _) in parsed.items()})
 
 
+def _require_logits_losses(parsed: ParsedLosses, roles: Sequence[str], text: str, flag: str) -> None:
+    """Check that the losses read nothing but logits. roles: the networks that give logits alone.
+
+    Raises:
+        UserError: a loss reads features or auxiliary logits, or a user's loss does not say that it does not.
+    """
+    for name in parsed:
+        loss_class = find_loss_class(name, flag)
+        if not reads_features(loss_class) and not getattr(loss_class, "reads_aux", False):
+            continue
+        network = f"the network of the {' and of the '.join(roles)}" if flag == "--kd" else "the network"
+        message = f"{flag} {text}: {name} reads features (feat) or auxiliary logits, but {network} gives logits alone"
+        fitting = ", ".join(known for known, known_class in LOSSES.items() if not reads_features(known_class))
+        advice = f"use {fitting}, or have the network return an Output (docs/networks.md)"
+        if name not in LOSSES:
+            advice += "; a loss of your own that reads logits alone says so by reads_feat = False"
+        raise UserError(f"{message}: {advice}")
+
+
 def _require_unique_terms(losses: Mapping[str, nn.Module], text: str, flag: str) -> None:
     """Check that every term can be logged under its name.
 
-    Raises UserError: two terms have the same name, or one has a name that the log or ``nn.ModuleDict`` uses.
+    Raises:
+        UserError: two terms have the same name, or one has a name that the log or ``nn.ModuleDict`` uses.
     """
     terms = list(losses)
     for name, loss in losses.items():

@@ -82,6 +82,8 @@ class Adversarial(nn.Module):
     Options: discriminator, the weight of the discriminator's loss (0.1 in the release).
     """
 
+    reads_feat = False
+
     def __init__(
         self, student_channels: int, teacher_channels: int, num_classes: int, discriminator: float = 0.1
     ) -> None:

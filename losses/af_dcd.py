@@ -57,7 +57,8 @@ class AfDCD(nn.Module):
     Options: fd and contrast, the inner weights, by default those for VOC; ratio, the share of masked pixels; groups,
     pool, patch, tau. The release's script for CamVid has no pooling (``pool=1``).
 
-    Raises UserError: the groups do not divide the teacher's channels, or a size is not a positive whole number.
+    Raises:
+        UserError: the groups do not divide the teacher's channels, or a size is not a positive whole number.
     """
 
     def __init__(

@@ -48,7 +48,8 @@ class CIRKD2(nn.Module):
     (``losses.cirkd_channel``). Other options: tau; pixel_size, region_size and channel_size, the slots of the queues;
     as_released of ``cirkd_pixel``.
 
-    Raises UserError: every weight is 0, a size is not a positive whole number, or a queue is too large.
+    Raises:
+        UserError: every weight is 0, a size is not a positive whole number, or a queue is too large.
     """
 
     def __init__(

@@ -92,7 +92,8 @@ class ChannelTerms(VectorQueues):
     def make_queue(self, length: int) -> None:
         """Fill the queue with random unit vectors of ``length`` values, the same ones on every rank.
 
-        Raises UserError: the queue is too large for the memory of the host or of the device.
+        Raises:
+            UserError: the queue is too large for the memory of the host or of the device.
         """
         shape = (*self.queue.shape[:2], length)
         for device in (torch.device("cpu"), self.queue.device):

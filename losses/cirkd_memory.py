@@ -73,7 +73,8 @@ class CIRKDRegion(VectorQueues):
     Options: tau; size, the slots of each class; contrasts. An iteration compares with contrasts / K + 1 slots of each
     of the K classes, as the release does.
 
-    Raises UserError: a size or count is not a positive whole number, or the queue is too large for the memory.
+    Raises:
+        UserError: a size or count is not a positive whole number, or the queue is too large for the memory.
     """
 
     def __init__(

@@ -29,6 +29,8 @@ def _log_softmax(x: Tensor) -> Tensor:
 class CWD(nn.Module):
     """Apply ``cwd_loss`` to the logits. Options: tau."""
 
+    reads_feat = False
+
     def __init__(self, student_channels: int, teacher_channels: int, num_classes: int, tau: float = 4.0) -> None:
         super().__init__()
         self.tau = tau

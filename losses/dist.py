@@ -31,6 +31,8 @@ def dist_loss(student: Tensor, teacher: Tensor, beta: float = 1.0, gamma: float 
 class DIST(nn.Module):
     """Apply ``dist_loss`` to the logits. Options: beta, gamma."""
 
+    reads_feat = False
+
     def __init__(
         self, student_channels: int, teacher_channels: int, num_classes: int, beta: float = 1.0, gamma: float = 1.0
     ) -> None:

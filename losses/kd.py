@@ -21,6 +21,8 @@ def kd_loss(student: Tensor, teacher: Tensor, tau: float = 1.0) -> Tensor:
 class KD(nn.Module):
     """Apply ``kd_loss`` to the logits. Options: tau."""
 
+    reads_feat = False
+
     def __init__(self, student_channels: int, teacher_channels: int, num_classes: int, tau: float = 1.0) -> None:
         super().__init__()
         self.tau = tau

@@ -28,7 +28,8 @@ class Generator(nn.Module):
 
     ``[B, C_S, h, w] -> [B, C_T, h, w]``. A 1x1 convolution comes first where C_S and C_T differ.
 
-    Raises UserError: the ratio of masked pixels is not in [0, 1).
+    Raises:
+        UserError: the ratio of masked pixels is not in [0, 1).
     """
 
     def __init__(self, student_channels: int, teacher_channels: int, ratio: float) -> None:

@@ -6,7 +6,8 @@ from utils.errors import UserError
 def require_whole_number(option: str, value: float) -> int:
     """Return the value of ``option`` as an int.
 
-    Raises UserError: it is not a positive whole number.
+    Raises:
+        UserError: it is not a positive whole number.
     """
     if not (value >= 1 and value % 1 == 0):
         raise UserError(f"{option}={value:g}: give a positive whole number")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from losses.upsampled_cross_entropy import upsampled_cross_entropy
 from utils.errors import UserError, lookup
-from utils.types import IGNORE_INDEX, Output, Supervision, count_labelled_per_rank, full_precision
+from utils.types import IGNORE_INDEX, Output, Supervision, compute_pixel_divisor, full_precision
 
 
 def cross_entropy(
@@ -17,22 +17,22 @@ def cross_entropy(
     label: Tensor,
     align_corners: bool,
     smoothing: float = 0.0,
-    labelled_per_rank: Tensor | None = None,
+    pixel_divisor: Tensor | None = None,
     class_weights: Tensor | None = None,
 ) -> Tensor:
     """Average the cross entropy of bilinearly upsampled logits over the labelled pixels (LAD, CIRKD: losses/task).
 
     logits ``[B, K, h, w]``, label ``[B, H, W]``. The mean is over the labelled pixels of the global batch: each rank
-    divides its sum by ``count_labelled_per_rank(label)``, so that the mean of the ranks' gradients is the gradient of
+    divides its sum by ``compute_pixel_divisor(label)``, so that the mean of the ranks' gradients is the gradient of
     one process. A batch without a labelled pixel has loss 0.
 
     class_weights w ``[K]``: the loss is the weighted mean, sum(w_y * loss) / sum(w_y), as of ``F.cross_entropy``. With
-    weights, ``labelled_per_rank`` must be ``count_labelled_per_rank(label, class_weights)``.
+    weights, ``pixel_divisor`` must be ``compute_pixel_divisor(label, class_weights)``.
     """
     total = upsampled_cross_entropy(logits, label, align_corners, smoothing, class_weights)
-    if labelled_per_rank is None:
-        labelled_per_rank = count_labelled_per_rank(label, class_weights)
-    return total / torch.where(labelled_per_rank > 0, labelled_per_rank, 1)
+    if pixel_divisor is None:
+        pixel_divisor = compute_pixel_divisor(label, class_weights)
+    return total / torch.where(pixel_divisor > 0, pixel_divisor, 1)
 
 
 def _upsample(logits: Tensor, label: Tensor, align_corners: bool) -> Tensor:
@@ -167,7 +167,8 @@ class TaskLoss(nn.Module):
     labelled ones (MMSegmentation's ``avg_non_ignore=False``).
     class_weights: K numbers for cross entropy and OHEM, on every map of classes.
 
-    Raises UserError: a criterion is unknown, or there are class weights and no criterion that takes them.
+    Raises:
+        UserError: a criterion is unknown, or there are class weights and no criterion that takes them.
     """
 
     def __init__(
@@ -196,30 +197,34 @@ class TaskLoss(nn.Module):
         # not persistent: the setting holds them, and runs of before there were weights have no such key
         self.register_buffer("class_weights", weights, persistent=False)
 
-    def count_labelled_per_rank(self, label: Tensor) -> Tensor:
-        """Return what cross entropy divides its sum over this rank's pixels by: ``labelled_per_rank`` of ``forward``.
+    def compute_pixel_divisor(self, label: Tensor) -> Tensor:
+        """Return ``pixel_divisor`` of ``forward`` for a batch in one part. ``label`` is this rank's share of it.
 
-        This is ``utils.types.count_labelled_per_rank`` with the class weights. Every rank must call it.
+        This is ``utils.types.compute_pixel_divisor`` with the class weights. Every rank must call it.
         """
-        return count_labelled_per_rank(label, self.class_weights)
+        return compute_pixel_divisor(label, self.class_weights)
 
-    def forward(self, output: Output, label: Tensor, labelled_per_rank: Tensor | None = None) -> dict[str, Tensor]:
+    def forward(self, output: Output, label: Tensor, pixel_divisor: Tensor | None = None) -> dict[str, Tensor]:
         """Return ``{"task": main + sum of weight * auxiliary, "ce": main, "aux": unweighted auxiliary sum}``.
 
-        label: ``[B, H, W]``. labelled_per_rank: ``self.count_labelled_per_rank(label)``, where it is known; otherwise
-        it is counted here, and the ranks wait for each other.
+        label: ``[B, H, W]``.
+        pixel_divisor: what the sum of the cross entropy over the pixels of ``label`` is divided by: the number of
+        labelled pixels of the global batch (with class weights, their weight) / world size / parts of the batch, where
+        gradients are accumulated over several parts. None: ``self.compute_pixel_divisor(label)``, for which the ranks
+        wait for each other.
 
-        Raises UserError: the number of class weights is not the number of classes.
+        Raises:
+            UserError: the number of class weights is not the number of classes.
         """
         if self.class_weights is not None and len(self.class_weights) != output.logits.shape[1]:
             raise UserError(f"{len(self.class_weights)} class weights for {output.logits.shape[1]} classes")
-        if labelled_per_rank is None:
-            labelled_per_rank = self.count_labelled_per_rank(label)
+        if pixel_divisor is None:
+            pixel_divisor = self.compute_pixel_divisor(label)
         if self.ignored_in_mean:
-            labelled_per_rank = torch.full_like(labelled_per_rank, label.numel())
+            pixel_divisor = torch.full_like(pixel_divisor, label.numel())
         maps = (output.logits, *output.aux)
         losses = [
-            self._compute_loss(supervision, logits, label, labelled_per_rank)
+            self._compute_loss(supervision, logits, label, pixel_divisor)
             for supervision, logits in zip(self.supervision, maps, strict=True)
         ]
         main = losses[0]
@@ -229,9 +234,7 @@ class TaskLoss(nn.Module):
         weighted = sum(w * a for w, a in zip(self.aux_weights, auxiliary, strict=True))
         return {"task": main + weighted, "ce": main, "aux": sum(auxiliary)}
 
-    def _compute_loss(
-        self, supervision: Supervision, logits: Tensor, label: Tensor, labelled_per_rank: Tensor
-    ) -> Tensor:
+    def _compute_loss(self, supervision: Supervision, logits: Tensor, label: Tensor, pixel_divisor: Tensor) -> Tensor:
         """Sum the criteria of one logit map."""
         losses = []
         for kind in supervision.kind.split("+"):
@@ -239,7 +242,7 @@ class TaskLoss(nn.Module):
             if kind in PIXEL_CRITERIA:
                 options |= {"smoothing": self.label_smoothing, "class_weights": self.class_weights}
             if kind == "ce":
-                options["labelled_per_rank"] = labelled_per_rank
+                options["pixel_divisor"] = pixel_divisor
             losses.append(CRITERIA[kind](logits, label, supervision.align_corners, **options))
         return sum(losses)
 
@@ -247,7 +250,8 @@ class TaskLoss(nn.Module):
 def _replace_criterion(supervision: Sequence[Supervision], criterion: str) -> list[Supervision]:
     """Give every map of classes the criterion of ``--task-loss``.
 
-    Raises UserError: it is not a sum of CLASS_CRITERIA.
+    Raises:
+        UserError: it is not a sum of CLASS_CRITERIA.
     """
     for part in criterion.split("+"):
         lookup(dict.fromkeys(CLASS_CRITERIA), part, "loss in --task-loss")

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from utils.bilinear import neighbours
+from utils.bilinear import find_neighbours
 from utils.types import IGNORE_INDEX, full_precision
 
 CPU_ROWS = 16  # label rows in a band: they fit into the caches of a CPU
@@ -30,7 +30,7 @@ class _BandedCrossEntropy(torch.autograd.Function):
         class_weights: Tensor | None,
     ) -> Tensor:
         (batch, classes, h, w), (height, width) = logits.shape, label.shape[-2:]
-        upper, lower, share = neighbours(height, h, align_corners, logits)
+        upper, lower, share = find_neighbours(height, h, align_corners, logits)
         share = share.view(-1, 1)
         logits = logits.contiguous(memory_format=torch.channels_last)
         columns = _column_weights(logits, width, align_corners)

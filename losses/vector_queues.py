@@ -48,7 +48,8 @@ class VectorQueues(nn.Module):
     def __init__(self, queues: int, slots: int, channels: int) -> None:
         """Make the queue.
 
-        Raises UserError: the host does not have twice as much free memory as the queue takes.
+        Raises:
+            UserError: the host does not have twice as much free memory as the queue takes.
         """
         super().__init__()
         self.require_room((queues, slots, max(channels, 1)), torch.device("cpu"))
@@ -65,7 +66,8 @@ class VectorQueues(nn.Module):
     def require_room(self, shape: tuple[int, int, int], device: torch.device) -> None:
         """Refuse a queue that would leave too little memory for training.
 
-        Raises UserError: the device does not have ``HEADROOM`` times as much free memory as the queue takes.
+        Raises:
+            UserError: the device does not have ``HEADROOM`` times as much free memory as the queue takes.
         """
         queues, slots, channels = shape
         size = 4 * queues * slots * channels

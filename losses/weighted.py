@@ -35,8 +35,9 @@ class WeightedLosses(nn.Module):
 
         Label ``[B, H, W]``, at the size of the image.
 
-        Raises UserError: teacher and student differ in the number of classes, a loss returns something other than a
-        single number, or ``part_weights`` lacks one of the parts.
+        Raises:
+            UserError: teacher and student differ in the number of classes, a loss returns something other than a single
+                number, or ``part_weights`` lacks one of the parts.
         """
         ours, theirs = student.logits.shape[1], teacher.logits.shape[1]
         if ours != theirs:
@@ -73,7 +74,8 @@ def _match_student(teacher: Output, student: Output) -> Output:
 def _sum_parts(name: str, loss: nn.Module, parts: Mapping[str, Tensor]) -> Tensor:
     """Sum the parts of a loss with their weights.
 
-    Raises UserError: a part has no weight.
+    Raises:
+        UserError: a part has no weight.
     """
     weights = get_part_weights(loss)
     if parts.keys() - weights.keys():

@@ -1,4 +1,8 @@
-"""The noised label that an assisted teacher sees next to the image (LAD, train_baseline.py:387-450)."""
+"""The noised label that an assisted teacher sees next to the image (LAD, train_baseline.py:387-450).
+
+Each class has a code: a number, or one number for each plane. A label plane shows the code of each pixel's class, plus
+Gaussian noise.
+"""
 
 import math
 from collections.abc import Callable
@@ -9,69 +13,107 @@ from torch import Tensor, nn
 from utils.errors import UserError, lookup
 from utils.types import IGNORE_INDEX, Draw
 
-DROPOUT_STREAM = 100  # of random numbers: beyond those of the paths, 2 * path and 2 * path + 1
+DROPOUT_STREAM = 100  # a stream of random numbers; path p uses the streams 2 p (codes) and 2 p + 1 (pixel noise)
+
+# function that draws standard normal numbers [B, K + 1]
+DrawNormal = Callable[[], Tensor]
 
 
-def fixed_table(num_classes: int) -> Tensor:
-    """K + 1 codes, evenly spaced over [-1.1, 1]; the last one is the ignore class's.
+def make_fixed_table(num_classes: int) -> Tensor:
+    """Make K + 1 codes, evenly spaced over [-1.1, 1], float64. The last code is that of ignored pixels.
 
-    The release has (k - 11) / 10 for K = 21, which this reproduces exactly. Its interval rather than its step is kept
-    for other K: the teacher is trained on codes drawn from N(0, 1), and a step of 0.1 would put ADE20K's 150 classes
-    out to 13 standard deviations.
+    The release has (k - 11) / 10 for K = 21, which this gives exactly. For other K the interval is kept, not the step:
+    the teacher learns with codes from N(0, 1), and a step of 0.1 would reach 13 standard deviations with ADE20K's 150
+    classes.
     """
     k = torch.arange(num_classes + 1, dtype=torch.float64)
     return (k * 21 / num_classes - 11) / 10
 
 
-# (table of K + 1 codes, what draws N(0, 1) of [B, K + 1], code_std) -> codes [B or 1, K + 1], of P planes [1, P, K + 1]
-CODES: dict[str, Callable[[Tensor, Callable[[], Tensor], float], Tensor]] = {
-    # one of its own for each image and class: the teacher phase
-    "random": lambda table, normal, std: normal(),
-    # the table plus a share of them: this project's own dial between a teacher that can copy the label (0) and one that
-    # learns no more than its regions
-    "near": lambda table, normal, std: table + std * normal(),
-    # the same table for every image: the student phase
-    "fixed": lambda table, normal, std: table[None],
-    # the table in an order of its own for every image (present but commented out in the release)
-    "shuffled": lambda table, normal, std: table[normal().argsort(1)],
-    # a plane for each class, 1 where the class is; the ignore class is 0 in every plane (this project's ablation)
-    "onehot": lambda table, normal, std: torch.ones_like(table).diag()[None, :-1],
+def draw_random_codes(table: Tensor, draw_normal: DrawNormal, code_std: float) -> Tensor:
+    """Draw a code for each class of each image from N(0, 1). LAD trains its teacher with these."""
+    return draw_normal()
+
+
+def draw_near_codes(table: Tensor, draw_normal: DrawNormal, code_std: float) -> Tensor:
+    """Draw codes near the table: its codes plus ``code_std`` times N(0, 1).
+
+    This is a dial of this project. At 0 the teacher can copy the label; at a large value it learns only its regions.
+    """
+    return table + code_std * draw_normal()
+
+
+def give_fixed_codes(table: Tensor, draw_normal: DrawNormal, code_std: float) -> Tensor:
+    """Return the same codes, those of the table, for every image. LAD trains its student with these."""
+    return table[None]
+
+
+def shuffle_codes(table: Tensor, draw_normal: DrawNormal, code_std: float) -> Tensor:
+    """Shuffle the table for each image. The release has this, but commented out."""
+    return table[draw_normal().argsort(1)]
+
+
+def make_onehot_codes(table: Tensor, draw_normal: DrawNormal, code_std: float) -> Tensor:
+    """Make a plane for each class, which is 1 where the class is. Ignored pixels are 0 in every plane.
+
+    This is an ablation of this project.
+    """
+    return torch.ones_like(table).diag()[None, :-1]
+
+
+# kind of codes -> function (table of K + 1 codes, function that draws N(0, 1), code_std) that returns the codes:
+# [B, K + 1], or [1, K + 1] for the same codes in every image, or [1, P, K + 1] for P planes
+CODES: dict[str, Callable[[Tensor, DrawNormal, float], Tensor]] = {
+    "random": draw_random_codes,
+    "near": draw_near_codes,
+    "fixed": give_fixed_codes,
+    "shuffled": shuffle_codes,
+    "onehot": make_onehot_codes,
 }
 
 
-def noised_plane(
+def compute_noised_planes(
     label: Tensor, codes: Tensor, noise: Tensor, pixel_std: float, scale: float, out: Tensor | None = None
 ) -> Tensor:
-    """``scale * (code of each pixel's class + pixel_std * noise)``, in ``out`` where given, which may be ``noise``.
+    """Compute ``scale * (code of each pixel's class + pixel_std * noise)``: ``[B, P, H, W]``.
 
-    label: integer ``[B, H, W]``, classes 0..K-1 or the ignore index, which is class K here.
-    codes: ``[B, K + 1]``, or ``[B, P, K + 1]`` of several planes. noise: standard normal, as many values as the result,
-    ``[B, P, H, W]`` in the type of ``codes``.
+    label: integer ``[B, H, W]``, classes 0..K-1 or the ignore index, whose code is the last one.
+    codes: ``[B, K + 1]``, or ``[B, P, K + 1]`` for several planes.
+    noise: standard normal numbers, ``[B, P, H, W]`` or as many in another shape, in the type of ``codes``.
+    out: tensor ``[B, P, H, W]`` that receives the result; it may be ``noise`` itself.
     """
     codes = codes.reshape(len(label), -1, codes.shape[-1])
-    # every id from K on is the ignore class: a longer table is cheaper than clamping the ids
-    table = torch.cat([codes, codes[..., -1:].expand(-1, -1, IGNORE_INDEX + 1 - codes.shape[-1])], 2)
+    # A longer table, in which every id from K on has the code of ignored pixels, is cheaper than clamping the ids.
+    ignored = codes[..., -1:].expand(-1, -1, IGNORE_INDEX + 1 - codes.shape[-1])
+    table = torch.cat([codes, ignored], 2)
     noise = noise.view(*table.shape[:2], *label.shape[1:])
     out = torch.empty_like(noise) if out is None else out
-    # image by image: temporaries that stay in the processor's cache
-    for planes, values, code, ids in zip(out, noise, table, label, strict=True):
-        chosen = code.index_select(1, ids.flatten().int()).view_as(planes)
-        torch.add(chosen, values, alpha=pixel_std, out=planes).mul_(scale)
+    # image by image, so that temporary values stay in the processor's cache
+    for image_out, image_noise, image_table, image_label in zip(out, noise, table, label, strict=True):
+        pixel_codes = image_table.index_select(1, image_label.flatten().int()).view_as(image_out)
+        torch.add(pixel_codes, image_noise, alpha=pixel_std, out=image_out).mul_(scale)
     return out
 
 
 class LabelNoise(nn.Module):
-    """Label map -> noised planes: a scalar per class and plane, plus Gaussian noise per pixel.
+    """Turn labels into noised planes: the code of each pixel's class plus Gaussian noise for each pixel.
 
-    codes: a key of CODES. pixel_std: before scaling. scale: brings the planes to the range of the image's pixel
-    convention. planes: the input channels it adds to the image's.
-
-    Raises UserError: unknown kind of codes, or "near" without a strength.
+    Attributes:
+        planes: number of input channels that it adds to the image's.
+        config: the arguments that make the same noise again; a checkpoint's card stores them.
     """
 
     def __init__(
         self, num_classes: int, codes: str, pixel_std: float, scale: float, code_std: float | None = None
     ) -> None:
+        """Set the kind and strength of the noise.
+
+        codes: a key of CODES. pixel_std: standard deviation of the pixel noise, before scaling. scale: factor that
+        brings the planes to the range of the image's pixel convention. code_std: strength of the codes "near".
+
+        Raises:
+            UserError: the kind of codes is unknown, or it is "near" and ``code_std`` is missing or negative.
+        """
         super().__init__()
         lookup(CODES, codes, "label codes")
         self.config = {"codes": codes, "pixel_std": pixel_std, "scale": scale}
@@ -79,34 +121,43 @@ class LabelNoise(nn.Module):
             if code_std is None or not 0 <= code_std < math.inf:
                 raise UserError(f"label codes 'near' need --code-std S, a number from 0 on, not {code_std}")
             self.config["code_std"] = code_std
-        self.pixel_std, self.scale, self.code_std = pixel_std, scale, code_std or 0.0
-        self.register_buffer("table", fixed_table(num_classes), persistent=False)
-        self.planes = self.codes(self.table, 1, Draw(0), 0).numel() // (num_classes + 1)
+        self.pixel_std = pixel_std
+        self.scale = scale
+        self.code_std = code_std or 0.0
+        self.register_buffer("table", make_fixed_table(num_classes), persistent=False)
+        self.planes = self.draw_codes(self.table, 1, Draw(0), 0).numel() // (num_classes + 1)
 
     def forward(self, label: Tensor, draw: Draw, path: int = 0) -> Tensor:
-        """``label [B, H, W] -> [B, planes, H, W]``, float32; each ``path`` of one ``draw`` is an independent noise."""
-        return self.add_planes(torch.empty(len(label), 0, *label.shape[1:], device=label.device), label, draw, path)
+        """Make the planes of labels ``[B, H, W]``: float32 ``[B, planes, H, W]``.
+
+        draw: where the random numbers come from. path: each path of one ``draw`` has independent noise.
+        """
+        no_image = torch.empty(len(label), 0, *label.shape[1:], device=label.device)
+        return self.add_planes(no_image, label, draw, path)
 
     def add_planes(self, image: Tensor, label: Tensor, draw: Draw, path: int = 0, dropout: float = 0.0) -> Tensor:
-        """Return ``image [B, C, H, W]`` with the planes behind its channels, each written once: no concatenation.
+        """Return ``[B, C + planes, H, W]``: the channels of ``image [B, C, H, W]``, then the label planes.
 
-        dropout: the share of images that are shown a plane of zeros, one draw an image, the same in every path. Only
-        training asks for it.
+        The planes are written directly into the result; ``torch.cat`` would copy them.
+
+        dropout: share of images whose planes are all zero, for training. An image is dropped in all paths or in none.
         """
         channels = image.shape[1]
         x = image.new_empty(len(image), channels + self.planes, *image.shape[2:])
         x[:, :channels] = image
-        codes = self.codes(self.table.to(x.dtype), len(x), draw, path)
+        codes = self.draw_codes(self.table.to(x.dtype), len(x), draw, path)
         noise = draw.normal(x[:, channels:], 2 * path + 1)
-        noised_plane(label, codes, noise, self.pixel_std, self.scale, out=noise)
+        compute_noised_planes(label, codes, noise, self.pixel_std, self.scale, out=noise)
         if dropout:
-            shown = draw.uniform(len(x), DROPOUT_STREAM, x.device) >= dropout
-            x[:, channels:].mul_(shown.view(-1, 1, 1, 1))
+            keeps_label = draw.uniform(len(x), DROPOUT_STREAM, x.device) >= dropout
+            x[:, channels:].mul_(keeps_label.view(-1, 1, 1, 1))
         return x
 
-    def codes(self, table: Tensor, batch: int, draw: Draw, path: int) -> Tensor:
-        """``[B, K + 1]``, or ``[B, planes, K + 1]``."""
-        codes = CODES[self.config["codes"]](
-            table, lambda: draw.normal(table.new_empty(batch, len(table)), 2 * path), self.code_std
-        )
+    def draw_codes(self, table: Tensor, batch: int, draw: Draw, path: int) -> Tensor:
+        """Draw the codes of a batch: ``[B, K + 1]``, or ``[B, planes, K + 1]``. ``table`` has the fixed codes."""
+
+        def draw_normal() -> Tensor:
+            return draw.normal(table.new_empty(batch, len(table)), 2 * path)
+
+        codes = CODES[self.config["codes"]](table, draw_normal, self.code_std)
         return codes.expand(batch, *codes.shape[1:])

@@ -1,53 +1,64 @@
 """Layers that several architectures share."""
 
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 
-def conv_norm_act(*args: Any, **kwargs: Any) -> nn.Module:
-    """Make a convolution without bias, BatchNorm and ReLU: mmcv's ConvModule, with its keys conv.weight and bn.*."""
-    from mmcv.cnn import ConvModule  # takes a second to import, at every start
+def make_conv_norm_act(*args: Any, **kwargs: Any) -> nn.Module:
+    """Make a convolution without bias, BatchNorm and ReLU: mmcv's ConvModule, with its keys conv.weight and bn.*.
+
+    The arguments are those of ConvModule. ``act_cfg=None`` leaves the ReLU out.
+    """
+    from mmcv.cnn import ConvModule  # its import takes a second; not every start of a program needs it
 
     return ConvModule(*args, **{"norm_cfg": {"type": "BN"}, "act_cfg": {"type": "ReLU"}, **kwargs})
 
 
-def bin_means(x: Tensor, bins: int | tuple[int, int]) -> Tensor:
-    """``nn.AdaptiveAvgPool2d(bins)`` as two matrix products: these repeat to the bit on CUDA, where the gradient of the
-    pool adds in any order, and ONNX can state them for sizes that are not known yet.
+def compute_bin_means(x: Tensor, bins: int | tuple[int, int]) -> Tensor:
+    """Compute ``nn.AdaptiveAvgPool2d(bins)`` by two matrix products: ``[B, C, H, W] -> [B, C, bins, bins]``.
+
+    The gradient of PyTorch's pool adds in any order on CUDA, but matrix products repeat to the bit. And ONNX can
+    express them for image sizes that are not known at export.
     """
-    counts = (bins, bins) if isinstance(bins, int) else bins
-    rows, columns = (_bin_weights(side, n, x) for side, n in zip(x.shape[-2:], counts, strict=True))
+    row_bins, column_bins = (bins, bins) if isinstance(bins, int) else bins
+    rows = _make_bin_weights(x.shape[-2], row_bins, x)
+    columns = _make_bin_weights(x.shape[-1], column_bins, x)
     return rows @ x @ columns.T
 
 
-def _bin_weights(side: int, bins: int, like: Tensor) -> Tensor:
-    """``[bins, side]``: each row the weights of a mean over its bin.
+def _make_bin_weights(side: int, bins: int, like: Tensor) -> Tensor:
+    """Make a matrix ``[bins, side]`` whose product with a side is the mean over each bin.
 
-    Bin i of n over a side of s covers positions floor(i s / n) to ceil((i + 1) s / n) - 1; bins may overlap.
+    Bin i of n over a side of s covers the positions floor(i s / n) to ceil((i + 1) s / n) - 1. Bins may overlap.
+
+    like: a tensor whose device and type are used.
     """
     i = torch.arange(bins, device=like.device).unsqueeze(1)
-    at = torch.arange(side, device=like.device).unsqueeze(0)
-    inside = ((at >= i * side // bins) & (at < ((i + 1) * side + bins - 1) // bins)).to(like.dtype)
-    return inside / inside.sum(1, keepdim=True)
+    position = torch.arange(side, device=like.device).unsqueeze(0)
+    first = i * side // bins
+    end = ((i + 1) * side + bins - 1) // bins
+    is_inside = ((position >= first) & (position < end)).to(like.dtype)
+    return is_inside / is_inside.sum(1, keepdim=True)
 
 
 class Pool(nn.AdaptiveAvgPool2d):
-    """Average each bin; by matrix products where runs must repeat."""
+    """Average each bin. Use matrix products if torch is set to deterministic algorithms."""
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.are_deterministic_algorithms_enabled():
-            return bin_means(x, self.output_size)
+            return compute_bin_means(x, self.output_size)
         return super().forward(x)
 
 
 class FCNHead(nn.Module):
-    """``in_channels -> channels`` by ``num_convs`` convolutions; ``concat_input`` fuses the input back in.
+    """Apply ``num_convs`` convolutions, which turn ``in_channels`` into ``channels``.
 
-    MMSegmentation's FCNHead, and LAD's and CIRKD's auxiliary layer. As every head it has ``out_channels`` and leaves
-    the classifier to its branch.
+    With ``concat_input``, one more convolution fuses the result with the input. Like every head, this one has the
+    attribute ``out_channels``, and its branch has the classifier.
+
+    Source: MMSegmentation's FCNHead, and the auxiliary layer of LAD and CIRKD.
     """
 
     def __init__(
@@ -61,11 +72,13 @@ class FCNHead(nn.Module):
     ) -> None:
         super().__init__()
         self.out_channels = channels
-        widths = [in_channels] + [channels] * num_convs
-        self.convs = nn.Sequential(
-            *(conv_norm_act(a, b, kernel_size, padding=kernel_size // 2) for a, b in pairwise(widths))
-        )
-        self.fuse = conv_norm_act(in_channels + channels, channels, 3, padding=1) if concat_input else None
+        self.convs = nn.Sequential()
+        for i in range(num_convs):
+            width = in_channels if i == 0 else channels
+            self.convs.append(make_conv_norm_act(width, channels, kernel_size, padding=kernel_size // 2))
+        self.fuse = None
+        if concat_input:
+            self.fuse = make_conv_norm_act(in_channels + channels, channels, 3, padding=1)
         self.dropout = dropout
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Networks as they are used: from what people call an image to classes at its size."""
+"""Predict the classes of images: from a file, picture or array to a class for each of its pixels."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,18 +15,22 @@ from torch import Tensor, nn
 from models.checkpoints.card import Card
 from models.label_noise import CODES, LabelNoise
 from models.segmentor import Segmentor
-from utils.bilinear import resize, upsampled_argmax
+from utils.bilinear import resize, upsample_argmax
 from utils.errors import UserError
-from utils.pictures import read_image, rgb
+from utils.pictures import convert_to_rgb, read_image
 from utils.pixels import CONVENTIONS, PixelConvention
 from utils.types import Draw
 
+ImageLike = str | Path | Image.Image | np.ndarray
 
-def rgb_pixels(image: str | Path | Image.Image | np.ndarray) -> np.ndarray:
-    """RGB uint8 ``[H, W, 3]`` of a file, a PIL image, or an array uint8 ``[H, W]`` (grey), ``[H, W, 3]`` (RGB) or
-    ``[H, W, 4]`` (RGBA). EXIF's orientation is applied; transparent pixels are white.
 
-    Raises UserError: a file that cannot be read, an array of another type or shape, something else.
+def read_rgb(image: ImageLike) -> np.ndarray:
+    """Read an image as RGB uint8 ``[H, W, 3]``. Its EXIF orientation is applied, and transparent pixels become white.
+
+    image: a file, a PIL image, or an array uint8 ``[H, W]`` (grey), ``[H, W, 3]`` (RGB) or ``[H, W, 4]`` (RGBA).
+
+    Raises:
+        UserError: the file cannot be read, the array has another type or shape, or the argument is something else.
     """
     if isinstance(image, (str, Path)):
         return read_image(Path(image).expanduser(), behind="white")
@@ -37,72 +41,83 @@ def rgb_pixels(image: str | Path | Image.Image | np.ndarray) -> np.ndarray:
         image = Image.fromarray(image)
     if not isinstance(image, Image.Image):
         raise UserError(f"an image is a path, a PIL image or an array, not {type(image).__name__}")
-    return rgb("the image", image, "white")
+    return convert_to_rgb("the image", image, "white")
 
 
 class Loaded(NamedTuple):
-    """A network from a file. ``model(x)`` takes normalised input and gives ``Output`` at its head's resolution;
-    ``predict`` takes an image and gives its classes."""
+    """A network from a file, and what the file says about it.
+
+    ``predict`` takes an image and returns its classes. ``model(x)`` takes normalised input and returns an ``Output`` at
+    the head's resolution.
+    """
 
     model: Segmentor
     card: Card
 
     @property
     def convention(self) -> PixelConvention:
+        """Return how the network's images are normalised."""
         return CONVENTIONS[self.card.pixels]
 
     @property
     def noise(self) -> LabelNoise | None:
-        """The label noise an assisted teacher is shown; None for a network that sees the image only.
+        """Return the label noise of an assisted teacher, or None for a network that sees the image only.
 
-        Raises UserError: the card's codes make more or fewer planes than the network reads.
+        Raises:
+            UserError: the card's label codes make more or fewer planes than the network reads.
         """
-        config, classes = self.card.label_noise, self.card.num_classes
+        config = self.card.label_noise
         if not config:
             return None
-        noise, wanted = LabelNoise(classes, **config), self.model.config["in_channels"] - 3
-        if noise.planes != wanted:
-            fitting = [kind for kind in CODES if LabelNoise(classes, kind, 0.0, 1.0, 0.0).planes == wanted]
-            codes = f"label codes {config['codes']!r} make {noise.planes} planes, this teacher reads {wanted}"
-            raise UserError(f"{codes}: --label-codes {' or '.join(fitting) or '(none fits)'}")
+        classes = self.card.num_classes
+        noise = LabelNoise(classes, **config)
+        expected_planes = self.model.config["in_channels"] - 3
+        if noise.planes != expected_planes:
+            fitting = [kind for kind in CODES if LabelNoise(classes, kind, 0.0, 1.0, 0.0).planes == expected_planes]
+            problem = (
+                f"label codes {config['codes']!r} make {noise.planes} planes, this teacher reads {expected_planes}"
+            )
+            raise UserError(f"{problem}: --label-codes {' or '.join(fitting) or '(none fits)'}")
         return noise
 
-    def shown(self, **changes: Any) -> "Loaded":
-        """The same teacher with another label noise: arguments of ``LabelNoise``, None for what stays."""
+    def with_label_noise(self, **changes: Any) -> "Loaded":
+        """Return the same teacher with another label noise.
+
+        changes: arguments of ``LabelNoise``; those that are left out or None stay as they are.
+        """
         given = {key: value for key, value in changes.items() if value is not None}
-        return self._replace(card=replace(self.card, label_noise={**self.card.label_noise, **given}))
+        card = replace(self.card, label_noise={**self.card.label_noise, **given})
+        return self._replace(card=card)
 
     def predict(
-        self,
-        image: str | Path | Image.Image | np.ndarray,
-        probabilities: bool = False,
-        resize: tuple[int, int] | None = None,
+        self, image: ImageLike, probabilities: bool = False, resize: tuple[int, int] | None = None
     ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
-        """The class of every pixel, uint8 ``[H, W]`` at the image's size; with ``probabilities`` also those of all
-        classes, float32 ``[K, H, W]``. On the model's device.
+        """Predict the class of each pixel: uint8 ``[H, W]``, at the image's size. The model's device is used.
 
-        image: what ``rgb_pixels`` takes. resize: long and short side it is resized to fit before it is looked at, as by
-        ``eval.py --resize``.
+        image: as in ``read_rgb``. probabilities: also return the probability of each class, float32 ``[K, H, W]``.
+        resize: long and short side that the image is resized to fit first, as by ``eval.py --resize``.
 
-        Raises UserError: no such image, or a network that reads the label.
+        Raises:
+            UserError: the image cannot be read, or the network reads the label.
         """
         if self.card.label_noise:
             raise UserError("a label-assisted teacher cannot predict from an image alone: use a student")
-        pixels = torch.from_numpy(rgb_pixels(image).transpose(2, 0, 1).copy())[None]
+        pixels = torch.from_numpy(read_rgb(image).transpose(2, 0, 1).copy())[None]
         pixels = pixels.to(next(self.model.parameters()).device)
-        unseen = pixels[:, 0]  # in place of the label, which is not looked at
-        predict = Predictor(self.model, self.convention, resize=resize)
+        no_label = pixels[:, 0]  # has the shape of a label; a student does not look at it
+        predictor = Predictor(self.model, self.convention, resize=resize)
         if not probabilities:
-            return predict.classes(pixels, unseen, ())[0].to(torch.uint8).cpu().numpy()
-        shares = predict(pixels, unseen, ())[0].softmax(0)
+            classes = predictor.predict_classes(pixels, no_label, ())[0]
+            return classes.to(torch.uint8).cpu().numpy()
+        shares = predictor(pixels, no_label, ())[0].softmax(0)
         return shares.argmax(0).to(torch.uint8).cpu().numpy(), shares.cpu().numpy()
 
 
 class Predictor:
     """Predict the logits or classes of images, with one signature for teacher and student.
 
-    Both methods take ``image``, uint8 RGB ``[B, 3, H, W]``, ``label [B, H, W]``, which only an assisted teacher looks
-    at, and ``draws``: where the label noise comes from, one for each image.
+    The arguments of both are ``image``, uint8 RGB ``[B, 3, H, W]``; ``label [B, H, W]``, which only an assisted teacher
+    reads; and ``draws``, one for each image, where the random numbers of the label noise come from.
     """
 
     def __init__(
@@ -117,20 +132,23 @@ class Predictor:
         precision: torch.dtype | None = None,
         resize: tuple[int, int] | None = None,
     ) -> None:
-        """Set how images are seen.
+        """Set how images are shown to the network.
 
-        noise: turns labels into input planes of an assisted teacher. scales, flip: average the logits of resized and
-        mirrored inputs (LAD: eval.py). window, stride: average the overlapping logits of a sliding window of this
-        height and width; the default stride is two thirds of it. precision: what autocast computes in; None computes
-        in the precision of the weights. resize: the long and short side that images are resized to fit first; their
-        logits are resized to that size, then to the image's.
+        noise: makes the label planes of an assisted teacher.
+        scales, flip: average the logits of images resized by each scale, and of their mirror images (LAD, eval.py).
+        window, stride: height and width of a sliding window and of its steps. The logits of overlapping windows are
+            averaged. The default stride is two thirds of the window.
+        precision: type in which autocast computes. None: the type of the weights.
+        resize: long and short side that images are resized to fit first. Their logits are resized to that size, then to
+            the image's size.
 
         Raises:
-            UserError: the stride leaves pixels out.
+            UserError: the stride is larger than the window, so that pixels would lie between two windows.
         """
-        if stride and not (window and all(step <= side for step, side in zip(stride, window, strict=True))):
-            step = "{} {}".format(*stride)
-            raise UserError(f"--stride {step} needs a --window of at least its size: no pixel may lie between two")
+        if stride and (not window or stride[0] > window[0] or stride[1] > window[1]):
+            raise UserError(
+                f"--stride {stride[0]} {stride[1]} needs a --window of at least its size: no pixel may lie between two"
+            )
         if window and not stride:
             stride = tuple(max(1, side * 2 // 3) for side in window)
         self.model = model
@@ -147,57 +165,60 @@ class Predictor:
 
     @torch.inference_mode()
     def __call__(self, image: Tensor, label: Tensor, draws: Sequence[Draw]) -> Tensor:
-        """Return the mean logits over the views, float32 ``[B, K, H, W]``."""
+        """Predict the logits, averaged over scales and mirror images: float32 ``[B, K, H, W]``."""
         x = self._make_input(image, label, draws)
         total = None
         for scale, is_mirrored in self.views:
-            seen = x.flip(3) if is_mirrored else x
-            logits = resize(self._view_logits(seen, scale), image.shape[-2:], self.align_corners)
+            view = x.flip(3) if is_mirrored else x
+            logits = resize(self._compute_view_logits(view, scale), image.shape[-2:], self.align_corners)
             if is_mirrored:
                 logits = logits.flip(3)
             total = logits if total is None else total.add_(logits)
         return total / len(self.views) if len(self.views) > 1 else total
 
     @torch.inference_mode()
-    def classes(self, image: Tensor, label: Tensor, draws: Sequence[Draw]) -> Tensor:
-        """Return the class of every pixel, int64 ``[B, H, W]``. A single view never holds full-size logits."""
+    def predict_classes(self, image: Tensor, label: Tensor, draws: Sequence[Draw]) -> Tensor:
+        """Predict the class of each pixel: int64 ``[B, H, W]``. One view needs no memory for full-size logits."""
         if len(self.views) > 1:
             return self(image, label, draws).argmax(1)
-        logits = self._view_logits(self._make_input(image, label, draws), self.views[0][0])
-        return upsampled_argmax(logits, image.shape[-2:], self.align_corners)
+        scale, _ = self.views[0]
+        logits = self._compute_view_logits(self._make_input(image, label, draws), scale)
+        return upsample_argmax(logits, image.shape[-2:], self.align_corners)
 
     def _make_input(self, image: Tensor, label: Tensor, draws: Sequence[Draw]) -> Tensor:
-        """Return what the network sees at scale 1: normalised images, and the label planes of an assisted teacher."""
+        """Make the network's input at scale 1: normalised images, and the label planes of an assisted teacher."""
         if self.resize:
             image, label = resize_to_fit(image, label, self.resize)
         x = self.convention.normalize(image)
         if self.noise is None:
             return x
-        rows = zip(x.split(1), label.split(1), draws, strict=True)
-        return torch.cat([self.noise.add_planes(*row) for row in rows])
+        samples = zip(x.split(1), label.split(1), draws, strict=True)
+        return torch.cat([self.noise.add_planes(image, label, draw) for image, label, draw in samples])
 
-    def _view_logits(self, x: Tensor, scale: float) -> Tensor:
-        """Return the logits at a scale: at head resolution, or at the input's with windows or ``resize``."""
+    def _compute_view_logits(self, x: Tensor, scale: float) -> Tensor:
+        """Compute the logits at a scale, in the head's resolution; with windows or ``resize`` in the input's."""
         if scale != 1:
             scaled = [max(1, int(side * scale)) for side in x.shape[-2:]]
             x = F.interpolate(x, scaled, mode="bilinear", align_corners=True)
-        logits = self._window_logits(x) if self.window else self._head_logits(x)
-        return resize(logits, x.shape[-2:], self.align_corners) if self.resize else logits
+        logits = self._compute_window_logits(x) if self.window else self._compute_head_logits(x)
+        if self.resize:
+            logits = resize(logits, x.shape[-2:], self.align_corners)
+        return logits
 
-    def _head_logits(self, x: Tensor) -> Tensor:
-        """Return the network's logits at head resolution, float32."""
+    def _compute_head_logits(self, x: Tensor) -> Tensor:
+        """Compute the network's logits in the head's resolution, float32."""
         with torch.autocast(x.device.type, dtype=self.precision, enabled=self.precision is not None):
             return self.model(x, with_aux=False).logits.float()
 
-    def _window_logits(self, x: Tensor) -> Tensor:
-        """Return the mean logits of overlapping windows; the last row and column are moved inwards to fit."""
+    def _compute_window_logits(self, x: Tensor) -> Tensor:
+        """Compute the mean logits of overlapping windows. The last windows along a side are moved inwards to fit."""
         height, width = x.shape[-2:]
         total = None
         count = x.new_zeros(height, width)
-        for top in window_starts(height, self.window[0], self.stride[0]):
-            for left in window_starts(width, self.window[1], self.stride[1]):
+        for top in list_window_starts(height, self.window[0], self.stride[0]):
+            for left in list_window_starts(width, self.window[1], self.stride[1]):
                 box = (..., slice(top, top + self.window[0]), slice(left, left + self.window[1]))
-                logits = resize(self._head_logits(x[box]), x[box].shape[-2:], self.align_corners)
+                logits = resize(self._compute_head_logits(x[box]), x[box].shape[-2:], self.align_corners)
                 if total is None:
                     total = logits.new_zeros(*logits.shape[:2], height, width)
                 total[box] += logits
@@ -205,17 +226,19 @@ class Predictor:
         return total / count
 
 
-def window_starts(side: int, window: int, stride: int) -> list[int]:
-    """Return where windows start along a side, so that they cover all of it."""
+def list_window_starts(side: int, window: int, stride: int) -> list[int]:
+    """List the positions at which windows start along a side, so that they cover all of it."""
     last = max(side - window, 0)
     return sorted({*range(0, last, stride), last})
 
 
 def resize_to_fit(image: Tensor, label: Tensor, sides: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Resize images as MMSegmentation's tests do (mmcv's ``imrescale``), and the label by nearest neighbour.
+    """Resize images to fit two sides, as MMSegmentation does in testing (mmcv's ``imrescale``).
 
-    image: uint8 ``[B, 3, H, W]``, resized by OpenCV, bilinear and rounded. The factor is the largest for which the
-    longer side is at most ``sides[0]`` and the shorter at most ``sides[1]``, whichever way the image lies.
+    Images uint8 ``[B, 3, H, W]`` are resized bilinearly and rounded, by OpenCV. Labels take the nearest neighbour.
+
+    sides: bounds of the longer and of the shorter side, in either order. The image becomes as large as they allow,
+    upright or lying.
     """
     height, width = image.shape[-2:]
     factor = min(max(sides) / max(height, width), min(sides) / min(height, width))

@@ -1,4 +1,4 @@
-"""A segmentation network: backbone, head, classifier and auxiliary branches."""
+"""A segmentation network: a backbone, a main branch, and auxiliary branches for training."""
 
 from collections.abc import Sequence
 
@@ -10,15 +10,17 @@ from utils.types import Output, Supervision
 
 
 class Branch(nn.Module):
-    """One logit map: take backbone maps, run a head, classify each position.
-
-    ``index`` picks the backbone map(s); several are resized to the size of the first and concatenated. A head whose
-    ``coarse_to_fine`` is true also receives the logits of the first auxiliary branch (OCRNet's soft regions).
-    """
+    """Compute one logit map: take maps of the backbone, run a head, and classify each position."""
 
     def __init__(
         self, head: nn.Module, index: int | tuple[int, ...], num_classes: int, supervision: Supervision
     ) -> None:
+        """Build a branch with a new classifier.
+
+        head: a module with the attribute ``out_channels``. If its ``coarse_to_fine`` is true, it also receives the
+        logits of the first auxiliary branch (OCRNet's soft regions). index: which of the backbone's maps to read.
+        Several are resized to the size of the first and concatenated.
+        """
         super().__init__()
         self.index = (index,) if isinstance(index, int) else index
         self.supervision = supervision
@@ -26,18 +28,25 @@ class Branch(nn.Module):
         self.classifier = nn.Conv2d(head.out_channels, num_classes, 1)
 
     def forward(self, features: Sequence[Tensor], *coarse: Tensor) -> tuple[Tensor, Tensor]:
-        """Backbone maps -> logits ``[B, K, h, w]`` and the classifier's input ``[B, C, h, w]``."""
+        """Return the logits ``[B, K, h, w]`` and the classifier's input ``[B, C, h, w]``.
+
+        features: the backbone's maps. coarse: the coarse logits, for a head that wants them.
+        """
         maps = [features[i] for i in self.index]
-        size = maps[0].shape[-2:]
-        maps = [resize(m, size) for m in maps]
-        feat = self.head(torch.cat(maps, 1) if len(maps) > 1 else maps[0], *coarse)
+        if len(maps) == 1:
+            joined = maps[0]
+        else:
+            size = maps[0].shape[-2:]
+            joined = torch.cat([resize(x, size) for x in maps], 1)
+        feat = self.head(joined, *coarse)
         return self.classifier(feat), feat
 
 
 class Segmentor(nn.Module):
-    """``image [B, C, H, W] -> Output``, every map at its head's resolution.
+    """Segment images ``[B, C, H, W]``. The result is an ``Output``, each of its maps at the resolution of its head.
 
-    ``config`` holds the arguments of ``build_model`` that rebuild this network; a checkpoint stores it.
+    Attributes:
+        config: the arguments of ``build_model`` that build this network again; a checkpoint stores them.
     """
 
     def __init__(self, backbone: nn.Module, main: Branch, aux: Sequence[Branch] = ()) -> None:
@@ -49,24 +58,29 @@ class Segmentor(nn.Module):
 
     @property
     def supervision(self) -> tuple[Supervision, ...]:
-        """Of the main logits, then of each auxiliary map."""
+        """Return how the main logits are supervised, then how each auxiliary map is."""
         return tuple(branch.supervision for branch in (self.main, *self.aux))
 
     @property
     def feature_channels(self) -> int:
-        """Channels of ``Output.feat``, the classifier's input."""
+        """Return the number of channels of ``Output.feat``, the classifier's input."""
         return self.main.classifier.in_channels
 
     def set_dropout(self, probability: float | None) -> None:
-        """Replace the probability of every dropout layer; None leaves them as the architecture has them."""
+        """Set the probability of every dropout layer. None leaves each layer as the architecture has it."""
+        if probability is None:
+            return
         for module in self.modules():
-            if probability is not None and isinstance(module, nn.modules.dropout._DropoutNd):
+            if isinstance(module, nn.modules.dropout._DropoutNd):
                 module.p = probability
 
     def forward(self, x: Tensor, with_aux: bool = True) -> Output:
-        """``with_aux=False`` leaves out auxiliary maps that only training looks at."""
+        """Return the logits of all branches. ``with_aux=False`` leaves out auxiliary maps that only training needs."""
         features = self.backbone(x)
-        coarse_to_fine = getattr(self.main.head, "coarse_to_fine", False)
-        aux = tuple(branch(features)[0] for branch in self.aux) if with_aux or coarse_to_fine else ()
-        logits, feat = self.main(features, *(aux[:1] if coarse_to_fine else ()))
+        needs_coarse = getattr(self.main.head, "coarse_to_fine", False)
+        aux = ()
+        if with_aux or needs_coarse:
+            aux = tuple(branch(features)[0] for branch in self.aux)
+        coarse = aux[:1] if needs_coarse else ()
+        logits, feat = self.main(features, *coarse)
         return Output(logits, aux, feat)

@@ -67,6 +67,8 @@ def bring(folder: Path) -> None:
             mask.parent.mkdir(parents=True, exist_ok=True)
             colors = np.array([[0, 0, 0], [128, 0, 0], [0, 128, 0]], np.uint8)
             Image.fromarray(colors[trees.draw(range(3), i)]).save(mask)
+    page = (ROOT / "docs/networks.md").read_text(encoding="utf-8")
+    (folder / "my_networks.py").write_text(page.partition("```python\n")[2].partition("```")[0])
     backbone = build_model("fcn", "resnet18_v1s", 2).backbone
     for file in DOWNLOADED.values():
         torch.save(backbone.state_dict(), folder / file)

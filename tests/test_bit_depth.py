@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from datasets.files import read_label
-from models.prediction import rgb_pixels
+from models.prediction import read_rgb
 from utils.errors import UserError
 from utils.pictures import read_image
 
@@ -101,7 +101,7 @@ def test_deep_pictures_are_refused(name, tmp_path):
     write, problem = DEEP[name]
     path = tmp_path / name
     write(path)
-    for read in (read_image, lambda path: read_image(path, behind="white"), lambda path: rgb_pixels(str(path))):
+    for read in (read_image, lambda path: read_image(path, behind="white"), lambda path: read_rgb(str(path))):
         with pytest.raises(UserError, match=rf"{name}.*{problem}"):
             read(path)
 
@@ -120,7 +120,7 @@ def test_deep_colours_are_no_label(name, tmp_path):
 def test_an_opened_deep_picture_is_refused(tmp_path):
     DEEP["rgb.png"][0](tmp_path / "rgb.png")
     with Image.open(tmp_path / "rgb.png") as file, pytest.raises(UserError, match="the image has 16 bits a channel"):
-        rgb_pixels(file)
+        read_rgb(file)
 
 
 LOSSLESS = {"a.webp": {"lossless": True}}

@@ -223,7 +223,7 @@ def test_lists_of_settings_follow_from_what_each_affects():
         *("deterministic", "compile"),
     }
     assert resumable_settings(TeacherConfig) == resumable
-    assert resumable_settings(StudentConfig) == resumable | {"other_class_names"}
+    assert resumable_settings(StudentConfig) == resumable | {"other_class_names", "teacher_model"}
     assert file_settings(StudentConfig) == {"pretrained_base", "pretrained", "teacher_pretrained"}
     assert {"seed", "workers", "compile", "device"} <= SAME_EXPERIMENT
     assert not SAME_EXPERIMENT & {"amp", "lr", "data", "kd", "pretrained", "consistency"}

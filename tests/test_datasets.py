@@ -121,22 +121,22 @@ def test_id_map_of_any_integer_type(kind):
     table = IdMap({5: 0, 40: 1, 41: 1}, ignored=(0,))
     assert table(np.array([[5, 40], [41, 0]], kind)).tolist() == [[0, 1], [1, 255]]
     assert table(np.array([7, np.iinfo(kind).max, np.iinfo(kind).min], kind))[:2].tolist() == [254, 254]
-    assert table.official(np.array([0, 1])).tolist() == [5, 40]
+    assert table.to_official(np.array([0, 1])).tolist() == [5, 40]
 
 
 @pytest.mark.parametrize("name", SPECS)
 def test_predictions_in_official_ids_are_read_back(name):
     """What --submission writes is what the data set's own labels look like."""
     ids, classes = SPECS[name].ids, np.arange(len(SPECS[name].names))
-    assert ids.official(classes).dtype == np.uint8
-    assert np.array_equal(ids(ids.official(classes)), classes)
+    assert ids.to_official(classes).dtype == np.uint8
+    assert np.array_equal(ids(ids.to_official(classes)), classes)
 
 
 def test_submission_ids_by_hand():
-    assert SPECS["cityscapes"].ids.official(np.array([0, 10, 18])).tolist() == [7, 23, 33]
-    assert SPECS["ade20k"].ids.official(np.array([0, 149])).tolist() == [1, 150]
-    assert SPECS["coco_stuff_164k"].ids.official(np.array([11, 170])).tolist() == [12, 181]
-    assert SPECS["coco_stuff_10k"].ids.official(np.array([11, 170])).tolist() == [13, 182]
+    assert SPECS["cityscapes"].ids.to_official(np.array([0, 10, 18])).tolist() == [7, 23, 33]
+    assert SPECS["ade20k"].ids.to_official(np.array([0, 149])).tolist() == [1, 150]
+    assert SPECS["coco_stuff_164k"].ids.to_official(np.array([11, 170])).tolist() == [12, 181]
+    assert SPECS["coco_stuff_10k"].ids.to_official(np.array([11, 170])).tolist() == [13, 182]
 
 
 def test_split_test_without_labels(tmp_path):

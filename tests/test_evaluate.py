@@ -11,7 +11,7 @@ from engine.runtime import Runtime
 from models import build_model
 from models.label_noise import LabelNoise
 from models.prediction import Predictor, resize_to_fit
-from utils.bilinear import upsampled_argmax
+from utils.bilinear import upsample_argmax
 from utils.errors import UserError
 from utils.pixels import CONVENTIONS
 from utils.types import Draw
@@ -121,7 +121,7 @@ def test_a_scale_goes_straight_to_the_images_size(model):
     expected = nn.functional.interpolate(logits, (45, 70), mode="bilinear", align_corners=True)
     predict = Predictor(model, BGR, scales=(0.75,))
     torch.testing.assert_close(predict(x, label(x), DRAW), expected)
-    assert torch.equal(predict.classes(x, label(x), DRAW), expected.argmax(1))
+    assert torch.equal(predict.predict_classes(x, label(x), DRAW), expected.argmax(1))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 3), (33, 17), (97, 131)])
@@ -161,7 +161,7 @@ def test_banded_argmax_is_the_argmax_of_the_upsampled_logits(align_corners, low,
     logits = torch.randn(2, 21, *low, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     expected = nn.functional.interpolate(logits, size, mode="bilinear", align_corners=align_corners).argmax(1)
     for rows in (1, 8, 64):
-        assert torch.equal(upsampled_argmax(logits, size, align_corners, rows), expected)
+        assert torch.equal(upsample_argmax(logits, size, align_corners, rows), expected)
 
 
 def test_banded_argmax_of_smooth_logits():
@@ -173,14 +173,14 @@ def test_banded_argmax_of_smooth_logits():
     logits[:, 2, :, 9:11] = 0.9 * logits.amax(1)[..., 9:11]
     expected = nn.functional.interpolate(logits, (190, 250), mode="bilinear", align_corners=True).argmax(1)
     assert (expected[:, :, 72:80] == 2).any()
-    assert torch.equal(upsampled_argmax(logits, (190, 250), True), expected)
+    assert torch.equal(upsample_argmax(logits, (190, 250), True), expected)
 
 
 def test_classes_are_the_argmax_of_the_logits(model):
     x = image(101, 77)
     for options in ({}, {"flip": True}, {"scales": (0.5, 1.0)}, {"window": (64, 64)}):
         predict = Predictor(model, BGR, **options)
-        assert torch.equal(predict.classes(x, label(x), DRAW), predict(x, label(x), DRAW).argmax(1))
+        assert torch.equal(predict.predict_classes(x, label(x), DRAW), predict(x, label(x), DRAW).argmax(1))
 
 
 class Sizes(torch.utils.data.Dataset):
@@ -243,8 +243,8 @@ def test_mmsegmentations_protocol_step_by_step(model):
     expected = nn.functional.interpolate(logits, (45, 70), mode="bilinear", align_corners=True)
     predict = Predictor(model, BGR, resize=(200, 96))
     torch.testing.assert_close(predict(x, label(x), DRAW), expected)
-    assert torch.equal(predict.classes(x, label(x), DRAW), expected.argmax(1))
-    assert not torch.equal(expected.argmax(1), Predictor(model, BGR).classes(x, label(x), DRAW))
+    assert torch.equal(predict.predict_classes(x, label(x), DRAW), expected.argmax(1))
+    assert not torch.equal(expected.argmax(1), Predictor(model, BGR).predict_classes(x, label(x), DRAW))
 
 
 def test_an_assisted_teacher_sees_its_label_at_the_size_of_the_image():

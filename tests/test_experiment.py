@@ -557,7 +557,7 @@ def test_the_summary_counts_the_teachers_time_and_compares_twice(tmp_path):
     minutes = next(name for name in header if name.startswith("minutes, teacher included"))
     assert rows["nothing"][minutes] == "10"  # 30 iterations of 4 images at 0.2 a second
     assert rows["lad"][minutes] == "30"  # and a teacher at half the speed; of seed 1 there is none
-    over_base, over_long = (f"gain over the baseline of {minutes} minutes" for minutes in (10, 20))
+    over_base, over_long = (f"points over the {minutes}-minute baseline" for minutes in (10, 20))
     assert rows["nothing"][over_base] == rows["longer"][over_long] == ""
     _, listed = list_gains(found, tmp_path / "records")
     listed = {(row[0], row[1]): row[2] for row in listed}

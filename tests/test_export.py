@@ -6,11 +6,19 @@ import json
 import numpy as np
 import pytest
 import torch
+from timm.layers import create_conv2d, create_pool2d, padding
 from torch import nn
 
 from models.checkpoints.loading import from_checkpoint
 from scripts.deploy import export_onnx
-from scripts.deploy.onnx_sizes import ORIGINAL, BinMeans, replace_pools, same_padding
+from scripts.deploy.onnx_sizes import (
+    PADDING_MODULES,
+    BinMeans,
+    replace_pools,
+    simple_same_padding,
+    split_same_padding,
+    use_new_maps,
+)
 from tests.networks import write_checkpoint
 from utils.errors import UserError
 from utils.pixels import CONVENTIONS
@@ -36,13 +44,41 @@ def test_no_adaptive_pool_is_left_and_the_function_stays(tmp_path):
     assert not any(isinstance(module, nn.AdaptiveAvgPool2d) for module in model.modules())
 
 
-@pytest.mark.parametrize("kernel", [1, 3, 5])
-def test_same_padding_in_a_form_for_the_exporter_is_timms(kernel):
+@pytest.mark.parametrize("kernel", [1, 2, 3, 5])
+def test_same_padding_in_a_form_for_the_exporter_is_timms_and_rows_that_no_window_reaches(kernel):
     for side in range(1, 40):
         for stride in (1, 2, 4):
             for dilation in (1, 2):
-                options = (side, kernel, stride, dilation)
-                assert same_padding(*options) == ORIGINAL(*options)
+                total = padding.get_same_padding(side, kernel, stride, dilation)
+                before, behind = split_same_padding(side, kernel, stride, dilation)
+                assert before == total // 2
+                assert behind >= total - total // 2
+                assert (side + before + behind - (kernel - 1) * dilation - 1) // stride + 1 == -(-side // stride)
+
+
+def test_timms_layers_compute_the_same_with_the_exporters_padding():
+    layers = [
+        create_conv2d(2, 3, 3, stride=2, padding="same"),
+        create_conv2d(2, 3, 5, stride=2, padding="same", dilation=2),
+        create_conv2d(2, 3, 1, stride=2, padding="same"),
+        create_pool2d("max", 3, stride=2, padding="same"),
+        create_pool2d("avg", 2, stride=2, padding="same"),
+    ]
+    for size in ((16, 17), (7, 30), (33, 12)):
+        x = torch.randn(1, 2, *size)
+        for layer in layers:
+            expected = layer(x)
+            with simple_same_padding():
+                assert PADDING_MODULES[0].pad_same is not padding.pad_same
+                torch.testing.assert_close(layer(x), expected)
+    assert PADDING_MODULES[0].pad_same is padding.pad_same
+
+
+def test_no_activation_overwrites_its_input():
+    network = nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU(inplace=True), nn.Sequential(nn.Hardswish(inplace=True)))
+    use_new_maps(network)
+    assert not network[1].inplace
+    assert not network[2][0].inplace
 
 
 @pytest.mark.parametrize(
@@ -113,7 +149,14 @@ def test_a_fixed_size_and_what_is_not_kept(tmp_path, capsys, monkeypatch):
 def test_refusals(tmp_path, monkeypatch):
     student = write_checkpoint(tmp_path / "student.pth")
     target = ["--output", str(tmp_path / "x.onnx")]
+    whole = ["--pretrained", student, *target]
     for flags, message in (
+        ([*whole, "--int8"], "--int8 needs images like those .*: --calibration FOLDER, or --data ROOT"),
+        ([*whole, "--calibration", "x", "--resize", "64", "64"], "--calibration, --resize: only with --int8"),
+        ([*whole, "--int8", "--calibration", str(tmp_path)], "holds no images"),
+        ([*whole, "--int8", "--calibration", "none.png"], r"--calibration none\.png: no such file or folder"),
+        ([*whole, "--int8", "--data", "x", "--size", "64", "64", "--resize", "64", "64"], "--size and --resize"),
+        ([*whole, "--int8", "--dataset", "camvid"], r"student\.pth has 7 classes, camvid 11"),
         (target, "--pretrained FILE is missing"),
         (["--pretrained", student], r"--output FILE: the file's name must end with \.onnx"),
     ):

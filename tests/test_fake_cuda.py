@@ -20,9 +20,9 @@ from tests.test_models import FIVE
 from train_student import StudentStep
 from train_teacher import TeacherStep
 from utils import memory
-from utils.bilinear import upsampled_argmax
+from utils.bilinear import upsample_argmax
 from utils.pixels import CONVENTIONS
-from utils.types import Draw, count_labelled_per_rank
+from utils.types import Draw, compute_pixel_divisor
 
 K = 5
 NEEDS_A_DRIVER = "adv"  # a backward pass inside the forward pass
@@ -66,12 +66,12 @@ def test_steps(cuda, arch, amp):
     teach = TeacherStep(teacher, noise, TaskLoss(teacher.supervision), build_kd("cwd=5", widths[1], widths[1], K))
     learn = StudentStep(student, TaskLoss(student.supervision), teacher, noise, kd)
     image, label = batch()
-    labelled_per_rank = count_labelled_per_rank(label)
+    pixel_divisor = compute_pixel_divisor(label)
     x = CONVENTIONS["imagenet"].normalize(image)
     with torch.no_grad(), torch.autocast("cuda", PRECISIONS[amp], enabled=amp != "none"):
         assert student(x).logits.dtype == (PRECISIONS[amp] or torch.float32)
         for step in (teach.train(), learn.train()):
-            for name, term in step(x, label.long(), Draw(0), labelled_per_rank).items():
+            for name, term in step(x, label.long(), Draw(0), pixel_divisor).items():
                 assert (term.device.type, term.dtype, term.shape) == ("cuda", torch.float32, ()), name
 
 
@@ -82,7 +82,7 @@ def test_evaluation_and_metrics(cuda, codes):
     image, label = batch()
     with torch.no_grad():  # inference mode's tensors and pretended ones do not mix
         x = Predictor(model, CONVENTIONS["bgr_mean"], noise)._make_input(image, label, [Draw(0), Draw(1)])
-        classes = upsampled_argmax(model(x, with_aux=False).logits, x.shape[-2:], True)
+        classes = upsample_argmax(model(x, with_aux=False).logits, x.shape[-2:], True)
         counts = confusion_matrix(classes, label, K)
     assert (counts.device.type, counts.dtype, counts.shape) == ("cuda", torch.int64, (K, K))
 

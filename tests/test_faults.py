@@ -17,7 +17,7 @@ import torch
 
 import train_student
 import train_teacher
-from datasets import DATASETS, train_and_val
+from datasets import DATASETS, build_train_and_val
 from datasets.base import SegmentationDataset
 from datasets.ids import IdMap
 from engine import evaluator, lockstep, trainer
@@ -118,6 +118,17 @@ def test_the_previous_checkpoint_takes_a_damaged_ones_place(run, finished, damag
     assert checkpoint.read(run / "previous.pth")["iteration"] == 2
     assert data is None or (run / "damaged.pth").read_bytes() == data
     assert losses(run) == losses(finished)
+
+
+def test_a_checkpoint_is_not_damaged_because_it_does_not_fit_in_memory(run, monkeypatch):
+    def exhaust(self, saved):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(TrainingState, "_restore_optimizer", exhaust)
+    with pytest.raises(torch.OutOfMemoryError):
+        teach(run, "--resume", "auto")
+    assert (run / "last.pth").exists()
+    assert not (run / "damaged.pth").exists()
 
 
 def test_a_run_goes_on_in_another_folder_with_all_that_belongs_to_it(finished, run, tmp_path):
@@ -346,7 +357,7 @@ def test_changed_inputs_are_refused(finished, tmp_path, monkeypatch):
         train_student.main([*flags, "--resume", "auto"])
     monkeypatch.setattr(toy, "IMAGES", {"train": 6, "val": 3})
     with monkeypatch.context() as patch:
-        patch.setitem(DATASETS, "toy", replace(toy.TOY, ids=IdMap.of((1, 0, *range(2, 7)))))
+        patch.setitem(DATASETS, "toy", replace(toy.TOY, ids=IdMap.from_ids((1, 0, *range(2, 7)))))
         with pytest.raises(UserError, match=r"other inputs \(classes: 7, \w+ -> 7, \w+\)"):
             train_student.main([*flags, "--resume", "auto"])
     moved = tmp_path / "moved.pth"  # the same file may lie elsewhere now
@@ -358,7 +369,7 @@ def test_changed_inputs_are_refused(finished, tmp_path, monkeypatch):
     teacher.rename(tmp_path / "street.safetensors")  # any other file: known by its name, it is noticed as well
     monkeypatch.setattr(reading, "SHIPPED", tmp_path)
     config = StudentConfig(teacher_pretrained="street", pretrained="none", pretrained_base="package")
-    data = train_and_val("toy")
+    data = build_train_and_val("toy")
     before = describe_inputs(config, data)
     (tmp_path / "street.safetensors").write_bytes(b"another")
     assert before.keys() == {"teacher_pretrained", "training", "validation", "classes"}
@@ -430,7 +441,7 @@ def test_a_batch_that_does_not_fit_is_evaluated_image_by_image():
     class Small:
         holds = 1
 
-        def classes(self, image, label, draws):
+        def predict_classes(self, image, label, draws):
             if len(image) > self.holds:
                 raise torch.OutOfMemoryError("CUDA out of memory.")
             return image[:, 0] + draws[0]

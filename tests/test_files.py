@@ -18,7 +18,7 @@ from datasets.camvid import CAMVID
 from datasets.files import read_list
 from utils import checkpoint, files
 from utils.errors import UserError, explain_error, run_main
-from utils.jpeg import complaints
+from utils.jpeg import collect_complaints
 from utils.pictures import read_image
 
 
@@ -150,7 +150,7 @@ def test_a_few_bytes_too_many_harm_no_pixel(jpeg):
 
 
 def test_what_others_say_meanwhile_is_passed_on(capfd):
-    with complaints() as heard:
+    with collect_complaints() as heard:
         os.write(2, b"something else\nPremature end of JPEG file\n")
     assert heard == ["Premature end of JPEG file"]
     assert capfd.readouterr().err == "something else\n"

@@ -11,7 +11,7 @@ import yaml
 from PIL import Image
 
 from datasets import build_dataset, dataset_spec
-from datasets.base import label_classes, read_sample
+from datasets.base import convert_label, read_sample
 from datasets.files import read_label
 from scripts.data import describe_folder, shrink_dataset
 from tests.trees import SIZE, draw, picture
@@ -59,7 +59,7 @@ def test_labels_of_colours(form, tmp_path):
     assert np.array_equal(dataset.read(0)[1], WANTED[ids])
     cached = build_dataset("folder", str(tmp_path), "val", cache_gb=0.1)
     assert all(np.array_equal(cached.read(0)[1], WANTED[ids]) for _ in range(2))
-    official = dataset.spec.ids.official(np.array([[2, 0, 1]]))
+    official = dataset.spec.ids.to_official(np.array([[2, 0, 1]]))
     assert official.dtype == np.uint8
     assert official.tolist() == [[[64, 0, 128], [128, 0, 0], [0, 128, 0]]]
 
@@ -496,7 +496,7 @@ def test_stray_colours(tmp_path):
     assert list(content["colors"].values()) == [[0, 128, 0], [128, 0, 0]]
     assert len(content["ignore"]) > 2
     path = tmp_path / "masks/4.png"
-    label = label_classes(dataset_spec("folder", str(tmp_path)), read_label(path, False, colored=True), path)
+    label = convert_label(dataset_spec("folder", str(tmp_path)), read_label(path, False, colored=True), path)
     assert np.unique(label).tolist() == [0, 1, 255]
 
 

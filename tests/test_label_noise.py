@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from models import build_model
-from models.backbones import stem_convs
-from models.label_noise import CODES, LabelNoise, fixed_table, noised_plane
+from models.backbones import find_stem_convs
+from models.label_noise import CODES, LabelNoise, compute_noised_planes, make_fixed_table
 from utils.errors import UserError
 from utils.types import Draw
 
@@ -16,12 +16,12 @@ def label_map(batch=3, size=(9, 14), classes=5, seed=0):
 
 
 def test_the_fixed_table_is_the_releases_at_21_classes():
-    assert fixed_table(21).tolist() == [(k - 11) / 10 for k in range(22)]
+    assert make_fixed_table(21).tolist() == [(k - 11) / 10 for k in range(22)]
 
 
 @pytest.mark.parametrize("classes", [2, 11, 19, 21, 150, 171, 182])
 def test_the_fixed_table_spans_the_same_interval_for_any_class_count(classes):
-    table = fixed_table(classes)
+    table = make_fixed_table(classes)
     assert len(table) == classes + 1
     assert table[0].item() == pytest.approx(-1.1)
     assert table[-1].item() == pytest.approx(1.0)
@@ -31,7 +31,7 @@ def test_the_fixed_table_spans_the_same_interval_for_any_class_count(classes):
 def test_the_plane_by_a_loop_over_pixels():
     label = label_map()
     codes, noise = torch.randn(3, 6), torch.randn(3, 9, 14)
-    plane = noised_plane(label, codes, noise, 0.03, 100.0)
+    plane = compute_noised_planes(label, codes, noise, 0.03, 100.0)
     expected = np.empty((3, 9, 14))
     for b, y, x in np.ndindex(3, 9, 14):
         k = min(int(label[b, y, x]), 5)
@@ -65,9 +65,9 @@ def test_law_of_codes_and_pixel_noise():
 
 
 def test_shuffled_codes_are_the_fixed_table_in_another_order():
-    codes = LabelNoise(21, "shuffled", 0.0, 1.0).codes(fixed_table(21), 4, Draw(3), 0)
+    codes = LabelNoise(21, "shuffled", 0.0, 1.0).draw_codes(make_fixed_table(21), 4, Draw(3), 0)
     for row in codes:
-        assert sorted(row.tolist()) == fixed_table(21).tolist()
+        assert sorted(row.tolist()) == make_fixed_table(21).tolist()
     assert len({tuple(row.tolist()) for row in codes}) == 4
 
 
@@ -126,14 +126,14 @@ def test_the_widened_stem_keeps_its_rgb_weights(backbone):
     plain = build_model("fcn", backbone, 5)
     torch.manual_seed(0)
     wide = build_model("fcn", backbone, 5, in_channels=4)
-    weight, wider = stem_convs(plain.backbone)[0].weight, stem_convs(wide.backbone)[0].weight
+    weight, wider = find_stem_convs(plain.backbone)[0].weight, find_stem_convs(wide.backbone)[0].weight
     assert torch.equal(weight, wider[:, :3])
     assert wider[:, 3].std().item() == pytest.approx(0.1, rel=0.35)
     x = torch.randn(2, 3, 33, 33)
     zero = torch.cat([x, torch.zeros(2, 1, 33, 33)], 1)
     torch.manual_seed(1)
-    expected = stem_convs(plain.backbone)[0](x)
-    torch.testing.assert_close(stem_convs(wide.backbone)[0](zero), expected)
+    expected = find_stem_convs(plain.backbone)[0](x)
+    torch.testing.assert_close(find_stem_convs(wide.backbone)[0](zero), expected)
     assert wide.eval()(zero).logits.shape[:2] == (2, 5)
 
 

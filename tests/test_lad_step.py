@@ -11,8 +11,8 @@ from losses import build_kd
 from losses.kd import kd_loss
 from losses.task import TaskLoss
 from models import build_model
-from models.checkpoints.formats import translate
-from models.label_noise import LabelNoise, noised_plane
+from models.checkpoints.formats import translate_network
+from models.label_noise import LabelNoise, compute_noised_planes
 from tests.test_foreign import KEYS, LAD, state
 from train_student import StudentStep
 from train_teacher import TeacherStep
@@ -40,14 +40,14 @@ def reference():
 
 def our_names() -> dict[str, str]:
     """The release's key -> ours."""
-    return {theirs: ours for ours, theirs in translate({key: key for key in KEYS[LAD]}, RELEASE).items()}
+    return {theirs: ours for ours, theirs in translate_network({key: key for key in KEYS[LAD]}, RELEASE).items()}
 
 
 def filled(weight_factor: float = 1.0) -> nn.Module:
     model = build_model("deeplabv3", "resnet18_v1s", K, 4)
     weights = state(LAD)
     weights = {key: value * weight_factor if value.ndim >= 2 else value for key, value in weights.items()}
-    model.load_state_dict(translate(weights, RELEASE))
+    model.load_state_dict(translate_network(weights, RELEASE))
     model.set_dropout(0.0)
     return model.double()
 
@@ -68,12 +68,12 @@ def assert_grad_norms(model, reference, name):
 
 def test_planes_are_the_releases_formula(reference):
     label, codes, noise = tensors(reference, "label", "codes1", "noise1")
-    plane = noised_plane(label, codes, noise, 0.03, 100.0)
+    plane = compute_noised_planes(label, codes, noise, 0.03, 100.0)
     torch.testing.assert_close(plane[:, 0], torch.from_numpy(reference["plane1"]), rtol=1e-6, atol=1e-4)
 
     student_noise = torch.from_numpy(reference["student_noise"])
     table = LabelNoise(K, "fixed", 0.02, 100.0).table.float()
-    plane = noised_plane(label, table.expand(len(label), -1), student_noise, 0.02, 100.0)
+    plane = compute_noised_planes(label, table.expand(len(label), -1), student_noise, 0.02, 100.0)
     torch.testing.assert_close(plane[:, 0], torch.from_numpy(reference["student_plane"]), rtol=1e-6, atol=1e-4)
 
 

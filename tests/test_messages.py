@@ -15,9 +15,9 @@ from safetensors.torch import save_file
 import eval as evaluation
 from datasets import DATASETS, cityscapes, dataset_spec
 from datasets.base import SegmentationDataset
-from datasets.cache import _size
+from datasets.cache import _read_size
 from datasets.files import read_list
-from datasets.matlab import mat_field
+from datasets.matlab import read_mat_field
 from engine.runtime import _choose_device
 from engine.settings import TrainConfig
 from models import from_checkpoint
@@ -72,14 +72,14 @@ def card(folder: Path, text: str = "[1]") -> None:
 ENTRY = Entry("a", "http://x/a.pth", "fcn", "resnet18", "voc", None, "", "sha256:0")
 MESSAGES = {
     "no images": (lambda t: SegmentationDataset(replace(DATASETS["toy"], pairs=lambda *_: []), t, "val"), "no images"),
-    "header": (lambda t: _size(garbage(t)), r"x\.png cannot be read"),
-    "split": (lambda t: ((t / "leftImg8bit").mkdir(), cityscapes.pairs(t, "val")), "holds no folder leftImg8bit/val"),
+    "header": (lambda t: _read_size(garbage(t)), r"x\.png cannot be read"),
+    "split": (lambda t: ((t / "leftImg8bit").mkdir(), cityscapes.list_pairs(t, "val")), "no folder leftImg8bit/val"),
     "no list": (lambda t: read_list(t / "x.txt"), r"list file not found: .*x\.txt"),
     "list is a folder": (lambda t: read_list(t), "cannot be read: Is a directory"),
     "list is no text": (lambda t: read_list(garbage(t, "x.txt", b"\xff\xfe\x00")), r"x\.txt is no text file"),
     "jpeg": (lambda t: decode_jpeg(t / "x.jpg", b"", True), r"x\.jpg cannot be read"),
-    "no matlab file": (lambda t: mat_field(t / "x.mat", "S"), r"file not found: .*x\.mat"),
-    "matlab file": (lambda t: mat_field(garbage(t, "x.mat"), "S"), r"x\.mat cannot be read as a MATLAB file with S"),
+    "no matlab file": (lambda t: read_mat_field(t / "x.mat", "S"), r"file not found: .*x\.mat"),
+    "matlab file": (lambda t: read_mat_field(garbage(t, "x.mat"), "S"), r"x\.mat cannot be read as a MATLAB file with"),
     "strides": (lambda t: ContextPath(SimpleNamespace(strides=(4, 8, 16))), "at strides 8, 16 and 32.*4, 8, 16"),
     "card": (card, "its card is no JSON object"),
     "deep card": (lambda t: card(t, "[" * 100_000), "is damaged or no safetensors file: maximum recursion"),
@@ -161,7 +161,7 @@ def test_a_download_of_weights_that_fails(monkeypatch):
 
     monkeypatch.setattr(timm, "create_model", fail)
     with pytest.raises(UserError, match="--pretrained-base timm: resnet18 could not be downloaded: no network"):
-        imagenet._timm_weights(SimpleNamespace(config={"backbone": "resnet18"}))
+        imagenet._download_timm_weights(SimpleNamespace(config={"backbone": "resnet18"}))
 
 
 def test_an_old_torch_reads_no_pickles(student, monkeypatch):

@@ -70,3 +70,38 @@ def test_torchmetrics_agrees_where_every_class_occurs():
     oracle = MulticlassJaccardIndex(5, average=None, ignore_index=255)
     metrics = Metrics(confusion_matrix(prediction, label, 5).numpy(), 3)
     np.testing.assert_allclose(metrics.iou, oracle(prediction, label).numpy(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_precision_recall_and_f1_by_counting_right_and_wrong_pixels(seed):
+    prediction, label = pixels(seed=seed)
+    metrics = Metrics(confusion_matrix(torch.from_numpy(prediction), torch.from_numpy(label), 5).numpy(), 3)
+    valid = label != 255
+    for k in range(5):
+        right = int(((prediction == k) & (label == k)).sum())
+        false_alarms = int(((prediction == k) & (label != k) & valid).sum())
+        missed = int(((prediction != k) & (label == k)).sum())
+        precision = right / (right + false_alarms)
+        recall = right / (right + missed)
+        assert metrics.precision[k] == pytest.approx(precision, rel=1e-15)
+        assert metrics.recall[k] == pytest.approx(recall, rel=1e-15)
+        assert metrics.f1[k] == pytest.approx(2 * precision * recall / (precision + recall), rel=1e-14)
+        assert metrics.f1[k] == pytest.approx(2 * metrics.iou[k] / (1 + metrics.iou[k]), rel=1e-14)
+    plain = metrics.as_dict(tuple("abcde"))
+    assert plain["recall"]["c"] == metrics.recall[2]
+    assert plain["mean_f1"] == pytest.approx(np.mean(metrics.f1), rel=1e-15)
+
+
+def test_absent_classes_have_no_precision_and_others_have_a_number():
+    counts = np.array([[2, 2, 0, 0], [0, 0, 0, 0], [3, 0, 0, 0], [0, 0, 0, 0]])  # 1 only predicted, 2 only labelled
+    metrics = Metrics(counts, 1)
+    np.testing.assert_array_equal(metrics.precision, [0.4, 0.0, 0.0, np.nan])
+    np.testing.assert_array_equal(metrics.recall, [0.5, 0.0, 0.0, np.nan])
+    np.testing.assert_allclose(metrics.f1, [4 / 9, 0.0, 0.0, np.nan])
+    plain = metrics.as_dict(("a", "b", "c", "d"))
+    assert plain["precision"] == {"a": 0.4, "b": 0.0, "c": 0.0, "d": None}
+    assert plain["mean_recall"] == pytest.approx(0.5 / 3)
+    assert metrics.as_dict(("a", "b", "c", "d"), absent_as_zero=True)["mean_recall"] == pytest.approx(0.5 / 4)
+    line = metrics.table(("a", "b", "c", "d")).splitlines()[1]
+    assert line.split() == ["a", "28.57", "40.00", "50.00", "44.44", "4"]
+    assert Metrics(np.zeros((2, 2), np.int64), 0).as_dict(("a", "b"))["mean_f1"] is None

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from datasets import train_and_val
+from datasets import build_train_and_val
 from losses import LOSSES, build_kd
 from losses.task import TaskLoss
 from models import ARCHITECTURES, build_model
@@ -89,7 +89,7 @@ def test_leaving_out_auxiliary_maps_does_not_change_the_logits(arch):
 def test_learns_as_teacher_and_as_student(arch):
     """20 iterations of each on the built-in data at an odd crop: the loss falls and every weight stays finite."""
     convention = CONVENTIONS["imagenet"]
-    spec, train, _ = train_and_val("toy", crop_size=(33, 41), pad_color=convention.pad_color)
+    spec, train, _ = build_train_and_val("toy", crop_size=(33, 41), pad_color=convention.pad_color)
     classes = len(spec.names)
     torch.manual_seed(0)
     noise = LabelNoise(classes, "random", 0.03, convention.label_scale)

@@ -20,7 +20,7 @@ from models import build_model, from_checkpoint
 from models.backbones import build_backbone
 from models.checkpoints import reading
 from models.checkpoints.loading import initialise
-from models.checkpoints.reading import read
+from models.checkpoints.reading import read_weight_file
 from scripts.deploy import export_safetensors
 from tests.fill_weights import fill_model
 from utils import checkpoint
@@ -97,11 +97,11 @@ def test_broken_files_of_torchs_old_format_are_refused(network, tmp_path):
     for cut in range(0, len(data), 7):
         path.write_bytes(data[:cut])
         with pytest.raises(UserError, match=r"old\.pth"):
-            read(path)
+            read_weight_file(path)
     for position in range(0, len(data), 5):
         path.write_bytes(data[:position] + bytes([data[position] ^ 0x55]) + data[position + 1 :])
         with suppress(UserError):  # a changed weight is not noticed: the old format has no checksum
-            read(path)
+            read_weight_file(path)
 
 
 def test_what_training_programs_add_is_passed_over(tmp_path, network, monkeypatch):
@@ -120,7 +120,7 @@ def test_what_training_programs_add_is_passed_over(tmp_path, network, monkeypatc
         "best": np.float64(0.7),
     }
     torch.save(content, tmp_path / "iter_1.pth")
-    assert torch.equal(read(tmp_path / "iter_1.pth")["state_dict"]["weight"], torch.ones(2))
+    assert torch.equal(read_weight_file(tmp_path / "iter_1.pth")["state_dict"]["weight"], torch.ones(2))
 
 
 @pytest.mark.parametrize(

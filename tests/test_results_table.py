@@ -87,5 +87,26 @@ def test_files_and_headings_that_a_page_links_are_there(page):
             assert heading in anchors, f"{page}: {path}#{heading}"
 
 
+def test_chosen_runs_and_pairs(tmp_path):
+    runs = "{one: {settings: {kd: none}}, two: {settings: {kd: none}}, later: {settings: {kd: none}}}"
+    (tmp_path / "t.yaml").write_text(f"recipe: toy\nseeds: [0, 1]\nbaseline: one\nequal_time: two\nruns: {runs}\n")
+    for seed in (0, 1):
+        for name, quality in (("one", 0.5), ("two", 0.6)):
+            make_run(tmp_path / f"runs/{name}-{seed}", seed, make_areas(quality, seed))
+            (tmp_path / f"runs/{name}-{seed}/eval-last.json").rename(tmp_path / f"runs/{name}-{seed}/last.json")
+    pack_runs(tmp_path / "t.zip", sorted((tmp_path / "runs").iterdir()))
+
+    def first_cells(kind):
+        text = results_table.rewrite(f"<!-- table: {tmp_path}/t.yaml {kind} -->\n<!-- end -->", tmp_path)
+        return [tuple(cell.strip() for cell in line.split("|")[1:3]) for line in text.splitlines()[3:-1]]
+
+    assert [cells[0] for cells in first_cells("brief later two one")] == ["two", "one"]  # what was not run has no row
+    assert first_cells("brief later")[0][0] == "not run"
+    assert first_cells("pairs one:two later:one") == [("one", "two")]
+    assert first_cells("gains") == [("two", "one")]  # and not the same with its sign turned
+    with pytest.raises(UserError, match="unknown run of t 'twoo'; did you mean 'two'"):
+        first_cells("pairs one:twoo")
+
+
 def test_results_hold_few_files():
     assert len([path for path in (ROOT / "results").rglob("*") if path.is_file()]) <= 150

@@ -163,4 +163,4 @@ def test_neither_git_nor_locks_nor_memory_are_taken_for_granted(tmp_path, monkey
 
     monkeypatch.setattr(cache.os, "posix_fallocate", full)
     with pytest.raises(UserError, match=r"do not fit in /dev/shm .*No space left"):
-        cache._reserve(10)
+        cache._allocate_shared(10)

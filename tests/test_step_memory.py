@@ -38,10 +38,10 @@ class Squares(Step):
         super().__init__()
         self.model = nn.Conv2d(3, 8, 1, bias=False)
 
-    def count_labelled_per_rank(self, label):
+    def compute_pixel_divisor(self, label):
         return torch.ones(())
 
-    def forward(self, image, label, draw, labelled_per_rank):
+    def forward(self, image, label, draw, pixel_divisor):
         return {"loss": self.model(image).pow(2).sum()}
 
 

@@ -5,8 +5,8 @@ import timm
 import torch
 
 from models import build_model
-from models.backbones import DILATED, PYRAMID, build_backbone, narrow_stem, stem_convs
-from models.checkpoints.imagenet import backbone_weights
+from models.backbones import DILATED, PYRAMID, build_backbone, find_stem_convs, narrow_stem
+from models.checkpoints.imagenet import convert_backbone_weights
 from utils import checkpoint
 from utils.errors import UserError
 
@@ -31,13 +31,13 @@ def test_an_assisted_teacher_learns_and_sees_its_plane(name, arch):
         abs(side - expected / stride) <= 1 for side, expected in zip(output.logits.shape[2:], (65, 70), strict=True)
     ]
     output.logits.square().mean().backward()
-    convs = stem_convs(model.backbone)
+    convs = find_stem_convs(model.backbone)
     assert len(convs) == stems
     for conv in convs:
         assert conv.weight.grad[:, 3].abs().sum() > 0
     narrow_stem(model.backbone)
     assert build_model(arch, name, 5).state_dict().keys() == model.state_dict().keys()
-    assert {conv.weight.shape[1] for conv in stem_convs(model.backbone)} == {3}
+    assert {conv.weight.shape[1] for conv in find_stem_convs(model.backbone)} == {3}
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -45,8 +45,8 @@ def test_strides_and_imagenet_weights_of_the_whole_network(name):
     backbone = build_backbone(name)
     assert backbone.strides == NETWORKS[name][0]
     whole = timm.create_model(name).state_dict()
-    checkpoint.load_weights(backbone, backbone_weights(whole, backbone, "file"), "file")
-    (first, *_), shape = stem_convs(backbone), stem_convs(backbone)[0].weight.shape
+    checkpoint.load_weights(backbone, convert_backbone_weights(whole, backbone, "file"), "file")
+    (first, *_), shape = find_stem_convs(backbone), find_stem_convs(backbone)[0].weight.shape
     assert any(value.shape == shape and torch.equal(value, first.weight) for value in whole.values())
 
 

@@ -152,7 +152,7 @@ def test_one_logit_is_two_classes(heads, expected, tmp_path, capsys):
     loaded = from_checkpoint(path)
     assert (loaded.card.num_classes, len(loaded.model.aux)) == (2, len(heads) - 1)
     road = replace(TOY, names=("background", "road"))
-    with pytest.raises(UserError, match=r"F has one logit .*must be 'road' of folder, .*; --other-class-names says"):
+    with pytest.raises(UserError, match=r"F has one logit .*must be 'road' of folder, .*; .* give --other-class-names"):
         require_classes(loaded.card, road, "folder", "F", allow_other_names=False)
     require_classes(loaded.card, road, "folder", "F", allow_other_names=True)
     found = logits(path)

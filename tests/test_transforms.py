@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-from datasets import build_dataset, train_and_val
+from datasets import build_dataset, build_train_and_val
 from datasets.transforms import (
     AUGMENTATIONS,
     SCALE_RANGE,
-    balanced,
-    cirkd,
-    distort,
-    flip,
-    mmseg,
+    augment_cirkd,
+    augment_mmseg,
+    distort_colors,
+    flip_at_random,
+    is_balanced,
+    list_scales,
     pad,
-    resized_window,
-    scales_between,
+    resize_window,
 )
 from engine.loader import train_batches
 from engine.runtime import Runtime
@@ -28,7 +28,7 @@ from utils.errors import UserError
 
 COLOR = (123, 117, 104)
 
-SCALES = scales_between(*SCALE_RANGE)
+SCALES = list_scales(*SCALE_RANGE)
 
 
 def sample(height, width, seed=0, classes=21):
@@ -45,7 +45,7 @@ def fully_resized(image, label, rng, crop_size):
     image, label = pad(image, label, crop_size, COLOR)
     top, left = (int(rng.integers(have - want + 1)) for have, want in zip(label.shape, crop_size, strict=True))
     box = slice(top, top + crop_size[0]), slice(left, left + crop_size[1])
-    return flip(image[box], label[box], rng)
+    return flip_at_random(image[box], label[box], rng)
 
 
 @pytest.mark.parametrize("seed", range(60))
@@ -55,7 +55,9 @@ def test_windowed_resize_is_the_full_resize(seed):
     image, label = sample(*rng.integers(2, high, 2), seed)
     crop_size = tuple(int(side) for side in rng.integers(32, 520, 2))
     wanted = fully_resized(image, label, np.random.default_rng(seed), crop_size)
-    got = cirkd(image, label, np.random.default_rng(seed), crop_size=crop_size, pad_color=COLOR, base_size=(1, 1))
+    got = augment_cirkd(
+        image, label, np.random.default_rng(seed), crop_size=crop_size, pad_color=COLOR, base_size=(1, 1)
+    )
     assert got[0].shape == (*crop_size, 3)
     assert np.array_equal(got[1], wanted[1])
     assert np.abs(got[0].astype(int) - wanted[0]).max() <= 1
@@ -68,7 +70,7 @@ def test_windows_far_from_the_origin(scale):
     full = cv2.resize(label, None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST)
     picture = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
     for left in (0, 1, full.shape[1] // 2 + 7, full.shape[1] - 300):
-        got = resized_window(image, label, scale, 0, left, (full.shape[0], 300))
+        got = resize_window(image, label, scale, 0, left, (full.shape[0], 300))
         assert np.array_equal(got[1], full[:, left : left + 300])
         assert np.abs(got[0].astype(int) - picture[:, left : left + 300]).max() <= 1
 
@@ -96,13 +98,13 @@ def test_padding_is_at_the_bottom_and_right():
 
 def test_balanced():
     label = np.full((4, 4), 255, np.uint8)
-    assert not balanced(label)
+    assert not is_balanced(label)
     label[0] = 3
-    assert not balanced(label)
+    assert not is_balanced(label)
     label[1, 0] = 4  # 4 of 5 pixels are class 3
-    assert not balanced(label)
+    assert not is_balanced(label)
     label[1, 1] = 4  # 4 of 6
-    assert balanced(label)
+    assert is_balanced(label)
 
 
 def test_mmseg_scale_stays_within_its_bounds_and_avoids_one_class():
@@ -113,8 +115,8 @@ def test_mmseg_scale_stays_within_its_bounds_and_avoids_one_class():
     uniform = 0
     for seed in range(100):
         rng = np.random.default_rng(seed)
-        _, got = mmseg(image, label, rng, crop_size=(50, 50), pad_color=COLOR, base_size=(400, 200))
-        uniform += not balanced(got)
+        _, got = augment_mmseg(image, label, rng, crop_size=(50, 50), pad_color=COLOR, base_size=(400, 200))
+        uniform += not is_balanced(got)
     assert uniform <= 3  # without redraws about 40
 
 
@@ -138,14 +140,14 @@ def test_distortion_of_one_pixel_is_the_formula():
         x = 255 * np.array(colorsys.hsv_to_rgb((h + shift / 180) % 1, min(s * saturation, 1), v))
         if not first:
             x = np.clip(x * contrast, 0, 255)
-        got = distort(image, np.random.default_rng(seed))
+        got = distort_colors(image, np.random.default_rng(seed))
         assert np.abs(got - x).max() < 6, seed  # cv2's 8-bit hue has steps of 2 degrees
         changed += not np.array_equal(got, image)
     assert 30 <= changed < 40
 
 
 def stream(seed=3, augmentation="cirkd"):
-    return train_and_val("toy", crop_size=(48, 64), seed=seed, augmentation=augmentation).train
+    return build_train_and_val("toy", crop_size=(48, 64), seed=seed, augmentation=augmentation).train
 
 
 def equal(a, b):
@@ -189,7 +191,9 @@ def test_a_late_start_reads_nothing_of_the_past():
 
 def test_the_cache_changes_nothing_and_is_shared_by_workers(tmp_path):
     camvid(tmp_path)
-    plain, cached = (train_and_val("camvid", str(tmp_path), crop_size=(32, 32), cache_gb=gb).train for gb in (0, 0.1))
+    plain, cached = (
+        build_train_and_val("camvid", str(tmp_path), crop_size=(32, 32), cache_gb=gb).train for gb in (0, 0.1)
+    )
     read = [list(train_batches(s, 0, 3, 2, workers, Runtime())) for s, workers in ((plain, 0), (cached, 2))]
     assert all(map(equal, *read))
     assert cached.dataset.cache.filled.all()
@@ -203,9 +207,9 @@ def test_the_cache_changes_nothing_and_is_shared_by_workers(tmp_path):
 def test_a_cache_that_does_not_fit_names_its_size(tmp_path):
     camvid(tmp_path)
     with pytest.raises(UserError, match=r"--cache-gb 1e-06: the 1 decoded images take 0.00 GB"):
-        train_and_val("camvid", str(tmp_path), crop_size=(32, 32), cache_gb=1e-6)
-    with pytest.raises(UserError, match="nothing to read"):
-        train_and_val("toy", crop_size=(32, 32), cache_gb=1)
+        build_train_and_val("camvid", str(tmp_path), crop_size=(32, 32), cache_gb=1e-6)
+    with pytest.raises(UserError, match=r"--cache-gb: .* there are no files to cache"):
+        build_train_and_val("toy", crop_size=(32, 32), cache_gb=1)
 
 
 def test_augmentation_never_writes_into_the_source():
@@ -231,11 +235,11 @@ def test_samples_from_the_cache_can_be_written_to(tmp_path):
 
 
 def test_scales_of_a_narrower_range():
-    assert scales_between(0.5, 2.0) == tuple(k / 10 for k in range(5, 21))
-    assert scales_between(0.8, 1.1) == (0.8, 0.9, 1.0, 1.1)
+    assert list_scales(0.5, 2.0) == tuple(k / 10 for k in range(5, 21))
+    assert list_scales(0.8, 1.1) == (0.8, 0.9, 1.0, 1.1)
     image, label = np.zeros((40, 60, 3), np.uint8), np.zeros((40, 60), np.uint8)
     options = {"crop_size": (40, 60), "pad_color": (9, 9, 9), "base_size": (60, 40)}
-    for augment in (cirkd, mmseg):  # images that are enlarged never need padding
+    for augment in (augment_cirkd, augment_mmseg):  # images that are enlarged never need padding
         for seed in range(20):
             _, found = augment(image, label, np.random.default_rng(seed), scale_range=(1.1, 1.3), **options)
             assert (found == 0).all()
@@ -244,4 +248,4 @@ def test_scales_of_a_narrower_range():
 @pytest.mark.parametrize("scale_range", [(1.6, 0.8), (0.0, 1.0), (0.55, 1.0)])
 def test_scale_ranges_that_are_none(scale_range):
     with pytest.raises(UserError, match=r"--scale-range .* give two tenths, the smaller first"):
-        scales_between(*scale_range)
+        list_scales(*scale_range)

@@ -68,8 +68,7 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor], source: str |
     """Load a state dict strictly.
 
     Raises:
-        UserError: keys or shapes differ, or values are not finite; the message names the first of them and says how
-        many there are.
+        UserError: keys or shapes differ, or values are not finite. The message counts them and names the first.
     """
     own = module.state_dict()
     if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
@@ -80,7 +79,11 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor], source: str |
         "unknown keys": weights.keys() - own.keys(),
         "other shapes": [f"{key} {list(weights[key].shape)} for {list(own[key].shape)}" for key in differing],
     }
-    found = [f"{len(n)} {what} ({min(n)}{', ...' if len(n) > 1 else ''})" for what, n in problems.items() if n]
+    found = []
+    for what, names in problems.items():
+        if names:
+            more = ", ..." if len(names) > 1 else ""
+            found.append(f"{len(names)} {what} ({min(names)}{more})")
     if found:
         raise UserError(f"{source} does not fit this network: {'; '.join(found)}")
     lost = sorted(key for key, value in weights.items() if value.is_floating_point() and not value.isfinite().all())

@@ -1,9 +1,9 @@
-"""Whether the packages are there. Needs none of them, so that an entry script can ask before it imports any."""
+"""Check that the required packages are installed. This module imports none of them, so it can be called first."""
 
 import sys
 from importlib.util import find_spec
 
-# names to import of requirements.txt; what only some commands need is asked for by those
+# import names of the packages in requirements.txt; commands that need others check for them
 PACKAGES = (
     "torch",
     "torchvision",
@@ -20,11 +20,11 @@ PACKAGES = (
     "tqdm",
     "tensorboard",
 )
-STATUS = 2  # as of every error that the user can mend
+STATUS = 2  # exit status of every error that the user can mend
 
 
 def require_packages() -> None:
-    """End the program with one line that says what to do where a package is missing."""
+    """End the program with a line that says what to do, if a package is missing."""
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:
         print(

@@ -41,7 +41,7 @@ def lookup(table: Mapping[str, T], name: str, what: str) -> T:
 
 
 def print_note(message: str) -> None:
-    """Print a line on stderr, in the first process of a launch only."""
+    """Print a line on stderr, on rank 0 only."""
     if os.environ.get("RANK", "0") == "0":
         print(message, file=sys.stderr)
 
@@ -120,7 +120,9 @@ def run_main(main: Callable[[], None]) -> None:
         if sys.stdout is not None:
             sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left unwritten has no reader
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # Python would fail again when it flushes the rest at exit
         print("ended: nothing reads the output any more", file=sys.stderr)
         sys.exit(141)
     except KeyboardInterrupt:
@@ -146,7 +148,7 @@ def _print_error(known: UserError) -> None:
 
 
 def _end_at_once(is_known: bool) -> None:
-    """End a process that a failure left in its process group (``engine.runtime.start_runtime``), without a wait."""
+    """End this process at once. An ordinary exit would wait for the other ranks of its process group."""
     if not is_known:
         traceback.print_exc()
     for stream in (sys.stdout, sys.stderr):
@@ -156,7 +158,7 @@ def _end_at_once(is_known: bool) -> None:
 
 
 def _prepare_streams() -> None:
-    """Have nothing that is printed end a program: open closed streams to nowhere, and escape strange characters."""
+    """Make printing safe: open closed streams to nowhere, and escape characters that a stream cannot print."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
             nowhere = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: most likely the stream's own
@@ -167,7 +169,10 @@ def _prepare_streams() -> None:
 
 
 def _was_printed(message: str) -> bool:
-    """Whether another process of this launch has printed a message, or any if this one only points at another."""
+    """Return whether another rank has printed a message.
+
+    For a message that only points at another rank's, return whether any rank has printed one.
+    """
     error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if not error_file:
         return False

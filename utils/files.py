@@ -1,4 +1,4 @@
-"""Files read and written so that nothing is lost: whole or not at all, regular ones only, errors with their names."""
+"""Read and write files safely: written whole or not at all, regular files only, errors that name the file."""
 
 import codecs
 import errno
@@ -26,15 +26,20 @@ BYTE_ORDER_MARKS = {  # UTF-32's before UTF-16's, which it begins with
 
 
 def write(path: Path, fill: Callable[[IO[bytes]], object], previous: Path | None = None, durable: bool = True) -> None:
-    """Have ``fill`` write a file so that ``path`` holds either the old one or the whole new one, whatever happens.
+    """Write a file by ``fill``. At every moment ``path`` holds either the old file or the whole new one.
 
-    previous: where the old one is kept. durable: it outlives a power failure, too. The folder is made; links in the
-    place of any of the files are replaced, never followed.
+    Where there are no hard links, only ``previous`` holds the old file for a moment.
+
+    The folder is made if it is missing. A link in the place of a file is replaced, not followed.
+
+    fill: function that writes the content to an open file. previous: path under which the old file is kept. durable:
+    make sure that the file survives a power failure.
 
     Raises:
-        UserError: the file cannot be written (folder read-only, disk full); the old one is intact.
+        UserError: the file cannot be written (folder read-only, disk full, no regular file). The old file is intact.
     """
-    temporary, outer = path.with_name(f".{path.name}.tmp"), sys.exc_info()[1]
+    temporary = path.with_name(f".{path.name}.tmp")
+    outer = sys.exc_info()[1]  # an error that is being handled while this file is written
     try:
         if path.parent == Path("/dev") or (path.exists() and not path.is_file()):
             raise UserError(f"cannot write {path}: it is no regular file")  # to replace it would harm the system
@@ -46,10 +51,10 @@ def write(path: Path, fill: Callable[[IO[bytes]], object], previous: Path | None
             if durable:
                 os.fsync(file.fileno())
         if previous is not None and path.is_file():
-            _keep(path, previous)
+            _keep_previous(path, previous)
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
-        cause = error if isinstance(error, OSError) else error.__context__  # torch.save hides it behind its own
+        cause = error if isinstance(error, OSError) else error.__context__  # torch.save raises its own error after it
         if not isinstance(cause, OSError) or cause is outer:
             raise
         raise UserError(f"cannot write {path}: {cause.strerror or cause}") from error
@@ -58,7 +63,7 @@ def write(path: Path, fill: Callable[[IO[bytes]], object], previous: Path | None
             temporary.unlink()
 
 
-def _keep(path: Path, previous: Path) -> None:
+def _keep_previous(path: Path, previous: Path) -> None:
     """Make ``previous`` a second name of ``path``, so that ``path`` exists at every moment."""
     second = previous.with_name(f".{previous.name}.tmp")
     second.unlink(missing_ok=True)
@@ -72,30 +77,52 @@ def _keep(path: Path, previous: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text as ``write`` does."""
-    write(path, lambda file: file.write(text.encode(errors="surrogateescape")))  # of names of files
+    # file names in the text may hold bytes that are no UTF-8; Python keeps them as surrogates
+    write(path, lambda file: file.write(text.encode(errors="surrogateescape")))
 
 
-def require_apart(outputs: Iterable[tuple[Path, Path]], inputs: Iterable[Path], flag: str) -> None:
+def require_writable(folder: Path, what: str) -> None:
+    """Make a folder and check that a file can be written there, before hours of work for it begin.
+
+    what: the flag and its value, for the message.
+
+    Raises:
+        UserError: the folder cannot be made, or nothing can be written there.
+    """
+    probe = folder / f".probe-{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"{what} cannot be written: {error.strerror}") from error
+
+
+def require_apart(outputs: Iterable[tuple[Path, Path]], inputs: Iterable[Path], place: str) -> None:
     """Check that no output would overwrite an input or another output.
 
-    outputs: files to be written, each with what it is made from. flag: says where they go.
+    outputs: files to be written, each with what it is made from. place: where they go, for the message, such as
+    "--output folder".
 
     Raises:
         UserError: one of them is an input and would be lost, or two of them are one file.
     """
-    known, writers = set(map(os.path.realpath, inputs)), {}
+    input_paths = set(map(os.path.realpath, inputs))
+    writers: dict[str, Path] = {}
     for path, source in outputs:
-        if os.path.realpath(path) in known:
-            raise UserError(f"{path} is an input and would be overwritten: choose another {flag}")
-        if path in writers:
-            raise UserError(f"{writers[path]} and {source} would both be written to {path}: {flag} has room for one")
-        writers[path] = source
+        if os.path.realpath(path) in input_paths:
+            raise UserError(f"{path} is an input and would be overwritten: choose another {place}")
+        real = os.path.join(os.path.realpath(path.parent), path.name)  # a link in the file's place is replaced
+        if real in writers:
+            raise UserError(f"{writers[real]} and {source} would both be written to {path}: {place} has room for one")
+        writers[real] = source
 
 
 def open_regular(path: Path) -> IO[bytes]:
-    """Open a regular file to read. A device has no end, and a pipe would be waited for.
+    """Open a regular file to read. Other files are refused: a device may have no end, and a pipe may block.
 
-    Raises OSError: it is none, or cannot be opened.
+    Raises:
+        OSError: the file is not a regular one, or cannot be opened.
     """
     file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
     if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -113,10 +140,10 @@ def read_bytes(path: Path) -> bytes:
 def decode_text(data: bytes) -> str:
     """Decode a text file: UTF-8, or UTF-16 or UTF-32 as Windows programs write it.
 
-    UTF-16 without a byte-order mark is known by its zero bytes, where all characters are of Western European languages.
+    UTF-16 without a byte-order mark is recognised by its zero bytes, if all characters are Western European.
 
     Raises:
-        ValueError: it is none of these, or holds zero bytes; the message says so.
+        ValueError: the text has another encoding, or holds zero bytes.
     """
     encoding = next((encoding for mark, encoding in BYTE_ORDER_MARKS.items() if data.startswith(mark)), "utf-8")
     if encoding == "utf-8" and data and len(data) % 2 == 0:
@@ -132,7 +159,10 @@ def decode_text(data: bytes) -> str:
 
 
 def digest_of(path: Path, digest: Any = None) -> str:
-    """Return the digest of a file's content, in hex. digest: to continue; a new SHA-256 by default."""
+    """Return the digest of a file's content, in hex.
+
+    digest: a hash object to update; a new SHA-256 by default.
+    """
     digest = digest or hashlib.sha256()
     with open_regular(path) as file:
         while block := file.read(BLOCK):
@@ -141,10 +171,10 @@ def digest_of(path: Path, digest: Any = None) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuse a key that is there twice; yaml would keep the last."""
+    """Load plain yaml, but refuse a key that is there twice; yaml itself would keep the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        """Read a mapping as yaml does, after a look at its keys."""
+        """Read a mapping as yaml does, after a check of its keys."""
         seen: set[str] = set()
         for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
             if key.value in seen:
@@ -179,10 +209,10 @@ def parse_yaml(content: bytes, where: str) -> Any:
 
 
 def is_list(value: object, kind: type) -> bool:
-    """Whether a value of a file is a list of that kind."""
+    """Return whether a value from a file is a list whose items are all of type ``kind``."""
     return isinstance(value, (list, tuple)) and all(type(item) is kind for item in value)
 
 
 def is_color(value: object) -> bool:
-    """Whether a value of a file is [R, G, B]."""
+    """Return whether a value from a file is a colour [R, G, B] of 0..255."""
     return is_list(value, int) and len(value) == 3 and 0 <= min(value) <= max(value) < 256

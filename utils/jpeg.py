@@ -1,4 +1,4 @@
-"""JPEG pictures: whole and undamaged, or refused with the file's name."""
+"""Decode JPEG pictures. Damaged files are refused by name, because OpenCV would fill up what is lost."""
 
 import os
 import re
@@ -13,69 +13,76 @@ import numpy as np
 
 from utils.errors import UserError
 
-JPEG, JPEG_SCAN, JPEG_END = b"\xff\xd8\xff", b"\xff\xda", b"\xff\xd9"
+JPEG = b"\xff\xd8\xff"  # begins every JPEG file
+SCAN_MARKER = b"\xff\xda"  # begins the compressed picture
+END_MARKER = b"\xff\xd9"
 FRAME_HEADERS = {bytes([0xC0 + k]) for k in (0, 1, 2, 3, 5, 6, 7, 9, 10, 11, 13, 14, 15)}
 COMPLAINT = re.compile("Corrupt JPEG data|Premature end of JPEG")
 HARMLESS = re.compile(r"\b\d{1,2} extraneous bytes before marker")
-STDERR = threading.Lock()  # of a process, one place to write to
+STDERR_LOCK = threading.Lock()  # all threads of a process share one stderr
 
 
 def decode_jpeg(path: Path, data: bytes, upright: bool) -> np.ndarray:
-    """Decode a JPEG picture to RGB uint8 ``[H, W, 3]``. upright: turn it as its EXIF orientation says.
+    """Decode a JPEG picture to RGB uint8 ``[H, W, 3]``. With ``upright`` it is turned as its EXIF orientation says.
 
     Raises:
-        UserError: truncated, or the decoder finds the data damaged. OpenCV would fill up what is lost.
+        UserError: the data are truncated or damaged, or a channel does not have 8 bits.
     """
-    scan, bits = _scan(data)
+    scan, bits = _find_scan(data)
     if bits not in (0, 8):
         raise UserError(f"{path} is a JPEG of {bits} bits a channel: make it 8-bit RGB, which fixes what is white")
-    # no 0xff of the compressed picture is followed by anything but 0, so its end marker cannot occur before its end
-    if data.find(JPEG_END, scan) < 0:
+    # in the compressed picture each 0xff is followed by 0, so that the end marker cannot occur before the end
+    if data.find(END_MARKER, scan) < 0:
         raise UserError(f"{path} cannot be read: truncated JPEG, the end marker is missing")
     orientation = 0 if upright else cv2.IMREAD_IGNORE_ORIENTATION
     try:
-        with complaints() as heard:
+        with collect_complaints() as complaints:
             pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | orientation)
     except cv2.error as error:
         raise UserError(f"{path} cannot be read: {error.err}") from error
-    if pixels is None or heard:
-        raise UserError(
-            f"{path} cannot be read: damaged JPEG{f' ({heard[0]})' if heard else ''}; restore it, or save it anew"
-        )
+    if pixels is None or complaints:
+        reason = f" ({complaints[0]})" if complaints else ""
+        raise UserError(f"{path} cannot be read: damaged JPEG{reason}; restore it, or save it anew")
     return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
 
 
-def _scan(data: bytes) -> tuple[int, int]:
-    """Find where the compressed picture begins, and how many bits a channel its header says; 0 if it has no header.
+def _find_scan(data: bytes) -> tuple[int, int]:
+    """Return the position of the compressed picture, and the bits of a channel by the header; 0 without a header.
 
-    It begins behind segments, of which one may hold a thumbnail with an end marker of its own.
+    Segments come before the compressed picture. One of them may hold a thumbnail, which has an end marker of its own.
     """
-    at, bits = 2, 0
-    while at < len(data) and not data.startswith(JPEG_SCAN, at):
-        marker = data[at] == 0xFF and data[at + 1 : at + 2] not in (b"\xff", b"\0")
-        if marker and data[at + 1 : at + 2] in FRAME_HEADERS:
-            bits = int.from_bytes(data[at + 4 : at + 5], "big")
-        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big") if marker else 1  # between them, bytes that fill up
-    return at, bits
+    position = 2
+    bits = 0
+    while position < len(data) and not data.startswith(SCAN_MARKER, position):
+        kind = data[position + 1 : position + 2]
+        is_segment = data[position] == 0xFF and kind not in (b"\xff", b"\0")
+        if is_segment and kind in FRAME_HEADERS:
+            bits = int.from_bytes(data[position + 4 : position + 5], "big")
+        if is_segment:
+            position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+        else:
+            position += 1  # a byte that fills the space between segments
+    return position, bits
 
 
 @contextmanager
-def complaints() -> Iterator[list[str]]:
-    """Collect what libjpeg says of damaged data meanwhile. OpenCV has it printed, without the file's name, and goes on.
+def collect_complaints() -> Iterator[list[str]]:
+    """Collect libjpeg's messages about damaged data while a block runs. The list is filled when the block ends.
 
-    A few superfluous bytes before a marker, which harm no pixel and occur in published data sets, are not listed. What
-    else is written to stderr meanwhile is passed on.
+    libjpeg prints them to stderr without the file's name, and OpenCV goes on. Other lines on stderr are passed on. A
+    message about a few superfluous bytes before a marker is left out: they harm no pixel, and published data have them.
     """
-    heard: list[str] = []
-    if sys.stderr is None:  # of a service, say: there is nothing to listen to
-        yield heard
+    collected: list[str] = []
+    if sys.stderr is None:  # a service may run without it
+        yield collected
         return
-    with STDERR:
+    with STDERR_LOCK:
         sys.stderr.flush()
-        kept, sink = os.dup(2), os.memfd_create("stderr")
+        kept = os.dup(2)
+        sink = os.memfd_create("stderr")
         os.dup2(sink, 2)
         try:
-            yield heard
+            yield collected
         finally:
             os.dup2(kept, 2)
             if os.fstat(sink).st_size:
@@ -83,6 +90,6 @@ def complaints() -> Iterator[list[str]]:
                     if not COMPLAINT.search(line):
                         print(line, file=sys.stderr)
                     elif not HARMLESS.search(line):
-                        heard.append(line)
+                        collected.append(line)
             os.close(kept)
             os.close(sink)

@@ -41,7 +41,7 @@ def free_memory(device: torch.device) -> int | None:
 
 
 def _read_host_memory() -> int | None:
-    """Return what the host can give without swapping."""
+    """Return the bytes that the host can give without swapping, or None if that is not known."""
     table = Path("/proc/meminfo")
     if not table.exists():
         return None
@@ -52,7 +52,7 @@ def _read_host_memory() -> int | None:
 
 
 def _read_group_memory() -> int | None:
-    """Return a container's limit, less what it holds and cannot drop."""
+    """Return the bytes left within the limit of this process's control group, or None without a limit."""
     try:
         limit = int((CGROUP / "memory.max").read_text())
         used = int((CGROUP / "memory.current").read_text())

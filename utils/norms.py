@@ -6,18 +6,18 @@ from torch import Tensor, nn
 from torch.nn.modules._functions import SyncBatchNorm
 from torch.nn.modules.batchnorm import _BatchNorm
 
-# torch 2.15 gives it a new name, and warns of the old one
+# torch 2.15 renames this function, and warns where the old name is used
 gather_into_tensor = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 
-def trained_norms(module: nn.Module) -> dict[str, _BatchNorm]:
+def find_trained_norms(module: nn.Module) -> dict[str, _BatchNorm]:
     """Return the BatchNorm layers that learn (not those of a frozen teacher), by name."""
     norms = {name: part for name, part in module.named_modules() if isinstance(part, _BatchNorm)}
     return {name: part for name, part in norms.items() if any(p.requires_grad for p in part.parameters(False))}
 
 
 def has_trained_statistics(norm: _BatchNorm) -> bool:
-    """Whether the running statistics of a layer differ from those it is made with, mean 0 and variance 1."""
+    """Return whether a layer's running statistics differ from the initial ones, mean 0 and variance 1."""
     if norm.running_mean is None:
         return False
     return bool(norm.running_mean.any()) or bool((norm.running_var != 1).any())
@@ -25,7 +25,7 @@ def has_trained_statistics(norm: _BatchNorm) -> bool:
 
 def replace_norms(module: nn.Module, kind: type[_BatchNorm]) -> None:
     """Replace the BatchNorm layers that learn by layers of ``kind``, with the same parameters and buffers."""
-    for name, norm in trained_norms(module).items():
+    for name, norm in find_trained_norms(module).items():
         new = kind(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
         for part in ("_parameters", "_buffers", "_modules"):
             setattr(new, part, getattr(norm, part))
@@ -33,26 +33,27 @@ def replace_norms(module: nn.Module, kind: type[_BatchNorm]) -> None:
         setattr(module.get_submodule(parent), attribute, new.train(norm.training))
 
 
-def _apply_rest(norm: _BatchNorm, x: Tensor) -> Tensor:
-    """Apply what a layer does after its norm: timm's layers carry dropout and activation."""
-    for after in norm.children():
-        x = after(x)
+def _apply_children(norm: _BatchNorm, x: Tensor) -> Tensor:
+    """Apply the modules inside a layer to its normalised maps: timm's layers hold a dropout and an activation."""
+    for child in norm.children():
+        x = child(x)
     return x
 
 
 class SyncedNorm(nn.SyncBatchNorm):
-    """BatchNorm over all ranks, without a wait for the device.
+    """Normalise with the statistics of all ranks. The host does not wait for the device.
 
-    PyTorch's layer waits three times at each forward, to leave out ranks without images. Here every rank has some.
+    PyTorch's layer waits three times in each forward pass, to leave out ranks without images. Here every rank has
+    images.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         size = dist.get_world_size() if self.training and dist.is_initialized() else 1
         if size == 1 or not self.track_running_stats or self.momentum is None:
-            return _apply_rest(self, super().forward(x))
+            return _apply_children(self, super().forward(x))
         self.num_batches_tracked.add_(1)
         memory = self.running_mean, self.running_var, self.eps, self.momentum
-        return _apply_rest(self, _Synced.apply(x, self.weight, self.bias, *memory, dist.group.WORLD, size))
+        return _apply_children(self, _Synced.apply(x, self.weight, self.bias, *memory, dist.group.WORLD, size))
 
 
 class _Synced(SyncBatchNorm):
@@ -87,7 +88,7 @@ class ExactNorm(_BatchNorm):
     def forward(self, x: Tensor) -> Tensor:
         last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
         if not (last and self.training and x.dtype == torch.float32):
-            return _apply_rest(self, super().forward(x))
+            return _apply_children(self, super().forward(x))
         x, mean, var = _Exact.apply(x, self.weight, self.bias, self.eps)
         if self.track_running_stats:
             self.num_batches_tracked += 1
@@ -95,7 +96,7 @@ class ExactNorm(_BatchNorm):
             count = x.numel() / x.shape[1]
             self.running_mean.lerp_(mean, share)
             self.running_var.lerp_(var * (count / (count - 1)), share)
-        return _apply_rest(self, x)
+        return _apply_children(self, x)
 
 
 class _Exact(torch.autograd.Function):

@@ -1,4 +1,4 @@
-"""Settings as the fields of a dataclass: made into flags, converted and checked."""
+"""Turn the fields of a settings dataclass into flags, and convert and check their values."""
 
 import argparse
 import dataclasses
@@ -10,7 +10,7 @@ from typing import Any
 
 from utils.errors import UserError, nearest
 
-BARE = "bare "  # marks what the parser finds without a flag
+BARE = "bare "  # begins the parser's name of a value that was given without its flag
 REQUIRED = "?"  # a recipe's value for what only the user can give
 HEADINGS = ("", "data", "network", "method", "optimisation", "evaluation", "output", "machine")  # of --help, in order
 # what a setting affects
@@ -39,8 +39,8 @@ def option(
     positional: the flag's name may be left out. group: the heading of ``--help`` that the flag stands under. affects:
     RESULT, COMPUTING or NOTHING. may_differ: the setting may differ when a run is resumed though it affects the
     result. names_run: a value that is not the usual one is part of the run's name, if it affects the result. is_file:
-    the setting names a file. examples: what ``--help`` says of single values; others are allowed. instead: of a setting
-    that an experiment file may not hold, what the user writes or gives in its place.
+    the setting names a file. examples: what ``--help`` says about some values; others are allowed. instead: what to
+    write in an experiment file, which may not hold this setting.
     """
     metadata = {
         "help": text,
@@ -59,7 +59,7 @@ def option(
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def marked(config_class: type, mark: str) -> set[str]:
+def list_marked(config_class: type, mark: str) -> set[str]:
     """Return the names of the settings that have a mark, such as "may_differ"."""
     return {field.name for field in dataclasses.fields(config_class) if field.metadata[mark]}
 
@@ -70,7 +70,8 @@ def parse_flags(config_class: type, description: str, argv: Sequence[str] | None
     given = vars(parser.parse_intermixed_args(argv))
     given.pop("local_rank", None)
     for name in [key for key in given if key.startswith(BARE)]:
-        value, field_name = given.pop(name), name.removeprefix(BARE)
+        value = given.pop(name)
+        field_name = name.removeprefix(BARE)
         if value and field_name in given:
             raise UserError(f"{flag_of(field_name)} is given twice: with the flag and without")
         if value:
@@ -159,7 +160,8 @@ def convert(config_class: type, name: str, value: Any, where: str) -> Any:
     if field.metadata["choices"] and result not in field.metadata["choices"]:
         choices = field.metadata["choices"]
         raise UserError(f"{where}: {result!r}{nearest(str(result), choices)} (choices: {', '.join(choices)})")
-    minimum, maximum = field.metadata["minimum"], field.metadata["maximum"]
+    minimum = field.metadata["minimum"]
+    maximum = field.metadata["maximum"]
     for item in result if isinstance(result, tuple) else (result,):
         if minimum is not None and not item >= minimum:
             raise UserError(f"{where}: {item} is too small: at least {minimum}")

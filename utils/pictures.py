@@ -1,4 +1,4 @@
-"""Pictures from files: exact, or refused with the file's name."""
+"""Read pictures from files exactly, or refuse them with the file's name."""
 
 import io
 from collections.abc import Callable
@@ -33,14 +33,16 @@ def read_image(path: Path, size: tuple[int, int] | None = None, behind: str = ""
 
 
 def _decode(path: Path, upright: bool, behind: str) -> np.ndarray:
-    """Decode a picture to RGB uint8 ``[H, W, 3]``. The arguments are those of ``rgb``."""
+    """Decode a picture to RGB uint8 ``[H, W, 3]``. The arguments are those of ``convert_to_rgb``."""
     data = content_of(path)
     if data.startswith(JPEG):
         return decode_jpeg(path, data, upright)
-    return open_picture(path, data, lambda file: rgb(path, file, behind, upright, data))
+    return open_picture(path, data, lambda file: convert_to_rgb(path, file, behind, upright, data))
 
 
-def rgb(name: str | Path, file: Image.Image, behind: str, upright: bool = True, data: bytes = b"") -> np.ndarray:
+def convert_to_rgb(
+    name: str | Path, file: Image.Image, behind: str, upright: bool = True, data: bytes = b""
+) -> np.ndarray:
     """Convert a picture to RGB uint8 ``[H, W, 3]``.
 
     behind: see ``read_image``. upright: turn it as its EXIF orientation says. data: the file's content, if known.

@@ -12,8 +12,8 @@ Rgb = tuple[int, int, int]  # 0..255
 IGNORE_INDEX = 255  # the one ignore label inside the project; every data set maps its own to it
 
 
-def count_labelled_per_rank(label: Tensor, class_weights: Tensor | None = None) -> Tensor:
-    """Count the labelled pixels of the global batch and divide by the world size: float32, on the device.
+def compute_pixel_divisor(label: Tensor, class_weights: Tensor | None = None) -> Tensor:
+    """Return the number of labelled pixels of the global batch over the world size: float32, on the device.
 
     When each rank divides its sum over pixels by this number, the mean of the ranks' gradients is the gradient of the
     mean over the global batch. Every rank must call this, because the ranks add up their counts.
@@ -37,7 +37,9 @@ def full_precision(x: Tensor) -> Tensor:
 class Output(NamedTuple):
     """What every network returns and every loss takes."""
 
-    logits: Tensor  # [B, K, h, w] at head resolution: never upsampled inside the model
+    # [B, K, h, w] at head resolution. One network upsamples its logits: ``PaddedSegmentor`` (--model smp_...), for an
+    # image that it had to pad; they then have the image's size, and ``feat`` keeps the stride.
+    logits: Tensor
     aux: tuple[Tensor, ...]  # auxiliary logits, possibly empty
     feat: Tensor  # [B, C, h, w], the input of the classifier
 

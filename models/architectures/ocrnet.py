@@ -3,50 +3,66 @@
 import torch
 from torch import Tensor, nn
 
-from models.architectures.assembly import is_pyramid, mmseg_init
-from models.layers import FCNHead, conv_norm_act
+from models.architectures.assembly import assemble_mmseg_branches, is_pyramid
+from models.layers import FCNHead, make_conv_norm_act
 from models.segmentor import Branch, Segmentor
 from utils.types import Supervision, full_precision
 
+ALL_MAPS = (0, 1, 2, 3)
+
 
 class OCRHead(nn.Module):
-    """Each position is augmented with the classes' mean features, weighted by its relation to them.
+    """Add to each position the mean features of the classes, weighted by the position's relation to each class.
 
-    The soft region of class k is the softmax over all positions of the coarse logits of k; its feature f_k is the mean
-    of the map under that region. A position x with query q(x) sees sum_k softmax_k(q(x) key(f_k) / sqrt(C)) value(f_k).
+    A coarse head gives logits for every class. The softmax over all positions of the logits of class k is its soft
+    region, and f_k is the mean of the map under that region. A position x with query q(x) then gets the sum over k of
+    softmax_k(q(x) key(f_k) / sqrt(C)) value(f_k).
     """
 
-    coarse_to_fine = True  # the branch passes the coarse logits
+    coarse_to_fine = True  # the segmentor passes the coarse logits to ``forward``
 
     def __init__(self, in_channels: int, channels: int, key_channels: int, dropout: nn.Module) -> None:
         super().__init__()
         self.out_channels = channels
-        self.pixels = conv_norm_act(in_channels, channels, 3, padding=1)
-        self.query = _two_layers(channels, key_channels)
-        self.key = _two_layers(channels, key_channels)
-        self.value = conv_norm_act(channels, key_channels, 1)
-        self.out = conv_norm_act(key_channels, channels, 1)
-        self.fuse = conv_norm_act(2 * channels, channels, 1)
+        self.pixels = make_conv_norm_act(in_channels, channels, 3, padding=1)
+        self.query = _make_two_layers(channels, key_channels)
+        self.key = _make_two_layers(channels, key_channels)
+        self.value = make_conv_norm_act(channels, key_channels, 1)
+        self.out = make_conv_norm_act(key_channels, channels, 1)
+        self.fuse = make_conv_norm_act(2 * channels, channels, 1)
         self.dropout = dropout
 
     def forward(self, x: Tensor, coarse: Tensor) -> Tensor:
-        """x ``[B, C_in, h, w]``, coarse ``[B, K, h, w]`` of the same size -> ``[B, C, h, w]``."""
+        """Turn a map x ``[B, C_in, h, w]`` and coarse logits ``[B, K, h, w]`` into a map ``[B, C, h, w]``."""
         x = self.pixels(x)
-        # a weight of one position is too small for float16; only the shapes of "meta" tensors are looked at
-        with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False):
-            pixels, weights = (full_precision(y.flatten(2)) for y in (x, coarse))
-            objects = (weights.softmax(2) @ pixels.transpose(1, 2)).transpose(1, 2).unsqueeze(3)  # [B, C, K, 1]
-        query, key, value = (y.flatten(2) for y in (self.query(x), self.key(objects), self.value(objects)))
+        objects = compute_region_means(x, coarse)
+        query = self.query(x).flatten(2)  # [B, C_key, h*w]
+        key = self.key(objects).flatten(2)  # [B, C_key, K]
+        value = self.value(objects).flatten(2)  # [B, C_key, K]
         relation = (query.transpose(1, 2) @ key * key.shape[1] ** -0.5).softmax(2)  # [B, h*w, K]
         context = (value @ relation.transpose(1, 2)).unflatten(2, x.shape[-2:])  # [B, C_key, h, w]
         return self.dropout(self.fuse(torch.cat([self.out(context), x], 1)))
 
 
-def _two_layers(in_channels: int, channels: int) -> nn.Sequential:
-    return nn.Sequential(conv_norm_act(in_channels, channels, 1), conv_norm_act(channels, channels, 1))
+def compute_region_means(x: Tensor, coarse: Tensor) -> Tensor:
+    """Compute the mean of a map ``[B, C, h, w]`` under the soft region of each class: ``[B, C, K, 1]``.
+
+    coarse: logits ``[B, K, h, w]``. Half precision is widened to float32, because the weight of one position is too
+    small for float16.
+    """
+    device_type = "cpu" if x.is_meta else x.device.type  # autocast knows no "meta" device
+    with torch.autocast(device_type, enabled=False):
+        pixels = full_precision(x.flatten(2))
+        weights = full_precision(coarse.flatten(2)).softmax(2)
+        return (weights @ pixels.transpose(1, 2)).transpose(1, 2).unsqueeze(3)
 
 
-def ocrnet(
+def _make_two_layers(in_channels: int, channels: int) -> nn.Sequential:
+    """Make two 1x1 convolutions with norm and activation."""
+    return nn.Sequential(make_conv_norm_act(in_channels, channels, 1), make_conv_norm_act(channels, channels, 1))
+
+
+def build_ocrnet(
     backbone: nn.Module,
     num_classes: int,
     width: int = 512,
@@ -54,18 +70,26 @@ def ocrnet(
     aux_width: int | None = None,
     align_corners: bool = False,
 ) -> Segmentor:
-    """MMSegmentation's OCRNet: configs/_base_/models/ocrnet_hr18.py and ocrnet_r50-d8.py.
+    """Build MMSegmentation's OCRNet: configs/_base_/models/ocrnet_hr18.py and ocrnet_r50-d8.py.
 
-    On HRNet both heads see all four maps; on a dilated network the coarse one sees c3, the fine one c4. The release's
-    coarse head runs twice a step, which updates its BatchNorm statistics twice; here it runs once.
+    On a pyramid such as HRNet both heads read all four maps. On a dilated network the coarse head reads c3 and the fine
+    head c4. In MMSegmentation the coarse head runs twice in a step, which updates its BatchNorm statistics twice; here
+    it runs once.
     """
     if is_pyramid(backbone):
-        channels, coarse_index, index = sum(backbone.channels), (0, 1, 2, 3), (0, 1, 2, 3)
-        coarse, dropout = FCNHead(channels, aux_width or channels, nn.Identity(), kernel_size=1), nn.Identity()
+        channels = sum(backbone.channels)
+        coarse_index = ALL_MAPS
+        fine_index = ALL_MAPS
+        coarse_head = FCNHead(channels, aux_width or channels, nn.Identity(), kernel_size=1)
+        dropout = nn.Identity()
     else:
-        channels, coarse_index, index = backbone.channels[3], 2, 3
-        coarse, dropout = FCNHead(backbone.channels[2], aux_width or 256, nn.Dropout2d(0.1)), nn.Dropout2d(0.1)
-    aux = Branch(coarse, coarse_index, num_classes, Supervision(align_corners=align_corners, weight=0.4))
+        channels = backbone.channels[3]
+        coarse_index = 2
+        fine_index = 3
+        coarse_head = FCNHead(backbone.channels[2], aux_width or 256, nn.Dropout2d(0.1))
+        dropout = nn.Dropout2d(0.1)
+    coarse_supervision = Supervision(align_corners=align_corners, weight=0.4)
+    aux = Branch(coarse_head, coarse_index, num_classes, coarse_supervision)
     head = OCRHead(channels, width, key_width, dropout)
-    main = Branch(head, index, num_classes, Supervision(align_corners=align_corners))
-    return mmseg_init(backbone, main, [aux])
+    main = Branch(head, fine_index, num_classes, Supervision(align_corners=align_corners))
+    return assemble_mmseg_branches(backbone, main, [aux])

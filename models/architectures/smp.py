@@ -1,8 +1,8 @@
 """Decoders of segmentation_models_pytorch (MIT) as architectures: ``--model smp_fpn``, ``smp_unet``, ...
 
-The library builds encoder and decoder; this file takes them apart into a ``Segmentor``, so that they train, distil and
-are saved like every other network here. The library's final upsampling is left out: ``logits`` have the decoder's own
-stride, and whoever needs full-size logits upsamples them with corners aligned, as the library does.
+The library builds encoder and decoder. This file puts them into a ``Segmentor``, so that they are trained, distilled
+and saved like every other network here. The library's final upsampling is left out: ``logits`` have the decoder's own
+stride. Code that needs full-size logits upsamples them with aligned corners, as the library does.
 """
 
 import inspect
@@ -18,8 +18,8 @@ from utils.bilinear import resize
 from utils.errors import UserError, first_line, nearest
 from utils.types import Output, Supervision
 
-# architecture -> the library's name. Its DPT is not here: it reads the tokens of a vision transformer beside the maps,
-# and runs at one image size only.
+# architecture -> the library's name. The library's DPT is left out: it also reads the tokens of a vision transformer,
+# and it runs at one image size only.
 DECODERS = {
     f"smp_{name}": name
     for name in (
@@ -36,8 +36,8 @@ DECODERS = {
         "segformer",
     )
 }
-OWN = "smp-"  # prefix of the library's own encoders: "resnet34" is timm's network, "smp-resnet34" the library's
-# what the library's constructors take and this project decides, or has no use for
+OWN_PREFIX = "smp-"  # "resnet34" is timm's network, "smp-resnet34" is the library's own encoder
+# arguments of the library's constructors that this project sets itself or does not use
 NOT_OPTIONS = {
     "self",
     "encoder_name",
@@ -48,60 +48,65 @@ NOT_OPTIONS = {
     "aux_params",
     "kwargs",
 }
-# what the library and timm raise for an encoder or an option they cannot use
+# exceptions that the library and timm raise for an encoder or an option that they cannot use
 BUILD_FAILURES = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
-SMALLEST_MAP = {"smp_pan": 8}  # cells a side that a decoder needs of the encoder's last map: it halves it three times
+# smallest side, in positions, of the encoder's last map that a decoder can read; smp_pan halves it three times
+SMALLEST_MAP = {"smp_pan": 8}
 
 
-def encoder_name(backbone: str) -> str:
-    """Return the library's name of a backbone: timm's networks have the prefix "tu-" there, its own have none.
+def find_encoder_name(backbone: str) -> str:
+    """Find the library's name of a backbone. In the library, timm's networks have the prefix "tu-", its own have none.
 
-    Raises UserError: the backbone is neither timm's nor, with the prefix "smp-", the library's own.
+    Raises:
+        UserError: the backbone is neither a timm network nor, with the prefix "smp-", an encoder of the library.
     """
     import timm
     from segmentation_models_pytorch.encoders import encoders
 
     if timm.is_model(backbone):
         return f"tu-{backbone}"
-    own = backbone.removeprefix(OWN)
-    if backbone.startswith(OWN) and own in encoders:
+    own = backbone.removeprefix(OWN_PREFIX)
+    if backbone.startswith(OWN_PREFIX) and own in encoders:
         return own
     if backbone.startswith("tu-") and timm.is_model(backbone.removeprefix("tu-")):
         raise UserError(f"backbone {backbone!r}: timm's networks go by timm's names here: {backbone[3:]!r}")
     if own in encoders:
         raise UserError(
-            f"backbone {backbone!r} is an encoder of segmentation_models_pytorch: write {OWN + own!r} "
+            f"backbone {backbone!r} is an encoder of segmentation_models_pytorch: write {OWN_PREFIX + own!r} "
             f"(only for --model smp_...)"
         )
-    hint = nearest(backbone, [*(OWN + name for name in encoders), *timm.list_models()])
+    hint = nearest(backbone, [*(OWN_PREFIX + name for name in encoders), *timm.list_models()])
     raise UserError(f"unknown backbone {backbone!r}{hint} (a timm name, or smp-NAME for an encoder of the library)")
 
 
-def library_class(arch: str) -> type[nn.Module]:
-    """Return the library's class of an architecture. Its import takes seconds, so it waits until it is needed."""
+def get_library_class(arch: str) -> type[nn.Module]:
+    """Return the library's class of an architecture. The library is imported here because that takes seconds."""
     import segmentation_models_pytorch as library
 
     return library.MODEL_ARCHITECTURES_MAPPING[DECODERS[arch]]
 
 
-def decoder_options(arch: str) -> tuple[str, ...]:
-    """Return what of a decoder may be chosen: the library's arguments, such as ``decoder_pyramid_channels``."""
-    parameters = inspect.signature(library_class(arch).__init__).parameters
+def list_decoder_options(arch: str) -> tuple[str, ...]:
+    """List the arguments of the library that a user may choose, such as ``decoder_pyramid_channels``."""
+    parameters = inspect.signature(get_library_class(arch).__init__).parameters
     return tuple(name for name in parameters if name not in NOT_OPTIONS)
 
 
 def build_smp(arch: str, backbone: str, num_classes: int, **options: Any) -> "PaddedSegmentor":
     """Build a decoder of the library on one of its encoders, with random weights and three input channels.
 
-    options: see ``decoder_options``.
+    options: see ``list_decoder_options``.
 
-    Raises UserError: an unknown backbone, one that this decoder cannot read, or a bad option.
+    Raises:
+        UserError: the backbone is unknown, this decoder cannot read it, or an option is wrong.
     """
-    name = encoder_name(backbone)
+    name = find_encoder_name(backbone)
     try:
-        model = library_class(arch)(name, encoder_weights=None, classes=num_classes, **options)
+        model = get_library_class(arch)(name, encoder_weights=None, classes=num_classes, **options)
         network = PaddedSegmentor(arch, model)
-        network.try_small_image(getattr(model.segmentation_head[1], "scale_factor", 1))
+        logits = network.run_small_image()
+        network.freeze_unused(logits)
+        network.check_upsampling(logits, getattr(model.segmentation_head[1], "scale_factor", 1))
     except BUILD_FAILURES as error:
         reason = first_line(error) if str(error) else "timm does not build it with the stride that this decoder needs"
         raise UserError(
@@ -112,7 +117,7 @@ def build_smp(arch: str, backbone: str, num_classes: int, **options: Any) -> "Pa
 
 
 class DecoderBranch(nn.Module):
-    """The library's decoder and the convolution of its head. Like ``Branch``, with all of the encoder's maps."""
+    """Compute a logit map: run the library's decoder on all maps of the encoder, and classify each position."""
 
     def __init__(self, decoder: nn.Module, classifier: nn.Conv2d) -> None:
         super().__init__()
@@ -121,66 +126,92 @@ class DecoderBranch(nn.Module):
         self.supervision = Supervision(align_corners=True)
 
     def forward(self, features: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Return logits ``[B, K, h, w]`` and the classifier's input ``[B, C, h, w]``."""
-        feat = self.head(list(features))  # a copy: some decoders write into the list
+        """Return logits ``[B, K, h, w]`` and the classifier's input ``[B, C, h, w]``. The list is left as it is."""
+        feat = self.head(list(features))  # some decoders write into the list that they get
         return self.classifier(feat), feat
 
 
 class PaddedSegmentor(Segmentor):
-    """A network that reads images of any size, though its encoder needs sides that its stride divides.
+    """Segment images of any size with an encoder that needs sides that are multiples of its stride.
 
-    Other images are padded at the bottom and right with zeros (the mean colour). Their logits are then upsampled to the
-    padded size and cropped to the image, so that nothing is stretched: they have the image's size, not the decoder's
-    stride. ``feat`` keeps the stride and is cropped to the cells that the image covers.
+    Other images are padded at the bottom and right with zeros, which is the mean colour. Their logits are upsampled to
+    the padded size and cropped to the image, so that nothing is stretched. These logits have the image's size, not the
+    decoder's stride. ``feat`` keeps the stride and is cropped to the positions that the image covers.
     """
 
     def __init__(self, arch: str, model: nn.Module) -> None:
-        """Take the library's ``model`` apart."""
+        """Take encoder and decoder out of the library's ``model``, whose pyramid pools are replaced in place."""
         replace_pools(model.decoder)
         super().__init__(model.encoder, DecoderBranch(model.decoder, model.segmentation_head[0]))
         self.divisor = model.encoder.output_stride
         self.smallest = self.divisor * SMALLEST_MAP.get(arch, 1)
 
     def forward(self, x: Tensor, with_aux: bool = True) -> Output:
-        """Return logits of the decoder's stride, or of the image's size where it had to be padded."""
+        """Return logits of the decoder's stride, or of the image's size if the image had to be padded."""
         height, width = x.shape[-2:]
-        bottom, right = self._missing(height), self._missing(width)
-        if not torch.compiler.is_exporting() and bottom == 0 and right == 0:
+        bottom = self._count_missing(height)
+        right = self._count_missing(width)
+        is_exporting = torch.compiler.is_exporting()  # then the sides are unknown, and a comparison would fix them
+        if not is_exporting and bottom == 0 and right == 0:
             logits, feat = self.main(self.backbone(x))
             return Output(logits, (), feat)
         padded = F.pad(x, (0, right, 0, bottom))
         logits, feat = self.main(self.backbone(padded))
         stride = padded.shape[-2] // feat.shape[-2]
         logits = resize(logits, padded.shape[-2:], align_corners=True)
-        rows, columns = (height + stride - 1) // stride, (width + stride - 1) // stride
+        rows = (height + stride - 1) // stride
+        columns = (width + stride - 1) // stride
         return Output(logits[..., :height, :width], (), feat[..., :rows, :columns])
 
-    def _missing(self, side: int) -> int:
-        """Return how many rows or columns a side lacks."""
-        return max(-side % self.divisor, self.smallest - side)
+    def _count_missing(self, side: int) -> int:
+        """Return how many rows or columns must be added to a side: ``max(-side % divisor, smallest - side)``.
 
-    def try_small_image(self, upsampling: float) -> None:
-        """Try the network on one small image, and freeze the encoder's layers that the decoder does not read.
-
-        DistributedDataParallel waits for the gradient of every parameter, and those layers never get one.
-
-        Raises ValueError: the library's final upsampling would not lead back to the image's size.
+        It is computed in another form, in which torch's exporter sees that the padded side is a multiple of the
+        divisor. With the short form the exporter would need minutes to find the sizes of all maps.
         """
-        side = max(64, self.smallest)
+        cells = (side + self.divisor - 1) // self.divisor
+        if self.smallest > self.divisor:
+            cells = max(cells, self.smallest // self.divisor)
+        return cells * self.divisor - side
+
+    @property
+    def small_side(self) -> int:
+        """Return the height of the image that a new network is tried on."""
+        return max(64, self.smallest)
+
+    def run_small_image(self) -> Tensor:
+        """Return the logits of one small image, in eval mode. Leave the network in train mode."""
         self.eval()
-        logits = self(torch.zeros(1, 3, side, side + self.divisor)).logits
-        if torch.is_grad_enabled():
-            logits.sum().backward()
-            for parameter in self.parameters():
-                parameter.requires_grad_(parameter.grad is not None)
-            self.zero_grad(set_to_none=True)
+        logits = self(torch.zeros(1, 3, self.small_side, self.small_side + self.divisor)).logits
         self.train()
-        if logits.shape[-2] * upsampling != side:
-            raise ValueError(f"its logits are at stride {side // logits.shape[-2]}, 'upsampling' is {upsampling:g}")
+        return logits
+
+    def freeze_unused(self, logits: Tensor) -> None:
+        """Freeze the encoder's layers that the decoder does not read. ``logits`` are those of any image.
+
+        They never get a gradient, but DistributedDataParallel waits for the gradient of every parameter. Nothing is
+        frozen while gradients are disabled.
+        """
+        if not torch.is_grad_enabled():
+            return
+        logits.sum().backward()
+        for parameter in self.parameters():
+            parameter.requires_grad_(parameter.grad is not None)
+        self.zero_grad(set_to_none=True)
+
+    def check_upsampling(self, logits: Tensor, factor: float) -> None:
+        """Check that the library's final upsampling leads from the logits of ``run_small_image`` to the image's size.
+
+        Raises:
+            ValueError: it leads to another size.
+        """
+        height = logits.shape[-2]
+        if height * factor != self.small_side:
+            raise ValueError(f"its logits are at stride {self.small_side // height}, 'upsampling' is {factor:g}")
 
 
 def replace_pools(module: nn.Module) -> None:
-    """Let pyramid pools repeat to the bit where runs must repeat; they have no weights, so keys stay."""
+    """Replace pyramid pools by ``Pool``, which is deterministic if torch is set to that. They have no weights."""
     for name, child in module.named_children():
         if isinstance(child, nn.AdaptiveAvgPool2d) and child.output_size not in (1, (1, 1)):
             setattr(module, name, Pool(child.output_size))

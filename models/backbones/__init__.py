@@ -1,27 +1,35 @@
-"""Backbones: networks that return four maps c1..c4, and say their ``channels`` and ``strides``."""
+"""Build backbones: networks that return four maps c1..c4 and have their ``channels`` and ``strides`` as attributes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
 from torch import nn
 
 from models.backbones.hrnet import Fusion
-from models.backbones.stdc import BLOCKS, stdc_backbone
+from models.backbones.stdc import BLOCKS, build_stdc_backbone
 from utils.errors import UserError, first_line, nearest
 
-DILATED, PYRAMID = 8, 32  # output strides: of networks whose last stages are dilated, and of those left as they are
+# output strides: of backbones whose last stages are dilated, and of those without dilation
+DILATED = 8
+PYRAMID = 32
+PYRAMID_STRIDES = (4, 8, 16, 32)
 RESNET_DEPTHS = (18, 34, 50, 101, 152)
 RESNET_STEMS: dict[str, dict[str, object]] = {
     "v1s": {"stem_type": "deep", "stem_width": 64},  # LAD's and CIRKD's: three 3x3 convolutions of 64, 64, 128
     "v1c": {"stem_type": "deep", "stem_width": 32},  # MMSegmentation's: 32, 32, 64
     "v1b": {},  # MMSegmentation's: 7x7
 }
+# what timm and torch raise for a network that cannot be dilated or cannot give maps
+TIMM_FAILURES = (AssertionError, TypeError, ValueError, NotImplementedError, RuntimeError, IndexError)
 
 
-def _features(name: str, **options: object) -> nn.Module:
-    """The last four maps: some networks (ConvNeXt) have no other, some (Darknet) two before them."""
-    import timm  # takes a second to import, at every start
+def _create_timm_network(name: str, **options: object) -> nn.Module:
+    """Create a timm network that returns its last four maps.
+
+    The last four, because some networks (ConvNeXt) have only four and others (Darknet) have two more before them.
+    """
+    import timm  # its import takes a second; not every start of a program needs it
 
     backbone = timm.create_model(name, features_only=True, out_indices=4, pretrained=False, **options)
     backbone.channels = tuple(backbone.feature_info.channels())
@@ -29,28 +37,32 @@ def _features(name: str, **options: object) -> nn.Module:
     return backbone
 
 
-def _resnet(depth: int, variant: str, output_stride: int) -> nn.Module:
-    """timm's ResNet without its zero last BatchNorm weight of each residual branch, which the releases do not have.
+def _build_resnet(depth: int, variant: str, output_stride: int) -> nn.Module:
+    """Build timm's ResNet with a stem of RESNET_STEMS, dilated as in LAD, CIRKD and MMSegmentation.
 
-    The first block of a dilated stage keeps half the dilation in timm as it does in LAD, CIRKD and MMSegmentation. In
-    MMSegmentation the second convolution of a basic block is never dilated.
+    By default timm initialises the last BatchNorm of each residual branch with zero; the releases do not, so this is
+    turned off. The first block of a dilated stage has half the dilation, in timm and in the releases. MMSegmentation
+    never dilates the second convolution of a basic block; LAD and CIRKD do.
     """
     from timm.models.resnet import BasicBlock
 
     stem = RESNET_STEMS[variant]
-    backbone = _features(f"resnet{depth}", output_stride=output_stride, zero_init_last=False, **stem)
-    for block in backbone.modules():
-        if variant in ("v1b", "v1c") and isinstance(block, BasicBlock):
-            block.conv2.dilation = block.conv2.padding = (1, 1)
+    backbone = _create_timm_network(f"resnet{depth}", output_stride=output_stride, zero_init_last=False, **stem)
+    if variant in ("v1b", "v1c"):
+        for block in backbone.modules():
+            if isinstance(block, BasicBlock):
+                block.conv2.dilation = (1, 1)
+                block.conv2.padding = (1, 1)
     return backbone
 
 
-def _hrnet(name: str, output_stride: int) -> nn.Module:
-    """HRNet without its classification head, strides 4, 8, 16, 32 whatever the ``output_stride`` asked for.
+def _build_hrnet(name: str, output_stride: int) -> nn.Module:
+    """Build HRNet without its classification head. Its maps have strides 4, 8, 16 and 32 for any ``output_stride``.
 
-    As a pyramid its maps from stride 8 on are read: what only the finest one goes through does not learn.
+    With ``output_stride`` 32, which ``--model stdc`` asks for, only the maps from stride 8 on are read. The last layers
+    of the finest map then get no gradient, so they are frozen.
     """
-    backbone = _features(name, feature_location="")
+    backbone = _create_timm_network(name, feature_location="")
     for stage in (backbone.stage2, backbone.stage3, backbone.stage4):
         for i, module in enumerate(stage):
             stage[i] = Fusion(module)
@@ -58,14 +70,19 @@ def _hrnet(name: str, output_stride: int) -> nn.Module:
     return backbone
 
 
-def _any_timm(name: str, output_stride: int) -> nn.Module:
-    """At the output stride, or where timm cannot dilate the network, as the pyramid it is, with strides 4 to 32."""
+def _build_timm_backbone(name: str, output_stride: int) -> nn.Module:
+    """Build a timm network at the output stride, or as a pyramid with strides 4 to 32 if timm cannot dilate it.
+
+    Raises:
+        UserError: the network gives other maps, or runs at one image size only.
+    """
+    reason = ""
     for options in ({"output_stride": output_stride}, {}):
         try:
-            backbone = _features(name, **options)
-            if _fits(backbone, output_stride):
+            backbone = _create_timm_network(name, **options)
+            if _has_usable_maps(backbone, output_stride):
                 return backbone
-        except (AssertionError, TypeError, ValueError, NotImplementedError, RuntimeError, IndexError) as error:
+        except TIMM_FAILURES as error:
             reason = first_line(error)
         else:
             reason = f"its maps have strides {', '.join(map(str, backbone.strides))}, or another layout"
@@ -76,37 +93,53 @@ def _any_timm(name: str, output_stride: int) -> nn.Module:
 
 
 @torch.no_grad()
-def _fits(backbone: nn.Module, output_stride: int, size: tuple[int, int] = (97, 129)) -> bool:
-    """Whether it gives maps ``[B, C, h, w]`` of its strides for an image whose sides no stride divides."""
-    maps = backbone.eval()(torch.zeros(1, 3, *size))
+def _has_usable_maps(backbone: nn.Module, output_stride: int) -> bool:
+    """Return whether a backbone gives maps ``[B, C, h, w]`` with its channels and strides, and usable strides.
+
+    The image has sides that no stride divides, so a map may be one position larger or smaller than expected.
+    """
+    strides = backbone.strides
+    height, width = 97, 129
+    maps = backbone.eval()(torch.zeros(1, 3, height, width))
     backbone.train()
-    channels, strides = tuple(x.shape[1] for x in maps), backbone.strides
-    ratios = [size[i] / x.shape[2 + i] / s for x, s in zip(maps, strides, strict=True) for i in range(2)]
-    wanted = strides[3] == output_stride or strides == (4, 8, 16, 32)
-    return channels == backbone.channels and wanted and all(0.7 < ratio < 1.4 for ratio in ratios)
+    ratios = []
+    for x, stride in zip(maps, strides, strict=True):
+        ratios.append(height / x.shape[2] / stride)
+        ratios.append(width / x.shape[3] / stride)
+    has_channels = tuple(x.shape[1] for x in maps) == backbone.channels
+    has_strides = all(0.7 < ratio < 1.4 for ratio in ratios)
+    are_usable = strides[3] == output_stride or strides == PYRAMID_STRIDES
+    return has_channels and has_strides and are_usable
 
 
-BACKBONES: dict[str, Callable[[int], nn.Module]] = {
-    **{f"resnet{n}_{variant}": partial(_resnet, n, variant) for variant in RESNET_STEMS for n in RESNET_DEPTHS},
-    **{name: partial(stdc_backbone, name) for name in BLOCKS},
-}
+def _list_own_backbones() -> Iterator[tuple[str, Callable[[int], nn.Module]]]:
+    """Yield the name of each backbone that is more than a timm name, and its function ``output_stride -> backbone``."""
+    for variant in RESNET_STEMS:
+        for depth in RESNET_DEPTHS:
+            yield f"resnet{depth}_{variant}", partial(_build_resnet, depth, variant)
+    for name in BLOCKS:
+        yield name, partial(build_stdc_backbone, name)
+
+
+BACKBONES: dict[str, Callable[[int], nn.Module]] = dict(_list_own_backbones())
 
 
 def build_backbone(name: str, in_channels: int = 3, output_stride: int = DILATED) -> nn.Module:
-    """A named backbone, or any timm network that yields four maps at the output stride, with random weights.
+    """Build a backbone with random weights: one of BACKBONES, or any timm network that gives four maps.
 
-    The result has ``channels`` and ``strides``, those of c1..c4.
+    The result has the attributes ``channels`` and ``strides`` of its maps c1..c4.
 
-    Raises UserError: the name is neither, or timm cannot run that network at this output stride.
+    Raises:
+        UserError: the name is unknown, or timm cannot run that network at this output stride.
     """
     import timm
 
     if name in BACKBONES:
         backbone = BACKBONES[name](output_stride)
     elif name.startswith("hrnet_") and timm.is_model(name):
-        backbone = _hrnet(name, output_stride)
+        backbone = _build_hrnet(name, output_stride)
     elif timm.is_model(name):
-        backbone = _any_timm(name, output_stride)
+        backbone = _build_timm_backbone(name, output_stride)
     elif name.startswith("smp-"):
         raise UserError(f"backbone {name!r}: encoders of segmentation_models_pytorch are for --model smp_... only")
     else:
@@ -117,7 +150,10 @@ def build_backbone(name: str, in_channels: int = 3, output_stride: int = DILATED
 
 
 def prepare_stem(backbone: nn.Module, in_channels: int) -> None:
-    """Mark the convolutions that see the image, and widen them where label planes come with it."""
+    """Mark the convolutions that see the image, which are those of three input channels.
+
+    With ``in_channels`` above 3, widen them for label planes.
+    """
     for module in backbone.modules():
         if isinstance(module, nn.Conv2d) and module.in_channels == 3:
             module.sees_image = True
@@ -125,24 +161,27 @@ def prepare_stem(backbone: nn.Module, in_channels: int) -> None:
         widen_stem(backbone, in_channels)
 
 
-def stem_convs(backbone: nn.Module) -> list[nn.Conv2d]:
-    """The convolutions that see the image: one, or several side by side (MobileOne, RepViT, FastViT)."""
+def find_stem_convs(backbone: nn.Module) -> list[nn.Conv2d]:
+    """Find the convolutions that ``prepare_stem`` marked: one, or several side by side (MobileOne, RepViT, FastViT)."""
     return [module for module in backbone.modules() if getattr(module, "sees_image", False)]
 
 
 def widen_stem(backbone: nn.Module, in_channels: int) -> None:
-    """Let the first convolution see label planes behind RGB: RGB weights stay, the new ones are N(0, 0.1^2).
+    """Let the stem see label planes behind RGB. The RGB weights stay, the new weights are drawn from N(0, 0.1^2).
 
-    As LAD does when it loads ImageNet weights (models/base_models/resnet.py:257); timm's own ``in_chans=4`` would
-    rescale the RGB weights by 3/4.
+    ``prepare_stem`` calls it when a network is built, before any weights are loaded. Without a marked convolution
+    nothing changes. LAD widens its stem when it loads ImageNet weights (models/base_models/resnet.py:257). timm's own
+    ``in_chans=4`` would multiply the RGB weights by 3/4.
     """
-    for conv in stem_convs(backbone):
+    for conv in find_stem_convs(backbone):
         weight = torch.empty(conv.out_channels, in_channels, *conv.kernel_size).normal_(0, 0.1)
         weight[:, :3] = conv.weight.detach()
-        conv.weight, conv.in_channels = nn.Parameter(weight), in_channels
+        conv.weight = nn.Parameter(weight)
+        conv.in_channels = in_channels
 
 
 def narrow_stem(backbone: nn.Module) -> None:
-    """Undo ``widen_stem``: exact for a network that was only ever shown zeros in its label planes."""
-    for conv in stem_convs(backbone):
-        conv.weight, conv.in_channels = nn.Parameter(conv.weight.detach()[:, :3].clone()), 3
+    """Remove the label planes from the stem. The output stays the same if the planes were always zero."""
+    for conv in find_stem_convs(backbone):
+        conv.weight = nn.Parameter(conv.weight.detach()[:, :3].clone())
+        conv.in_channels = 3

@@ -4,24 +4,28 @@ import torch
 from torch import Tensor, nn
 
 from models.backbones.context_path import ContextPath
-from models.layers import conv_norm_act
+from models.layers import make_conv_norm_act
 
-CHANNELS = (32, 64, 256, 512, 1024)  # of the stages, at strides 2, 4, 8, 16, 32
-BLOCKS = {"stdc1": (2, 2, 2), "stdc2": (4, 5, 3)}  # short-term dense concatenate modules of the last three stages
+CHANNELS = (32, 64, 256, 512, 1024)  # of the five stages, whose strides are 2, 4, 8, 16 and 32
+# number of short-term dense concatenate modules in each of the last three stages
+BLOCKS = {"stdc1": (2, 2, 2), "stdc2": (4, 5, 3)}
 
 
 class DenseConcat(nn.Module):
-    """Short-term dense concatenate module: four convolutions of C/2, C/4, C/8, C/8 channels, all concatenated."""
+    """Apply four convolutions of C/2, C/4, C/8 and C/8 channels in a row, and concatenate all four outputs."""
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()
-        half, quarter, eighth = channels // 2, channels // 4, channels // 8
-        self.layers = nn.ModuleList([conv_norm_act(in_channels, half, 1)])
-        for a, b in ((half, quarter), (quarter, eighth), (eighth, eighth)):
-            self.layers.append(conv_norm_act(a, b, 3, padding=1))
-        self.downsample = self.pool = nn.Identity()
+        half = channels // 2
+        quarter = channels // 4
+        eighth = channels // 8
+        self.layers = nn.ModuleList([make_conv_norm_act(in_channels, half, 1)])
+        for width_in, width_out in ((half, quarter), (quarter, eighth), (eighth, eighth)):
+            self.layers.append(make_conv_norm_act(width_in, width_out, 3, padding=1))
+        self.downsample = nn.Identity()
+        self.pool = nn.Identity()
         if stride == 2:
-            self.downsample = conv_norm_act(half, half, 3, stride=2, padding=1, groups=half, act_cfg=None)
+            self.downsample = make_conv_norm_act(half, half, 3, stride=2, padding=1, groups=half, act_cfg=None)
             self.pool = nn.AvgPool2d(3, 2, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -36,18 +40,24 @@ class DenseConcat(nn.Module):
 
 
 class Encoder(nn.Module):
-    """STDC1's or STDC2's classification network of five stages; returns the last three."""
+    """Run the classification network of STDC1 or STDC2, and return the maps of its last three stages."""
 
-    channels, strides = CHANNELS[2:], (8, 16, 32)
+    channels = CHANNELS[2:]
+    strides = (8, 16, 32)
 
     def __init__(self, blocks: tuple[int, int, int]) -> None:
         super().__init__()
-        stem, second, *_ = CHANNELS
-        self.stages = nn.ModuleList(
-            [conv_norm_act(3, stem, 3, stride=2, padding=1), conv_norm_act(stem, second, 3, stride=2, padding=1)]
-        )
-        for count, a, b in zip(blocks, CHANNELS[1:], CHANNELS[2:], strict=False):
-            self.stages.append(nn.Sequential(DenseConcat(a, b, 2), *(DenseConcat(b, b, 1) for _ in range(count - 1))))
+        first, second = CHANNELS[:2]
+        self.stages = nn.ModuleList()
+        self.stages.append(make_conv_norm_act(3, first, 3, stride=2, padding=1))
+        self.stages.append(make_conv_norm_act(first, second, 3, stride=2, padding=1))
+        in_channels = second
+        for count, channels in zip(blocks, self.channels, strict=True):
+            stage = nn.Sequential(DenseConcat(in_channels, channels, 2))
+            for _ in range(count - 1):
+                stage.append(DenseConcat(channels, channels, 1))
+            self.stages.append(stage)
+            in_channels = channels
 
     def forward(self, x: Tensor) -> list[Tensor]:
         maps = []
@@ -57,6 +67,6 @@ class Encoder(nn.Module):
         return maps[2:]
 
 
-def stdc_backbone(name: str, output_stride: int) -> ContextPath:
-    """STDC1 or STDC2 with its context path; it has one form, whatever the ``output_stride`` asked for."""
+def build_stdc_backbone(name: str, output_stride: int) -> ContextPath:
+    """Build STDC1 or STDC2 with its context path. Its strides are fixed, so ``output_stride`` has no effect."""
     return ContextPath(Encoder(BLOCKS[name]))

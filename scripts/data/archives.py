@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from datasets.matlab import mat_field
+from datasets.matlab import read_mat_field
 from utils.errors import UserError
 from utils.files import write
 
@@ -86,13 +86,14 @@ def guard(archive: Path) -> Iterator[None]:
 def convert_mat(files: Sequence[Path], folder: Path, fields: Sequence[str]) -> None:
     """MATLAB labels as grey PNG with the same ids, ``folder/<stem>.png``; those that are there are left alone.
 
-    Raises UserError: a damaged file, or ids above 255.
+    Raises:
+        UserError: a damaged file, or ids above 255.
     """
     for path in tqdm(files, f"{folder.name}: PNG", disable=None):
         target = folder / f"{path.stem}.png"
         if target.is_file():
             continue
-        ids = mat_field(path, *fields)
+        ids = read_mat_field(path, *fields)
         if ids.ndim != 2 or ids.min() < 0 or ids.max() > 255:
             raise UserError(f"{path}: {'.'.join(fields)} is no map of ids 0..255")
         picture = Image.fromarray(ids.astype(np.uint8))

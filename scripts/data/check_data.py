@@ -27,7 +27,7 @@ import numpy as np
 from tqdm import tqdm
 
 from datasets import dataset_spec
-from datasets.base import SHOWN, DatasetSpec, label_classes, missing_files, read_sample
+from datasets.base import MAX_LISTED, DatasetSpec, convert_label, find_missing_files, read_sample
 from datasets.files import IMAGE_SUFFIXES, Pair
 from scripts.data.pool import each
 from utils.errors import UserError, lookup, run_main
@@ -96,7 +96,7 @@ def check_pair(task: tuple[DatasetSpec, Path, Path | None]) -> Finding:
     for attempt in (
         lambda: read_sample(spec, image_path, label_path)[1],
         lambda: spec.read(image_path, None),
-        lambda: label_path and label_classes(spec, spec.read(None, label_path)[1], label_path),
+        lambda: label_path and convert_label(spec, spec.read(None, label_path)[1], label_path),
     ):
         try:
             label = attempt()
@@ -130,10 +130,14 @@ def doubt_orientation(spec: DatasetSpec, image_path: Path, label_path: Path | No
 
 
 def check_split(spec: DatasetSpec, root: Path, split: str, workers: int) -> Report:
-    """Read every pair of a split, and report what was found. Raises UserError: there is no such split."""
+    """Read every pair of a split, and report what was found.
+
+    Raises:
+        UserError: there is no such split.
+    """
     pairs = spec.pairs(root, split)
     report = Report(len(pairs), spec.splits[split])
-    unlabelled = spec.needs_root and split == "test" and missing_files(pairs) == [label for _, label in pairs]
+    unlabelled = spec.needs_root and split == "test" and find_missing_files(pairs) == [label for _, label in pairs]
     tasks = [(spec, image, None if unlabelled else label) for image, label in pairs]
     report.problems += [f"label without image: {path}" for path in labels_without_image(pairs)]
     for (_, image, _), found in zip(
@@ -190,8 +194,8 @@ def by_kind(problems: list[str]) -> Iterator[str]:
         text = re.sub(r"\d+", "N", FILE_NAME.sub("FILE", problem))
         kinds.setdefault(re.sub(r"(\[?N(, N, N\])? \(N px\)(, | and N more)?)+", "VALUES", text), []).append(problem)
     for first, *others in kinds.values():
-        found = [match[0] for match in map(FILE_NAME.search, others[:SHOWN]) if match]
-        also = f"; also {', '.join(found)}{', ...' if len(others) > SHOWN else ''}" if found else ""
+        found = [match[0] for match in map(FILE_NAME.search, others[:MAX_LISTED]) if match]
+        also = f"; also {', '.join(found)}{', ...' if len(others) > MAX_LISTED else ''}" if found else ""
         yield f"{first}{f' ({len(others) + 1} like this{also})' if others else ''}"
 
 

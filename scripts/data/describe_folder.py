@@ -22,7 +22,7 @@ require_packages()
 import yaml
 
 from datasets import dataset_spec
-from datasets.base import SHOWN, missing_files
+from datasets.base import MAX_LISTED, find_missing_files
 from datasets.files import walk_images
 from datasets.folder import FILE
 from datasets.ids import MAX_CLASSES
@@ -51,8 +51,8 @@ def to_yaml(value: object) -> str:
 
 def list_values(values: Sequence[Value]) -> str:
     """Write the first ids or colours of several, and how many there are besides."""
-    more = f" and {len(values) - SHOWN} more" if len(values) > SHOWN else ""
-    return ", ".join(map(to_yaml, values[:SHOWN])) + more
+    more = f" and {len(values) - MAX_LISTED} more" if len(values) > MAX_LISTED else ""
+    return ", ".join(map(to_yaml, values[:MAX_LISTED])) + more
 
 
 def describe_classes(values: LabelValues, folder: Path) -> list[str]:
@@ -60,7 +60,8 @@ def describe_classes(values: LabelValues, folder: Path) -> list[str]:
 
     folder: of the labels, for messages.
 
-    Raises UserError: fewer than two ids or colours, more than there can be classes, ids beyond 16 bits.
+    Raises:
+        UserError: fewer than two ids or colours, more than there can be classes, ids beyond 16 bits.
     """
     unlabelled = values.find_unlabelled()
     ignored = sorted([*unlabelled, *values.strays])
@@ -115,8 +116,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     splits, lists = find_splits(root, matches, remarks)
     used = {folder for match in matches for folder in (match.images, match.labels)}
     if unused := [str(folder.relative_to(root)) for folder, _ in walk_images(root) if folder not in used]:
-        more = f" and {len(unused) - SHOWN} more" if len(unused) > SHOWN else ""
-        remarks.append(f"not used, neither images with labels nor these: {', '.join(unused[:SHOWN])}{more}")
+        more = f" and {len(unused) - MAX_LISTED} more" if len(unused) > MAX_LISTED else ""
+        remarks.append(f"not used, neither images with labels nor these: {', '.join(unused[:MAX_LISTED])}{more}")
 
     lines = [f"# Written by scripts/data/describe_folder.py from {count} label files. Correct what is wrong."]
     lines += [*(f"# {remark}" for remark in remarks), "splits:"]
@@ -133,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     spec = dataset_spec("folder", str(root))
     for split in splits:
         pairs = spec.pairs(root, split)
-        missing = len(missing_files(pairs))
+        missing = len(find_missing_files(pairs))
         print(f"{split}: {len(pairs)} images" + (f", {missing} files missing" if missing else ""))
     check = f"python scripts/data/check_data.py --dataset folder --data {shlex.quote(config.data)}"
     print(f"written: {root / FILE}; after correcting it: {check}")

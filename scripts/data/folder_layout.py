@@ -12,7 +12,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from datasets.files import IMAGE_SUFFIXES, walk_images
-from datasets.folder_pairs import OWN_SUFFIX
+from datasets.folder_pairs import IMAGE_SUFFIX_FIELD
 from utils.errors import UserError
 
 SPLIT = re.compile(r"(?<![a-z])(train|val|dev|test)", re.IGNORECASE)
@@ -44,7 +44,8 @@ class Match(NamedTuple):
 def find_matches(root: Path) -> list[Match]:
     """Find the best labels of each folder of images, all with names of one form.
 
-    Raises UserError: no pictures, none that go by the same names as labels, or some whose labels have another form.
+    Raises:
+        UserError: no pictures, none that go by the same names as labels, or some whose labels have another form.
     """
     folders = dict(walk_images(root))
     if single := _match_single_images(folders):
@@ -118,10 +119,10 @@ def _match_folders(root: Path, folders: dict[Path, list[str]], here: Path, there
         return
     special = [ending for ending in _list_endings(folders[here]) if ending.lower() not in IMAGE_SUFFIXES]
     endings = _list_endings(folders[there])
-    forms = [*product(("", *special), endings), *(("", OWN_SUFFIX + ending) for ending in endings)]
+    forms = [*product(("", *special), endings), *(("", IMAGE_SUFFIX_FIELD + ending) for ending in endings)]
     for image_suffix, label_suffix in forms:
         images = _name_images(folders[here], folders[there] if here == there else [], image_suffix, label_suffix)
-        ending = label_suffix.removeprefix(OWN_SUFFIX)
+        ending = label_suffix.removeprefix(IMAGE_SUFFIX_FIELD)
         labels = {name.removesuffix(ending): name for name in folders[there] if name.endswith(ending)}
         bases = tuple(sorted(images.keys() & labels.keys()))
         if not bases or len(bases) < COVERED * len(images):
@@ -144,8 +145,8 @@ def _name_images(names: Sequence[str], beside: Sequence[str], image_suffix: str,
 
     beside: the pictures of the label folder, where it is the same one.
     """
-    if label_suffix.startswith(OWN_SUFFIX):
-        ending = label_suffix.removeprefix(OWN_SUFFIX)
+    if label_suffix.startswith(IMAGE_SUFFIX_FIELD):
+        ending = label_suffix.removeprefix(IMAGE_SUFFIX_FIELD)
         labels = {name + ending for name in beside}
         return {name: name for name in names if name not in labels}
     images = [name for name in names if name.endswith(image_suffix)]
@@ -156,7 +157,7 @@ def _name_images(names: Sequence[str], beside: Sequence[str], image_suffix: str,
 
 def _require_one_form(folders: dict[Path, list[str]], match: Match) -> None:
     """Raise UserError where an image has no label of the match's form, but probably one of another form, or reverse."""
-    ending = match.label_suffix.removeprefix(OWN_SUFFIX)
+    ending = match.label_suffix.removeprefix(IMAGE_SUFFIX_FIELD)
     labels = set(folders[match.labels])
     spare = sorted(labels - set(match.label_names))
     pictures = set(folders[match.images])

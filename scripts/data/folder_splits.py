@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from datasets.files import read_list
-from datasets.folder_pairs import folders_of
+from datasets.folder_pairs import find_folders
 from scripts.data.folder_layout import Match, split_of
 from utils.files import decode_text
 from utils.pictures import content_of
@@ -20,7 +20,8 @@ def find_splits(root: Path, matches: list[Match], remarks: list[str]) -> tuple[S
     remarks: those on what a person should know are added. Returns the splits, and the lists to be written: file name ->
     names of images.
 
-    Raises UserError: a list cannot be read.
+    Raises:
+        UserError: a list cannot be read.
     """
     splits: Splits = {}
     bases: dict[str, list[str]] = {}
@@ -63,7 +64,7 @@ def _join_folders(root: Path, group: list[Match]) -> tuple[str, str]:
     sides = [[folder.relative_to(root) for folder in side] for side in zip(*pairs, strict=True)]
     for whole_names in (True, False):
         images, labels = (_write_pattern(side, whole_names) for side in sides)
-        if images.count("*") == labels.count("*") > 0 and set(folders_of(root, images, labels)) == set(pairs):
+        if images.count("*") == labels.count("*") > 0 and set(find_folders(root, images, labels)) == set(pairs):
             return images, labels
     return tuple(str(side[0]) for side in sides)
 
@@ -98,7 +99,8 @@ def _common_start(names: Sequence[str]) -> str:
 def _find_lists(root: Path, bases: set[str]) -> dict[str, str]:
     """Find text files that are called after a split and name images, the longest for each.
 
-    Raises UserError: such a list cannot be read.
+    Raises:
+        UserError: such a list cannot be read.
     """
     found: list[tuple[int, str, str]] = []
     for path in filter(Path.is_file, sorted(root.rglob("*.txt"))):

@@ -10,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from datasets.files import read_label
-from datasets.ids import color_codes
+from datasets.ids import encode_colors
 from utils.types import IGNORE_INDEX, Rgb
 
 Value = int | Rgb
@@ -32,7 +32,8 @@ class LabelValues:
     def __init__(self, labels: Sequence[Path]) -> None:
         """Read the label files.
 
-        Raises UserError: a file cannot be read.
+        Raises:
+            UserError: a file cannot be read.
         """
         self.pixels: Counter[Value] = Counter()
         self.files: Counter[Value] = Counter()
@@ -42,7 +43,7 @@ class LabelValues:
         self.colored = any(read_label(path, colored=True).ndim == 3 for path in labels)
         for path in tqdm(labels, "labels", disable=None):
             label = read_label(path, indexed=not self.colored, colored=self.colored)
-            self._count(color_codes(label) if self.colored else label)
+            self._count(encode_colors(label) if self.colored else label)
         self.strays = self._find_strays()
 
     def _count(self, codes: np.ndarray) -> None:

@@ -29,15 +29,15 @@ import numpy as np
 import torch
 from matplotlib.colors import to_hex
 
-from datasets import for_network
+from datasets import build_dataset_for_network
 from datasets.base import SegmentationDataset
 from engine.metrics import Metrics, confusion_matrix
-from models.checkpoints.loading import Loaded, from_checkpoint
+from models.checkpoints.loading import Loaded, load_one_of_several
 from models.label_noise import CODES, LabelNoise
 from models.prediction import Predictor
 from scripts.deploy.predict import appearance, segment
 from scripts.study.analysis.robustness import Condition, corrupt
-from utils.colors import blended, colorize, diverging, strongest
+from utils.colors import blend_classes, choose_strongest_plane, colorize, paint_diverging
 from utils.errors import UserError, run_main
 from utils.options import option, parse_flags
 from utils.pictures import read_image
@@ -59,6 +59,7 @@ class DemoConfig:
         ("camvid_student", "camvid_baseline"), "checkpoints of image-only networks; the first stands beside the teacher"
     )
     teacher: str = option("", "checkpoint of a label-assisted teacher, for the second tab")
+    model: str = option("", "package.module:function, where they hold a network of your own")
     dataset: str = option("", "data set of the second tab (default: the teacher's)")
     data: str = option("", "root folder of the data set (default: the teacher's)")
     split: str = option("val", "part of the data set")
@@ -68,8 +69,8 @@ class DemoConfig:
 class SegmentTab:
     """Segment images with one of several networks."""
 
-    def __init__(self, files: Sequence[str]) -> None:
-        """Load the networks.
+    def __init__(self, files: Sequence[str], model: str = "") -> None:
+        """Load the networks. model: the function of those that are the user's own, as in ``from_checkpoint``.
 
         Raises:
             UserError: no file, a file twice, one that cannot be read, or a network that reads the label.
@@ -78,7 +79,7 @@ class SegmentTab:
             raise UserError("--pretrained FILE.. is missing: checkpoints of image-only networks")
         if len(set(files)) < len(files):
             raise UserError("--pretrained: the same file twice")
-        self.networks = {file: from_checkpoint(file) for file in files}
+        self.networks = {file: load_one_of_several(file, model=model) for file in files}
         for file, loaded in self.networks.items():
             if loaded.noise is not None:
                 raise UserError(f"--pretrained {file} is a label-assisted teacher: give it to --teacher")
@@ -108,7 +109,7 @@ class SegmentTab:
         names, palette = appearance(loaded.card)
         shares = np.bincount(ids.ravel(), minlength=len(names)) / ids.size
         text = f"{width}x{height} pixels in {seconds:.2f} s on the CPU (threads: {torch.get_num_threads()})"
-        return np.asarray(blended(pixels, ids, palette)), make_legend(names, palette, shares), text
+        return np.asarray(blend_classes(pixels, ids, palette)), make_legend(names, palette, shares), text
 
 
 def make_legend(names: Sequence[str], palette: Sequence[Rgb], shares: np.ndarray) -> str:
@@ -173,7 +174,7 @@ class TeacherTab:
         return TeacherView(
             image=image.permute(1, 2, 0).numpy(),
             label=colorize(label, palette),
-            plane=diverging(strongest(plane)),
+            plane=paint_diverging(choose_strongest_plane(plane)),
             teacher=colorize(by_teacher, palette),
             plain=colorize(by_plain, palette),
             text=self.describe(label, given, by_teacher, by_plain, shown),
@@ -211,7 +212,7 @@ class TeacherTab:
     ) -> np.ndarray:
         """Return the class of every pixel, uint8 ``[H, W]``."""
         predictor = Predictor(loaded.model, loaded.convention, noise)
-        return predictor.classes(image[None], torch.from_numpy(label)[None], [draw])[0].byte().numpy()
+        return predictor.predict_classes(image[None], torch.from_numpy(label)[None], [draw])[0].byte().numpy()
 
     def describe(
         self, label: np.ndarray, given: np.ndarray, by_teacher: np.ndarray, by_plain: np.ndarray, shown: str
@@ -244,14 +245,14 @@ def load_teacher_tab(config: DemoConfig, plain: Loaded) -> TeacherTab | None:
     """
     if not config.teacher:
         return None
-    teacher = from_checkpoint(config.teacher, assisted=True)
+    teacher = load_one_of_several(config.teacher, assisted=True, model=config.model)
     if teacher.noise is None:
         raise UserError(f"--teacher {config.teacher} sees the image only: give it to --pretrained")
     if plain.card.num_classes != teacher.card.num_classes:
         counts = f"{plain.card.num_classes} classes, the teacher {teacher.card.num_classes}"
         raise UserError(f"--pretrained {config.pretrained[0]} has {counts}: give a network of the same data set first")
     where = config.dataset or teacher.card.dataset, config.data or teacher.card.data, config.split
-    _, dataset = for_network(teacher.card, *where, f"--teacher {config.teacher}")
+    _, dataset = build_dataset_for_network(teacher.card, *where, f"--teacher {config.teacher}")
     return TeacherTab(teacher, plain, dataset)
 
 
@@ -334,7 +335,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = DemoConfig(**parse_flags(DemoConfig, __doc__, argv))
     if find_spec("gradio") is None:
         raise UserError("gradio is not installed: pip install -r requirements-demo.txt")
-    segment_tab = SegmentTab(config.pretrained)
+    segment_tab = SegmentTab(config.pretrained, config.model)
     teacher_tab = load_teacher_tab(config, segment_tab.networks[config.pretrained[0]])
     page = build_page(segment_tab, teacher_tab)
     try:

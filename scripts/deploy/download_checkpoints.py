@@ -80,7 +80,11 @@ def fetch(entry: Entry, folder: Path) -> Path:
 
 
 def verify(entries: list[Entry], folder: Path) -> None:
-    """Raises UserError when a file on disk is not what the manifest says."""
+    """Compare the files in a folder with the manifest, and print what each of them is.
+
+    Raises:
+        UserError: a file is not what the manifest says.
+    """
     found = {entry: problem(entry, folder / entry.file) for entry in entries if (folder / entry.file).exists()}
     for entry, wrong in found.items():
         print(f"{entry.file}: {f'WRONG, {wrong}' if wrong else 'ok' if entry.hash else 'no published hash'}")

@@ -2,11 +2,15 @@
 
     pip install -r requirements-export.txt
     python scripts/deploy/export_onnx.py --pretrained runs/student/best.pth --output student.onnx --image street.png
+    python scripts/deploy/export_onnx.py --pretrained camvid_student --output student.onnx --int8 --calibration photos/
 
 Input ``image``: uint8 RGB [batch, 3, height, width], values 0..255 as decoded: the normalisation is inside. Output
 ``logits``: float32 [batch, classes, height, width] at input size. Batch, height and width are free; --size fixes
 height and width. Class names, colours and the size of the training crops are in the file's metadata. The file is kept
 only when it agrees with PyTorch.
+
+--int8 writes NAME.int8.onnx beside it, by onnxruntime's static quantisation, and prints the share of pixels of equal
+class; with --data, the root of a labelled data set, also the mIoU of both files.
 """
 
 import copy
@@ -15,11 +19,11 @@ import json
 import logging
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -33,27 +37,49 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from datasets import build_dataset_for_network
+from datasets.base import SegmentationDataset
 from models.checkpoints.card import Card
-from models.checkpoints.loading import from_checkpoint
-from scripts.deploy.onnx_sizes import replace_pools, simple_same_padding
+from models.checkpoints.loading import Loaded, from_checkpoint
+from scripts.deploy.onnx_int8 import (
+    Sample,
+    Sizes,
+    choose_evenly,
+    compare_files,
+    describe,
+    find_files,
+    quantise,
+    read_dataset,
+    read_files,
+)
+from scripts.deploy.onnx_sizes import replace_pools, simple_same_padding, use_new_maps
 from utils.errors import UserError, first_line, run_main
 from utils.files import write
-from utils.options import option, parse_flags
+from utils.options import flag_of, option, parse_flags
 from utils.pictures import read_image
 from utils.pixels import PixelConvention
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 TRACED_SIZE = (97, 131)  # of the example that is traced: odd, unequal
 CHECKED_SIZES = ((97, 131), (128, 64), (65, 200))  # of random images
+INT8_SETTINGS = ("calibration", "dataset", "data", "resize")
 AGREEMENT = 0.9999  # share of pixels whose class must be the same
 
 
 @dataclass(frozen=True)
 class ExportConfig:
     pretrained: str = option("", "checkpoint of an image-only network")
+    model: str = option("", "package.module:function, where the checkpoint holds a network of your own")
     output: str = option("", "file to write (*.onnx)")
     size: tuple[int, int] | None = option(None, "fixed height and width (default: any)", minimum=1)
     image: tuple[str, ...] = option((), "images to check the file with, besides random ones")
+    int8: bool = option(False, "also write NAME.int8.onnx, with weights and maps of 8 bits")
+    calibration: tuple[str, ...] = option((), "--int8: images and folders that show the range of every map")
+    dataset: str = option("", "--int8: labelled data set that both files are scored on (default: the checkpoint's)")
+    data: str = option("", "--int8: its root folder; its training images calibrate where --calibration gives none")
+    resize: tuple[int, int] | None = option(
+        None, "--int8: long and short side that images are resized to fit, as by eval.py", minimum=32
+    )
 
 
 class PixelsToLogits(nn.Module):
@@ -112,7 +138,8 @@ def metadata(card: Card, source: str) -> dict[str, str]:
 def compare(path: Path, network: nn.Module, images: dict[str, Tensor]) -> dict[str, float]:
     """The share of pixels of equal class by image; printed with the largest difference of a logit.
 
-    Raises UserError: onnxruntime cannot load the file, or cannot run it on an image.
+    Raises:
+        UserError: onnxruntime cannot load the file, or cannot run it on an image.
     """
     import onnxruntime
 
@@ -144,9 +171,12 @@ def check_images(files: Sequence[str], size: tuple[int, int] | None) -> dict[str
     return images
 
 
-@torch.inference_mode()
-def main(argv: Sequence[str] | None = None) -> None:
-    config = ExportConfig(**parse_flags(ExportConfig, __doc__, argv))
+def check_config(config: ExportConfig) -> None:
+    """Check what can be checked before the checkpoint is read.
+
+    Raises:
+        UserError: a flag is missing or has no effect, or a package is not installed.
+    """
     if not config.pretrained:
         raise UserError("--pretrained FILE is missing: the checkpoint to export")
     if not config.output.endswith(".onnx"):
@@ -154,15 +184,41 @@ def main(argv: Sequence[str] | None = None) -> None:
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"{', '.join(missing)} not installed: pip install -r requirements-export.txt")
-    loaded = from_checkpoint(config.pretrained)
+    unused = [flag_of(name) for name in INT8_SETTINGS if getattr(config, name)]
+    if unused and not config.int8:
+        raise UserError(f"{', '.join(unused)}: only with --int8")
+    if config.int8 and not (config.calibration or config.data or config.dataset):
+        needed = "images like those that the network will see, which show the range of every map"
+        raise UserError(f"--int8 needs {needed}: --calibration FOLDER, or --data ROOT of a labelled data set")
+    if config.size and config.resize:
+        raise UserError("--size and --resize: images have one fixed size, or fit two sides; leave one of them out")
+
+
+@torch.inference_mode()
+def main(argv: Sequence[str] | None = None) -> None:
+    config = ExportConfig(**parse_flags(ExportConfig, __doc__, argv))
+    check_config(config)
+    loaded = from_checkpoint(config.pretrained, model=config.model)
     if loaded.noise is not None:
         reads = f"--pretrained {config.pretrained} reads the label"
         raise UserError(f"{reads}: a teacher cannot be deployed; export a student")
-    network = PixelsToLogits(loaded.model, loaded.convention).eval()
     images = check_images(config.image, config.size)  # first, so that a bad file is reported at once
+    int8_inputs = open_int8_inputs(config, loaded) if config.int8 else None
+    write_onnx(config, loaded, images)
+    if int8_inputs is not None:
+        write_int8(config, loaded, int8_inputs)
+
+
+def write_onnx(config: ExportConfig, loaded: Loaded, images: dict[str, Tensor]) -> None:
+    """Write the network, if the file agrees with it on ``images``.
+
+    Raises:
+        UserError: the network cannot be written, or the file does not agree with it.
+    """
+    network = PixelsToLogits(loaded.model, loaded.convention).eval()
     exportable = copy.deepcopy(network)
     replace_pools(exportable)
-
+    use_new_maps(exportable)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:
         program = export(exportable, config.size)
@@ -183,6 +239,66 @@ def main(argv: Sequence[str] | None = None) -> None:
         write(path, lambda output: output.write(file.read_bytes()))
     shape = f"{config.size[0]}x{config.size[1]}" if config.size else "any size"
     print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB): uint8 RGB [N, 3, H, W], {shape} -> logits")
+
+
+class Int8Inputs(NamedTuple):
+    """The images that an 8-bit file is made and judged with: files, or a data set's training and validation images."""
+
+    sizes: Sizes
+    files: list[Path]
+    training: SegmentationDataset | None
+    validation: SegmentationDataset | None
+
+    def calibration(self) -> Iterator[Sample]:
+        """Read the images that show the range of every map: the files, or else training images."""
+        if self.files:
+            return read_files(self.files, self.sizes)
+        return read_dataset(self.training, choose_evenly(len(self.training)), self.sizes)
+
+    def comparison(self) -> Iterator[Sample]:
+        """Read the images that the two files are compared on: all validation images, or else the files."""
+        if self.validation is None:
+            return read_files(self.files, self.sizes)
+        return read_dataset(self.validation, range(len(self.validation)), self.sizes)
+
+    def describe(self) -> str:
+        """Say what the two files are compared on."""
+        if self.validation is None:
+            return "the images it was calibrated with"
+        return f"{len(self.validation)} validation images"
+
+
+def open_int8_inputs(config: ExportConfig, loaded: Loaded) -> Int8Inputs:
+    """Find the images for ``--int8``.
+
+    Raises:
+        UserError: there are none, or the data set has other classes than the network.
+    """
+    files = find_files(config.calibration)
+    training, validation = None, None
+    if config.data or config.dataset:
+        where = (config.dataset or loaded.card.dataset, config.data or loaded.card.data)
+        _, validation = build_dataset_for_network(loaded.card, *where, "val", config.pretrained)
+        if not files:
+            _, training = build_dataset_for_network(loaded.card, *where, "train", config.pretrained)
+    return Int8Inputs(Sizes(config.size, config.resize), files, training, validation)
+
+
+def write_int8(config: ExportConfig, loaded: Loaded, inputs: Int8Inputs) -> None:
+    """Write NAME.int8.onnx beside NAME.onnx, and say how the two compare.
+
+    Raises:
+        UserError: onnxruntime cannot quantise the network, or an image cannot be read.
+    """
+    float_file = Path(config.output).expanduser()
+    path = float_file.with_suffix(".int8.onnx")
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / path.name
+        quantise(float_file, file, inputs.calibration())
+        agreement = compare_files(float_file, file, inputs.comparison(), loaded.model.supervision[0].align_corners)
+        write(path, lambda output: output.write(file.read_bytes()))
+    print(describe(agreement, inputs.describe()))
+    print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB): as {float_file.name}, with weights and maps of 8 bits")
 
 
 if __name__ == "__main__":

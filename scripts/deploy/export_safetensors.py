@@ -27,7 +27,7 @@ from torch import Tensor
 from engine.settings import StudentConfig, file_settings
 from models.checkpoints.card import Card
 from models.checkpoints.loading import from_checkpoint
-from models.checkpoints.reading import CARD, SUFFIX, located
+from models.checkpoints.reading import CARD, SUFFIX, find_checkpoint
 from utils.errors import UserError, run_main
 from utils.files import require_apart, write
 from utils.options import option, parse_flags
@@ -41,6 +41,7 @@ class ExportConfig:
     pretrained: str = option("", "checkpoint to export")
     export: str = option("", f"file to write (*{SUFFIX})")
     half: bool = option(False, "weights in half precision: half the size; the network still computes in float32")
+    model: str = option("", "package.module:function, where the checkpoint holds a network of your own")
     backbone: str = option("", "encoder of a file of segmentation_models_pytorch whose keys do not tell it")
     assisted: bool = option(False, "keep the label plane of a file of the LAD release: it is a teacher")
 
@@ -48,7 +49,8 @@ class ExportConfig:
 def write_safetensors(path: str | Path, weights: Mapping[str, Tensor], card: Mapping[str, Any]) -> None:
     """Weights, and the card as JSON in the metadata; whole or not at all.
 
-    Raises UserError: the file cannot be written.
+    Raises:
+        UserError: the file cannot be written.
     """
     plain = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
     content = save(plain, {"format": "pt", CARD: json.dumps(dict(card))})
@@ -76,8 +78,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError("--pretrained FILE is missing: the checkpoint to export")
     if not config.export.endswith(SUFFIX):
         raise UserError(f"--export {config.export or 'FILE'}: the file's name must end with {SUFFIX}")
-    require_apart([(Path(config.export), Path(config.pretrained))], [located(config.pretrained)], "--export")
-    model, card = from_checkpoint(config.pretrained, config.assisted, config.backbone)
+    require_apart([(Path(config.export), Path(config.pretrained))], [find_checkpoint(config.pretrained)], "--export")
+    model, card = from_checkpoint(config.pretrained, config.assisted, config.backbone, config.model)
     card = remove_folders(card)
     weights = model.state_dict()
     if config.half:  # not the buffers: running variances of raw pixels pass the largest number

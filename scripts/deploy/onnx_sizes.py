@@ -1,35 +1,54 @@
 """Padding and pooling in a form that ONNX, and torch's exporter, can state for images of any size."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 
+import torch.nn.functional as F
 from timm.layers import padding
 from torch import Tensor, nn
 
-from models.layers import bin_means
+from models.layers import compute_bin_means
 
-ORIGINAL = padding.get_same_padding
+# of timm; each has its ``pad_same`` under this name
+PADDING_MODULES = [import_module(f"timm.layers.{name}") for name in ("conv2d_same", "pool2d_same", "std_conv")]
 
 
-def same_padding(side: int, kernel: int, stride: int, dilation: int) -> int:
-    """TensorFlow's SAME padding of one side, without ceil and max where the kernel covers its stride.
+def split_same_padding(side: int, kernel: int, stride: int, dilation: int) -> tuple[int, int]:
+    """Return the rows before and behind a side that TensorFlow's SAME padding adds, and rows that no window reaches.
 
-    With those in it the sizes of a deep network become expressions that torch's exporter takes many minutes over.
+    With those rows the padded side is always ``side + (kernel - 1) * dilation`` where the kernel covers its stride.
+    The output has ceil(side / stride) rows in either form. The exact padding depends on the remainder of the side, and
+    torch's exporter takes minutes over the sizes that follow from it in a deep network.
     """
     covered = (kernel - 1) * dilation
     if covered < stride - 1:
-        return ORIGINAL(side, kernel, stride, dilation)
-    return covered - (side - 1) % stride
+        total = padding.get_same_padding(side, kernel, stride, dilation)
+        return total // 2, total - total // 2
+    before = (covered - (side - 1) % stride) // 2
+    return before, covered - before
+
+
+def pad_same(
+    x: Tensor, kernel_size: Sequence[int], stride: Sequence[int], dilation: Sequence[int] = (1, 1), value: float = 0
+) -> Tensor:
+    """Pad maps ``[B, C, h, w]`` as timm's function of this name does, in a form with simple sizes."""
+    top, bottom = split_same_padding(x.shape[-2], kernel_size[0], stride[0], dilation[0])
+    left, right = split_same_padding(x.shape[-1], kernel_size[1], stride[1], dilation[1])
+    return F.pad(x, (left, right, top, bottom), value=value)
 
 
 @contextmanager
 def simple_same_padding() -> Iterator[None]:
-    """timm's networks of TensorFlow's kind (``tf_*``) pad by ``same_padding``."""
-    padding.get_same_padding = same_padding
+    """Let timm's networks of TensorFlow's kind (``tf_*``) pad by ``pad_same`` of this module."""
+    originals = [module.pad_same for module in PADDING_MODULES]
+    for module in PADDING_MODULES:
+        module.pad_same = pad_same
     try:
         yield
     finally:
-        padding.get_same_padding = ORIGINAL
+        for module, original in zip(PADDING_MODULES, originals, strict=True):
+            module.pad_same = original
 
 
 class BinMeans(nn.Module):
@@ -40,7 +59,14 @@ class BinMeans(nn.Module):
         self.bins = bins
 
     def forward(self, x: Tensor) -> Tensor:
-        return bin_means(x, self.bins)
+        return compute_bin_means(x, self.bins)
+
+
+def use_new_maps(module: nn.Module) -> None:
+    """Let no activation overwrite its input: torch's exporter takes seconds to undo that. Changes ``module``."""
+    for part in module.modules():
+        if getattr(part, "inplace", False):
+            part.inplace = False
 
 
 def replace_pools(module: nn.Module) -> None:

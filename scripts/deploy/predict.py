@@ -24,13 +24,13 @@ import numpy as np
 import torch
 from matplotlib.colors import to_hex
 
-from datasets.base import voc_colors
+from datasets.base import make_voc_colors
 from datasets.files import IMAGE_SUFFIXES, walk_images
 from engine.runtime import start_runtime
 from models.checkpoints.card import Card
 from models.checkpoints.loading import from_checkpoint
 from models.prediction import Predictor
-from utils.colors import blended, palette_picture, save_png
+from utils.colors import blend_classes, make_palette_picture, save_png
 from utils.errors import UserError, run_main
 from utils.files import require_apart
 from utils.options import option, parse_flags
@@ -42,6 +42,7 @@ from utils.types import Rgb
 class PredictConfig:
     images: tuple[str, ...] = option((), "image files and folders", positional=True)
     pretrained: str = option("", "checkpoint of an image-only network")
+    model: str = option("", "package.module:function, where the checkpoint holds a network of your own")
     output: str = option("predictions", "folder for NAME.png (and NAME_blend.png)")
     blend: bool = option(False, "also write the colours over the image")
     resize: tuple[int, int] | None = option(
@@ -60,7 +61,7 @@ def appearance(card: Card) -> tuple[list[str], list[Rgb]]:
     count = card.num_classes
     named, colored = len(card.class_names) == count, len(card.palette) == count
     names = list(card.class_names) if named else [f"class {k}" for k in range(count)]
-    return names, [tuple(color) for color in card.palette] if colored else list(voc_colors(count))
+    return names, [tuple(color) for color in card.palette] if colored else list(make_voc_colors(count))
 
 
 def find_images(given: Sequence[str], output: Path) -> dict[Path, Path]:
@@ -69,7 +70,8 @@ def find_images(given: Sequence[str], output: Path) -> dict[Path, Path]:
     output: the folder that predictions go to; what lies there is no image. Returns each image with the place of its
     prediction below that folder, without a suffix.
 
-    Raises UserError: nothing given, or a folder without images.
+    Raises:
+        UserError: nothing given, or a folder without images.
     """
     if not given:
         raise UserError("no images given: predict.py IMAGE.. --pretrained FILE")
@@ -95,7 +97,8 @@ def plan_outputs(images: Mapping[Path, Path], config: PredictConfig) -> dict[Pat
 
     images: of ``find_images``.
 
-    Raises UserError: two images would be written to one file, or one over an input.
+    Raises:
+        UserError: two images would be written to one file, or one over an input.
     """
     folder = Path(config.output).expanduser()
     suffixes = ("", "_blend") if config.blend else ("",)
@@ -111,7 +114,7 @@ def segment(image: np.ndarray, predict: Predictor, device: torch.device) -> np.n
     """Return the class of every pixel of an image RGB uint8 ``[H, W, 3]``, uint8 ``[H, W]``."""
     pixels = torch.from_numpy(image.transpose(2, 0, 1).copy())[None].to(device)
     no_label = pixels[:, 0]  # in its place; a network that sees the image only does not look at it
-    return predict.classes(pixels, no_label, ())[0].to(torch.uint8).cpu().numpy()
+    return predict.predict_classes(pixels, no_label, ())[0].to(torch.uint8).cpu().numpy()
 
 
 def legend(names: Sequence[str], palette: Sequence[Rgb], pixels: np.ndarray) -> str:
@@ -131,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError("--pretrained FILE is missing: the checkpoint of the network")
     images = find_images(config.images, Path(config.output).expanduser())
     files = plan_outputs(images, config)
-    loaded = from_checkpoint(config.pretrained)
+    loaded = from_checkpoint(config.pretrained, model=config.model)
     if loaded.noise is not None:
         raise UserError(f"--pretrained {config.pretrained} is a label-assisted teacher: it needs labels; use a student")
     names, palette = appearance(loaded.card)
@@ -151,9 +154,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             ids = segment(image, predict, runtime.device)
             pixels += np.bincount(ids.ravel(), minlength=len(names))
             plain, *blends = files[path]
-            save_png(palette_picture(ids, palette), plain)
+            save_png(make_palette_picture(ids, palette), plain)
             for file in blends:
-                save_png(blended(image, ids, palette), file)
+                save_png(blend_classes(image, ids, palette), file)
             print(f"{path} -> {', '.join(map(str, files[path]))}")
     if failed < len(images):
         print(legend(names, palette, pixels))

@@ -32,9 +32,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from datasets import train_and_val
+from datasets import build_train_and_val
 from datasets.base import TrainStream
-from datasets.transforms import SCALE_RANGE, pad, scales_between
+from datasets.transforms import SCALE_RANGE, list_scales, pad
 from engine.logger import describe_environment
 from engine.metrics import confusion_matrix
 from engine.runtime import Runtime, start_runtime
@@ -47,12 +47,12 @@ from scripts.study import as_released
 from scripts.study.analysis.style import save_json
 from train_student import StudentStep
 from train_teacher import TeacherStep
-from utils.bilinear import upsampled_argmax
+from utils.bilinear import upsample_argmax
 from utils.errors import UserError, lookup, run_main
 from utils.options import option, parse_flags
 from utils.pixels import CONVENTIONS
 from utils.seeding import derive_seed
-from utils.types import IGNORE_INDEX, Draw, count_labelled_per_rank
+from utils.types import IGNORE_INDEX, Draw, compute_pixel_divisor
 
 COUNT, CROP = 48, (512, 512)
 CONVENTION = CONVENTIONS["bgr_mean"]
@@ -135,7 +135,7 @@ def repeat_draws(
 ) -> tuple[as_released.Code, as_released.Pixels]:
     """Return the codes and the pixel noise that ``noise`` draws, for the release's way of using them."""
     table = noise.table.to(label.device, torch.float32)
-    codes = noise.codes(table, len(label), draw, path)
+    codes = noise.draw_codes(table, len(label), draw, path)
     return lambda j, k: codes[j, k], lambda plane: draw.normal(plane.clone(), 2 * path + 1)
 
 
@@ -167,7 +167,7 @@ def compare_scores(num_classes: int, config: BenchmarkConfig, device: torch.devi
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
 
     def ours(_: int) -> None:
-        classes = upsampled_argmax(logits, label.shape[-2:], True)
+        classes = upsample_argmax(logits, label.shape[-2:], True)
         confusion.add_(confusion_matrix(classes, label, num_classes))
 
     def plain(_: int) -> float:
@@ -206,7 +206,7 @@ def load_as_released(stream: TrainStream, position: int) -> tuple[np.ndarray, np
     image = cv2.imread(str(image_path), cv2.IMREAD_COLOR)
     label = cv2.imread(str(label_path), cv2.IMREAD_GRAYSCALE).astype(np.int32)
     label[label == 11] = IGNORE_INDEX  # CamVid's void
-    scales = scales_between(*SCALE_RANGE)
+    scales = list_scales(*SCALE_RANGE)
     scale = scales[rng.integers(len(scales))]
     image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
     label = cv2.resize(label, None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST)
@@ -226,7 +226,8 @@ def compare_loaders(config: BenchmarkConfig, device: torch.device) -> Comparison
         write_voc_like(Path(folder))
         pad_color = CONVENTION.pad_color
         stream, cached = (
-            train_and_val("camvid", folder, crop_size=CROP, pad_color=pad_color, cache_gb=gb).train for gb in (0.0, 1.0)
+            build_train_and_val("camvid", folder, crop_size=CROP, pad_color=pad_color, cache_gb=gb).train
+            for gb in (0.0, 1.0)
         )
         ways = {"as released": lambda i: load_as_released(stream, i), "ours": stream.__getitem__}
         seconds = measure_medians(
@@ -291,7 +292,7 @@ class Batch:
         def run(i: int) -> Tensor:
             with runtime.autocast():
                 x = self.convention.normalize(self.image)
-                return wrapped(x, self.label.long(), Draw(i), count_labelled_per_rank(self.label))["loss"]
+                return wrapped(x, self.label.long(), Draw(i), compute_pixel_divisor(self.label))["loss"]
 
         return run
 

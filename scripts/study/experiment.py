@@ -43,6 +43,7 @@ from scripts.study.experiments.stop import Stop
 from scripts.study.pack_records import check_record_file
 from scripts.study.results_table import show_tables
 from utils.errors import UserError, run_main
+from utils.files import require_writable
 from utils.options import option, parse_flags
 
 
@@ -209,12 +210,7 @@ def lock_output(config: RunnerConfig, output: Path) -> FolderLock:
     if config.records:
         folders["--records"] = check_record_file(config.records).parent
     for flag, folder in folders.items():
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / ".probe").touch()
-            (folder / ".probe").unlink()
-        except OSError as error:
-            raise UserError(f"{flag} {folder} cannot be written: {error.strerror}") from error
+        require_writable(folder, f"{flag} {folder}")
     return FolderLock(output, "--output")
 
 

@@ -21,10 +21,10 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from datasets.toy import TOY, draw
+from datasets.toy import TOY, draw_sample
 from models.label_noise import LabelNoise
 from scripts.study.analysis import style
-from utils.colors import colorize, diverging
+from utils.colors import colorize, paint_diverging
 from utils.types import Draw
 
 TEACHER, STUDENT, LOSS, NOISE = "#0072B2", "#009E73", "#D55E00", "#7A5195"
@@ -103,13 +103,13 @@ def student_panel(axis: Axes, image: np.ndarray, label: np.ndarray, plane: np.nd
 
 
 def compose() -> Figure:
-    image, label = draw("val", 50)
+    image, label = draw_sample("val", 50)
     y = torch.from_numpy(label)[None]
     random, fixed = LabelNoise(len(TOY.names), "random", 0.03, 100.0), LabelNoise(len(TOY.names), "fixed", 0.02, 100.0)
-    planes = [diverging(random(y, Draw(3), path)[0, 0].numpy()) for path in (0, 1)]
+    planes = [paint_diverging(random(y, Draw(3), path)[0, 0].numpy()) for path in (0, 1)]
     figure, axes = plt.subplots(2, 1, figsize=(WIDTH * 0.78, 2 * HEIGHT * 0.78), layout="constrained")
     teacher_panel(axes[0], image, label, planes)
-    student_panel(axes[1], image, label, diverging(fixed(y, Draw(3))[0, 0].numpy()))
+    student_panel(axes[1], image, label, paint_diverging(fixed(y, Draw(3))[0, 0].numpy()))
     return figure
 
 

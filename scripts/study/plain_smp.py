@@ -25,9 +25,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from datasets import Data, train_and_val
+from datasets import Data, build_train_and_val
 from models.checkpoints.formats import translate_backbone
-from models.checkpoints.imagenet import package_file
+from models.checkpoints.imagenet import find_package_file
 from utils.errors import run_main
 from utils.files import write_text
 from utils.options import option, parse_flags
@@ -51,7 +51,7 @@ class PlainConfig:
 def make_network(decoder: str, classes: int) -> torch.nn.Module:
     """Build the library's network with the ImageNet weights of an installed package."""
     model = smp.create_model(decoder, f"tu-{ENCODER}", encoder_weights=None, classes=classes)
-    weights = translate_backbone(torch.load(package_file(ENCODER), weights_only=True))
+    weights = translate_backbone(torch.load(find_package_file(ENCODER), weights_only=True))
     own = model.encoder.model.state_dict()
     model.encoder.model.load_state_dict({key: value for key, value in weights.items() if key in own})
     return model.to(memory_format=torch.channels_last)
@@ -102,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = PlainConfig(**parse_flags(PlainConfig, __doc__, argv))
     torch.set_num_threads(1)
     torch.manual_seed(config.seed)
-    data = train_and_val(config.dataset, config.data, crop_size=config.crop_size, seed=config.seed)
+    data = build_train_and_val(config.dataset, config.data, crop_size=config.crop_size, seed=config.seed)
     model = make_network(config.decoder, len(data.spec.names))
     iterations = train(model, data, config)
     result = {**asdict(config), "iterations": iterations, "miou": score(model, data)}

@@ -7,8 +7,9 @@
 
 A table of a README stands between ``<!-- table: EXPERIMENT KIND -->`` and ``<!-- end -->``. EXPERIMENT is a file of
 scripts/study/experiments, whose records are in results/EXPERIMENT.zip. KIND is published, summary, students, gains or
-teachers, or "brief RUN..", the scores and times of a few runs. ``<!-- table: files quickstart/student/eval.json -->``
-is a table of files below results/. A run without records says "not run".
+teachers; or "brief RUN..", the scores and times of a few runs; or "pairs RUN:RUN..", the differences of a few pairs.
+``<!-- table: files quickstart/student/eval.json -->`` is a table of files below results/. A run without records says
+"not run"; in the tables summary, gains, brief and pairs it has no row.
 """
 
 import argparse
@@ -34,6 +35,7 @@ from scripts.study.experiments.tables import (
     Table,
     list_briefly,
     list_gains,
+    list_pairs,
     list_published,
     list_students,
     summarise_students,
@@ -49,6 +51,7 @@ TABLES = {
     "gains": list_gains,
     "teachers": list_teachers,
 }
+CHOSEN = {"brief": list_briefly, "pairs": list_pairs}  # tables of the runs or pairs that a mark names
 RESULTS = Path(__file__).resolve().parents[2] / "results"
 
 
@@ -116,11 +119,12 @@ def marked_table(what: str, results: Path) -> Table:
     first, *others = what.split()
     if first == "files":
         return make_files_table([results / name for name in others])
-    if others[:1] == ["brief"]:
+    if others and others[0] in CHOSEN:
         experiment = read_experiment(first)
-        return list_briefly(experiment, open_folder(results / f"{experiment.name}.zip"), others[1:])
+        return CHOSEN[others[0]](experiment, open_folder(results / f"{experiment.name}.zip"), others[1:])
     if len(others) != 1:
-        raise UserError(f"<!-- table: {what} -->: write an experiment and a kind of table ({', '.join(TABLES)})")
+        kinds = ", ".join((*TABLES, *CHOSEN))
+        raise UserError(f"<!-- table: {what} -->: write an experiment and a kind of table ({kinds})")
     experiment = read_experiment(first)
     make_table = lookup(TABLES, others[0], "kind of table")
     return make_table(experiment, open_folder(results / f"{experiment.name}.zip"))

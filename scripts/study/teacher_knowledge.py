@@ -26,9 +26,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from datasets import for_network
+from datasets import build_dataset_for_network
 from datasets.base import SegmentationDataset
-from models.checkpoints.loading import Loaded, from_checkpoint
+from models.checkpoints.loading import Loaded, load_one_of_several
 from models.prediction import Predictor
 from scripts.study.analysis.style import markdown
 from utils.errors import UserError, run_main
@@ -44,17 +44,18 @@ STUDENT_PHASE = {"codes": "fixed", "pixel_std": 0.02}  # what the recipes show a
 class KnowledgeConfig:
     teacher: tuple[str, ...] = option((), "runs or checkpoints of teachers")
     reference: tuple[str, ...] = option((), "runs or checkpoints of image-only networks, the best there are")
+    model: str = option("", "package.module:function, where they hold a network of your own")
     data: str = option("", "root folder of the data set (default: the first teacher's)")
     split: str = option("train", "part of the data set")
     limit: int = option(100, "images, evenly spaced over the split", minimum=1)
     json: str = option("", "file for the result")
 
 
-def load_network(path: str) -> Loaded:
+def load_network(path: str, model: str) -> Loaded:
     """Load a run's last checkpoint, or a file. An assisted teacher is shown its label as in the student phase."""
     file = Path(path).expanduser()
-    loaded = from_checkpoint(file / "last.pth" if file.is_dir() else file, assisted=True)
-    return loaded.shown(**STUDENT_PHASE) if loaded.card.label_noise else loaded
+    loaded = load_one_of_several(file / "last.pth" if file.is_dir() else file, assisted=True, model=model)
+    return loaded.with_label_noise(**STUDENT_PHASE) if loaded.card.label_noise else loaded
 
 
 def make_predictor(loaded: Loaded) -> Predictor:
@@ -95,13 +96,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = KnowledgeConfig(**parse_flags(KnowledgeConfig, __doc__, argv))
     if not config.teacher or not config.reference:
         raise UserError("--teacher RUN.. and --reference RUN.. are needed")
-    loaded = {path: load_network(path) for path in config.teacher}
-    references = [load_network(path) for path in config.reference]
+    loaded = {path: load_network(path, config.model) for path in config.teacher}
+    references = [load_network(path, config.model) for path in config.reference]
     for path, reference in zip(config.reference, references, strict=True):
         if reference.card.label_noise:
             raise UserError(f"--reference {path} reads the label: it says nothing about P(y|x)")
     first = next(iter(loaded.values())).card
-    _, dataset = for_network(first, first.dataset, config.data or first.data, config.split, config.teacher[0])
+    _, dataset = build_dataset_for_network(
+        first, first.dataset, config.data or first.data, config.split, config.teacher[0]
+    )
     for path, network in zip((*config.teacher, *config.reference), (*loaded.values(), *references), strict=True):
         if network.card.num_classes != first.num_classes:
             raise UserError(f"{path} has {network.card.num_classes} classes, {config.teacher[0]} {first.num_classes}")

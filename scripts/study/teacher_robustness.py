@@ -25,10 +25,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from datasets import for_network
+from datasets import build_dataset_for_network
 from datasets.base import SegmentationDataset
 from engine.runtime import start_runtime
-from models.checkpoints.loading import Loaded, from_checkpoint
+from models.checkpoints.loading import Loaded, load_one_of_several
 from models.label_noise import CODES, LabelNoise
 from models.prediction import Predictor
 from scripts.study.analysis import style
@@ -42,6 +42,7 @@ from utils.types import Draw
 @dataclass(frozen=True)
 class RobustnessConfig:
     teacher: tuple[str, ...] = option((), "checkpoints of label-assisted teachers")
+    model: str = option("", "package.module:function, where they hold a network of your own")
     dataset: str = option("", "data set (default: the first checkpoint's)")
     data: str = option("", "root folder of the data set (default: the first checkpoint's)")
     split: str = option("val", "part of the data set")
@@ -127,13 +128,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     files = dict(zip(names if len(set(names)) == len(names) else config.teacher, config.teacher, strict=True))
     if len(files) < len(config.teacher):
         raise UserError("--teacher: the same file twice")
-    teachers = {name: from_checkpoint(path, assisted=True) for name, path in files.items()}
+    teachers = {name: load_one_of_several(path, assisted=True, model=config.model) for name, path in files.items()}
     card = next(iter(teachers.values())).card
     where = config.dataset or card.dataset, config.data or card.data, config.split
     for name, loaded in teachers.items():
         if loaded.noise is None:
             raise UserError(f"--teacher {files[name]} sees the image only: there is no label to be robust against")
-        data_name, dataset = for_network(loaded.card, *where, f"--teacher {files[name]}")
+        data_name, dataset = build_dataset_for_network(loaded.card, *where, f"--teacher {files[name]}")
     count = min(config.limit or len(dataset), len(dataset))
     chosen = np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist()
     with start_runtime(config) as runtime:

@@ -21,13 +21,13 @@ require_packages()
 import numpy as np
 from torch import Tensor
 
-from datasets import for_network
+from datasets import build_dataset_for_network
 from datasets.base import DatasetSpec
 from engine.metrics import Metrics, confusion_matrix
-from models.checkpoints.loading import Loaded, from_checkpoint
+from models.checkpoints.loading import Loaded, load_one_of_several
 from models.prediction import Predictor
 from scripts.study.analysis import style
-from utils.colors import ERROR_COLORS, IGNORE_COLOR, colorize, diverging, error_map, strongest
+from utils.colors import ERROR_COLORS, IGNORE_COLOR, choose_strongest_plane, colorize, draw_error_map, paint_diverging
 from utils.errors import UserError, run_main
 from utils.options import option, parse_flags
 from utils.seeding import derive_seed
@@ -38,6 +38,7 @@ from utils.types import IGNORE_INDEX, Draw
 class GridConfig:
     teacher: str = option("", "checkpoint of a teacher, label-assisted or not")
     student: tuple[str, ...] = option((), "checkpoints of image-only networks")
+    model: str = option("", "package.module:function, where they hold a network of your own")
     dataset: str = option("", "data set (default: the checkpoint's)")
     data: str = option("", "root folder of the data set (default: the checkpoint's)")
     split: str = option("val", "part of the data set")
@@ -47,7 +48,11 @@ class GridConfig:
 
 
 def networks(config: GridConfig) -> dict[str, Loaded]:
-    """By the title of their column. Raises UserError: none, a file twice, or networks of different classes."""
+    """Load the networks, by the titles of their columns.
+
+    Raises:
+        UserError: none is given, a file is given twice, or the networks have different classes.
+    """
     titles = [Path(path).absolute().parent.name for path in config.student]
     if len(titles) == 1:
         titles = ["student"]
@@ -59,7 +64,7 @@ def networks(config: GridConfig) -> dict[str, Loaded]:
         raise UserError("give --teacher FILE, --student FILE.. or both")
     if len(files) < len(config.student) + bool(config.teacher):
         raise UserError("--student: the same file twice")
-    found = {title: from_checkpoint(path) for title, path in files.items()}
+    found = {title: load_one_of_several(path, model=config.model) for title, path in files.items()}
     for title, loaded in found.items():
         if loaded.card.num_classes != next(iter(found.values())).card.num_classes:
             raise UserError(f"--student {files[title]} has other classes than the first network")
@@ -71,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     columns = networks(config)
     card = next(iter(columns.values())).card
     where = config.dataset or card.dataset, config.data or card.data, config.split
-    _, dataset = for_network(card, *where, config.teacher or config.student[0])
+    _, dataset = build_dataset_for_network(card, *where, config.teacher or config.student[0])
     chosen = np.linspace(0, len(dataset) - 1, min(config.count, len(dataset))).round().astype(int).tolist()
     rows, present = [], set()
     for i in chosen:
@@ -95,16 +100,18 @@ def cells(
     for title, loaded in columns.items():
         caption = ""
         if loaded.noise is not None:
-            plane = strongest(loaded.noise(label[None], draw)[0].numpy())
-            row["noised label"] = diverging(plane), f"{plane.min():.0f} .. {plane.max():.0f}"
+            plane = choose_strongest_plane(loaded.noise(label[None], draw)[0].numpy())
+            row["noised label"] = paint_diverging(plane), f"{plane.min():.0f} .. {plane.max():.0f}"
             caption = "\nLABEL-ASSISTED"
-        classes = Predictor(loaded.model, loaded.convention, loaded.noise).classes(image[None], label[None], [draw])[0]
+        classes = Predictor(loaded.model, loaded.convention, loaded.noise).predict_classes(
+            image[None], label[None], [draw]
+        )[0]
         miou = Metrics(confusion_matrix(classes, label, len(spec.names)).numpy(), 1).miou()
         predictions[title] = classes.numpy()
         row[title] = colorize(classes.numpy(), spec.palette), f"mIoU {100 * miou:.0f} %{caption}"
     students = {title: classes for title, classes in predictions.items() if title != "teacher"}
     for title, classes in (students or predictions).items():
-        row[f"error ({title})"] = error_map(classes, truth), ""
+        row[f"error ({title})"] = draw_error_map(classes, truth), ""
     present.update(*map(np.unique, (truth, *predictions.values())))
     return row
 

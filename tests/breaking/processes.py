@@ -60,7 +60,8 @@ class Job:
     def until(self, holds: Callable[[], bool], patience: float = PATIENCE, interval: float = 0.01) -> None:
         """Wait for something in the run's folder, looking every so many seconds.
 
-        Raises TimeoutError: it does not happen, or the run has ended before.
+        Raises:
+            TimeoutError: it does not happen, or the run has ended before.
         """
         deadline = time.monotonic() + patience
         while not holds():
@@ -78,7 +79,8 @@ class Job:
     def wait(self, patience: float = 600) -> int:
         """Its status, at its end; nothing of it is left.
 
-        Raises TimeoutError: it is still there after so many seconds, or one of its processes is a while later.
+        Raises:
+            TimeoutError: it is still there after so many seconds, or one of its processes is a while later.
         """
         try:
             status = self.process.wait(patience)

@@ -63,7 +63,11 @@ class Changes:
 
 
 def measure(dataset: SegmentationDataset, new: Path, old: Path) -> Changes:
-    """Raises UserError when a prediction is missing, unreadable or of another size than its label."""
+    """Count the pixels of each kind of change in every image.
+
+    Raises:
+        UserError: a prediction is missing, unreadable, or of another size than its label.
+    """
     changes = Changes(dataset, new, old, np.zeros((len(dataset), len(CHANGES)), np.int64))
     for i in range(len(dataset)):
         _, label, *predictions = changes.read(i)

@@ -26,7 +26,8 @@ class Gain(NamedTuple):
 def align(runs: Sequence[dict[str, np.ndarray]]) -> np.ndarray:
     """Pixel counts by image name, of several runs -> int64 ``[runs, images, 3, K]``, images in the same order.
 
-    Raises UserError: the runs were scored on different images, or against different labels.
+    Raises:
+        UserError: the runs were scored on different images, or against different labels.
     """
     names = sorted(runs[0])
     for run in runs[1:]:

@@ -40,7 +40,8 @@ KINDS: dict[str, Callable[[Any], bool]] = {  # of what is read from eval.py's JS
 def read_score(content: Any, path: Folder, keys: Iterable[str]) -> dict[str, Any]:
     """``content`` of ``path``, once the ``keys`` of it are known to be what eval.py writes.
 
-    Raises UserError: one of them is missing, or something else.
+    Raises:
+        UserError: one of them is missing, or something else.
     """
     for key in sorted(keys):
         if not isinstance(content, dict) or key not in content:

@@ -101,7 +101,11 @@ def patches(colors: Iterable[tuple[str, Rgb]]) -> list[Patch]:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Raises UserError when the file cannot be written; so do the others."""
+    """Write a figure in the format of the path's suffix, and close it.
+
+    Raises:
+        UserError: the file cannot be written, or there is no such format.
+    """
     kind = path.suffix[1:].lower() or "png"
     lookup(figure.canvas.get_supported_filetypes(), kind, f"kind of picture for {path}:")
     write(path, lambda file: figure.savefig(file, dpi=130, format=kind))
@@ -110,9 +114,19 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def save_text(text: str, path: Path) -> None:
+    """Write text.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
     write_text(path, text)
     print(f"wrote {path}")
 
 
 def save_json(content: Any, path: Path) -> None:
+    """Write plain values as JSON.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
     save_text(json.dumps(content, indent=1) + "\n", path)

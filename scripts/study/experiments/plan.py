@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from models.user_networks import is_user_network
 from scripts.study.experiments.definition import Arm, Experiment
 from scripts.study.experiments.jobs import Job
 from utils.errors import UserError, lookup
@@ -79,6 +80,7 @@ class Plan:
 
     def _scoring(self, arm: Arm, folder: Path, checkpoint: str) -> tuple[str, ...]:
         words = ["eval.py", "--pretrained", str(folder / f"{checkpoint}.pth"), "--data", self.places.data_of(arm)]
+        words += _name_user_network(arm)
         words += ["--json", str(folder / f"{checkpoint}.json")]
         words += ["--per-image", str(folder / f"per_image_{checkpoint}.npz")]
         return tuple(words)
@@ -86,8 +88,14 @@ class Plan:
     def _probe(self, arm: Arm, folder: Path) -> tuple[str, ...]:
         words = ["scripts/study/teacher_robustness.py", "--teacher", str(folder / "last.pth")]
         words += ["--data", self.places.data_of(arm), "--limit", str(self.experiment.robustness_images)]
-        words += ["--output", str(folder)]
+        words += [*_name_user_network(arm), "--output", str(folder)]
         return tuple(words)
+
+
+def _name_user_network(arm: Arm) -> list[str]:
+    """Return the flag that names a user's network to a script which reads its checkpoint."""
+    model = arm.settings.get("model", "")
+    return ["--model", model] if is_user_network(model) else []
 
 
 def plan_jobs(

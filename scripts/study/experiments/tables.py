@@ -18,6 +18,7 @@ from utils.errors import lookup
 
 MIOU = "mIoU % (seeds)"  # heading of what show_scores shows
 NOT_RUN = "not run"
+GAINS_HEADER = ["training", "compared with", "gain in points", "gain by seed", "p over seeds"]
 Table = tuple[list[str], list[list[str]]]
 
 
@@ -107,13 +108,13 @@ def summarise_students(experiment: Experiment, folder: Folder) -> Table:
             times[arm.name] = show_total_minutes(experiment, records, arm.name, found)
             gains = [show_gain(records, arm.name, base) for base in bases]
             rows.append([arm.title, show_scores(found), *gains, times[arm.name]])
-    over = [f"gain over the baseline of {times.get(base, 'unknown')} minutes" for base in bases]
+    over = [f"points over the {times.get(base, 'unknown')}-minute baseline" for base in bases]
     total = name_minutes(records).replace("minutes", "minutes, teacher included", 1)
     return _filled(["student", MIOU, *over, total], rows)
 
 
 def list_briefly(experiment: Experiment, folder: Folder, names: Sequence[str]) -> Table:
-    """Return scores and times, all that a run starts from included, of the runs with these names.
+    """Return scores and times, all that a run starts from included, of the runs with these names that were run.
 
     Raises:
         UserError: a name is no run of the experiment.
@@ -121,9 +122,9 @@ def list_briefly(experiment: Experiment, folder: Folder, names: Sequence[str]) -
     records, rows = read_records(experiment, folder), []
     for name in names:
         arm = lookup(experiment.arms, name, f"run of {experiment.name}")
-        found = scores(records[name], "last")
-        rows.append([arm.title, show_scores(found), show_total_minutes(experiment, records, name, found)])
-    return ["training", MIOU, "minutes of one core, teacher included"], rows
+        if found := scores(records[name], "last"):
+            rows.append([arm.title, show_scores(found), show_total_minutes(experiment, records, name, found)])
+    return _filled(["training", MIOU, "minutes of one core, teacher included"], rows)
 
 
 def show_total_minutes(experiment: Experiment, records: dict[str, list[Run]], name: str, seeds: Iterable[int]) -> str:
@@ -151,22 +152,47 @@ def show_gain(records: dict[str, list[Run]], name: str, base: str) -> str:
 
 
 def list_gains(experiment: Experiment, folder: Folder) -> Table:
-    """List differences of last checkpoints, where both sides were run.
+    """List differences of last checkpoints, where both sides were run. No pair is listed both ways.
 
     They are of every student to the baseline, to the baseline that had the teacher's time too, and of the pairs that
     the experiment asks for.
     """
-    arms, records, rows = experiment.arms, read_records(experiment, folder), []
+    arms = experiment.arms
     bases = filter(None, (experiment.baseline, experiment.equal_time))
-    pairs = [(name, base) for base in bases for name in arms if arms[name].train == "student"]
-    for name, base in dict.fromkeys((*pairs, *experiment.compare)):
+    every = [(name, base) for base in bases for name in arms if arms[name].train == "student"]
+    pairs: dict[tuple[str, str], None] = {}
+    for name, base in (*every, *experiment.compare):
+        if name != base and (base, name) not in pairs:
+            pairs[name, base] = None
+    return _filled(GAINS_HEADER, _list_differences(experiment, folder, pairs))
+
+
+def list_pairs(experiment: Experiment, folder: Folder, pairs: Sequence[str]) -> Table:
+    """List the rows of ``list_gains`` for a few pairs, each written as ``RUN:RUN``.
+
+    Raises:
+        UserError: a name is no run of the experiment, or a pair has no colon.
+    """
+    named = []
+    for pair in pairs:
+        name, _, base = pair.partition(":")
+        for part in (name, base):
+            lookup(experiment.arms, part, f"run of {experiment.name}")
+        named.append((name, base))
+    return _filled(GAINS_HEADER, _list_differences(experiment, folder, named))
+
+
+def _list_differences(experiment: Experiment, folder: Folder, pairs: Iterable[tuple[str, str]]) -> list[list[str]]:
+    """Return a row for each pair of which both sides were run."""
+    arms, records, rows = experiment.arms, read_records(experiment, folder), []
+    for name, base in pairs:
         differences = gains_by_seed(records[name], records[base])
-        if name != base and differences:
+        if differences:
             by_seed = ", ".join(f"{100 * value:+.2f}" for value in differences)
             p = p_over_seeds(differences)
             cells = [style.spread(differences, "+"), by_seed, "one seed" if p is None else f"{p:.2g}"]
             rows.append([arms[name].title, arms[base].title, *cells])
-    return _filled(["training", "compared with", "gain in points", "gain by seed", "p over seeds"], rows)
+    return rows
 
 
 def _filled(header: list[str], rows: list[list[str]]) -> Table:

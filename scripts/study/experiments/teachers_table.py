@@ -1,6 +1,7 @@
 """What teachers score with their label, without it, and with a wrong one."""
 
 import json
+import re
 from typing import Any
 
 import numpy as np
@@ -31,18 +32,24 @@ def list_teachers(experiment: Experiment, folder: Folder) -> Table:
             continue
         runs = records[arm.name]
         probes = [record for run in runs for record in read_robustness(run.folder / "robustness.json", images)]
-        without = [float(np.mean(record["miou"])) for record in probes if record["name"] == "no label"]  # over draws
+        # per teacher the mean over draws of its label noise
+        shown = [float(np.mean(record["miou"])) for record in probes if record["name"] == "as trained"]
+        without = [float(np.mean(record["miou"])) for record in probes if record["name"] == "no label"]
         # of pixels whose whole region was shown as another class, the share predicted as the shown class
         whole = [r["follows_wrong"] for r in probes if r["name"] == "wrong regions" and r["share"] == 1]
         followed = [share for share in whole if share is not None]
-        cells = [style.spread(values) if values else NOT_RUN for values in (without, followed)]
+        cells = [style.spread(values) if values else NOT_RUN for values in (shown, without, followed)]
         seen = show_scores(scores(runs, "last"))
-        rows.append([link_records(experiment, arm.name, runs), arm.title, seen, *cells])
+        rows.append([f"{arm.title}: {link_records(experiment, arm.name, runs)}", seen, *cells])
     if len(images) > 1:
         raise UserError(f"{folder}: robustness of different images: {'; '.join(sorted(images))}")
-    where = f" ({next(iter(images))})" if images else ""
-    header = ["run", "teacher", f"LABEL-ASSISTED last {MIOU}", f"mIoU % shown a zero plane{where}"]
-    return [*header, "follows wrong labels, % of pixels"], rows
+    part = "some images"
+    if images:
+        data = next(iter(images))
+        count = re.search(r"\d+ of \d+ images", data)
+        part = count[0] if count else data
+    header = ["teacher", f"LABEL-ASSISTED last {MIOU}", f"LABEL-ASSISTED mIoU %, {part}"]
+    return [*header, "mIoU % shown zeros, same images", "follows wrong labels, % of pixels"], rows
 
 
 def read_robustness(path: Folder, images: dict[str, None]) -> list[dict[str, Any]]:

@@ -1,0 +1,189 @@
+"""Write an ONNX file with weights and maps of 8 bits, and compare it with the file that it is made from."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+
+from datasets.base import SegmentationDataset
+from datasets.files import IMAGE_SUFFIXES, walk_images
+from engine.metrics import Metrics, confusion_matrix
+from models.prediction import resize_to_fit
+from utils.bilinear import upsample_argmax
+from utils.errors import UserError, first_line
+from utils.pictures import read_image
+
+MOST_IMAGES = 100  # that a file is calibrated with, evenly spaced over those that are given
+
+
+class Sample(NamedTuple):
+    """An image as an ONNX file is given it, uint8 ``[1, 3, h, w]``, and its label uint8 ``[H, W]``, if it has one."""
+
+    image: np.ndarray
+    label: np.ndarray | None = None
+
+
+class Sizes(NamedTuple):
+    """How images are brought to size: all to one ``fixed`` height and width, or to ``fit`` a long and a short side."""
+
+    fixed: tuple[int, int] | None = None
+    fit: tuple[int, int] | None = None
+
+    def apply(self, pixels: np.ndarray) -> np.ndarray:
+        """Return an image RGB uint8 ``[H, W, 3]`` as uint8 ``[1, 3, h, w]``."""
+        if self.fixed:
+            pixels = cv2.resize(pixels, self.fixed[::-1])
+        image = torch.from_numpy(pixels.transpose(2, 0, 1).copy())[None]
+        if self.fit:
+            image, _ = resize_to_fit(image, image[:, 0], self.fit)
+        return image.numpy()
+
+
+class Agreement(NamedTuple):
+    """How an 8-bit file compares with its float file: the share of pixels of equal class, and the mIoU of both.
+
+    The mIoU is NaN without labels.
+    """
+
+    equal: float
+    float_miou: float
+    int8_miou: float
+
+
+def find_files(given: Sequence[str]) -> list[Path]:
+    """Find image files: those that are given, and all in folders that are given.
+
+    Raises:
+        UserError: there is no such file or folder, or a folder holds no images.
+    """
+    found: list[Path] = []
+    for path in (Path(text).expanduser() for text in given):
+        if path.is_file():
+            found.append(path)
+            continue
+        if not path.is_dir():
+            raise UserError(f"--calibration {path}: no such file or folder")
+        inside = [folder / name for folder, names in walk_images(path) for name in names]
+        if not inside:
+            raise UserError(f"--calibration {path} holds no images ({' '.join(IMAGE_SUFFIXES)})")
+        found += inside
+    return found
+
+
+def choose_evenly(count: int) -> list[int]:
+    """Return the indices of at most MOST_IMAGES of ``count`` images, evenly spaced."""
+    return np.linspace(0, count - 1, min(count, MOST_IMAGES)).round().astype(int).tolist()
+
+
+def read_files(files: Sequence[Path], sizes: Sizes) -> Iterator[Sample]:
+    """Read image files one after another, at most MOST_IMAGES of them."""
+    for index in choose_evenly(len(files)):
+        yield Sample(sizes.apply(read_image(files[index], behind="white")))
+
+
+def read_dataset(dataset: SegmentationDataset, indices: Iterable[int], sizes: Sizes) -> Iterator[Sample]:
+    """Read images of a data set with their labels."""
+    for index in indices:
+        pixels, label = dataset.read(index)
+        yield Sample(sizes.apply(pixels), label)
+
+
+class CalibrationImages:
+    """Hand out images in the form that onnxruntime's calibration asks for."""
+
+    def __init__(self, samples: Iterator[Sample]) -> None:
+        self.samples = samples
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        """Return the inputs of the next run, or None at the end."""
+        sample = next(self.samples, None)
+        return None if sample is None else {"image": sample.image}
+
+
+def quantise(file: Path, target: Path, samples: Iterator[Sample]) -> None:
+    """Write ``file`` with weights and maps of 8 bits; ``samples`` show the range of every map.
+
+    Static quantisation of onnxruntime in the QDQ form. Weights are signed, with a scale for each channel. Maps are
+    unsigned: onnxruntime then joins every convolution with its activation, which with signed maps it does not. The
+    file is prepared as the library recommends: constants and BatchNorm are folded first. Its symbolic shape inference
+    is left out, because it fails on networks for images of any size and the convolutions do not need it.
+
+    Raises:
+        UserError: onnxruntime cannot quantise the network.
+    """
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    with TemporaryDirectory() as folder:
+        prepared = Path(folder) / "prepared.onnx"
+        try:
+            quant_pre_process(str(file), str(prepared), skip_symbolic_shape=True)
+            kept = find_upsampling(onnx.load(prepared).graph)
+            quantize_static(
+                str(prepared),
+                str(target),
+                CalibrationImages(samples),
+                per_channel=True,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                nodes_to_exclude=kept,
+            )
+        except UserError:
+            raise
+        except Exception as error:  # onnxruntime's kinds have no base of their own
+            raise UserError(f"--int8: onnxruntime cannot quantise the network: {first_line(error)}") from error
+
+
+def find_upsampling(graph: Any) -> list[str]:
+    """Return the names of the nodes behind the last convolution: the upsampling of the logits, which stays in float."""
+    producers = {output: node for node in graph.node for output in node.output}
+    names = []
+    node = producers.get(graph.output[0].name)
+    while node is not None and node.op_type != "Conv":
+        names.append(node.name)
+        node = producers.get(node.input[0])
+    return names
+
+
+def compare_files(file: Path, int8_file: Path, samples: Iterable[Sample], align_corners: bool) -> Agreement:
+    """Run both files on images, and compare the classes of their pixels, with the labels too where there are some.
+
+    align_corners: of the upsampling of the logits to the size of a label, where that differs.
+    """
+    import onnxruntime
+
+    sessions = [
+        onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]) for path in (file, int8_file)
+    ]
+    classes = sessions[0].get_outputs()[0].shape[1]
+    confusions = [torch.zeros(classes, classes, dtype=torch.int64) for _ in sessions]
+    equal = 0
+    pixels = 0
+    for image, label in samples:
+        predictions = []
+        for session, confusion in zip(sessions, confusions, strict=True):
+            (logits,) = session.run(None, {"image": image})
+            size = logits.shape[-2:] if label is None else label.shape
+            prediction = upsample_argmax(torch.from_numpy(logits), size, align_corners)[0]
+            predictions.append(prediction)
+            if label is not None:
+                confusion += confusion_matrix(prediction, torch.from_numpy(label.copy()), classes)
+        equal += int((predictions[0] == predictions[1]).sum())
+        pixels += predictions[0].numel()
+    float_miou, int8_miou = (Metrics(confusion.numpy(), 0).miou() for confusion in confusions)
+    return Agreement(equal / pixels, float_miou, int8_miou)
+
+
+def describe(agreement: Agreement, images: str) -> str:
+    """Say how the two files compare. images: which ones they ran on."""
+    text = f"int8 and float32: equal classes {100 * agreement.equal:.2f} % on {images}"
+    if np.isnan(agreement.float_miou):
+        return text
+    loss = 100 * (agreement.float_miou - agreement.int8_miou)
+    scores = f"mIoU {100 * agreement.int8_miou:.2f} % instead of {100 * agreement.float_miou:.2f} %"
+    return f"{text}; {scores} (loss {loss:.2f})"
