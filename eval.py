@@ -33,7 +33,7 @@ from models.checkpoints.loading import Loaded, from_checkpoint
 from models.prediction import Predictor
 from utils.colors import blend_classes, make_palette_picture, save_png
 from utils.errors import UserError, run_main
-from utils.files import require_apart, write, write_text
+from utils.files import require_apart, require_writable, write, write_text
 from utils.options import COMPUTING, NOTHING, RESULT, option, parse_flags
 
 RECIPES = Path(__file__).resolve().parent / "scripts" / "recipes"
@@ -61,17 +61,19 @@ class EvalConfig(Protocol):
     absent_as_zero: bool = output_option(False, "count a class that never occurs as IoU 0, as the LAD release does")
     label_codes: str = network_option("", "label codes an assisted teacher sees (default: those of its training)")
     label_std: float | None = network_option(None, "pixel noise it sees (default: that of its training)", minimum=0)
-    code_std: float | None = network_option(None, "of codes 'near' (default: that of its training)", minimum=0)
+    code_std: float | None = network_option(None, "strength of codes 'near' (default: that of its training)", minimum=0)
     without_label: bool = network_option(False, "show a teacher a zero plane: what does it know without its label?")
     save_pred: str = output_option("", "folder for predictions as palette PNG")
     blend: str = output_option("", "folder for predictions over the images")
-    submission: bool = output_option(False, "write them as grey PNG in the data set's official ids instead")
+    submission: bool = output_option(
+        False, "write the predictions of --save-pred as grey PNG in the data set's official ids"
+    )
     per_image: str = output_option("", "npz file for the pixel counts of every image and class")
     json: str = output_option("", "file for the scores")
     workers: int | None = machine_option(
         None, "loader workers of each rank (default: 4, or fewer on few cores)", minimum=0
     )
-    seed: int = network_option(0, "of an assisted teacher's label noise", minimum=0)
+    seed: int = network_option(0, "seed of an assisted teacher's label noise", minimum=0)
     device: str = machine_option("auto", "where to run", choices=("auto", "cpu", "cuda"))
     amp: str = machine_option("", "autocast (default: as in training)", choices=("none", "bf16", "fp16"))
     channels_last: bool | None = machine_option(None, "memory layout of the network (default: as in training)")
@@ -81,6 +83,7 @@ class EvalConfig(Protocol):
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Score a checkpoint, print the scores, and write what the flags ask for."""
     flags = parse_flags(EvalConfig, __doc__, argv)
     recipe = load_recipe(flags["recipe"], "eval", RECIPES) if flags.get("recipe") else {}
     config = EvalConfig(**recipe | flags)
@@ -88,6 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError("--pretrained FILE is missing: the checkpoint to evaluate")
     if config.submission and not config.save_pred:
         raise UserError("--submission needs --save-pred DIR: where the predictions go")
+    check_outputs(config)
     loaded = load_network(config)
     config = compute_as_trained(config, loaded.card)
     with start_runtime(config) as runtime:
@@ -100,9 +104,32 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(scores[0].table(names))
         print_result(result)
         if config.per_image:
-            save_areas(Path(config.per_image), scores[0].areas, dataset)
+            save_areas(Path(config.per_image).expanduser(), scores[0].areas, dataset)
         if config.json:
-            write_text(Path(config.json), json.dumps(result, indent=1) + "\n")
+            write_text(Path(config.json).expanduser(), json.dumps(result, indent=1) + "\n")
+
+
+def check_outputs(config: EvalConfig) -> None:
+    """Check that everything that is asked for can be written, before the network is scored.
+
+    Raises:
+        UserError: it cannot, or two kinds of pictures would go to one folder.
+    """
+    for flag, file in {"--json": config.json, "--per-image": config.per_image}.items():
+        if not file:
+            continue
+        path = Path(file).expanduser()
+        if path.is_dir():
+            raise UserError(f"{flag} {file} is a folder: give the name of a file")
+        require_writable(path.parent, f"{flag} {file}")
+    folders = {"--save-pred": config.save_pred, "--blend": config.blend}
+    for flag, folder in folders.items():
+        if folder:
+            require_writable(Path(folder).expanduser(), f"{flag} {folder}")
+    if config.save_pred and config.blend:
+        first, second = (Path(folder).expanduser().resolve() for folder in folders.values())
+        if first == second:
+            raise UserError(f"--save-pred and --blend are both {config.blend}: give two folders")
 
 
 def load_network(config: EvalConfig) -> Loaded:
@@ -226,7 +253,9 @@ class PredictionWriter:
         """
         self.config = config
         self.dataset = dataset
-        folders = [Path(folder) for folder in (config.save_pred, config.blend) if folder]
+        self.save_pred = Path(config.save_pred).expanduser() if config.save_pred else None
+        self.blend = Path(config.blend).expanduser() if config.blend else None
+        folders = [folder for folder in (self.save_pred, self.blend) if folder]
         images = [image for image, _ in dataset.pairs]
         outputs = [
             (folder / f"{name}.png", image)
@@ -240,14 +269,13 @@ class PredictionWriter:
         """Write the prediction ``[H, W]`` of an image."""
         name = f"{self.dataset.names[index]}.png"
         spec = self.dataset.spec
-        if self.config.submission:  # which needs --save-pred
-            save_png(Image.fromarray(spec.ids.to_official(prediction)), Path(self.config.save_pred) / name)
-        elif self.config.save_pred:
-            save_png(make_palette_picture(prediction, spec.palette), Path(self.config.save_pred) / name)
-        if self.config.blend:
-            save_png(
-                blend_classes(self.dataset.read(index)[0], prediction, spec.palette), Path(self.config.blend) / name
-            )
+        if self.save_pred and self.config.submission:
+            save_png(Image.fromarray(spec.ids.to_official(prediction)), self.save_pred / name)
+        elif self.save_pred:
+            save_png(make_palette_picture(prediction, spec.palette), self.save_pred / name)
+        if self.blend:
+            image, _ = self.dataset.read(index)
+            save_png(blend_classes(image, prediction, spec.palette), self.blend / name)
 
 
 def save_areas(path: Path, areas: np.ndarray, dataset: SegmentationDataset) -> None:

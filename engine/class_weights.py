@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from engine.loader import default_workers
 from engine.run_folder import read_saved_settings
 from engine.runtime import Runtime
 from engine.settings import TrainConfig
@@ -104,6 +105,8 @@ def _compute_from_labels(dataset: Any, workers: int | None) -> str:
         UserError: no pixel has a class, or a label file cannot be read.
     """
     print(f"--class-weights auto: counting the pixels of {len(dataset)} training labels")
+    if workers is None:
+        workers = default_workers()
     counts = dataset.count_label_pixels(workers).tolist()
     if not any(counts):
         raise UserError("--class-weights auto: no pixel of the training labels has a class")

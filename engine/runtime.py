@@ -1,6 +1,8 @@
 """The one owner of device, ranks, precision, memory layout and compilation."""
 
 import os
+import socket
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -169,12 +171,31 @@ def _join_group(backend: str) -> None:
     """
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     is_on_one_host = os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]
+    if not is_on_one_host and os.environ.get("LOCAL_RANK", "0") == "0":
+        warn_about_loopback()
     if attempt == "0" or not is_on_one_host:
         dist.init_process_group(backend, timeout=TIMEOUT)
         return
     store, rank, size = next(dist.rendezvous("env://", timeout=TIMEOUT))
     store = dist.PrefixStore(f"attempt {attempt}", store)
     dist.init_process_group(backend, timeout=TIMEOUT, store=store, rank=rank, world_size=size)
+
+
+def warn_about_loopback() -> None:
+    """Warn where the name of this host leads to the host itself: gloo would give other hosts that address."""
+    if "GLOO_SOCKET_IFNAME" in os.environ:
+        return
+    name = socket.gethostname()
+    try:
+        address = socket.gethostbyname(name)
+    except OSError:  # an unknown name: gloo takes the same address
+        address = "127.0.0.1"
+    if address.startswith("127."):
+        advice = "set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to its network interface, such as eth0"
+        print(
+            f"warning: the name of host {name} leads to {address}, where no other host finds it: {advice}",
+            file=sys.stderr,
+        )
 
 
 def _choose_device(name: str, shares_gpus: bool) -> torch.device:

@@ -31,7 +31,7 @@ from models.checkpoints.loading import initialise
 from models.prediction import Predictor
 from utils.distributed import broadcast_values
 from utils.errors import UserError
-from utils.memory import GIB, free_memory, require_memory
+from utils.memory import GIB, count_sharers, free_memory, require_memory
 from utils.pixels import CONVENTIONS
 from utils.seeding import derive_seed
 from utils.types import Draw
@@ -219,9 +219,12 @@ class Trainer:
             self.logger.print_line("the memory of a step cannot be estimated for these losses")
             return
         total = sum(needed) / GIB
-        self.logger.print_line(f"a step needs about {total:.1f} GiB on {device} (counted on tensors without content)")
+        copies = count_sharers(device)
+        each = f" in each of {copies} processes" if copies > 1 else ""
+        how = "counted on tensors without content"
+        self.logger.print_line(f"a step needs about {total:.1f} GiB on {device}{each} ({how})")
         free = free_memory(device)
-        if free is not None and needed.passing > free:  # the weights are in memory already
+        if free is not None and needed.passing * copies > free:  # the weights are in memory already
             advice = "take a smaller --batch-size or --crop-size, or --accumulate"
             self.logger.print_line(f"warning: {free / GIB:.1f} GiB are free, which may be too little: {advice}")
 

@@ -116,6 +116,8 @@ class Adversarial(nn.Module):
         parameters = list(self.discriminator.parameters())
         gradients = torch.autograd.grad(loss, parameters)
         mean = all_reduce(torch.cat([gradient.flatten() for gradient in gradients]), "mean")
+        # in fp16 the logits of a step that will be skipped may be infinite: the discriminator must outlive them
+        mean = torch.where(mean.isfinite().all(), mean, 0.0)
         sizes = [parameter.numel() for parameter in parameters]
         for parameter, gradient in zip(parameters, mean.split(sizes), strict=True):
             parameter.grad = gradient.view_as(parameter)

@@ -47,6 +47,15 @@ def test_hinge_losses():
     assert discriminator_loss(s, t).item() == 0.75 / 2 + 1.5 / 2
 
 
+def test_logits_that_overflowed_do_not_spoil_the_discriminator(loss):
+    s, t = outputs()
+    loss(s, t, LABEL)
+    infinite = Output(s.logits.detach() * torch.inf, (), s.feat)
+    assert not loss(infinite, t, LABEL).isfinite()
+    assert all(value.isfinite().all() for value in weights(loss))
+    assert loss(s, t, LABEL).isfinite()
+
+
 def test_the_student_gets_the_gradient_of_the_discriminator_that_judged_it(loss):
     s, t = outputs()
     twin = Adversarial(8, 8, 5).train()

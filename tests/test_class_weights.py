@@ -269,6 +269,14 @@ def test_a_resumed_run_takes_the_weights_of_auto_from_where_they_stand(tmp_path,
     assert losses(tmp_path / "again") == losses(tmp_path / "whole")
 
 
+def test_auto_needs_no_number_of_workers(tmp_path):
+    flags = [*BASELINE, "--class-weights", "auto", "--save-dir", str(tmp_path)]
+    position = flags.index("--workers")
+    del flags[position : position + 2]
+    train_student.main(flags)
+    assert settings_of(tmp_path).startswith("auto=")
+
+
 def test_a_run_is_not_resumed_with_other_weights(tmp_path):
     flags = [*BASELINE, "--save-dir", str(tmp_path)]
     train_student.main([*flags, "--class-weights", "1,2,3,4,5,6,7"])

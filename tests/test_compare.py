@@ -71,6 +71,19 @@ def test_runs_that_differ_only_in_seed_are_a_group(tmp_path):
     assert {name: [run.seed for run in members] for name, members in groups.items()} == {"lad": [0, 1], "lad-slow": [0]}
 
 
+MACHINES = [
+    {"data": "/here/camvid", "pretrained_base": "/here/r18.pth", "tf32": True, "compile": False, "backend": "auto"},
+    {"data": "/there/camvid/", "pretrained_base": "r18.pth", "tf32": False, "compile": True, "backend": "gloo"},
+]
+
+
+def test_the_machine_is_no_other_experiment(tmp_path):
+    runs = [make_run(tmp_path / f"s-{seed}", seed, **machine) for seed, machine in enumerate(MACHINES)]
+    runs.append(make_run(tmp_path / "small", 2, **MACHINES[0] | {"data": "/here/camvid_240"}))
+    runs.append(make_run(tmp_path / "bf16", 2, **MACHINES[0], amp="bf16"))
+    assert {name: len(members) for name, members in read_groups(runs).items()} == {"s": 2, "small": 1, "bf16": 1}
+
+
 def test_a_teacher_of_another_seed_is_no_other_experiment(tmp_path):
     for seed in (0, 1):
         make_run(tmp_path / f"teacher-{seed}", seed)

@@ -26,9 +26,9 @@ from utils.errors import UserError, run_main
 SHORT = ["--max-iterations", "4", "--save-per-iters", "1", "--skip-val"]
 
 
-def overflow(patch, iterations):
+def overflow(patch, iterations, step=train_teacher.TeacherStep):
     """Have the loss of some iterations overflow, after a running mean and a gradient have seen it."""
-    forward = train_teacher.TeacherStep.forward
+    forward = step.forward
     calls = []
 
     def fail(self, *args):
@@ -39,7 +39,7 @@ def overflow(patch, iterations):
         calls.append(1)
         return terms
 
-    patch.setattr(train_teacher.TeacherStep, "forward", fail)
+    patch.setattr(step, "forward", fail)
 
 
 def test_a_step_that_overflows_in_fp16_is_skipped(tmp_path, monkeypatch):
@@ -51,6 +51,18 @@ def test_a_step_that_overflows_in_fp16_is_skipped(tmp_path, monkeypatch):
     assert_equal(before["model"], skipped["model"])
     assert skipped["scaler"]["scale"] == before["scaler"]["scale"] / 2
     assert records(tmp_path / "skipped", "train")[-1]["loss"] is None
+
+
+@pytest.mark.slow
+def test_a_skipped_step_leaves_the_queues_as_they_were(tmp_path, monkeypatch):
+    train(train_student, tmp_path / "teacher", "--kd", "none", *SHORT)
+    flags = ["--kd", "cirkd_pixel=1:size=9", "--teacher-pretrained", f"{tmp_path}/teacher/last.pth"]
+    flags += [*SHORT, "--amp", "fp16", "--max-iterations", "2"]
+    overflow(monkeypatch, [1], train_student.StudentStep)
+    skipped = train(train_student, tmp_path / "student", *flags)
+    before = checkpoint.read(tmp_path / "student/previous.pth")
+    assert before["losses"]["kd.losses.cirkd_pixel.pointer"].any()
+    assert_equal(before["losses"], skipped["losses"])
 
 
 def test_many_steps_that_overflow_in_a_row_end_the_run(tmp_path, monkeypatch):
@@ -88,21 +100,45 @@ class Counting(nn.Module):
         self.register_buffer("seen", torch.zeros(2, dtype=torch.bool))
     def forward(self, student, teacher, label):
         rank = int(os.environ["RANK"])
+        self.calls = getattr(self, "calls", 0) + 1
+        if self.calls == int(os.environ.get("FAIL_AT", 0)):
+            raise RuntimeError("as if killed")
         self.mean += 0.1 * (student.logits.detach().mean() + rank)
         self.seen[rank] = True
         return (student.logits - teacher.logits).square().mean() + 0 * self.mean
 """
 
 
-def test_buffers_of_a_loss_of_ones_own_are_the_same_on_every_rank(tmp_path, command, monkeypatch):
+@pytest.fixture
+def counting(tmp_path, monkeypatch):
+    """Flags of a student with a loss that has buffers of its own; FAIL_AT in the environment ends it at a step."""
     (tmp_path / "my_counting.py").write_text(COUNTING)
     monkeypatch.setitem(ENVIRONMENT, "PYTHONPATH", str(tmp_path))
     train(train_student, tmp_path / "teacher", "--kd", "none", *SHORT)
-    flags = [*TINY, *SHORT, "--kd", "my_counting:Counting=1", "--teacher-pretrained", tmp_path / "teacher/last.pth"]
-    command("tests/rank_states.py", *flags, "--save-dir", tmp_path / "run", processes=2)
-    one, two = (torch.load(tmp_path / f"run/rank{rank}.pth", weights_only=True) for rank in range(2))
+    return [*TINY, *SHORT, "--kd", "my_counting:Counting=1", "--teacher-pretrained", tmp_path / "teacher/last.pth"]
+
+
+def read_ranks(folder):
+    return [torch.load(folder / f"rank{rank}.pth", weights_only=True) for rank in range(2)]
+
+
+def test_buffers_of_a_loss_of_ones_own_are_the_same_on_every_rank(counting, tmp_path, command):
+    command("tests/rank_states.py", *counting, "--save-dir", tmp_path / "run", processes=2)
+    one, two = read_ranks(tmp_path / "run")
     assert one["kd.losses.Counting.mean"] != 0
     assert_equal(one, two)
+
+
+@pytest.mark.slow
+def test_a_loss_of_ones_own_continues_on_every_rank(counting, tmp_path, command, monkeypatch):
+    command("tests/rank_states.py", *counting, "--save-dir", tmp_path / "whole", processes=2)
+    flags = [*counting, "--save-dir", tmp_path / "halves"]
+    with monkeypatch.context() as patch:
+        patch.setitem(ENVIRONMENT, "FAIL_AT", "4")
+        command("tests/rank_states.py", *flags, processes=2, check=False)
+    assert checkpoint.read(tmp_path / "halves/last.pth")["iteration"] == 3
+    command("tests/rank_states.py", *flags, "--resume", "auto", processes=2)
+    assert_equal(read_ranks(tmp_path / "whole"), read_ranks(tmp_path / "halves"))
 
 
 def test_a_network_is_evaluated_with_the_precision_and_layout_of_its_training():
@@ -127,6 +163,30 @@ def test_workers_share_the_image_cache_whatever_the_usual_start_method(tmp_path)
         multiprocessing.set_start_method(method, force=True)
     assert len(images) == len(dataset)
     assert dataset.cache.filled.all()
+
+
+class Watched:
+    """A lock that notes what it saw: the flags when it was taken and when it was given back."""
+
+    def __init__(self, cache):
+        self.cache = cache
+        self.seen = []
+
+    def __enter__(self):
+        self.seen.append(self.cache.filled.tolist())
+
+    def __exit__(self, *failure):
+        self.seen.append(self.cache.filled.tolist())
+
+
+def test_flags_of_the_image_cache_are_read_and_written_under_its_lock(tmp_path):
+    trees.camvid(tmp_path)
+    dataset = build_dataset("camvid", str(tmp_path), "val", cache_gb=1)
+    dataset.cache.lock = lock = Watched(dataset.cache)
+    dataset.read(0)
+    before = [0] * len(dataset)
+    after = [1, *before[1:]]
+    assert lock.seen == [before, before, before, after]  # asked for, and then put
 
 
 def test_loader_workers_do_not_exceed_the_cores(monkeypatch):

@@ -58,6 +58,24 @@ def test_a_preview_names_an_image_that_cannot_be_read(model):
         make_preview(Predictor(model, BGR), Broken([0]), [(0, 0, 0)] * 7)
 
 
+def test_a_preview_frees_memory_and_tries_again(model, monkeypatch):
+    calls = []
+    classes = Predictor.classes
+
+    def full_at_first(self, *given):
+        calls.append(1)
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return classes(self, *given)
+
+    dataset = build_dataset("toy", "", "val")
+    palette = dataset.spec.palette
+    expected = make_preview(Predictor(model, BGR), dataset, palette, 1)
+    monkeypatch.setattr(Predictor, "classes", full_at_first)
+    assert np.array_equal(make_preview(Predictor(model, BGR), dataset, palette, 1), expected)
+    assert len(calls) == 2
+
+
 def test_flipping_a_flipped_input_changes_nothing(model):
     x = image()
     predict = Predictor(model, BGR, flip=True)

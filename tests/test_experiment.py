@@ -192,6 +192,13 @@ def test_every_command_of_the_experiments_is_one_the_scripts_take(name, tmp_path
         assert "baseline-1/last.pth" in " ".join(jobs["plain-0"].commands[0])
 
 
+def test_the_scripts_choose_the_number_of_workers_unless_it_is_given(small, tmp_path):
+    for workers, given in ((None, False), (0, True)):
+        jobs = plan_jobs(read_experiment(small), Places(tmp_path), Machine(workers), ("base",), (1,))
+        training = jobs["base-1"].commands[0]
+        assert ("--workers" in training) == given
+
+
 def test_chosen_runs_bring_what_they_start_from_at_the_seeds_they_need(small, tmp_path):
     jobs = plan_jobs(read_experiment(small), Places(tmp_path), Machine(), ("plain",), (1,))
     assert list(jobs) == ["base-0", "plain-1"]

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import socket
 import subprocess
 from types import SimpleNamespace
 
@@ -94,6 +95,33 @@ def test_weights_that_are_not_finite_are_noticed_behind_a_finite_loss():
     watch.check([torch.ones(3), torch.full((2, 2), 1e30)])
     with pytest.raises(UserError, match="the gradient is not finite at 4"):
         watch.check([torch.ones(3), torch.tensor([1.0, torch.nan])])
+
+
+@pytest.mark.parametrize(
+    ("address", "hosts", "interface", "is_warned"),
+    [
+        ("127.0.1.1", 2, None, True),
+        (None, 2, None, True),
+        ("10.0.0.7", 2, None, False),
+        ("127.0.1.1", 1, None, False),
+        ("127.0.1.1", 2, "eth0", False),
+    ],
+)
+def test_a_host_that_others_cannot_find_is_said(address, hosts, interface, is_warned, monkeypatch, capsys):
+    def resolve(name):
+        if address is None:
+            raise socket.gaierror("Name or service not known")
+        return address
+
+    monkeypatch.setattr(socket, "gethostbyname", resolve)
+    monkeypatch.setattr(dist, "init_process_group", lambda *given, **more: None)
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    if interface:
+        monkeypatch.setenv("GLOO_SOCKET_IFNAME", interface)
+    for key, value in {"LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 2, "WORLD_SIZE": 2 * hosts}.items():
+        monkeypatch.setenv(key, str(value))
+    runtime._join_group("gloo")
+    assert ("set GLOO_SOCKET_IFNAME" in capsys.readouterr().err) == is_warned
 
 
 @pytest.mark.parametrize("parts", [2, 4])

@@ -10,7 +10,7 @@ from engine.finish import FinishEstimate, describe_finish
 from engine.runtime import Runtime
 from engine.settings import TeacherConfig
 from engine.step import Step
-from engine.step_memory import LiveMemory, estimate_step_memory
+from engine.step_memory import LiveMemory, StepMemory, estimate_step_memory
 from scripts.study.benchmark import build_teacher_step
 from tests.conftest import TINY
 
@@ -109,6 +109,18 @@ def test_days_on_a_cpu_are_warned_about():
     assert slow.startswith("warning: expected to finish in 74 days")
     assert "--max-iterations" in slow
     assert "warning" not in describe_finish(74 * 24 * 3600, is_cpu=False)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_processes_of_one_host_share_its_memory(processes, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(trainer, "SMALL", 0)
+    monkeypatch.setattr(trainer, "estimate_step_memory", lambda *given: StepMemory(lasting=0, passing=600))
+    monkeypatch.setattr(trainer, "free_memory", lambda device: 1000)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    train_teacher.main([*TINY, "--max-iterations", "1", "--skip-val", "--save-dir", str(tmp_path)])
+    out = capsys.readouterr().out
+    assert ("in each of 2 processes" in out) == (processes == 2)
+    assert ("which may be too little" in out) == (processes == 2)
 
 
 def test_a_run_says_both(tmp_path, monkeypatch, capsys):

@@ -54,7 +54,11 @@ def test_submission_of_unlabelled_images(name, tmp_path):
             ["--save-pred", "ADEChallengeData2016/annotations/validation"],
             r"annotations/validation/\w+\.png is an input and would be overwr",
         ),
-        (["--blend", "pictures", "--save-pred", "pictures"], r"would both be written to pictures/\w+\.png"),
+        (["--blend", "pictures", "--save-pred", "./pictures/../pictures"], r"are both pictures: give two folders"),
+        (["--json", "."], r"--json \. is a folder: give the name of a file"),
+        (["--json", "/proc/none/e.json"], r"--json /proc/none/e\.json cannot be written: No such file"),
+        (["--per-image", "taken/e.npz"], r"--per-image taken/e\.npz cannot be written: (Not a directory|File exists)"),
+        (["--save-pred", "taken"], r"--save-pred taken cannot be written: File exists"),
     ],
 )
 def test_predictions_take_no_place_of_labels_or_of_each_other(flags, message, tmp_path, monkeypatch):
@@ -64,6 +68,7 @@ def test_predictions_take_no_place_of_labels_or_of_each_other(flags, message, tm
     model = build_model("fcn", "resnet10t", len(spec.names))
     card = Card(model.config, spec.names, spec.palette, "ade20k", str(tmp_path), "bgr_mean").entries()
     torch.save({**card, "model": model.state_dict()}, tmp_path / "model.pth")
+    (tmp_path / "taken").touch()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=message):
         eval.main(["model.pth", "--workers", "0", "--device", "cpu", *flags])

@@ -28,13 +28,15 @@ BYTE_ORDER_MARKS = {  # UTF-32's before UTF-16's, which it begins with
 def write(path: Path, fill: Callable[[IO[bytes]], object], previous: Path | None = None, durable: bool = True) -> None:
     """Write a file by ``fill``. At every moment ``path`` holds either the old file or the whole new one.
 
+    Where there are no hard links, only ``previous`` holds the old file for a moment.
+
     The folder is made if it is missing. A link in the place of a file is replaced, not followed.
 
     fill: function that writes the content to an open file. previous: path under which the old file is kept. durable:
     make sure that the file survives a power failure.
 
     Raises:
-        UserError: the file cannot be written (folder read-only, disk full). The old file is intact.
+        UserError: the file cannot be written (folder read-only, disk full, no regular file). The old file is intact.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     outer = sys.exc_info()[1]  # an error that is being handled while this file is written
@@ -79,22 +81,41 @@ def write_text(path: Path, text: str) -> None:
     write(path, lambda file: file.write(text.encode(errors="surrogateescape")))
 
 
-def require_apart(outputs: Iterable[tuple[Path, Path]], inputs: Iterable[Path], flag: str) -> None:
+def require_writable(folder: Path, what: str) -> None:
+    """Make a folder and check that a file can be written there, before hours of work for it begin.
+
+    what: the flag and its value, for the message.
+
+    Raises:
+        UserError: the folder cannot be made, or nothing can be written there.
+    """
+    probe = folder / f".probe-{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"{what} cannot be written: {error.strerror}") from error
+
+
+def require_apart(outputs: Iterable[tuple[Path, Path]], inputs: Iterable[Path], place: str) -> None:
     """Check that no output would overwrite an input or another output.
 
-    outputs: files to be written, each with what it is made from. flag: says where they go.
+    outputs: files to be written, each with what it is made from. place: where they go, for the message, such as
+    "--output folder".
 
     Raises:
         UserError: one of them is an input and would be lost, or two of them are one file.
     """
     input_paths = set(map(os.path.realpath, inputs))
-    writers: dict[Path, Path] = {}
+    writers: dict[str, Path] = {}
     for path, source in outputs:
         if os.path.realpath(path) in input_paths:
-            raise UserError(f"{path} is an input and would be overwritten: choose another {flag}")
-        if path in writers:
-            raise UserError(f"{writers[path]} and {source} would both be written to {path}: {flag} has room for one")
-        writers[path] = source
+            raise UserError(f"{path} is an input and would be overwritten: choose another {place}")
+        real = os.path.join(os.path.realpath(path.parent), path.name)  # a link in the file's place is replaced
+        if real in writers:
+            raise UserError(f"{writers[real]} and {source} would both be written to {path}: {place} has room for one")
+        writers[real] = source
 
 
 def open_regular(path: Path) -> IO[bytes]:

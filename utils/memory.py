@@ -17,13 +17,16 @@ def require_memory(size: int, what: str, advice: str, device: torch.device) -> N
     Raises:
         UserError: they do not. It names ``what``, how much that takes, how much is free, and ``advice``.
     """
-    copies = 1
-    if device.type == "cpu":
-        copies = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    copies = count_sharers(device)
     free = free_memory(device)
     if free is not None and size * copies > free:
         each = f" in each of {copies} processes" if copies > 1 else ""
         raise UserError(f"{what} takes {size / GIB:.1f} GiB{each}, {device} has {free / GIB:.1f} GiB free: {advice}")
+
+
+def count_sharers(device: torch.device) -> int:
+    """Return how many processes of this launch share the memory of a device: on the CPU all of this host."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if device.type == "cpu" else 1
 
 
 def free_memory(device: torch.device) -> int | None:

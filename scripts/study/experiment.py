@@ -43,6 +43,7 @@ from scripts.study.experiments.stop import Stop
 from scripts.study.pack_records import check_record_file
 from scripts.study.results_table import show_tables
 from utils.errors import UserError, run_main
+from utils.files import require_writable
 from utils.options import option, parse_flags
 
 
@@ -60,7 +61,9 @@ class RunnerConfig:
     processes: int | None = option(None, "processes of each run (default: 1; under --slurm one a GPU)", minimum=1)
     jobs: int = option(1, "runs at a time on the CPU, which share its cores", minimum=1)
     max_minutes: float | None = option(None, "stop after so long; what was begun is saved", minimum=0)
-    workers: int = option(4, "loader processes of each process of a run", minimum=0)
+    workers: int | None = option(
+        None, "loader workers of each process of a run (default: 4, or fewer where cores are few)", minimum=0
+    )
     cache_gb: float = option(0.0, "keep decoded images in memory, up to so many GB a process", minimum=0)
     dry_run: bool = option(False, "print the commands only")
     slurm: bool = option(False, "submit every run as a job to SLURM")
@@ -207,12 +210,7 @@ def lock_output(config: RunnerConfig, output: Path) -> FolderLock:
     if config.records:
         folders["--records"] = check_record_file(config.records).parent
     for flag, folder in folders.items():
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / ".probe").touch()
-            (folder / ".probe").unlink()
-        except OSError as error:
-            raise UserError(f"{flag} {folder} cannot be written: {error.strerror}") from error
+        require_writable(folder, f"{flag} {folder}")
     return FolderLock(output, "--output")
 
 

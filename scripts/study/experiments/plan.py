@@ -29,9 +29,12 @@ class Places:
 
 @dataclass(frozen=True)
 class Machine:
-    """Settings of the training scripts that change nothing that is computed. processes: of each run."""
+    """Settings of the training scripts that change nothing that is computed.
 
-    workers: int = 4
+    workers: of each process; None leaves the number to the scripts. processes: of each run.
+    """
+
+    workers: int | None = None
     cache_gb: float = 0.0
     processes: int = 1
 
@@ -70,7 +73,9 @@ class Plan:
         for key, value in settings.items():
             words += _as_flag(key, value)
         words += ["--seed", str(seed), "--save-dir", str(folder), "--resume", "auto"]
-        words += ["--workers", str(self.machine.workers), "--cache-gb", f"{self.machine.cache_gb:g}"]
+        if self.machine.workers is not None:
+            words += ["--workers", str(self.machine.workers)]
+        words += ["--cache-gb", f"{self.machine.cache_gb:g}"]
         return tuple(words)
 
     def _scoring(self, arm: Arm, folder: Path, checkpoint: str) -> tuple[str, ...]:
