@@ -100,12 +100,8 @@ def read_experiment(name: str) -> Experiment:
     """
     path = find_experiment(name)
     content = merged(path)
-    for key in ("seeds", "runs"):
-        if not content.get(key):
-            raise UserError(f"{path}: {key!r} is missing")
+    _require_entries(path, content)
     seeds = _read_seeds(path, content["seeds"])
-    if content.get("robustness_images", 1) < 1:
-        raise UserError(f"{path}: robustness_images: at least 1")
     every = {key: _read_arm(path, key, content) for key in content["runs"]}
     asked = tuple(content.get("only", every))
     arms = _choose_arms(path, every, asked)
@@ -129,6 +125,19 @@ def read_experiment(name: str) -> Experiment:
         columns=tuple(map(str, content.get("columns", ()))),
         source=content.get("source", ""),
     )
+
+
+def _require_entries(path: Path, content: Mapping[str, Any]) -> None:
+    """Check that an experiment has seeds and runs, and at least one image to measure a teacher's robustness on.
+
+    Raises:
+        UserError: it does not.
+    """
+    for key in ("seeds", "runs"):
+        if not content.get(key):
+            raise UserError(f"{path}: {key!r} is missing")
+    if content.get("robustness_images", 1) < 1:
+        raise UserError(f"{path}: robustness_images: at least 1")
 
 
 def _read_seeds(path: Path, seeds: list) -> tuple[int, ...]:

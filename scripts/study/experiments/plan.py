@@ -30,9 +30,9 @@ class Places:
 
 @dataclass(frozen=True)
 class Machine:
-    """Settings of the training scripts that change nothing that is computed.
+    """Settings of the training scripts that do not change what is computed.
 
-    workers: of each process; None leaves the number to the scripts. processes: of each run.
+    workers: how many loader workers each process has; None leaves it to the scripts. processes: how many each run has.
     """
 
     workers: int | None = None
