@@ -89,19 +89,20 @@ class StudentStep(Step):
     def forward(
         self, image: Tensor, label: Tensor, draw: Draw | None = None, pixel_divisor: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Return loss, ce, aux, and each KD term of one batch, unweighted and as ``name_weighted``.
+        """Return loss, the terms of ``TaskLoss`` but for its sum, and each KD term as ``name`` and ``name_weighted``.
 
         image: normalised, ``[B, 3, H, W]``. label: ``[B, H, W]``. draw: where the noise comes from, instead of torch's
         global random state. pixel_divisor: see ``TaskLoss``.
         """
         output = self.model(image)
-        terms = self.task(output, label, pixel_divisor)
-        loss = terms.pop("task")
-        if self.teacher is not None:
-            distilled, kd_terms = self.kd(output, self.teach(image, label, draw), label)
-            loss = loss + distilled
-            terms |= kd_terms | self.kd.apply_weights(kd_terms)
-        return {"loss": loss, **terms}
+        task_terms = self.task(output, label, pixel_divisor)
+        loss = task_terms.pop("task")
+        if self.teacher is None:
+            return {"loss": loss, **task_terms}
+        teacher_output = self.teach(image, label, draw)
+        distilled, kd_terms = self.kd(output, teacher_output, label)
+        weighted_terms = self.kd.apply_weights(kd_terms)
+        return {"loss": loss + distilled, **task_terms, **kd_terms, **weighted_terms}
 
     @torch.no_grad()
     def teach(self, image: Tensor, label: Tensor, draw: Draw | None) -> Output:

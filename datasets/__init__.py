@@ -154,7 +154,11 @@ def _check_single_logit(network: Classes, spec: DatasetSpec, name: str, source: 
 
 
 def _check_order(network: Classes, spec: DatasetSpec, name: str, source: str) -> None:
-    """Raise UserError if network and data set share two classes and number them differently."""
+    """Check that network and data set number the classes that they share in the same order.
+
+    Raises:
+        UserError: they share two classes and number them differently.
+    """
     network_names = _simplify_names(network.class_names)
     data_names = _simplify_names(spec.names)
     for k, (network_name, data_name) in enumerate(zip(network_names, data_names, strict=False)):

@@ -55,10 +55,7 @@ def evaluate(
                 scores.add(index, prediction, truth)
                 if on_prediction is not None:
                     on_prediction(index, prediction.cpu().numpy())
-            bar.update(len(indices))
-            if not bar.disable and bar.n % 10 < len(indices):
-                miou = 100 * scores.metrics_so_far(bar.n).miou()
-                bar.set_postfix_str(f"mIoU so far {miou:.2f} %{mark}")
+            update_bar(bar, len(indices), scores, mark)
     return scores.reduce(runtime)
 
 
@@ -107,6 +104,14 @@ def make_bar(predictor: Predictor, dataset: Dataset, runtime: Runtime, progress:
     total = len(range(runtime.rank, len(dataset), runtime.size))
     hidden = None if progress and runtime.is_main else True  # None: hidden unless the output is a terminal
     return tqdm(total=total, desc="eval", disable=hidden, leave=False)
+
+
+def update_bar(bar: tqdm, images: int, scores: Scores, mark: str) -> None:
+    """Advance the bar by some images. About every ten images, show the mIoU so far, with a mark behind it."""
+    bar.update(images)
+    if not bar.disable and bar.n % 10 < images:
+        miou = 100 * scores.metrics_so_far(bar.n).miou()
+        bar.set_postfix_str(f"mIoU so far {miou:.2f} %{mark}")
 
 
 def predict_within_memory(predictor: Predictor, image: Tensor, label: Tensor, draws: Sequence[Draw]) -> Tensor:

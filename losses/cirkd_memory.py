@@ -68,10 +68,12 @@ def memory_loss(student: Tensor, teacher: Tensor, contrasts: Tensor, labelled: T
 
 
 class CIRKDRegion(VectorQueues):
-    """Apply ``memory_loss`` with a queue of ``select_region_keys`` and a projector from student to teacher features.
+    """Compare pixels with a queue of regions: ``memory_loss`` with keys of ``select_region_keys``.
 
-    Options: tau; size, the slots of each class; contrasts. An iteration compares with contrasts / K + 1 slots of each
-    of the K classes, as the release does.
+    A projector turns the student's features into as many channels as the teacher's have.
+
+    Options: tau; size, the number of slots of each class; contrasts, about how many slots of all classes an iteration
+    compares with. As in the release, these are contrasts // K + 1 slots of each of the K classes.
 
     Raises:
         UserError: a size or count is not a positive whole number, or the queue is too large for the memory.
@@ -86,7 +88,8 @@ class CIRKDRegion(VectorQueues):
         size: float = 2000,
         contrasts: float = 1024,
     ) -> None:
-        projector = build_projector(student_channels, teacher_channels)  # before the queue: the order of random draws
+        # before the queue, so that the random weights stay those of older versions
+        projector = build_projector(student_channels, teacher_channels)
         super().__init__(num_classes, require_whole_number("size", size), teacher_channels)
         self.projector = projector
         self.select_keys = select_region_keys
@@ -94,7 +97,7 @@ class CIRKDRegion(VectorQueues):
         self.contrasts = require_whole_number("contrasts", contrasts) // num_classes + 1
 
     def forward(self, student: Output, teacher: Output, label: Tensor) -> Tensor:
-        """Store keys of the batch (in training mode only) and return the loss. Label ``[B, H, W]``."""
+        """Store keys of the batch, in training mode only, and return the loss. label: ``[B, H, W]``."""
         ids = shrink_label(label, student.feat)
         target = normalise_pixels(teacher.feat.detach())
         if self.training:
@@ -115,9 +118,12 @@ class CIRKDRegion(VectorQueues):
 
 
 class CIRKDPixel(CIRKDRegion):
-    """Apply ``memory_loss`` with a queue of ``select_pixel_keys``. For VOC with the release's teacher it takes 430 MB.
+    """Compare pixels with a queue of pixels: ``memory_loss`` with keys of ``select_pixel_keys``.
 
-    Options: those of ``CIRKDRegion``; per_image, the new pixels of a class in an image; as_released, 0 or 1.
+    For VOC with the release's teacher the queue takes 430 MB.
+
+    Options: those of ``CIRKDRegion``; per_image, how many pixels of a class are stored from an image; as_released, 0 or
+    1 (see the top of this file).
     """
 
     def __init__(

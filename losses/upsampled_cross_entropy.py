@@ -29,14 +29,17 @@ class _BandedCrossEntropy(torch.autograd.Function):
         smoothing: float,
         class_weights: Tensor | None,
     ) -> Tensor:
-        (batch, classes, h, w), (height, width) = logits.shape, label.shape[-2:]
+        batch, classes, h, w = logits.shape
+        height, width = label.shape[-2:]
         upper, lower, share = find_neighbours(height, h, align_corners, logits)
         share = share.view(-1, 1)
         logits = logits.contiguous(memory_format=torch.channels_last)
         columns = _column_weights(logits, width, align_corners)
         total = logits.new_zeros(())
         gradient = torch.zeros_like(logits)
-        step = max(CPU_ROWS, CUDA_BYTES // (4 * batch * classes * width)) if logits.is_cuda else CPU_ROWS
+        step = CPU_ROWS
+        if logits.is_cuda:
+            step = max(step, CUDA_BYTES // (4 * batch * classes * width))
         for start in range(0, height, step):
             band = slice(start, min(start + step, height))
             mixed = torch.lerp(logits[:, :, upper[band]], logits[:, :, lower[band]], share[band])
@@ -57,9 +60,9 @@ class _BandedCrossEntropy(torch.autograd.Function):
 
 
 def _column_weights(logits: Tensor, width: int, align_corners: bool) -> Tensor | None:
-    """Return the matrix ``[w, width]`` of the interpolation along rows, if runs must repeat; else None.
+    """Return the matrix ``[w, width]`` of the interpolation along rows, or None if torch need not be deterministic.
 
-    PyTorch's own transpose of the interpolation adds in any order on CUDA.
+    On CUDA, PyTorch's own transpose of the interpolation adds numbers in an order that varies.
     """
     if not torch.are_deterministic_algorithms_enabled():
         return None
@@ -89,19 +92,24 @@ def _sum_of_losses(log_p: Tensor, truth: Tensor, smoothing: float, class_weights
 
 
 def _gradient_of_band(log_p: Tensor, truth: Tensor, smoothing: float, class_weights: Tensor | None) -> Tensor:
-    """Compute the gradient with respect to the upsampled logits, ``[B, n, W, K]``, in the place of ``log_p``."""
+    """Compute the gradient with respect to the upsampled logits, ``[B, n, W, K]``. It overwrites ``log_p``.
+
+    ``_BandedCrossEntropy`` has the formula. The gradient of ignored pixels is 0.
+    """
     ignored = truth == IGNORE_INDEX
     truth = truth.masked_fill(ignored, 0)
-    gradient = log_p.exp_()
+    classes = log_p.shape[3]
+    gradient = log_p.exp_()  # p
     at_truth = gradient.new_full((), smoothing - 1).expand_as(truth)
     if class_weights is not None:
         own = class_weights[truth]
         gradient.mul_(own + smoothing * (class_weights.mean() - own))
         at_truth = at_truth * own
     if smoothing:
-        uniform = smoothing / log_p.shape[3]
+        uniform = smoothing / classes
         gradient.sub_(uniform if class_weights is None else uniform * class_weights)
-    return gradient.scatter_add_(3, truth, at_truth).masked_fill_(ignored, 0)
+    gradient.scatter_add_(3, truth, at_truth)
+    return gradient.masked_fill_(ignored, 0)
 
 
 def _narrow(wide: Tensor, w: int, columns: Tensor | None, align_corners: bool) -> Tensor:
@@ -122,9 +130,11 @@ def upsampled_cross_entropy(
 ) -> Tensor:
     """Sum the cross entropy of bilinearly upsampled logits over the labelled pixels, at least in float32.
 
-    logits: ``[B, K, h, w]``. label: int64 ``[B, H, W]``. class_weights: ``[K]``; as in ``F.cross_entropy`` they weight
-    the smoothed part by its own classes. The value is that of ``F.cross_entropy`` of ``F.interpolate(logits)`` with
-    reduction "sum", which would keep two maps of ``[B, K, H, W]``.
+    The value is that of ``F.cross_entropy`` with reduction "sum" on the result of ``F.interpolate``. These two would
+    keep two maps ``[B, K, H, W]`` in memory.
+
+    logits: ``[B, K, h, w]``. label: int64 ``[B, H, W]``. smoothing: of the label.
+    class_weights: ``[K]``. In the smoothed part each class counts with its own weight, as in ``F.cross_entropy``.
     """
     logits = full_precision(logits)
     if class_weights is not None:

@@ -1,11 +1,11 @@
-"""Queues of the teacher's feature vectors, which CIRKD's losses compare with. They are equal on every rank."""
+"""Queues of the teacher's feature vectors, which CIRKD's losses compare with."""
 
 import torch
 from torch import Tensor, nn
 
 from utils.memory import GIB, require_memory
 
-HEADROOM = 2  # free memory over the size of a queue: networks, activations and optimizer need the rest
+HEADROOM = 2  # required ratio of free memory to queue size: networks, activations and optimizer need the rest
 
 
 def write_to_queues(queue: Tensor, pointer: Tensor, keys: Tensor, valid: Tensor) -> None:
@@ -41,12 +41,15 @@ def normalise_in_place(vectors: Tensor) -> Tensor:
 class VectorQueues(nn.Module):
     """Hold ``queue [K, S, C]``, K ring buffers of S unit vectors, and ``pointer [K]``, the slots to write next.
 
+    This is the base class of CIRKD's losses with a memory. They keep the queues equal on every rank: all ranks start
+    from one seed, and write the same vectors in the same order.
+
     The vectors are random directions at first. The queue takes 4 K S C bytes on the device and in ``last.pth``. The
     free memory of the host is checked when the queue is made, that of a GPU when the queue is moved there.
     """
 
     def __init__(self, queues: int, slots: int, channels: int) -> None:
-        """Make the queue.
+        """Make the queue. ``channels`` may be 0: ``ChannelTerms`` knows C, and fills the queue, at its first batch.
 
         Raises:
             UserError: the host does not have twice as much free memory as the queue takes.

@@ -1,4 +1,4 @@
-"""The weighted sum of distillation losses."""
+"""The weighted sum of distillation losses, between student and teacher or between the two paths of a teacher."""
 
 from collections.abc import Mapping
 
@@ -16,13 +16,14 @@ def get_part_weights(loss: nn.Module) -> Mapping[str, float]:
 
 
 class WeightedLosses(nn.Module):
-    """Compute several distillation losses and their weighted sum, in full precision.
+    """Compute several distillation losses and their weighted sum, at least in float32.
 
-    The teacher's logits and features are resized to the student's. The teacher gets no gradient even if a loss does
-    not stop it, because a network may be its own teacher. A loss of weight 0 is computed, too, so that it is logged.
+    The teacher's logits and features are resized to the student's. The teacher gets no gradient, even if a loss does
+    not stop it: in the teacher's consistency, one network is both student and teacher. A loss of weight 0 is computed,
+    too, so that it is logged.
 
-    A loss returns its value. Or it returns a dict of parts, and its value is their sum weighted by its attribute
-    ``part_weights``.
+    A loss returns its value or a dict of parts. The value is then the sum of the parts, weighted by the attribute
+    ``part_weights`` of the loss.
     """
 
     def __init__(self, losses: Mapping[str, nn.Module], weights: Mapping[str, float]) -> None:
@@ -33,15 +34,17 @@ class WeightedLosses(nn.Module):
     def forward(self, student: Output, teacher: Output, label: Tensor) -> tuple[Tensor | float, dict[str, Tensor]]:
         """Return the weighted sum (0.0 without losses) and all unweighted terms by name; parts are ``name_part``.
 
-        Label ``[B, H, W]``, at the size of the image.
+        label: ``[B, H, W]``, at the size of the image.
 
         Raises:
             UserError: teacher and student differ in the number of classes, a loss returns something other than a single
                 number, or ``part_weights`` lacks one of the parts.
         """
-        ours, theirs = student.logits.shape[1], teacher.logits.shape[1]
-        if ours != theirs:
-            raise UserError(f"the student has {ours} classes, its teacher {theirs}: they must be the same")
+        student_classes = student.logits.shape[1]
+        teacher_classes = teacher.logits.shape[1]
+        if student_classes != teacher_classes:
+            counts = f"the student has {student_classes} classes, its teacher {teacher_classes}"
+            raise UserError(f"{counts}: they must be the same")
         with torch.autocast(student.logits.device.type, enabled=False):
             student = student.map(full_precision)
             teacher = _match_student(teacher, student)
@@ -53,7 +56,8 @@ class WeightedLosses(nn.Module):
                     value = _sum_parts(name, loss, value)
                 _require_number(name, value)
                 terms[name] = value
-        return sum((self.weights[name] * terms[name] for name in self.weights), start=0.0), terms
+        total = sum((weight * terms[name] for name, weight in self.weights.items()), start=0.0)
+        return total, terms
 
     def apply_weights(self, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return what each of the unweighted terms adds to the sum, as ``name_weighted``."""
@@ -65,10 +69,11 @@ class WeightedLosses(nn.Module):
 
 
 def _match_student(teacher: Output, student: Output) -> Output:
-    """Give the teacher's outputs full precision, no gradient, and the size of the student's logits and features."""
+    """Return the teacher's output in float32, without gradient, and resized to the student's logits and features."""
     teacher = teacher.map(full_precision).map(Tensor.detach)
     logits = resize(teacher.logits, student.logits.shape[-2:])
-    return teacher._replace(logits=logits, feat=resize(teacher.feat, student.feat.shape[-2:]))
+    feat = resize(teacher.feat, student.feat.shape[-2:])
+    return teacher._replace(logits=logits, feat=feat)
 
 
 def _sum_parts(name: str, loss: nn.Module, parts: Mapping[str, Tensor]) -> Tensor:
@@ -84,7 +89,11 @@ def _sum_parts(name: str, loss: nn.Module, parts: Mapping[str, Tensor]) -> Tenso
 
 
 def _require_number(name: str, value: object) -> None:
-    """Raise a UserError if the value of a loss is not a tensor without dimensions."""
+    """Check that the value of a loss is a single number.
+
+    Raises:
+        UserError: it is not a tensor without dimensions.
+    """
     if isinstance(value, Tensor) and value.ndim == 0:
         return
     description = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)

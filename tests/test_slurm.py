@@ -189,7 +189,7 @@ def test_a_run_of_a_teacher_that_was_trained_again_is_not_submitted(cluster, job
     note_finished(jobs)
     (jobs["teacher"].folder / "metrics.jsonl").write_text('{"event": "train", "another": "training"}\n')
     standings = submit_jobs(jobs, [], None)
-    assert standings["a"].failed
+    assert standings["a"].blocked
     assert "teacher was trained anew since" in standings["a"].text
     assert len(list(cluster.iterdir())) == 4
 

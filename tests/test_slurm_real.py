@@ -115,7 +115,7 @@ def test_a_teacher_is_queued_again_and_a_cancelled_student_is_submitted_again(cl
     assert read_log(jobs, "teacher").count("begins") == 2, "it went on where it was"
     assert wait_for(jobs, "a", "done").done
     assert wait_for(jobs, "alone", "done").done
-    assert read_standings(jobs)["b"].failed
+    assert read_standings(jobs)["b"].blocked
     assert not (jobs["b"].folder / "metrics.jsonl").exists()
 
     again = submit_jobs(jobs, [], 1)
@@ -132,7 +132,7 @@ def test_students_of_a_failing_teacher_are_cancelled_and_the_others_finish(clust
     submit_jobs(jobs, [], 1)
     assert wait_for(jobs, "alone", "done").done
     for name in ("teacher", "a", "b"):
-        assert wait_for(jobs, name, "ended without getting done", "failed", "cancelled").failed
+        assert wait_for(jobs, name, "ended without getting done", "failed", "cancelled").blocked
     assert "no luck" in read_log(jobs, "teacher")
     assert not (jobs["a"].folder / "metrics.jsonl").exists()
     let(jobs, "goes", "teacher")

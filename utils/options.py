@@ -205,7 +205,11 @@ def flag_of(name: str) -> str:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> typing.NoReturn:
-        """Raise a UserError that names the nearest flag where one is unknown."""
+        """Refuse unknown flags.
+
+        Raises:
+            UserError: a flag is unknown. The message names the nearest one.
+        """
         if message.startswith("unrecognized arguments:"):
             given = message.split()[2]
             message = f"unknown flag {given}{nearest(given, self._option_string_actions)}"

@@ -67,7 +67,11 @@ def convert_to_rgb(
 
 
 def require_eight_bits(name: str | Path, file: Image.Image, data: bytes = b"") -> None:
-    """Raise UserError where PIL would narrow deeper channels to 8 bits: 12-bit numbers in 16 bits would be black."""
+    """Check that PIL can read a picture without narrowing its channels to 8 bits.
+
+    Raises:
+        UserError: it would: 12-bit numbers in 16 bits would be black.
+    """
     if deep := describe_deep_channels(file, data):
         raise UserError(f"{name} has {deep}: {ADVICE}")
 

@@ -132,11 +132,11 @@ class DecoderBranch(nn.Module):
 
 
 class PaddedSegmentor(Segmentor):
-    """Segment images of any size with an encoder that needs sides that are multiples of its stride.
+    """Segment images of any size with an encoder whose input must have sides that are multiples of its stride.
 
-    Other images are padded at the bottom and right with zeros, which is the mean colour. Their logits are upsampled to
-    the padded size and cropped to the image, so that nothing is stretched. These logits have the image's size, not the
-    decoder's stride. ``feat`` keeps the stride and is cropped to the positions that the image covers.
+    Images with other sides are padded at the bottom and right with zeros, which is the mean colour. Their logits are
+    upsampled to the padded size and cropped to the image, so that nothing is stretched. These logits have the image's
+    size, not the decoder's stride. ``feat`` keeps the stride and is cropped to the positions that the image covers.
     """
 
     def __init__(self, arch: str, model: nn.Module) -> None:

@@ -110,7 +110,11 @@ def read_card(content: Mapping[str, Any], source: object) -> Card:
 
 
 def _require_entries(content: Mapping[str, Any], source: object) -> None:
-    """Raise UserError unless a checkpoint has every entry of a card, in the right form."""
+    """Check the entries of a card in a checkpoint.
+
+    Raises:
+        UserError: an entry is missing or does not have the right form.
+    """
     for key in REQUIRED:
         if key not in content:
             raise UserError(f"{source} is no checkpoint of this version: no {key!r}")

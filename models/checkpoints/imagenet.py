@@ -141,7 +141,11 @@ def _join_stage_names(weights: dict[str, Tensor], own_parts: set[str]) -> dict[s
 
 
 def _require_same_stem(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], source: str) -> None:
-    """Raise UserError if one of two ResNets has a deep stem and the other a 7x7 one."""
+    """Check that two ResNets have the same kind of stem.
+
+    Raises:
+        UserError: one has a deep stem and the other a 7x7 one.
+    """
     if "conv1.0.weight" in own and "conv1.0.weight" not in weights and "conv1.weight" in weights:
         raise UserError(f"{source} has a 7x7 stem, this backbone a deep one (three 3x3 convolutions)")
     if "conv1.weight" in own and "conv1.0.weight" in weights:

@@ -230,7 +230,11 @@ def _load_whole_network(model: Segmentor, pretrained: str, pixels: str) -> None:
 
 
 def _require_same_config(own: Mapping[str, Any], other: Mapping[str, Any], pretrained: str) -> None:
-    """Raise UserError if two networks differ in more than their input channels."""
+    """Check that two networks differ in nothing but their input channels.
+
+    Raises:
+        UserError: they differ in something else.
+    """
     # CIRKD's DeepLabV3 differs from LAD's in dropout alone, which has no weights
     own = {**own, "arch": own["arch"].removesuffix("_cirkd1")}
     other = {**other, "arch": other["arch"].removesuffix("_cirkd1")}
@@ -243,7 +247,11 @@ def _require_same_config(own: Mapping[str, Any], other: Mapping[str, Any], pretr
 
 
 def _require_pixels(card: Card, pretrained: str, pixels: str) -> None:
-    """Raise UserError if a checkpoint was trained on another pixel convention than this run's."""
+    """Check that a checkpoint was trained on the pixel convention of this run.
+
+    Raises:
+        UserError: it was trained on another one.
+    """
     if card.pixels != pixels:
         raise UserError(f"--pretrained {pretrained} was trained on other pixels: use --pixels {card.pixels}")
 

@@ -156,7 +156,11 @@ def _name_images(names: Sequence[str], beside: Sequence[str], image_suffix: str,
 
 
 def _require_one_form(folders: dict[Path, list[str]], match: Match) -> None:
-    """Raise UserError where an image has no label of the match's form, but probably one of another form, or reverse."""
+    """Check that no image or label is passed over because its name has another form.
+
+    Raises:
+        UserError: an image has no label of the match's form, but probably one of another form, or reverse.
+    """
     ending = match.label_suffix.removeprefix(IMAGE_SUFFIX_FIELD)
     labels = set(folders[match.labels])
     spare = sorted(labels - set(match.label_names))

@@ -25,24 +25,10 @@ def find_splits(root: Path, matches: list[Match], remarks: list[str]) -> tuple[S
     """
     splits: Splits = {}
     bases: dict[str, list[str]] = {}
-    groups: dict[str, list[Match]] = {}
-    for match in sorted(matches, key=lambda match: -len(match.bases)):
-        images, labels = match.images.relative_to(root), match.labels.relative_to(root)
-        groups.setdefault(split_of(images) or split_of(labels) or "train", []).append(match)
-    for name, group in groups.items():
+    for name, group in _group_by_split(root, matches).items():
         images, labels = _join_folders(root, group)
-        several = "*" in images
-        splits[name], bases[name] = {"images": images, "labels": labels}, []
-        for i, match in enumerate(group):
-            place = match.images.relative_to(root)
-            if i and not several:
-                remarks.append(f"left out: {place} ({len(match.bases)} images): a second folder for {name}")
-                continue
-            bases[name] += [str(place / base) if several else base for base in match.bases]
-            if match.unlabelled:
-                remarks.append(
-                    f"{len(match.unlabelled)} images of {place} have no label called NAME{match.label_suffix}"
-                )
+        splits[name] = {"images": images, "labels": labels}
+        bases[name] = _list_bases(root, name, group, "*" in images, remarks)
     if list(splits) == ["train"]:
         names = {Path(base).name for base in bases["train"]}
         lists = _find_lists(root, names | {Path(name).stem for name in names})
@@ -56,6 +42,34 @@ def find_splits(root: Path, matches: list[Match], remarks: list[str]) -> tuple[S
     remarks.append(f"{taken}; of a video, whose neighbouring frames are nearly the same, take whole sequences instead")
     more = {name: {**splits["train"], "list": f"{name}_names.txt"} for name in parts}
     return splits | more, {f"{name}_names.txt": part for name, part in parts.items()}
+
+
+def _group_by_split(root: Path, matches: list[Match]) -> dict[str, list[Match]]:
+    """Return the folders of each split, those of most images first. "train" has all whose names say no split."""
+    groups: dict[str, list[Match]] = {}
+    for match in sorted(matches, key=lambda match: -len(match.bases)):
+        images = match.images.relative_to(root)
+        labels = match.labels.relative_to(root)
+        split = split_of(images) or split_of(labels) or "train"
+        groups.setdefault(split, []).append(match)
+    return groups
+
+
+def _list_bases(root: Path, split: str, group: list[Match], takes_all: bool, remarks: list[str]) -> list[str]:
+    """Return the names of the images of a split, and add remarks on folders and images that have none.
+
+    takes_all: the split has all folders of the group, and the names begin with the folder; otherwise the first only.
+    """
+    bases: list[str] = []
+    for i, match in enumerate(group):
+        place = match.images.relative_to(root)
+        if i and not takes_all:
+            remarks.append(f"left out: {place} ({len(match.bases)} images): a second folder for {split}")
+            continue
+        bases += [str(place / base) if takes_all else base for base in match.bases]
+        if match.unlabelled:
+            remarks.append(f"{len(match.unlabelled)} images of {place} have no label called NAME{match.label_suffix}")
+    return bases
 
 
 def _join_folders(root: Path, group: list[Match]) -> tuple[str, str]:

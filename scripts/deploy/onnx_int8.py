@@ -1,4 +1,4 @@
-"""Write an ONNX file with weights and maps of 8 bits, and compare it with the file that it is made from."""
+"""Quantise an ONNX file: write it with weights and maps of 8 bits, and compare the two files."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -123,7 +123,7 @@ def quantise(file: Path, target: Path, samples: Iterator[Sample]) -> None:
         prepared = Path(folder) / "prepared.onnx"
         try:
             quant_pre_process(str(file), str(prepared), skip_symbolic_shape=True)
-            kept = find_upsampling(onnx.load(prepared).graph)
+            float_nodes = find_upsampling(onnx.load(prepared).graph)
             quantize_static(
                 str(prepared),
                 str(target),
@@ -131,7 +131,7 @@ def quantise(file: Path, target: Path, samples: Iterator[Sample]) -> None:
                 per_channel=True,
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
-                nodes_to_exclude=kept,
+                nodes_to_exclude=float_nodes,
             )
         except UserError:
             raise
@@ -140,7 +140,7 @@ def quantise(file: Path, target: Path, samples: Iterator[Sample]) -> None:
 
 
 def find_upsampling(graph: Any) -> list[str]:
-    """Return the names of the nodes behind the last convolution: the upsampling of the logits, which stays in float."""
+    """Return the names of the nodes after the last convolution: the upsampling of the logits, which stays in float."""
     producers = {output: node for node in graph.node for output in node.output}
     names = []
     node = producers.get(graph.output[0].name)

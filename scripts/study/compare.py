@@ -101,6 +101,29 @@ def row(name: str, groups: Groups, view: View, config: CompareConfig, notes: lis
     return result
 
 
+def collect_pictures(
+    result: dict[str, Any], groups: Groups, view: View, output: Path, has_curves: bool
+) -> dict[str, list[page.Picture]]:
+    """Return the pictures of the page with their captions, by heading. Draw those of the teachers' robustness.
+
+    result: as compare.json has it. output: the folder of the pictures. has_curves: whether it holds training curves.
+    """
+    files = {
+        "IoU by class": ["per_class.png"],
+        "Training curves": ["curves.png"] if has_curves else [],
+        "Pixels gained and lost": [f"gained_lost-{file_name(name)}.png" for name in result["gained_lost"]],
+        "Confusions": [f"confusion-{file_name(name)}.png" for name in result["top_confusions"]],
+    }
+    captions = describe_pictures(result, groups, view)
+    of_teachers = robustness_pictures(groups, output)
+    files["Robustness of the teachers"] = list(of_teachers)
+    captions |= of_teachers
+    pictures = {}
+    for heading, names in files.items():
+        pictures[heading] = [page.Picture(output / name, captions[name]) for name in names]
+    return pictures
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     config = CompareConfig(**parse_flags(CompareConfig, __doc__, argv))
     groups = read_groups(config.runs)
@@ -117,35 +140,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     curves = charts.training_curves(groups)
     if curves is not None:
         style.save_figure(curves, output / "curves.png")
-    named = confusions(groups, views[0], output)
-    shares = change_pictures(groups, views[0], config.baseline, config.maps, output, notes) if config.baseline else {}
+    gained_lost = {}
+    top_confusions = confusions(groups, views[0], output)
+    if config.baseline:
+        gained_lost = change_pictures(groups, views[0], config.baseline, config.maps, output, notes)
     result = {
         "groups": {name: [str(run.folder) for run in runs] for name, runs in groups.items()},
         "baseline": config.baseline or None,
         "rows": rows,
-        "gained_lost": shares,
-        "top_confusions": named,
+        "gained_lost": gained_lost,
+        "top_confusions": top_confusions,
         "notes": notes,
     }
     text = report(result, views, config.samples)
     style.save_json(result, output / "compare.json")
     style.save_text(text, output / "compare.md")
     if config.html:
-        pictures = {
-            "IoU by class": ["per_class.png"],
-            "Training curves": ["curves.png"] if curves else [],
-            "Pixels gained and lost": [f"gained_lost-{file_name(name)}.png" for name in shares],
-            "Confusions": [f"confusion-{file_name(name)}.png" for name in named],
-        }
-        captions = describe_pictures(result, groups, views[0])
-        of_teachers = robustness_pictures(groups, output)
-        pictures["Robustness of the teachers"] = list(of_teachers)
-        captions |= of_teachers
-        shown = {
-            heading: [page.Picture(output / name, captions[name]) for name in names]
-            for heading, names in pictures.items()
-        }
-        style.save_text(page.html(text, shown), Path(config.html).expanduser())
+        pictures = collect_pictures(result, groups, views[0], output, has_curves=curves is not None)
+        style.save_text(page.html(text, pictures), Path(config.html).expanduser())
     print(text)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import chain
+from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -15,38 +16,71 @@ NOT_A_TERM = {"event", "iteration", "images_per_second", "cpu_seconds", "memory_
 Groups = Mapping[str, Sequence[Run]]
 
 
-def class_bars(groups: Groups, view: View, baseline: str) -> Figure:
-    """IoU of each class by group, the most gained class on top, whiskers for the seeds, a line at each mIoU."""
-    shown = {name: found for name, runs in groups.items() if (found := [run for run in runs if view in run.scores])}
-    scores = {name: [run.scores[view] for run in runs] for name, runs in shown.items()}
-    names = list(dict.fromkeys(k for found in scores.values() for score in found for k in score["iou"]))
-    tables = {  # [runs, classes], NaN where a class does not occur
-        name: np.array([[score["iou"].get(k) for k in names] for score in found], float)
-        for name, found in scores.items()
-    }
-    means = {name: np.ma.masked_invalid(table).mean(0).filled(np.nan) for name, table in tables.items()}
-    others = [name for name in means if name != baseline and not any(run.assisted(view) for run in shown[name])]
-    if baseline in means and others:
-        order = np.argsort(np.nan_to_num(means[others[-1]] - means[baseline]))
+class ClassScores(NamedTuple):
+    """The IoU of each class in the runs of a group: ``table [runs, classes]``, NaN where a class does not occur."""
+
+    table: np.ndarray
+    mean_ious: list[float]  # of each run
+    assisted: bool
+
+    def means(self) -> np.ndarray:
+        """Return the mean over the runs for each class."""
+        return np.ma.masked_invalid(self.table).mean(0).filled(np.nan)
+
+
+def read_class_scores(groups: Groups, view: View) -> tuple[list[str], dict[str, ClassScores]]:
+    """Return the names of the classes, and the scores of each group that has some in this view."""
+    scored = {name: [run for run in runs if view in run.scores] for name, runs in groups.items()}
+    scored = {name: runs for name, runs in scored.items() if runs}
+    names = list(dict.fromkeys(k for runs in scored.values() for run in runs for k in run.scores[view]["iou"]))
+    found = {}
+    for name, runs in scored.items():
+        scores = [run.scores[view] for run in runs]
+        table = np.array([[score["iou"].get(k) for k in names] for score in scores], float)
+        mean_ious = [score["miou"] for score in scores]
+        found[name] = ClassScores(table, mean_ious, any(run.assisted(view) for run in runs))
+    return names, found
+
+
+def choose_order(scores: Mapping[str, ClassScores], baseline: str) -> tuple[np.ndarray, str]:
+    """Choose the classes to show, from the bottom to the top, and say in words how they are sorted.
+
+    They are sorted by the gain of the last group over the baseline, or else by the score of the first group.
+    """
+    others = [name for name, group in scores.items() if name != baseline and not group.assisted]
+    if baseline in scores and others:
+        order = np.argsort(np.nan_to_num(scores[others[-1]].means() - scores[baseline].means()))
         title = f"sorted by the gain of {others[-1]} over {baseline}"
     else:
-        order = np.argsort(np.nan_to_num(next(iter(means.values()))))
-        title = f"sorted by {next(iter(means))}"
+        first = next(iter(scores))
+        order = np.argsort(np.nan_to_num(scores[first].means()))
+        title = f"sorted by {first}"
     if len(order) > MAX_BARS:
+        title += f"; the {MAX_BARS // 2} at either end of {len(order)} classes"
         order = np.concatenate([order[: MAX_BARS // 2], order[-MAX_BARS // 2 :]])
-        title += f"; the {MAX_BARS // 2} at either end of {len(names)} classes"
-    height = 0.8 / len(tables)
-    size = (7.5, 1.4 + len(order) * max(0.25, 0.16 * len(tables)))
+    return order, title
+
+
+def class_bars(groups: Groups, view: View, baseline: str) -> Figure:
+    """Draw the IoU of each class by group, with whiskers for the seeds and a line at each mIoU."""
+    names, scores = read_class_scores(groups, view)
+    order, title = choose_order(scores, baseline)
+    height = 0.8 / len(scores)
+    size = (7.5, 1.4 + len(order) * max(0.25, 0.16 * len(scores)))
     figure, axis = plt.subplots(figsize=size, layout="constrained")
     at = np.arange(len(order))
-    for i, (name, table) in enumerate(tables.items()):
-        offset = ((len(tables) - 1) / 2 - i) * height
-        total = 100 * np.mean([score["miou"] for score in scores[name]])
-        label = f"{name}: mIoU {total:.1f} %" + (f", {len(table)} seeds" if len(table) > 1 else "")
-        label += " (LABEL-ASSISTED)" if any(run.assisted(view) for run in shown[name]) else ""
-        whisker = 100 * table.std(0, ddof=1)[order] if len(table) > 1 else None
-        style = {"elinewidth": 1, "capsize": 1.5, "ecolor": "0.25"}
-        values = 100 * np.nan_to_num(means[name][order])
+    style = {"elinewidth": 1, "capsize": 1.5, "ecolor": "0.25"}
+    for i, (name, group) in enumerate(scores.items()):
+        offset = ((len(scores) - 1) / 2 - i) * height
+        total = 100 * np.mean(group.mean_ious)
+        label = f"{name}: mIoU {total:.1f} %"
+        whisker = None
+        if len(group.table) > 1:
+            label += f", {len(group.table)} seeds"
+            whisker = 100 * group.table.std(0, ddof=1)[order]
+        if group.assisted:
+            label += " (LABEL-ASSISTED)"
+        values = 100 * np.nan_to_num(group.means()[order])
         axis.barh(at + offset, values, height, xerr=whisker, error_kw=style, color=color(i), label=wrap(label, 48))
         axis.axvline(total, color=color(i), linestyle="--", linewidth=1)
     axis.set(yticks=at, xlabel="IoU %, dashed: mIoU", xlim=(0, 100), ylim=(-0.6, len(order) - 0.4))

@@ -110,27 +110,8 @@ class Tally:
 def plot(results: dict[str, list[dict[str, Any]]], title: str) -> Figure:
     """mIoU against noise, codes and wrong labels, and the share of pixels whose class changes between draws."""
     figure, axes = plt.subplots(2, 2, figsize=(9, 6.6), layout="constrained")
-    for t, (name, records) in enumerate(results.items()):
-        of = {kind: [r for r in records if r["name"] == kind] for kind in {r["name"] for r in records}}
-        style = {"color": color(t), "marker": marker(t)}
-
-        noise = of["pixel noise"]
-        levels = [r["pixel_std"] for r in noise]
-        _line(axes[0, 0], levels, [r["miou"] for r in noise], name, **style)
-        changed = [[1 - r["agreement"]] for r in noise if r["agreement"] is not None]
-        _line(axes[1, 1], levels[: len(changed)], changed, name, **style)
-
-        bars = [*of["codes"], *of["no label"]]
-        at = np.arange(len(bars)) + (t - (len(results) - 1) / 2) * 0.8 / len(results)
-        means, stds = [np.mean(r["miou"]) for r in bars], [np.std(r["miou"], ddof=1) for r in bars]
-        axes[0, 1].bar(at, 100 * np.array(means), 0.8 / len(results), yerr=100 * np.array(stds), color=color(t))
-        axes[0, 1].set_xticks(range(len(bars)), [wrap(r["value"], 8) for r in bars])
-
-        start = of["as trained"][0]["miou"]
-        for kind, dash in zip(CORRUPTIONS, ("-", "--"), strict=True):
-            shares = [0.0] + [r["share"] for r in of.get(kind, ())]
-            values = [start] + [r["miou"] for r in of.get(kind, ())]
-            _line(axes[1, 0], [100 * s for s in shares], values, name, linestyle=dash, **style)
+    for place, (name, records) in enumerate(results.items()):
+        _plot_teacher(axes, name, records, place, len(results))
     miou, std = "mIoU %, true label", "standard deviation before scaling"
     texts = [
         ("pixel noise of the label plane", std, miou),
@@ -148,6 +129,34 @@ def plot(results: dict[str, list[dict[str, Any]]], title: str) -> Figure:
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     figure.suptitle(title, fontsize=10)
     return figure
+
+
+def _plot_teacher(axes: np.ndarray, name: str, records: list[dict[str, Any]], place: int, teachers: int) -> None:
+    """Draw the results of one teacher into all four panels. place: its number among ``teachers``, from 0."""
+    kinds = {record["name"] for record in records}
+    by_kind = {kind: [record for record in records if record["name"] == kind] for kind in kinds}
+    style = {"color": color(place), "marker": marker(place)}
+
+    noise = by_kind["pixel noise"]
+    levels = [record["pixel_std"] for record in noise]
+    _line(axes[0, 0], levels, [record["miou"] for record in noise], name, **style)
+    changed = [[1 - record["agreement"]] for record in noise if record["agreement"] is not None]
+    _line(axes[1, 1], levels[: len(changed)], changed, name, **style)
+
+    bars = [*by_kind["codes"], *by_kind["no label"]]
+    width = 0.8 / teachers
+    at = np.arange(len(bars)) + (place - (teachers - 1) / 2) * width
+    means = [np.mean(record["miou"]) for record in bars]
+    stds = [np.std(record["miou"], ddof=1) for record in bars]
+    axes[0, 1].bar(at, 100 * np.array(means), width, yerr=100 * np.array(stds), color=color(place))
+    axes[0, 1].set_xticks(range(len(bars)), [wrap(record["value"], 8) for record in bars])
+
+    start = by_kind["as trained"][0]["miou"]
+    for kind, dash in zip(CORRUPTIONS, ("-", "--"), strict=True):
+        corrupted = by_kind.get(kind, [])
+        shares = [0.0, *(100 * record["share"] for record in corrupted)]
+        values = [start, *(record["miou"] for record in corrupted)]
+        _line(axes[1, 0], shares, values, name, linestyle=dash, **style)
 
 
 def _line(axis: plt.Axes, x: list[float], draws: list[list[float]], label: str, **style: Any) -> None:

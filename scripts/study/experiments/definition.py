@@ -100,19 +100,11 @@ def read_experiment(name: str) -> Experiment:
     """
     path = find_experiment(name)
     content = merged(path)
-    for key in ("seeds", "runs"):
-        if not content.get(key):
-            raise UserError(f"{path}: {key!r} is missing")
+    _require_entries(path, content)
     seeds = _read_seeds(path, content["seeds"])
-    if content.get("robustness_images", 1) < 1:
-        raise UserError(f"{path}: robustness_images: at least 1")
     every = {key: _read_arm(path, key, content) for key in content["runs"]}
     asked = tuple(content.get("only", every))
-    arms: dict[str, Arm] = {}
-    for key in asked:
-        lookup(every, str(key), f"run in {path}: only:")
-        _add_after_origins(path, every, key, arms, ())
-    _check_titles(path, arms)
+    arms = _choose_arms(path, every, asked)
     _check_shifts(path, arms, seeds)
     baseline = content.get("baseline", "")
     if baseline:
@@ -133,6 +125,19 @@ def read_experiment(name: str) -> Experiment:
         columns=tuple(map(str, content.get("columns", ()))),
         source=content.get("source", ""),
     )
+
+
+def _require_entries(path: Path, content: Mapping[str, Any]) -> None:
+    """Check that an experiment has seeds and runs, and at least one image to measure a teacher's robustness on.
+
+    Raises:
+        UserError: it does not.
+    """
+    for key in ("seeds", "runs"):
+        if not content.get(key):
+            raise UserError(f"{path}: {key!r} is missing")
+    if content.get("robustness_images", 1) < 1:
+        raise UserError(f"{path}: robustness_images: at least 1")
 
 
 def _read_seeds(path: Path, seeds: list) -> tuple[int, ...]:
@@ -207,6 +212,20 @@ def _read_origin(value: Any, runs: Mapping[str, Any]) -> Origin | None:
     if match is None or match[1] not in runs:
         return None
     return Origin(match[1], int(match[2] or 0), match[3] or "last")
+
+
+def _choose_arms(path: Path, every: Mapping[str, Arm], asked: tuple[str, ...]) -> dict[str, Arm]:
+    """Return the runs that are asked for, each after those that it starts from.
+
+    Raises:
+        UserError: a run is unknown or starts from itself, or two have the same title.
+    """
+    arms: dict[str, Arm] = {}
+    for name in asked:
+        lookup(every, str(name), f"run in {path}: only:")
+        _add_after_origins(path, every, name, arms, ())
+    _check_titles(path, arms)
+    return arms
 
 
 def _add_after_origins(

@@ -24,14 +24,15 @@ class Places:
     bases: str = ""
 
     def data_of(self, arm: Arm) -> str:
+        """Return the root folder of a run's data set."""
         return str(Path(self.data_root) / arm.dataset) if self.data_root else self.data
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Settings of the training scripts that change nothing that is computed.
+    """Settings of the training scripts that do not change what is computed.
 
-    workers: of each process; None leaves the number to the scripts. processes: of each run.
+    workers: how many loader workers each process has; None leaves it to the scripts. processes: how many each run has.
     """
 
     workers: int | None = None
@@ -40,7 +41,7 @@ class Machine:
 
 
 class Plan:
-    """The jobs of an experiment by name, each after those it needs."""
+    """Collect the jobs of an experiment by name. Each comes after the jobs that it needs."""
 
     def __init__(self, experiment: Experiment, places: Places, machine: Machine) -> None:
         self.experiment = experiment
@@ -49,14 +50,16 @@ class Plan:
         self.jobs: dict[str, Job] = {}
 
     def add(self, arm: Arm, seed: int) -> Job:
-        """Add a run at a seed, after the runs that it starts from, unless it is there already."""
+        """Add a run at a seed, after the runs that it starts from. Return its job. A job is added only once."""
         name = f"{arm.name}-{seed}"
         if name in self.jobs:
             return self.jobs[name]
         folder = self.places.output / name
-        settings, needs = dict(arm.settings), []
+        settings = dict(arm.settings)
+        needs = []
         for key, origin in arm.origins.items():
-            source = self.add(self.experiment.arms[origin.run], self.experiment.next_seed(seed, origin.shift))
+            source_arm = self.experiment.arms[origin.run]
+            source = self.add(source_arm, self.experiment.next_seed(seed, origin.shift))
             needs.append(source.name)
             settings[key] = str(source.folder / f"{origin.checkpoint}.pth")
         if self.places.bases and "pretrained_base" not in settings:
@@ -65,7 +68,8 @@ class Plan:
         commands += [self._scoring(arm, folder, checkpoint) for checkpoint in ("last", "best")]
         if arm.train == "teacher":
             commands.append(self._probe(arm, folder))
-        self.jobs[name] = Job(name, folder, tuple(commands), tuple(dict.fromkeys(needs)), self.machine.processes)
+        each_once = tuple(dict.fromkeys(needs))
+        self.jobs[name] = Job(name, folder, tuple(commands), each_once, self.machine.processes)
         return self.jobs[name]
 
     def _training(self, arm: Arm, settings: dict[str, Any], seed: int, folder: Path) -> tuple[str, ...]:

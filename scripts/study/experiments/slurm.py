@@ -20,21 +20,28 @@ FINISH = "scripts/study/experiments/finish.py"
 
 
 class Standing(NamedTuple):
-    """Where a run stands. active: it is queued or running. failed: it ended without getting done."""
+    """Where a run stands.
+
+    text: in words. job: the number of its last job, or "". active: it is queued or running. blocked: it ended without
+    getting done, or cannot be submitted; runs that need it cannot start.
+    """
 
     text: str
     job: str = ""
     done: bool = False
     active: bool = False
-    failed: bool = False
+    blocked: bool = False
 
 
 def submit_jobs(
     jobs: Mapping[str, Job], arguments: Sequence[str], processes: int | None, say: Callable[[str], None] = print
 ) -> dict[str, Standing]:
-    """Submit every job that is neither done, queued nor running. Return where each stands then.
+    """Submit every job that is neither done, queued nor running. Return where each stands then, by name.
 
-    arguments: further ones of sbatch. processes: of each run on a node; None: one for each of its GPUs.
+    A job is not submitted either if it cannot go on, or if one that it needs is not.
+
+    jobs: each after those it needs. arguments: further arguments of sbatch. processes: how many a run has on each node;
+    None: one for each GPU of the node. say: called with a line on each job.
 
     Raises:
         UserError: SLURM's commands are missing, or sbatch refuses a job.
@@ -45,13 +52,14 @@ def submit_jobs(
         if standings[name].done or standings[name].active:
             say(f"{name}: {standings[name].text}")
         elif outcome and outcome.failed:
-            standings[name] = Standing(outcome.text, failed=True)
+            standings[name] = Standing(outcome.text, blocked=True)
             say(f"{name}: {outcome.text}")
-        elif any(standings[need].failed for need in job.needs):
-            standings[name] = Standing("not submitted: a run that it starts from cannot go on", failed=True)
+        elif any(standings[need].blocked for need in job.needs):
+            standings[name] = Standing("not submitted: a run that it starts from cannot go on", blocked=True)
             say(f"{name}: {standings[name].text}")
         else:
-            number = _submit(job, [standings[need].job for need in job.needs], arguments, processes)
+            needed_jobs = [standings[need].job for need in job.needs]
+            number = _submit(job, needed_jobs, arguments, processes)
             standings[name] = Standing(f"submitted as job {number}", number, active=True)
             say(f"{name}: {standings[name].text}")
     return standings
@@ -82,7 +90,10 @@ def finish_run(folder: Path) -> None:
 
 
 def _submit(job: Job, needs: Sequence[str], arguments: Sequence[str], processes: int | None) -> str:
-    """Submit a job and return its number. needs: the numbers of the jobs before it; "" of one that is done."""
+    """Submit a job and return its number.
+
+    needs: the number of each job that must end first, "" where that is done already.
+    """
     job.folder.mkdir(parents=True, exist_ok=True)
     words = ["sbatch", "--parsable", "--job-name", job.name, "--output", str(job.folder.resolve() / "log.txt")]
     waits = [number for number in needs if number]
@@ -90,17 +101,21 @@ def _submit(job: Job, needs: Sequence[str], arguments: Sequence[str], processes:
         words += [f"--dependency=afterok:{':'.join(waits)}", "--kill-on-invalid-dep=yes"]
     words += [*arguments, str(ROOT / "scripts/slurm.sh")]
     for i, command in enumerate([*job.commands, (FINISH, str(job.folder))]):
-        words += ["--then"] * (i > 0) + [str(ROOT / command[0]), *command[1:]]
+        if i > 0:
+            words.append("--then")
+        words += [str(ROOT / command[0]), *command[1:]]
     environment = dict(os.environ)
     if processes:
         environment["NGPUS"] = str(processes)
-    number = _call(words, environment).strip().split(";")[0]
+    answer = _call(words, environment).strip()  # "NUMBER", or "NUMBER;CLUSTER"
+    number = answer.split(";")[0]
     content = {"job": number, "needs": list(job.needs), "commands": job.lasting_commands()}
     write_text(job.folder / FILE, json.dumps(content, indent=1) + "\n")
     return number
 
 
 def _read_standing(job: Job, queued: Mapping[str, str]) -> Standing:
+    """Return where a job stands. queued: see ``_read_queue``."""
     outcome = find_outcome(job)
     if outcome and outcome.done:
         return Standing("done", done=True)
@@ -110,7 +125,7 @@ def _read_standing(job: Job, queued: Mapping[str, str]) -> Standing:
         return Standing("not submitted")
     if number in queued:
         return Standing(f"job {number}: {queued[number]}", number, active=True)
-    return Standing(f"job {number}: {_read_end(number)} ({job.folder / 'log.txt'})", failed=True)
+    return Standing(f"job {number}: {_read_end(number)} ({job.folder / 'log.txt'})", blocked=True)
 
 
 def _read_queue() -> dict[str, str]:
