@@ -382,7 +382,7 @@ def test_changed_inputs_are_refused(finished, tmp_path, monkeypatch):
 
 
 def test_a_rank_with_other_files_is_refused(monkeypatch):
-    data = train_and_val("toy")
+    data = build_train_and_val("toy")
     config = StudentConfig()
     inputs = describe_inputs(config, data)
     assert agree_on_inputs(config, data, Runtime()) == inputs
