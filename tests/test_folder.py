@@ -176,7 +176,7 @@ def test_a_list_picks_images_by_name(tmp_path):
     ):
         build_dataset("folder", str(tmp_path), "train")
     path.write_text(path.read_text().replace(", list: some.txt", ""))
-    with pytest.raises(UserError, match=r"train/b.jpg and b.png would have one label, .*b.png: image_suffix"):
+    with pytest.raises(UserError, match=r"train/b.jpg and b.png would have one label, .*b.png: set image_suffix"):
         build_dataset("folder", str(tmp_path), "train")
 
 
@@ -202,7 +202,7 @@ def test_a_star_is_any_name(tmp_path):
     assert pairs("*/rgb", "*/mask", "c\nd1/a\nd2/rgb/b.jpg\n") == ["d1aa", "d2bb", "d2cc"]
     with pytest.raises(UserError, match=r"some.txt: b may be .*d1/rgb/b.jpg or .*d2/rgb/b.jpg: name its folder"):
         pairs("*/rgb", "*/mask", "a\nb\n")
-    with pytest.raises(UserError, match=r"d1/rgb/b.jpg and b.jpg would have one label, .*: image_suffix"):
+    with pytest.raises(UserError, match=r"d1/rgb/b.jpg and b.jpg would have one label, .*: set image_suffix"):
         pairs("*/rgb", "d1/mask")
     with pytest.raises(UserError, match=r"holds no folder \*/image"):
         pairs("*/image", "*/mask")
