@@ -60,7 +60,7 @@ def test_a_preview_names_an_image_that_cannot_be_read(model):
 
 def test_a_preview_frees_memory_and_tries_again(model, monkeypatch):
     calls = []
-    classes = Predictor.classes
+    classes = Predictor.predict_classes
 
     def full_at_first(self, *given):
         calls.append(1)
@@ -71,7 +71,7 @@ def test_a_preview_frees_memory_and_tries_again(model, monkeypatch):
     dataset = build_dataset("toy", "", "val")
     palette = dataset.spec.palette
     expected = make_preview(Predictor(model, BGR), dataset, palette, 1)
-    monkeypatch.setattr(Predictor, "classes", full_at_first)
+    monkeypatch.setattr(Predictor, "predict_classes", full_at_first)
     assert np.array_equal(make_preview(Predictor(model, BGR), dataset, palette, 1), expected)
     assert len(calls) == 2
 
