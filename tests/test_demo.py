@@ -116,8 +116,8 @@ def test_what_is_refused(files, tmp_path):
     student = from_checkpoint(files["student"])
     with pytest.raises(UserError, match="give it to --pretrained"):
         demo.load_teacher_tab(demo.DemoConfig((files["student"],), files["student"]), student)
-    config = demo.DemoConfig(("camvid_student",), files["teacher"])
-    of_other_classes = from_checkpoint("camvid_student")
+    config = demo.DemoConfig(("camvid_fpn",), files["teacher"])
+    of_other_classes = from_checkpoint("camvid_fpn")
     with pytest.raises(UserError, match="11 classes, the teacher 7"):
         demo.load_teacher_tab(config, of_other_classes)
 

@@ -77,7 +77,7 @@ def read_weight_file(path: str | Path) -> dict[str, Any]:
 def find_checkpoint(path: str | Path) -> Path:
     """Return the path of a checkpoint.
 
-    A bare name such as ``camvid_baseline`` finds a file that is shipped with the project.
+    A bare name such as ``camvid_fpn`` finds a file that is shipped with the project.
     """
     path = Path(path).expanduser()
     shipped = SHIPPED / f"{path.name}{SUFFIX}"

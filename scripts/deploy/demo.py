@@ -56,7 +56,7 @@ DEFAULT_CODE_STD = 0.1  # of codes "near", for a teacher that was trained on oth
 @dataclass(frozen=True)
 class DemoConfig:
     pretrained: tuple[str, ...] = option(
-        ("camvid_student", "camvid_baseline"), "checkpoints of image-only networks; the first stands beside the teacher"
+        ("camvid_fpn",), "checkpoints of image-only networks; the first stands beside the teacher"
     )
     teacher: str = option("", "checkpoint of a label-assisted teacher, for the second tab")
     model: str = option("", "package.module:function, where they hold a network of your own")

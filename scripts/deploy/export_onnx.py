@@ -2,7 +2,7 @@
 
     pip install -r requirements-export.txt
     python scripts/deploy/export_onnx.py --pretrained runs/student/best.pth --output student.onnx --image street.png
-    python scripts/deploy/export_onnx.py --pretrained camvid_student --output student.onnx --int8 --calibration photos/
+    python scripts/deploy/export_onnx.py --pretrained camvid_fpn --output student.onnx --int8 --calibration photos/
 
 Input ``image``: uint8 RGB [batch, 3, height, width], values 0..255 as decoded: the normalisation is inside. Output
 ``logits``: float32 [batch, classes, height, width] at input size. Batch, height and width are free; --size fixes

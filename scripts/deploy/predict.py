@@ -1,7 +1,7 @@
 """Segment image files: a coloured PNG for each, whose palette indices are the classes.
 
     python scripts/deploy/predict.py street.jpg photos/ --pretrained runs/student/best.pth --output predictions
-    python scripts/deploy/predict.py photos/ --pretrained camvid_student --resize 240 180 --blend
+    python scripts/deploy/predict.py photos/ --pretrained camvid_fpn --resize 480 360 --blend
 
 Images of any size, files or folders with all folders in them, which the output has, too; transparent pixels are white,
 as on a page. Pictures have the image's size, with --resize too: a network is best at about the size it was trained at.
