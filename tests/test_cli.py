@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import stat
 
 import numpy as np
 import pytest
@@ -246,12 +245,22 @@ def test_errors_are_one_line_and_a_status(command, tmp_path):
     assert result.stderr == f"error: --data {tmp_path}/none: no such folder\n"
 
 
-def test_an_unwritable_json_does_not_hide_the_score(runs, tmp_path, capsys):
+def test_an_unwritable_json_is_refused_before_the_network_is_scored(runs, tmp_path, capsys):
     target = tmp_path / "folder"
     target.mkdir()
-    with pytest.raises(UserError, match=f"cannot write {target}"):
+    with pytest.raises(UserError, match=f"--json {target} is a folder"):
         evaluation.main(["--pretrained", f"{runs}/student/last.pth", "--json", str(target)])
-    assert stat.S_ISDIR(target.stat().st_mode)
+    assert target.is_dir()
+    assert "mIoU" not in capsys.readouterr().out
+
+
+def test_a_json_that_cannot_be_written_in_the_end_does_not_hide_the_score(runs, tmp_path, capsys, monkeypatch):
+    def fail(path, text):
+        raise UserError(f"cannot write {path}: No space left on device")
+
+    monkeypatch.setattr(evaluation, "write_text", fail)
+    with pytest.raises(UserError, match="No space left"):
+        evaluation.main(["--pretrained", f"{runs}/student/last.pth", "--json", str(tmp_path / "score.json")])
     assert "mIoU" in capsys.readouterr().out
 
 
