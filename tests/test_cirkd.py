@@ -213,6 +213,7 @@ def teacher(tmp_path_factory):
     return folder / "last.pth"
 
 
+@pytest.mark.slow
 def test_two_processes_store_the_regions_of_one(command, teacher, tmp_path, monkeypatch):
     flags = [*TINY, "--freeze-bn", "--dropout", "0", "--skip-val", "--max-iterations", "2", "--kd", KD]
     flags += ["--teacher-pretrained", str(teacher), "--save-dir"]

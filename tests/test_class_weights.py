@@ -285,6 +285,7 @@ def test_a_run_is_not_resumed_with_other_weights(tmp_path):
             train_student.main([*flags, "--resume", "auto", "--class-weights", other])
 
 
+@pytest.mark.slow
 def test_two_processes_and_a_divided_batch_are_one(command, tmp_path, monkeypatch):
     flags = [*BASELINE, *SAME_MATH, "--class-weights", "auto"]
     monkeypatch.setattr(toy, "IMAGES", IMAGES)  # those of a process of its own

@@ -46,6 +46,7 @@ def overflow(patch, iterations, step=train_teacher.TeacherStep):
     patch.setattr(step, "forward", fail)
 
 
+@pytest.mark.slow
 def test_a_step_that_overflows_in_fp16_is_skipped(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         overflow(patch, [3])
@@ -69,6 +70,7 @@ def test_a_skipped_step_leaves_the_queues_as_they_were(tmp_path, monkeypatch):
     assert_equal(before["losses"], skipped["losses"])
 
 
+@pytest.mark.slow
 def test_many_steps_that_overflow_in_a_row_end_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "MAX_SKIPPED", 2)
     overflow(monkeypatch, [1, 2, 3])
@@ -126,6 +128,7 @@ def read_ranks(folder):
     return [torch.load(folder / f"rank{rank}.pth", weights_only=True) for rank in range(2)]
 
 
+@pytest.mark.slow
 def test_buffers_of_a_loss_of_ones_own_are_the_same_on_every_rank(counting, tmp_path, command):
     command("tests/rank_states.py", *counting, "--save-dir", tmp_path / "run", processes=2)
     one, two = read_ranks(tmp_path / "run")

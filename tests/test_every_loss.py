@@ -24,6 +24,7 @@ def teachers(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_two_processes_hold_the_same_and_continue_to_the_same_bits(command, teachers, tmp_path):
     flags = [*TINY, "--max-iterations", "3", "--skip-val", "--kd", KD, "--save-dir", tmp_path, "--resume", "auto"]
     flags += ["--teacher-pretrained", teachers / "assisted/last.pth"]

@@ -96,6 +96,7 @@ def test_the_size_of_the_training_crops_is_said(config, expected, tmp_path):
     assert json.loads(export_onnx.metadata(loaded.card, "net.pth")["crop_size"]) == expected
 
 
+@pytest.mark.slow
 @needs_onnx
 def test_a_file_for_every_size(tmp_path, capsys):
     import onnx
