@@ -91,11 +91,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError("--pretrained FILE is missing: the checkpoint to evaluate")
     if config.submission and not config.save_pred:
         raise UserError("--submission needs --save-pred DIR: where the predictions go")
-    check_outputs(config)
     loaded = load_network(config)
     config = compute_as_trained(config, loaded.card)
     with start_runtime(config) as runtime:
         name, dataset = open_dataset(config, loaded)
+        runtime.agree(lambda: check_outputs(config))
         scores = score_network(config, loaded, dataset, runtime)
         if not runtime.is_main:
             return

@@ -161,3 +161,8 @@ class LabelNoise(nn.Module):
 
         codes = CODES[self.config["codes"]](table, draw_normal, self.code_std)
         return codes.expand(batch, *codes.shape[1:])
+
+
+def list_fitting_codes(num_classes: int, planes: int) -> list[str]:
+    """List the kinds of label codes that make so many planes."""
+    return [kind for kind in CODES if LabelNoise(num_classes, kind, 0.0, 1.0, 0.0).planes == planes]

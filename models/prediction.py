@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from models.checkpoints.card import Card
-from models.label_noise import CODES, LabelNoise
+from models.label_noise import LabelNoise, list_fitting_codes
 from models.segmentor import Segmentor
 from utils.bilinear import resize, upsample_argmax
 from utils.errors import UserError
@@ -73,7 +73,7 @@ class Loaded(NamedTuple):
         noise = LabelNoise(classes, **config)
         expected_planes = self.model.config["in_channels"] - 3
         if noise.planes != expected_planes:
-            fitting = [kind for kind in CODES if LabelNoise(classes, kind, 0.0, 1.0, 0.0).planes == expected_planes]
+            fitting = list_fitting_codes(classes, expected_planes)
             problem = (
                 f"label codes {config['codes']!r} make {noise.planes} planes, this teacher reads {expected_planes}"
             )

@@ -42,7 +42,7 @@ def teacher_tab(files):
 
 def test_an_image_is_segmented_as_by_predict(files):
     tab = demo.SegmentTab([files["student"]])
-    overlay, legend, text = tab.run(files["student"], files["image"], 0)
+    overlay, legend, text = tab.segment_upload(files["student"], files["image"], 0)
     loaded = from_checkpoint(files["student"])
     classes = loaded.predict(files["image"])
     names, palette = demo.appearance(loaded.card)
@@ -56,7 +56,7 @@ def test_an_image_is_segmented_as_by_predict(files):
 
 def test_an_image_is_seen_at_the_size_that_is_asked_for(files):
     tab = demo.SegmentTab([files["student"]])
-    overlay, _, _ = tab.run(files["student"], files["image"], 32)
+    overlay, _, _ = tab.segment_upload(files["student"], files["image"], 32)
     loaded = from_checkpoint(files["student"])
     classes = loaded.predict(files["image"], resize=(32, 24))
     image = np.asarray(Image.open(files["image"]))
@@ -91,8 +91,8 @@ def test_labels_that_a_teacher_is_shown(teacher_tab):
 
 
 def test_a_teacher_is_asked(teacher_tab):
-    own = teacher_tab.run(0, demo.OWN_LABEL, "random", 0.1, 0.03)
-    wrong = teacher_tab.run(0, demo.WRONG_LABEL, "random", 0.1, 0.03)
+    own = teacher_tab.ask(0, demo.OWN_LABEL, "random", 0.1, 0.03)
+    wrong = teacher_tab.ask(0, demo.WRONG_LABEL, "random", 0.1, 0.03)
     size = own.image.shape
     assert all(picture.shape == size and picture.dtype == np.uint8 for picture in own[:5])
     assert np.array_equal(own.plain, wrong.plain)  # it does not look at the label
@@ -101,14 +101,9 @@ def test_a_teacher_is_asked(teacher_tab):
     assert "repeats it" not in own.text
 
 
-def test_codes_that_fit_the_teacher_are_offered(teacher_tab):
-    assert "random" in teacher_tab.codes()
-    assert "onehot" not in teacher_tab.codes()
-
-
 def test_what_is_refused(files, tmp_path):
     with pytest.raises(UserError, match="upload an image first"):
-        demo.SegmentTab([files["student"]]).run(files["student"], None, 0)
+        demo.SegmentTab([files["student"]]).segment_upload(files["student"], None, 0)
     with pytest.raises(UserError, match="the same file twice"):
         demo.SegmentTab([files["student"]] * 2)
     with pytest.raises(UserError, match="give it to --teacher"):

@@ -1,7 +1,5 @@
 """The 8-bit ONNX file: what is quantised, and how it is compared with the float file."""
 
-import importlib.util
-
 import numpy as np
 import pytest
 import torch
@@ -24,12 +22,10 @@ from scripts.deploy.onnx_int8 import (
     read_files,
 )
 from tests.networks import write_checkpoint
+from tests.test_export import needs_onnx
 from utils.errors import UserError
 from utils.pixels import CONVENTIONS
 from utils.types import Output, Supervision
-
-INSTALLED = all(importlib.util.find_spec(name) for name in export_onnx.PACKAGES)
-needs_onnx = pytest.mark.skipif(not INSTALLED, reason="requirements-export.txt is not installed")
 
 
 class Tiny(nn.Module):

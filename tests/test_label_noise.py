@@ -4,7 +4,7 @@ import torch
 
 from models import build_model
 from models.backbones import find_stem_convs
-from models.label_noise import CODES, LabelNoise, compute_noised_planes, make_fixed_table
+from models.label_noise import CODES, LabelNoise, compute_noised_planes, list_fitting_codes, make_fixed_table
 from utils.errors import UserError
 from utils.types import Draw
 
@@ -150,3 +150,9 @@ def test_label_dropout_shows_some_images_a_zero_plane_in_both_paths():
     halves = [noise.add_planes(image[b : b + 32], label[b : b + 32], Draw(5, b), 0, dropout=0.5) for b in (0, 32)]
     assert torch.equal(torch.cat(halves), first)  # whatever the number of processes
     assert (noise.add_planes(image, label, Draw(5), 0, dropout=1.0)[:, 3] == 0).all()
+
+
+def test_codes_by_the_planes_that_they_make():
+    assert list_fitting_codes(5, 1) == ["random", "near", "fixed", "shuffled"]
+    assert list_fitting_codes(5, 2) == []
+    assert "onehot" in list_fitting_codes(5, LabelNoise(5, "onehot", 0.0, 1.0).planes)

@@ -33,7 +33,7 @@ from datasets import build_dataset_for_network
 from datasets.base import SegmentationDataset
 from engine.metrics import Metrics, confusion_matrix
 from models.checkpoints.loading import Loaded, load_one_of_several
-from models.label_noise import CODES, LabelNoise
+from models.label_noise import LabelNoise, list_fitting_codes
 from models.prediction import Predictor
 from scripts.deploy.predict import appearance, segment
 from scripts.study.analysis.robustness import Condition, corrupt
@@ -84,7 +84,7 @@ class SegmentTab:
             if loaded.noise is not None:
                 raise UserError(f"--pretrained {file} is a label-assisted teacher: give it to --teacher")
 
-    def run(self, file: str, image: str | None, long_side: float) -> tuple[np.ndarray, str, str]:
+    def segment_upload(self, file: str, image: str | None, long_side: float) -> tuple[np.ndarray, str, str]:
         """Segment an image.
 
         file: a key of ``networks``. image: the uploaded file. long_side: to which the image is resized before the
@@ -147,13 +147,7 @@ class TeacherTab:
         self.plain = plain
         self.dataset = dataset
 
-    def codes(self) -> list[str]:
-        """Return the kinds of label codes that make as many planes as the teacher reads."""
-        count = self.teacher.card.num_classes
-        wanted = self.teacher.noise.planes
-        return [kind for kind in CODES if LabelNoise(count, kind, 0.0, 1.0, 0.0).planes == wanted]
-
-    def run(self, index: float, shown: str, codes: str, code_std: float, pixel_std: float) -> TeacherView:
+    def ask(self, index: float, shown: str, codes: str, code_std: float, pixel_std: float) -> TeacherView:
         """Ask both networks about an image.
 
         index: of the image in the data set. shown: one of SHOWN_LABELS. codes, code_std, pixel_std: as the arguments
@@ -302,12 +296,12 @@ def add_segment_tab(gr: Any, tab: SegmentTab, show_error: Any) -> None:
             overlay = add_picture(gr)
             legend = gr.HTML()
             timing = gr.Markdown()
-    button.click(show_error(tab.run), [network, image, side], [overlay, legend, timing])
+    button.click(show_error(tab.segment_upload), [network, image, side], [overlay, legend, timing])
 
 
 def add_teacher_tab(gr: Any, tab: TeacherTab, show_error: Any) -> None:
     """Lay out the second tab."""
-    kinds = tab.codes()
+    kinds = list_fitting_codes(tab.teacher.card.num_classes, tab.teacher.noise.planes)
     trained = tab.teacher.noise.config
     kind, pixel_noise = trained["codes"], trained["pixel_std"]
     gr.Markdown(f"The teacher was trained with label codes `{kind}` and pixel noise {pixel_noise:g}.")
@@ -328,7 +322,7 @@ def add_teacher_tab(gr: Any, tab: TeacherTab, show_error: Any) -> None:
                 with gr.Column():
                     gr.Markdown(title)  # above the picture: gradio's own label hides a part of it
                     pictures.append(add_picture(gr))
-    button.click(show_error(tab.run), [index, shown, codes, strength, pixel_std], [*pictures, text])
+    button.click(show_error(tab.ask), [index, shown, codes, strength, pixel_std], [*pictures, text])
 
 
 def main(argv: Sequence[str] | None = None) -> None:

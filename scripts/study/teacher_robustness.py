@@ -29,7 +29,7 @@ from datasets import build_dataset_for_network
 from datasets.base import SegmentationDataset
 from engine.runtime import start_runtime
 from models.checkpoints.loading import Loaded, load_one_of_several
-from models.label_noise import CODES, LabelNoise
+from models.label_noise import LabelNoise, list_fitting_codes
 from models.prediction import Predictor
 from scripts.study.analysis import style
 from scripts.study.analysis.robustness import CORRUPTIONS, Condition, Tally, corrupt, plot
@@ -63,7 +63,7 @@ def conditions(config: RobustnessConfig, trained: LabelNoise) -> list[Condition]
     codes, pixel_std, num_classes = trained.config["codes"], trained.pixel_std, len(trained.table) - 1
     own = trained.config.get("code_std")
     as_trained = partial(Condition, codes=codes, pixel_std=pixel_std, code_std=own)
-    kinds = [kind for kind in CODES if LabelNoise(num_classes, kind, 0.0, 1.0, 0.0).planes == trained.planes]
+    kinds = list_fitting_codes(num_classes, trained.planes)
     near = sorted(config.near) if "near" in kinds else ()
     return [
         as_trained("as trained", f"{codes}{'' if own is None else f' {own:g}'}, {pixel_std:g}"),
