@@ -1,6 +1,8 @@
 """Say when a run is expected to end, and warn in time where that is far away."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 
 LONGEST_WAIT = 20.0  # seconds after the first iteration, where no log record comes earlier
@@ -32,6 +34,13 @@ class FinishEstimate:
                 return None
             return (now - self.clock) / (iteration - self.first) * (self.max_iterations - iteration)
         return None
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Leave out the time that is spent inside."""
+        start = time.monotonic()
+        yield
+        self.clock += time.monotonic() - start
 
 
 def describe_finish(seconds: float, is_cpu: bool) -> str:

@@ -21,7 +21,8 @@ LAST = "last.pth"
 PREVIOUS = "previous.pth"
 BEST = "best.pth"
 LOG = "metrics.jsonl"
-SET_ASIDE = "damaged.pth"  # the name of an unusable last.pth after the previous one has taken its place
+DAMAGED = "damaged.pth"  # the name of an unusable last.pth after the previous one has taken its place
+UNUSED = "unused.pth"  # the name of a last.pth after --resume has named another checkpoint of the same folder
 RUN_FILES = (BEST, LOG, "events.out.tfevents.*", PREVIOUS, LAST)  # patterns of the files that a run writes
 MAX_LISTED = 5  # files that an error lists
 
@@ -33,7 +34,7 @@ class RunFolder:
     """
 
     def __init__(self, path: Path, runtime: Runtime, inputs: Mapping[str, str], source: Path | None = None) -> None:
-        """Args: source: the checkpoint to continue from, None for a new run."""
+        """source: the checkpoint to continue from; None for a new run."""
         self.path = path
         self.runtime = runtime
         self.inputs = inputs
@@ -97,17 +98,36 @@ class RunFolder:
         self.runtime.agree(lambda: self._prepare_for_writing(settings))
 
     def _prepare_for_writing(self, settings: TrainConfig) -> None:
+        """Prepare the folder, on rank 0. Afterwards ``last.pth`` is what the run continues from, if it is there."""
         if not self.is_source:
             for pattern in RUN_FILES:
                 for path in self.path.glob(pattern):
                     path.unlink()
             if self.source is not None:
                 self._copy_from_source()
-        elif self.last_was_unusable and (self.path / LAST).exists():
-            os.replace(self.path / LAST, self.path / SET_ASIDE)
+        elif self.last_was_unusable:
+            self._rename_last(DAMAGED)
+        elif self.source.name != LAST:
+            self._make_source_the_last()
         save_yaml(settings, self.path / "config.yaml")
 
+    def _rename_last(self, name: str) -> None:
+        """Give ``last.pth`` another name, if there is one."""
+        if (self.path / LAST).exists():
+            os.replace(self.path / LAST, self.path / name)
+
+    def _make_source_the_last(self) -> None:
+        """Put a copy of the source in the place of ``last.pth``.
+
+        Otherwise a run that is killed before its first save would go on from the wrong checkpoint, and the first save
+        would keep an unwanted ``last.pth`` as ``previous.pth``.
+        """
+        content = read_bytes(self.source)
+        self._rename_last(UNUSED)
+        write(self.path / LAST, lambda file: file.write(content))
+
     def _copy_from_source(self) -> None:
+        """Copy the source and the files beside it that belong to its run."""
         for name in (BEST, LOG, LAST):
             path = self.source if name == LAST else self.source.with_name(name)
             if path.is_file():

@@ -11,7 +11,7 @@ from typing import Any
 from datasets import Data
 from engine.runtime import Runtime
 from engine.settings import TrainConfig, file_settings, resumable_settings
-from models.checkpoints.reading import find_checkpoint
+from models.checkpoints.reading import list_checkpoint_files
 from utils import files
 from utils.errors import UserError
 
@@ -24,9 +24,12 @@ def describe_inputs(settings: TrainConfig, data: Data) -> dict[str, str]:
     """Describe what a run depends on and its settings only name: hashes of files, images, and the meaning of labels."""
     described = {}
     for name in file_settings(type(settings)):
-        path = find_checkpoint(getattr(settings, name))
-        if path.is_file():
-            described[name] = files.digest_of(path)[:16]
+        digest = hashlib.sha256()
+        found = list_checkpoint_files(getattr(settings, name))
+        for path in found:
+            files.digest_of(path, digest)
+        if found:
+            described[name] = digest.hexdigest()[:16]
     spec = data.spec
     root = str(Path(settings.data).expanduser())
     described["training"] = describe_images(data.train.dataset.pairs, root)
@@ -84,7 +87,8 @@ def check_same_run(content: Mapping[str, Any], settings: TrainConfig, inputs: Ma
         if name in recorded and recorded[name] == inputs.get(name):
             may_differ.add(name)
     advice = "another --save-dir keeps both, --overwrite starts anew in its place"
-    old_role, new_role = name_role(saved), name_role(asdict(settings))
+    old_role = name_role(saved)
+    new_role = name_role(asdict(settings))
     if old_role != new_role:
         raise OtherRun(f"{name_resumed(settings)} the run of a {old_role}, and this is a {new_role}: {advice}")
     changed = [f"{k}: {old[k]!r} -> {new[k]!r}" for k in new if k not in may_differ and new[k] != old[k]]

@@ -257,7 +257,7 @@ class Trainer:
             self.report_finish()
             self.logger.advance(self.state.iteration)
             if self.is_validation_due():
-                with self.pace.paused():
+                with self.pace.pause(), self.finish.pause():
                     self.validate()
             elif self.state.iteration % self.settings.save_per_iters == 0:
                 self.save()
@@ -388,13 +388,16 @@ class Trainer:
         """Check that the training labels hold a class, once every image was seen or at the end of the run.
 
         Raises:
-            UserError: they do not.
+            UserError: no pixel has a class, or with ``--class-weights`` none whose weight is above 0.
         """
         done = self.state.iteration
         is_epoch_over = done >= self.first_iteration + len(self.data.train.dataset) / self.settings.batch_size
         is_whole_run_over = done == self.settings.max_iterations and self.first_iteration == 0
-        if (is_epoch_over or is_whole_run_over) and not self.labelled_pixels:
-            raise UserError(f"no pixel of the training labels has a class: {COUNT_PIXELS}")
+        if not (is_epoch_over or is_whole_run_over) or self.labelled_pixels:
+            return
+        weights = self.settings.class_weights
+        kind = f"a class with a weight above 0 (--class-weights {weights})" if weights else "a class"
+        raise UserError(f"no pixel of the training labels has {kind}: {COUNT_PIXELS}")
 
     def validate(self) -> None:
         """Write ``last.pth``, score the network, and write ``best.pth`` if the score is the best so far.
@@ -538,7 +541,7 @@ class Pace:
         }
 
     @contextmanager
-    def paused(self) -> Iterator[None]:
+    def pause(self) -> Iterator[None]:
         """Leave out the time that is spent inside."""
         clock = time.perf_counter()
         processor = time.process_time()

@@ -13,6 +13,7 @@ from engine.settings import TrainConfig
 from engine.step import Step
 from utils import checkpoint
 from utils.errors import UserError, first_line
+from utils.files import is_list
 from utils.norms import has_trained_statistics
 
 UNCLEAR_PROGRESS = "it is damaged: it does not say how its run began and how far it was"
@@ -93,6 +94,8 @@ class TrainingState:
             raise UserError(UNCLEAR_PROGRESS)
         if type(self.best_miou) not in (float, type(None)) or type(self.start) is not str:
             raise UserError(UNCLEAR_PROGRESS)
+        if not is_list(self.frozen_norms, str) or set(self.frozen_norms) - set(norms_in_training(self.step)):
+            raise UserError("it is damaged: the BatchNorm layers that it calls frozen are not those of this network")
 
     def set_train_mode(self) -> None:
         """Put the step into train mode, but for the frozen BatchNorm layers."""

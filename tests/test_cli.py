@@ -139,6 +139,12 @@ def test_labels_without_a_class_teach_and_score_nothing(camvid, tmp_path, capsys
         teach(camvid, tmp_path, "--overwrite")
 
 
+def test_labels_whose_classes_all_have_weight_zero_are_told_from_labels_without_a_class(camvid, tmp_path):
+    weights = ",".join(["1"] + ["0"] * 10)
+    with pytest.raises(UserError, match=r"has a class with a weight above 0 \(--class-weights 1\.0,0\.0,.*\): scripts"):
+        teach(camvid, tmp_path, "--max-iterations", "1", "--class-weights", weights)
+
+
 def test_a_good_tree_trains(camvid, tmp_path):
     teach(camvid, tmp_path, "--max-iterations", "1")
 

@@ -189,6 +189,9 @@ def test_a_network_is_evaluated_with_the_precision_and_layout_of_its_training():
     )
     unknown = evaluation.compute_as_trained(evaluation.EvalConfig(), Card({"num_classes": 7}))
     assert (unknown.amp, unknown.tf32, unknown.compile) == ("none", None, None)
+    damaged = Card({"num_classes": 7}, training={"config": {"amp": 5}})
+    with pytest.raises(UserError, match=r"a\.pth: amp of its training: '5' .*choices: none, bf16, fp16"):
+        evaluation.compute_as_trained(evaluation.EvalConfig(pretrained="a.pth"), damaged)
 
 
 def test_workers_share_the_image_cache_whatever_the_usual_start_method(tmp_path):

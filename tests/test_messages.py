@@ -15,7 +15,6 @@ from safetensors.torch import save_file
 import eval as evaluation
 from datasets import DATASETS, cityscapes, dataset_spec
 from datasets.base import SegmentationDataset
-from datasets.cache import _read_size
 from datasets.files import read_list
 from datasets.matlab import read_mat_field
 from engine.runtime import _choose_device
@@ -38,6 +37,7 @@ from utils import checkpoint
 from utils.errors import UserError
 from utils.jpeg import decode_jpeg
 from utils.options import parse_flags
+from utils.pictures import read_size
 
 WHERE = (r"(JPEGImages/.+)", r"\1")  # what is kept of an archive
 
@@ -72,7 +72,7 @@ def card(folder: Path, text: str = "[1]") -> None:
 ENTRY = Entry("a", "http://x/a.pth", "fcn", "resnet18", "voc", None, "", "sha256:0")
 MESSAGES = {
     "no images": (lambda t: SegmentationDataset(replace(DATASETS["toy"], pairs=lambda *_: []), t, "val"), "no images"),
-    "header": (lambda t: _read_size(garbage(t)), r"x\.png cannot be read"),
+    "header": (lambda t: read_size(garbage(t)), r"x\.png cannot be read"),
     "split": (lambda t: ((t / "leftImg8bit").mkdir(), cityscapes.list_pairs(t, "val")), "no folder leftImg8bit/val"),
     "no list": (lambda t: read_list(t / "x.txt"), r"list file not found: .*x\.txt"),
     "list is a folder": (lambda t: read_list(t), "cannot be read: Is a directory"),

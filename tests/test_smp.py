@@ -103,12 +103,14 @@ def test_timm_encoder_of_a_plain_state_dict_is_asked_for(tmp_path):
 
 
 @torch.inference_mode()
-def test_options_one_logit_and_image_labels_of_a_saved_network(tmp_path):
+def test_options_one_logit_and_image_labels_of_a_saved_network(tmp_path, capsys):
     """One logit z for a sigmoid is two classes of logits (0, z); a head for labels of whole images is left out."""
     theirs = their_model("smp_fpn", classes=1, decoder_pyramid_channels=32, aux_params={"classes": 3})
     theirs.save_pretrained(tmp_path)
     loaded = from_checkpoint(tmp_path)
     assert loaded.card.arch["decoder_pyramid_channels"] == 32
+    assert loaded.card.training["single_logit"]
+    assert "has one logit: class 1 where it is above 0, else class 0\n" in capsys.readouterr().err
     image = torch.randn(1, 3, 64, 96)
     logits, (z, _) = full_size(loaded.model(image).logits, (64, 96)), theirs(image)
     torch.testing.assert_close(logits, torch.cat([torch.zeros_like(z), z], 1), rtol=1e-5, atol=1e-5)

@@ -17,7 +17,7 @@ from models.checkpoints.imagenet import load_base
 from models.checkpoints.recognition import (
     OPTIONAL,
     MmsegRecord,
-    has_single_logit,
+    describe_single_logit,
     read_mmseg_record,
     recognise_network,
 )
@@ -158,7 +158,7 @@ def _load_foreign_file(content: Mapping[str, Any], source: str, assisted: bool, 
         pixels=family.pixels,
         label_noise=RELEASE_NOISE if model.config["in_channels"] == 4 else None,
         source=form,
-        training={"single_logit": True} if has_single_logit(weights) else {},
+        training=describe_single_logit(weights),
     )
     return Loaded(model.eval(), card)
 
@@ -188,7 +188,13 @@ def _load_smp(weights: Mapping[str, Tensor], saved: Mapping[str, Any] | None, so
     where = f"{source}, as {model.config['arch']} on {model.config['backbone']},"
     checkpoint.load_weights(model, network.weights, where)
     print(f"{source}: {SMP_SOURCE}; its images are taken to be normalised as {network.pixels!r}", file=sys.stderr)
-    return Loaded(model.eval(), Card(dict(model.config), pixels=network.pixels, source=SMP_SOURCE))
+    card = Card(
+        dict(model.config),
+        pixels=network.pixels,
+        source=SMP_SOURCE,
+        training=describe_single_logit(network.weights),
+    )
+    return Loaded(model.eval(), card)
 
 
 def initialise(model: Segmentor | UserNetwork, pretrained_base: str, pretrained: str, pixels: str) -> str:
@@ -277,8 +283,10 @@ def _initialise_user_network(model: UserNetwork, pretrained_base: str, pretraine
     own = model.state_dict()
     weights = loaded.state_dict()
     for key, value in weights.items():
-        sees_rgb_only = key in own and value.ndim == 4 and value.shape[1] == 3 < own[key].shape[1]
-        if sees_rgb_only:  # the convolution that sees the image: label planes keep their own weights
+        are_convolutions = key in own and value.ndim == own[key].ndim == 4
+        if (
+            are_convolutions and value.shape[1] == 3 < own[key].shape[1]
+        ):  # the convolution that sees the image: label planes keep their own weights
             weights[key] = torch.cat([value, own[key][:, 3:]], 1)
     checkpoint.load_weights(model, weights, f"--pretrained {pretrained}")
     return f"the weights of {pretrained}"

@@ -158,9 +158,13 @@ def complete_single_logit(weights: dict[str, Tensor], source: str) -> dict[str, 
     return completed
 
 
-def has_single_logit(weights: Mapping[str, Tensor]) -> bool:
-    """Return whether ``complete_single_logit`` made two classes of one logit: then the first logit is always 0."""
-    return len(weights[CLASSIFIER]) == 2 and not weights[CLASSIFIER][0].any()
+def describe_single_logit(weights: Mapping[str, Tensor]) -> dict[str, bool]:
+    """Return the entry of a card that says that ``complete_single_logit`` made two classes of one logit, or none.
+
+    The first logit of such a network is always 0.
+    """
+    is_completed = len(weights[CLASSIFIER]) == 2 and not weights[CLASSIFIER][0].any()
+    return {"single_logit": True} if is_completed else {}
 
 
 def drop_unrelated_auxiliary(weights: dict[str, Tensor], source: str) -> dict[str, Tensor]:

@@ -5,12 +5,12 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from models.architectures.smp import DECODERS, OWN_PREFIX, get_library_class, list_decoder_options
 from models.checkpoints.imagenet import get_required_pixels
 from models.checkpoints.keys import Table, rename
+from models.checkpoints.recognition import complete_single_logit
 from utils.errors import UserError, lookup
 
 SOURCE = "segmentation_models_pytorch"
@@ -95,7 +95,7 @@ def recognise_smp(
     if saved:
         backbone = _read_backbone_name(saved)
     backbone = backbone or _recognise_backbone(weights, source)
-    weights = _complete_single_logit(rename(weights, KEY_TABLE))
+    weights = complete_single_logit(rename(weights, KEY_TABLE), source)
     classifier = weights["main.classifier.weight"]
     config = {"arch": arch, "backbone": backbone, "num_classes": len(classifier), **_read_options(arch, saved, source)}
     return SmpNetwork(config, weights, assume_pixels(backbone))
@@ -161,14 +161,6 @@ def _recognise_backbone(weights: Mapping[str, Tensor], source: str) -> str:
 def _count_blocks(weights: Mapping[str, Tensor], pattern: str) -> int:
     """Count the different numbers that the first group of a pattern finds in the keys."""
     return len({match[1] for key in weights if (match := re.match(pattern, key))})
-
-
-def _complete_single_logit(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Turn a classifier of one logit z, for a sigmoid, into one of two classes: logits (0, z) mean the same."""
-    for key in ("main.classifier.weight", "main.classifier.bias"):
-        if len(weights.get(key, ())) == 1:
-            weights[key] = torch.cat([torch.zeros_like(weights[key]), weights[key]])
-    return weights
 
 
 def _read_options(arch: str, saved: Mapping[str, Any], source: str) -> dict[str, Any]:
