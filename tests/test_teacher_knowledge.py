@@ -73,7 +73,7 @@ def experiment(tmp_path):
         "lad": {"title": "taught", "settings": {"teacher_pretrained": "teacher+1"}},
         "further": {"title": "continued", "settings": {"kd": "none", "pretrained": "base"}},
         "released": {
-            "title": "continued, taught",
+            "title": "both",
             "settings": {"pretrained": "base", "teacher_pretrained": "teacher+1"},
         },
     }
