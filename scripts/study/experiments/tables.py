@@ -127,6 +127,34 @@ def list_briefly(experiment: Experiment, folder: Folder, names: Sequence[str]) -
     return _filled(["training", MIOU, "minutes of one core, teacher included"], rows)
 
 
+def list_progress(experiment: Experiment, folder: Folder, names: Sequence[str]) -> Table:
+    """List what the runs with these names score on the way: at each quarter of their length, mean over the seeds.
+
+    The scores are those of the validations in training. A quarter at which a run was not validated has a dash.
+
+    Raises:
+        UserError: a name is no run of the experiment.
+    """
+    records, rows = read_records(experiment, folder), []
+    for name in names:
+        arm = lookup(experiment.arms, name, f"run of {experiment.name}")
+        runs = [run for run in records[name] if run.curves.get("val")]
+        if runs:
+            shown = [show_score_on_the_way(runs, quarter / 4) for quarter in (1, 2, 3, 4)]
+            rows.append([f"{arm.title} ({len(runs)})", *shown])
+    header = ["training (seeds)", "mIoU % after a quarter", "after half", "after three quarters", "at the end"]
+    return _filled(header, rows)
+
+
+def show_score_on_the_way(runs: Sequence[Run], share: float) -> str:
+    """Show mean and spread of the validations after a share of each run's iterations; a dash where one is missing."""
+    values = []
+    for run in runs:
+        on_the_way = {record["iteration"]: record["miou"] for record in run.curves["val"]}
+        values.append(on_the_way.get(share * run.config["max_iterations"]))
+    return "-" if None in values else style.spread(values)
+
+
 def show_total_minutes(experiment: Experiment, records: dict[str, list[Run]], name: str, seeds: Iterable[int]) -> str:
     """Show the mean time of a run with all that it starts from."""
     minutes = [total_minutes(experiment, records, name, seed) for seed in seeds]
