@@ -193,7 +193,7 @@ def score_network(config: EvalConfig, loaded: Loaded, dataset: SegmentationDatas
     noise = loaded.noise
     if noise is not None:
         noise = runtime.place(noise)
-    predictor = Predictor(model, loaded.convention, noise, **config.views(), precision=runtime.precision)
+    predictor = Predictor(model, loaded.convention, noise, **config.get_view_options(), precision=runtime.precision)
     writer = PredictionWriter(config, dataset) if config.save_pred or config.blend else None
     scores = []
     for draw in range(config.draws):

@@ -12,7 +12,7 @@ from PIL import Image
 from datasets.matlab import read_mat_field
 from utils.errors import UserError
 from utils.files import decode_text
-from utils.pictures import content_of, open_picture, read_image, require_eight_bits
+from utils.pictures import open_picture, read_content, read_image, require_eight_bits
 
 Pair = tuple[Path, Path]  # the paths of an image and its label
 Arrays = tuple[np.ndarray, np.ndarray]  # an image and its label
@@ -54,7 +54,7 @@ def read_label(path: Path, indexed: bool = True, colored: bool = False) -> np.nd
     """
     if path.suffix == ".mat" and indexed:
         return read_mat_field(path, "S").astype(np.int64)
-    data = content_of(path)
+    data = read_content(path)
     # not through OpenCV, which turns a palette into grey levels
     return open_picture(path, data, lambda file: _convert_picture(path, file, data, indexed, colored))
 
@@ -102,7 +102,7 @@ def read_list(path: Path) -> list[str]:
         UserError: the file is missing or no text, lists a name twice, or lists a name outside the data set.
     """
     try:
-        lines = decode_text(content_of(path, "list file")).splitlines()
+        lines = decode_text(read_content(path, "list file")).splitlines()
     except ValueError as error:
         raise UserError(f"{path} is no text file: {error}; save it as UTF-8") from error
     line_numbers: dict[str, int] = {}

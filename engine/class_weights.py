@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from engine.loader import default_workers
+from engine.loader import count_default_workers
 from engine.run_folder import read_saved_settings
 from engine.runtime import Runtime
 from engine.settings import TrainConfig
@@ -106,7 +106,7 @@ def _compute_from_labels(dataset: Any, workers: int | None) -> str:
     """
     print(f"--class-weights auto: counting the pixels of {len(dataset)} training labels")
     if workers is None:
-        workers = default_workers()
+        workers = count_default_workers()
     counts = dataset.count_label_pixels(workers).tolist()
     if not any(counts):
         raise UserError("--class-weights auto: no pixel of the training labels has a class")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from engine.loader import eval_batches
+from engine.loader import load_eval_batches
 from engine.lockstep import Lockstep
 from engine.metrics import ASSISTED, Metrics, confusion_matrix
 from engine.runtime import Runtime
@@ -33,7 +33,7 @@ def evaluate(
 ) -> Metrics:
     """Score a network on a data set. Each image counts once for any number of ranks.
 
-    workers: loader processes; 0 loads in this process, None takes ``default_workers``.
+    workers: loader processes; 0 loads in this process, None takes ``count_default_workers``.
     seed: the label noise of image i is a function of (seed, i).
     batch_size: of so many successive images, those of equal size go through the network together.
     on_prediction: called as ``(index, prediction [H, W])`` for each prediction of this rank.
@@ -46,8 +46,8 @@ def evaluate(
     """
     mark = ASSISTED if predictor.noise is not None else ""
     scores = Scores(len(dataset), num_classes, runtime.device)
-    batches = eval_batches(dataset, workers, runtime, batch_size)
-    with closing(batches), eval_mode(predictor.model), make_bar(predictor, dataset, runtime, progress) as bar:
+    batches = load_eval_batches(dataset, workers, runtime, batch_size)
+    with closing(batches), switch_to_eval(predictor.model), make_bar(predictor, dataset, runtime, progress) as bar:
         for image, label, indices in Lockstep(batches, should_stop):
             draws = [Draw(derive_seed(seed, index)) for index in indices.tolist()]
             predictions = predict_within_memory(predictor, image, label, draws)
@@ -72,7 +72,7 @@ class Scores:
         self.confusion += counts
         self.areas[index] = torch.stack([counts.diagonal(), counts.sum(1), counts.sum(0)])
 
-    def metrics_so_far(self, images: int) -> Metrics:
+    def compute_metrics_so_far(self, images: int) -> Metrics:
         """Return the metrics of the images that this rank has counted."""
         return Metrics(self.confusion.cpu().numpy(), images)
 
@@ -84,7 +84,7 @@ class Scores:
 
 
 @contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
+def switch_to_eval(model: nn.Module) -> Iterator[None]:
     """Put a network into eval mode, and cuDNN's search for the fastest algorithm off.
 
     Images have many sizes, and a search for each would take longer than it saves. What was there before is restored
@@ -110,7 +110,7 @@ def update_bar(bar: tqdm, images: int, scores: Scores, mark: str) -> None:
     """Advance the bar by some images. About every ten images, show the mIoU so far, with a mark behind it."""
     bar.update(images)
     if not bar.disable and bar.n % 10 < images:
-        miou = 100 * scores.metrics_so_far(bar.n).miou()
+        miou = 100 * scores.compute_metrics_so_far(bar.n).miou()
         bar.set_postfix_str(f"mIoU so far {miou:.2f} %{mark}")
 
 

@@ -26,7 +26,7 @@ MACHINE = ("images_per_second", "cpu_seconds", "memory_gb")  # terms that say so
 RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes
 
 
-def device_name(device: torch.device) -> str:
+def get_device_name(device: torch.device) -> str:
     """Return the name of the GPU or the processor."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
@@ -36,14 +36,14 @@ def device_name(device: torch.device) -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def peak_memory_gb() -> float:
+def measure_peak_memory_gb() -> float:
     """Return the most this process has held so far, in 10^9 bytes: on its GPU if it uses one, else in RAM."""
     if torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT / 1e9
 
 
-def assisted_mark(card: Mapping[str, Any]) -> str:
+def get_assisted_mark(card: Mapping[str, Any]) -> str:
     """Return the mark of a score or prediction by a network that reads the label; nothing for any other."""
     return ASSISTED if card.get("label_noise") else ""
 
@@ -54,7 +54,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         **{package: version(package) for package in ("torch", "torchvision", "timm", "numpy")},
         "opencv-python": cv2.__version__,  # or opencv-python-headless
-        "device": f"{device.type}: {device_name(device)}",
+        "device": f"{device.type}: {get_device_name(device)}",
         "threads": torch.get_num_threads(),
         "git": read_git_revision() or "unknown",
     }
@@ -91,7 +91,7 @@ class RunLogger:
         self.file = path.open("a", buffering=1)
         self.writer = SummaryWriter(str(folder), purge_step=start + 1 if start else None)
         self.stop = stop
-        self.mark = assisted_mark(header["card"])
+        self.mark = get_assisted_mark(header["card"])
         self.first_time: float | None = None  # of the first record of training, which took longer than others
         self.first_iteration = start
         self.bar = tqdm(
@@ -113,7 +113,7 @@ class RunLogger:
         if not self.enabled:
             return
         if tag == "train":
-            values = {**values, "memory_gb": peak_memory_gb()}
+            values = {**values, "memory_gb": measure_peak_memory_gb()}
         record = {"event": tag, "iteration": iteration, **values}
         if tag == "val" and self.mark:
             record["label_assisted"] = True

@@ -21,7 +21,7 @@ class Protocol:
     window: tuple[int, int] | None = view_option(None, "height and width of a sliding window", minimum=32)
     stride: tuple[int, int] | None = view_option(None, "step of the window (default: two thirds of it)", minimum=1)
 
-    def views(self) -> dict[str, object]:
+    def get_view_options(self) -> dict[str, object]:
         """Return the arguments of ``Predictor``."""
         return {name: getattr(self, name) for name in ("scales", "flip", "window", "stride", "resize")}
 

@@ -200,7 +200,7 @@ def find_resume_source(settings: TrainConfig, folder: Path) -> Path | None:
         source = locate_checkpoint(settings.resume)
         if source.parent.resolve() == folder.resolve():
             return folder / source.name
-    if settings.overwrite or not files or only_started(folder, files, settings.resume == "auto"):
+    if settings.overwrite or not files or is_barely_started(folder, files, settings.resume == "auto"):
         return source
     if is_resumable:
         what = "holds a run: --resume auto continues it, "
@@ -243,7 +243,7 @@ def locate_checkpoint(resume: str) -> Path:
     return path
 
 
-def only_started(folder: Path, files: list[str], resumes: bool) -> bool:
+def is_barely_started(folder: Path, files: list[str], resumes: bool) -> bool:
     """Whether a folder holds the log of a run that ended before its first checkpoint, and nothing of value.
 
     resumes: such a run is done again, so that its training records have no value either.

@@ -10,7 +10,7 @@ from typing import Any
 
 from datasets import Data
 from engine.runtime import Runtime
-from engine.settings import TrainConfig, file_settings, resumable_settings
+from engine.settings import TrainConfig, list_file_settings, list_resumable_settings
 from models.checkpoints.reading import list_checkpoint_files
 from utils import files
 from utils.errors import UserError
@@ -23,11 +23,11 @@ class OtherRun(UserError):
 def describe_inputs(settings: TrainConfig, data: Data) -> dict[str, str]:
     """Describe what a run depends on and its settings only name: hashes of files, images, and the meaning of labels."""
     described = {}
-    for name in file_settings(type(settings)):
+    for name in list_file_settings(type(settings)):
         digest = hashlib.sha256()
         found = list_checkpoint_files(getattr(settings, name))
         for path in found:
-            files.digest_of(path, digest)
+            files.compute_digest(path, digest)
         if found:
             described[name] = digest.hexdigest()[:16]
     spec = data.spec
@@ -36,7 +36,7 @@ def describe_inputs(settings: TrainConfig, data: Data) -> dict[str, str]:
     described["validation"] = describe_images(data.val.pairs, root)
     other_ids = {ending: asdict(ids) for ending, ids in spec.other_ids.items()}
     meaning = repr((spec.names, asdict(spec.ids), other_ids))
-    described["classes"] = f"{len(spec.names)}, {short_hash(meaning)}"
+    described["classes"] = f"{len(spec.names)}, {compute_short_hash(meaning)}"
     return described
 
 
@@ -58,10 +58,10 @@ def agree_on_inputs(settings: TrainConfig, data: Data, runtime: Runtime) -> dict
 def describe_images(pairs: Sequence[tuple[Path, Path]], root: str) -> str:
     """Return the number of images, and a hash of their names and their order."""
     lines = [f"{str(image).removeprefix(root)}\t{str(label).removeprefix(root)}" for image, label in pairs]
-    return f"{len(pairs)} images, {short_hash(*lines)}"
+    return f"{len(pairs)} images, {compute_short_hash(*lines)}"
 
 
-def short_hash(*lines: str) -> str:
+def compute_short_hash(*lines: str) -> str:
     """Return the first digits of a hash of lines."""
     return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()[:16]
 
@@ -80,10 +80,10 @@ def check_same_run(content: Mapping[str, Any], settings: TrainConfig, inputs: Ma
         recorded = dict(content.get("inputs", {}))
     except (KeyError, TypeError, ValueError):
         raise UserError("it is damaged: it does not hold the settings of its run") from None
-    old = with_defaults(saved, type(settings))
-    new = to_plain(asdict(settings))
-    may_differ = resumable_settings(type(settings))
-    for name in file_settings(type(settings)):  # the same file may lie elsewhere now
+    old = add_defaults(saved, type(settings))
+    new = make_plain(asdict(settings))
+    may_differ = list_resumable_settings(type(settings))
+    for name in list_file_settings(type(settings)):  # the same file may lie elsewhere now
         if name in recorded and recorded[name] == inputs.get(name):
             may_differ.add(name)
     advice = "another --save-dir keeps both, --overwrite starts anew in its place"
@@ -118,11 +118,11 @@ def name_resumed(settings: TrainConfig) -> str:
     return f"--save-dir {settings.save_dir} holds"
 
 
-def with_defaults(saved: Mapping[str, Any], config_class: type) -> dict[str, Any]:
+def add_defaults(saved: Mapping[str, Any], config_class: type) -> dict[str, Any]:
     """Return a run's settings; a setting that is younger than the run had its default value."""
-    return {**to_plain(asdict(config_class())), **saved}
+    return {**make_plain(asdict(config_class())), **saved}
 
 
-def to_plain(value: Any) -> Any:
+def make_plain(value: Any) -> Any:
     """Return a value with tuples as lists, the form that yaml and json give back."""
     return json.loads(json.dumps(value))

@@ -72,7 +72,7 @@ class Runtime:
             replace_norms(step, ExactNorm)
         self.place(step)
         if self.compile:
-            for network in step.networks():
+            for network in step.list_networks():
                 network.compile()
         if not dist.is_initialized():
             return step
@@ -85,7 +85,7 @@ class Runtime:
         """Return the context in which networks compute."""
         return torch.autocast(self.device.type, dtype=self.precision, enabled=self.precision is not None)
 
-    def scaler(self) -> torch.amp.GradScaler:
+    def make_scaler(self) -> torch.amp.GradScaler:
         """Return the loss scaler, which is enabled in fp16 only."""
         return torch.amp.GradScaler(self.device.type, enabled=self.amp == "fp16")
 

@@ -22,7 +22,7 @@ from models.architectures import ARCHITECTURES
 from models.checkpoints.imagenet import get_implied_settings
 from utils.errors import UserError, lookup, nearest
 from utils.files import read_yaml, write_text
-from utils.options import COMPUTING, NOTHING, REQUIRED, RESULT, convert, flag_of, list_marked, option, parse_flags
+from utils.options import COMPUTING, NOTHING, REQUIRED, RESULT, convert, get_flag, list_marked, option, parse_flags
 from utils.pixels import CONVENTIONS
 
 C = TypeVar("C")
@@ -242,27 +242,27 @@ TRAINED = {"teacher": TeacherConfig, "student": StudentConfig, "baseline": Stude
 ROLES: dict[str, type] = {**TRAINED, "eval": Protocol}
 
 
-def settings_without_effect(config_class: type) -> set[str]:
+def list_settings_without_effect(config_class: type) -> set[str]:
     """Return the names of the settings that do not change the result, or only its rounding."""
     return {field.name for field in dataclasses.fields(config_class) if field.metadata["affects"] != RESULT}
 
 
 # settings that do not make two runs different experiments
-SAME_EXPERIMENT = {"seed"} | settings_without_effect(TeacherConfig) | settings_without_effect(StudentConfig)
+SAME_EXPERIMENT = {"seed"} | list_settings_without_effect(TeacherConfig) | list_settings_without_effect(StudentConfig)
 
 
-def resumable_settings(config_class: type) -> set[str]:
+def list_resumable_settings(config_class: type) -> set[str]:
     """Return the names of the settings that may differ when a run is resumed."""
     return list_marked(config_class, "may_differ")
 
 
-def loader_settings(config_class: type) -> set[str]:
+def list_loader_settings(config_class: type) -> set[str]:
     """Return the names of the settings of the loader: how much of the machine it may use."""
     fields = dataclasses.fields(config_class)
     return {f.name for f in fields if f.metadata["group"] == "data" and f.metadata["affects"] == NOTHING}
 
 
-def file_settings(config_class: type) -> set[str]:
+def list_file_settings(config_class: type) -> set[str]:
     """Return the names of the settings that name a file."""
     return list_marked(config_class, "is_file")
 
@@ -329,7 +329,7 @@ def require_values(settings: Any, without_flags: Mapping[str, Any], flags: Mappi
     """
     for field in dataclasses.fields(settings):
         if without_flags.get(field.name) == REQUIRED and field.name not in flags:
-            flag = flag_of(field.name)
+            flag = get_flag(field.name)
             needed = f"recipe {flags['recipe']} needs {flag} ({flag} '' does without)"
             raise UserError(f"{needed}: {field.metadata['help']}")
 

@@ -26,16 +26,16 @@ class Step(nn.Module):
         """Return the module that turns labels into input planes of ``model``; None for an image-only network."""
         return None
 
-    def networks(self) -> list[nn.Module]:
+    def list_networks(self) -> list[nn.Module]:
         """Return ``model`` and the frozen networks that help it."""
         return [self.model]
 
-    def network_prefixes(self) -> tuple[str, ...]:
+    def list_network_prefixes(self) -> tuple[str, ...]:
         """Return the prefixes under which the networks' tensors lie in this module's state dict."""
         names = {id(module): name for name, module in self.named_modules()}
-        return tuple(f"{names[id(network)]}." for network in self.networks())
+        return tuple(f"{names[id(network)]}." for network in self.list_networks())
 
-    def loss_state(self) -> dict[str, Any]:
+    def get_loss_state(self) -> dict[str, Any]:
         """Return the state of everything that is not a network: projectors and queues of the losses."""
-        prefixes = self.network_prefixes()
+        prefixes = self.list_network_prefixes()
         return {key: value for key, value in self.state_dict().items() if not key.startswith(prefixes)}

@@ -79,7 +79,7 @@ def estimate_step_memory(step: Step, settings: TrainConfig, runtime: Runtime) ->
     backwards on tensors that have a shape and no content, and what is alive at a time is counted. Work space of
     convolutions, the allocator's rounding and the program itself are not in it.
     """
-    modules = (step, *step.networks())
+    modules = (step, *step.list_networks())
     tensors = {id(t): t for module in modules for t in (*module.parameters(), *module.buffers())}.values()
     learnable = sum(parameter.nbytes for parameter in step.parameters() if parameter.requires_grad)
     lasting = sum(tensor.nbytes for tensor in tensors) + STATES[settings.optimizer] * learnable

@@ -30,7 +30,7 @@ class TrainingState:
     def __init__(self, step: Step, settings: TrainConfig, runtime: Runtime, start: str = "") -> None:
         self.step = step
         self.start = start
-        self.scaler = runtime.scaler()
+        self.scaler = runtime.make_scaler()
         learnable = [parameter for parameter in step.parameters() if parameter.requires_grad]
         self.optimizer = OPTIMIZERS[settings.optimizer](learnable, settings)
         self.iteration = 0
@@ -60,7 +60,7 @@ class TrainingState:
         self._restore_progress(content)
 
     def _restore_losses(self, saved: Mapping[str, Any]) -> None:
-        if saved.keys() != self.step.loss_state().keys():
+        if saved.keys() != self.step.get_loss_state().keys():
             raise UserError("it was trained with other losses")
         self.step.load_state_dict(dict(saved), strict=False)  # not strict: the networks are not in it
 
@@ -88,13 +88,13 @@ class TrainingState:
         if "frozen_norms" in content:
             self.frozen_norms = content["frozen_norms"]
         elif self.frozen_norms:  # older files were trained with every norm frozen
-            self.frozen_norms = list(norms_in_training(self.step))
+            self.frozen_norms = list(find_norms_in_training(self.step))
         counts = (self.iteration, self.validated, self.best_iteration or 0)
         if not all(type(count) is int and count >= 0 for count in counts):
             raise UserError(UNCLEAR_PROGRESS)
         if type(self.best_miou) not in (float, type(None)) or type(self.start) is not str:
             raise UserError(UNCLEAR_PROGRESS)
-        if not is_list(self.frozen_norms, str) or set(self.frozen_norms) - set(norms_in_training(self.step)):
+        if not is_list(self.frozen_norms, str) or set(self.frozen_norms) - set(find_norms_in_training(self.step)):
             raise UserError("it is damaged: the BatchNorm layers that it calls frozen are not those of this network")
 
     def set_train_mode(self) -> None:
@@ -103,7 +103,7 @@ class TrainingState:
         for name in self.frozen_norms:
             self.step.get_submodule(name).eval()
 
-    def progress(self) -> dict[str, Any]:
+    def get_progress(self) -> dict[str, Any]:
         """Return how far the run is, as it is saved."""
         return {
             "start": self.start,
@@ -113,30 +113,30 @@ class TrainingState:
             "best_iteration": self.best_iteration,
         }
 
-    def model_weights(self) -> dict[str, Tensor]:
+    def get_model_weights(self) -> dict[str, Tensor]:
         """Return the network's state dict in the plain memory layout, whatever the network's is."""
         return {key: value.contiguous() for key, value in self.step.model.state_dict().items()}
 
-    def resume_entries(self) -> dict[str, Any]:
+    def get_resume_entries(self) -> dict[str, Any]:
         """Return the entries of a checkpoint that a resume needs besides the network and the progress."""
         return {
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "losses": self.step.loss_state(),
+            "losses": self.step.get_loss_state(),
             "frozen_norms": self.frozen_norms,
         }
 
-    def shared_buffers(self) -> list[Tensor]:
+    def list_shared_buffers(self) -> list[Tensor]:
         """Return the buffers that a forward pass changes: of BatchNorm layers in training and of the losses."""
-        norms = [buffer for norm in norms_in_training(self.step).values() for buffer in norm.buffers(False)]
-        prefixes = self.step.network_prefixes()
+        norms = [buffer for norm in find_norms_in_training(self.step).values() for buffer in norm.buffers(False)]
+        prefixes = self.step.list_network_prefixes()
         of_losses = [buffer for name, buffer in self.step.named_buffers() if not name.startswith(prefixes)]
         return list({id(buffer): buffer for buffer in (*norms, *of_losses)}.values())
 
-    def tensors_to_check(self) -> list[Tensor]:
+    def list_tensors_to_check(self) -> list[Tensor]:
         """Return what must be finite in a checkpoint: parameters, running statistics, the optimizer's state."""
         parameters = [p.detach() for p in self.step.parameters() if p.requires_grad]
-        statistics = [b for norm in norms_in_training(self.step).values() for b in norm.buffers(False)]
+        statistics = [b for norm in find_norms_in_training(self.step).values() for b in norm.buffers(False)]
         memory = [v for values in self.optimizer.state.values() for v in values.values() if isinstance(v, Tensor)]
         values = (*parameters, *statistics, *memory)
         return [value for value in values if value.is_floating_point() and value.numel()]
@@ -148,14 +148,14 @@ def choose_frozen_norms(step: Step) -> list[str]:
     A new head or projector has none, and would normalise nothing if it were frozen. Where no layer has any, all are
     frozen: then the network is meant to be trained without BatchNorm.
     """
-    norms = norms_in_training(step)
+    norms = find_norms_in_training(step)
     trained_before = [name for name, norm in norms.items() if has_trained_statistics(norm)]
     return trained_before or list(norms)
 
 
-def norms_in_training(step: Step) -> dict[str, _BatchNorm]:
+def find_norms_in_training(step: Step) -> dict[str, _BatchNorm]:
     """Return the BatchNorm layers of the step by name, but for those of frozen networks."""
-    frozen_networks = [network for network in step.networks() if network is not step.model]
+    frozen_networks = [network for network in step.list_networks() if network is not step.model]
     frozen = {id(module) for network in frozen_networks for module in network.modules()}
     modules = step.named_modules()
     return {name: part for name, part in modules if isinstance(part, _BatchNorm) and id(part) not in frozen}

@@ -22,7 +22,7 @@ from datasets.base import SegmentationDataset
 from datasets.ids import IdMap
 from engine import evaluator, lockstep, trainer
 from engine.folder_lock import FolderLock
-from engine.loader import train_batches
+from engine.loader import load_train_batches
 from engine.lockstep import STOPPED_STATUS, FiniteWatch, Lockstep, Stopped
 from engine.logger import RunLogger
 from engine.run_folder import RunFolder
@@ -534,7 +534,7 @@ class Resetting(torch.utils.data.Dataset):
 
 
 def test_a_loader_process_that_dies_while_it_sends_has_the_same_message():
-    batches = train_batches(Resetting(), 0, 4, 1, 1, Runtime())
+    batches = load_train_batches(Resetting(), 0, 4, 1, 1, Runtime())
     assert len([next(batches) for _ in range(3)]) == 3
     with pytest.raises(RuntimeError) as raised:
         next(batches)

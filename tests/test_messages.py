@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import eval as evaluation
-from datasets import DATASETS, cityscapes, dataset_spec
+from datasets import DATASETS, cityscapes, get_dataset_spec
 from datasets.base import SegmentationDataset
 from datasets.files import read_list
 from datasets.matlab import read_mat_field
@@ -102,7 +102,10 @@ MESSAGES = {
     "kind of picture": (lambda t: style.save_figure(style.plt.figure(), t / "a.xyz"), "'xyz' .choices: .*png"),
     "no runs": (lambda t: experiment_figure.main(["toy", "--records", str(t)]), "holds no scored runs of toy"),
     "network": (lambda t: models_table.main(["--only", "x"]), "--only x: no such network"),
-    "no lines": (lambda t: dataset_spec("folder", str(garbage(t, "dataset.yaml", b"3").parent)), "'key: value' lines"),
+    "no lines": (
+        lambda t: get_dataset_spec("folder", str(garbage(t, "dataset.yaml", b"3").parent)),
+        "'key: value' lines",
+    ),
     "too large": (lambda t: parse_flags(TrainConfig, "", ["--label-smoothing", "2"]), r"2\.0 is too large: at most 1"),
     "no probability": (lambda t: parse_flags(TrainConfig, "", ["--dropout", "1.5"]), r"--dropout: 1\.5 is too large"),
     "entry twice": (lambda t: read_manifest(garbage(t, "m.yaml", yaml.safe_dump([ENTRY._asdict()] * 2).encode())),

@@ -125,7 +125,7 @@ def test_days_on_a_cpu_are_warned_about():
 def test_processes_of_one_host_share_its_memory(processes, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(trainer, "SMALL", 0)
     monkeypatch.setattr(trainer, "estimate_step_memory", lambda *given: StepMemory(lasting=0, passing=600))
-    monkeypatch.setattr(trainer, "free_memory", lambda device: 1000)
+    monkeypatch.setattr(trainer, "get_free_memory", lambda device: 1000)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
     train_teacher.main([*TINY, "--max-iterations", "1", "--skip-val", "--save-dir", str(tmp_path)])
     out = capsys.readouterr().out
@@ -135,7 +135,7 @@ def test_processes_of_one_host_share_its_memory(processes, tmp_path, monkeypatch
 
 def test_a_run_says_both(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(trainer, "SMALL", 0)
-    monkeypatch.setattr(trainer, "free_memory", lambda device: 1000)
+    monkeypatch.setattr(trainer, "get_free_memory", lambda device: 1000)
     train_teacher.main([*TINY, "--max-iterations", "3", "--skip-val", "--save-dir", str(tmp_path)])
     lines = capsys.readouterr().out.splitlines()
     (memory,) = (i for i, line in enumerate(lines) if line.startswith("a step needs about 0."))

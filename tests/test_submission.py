@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 import eval
-from datasets import dataset_spec
+from datasets import get_dataset_spec
 from models import build_model
 from models.checkpoints.card import Card
 from tests.trees import SIZE, TREES
@@ -24,7 +24,7 @@ def test_submission_of_unlabelled_images(name, tmp_path):
     split = {"cityscapes": "test", "ade20k": "val"}[name]
     if split == "test":
         shutil.rmtree(data / "gtFine/test")
-    spec = dataset_spec(name)
+    spec = get_dataset_spec(name)
     torch.manual_seed(0)
     model = build_model("fcn", "resnet10t", len(spec.names))
     card = Card(model.config, spec.names, spec.palette, name, str(data), "bgr_mean")
@@ -64,7 +64,7 @@ def test_submission_of_unlabelled_images(name, tmp_path):
 def test_predictions_take_no_place_of_labels_or_of_each_other(flags, message, tmp_path, monkeypatch):
     TREES["ade20k"][1](tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
-    spec = dataset_spec("ade20k")
+    spec = get_dataset_spec("ade20k")
     model = build_model("fcn", "resnet10t", len(spec.names))
     card = Card(model.config, spec.names, spec.palette, "ade20k", str(tmp_path), "bgr_mean").entries()
     torch.save({**card, "model": model.state_dict()}, tmp_path / "model.pth")

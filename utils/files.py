@@ -158,7 +158,7 @@ def decode_text(data: bytes) -> str:
     return text
 
 
-def digest_of(path: Path, digest: Any = None) -> str:
+def compute_digest(path: Path, digest: Any = None) -> str:
     """Return the digest of a file's content, in hex.
 
     digest: a hash object to update; a new SHA-256 by default.

@@ -35,7 +35,7 @@ def read_image(path: Path, size: tuple[int, int] | None = None, behind: str = ""
 
 def _decode(path: Path, upright: bool, behind: str) -> np.ndarray:
     """Decode a picture to RGB uint8 ``[H, W, 3]``. The arguments are those of ``convert_to_rgb``."""
-    data = content_of(path)
+    data = read_content(path)
     if data.startswith(JPEG):
         return decode_jpeg(path, data, upright)
     return open_picture(path, data, lambda file: convert_to_rgb(path, file, behind, upright, data))
@@ -109,7 +109,7 @@ def _read_header(path: Path) -> tuple[tuple[int, int], int]:
         raise UserError(f"{path} cannot be read: {error}") from error
 
 
-def content_of(path: Path, kind: str = "file") -> bytes:
+def read_content(path: Path, kind: str = "file") -> bytes:
     """Read a file.
 
     Raises:

@@ -7,7 +7,7 @@ from datasets.files import read_list
 from datasets.folder_pairs import find_folders
 from scripts.data.folder_layout import Match, split_of
 from utils.files import decode_text
-from utils.pictures import content_of
+from utils.pictures import read_content
 
 LISTED = 0.8  # share of a list's names that must be images
 HELD_OUT = 5  # every fifth image is for validation where there is no such split
@@ -121,7 +121,7 @@ def _find_lists(root: Path, bases: set[str]) -> dict[str, str]:
         split = split_of(Path(path.stem))
         if not split:
             continue
-        data = content_of(path)
+        data = read_content(path)
         try:
             text = decode_text(data)
         except ValueError:  # what can be made out of it shows whether it is a list

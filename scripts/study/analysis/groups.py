@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.run_inputs import with_defaults
+from engine.run_inputs import add_defaults
 from engine.settings import SAME_EXPERIMENT, StudentConfig, TeacherConfig
 from scripts.study.analysis.record_files import Folder, list_runs, open_folder
 from scripts.study.analysis.runs import CHECKPOINT_SETTINGS, Run, read_config, read_run
@@ -51,7 +51,7 @@ def experiment(config: dict[str, Any], beside: Folder | None = None, seen: tuple
     folder is at hand, or one of that name in ``beside``, so that students of teachers that differ in the seed alone
     belong together; one of ``seen`` by its file's name: a run that began with its own has replaced what wrote it.
     """
-    whole = with_defaults(config, TeacherConfig if "consistency" in config else StudentConfig)
+    whole = add_defaults(config, TeacherConfig if "consistency" in config else StudentConfig)
     settings = {key: value for key, value in whole.items() if key not in SAME_EXPERIMENT}
     for key in ("data", "pretrained_base"):  # the same folder or file lies elsewhere on another machine
         settings[key] = Path(settings[key]).name
