@@ -1,4 +1,4 @@
-"""``--class-weights``: the weights of the classes in the task loss, computed from the labels or read from a file."""
+"""Find the weights of the classes in the task loss (``--class-weights``): from the labels, a file, or the flag."""
 
 import math
 import os
@@ -23,7 +23,7 @@ COMPUTED = f"{AUTO}="  # how the setting begins once the weights of "auto" have 
 
 
 def resolve_class_weights(config: C, dataset: Any, runtime: Runtime) -> C:
-    """Replace the setting ``class_weights`` by the numbers it stands for, on every rank the same.
+    """Replace the setting ``class_weights`` by its numbers, the same on every rank.
 
     The numbers then stand in config.yaml and in the checkpoints. A resumed run takes the numbers of "auto" from there
     and does not count labels again. dataset: the training data set (``datasets.base.SegmentationDataset``).

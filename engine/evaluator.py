@@ -1,4 +1,4 @@
-"""The one evaluator: validation during training and eval.py both call it."""
+"""Score a network on a data set. Validation during training and eval.py both call this."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -42,7 +42,7 @@ def evaluate(
 
     Raises:
         Stopped: a rank was asked to stop.
-        UserError: an image cannot be read, by this rank or another; or the memory of this rank does not hold an image.
+        UserError: this or another rank cannot read an image, or an image does not fit in the memory of this rank.
     """
     mark = ASSISTED if predictor.noise is not None else ""
     scores = Scores(len(dataset), num_classes, runtime.device)
@@ -85,10 +85,10 @@ class Scores:
 
 @contextmanager
 def switch_to_eval(model: nn.Module) -> Iterator[None]:
-    """Put a network into eval mode, and cuDNN's search for the fastest algorithm off.
+    """Put a network into eval mode, and switch off cuDNN's search for the fastest algorithm.
 
-    Images have many sizes, and a search for each would take longer than it saves. What was there before is restored
-    after a success only: a failure ends the run.
+    Images have many sizes, and a search for each would take longer than it saves. The former modes are restored after a
+    success only, because a failure ends the run.
     """
     was_training = model.training
     was_searching = torch.backends.cudnn.benchmark
@@ -100,7 +100,7 @@ def switch_to_eval(model: nn.Module) -> Iterator[None]:
 
 
 def make_bar(predictor: Predictor, dataset: Dataset, runtime: Runtime, progress: bool) -> tqdm:
-    """Return the progress bar of rank 0; it shows only where a terminal looks on."""
+    """Make the progress bar of rank 0. It is shown on a terminal only."""
     total = len(range(runtime.rank, len(dataset), runtime.size))
     hidden = None if progress and runtime.is_main else True  # None: hidden unless the output is a terminal
     return tqdm(total=total, desc="eval", disable=hidden, leave=False)
@@ -115,10 +115,10 @@ def update_bar(bar: tqdm, images: int, scores: Scores, mark: str) -> None:
 
 
 def predict_within_memory(predictor: Predictor, image: Tensor, label: Tensor, draws: Sequence[Draw]) -> Tensor:
-    """Predict the classes of a batch, image by image where the memory does not hold it at once.
+    """Predict the classes of a batch. If it does not fit in memory, predict one image after another.
 
     Raises:
-        UserError: the memory does not hold one image.
+        UserError: a single image does not fit in memory.
     """
     with suppress(torch.OutOfMemoryError):
         return predictor.predict_classes(image, label, draws)

@@ -1,4 +1,4 @@
-"""``--fit-to-data``: a crop no larger than the images, and a length that follows from how many there are."""
+"""Fit the settings to the training images (``--fit-to-data``): their size limits the crop, their number the length."""
 
 import statistics
 from collections.abc import Collection, Mapping
@@ -53,7 +53,7 @@ def _find_fitted_settings(settings: TrainConfig, given: Collection[str]) -> dict
 
 
 def compute_fitted_settings(settings: TrainConfig, sizes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fitted settings. sizes: ``count``, ``height`` and ``width`` of the images, the latter two medians."""
+    """Compute the fitted settings. sizes: as ``measure_images`` returns them."""
     sides = zip(settings.crop_size, (sizes["height"], sizes["width"]), strict=True)
     crop_size = tuple(min(side, max(DIVISOR, int(image) // DIVISOR * DIVISOR)) for side, image in sides)
     batch_size = min(settings.batch_size, sizes["count"])
@@ -70,7 +70,7 @@ def compute_fitted_settings(settings: TrainConfig, sizes: Mapping[str, Any]) -> 
 
 
 def measure_images(settings: TrainConfig) -> dict[str, Any]:
-    """Return how many training images there are, and the medians of their heights and widths."""
+    """Return ``count``, the number of training images, and the medians of their ``height`` and ``width``."""
     dataset = build_dataset(settings.dataset, settings.data, "train", settings.classes)
     step = max(1, len(dataset) // LOOKED_AT)
     heights = []

@@ -1,4 +1,4 @@
-"""Load batches in an order that depends on the position alone, not on workers, ranks or the past."""
+"""Load batches in an order that depends on the iteration alone, not on workers, ranks or earlier batches."""
 
 import multiprocessing
 import os

@@ -44,7 +44,7 @@ def measure_peak_memory_gb() -> float:
 
 
 def get_assisted_mark(card: Mapping[str, Any]) -> str:
-    """Return the mark of a score or prediction by a network that reads the label; nothing for any other."""
+    """Return the mark of a network that reads the label, for its scores and predictions. It is empty for others."""
     return ASSISTED if card.get("label_noise") else ""
 
 
@@ -70,15 +70,15 @@ def read_git_revision() -> str:
 
 
 class RunLogger:
-    """Write the records of one run to ``folder``; on other ranks than 0 every method does nothing."""
+    """Write the records of one run to ``folder``. On other ranks than 0 every method does nothing."""
 
     def __init__(
         self, folder: Path, enabled: bool, start: int, validated: int, stop: int, header: Mapping[str, Any]
     ) -> None:
         """Open the log, and drop the records of an interrupted run that are later than its checkpoint.
 
-        start, validated: the iteration that the run continues from, and the last one whose validation is finished.
-        stop: the last iteration. header: what the first record says.
+        start: the iteration that the run continues from. validated: the last iteration whose validation is finished.
+        stop: the last iteration. header: the content of the first record.
         """
         self.enabled = enabled
         if not enabled:
@@ -107,8 +107,8 @@ class RunLogger:
     def log_scalars(self, tag: str, values: Mapping[str, float | None], iteration: int) -> None:
         """Write a record, TensorBoard curves ``tag/name``, and one line on the terminal.
 
-        A record of training ("train") also says how much memory was used; one of validation ("val") whether the score
-        is that of a network that reads the label.
+        A record of training ("train") also says how much memory was used. A record of validation ("val") also says if
+        the network reads the label.
         """
         if not self.enabled:
             return
@@ -141,7 +141,7 @@ class RunLogger:
         return ", ".join(parts)
 
     def mark_tag(self, tag: str) -> str:
-        """Return a tag; one of validation says of an assisted network's scores and predictions what they are."""
+        """Return a TensorBoard tag. A tag of validation gets the mark of a network that reads the label."""
         return tag.replace("val", "val" + self.mark.replace(" ", "_"), 1)
 
     def log_image(self, tag: str, image: np.ndarray, iteration: int) -> None:
@@ -155,7 +155,7 @@ class RunLogger:
             self.bar.update(iteration - self.bar.n)
 
     def print_line(self, text: str, quiet: bool = False) -> None:
-        """Print a line on the terminal; a quiet one shows as the bar's postfix where there is a bar."""
+        """Print a line on the terminal. Where there is a bar, a quiet line becomes the text behind it."""
         if not self.enabled:
             return
         try:
@@ -182,7 +182,7 @@ class RunLogger:
 
 
 def is_kept(line: str, start: int, validated: int) -> bool:
-    """Whether a record is of an iteration that a resume keeps; a line cut off by a kill, or damaged, is of none."""
+    """Whether a resumed run keeps a record of its log: those of later iterations and damaged lines are dropped."""
     try:
         record = json.loads(line)
         return record["iteration"] <= (validated if record["event"] in ("val", "val_iou") else start)

@@ -30,8 +30,8 @@ def confusion_matrix(prediction: Tensor, label: Tensor, num_classes: int) -> Ten
 class Metrics:
     """Scores of a confusion matrix, as fractions.
 
-    confusion: int64 ``[K, K]``, rows = label, columns = prediction. areas: int64 ``[images, 3, K]``: for every image
-    and class the pixels of the intersection, the label and the prediction.
+    confusion: int64 ``[K, K]``, rows = label, columns = prediction.
+    areas: int64 ``[images, 3, K]``, for every image and class the pixels of the intersection, label and prediction.
     """
 
     confusion: np.ndarray
@@ -122,5 +122,5 @@ class Metrics:
 
 
 def make_json_number(value: float) -> float | None:
-    """Return a finite value as it is, and None for one that is not: JSON has no NaN."""
+    """Return a finite value as it is, and None for NaN and infinity, which JSON does not have."""
     return value if math.isfinite(value) else None

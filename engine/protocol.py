@@ -1,4 +1,4 @@
-"""How a network is evaluated: the views of an image whose logits are averaged."""
+"""Declare the settings of an evaluation: which views of an image are predicted and averaged."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -10,7 +10,7 @@ view_option = partial(option, group="evaluation")
 
 @dataclass(frozen=True)
 class Protocol:
-    """What a recipe may say of evaluation: its data set, and these settings as ``eval.<name>``."""
+    """Hold the settings of evaluation that a recipe may give: the data set, and the others as ``eval.<name>``."""
 
     dataset: str = option("", "data set (default: the checkpoint's)", group="data")
     resize: tuple[int, int] | None = view_option(

@@ -1,4 +1,4 @@
-"""What a run is trained with, and whether a run to be continued was trained with the same."""
+"""Describe what a run is trained with, and refuse to continue a run that was trained with something else."""
 
 import hashlib
 import json
@@ -17,11 +17,11 @@ from utils.errors import UserError
 
 
 class OtherRun(UserError):
-    """A checkpoint is intact, and is of another run than the one to be continued."""
+    """A checkpoint is intact, but belongs to another run than the one to be continued."""
 
 
 def describe_inputs(settings: TrainConfig, data: Data) -> dict[str, str]:
-    """Describe what a run depends on and its settings only name: hashes of files, images, and the meaning of labels."""
+    """Describe the inputs that the settings only name: hashes of weight files, of image lists and of the classes."""
     described = {}
     for name in list_file_settings(type(settings)):
         digest = hashlib.sha256()
@@ -41,7 +41,7 @@ def describe_inputs(settings: TrainConfig, data: Data) -> dict[str, str]:
 
 
 def agree_on_inputs(settings: TrainConfig, data: Data, runtime: Runtime) -> dict[str, str]:
-    """Describe what the run depends on, and check that every rank has the same: hosts may have copies of their own.
+    """Describe the inputs of the run, and check that every rank has the same. Hosts may have copies of their own.
 
     Raises:
         UserError: this rank has other files than rank 0.
@@ -103,14 +103,14 @@ def check_same_run(content: Mapping[str, Any], settings: TrainConfig, inputs: Ma
 
 
 def name_role(settings: Mapping[str, Any]) -> str:
-    """Return whose run has these settings: a teacher's, a student's or a baseline's."""
+    """Return the role that has these settings: "teacher", "student" or "baseline"."""
     if "single_path" in settings:
         return "teacher"
     return "baseline" if str(settings.get("kd", "")).strip() == "none" else "student"
 
 
 def name_resumed(settings: TrainConfig) -> str:
-    """Begin a sentence about the run that was to be resumed."""
+    """Return the beginning of a sentence about the run that was to be resumed."""
     if settings.resume == "auto":
         return f"--resume auto: {settings.save_dir} holds"
     if settings.resume:
@@ -119,10 +119,10 @@ def name_resumed(settings: TrainConfig) -> str:
 
 
 def add_defaults(saved: Mapping[str, Any], config_class: type) -> dict[str, Any]:
-    """Return a run's settings; a setting that is younger than the run had its default value."""
+    """Return the settings of a run. A setting that did not exist yet gets its default value."""
     return {**make_plain(asdict(config_class())), **saved}
 
 
 def make_plain(value: Any) -> Any:
-    """Return a value with tuples as lists, the form that yaml and json give back."""
+    """Return a value with lists in place of tuples, as yaml and JSON return it."""
     return json.loads(json.dumps(value))

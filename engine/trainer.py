@@ -57,10 +57,10 @@ def load_data(settings: TrainConfig) -> Data:
 
 
 def train(step: Step, data: Data, settings: TrainConfig, runtime: Runtime) -> Metrics | None:
-    """Train a step in its run's folder, from the start or from where the folder stands.
+    """Train a step in its run's folder, from the start or from the folder's checkpoint.
 
     Raises:
-        UserError: the batch cannot be divided, the folder cannot be used, a file cannot be read, a loss is not finite.
+        UserError: the batch cannot be divided, the folder cannot be used, or as ``Trainer.run``.
         Stopped: a signal asked to stop. Everything done so far has been saved.
     """
     check_batch(settings, runtime)
@@ -81,7 +81,7 @@ def check_batch(settings: TrainConfig, runtime: Runtime) -> None:
     """Check that the batch divides over the ranks and that its images fit in memory.
 
     Raises:
-        UserError: it does not, or they do not.
+        UserError: the batch does not divide, or the images do not fit.
     """
     parts = settings.accumulate
     if settings.batch_size % (runtime.size * parts):
@@ -135,11 +135,11 @@ class Trainer:
         self.finite = FiniteWatch(self.explain_not_finite)
 
     def run(self) -> Metrics | None:
-        """Train from where the run stands. Return the metrics of the last validation; None if the run was complete.
+        """Train from the current iteration. Return the metrics of the last validation, None if the run was complete.
 
         Raises:
-            UserError: a loss is not finite, a file cannot be read or written, BatchNorm sees a single value, no
-                training label has a labelled pixel, or a validation image is too large for the memory.
+            UserError: a loss is not finite, a file cannot be read or written, or the data cannot be trained on. See the
+                methods below.
             Stopped: a signal asked to stop. Everything done so far has been saved. This is a SystemExit.
         """
         must_validate = self.owes_validation()
@@ -265,7 +265,7 @@ class Trainer:
     def train_step(self, image: Tensor, label: Tensor) -> dict[str, Tensor]:
         """Train one iteration on this rank's share of the global batch. In fp16 the update may be skipped.
 
-        Return the terms of the share; their mean over the ranks is that of the batch.
+        Return the terms of the share. The mean of the ranks' terms is the term of the batch.
 
         Raises:
             UserError: BatchNorm sees a single value per channel.
@@ -402,8 +402,8 @@ class Trainer:
     def validate(self) -> None:
         """Write ``last.pth``, score the network, and write ``best.pth`` if the score is the best so far.
 
-        Label noise has ``evaluate``'s default seed, which is also eval.py's: all runs see the same noise. A validation
-        that fails or is stopped is done again on resume.
+        The label noise has the default seed of ``evaluate``, which is also that of eval.py. So all runs see the same
+        noise. A validation that fails or is stopped is done again on resume.
 
         Raises:
             UserError: an image cannot be read or is too large for the memory, or a checkpoint cannot be written.
@@ -449,7 +449,7 @@ class Trainer:
         self.logger.log_image("val/prediction", picture, self.state.iteration)
 
     def save(self, name: str = LAST) -> None:
-        """Write a checkpoint. Every rank takes part: running statistics and buffers are rank 0's from here on.
+        """Write a checkpoint. Every rank takes part, and takes over rank 0's running statistics and buffers.
 
         Raises:
             LossNotFinite: a value to be saved is not finite.

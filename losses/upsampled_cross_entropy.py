@@ -14,10 +14,13 @@ CUDA_BYTES = 2**26  # of a band on CUDA, where many small kernels take longer to
 class _BandedCrossEntropy(torch.autograd.Function):
     """Sum the cross entropy over all pixels and compute the gradient in the same pass, at the size of ``logits``.
 
-    With p the softmax of the upsampled logits, y the label and e the smoothing, the gradient with respect to the
-    upsampled logits is p - (1 - e) onehot(y) - e / K. With class weights w it is
-    (w_y + e (mean(w) - w_y)) p - (1 - e) w_y onehot(y) - e w / K. The transpose of the interpolation takes it to the
-    size of the logits, band by band.
+    p is the softmax of the upsampled logits, y the label, e the smoothing, and w the class weights. The gradient with
+    respect to the upsampled logits is
+
+    without class weights: p - (1 - e) onehot(y) - e / K,
+    with class weights: (w_y + e (mean(w) - w_y)) p - (1 - e) w_y onehot(y) - e w / K.
+
+    The transpose of the interpolation takes it to the size of the logits, band by band.
     """
 
     @staticmethod

@@ -42,17 +42,20 @@ def from_checkpoint(
 ) -> Loaded:
     """Load the network of a checkpoint, to the CPU and in eval mode.
 
-    assisted: load another project's file of four input channels as a teacher that reads the label. By default it is
-        loaded as a student of three channels with the same output, because the LAD release gives its students a label
-        plane and always shows them zeros. This project's own files say which of both they are.
+    assisted: load another project's file of four input channels as a teacher that reads the label. By default such a
+        file is loaded as a student of three channels with the same output: the LAD release gives its students a label
+        plane, and always shows them zeros. This project's own files say what they are.
+
     backbone: the encoder of a file of segmentation_models_pytorch, if its keys do not tell it.
+
     model: the user's function ``package.module:function`` that builds the network, for a file that names one. It is
         imported because the caller names it. A name in a file alone is never imported.
+
     model_flag: the flag that ``model`` comes from, for messages.
 
     Raises:
-        UserError: the file is missing, damaged or of unknown content; its weights do not fit the network that it names;
-            or ``model`` is not the function that it names.
+        UserError: the file is missing, damaged or unknown, its weights do not fit, or ``model`` is not the function
+            that it names.
     """
     content = reading.read_weight_file(path)
     _require_same_network(_get_network_name(content), path, model, model_flag)

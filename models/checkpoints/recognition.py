@@ -65,8 +65,8 @@ def recognise_network(weights: Mapping[str, Tensor], source: str) -> Recognised:
     source: the file, for messages.
 
     Raises:
-        UserError: the format is none of FORMATS, the file is incomplete, its backbone is unknown, or its network has
-            neither three nor four input channels.
+        UserError: the format or the backbone is unknown, the file is incomplete, or its network has neither three nor
+            four input channels.
     """
     name = _find_format(weights, source)
     ours = translate_network(weights, name)
