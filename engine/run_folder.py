@@ -119,8 +119,8 @@ class RunFolder:
     def _make_source_the_last(self) -> None:
         """Put a copy of the source in the place of ``last.pth``.
 
-        Otherwise a run that is killed before its first save would go on from the wrong checkpoint, and the first save
-        would keep an unwanted ``last.pth`` as ``previous.pth``.
+        Without that, a run that is killed before its first save would go on from the wrong checkpoint. And the first
+        save would keep the unwanted ``last.pth`` as ``previous.pth``.
         """
         content = read_bytes(self.source)
         self._rename_last(UNUSED)

@@ -43,8 +43,8 @@ def from_checkpoint(
     """Load the network of a checkpoint, to the CPU and in eval mode.
 
     assisted: load another project's file of four input channels as a teacher that reads the label. By default such a
-        file is loaded as a student of three channels with the same output: the LAD release gives its students a label
-        plane, and always shows them zeros. This project's own files say what they are.
+        file is loaded as a student of three channels with the same output. For the LAD release gives its students a
+        label plane, and always shows them zeros. This project's own files say what they are.
 
     backbone: the encoder of a file of segmentation_models_pytorch, if its keys do not tell it.
 
