@@ -20,7 +20,7 @@ def close_inherited_locks() -> None:
     A loader worker may outlive a killed run by seconds. The lock must not.
     """
     for lock in LOCKS:
-        lock.close_file()
+        lock.close()
 
 
 os.register_at_fork(after_in_child=close_inherited_locks)
@@ -78,7 +78,7 @@ class FolderLock:
             print(f"{place} cannot be locked ({error.strerror}): start no second run in it", file=sys.stderr)
         return file
 
-    def close_file(self) -> None:
+    def close(self) -> None:
         """Close the file of the lock. The lock ends when no process has it open any more."""
         self.file.close()
 
@@ -89,4 +89,4 @@ class FolderLock:
                 (self.folder / NAME).unlink()
                 for path in self.made_folders:
                     path.rmdir()
-        self.close_file()
+        self.close()
