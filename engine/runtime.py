@@ -15,10 +15,10 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from engine.norms import ExactNorm, SyncedNorm, replace_norms
 from engine.step import Step
 from utils.distributed import all_reduce
 from utils.errors import UserError, explain_error
-from utils.norms import ExactNorm, SyncedNorm, replace_norms
 
 PRECISIONS = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 OPTIONS = ("amp", "channels_last", "tf32", "deterministic", "compile")

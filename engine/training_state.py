@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from engine.norms import has_trained_statistics
 from engine.optimizers import OPTIMIZERS
 from engine.runtime import Runtime
 from engine.settings import TrainConfig
@@ -14,7 +15,6 @@ from engine.step import Step
 from utils import checkpoint
 from utils.errors import UserError, first_line
 from utils.files import is_list
-from utils.norms import has_trained_statistics
 
 UNCLEAR_PROGRESS = "it is damaged: it does not say how its run began and how far it was"
 

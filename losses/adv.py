@@ -65,7 +65,7 @@ class Discriminator(nn.Module):
 
     def forward(self, logits: Tensor) -> Tensor:
         size = [max(side, SMALLEST_SIDE) for side in logits.shape[-2:]]
-        # contiguous: on channels-last maps BatchNorm's statistics are less exact on the CPU (see utils.norms)
+        # contiguous: on channels-last maps BatchNorm's statistics are less exact on the CPU
         return self.layers(self.norm(resize(logits, size).contiguous()))
 
 
