@@ -22,7 +22,7 @@ from utils.errors import UserError, explain_error
 
 PRECISIONS = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 OPTIONS = ("amp", "channels_last", "tf32", "deterministic", "compile")
-TIMEOUT = timedelta(minutes=30)  # of what ranks wait for each other
+TIMEOUT = timedelta(minutes=30)  # how long ranks wait for each other
 T = TypeVar("T")
 
 

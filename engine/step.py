@@ -6,19 +6,19 @@ from torch import Tensor, nn
 
 
 class Step(nn.Module):
-    """One training step as a module: the network ``model`` that is trained, and what helps it.
+    """Compute the losses of one training step. The step holds the network ``model`` that is trained, and the losses.
 
     ``forward(image, label, draw, pixel_divisor)`` takes a normalised image ``[B, 3, H, W]``, its label ``[B, H, W]``,
     the source of random numbers, and the divisor that ``losses.task.TaskLoss`` explains. It returns
-    ``{"loss": ..., named terms}``. DDP wraps the whole step, so that losses with parameters are synchronised and
-    optimised with the network.
+    ``{"loss": ..., named terms}``. DDP wraps the whole step. So losses with parameters are synchronised and optimised
+    with the network.
     """
 
     model: nn.Module
     task: nn.Module
 
     def compute_pixel_divisor(self, label: Tensor) -> Tensor:
-        """Return what the task loss divides its sum over this rank's pixels by; see ``losses.task.TaskLoss``."""
+        """Compute the divisor of the task loss, whose sum is over this rank's pixels; see ``losses.task.TaskLoss``."""
         return self.task.compute_pixel_divisor(label)
 
     @property

@@ -15,7 +15,7 @@ from utils.errors import UserError, print_note
 
 
 class Family(NamedTuple):
-    """What the networks of one code base have in common."""
+    """Describe what the networks of one code base have in common."""
 
     prefix: str  # begins the backbone's keys
     pixels: str  # the pixel convention, a key of utils.pixels.CONVENTIONS
@@ -25,7 +25,7 @@ class Family(NamedTuple):
 
 
 class Format(NamedTuple):
-    """The files of one architecture of one code base."""
+    """Describe the files of one architecture of one code base."""
 
     family: Family
     archs: tuple[str, ...]  # architectures that the file may hold; the first whose own widths fit is taken

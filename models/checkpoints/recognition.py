@@ -249,7 +249,7 @@ def _look_up(table: Mapping[Any, Any], key: Any, description: str, source: str) 
 
 
 class MmsegRecord(NamedTuple):
-    """What a file of MMSegmentation says about its network. Names and palette are empty where it does not say them."""
+    """Hold what a file of MMSegmentation says about its network. Names and palette are empty if the file has none."""
 
     align_corners: bool
     class_names: list[str]
