@@ -158,7 +158,7 @@ def _load_foreign_file(content: Mapping[str, Any], source: str, assisted: bool, 
         pixels=family.pixels,
         label_noise=RELEASE_NOISE if model.config["in_channels"] == 4 else None,
         source=form,
-        training={"single_logit": True} if has_single_logit(weights) else {},
+        training=_describe_logits(weights),
     )
     return Loaded(model.eval(), card)
 
@@ -188,7 +188,15 @@ def _load_smp(weights: Mapping[str, Tensor], saved: Mapping[str, Any] | None, so
     where = f"{source}, as {model.config['arch']} on {model.config['backbone']},"
     checkpoint.load_weights(model, network.weights, where)
     print(f"{source}: {SMP_SOURCE}; its images are taken to be normalised as {network.pixels!r}", file=sys.stderr)
-    return Loaded(model.eval(), Card(dict(model.config), pixels=network.pixels, source=SMP_SOURCE))
+    card = Card(
+        dict(model.config), pixels=network.pixels, source=SMP_SOURCE, training=_describe_logits(network.weights)
+    )
+    return Loaded(model.eval(), card)
+
+
+def _describe_logits(weights: Mapping[str, Tensor]) -> dict[str, bool]:
+    """Return the card's entry for a network of one logit, which has been made two classes; else nothing."""
+    return {"single_logit": True} if has_single_logit(weights) else {}
 
 
 def initialise(model: Segmentor | UserNetwork, pretrained_base: str, pretrained: str, pixels: str) -> str:
