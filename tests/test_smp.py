@@ -113,7 +113,7 @@ def test_options_one_logit_and_image_labels_of_a_saved_network(tmp_path, capsys)
     loaded = from_checkpoint(tmp_path)
     assert loaded.card.arch["decoder_pyramid_channels"] == 32
     assert "has one logit: class 1 where it is above 0, else class 0" in capsys.readouterr().err
-    with pytest.raises(UserError, match="has one logit and no class names: .* give --other-class-names"):
+    with pytest.raises(UserError, match=r"has one logit and no class names: .* give --other-class-names"):
         require_classes(loaded.card, replace(TOY, names=("sky", "road")), "folder", "F", allow_other_names=False)
     image = torch.randn(1, 3, 64, 96)
     logits, (z, _) = full_size(loaded.model(image).logits, (64, 96)), theirs(image)
