@@ -90,7 +90,8 @@ class PixelsToLogits(nn.Module):
 
     def __init__(self, model: nn.Module, convention: PixelConvention) -> None:
         super().__init__()
-        self.model, self.convention = model, convention
+        self.model = model
+        self.convention = convention
         self.align_corners = model.supervision[0].align_corners
 
     def forward(self, image: Tensor) -> Tensor:
@@ -145,12 +146,15 @@ def compare(path: Path, network: nn.Module, images: dict[str, Tensor]) -> dict[s
     """
     import onnxruntime
 
-    same, what = {}, "the file"
+    same = {}
+    what = "the file"
     try:
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         for what, image in images.items():
-            ours, (theirs,) = network(image).numpy(), session.run(None, {"image": image.numpy()})
-            difference, largest = np.abs(ours - theirs).max(), np.abs(ours).max()
+            ours = network(image).numpy()
+            (theirs,) = session.run(None, {"image": image.numpy()})
+            difference = np.abs(ours - theirs).max()
+            largest = np.abs(ours).max()
             same[what] = float((ours.argmax(1) == theirs.argmax(1)).mean())
             logits = f"logits up to {largest:.3g} differ by at most {difference:.1e}"
             print(f"{what}: {logits}, equal classes {100 * same[what]:.4f} %")

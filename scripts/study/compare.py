@@ -71,7 +71,8 @@ def make_row(name: str, groups: Groups, view: View, config: CompareConfig, notes
     runs = [run for run in groups[name] if view in run.scores and run.scores[view]["miou"] is not None]
     if not runs:
         return None
-    scores, assisted = [run.scores[view] for run in runs], any(run.assisted(view) for run in runs)
+    scores = [run.scores[view] for run in runs]
+    assisted = any(run.assisted(view) for run in runs)
     result: dict[str, Any] = {
         "group": name,
         "view": view._asdict(),
@@ -95,7 +96,8 @@ def make_row(name: str, groups: Groups, view: View, config: CompareConfig, notes
     try:
         if not all(areas):
             raise UserError("no per-image counts on one side")
-        counts, n = align([*areas[0], *areas[1]]), len(areas[0])
+        counts = align([*areas[0], *areas[1]])
+        n = len(areas[0])
         result["test"] = bootstrap(counts[:n], counts[n:], config.samples, config.seed)._asdict()
     except UserError as error:
         notes.append(f"{name}, {view.checkpoint}: no paired test: {error}")

@@ -105,7 +105,8 @@ def student_panel(axis: Axes, image: np.ndarray, label: np.ndarray, plane: np.nd
 def compose() -> Figure:
     image, label = draw_sample("val", 50)
     y = torch.from_numpy(label)[None]
-    random, fixed = LabelNoise(len(TOY.names), "random", 0.03, 100.0), LabelNoise(len(TOY.names), "fixed", 0.02, 100.0)
+    random = LabelNoise(len(TOY.names), "random", 0.03, 100.0)
+    fixed = LabelNoise(len(TOY.names), "fixed", 0.02, 100.0)
     planes = [paint_diverging(random(y, Draw(3), path)[0, 0].numpy()) for path in (0, 1)]
     figure, axes = plt.subplots(2, 1, figsize=(WIDTH * 0.78, 2 * HEIGHT * 0.78), layout="constrained")
     teacher_panel(axes[0], image, label, planes)

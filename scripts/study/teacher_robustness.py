@@ -64,7 +64,9 @@ def list_conditions(config: RobustnessConfig, trained: LabelNoise) -> list[Condi
     """
     if max(config.wrong, default=0) > 1:
         raise UserError(f"--wrong {max(config.wrong)}: a share is at most 1")
-    codes, pixel_std, num_classes = trained.config["codes"], trained.pixel_std, len(trained.table) - 1
+    codes = trained.config["codes"]
+    pixel_std = trained.pixel_std
+    num_classes = len(trained.table) - 1
     own = trained.config.get("code_std")
     as_trained = partial(Condition, codes=codes, pixel_std=pixel_std, code_std=own)
     kinds = list_fitting_codes(num_classes, trained.planes)
@@ -101,7 +103,8 @@ def measure(
             sample = dataset[i]
             if isinstance(sample, UserError):
                 raise sample
-            image, label = sample[0][None].to(device), sample[1].numpy()
+            image = sample[0][None].to(device)
+            label = sample[1].numpy()
             rng = np.random.default_rng(derive_seed(config.seed, 5, i))
             shown = corrupt(label, condition, classes, rng)
             draws = [Draw(derive_seed(config.seed + d, i)) for d in range(config.draws)]

@@ -43,7 +43,8 @@ def describe_gain(row: dict[str, Any]) -> str:
 
 def report(result: dict[str, Any], views: Sequence[View], samples: int) -> str:
     """Return the content of compare.md: a table a view, changes, confusions, and what was left out."""
-    parts, baseline = ["# Comparison of runs\n"], result["baseline"]
+    parts = ["# Comparison of runs\n"]
+    baseline = result["baseline"]
     for view in views:
         text = table([row for row in result["rows"] if row["view"] == view._asdict()])
         parts.append(f"## {view.dataset} {view.split}, {view.checkpoint} checkpoint, {view.protocol}\n\n{text}")
@@ -56,7 +57,8 @@ def report(result: dict[str, Any], views: Sequence[View], samples: int) -> str:
             f"(paired bootstrap, {samples} resamples), which says nothing about other seeds."
         )
     if result["gained_lost"]:
-        kinds, cells = list(gained_lost.CHANGES)[:4], []
+        kinds = list(gained_lost.CHANGES)[:4]
+        cells = []
         for name, found in result["gained_lost"].items():
             cells.append([name, *(style.percent(found[kind]) for kind in kinds)])
         header = ["group", *(f"{kind} %" for kind in kinds)]

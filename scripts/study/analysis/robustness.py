@@ -128,7 +128,8 @@ def draw_robustness(results: dict[str, list[dict[str, Any]]], title: str) -> Fig
     figure, axes = plt.subplots(2, 2, figsize=(9, 6.6), layout="constrained")
     for place, (name, records) in enumerate(results.items()):
         _draw_teacher(axes, name, records, place, len(results))
-    miou, std = "mIoU %, true label", "standard deviation before scaling"
+    miou = "mIoU %, true label"
+    std = "standard deviation before scaling"
     texts = [
         ("pixel noise of the label plane", std, miou),
         ("codes of the label plane", "", miou),

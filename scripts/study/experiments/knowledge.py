@@ -70,7 +70,8 @@ def read_all(records: dict[str, list[Run]]) -> dict[str, dict[int, Knowledge]]:
 
 def list_knowledge(experiment: Experiment, folder: Folder) -> Table:
     """List entropy, likelihood and divergence of the networks that were measured."""
-    known, rows = read_all(read_records(experiment, folder)), []
+    known = read_all(read_records(experiment, folder))
+    rows = []
     for name, by_seed in known.items():
         if by_seed:
             measured = list(by_seed.values())
@@ -115,7 +116,8 @@ def draw_knowledge(experiment: Experiment, folder: Folder) -> Figure | None:
     figure, axis = plt.subplots(figsize=(7.5, 4.2), layout="constrained")
     drawn = 0
     for arm in experiment.arms.values():
-        teacher, control = arm.origins.get("teacher_pretrained"), find_control(experiment, arm)
+        teacher = arm.origins.get("teacher_pretrained")
+        control = find_control(experiment, arm)
         if teacher is None or not control:
             continue
         own, base = scores(records[arm.name], "last"), scores(records[control], "last")
