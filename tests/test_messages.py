@@ -220,8 +220,8 @@ def test_other_folders_than_the_source(tmp_path, monkeypatch):
 def test_too_few_descriptors_are_no_problem_of_the_data(tmp_path, monkeypatch):
     """A split that cannot be read is a problem of the data; a machine that allows too few open files is none."""
     picture(tmp_path / "images/a.png")
-    Image.fromarray(draw(range(2))).save(tmp_path / "a.png")
+    Image.fromarray(draw(range(2), 0)).save(tmp_path / "a.png")
     (tmp_path / "dataset.yaml").write_text("names: [a, b]\nsplits:\n  train: {images: images, labels: .}\n")
     monkeypatch.setattr("utils.descriptors.resource.getrlimit", lambda _: (40, 40))
-    with pytest.raises(UserError, match="--workers 2 need .* open files, this process may have 40"):
+    with pytest.raises(UserError, match=r"--workers 2 need .* open files, this process may have 40"):
         check_data.main(["--dataset", "folder", "--data", str(tmp_path), "--workers", "2"])
