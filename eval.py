@@ -123,13 +123,13 @@ def check_outputs(config: EvalConfig) -> None:
             raise UserError(f"{flag} {file} is a folder: give the name of a file")
         require_writable(path.parent, f"{flag} {file}")
     folders = {"--save-pred": config.save_pred, "--blend": config.blend}
-    for flag, folder in folders.items():
-        if folder:
-            require_writable(Path(folder).expanduser(), f"{flag} {folder}")
     if config.save_pred and config.blend:
         first, second = (Path(folder).expanduser().resolve() for folder in folders.values())
         if first == second:
             raise UserError(f"--save-pred and --blend are both {config.blend}: give two folders")
+    for flag, folder in folders.items():
+        if folder:
+            require_writable(Path(folder).expanduser(), f"{flag} {folder}")
 
 
 def load_network(config: EvalConfig) -> Loaded:

@@ -156,13 +156,18 @@ def _check_single_logit(network: Classes, spec: DatasetSpec, name: str, source: 
 def _check_order(network: Classes, spec: DatasetSpec, name: str, source: str) -> None:
     """Check that network and data set number the classes that they share in the same order.
 
+    A few names that have another number may be two spellings of different classes, as "screen" in ADE20K.
+
     Raises:
-        UserError: they share two classes and number them differently.
+        UserError: two classes have changed places, or most of the shared classes have another number.
     """
     network_names = _simplify_names(network.class_names)
     data_names = _simplify_names(spec.names)
-    for k, (network_name, data_name) in enumerate(zip(network_names, data_names, strict=False)):
-        if network_name != data_name and network_name in data_names and data_name in network_names:
+    pairs = list(enumerate(zip(network_names, data_names, strict=False)))
+    moved = [k for k, (network_name, data_name) in pairs if network_name != data_name and network_name in data_names]
+    agreeing = sum(network_name == data_name for _, (network_name, data_name) in pairs)
+    for k in moved:
+        if data_names[k] in network_names or len(moved) > agreeing:
             raise UserError(
                 f"{source} has the classes in another order: its class {k} is {network.class_names[k]!r}, "
                 f"that of {name} is {spec.names[k]!r}"

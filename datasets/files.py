@@ -2,6 +2,7 @@
 
 import os
 import re
+import string
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -22,6 +23,8 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 COLOR_MODES = ("RGB", "RGBA", "L", "P", "1", "LA", "PA")
 ID_MODES = ("L", "P", "1", "I", "I;16", "I;16B", "I;16L", "I;16N")
 RESCALED_MODES = re.compile(r"L;[24]|[L1];.*I")  # PIL's raw modes whose stored numbers it multiplies or inverts
+# what joined files and old editors leave in a list: byte-order marks, spaces of no width, DOS's end of a file
+INVISIBLE = "\ufeff\u200b\x1a" + string.whitespace
 MAX_FOUND = 8  # names of files that an error message lists where a folder is missing
 
 
@@ -107,7 +110,7 @@ def read_list(path: Path) -> list[str]:
         raise UserError(f"{path} is no text file: {error}; save it as UTF-8") from error
     line_numbers: dict[str, int] = {}
     for number, line in enumerate(lines, 1):
-        name = line.strip()
+        name = line.strip(INVISIBLE).strip()
         if not name:
             continue
         if name in line_numbers:

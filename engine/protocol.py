@@ -16,7 +16,7 @@ class Protocol:
     resize: tuple[int, int] | None = view_option(
         None, "long and short side that images are resized to fit, keeping the ratio (MMSegmentation)", minimum=32
     )
-    scales: tuple[float, ...] = view_option((1.0,), "input scales whose logits are averaged", minimum=0.05)
+    scales: tuple[float, ...] = view_option((1.0,), "input scales whose logits are averaged", minimum=0.05, maximum=16)
     flip: bool = view_option(False, "average with the mirrored input")
     window: tuple[int, int] | None = view_option(None, "height and width of a sliding window", minimum=32)
     stride: tuple[int, int] | None = view_option(None, "step of the window (default: two thirds of it)", minimum=1)

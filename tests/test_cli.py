@@ -222,6 +222,9 @@ def test_checkpoints_of_another_network_or_class_count_are_refused(runs, camvid,
     ):
         with pytest.raises(UserError, match=f"in another order: its class 0 is '{TOY.names[1]}', that of toy is"):
             main()
+    shifted = write_checkpoint(tmp_path / "shifted/last.pth", class_names=["sky", *TOY.names[:-1]])
+    with pytest.raises(UserError, match=f"in another order: its class 1 is '{TOY.names[0]}', that of toy is"):
+        evaluation.main([shifted, "--device", "cpu"])
     with pytest.raises(UserError, match="needs --teacher-pretrained"):
         train_student.main([*TINY, *folder])
     with pytest.raises(UserError, match="--pretrained FILE is missing"):

@@ -457,6 +457,46 @@ def test_stray_greys_do_not_make_the_foreground_unlabelled(change, tmp_path):
     assert "# 255 is taken for a class (" in text
 
 
+def test_the_edges_of_small_masks_are_no_classes(tmp_path):
+    """All masks were made smaller by averaging, so that their edges have more than a few pixels."""
+    write_masks(tmp_path, lambda mask, n: cv2.resize(mask, (31, 23), interpolation=cv2.INTER_AREA))
+    content = describe(tmp_path)
+    assert (content["names"], content["ids"]) == (["class_0", "class_255"], {0: 0, 255: 1})
+    assert len(content["ignore"]) > 2
+
+
+def test_a_folder_per_image_of_which_one_lacks_its_label(tmp_path):
+    for n in range(10):
+        picture(tmp_path / f"scene{n}_json/img.png", n)
+        if n != 3:
+            save(tmp_path / f"scene{n}_json/label.png", draw(range(3), n), "ids")
+    content = describe(tmp_path)
+    pairs = [pair for split in ("train", "val") for pair in build_dataset("folder", str(tmp_path), split).pairs]
+    assert sorted(image.parent.name for image, _ in pairs) == [f"scene{n}_json" for n in range(10) if n != 3]
+    assert content["splits"]["train"]["images"] == "*"
+    assert "not used, neither images with labels nor these: scene3_json" in (tmp_path / "dataset.yaml").read_text()
+
+
+@pytest.mark.parametrize("name", ["Train.TXT", "train.lst", "train.csv"])
+def test_lists_of_other_suffixes_are_found(name, tmp_path):
+    for n in range(6):
+        picture(tmp_path / f"images/{n}.jpg", n)
+        save(tmp_path / f"masks/{n}.png", draw(range(3), n), "ids")
+    (tmp_path / name).write_text("0\n1\n2\n3\n")
+    (tmp_path / "val.txt").write_text("4\n5\n")
+    splits = describe(tmp_path)["splits"]
+    assert {split: entry["list"] for split, entry in splits.items()} == {"train": name, "val": "val.txt"}
+
+
+def test_a_list_of_two_columns_is_said_not_to_be_used(tmp_path):
+    for n in range(6):
+        picture(tmp_path / f"images/{n}.jpg", n)
+        save(tmp_path / f"masks/{n}.png", draw(range(3), n), "ids")
+    (tmp_path / "train.txt").write_text("images/0.jpg masks/0.png\nimages/1.jpg masks/1.png\n")
+    describe(tmp_path)
+    assert "# not used: train.txt names images, but a list has one name" in (tmp_path / "dataset.yaml").read_text()
+
+
 def test_stray_values_between_ids_that_follow_one_another(tmp_path):
     """A thin object of a rare class, whose neighbours are all lower, is no stray."""
 

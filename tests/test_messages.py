@@ -33,6 +33,7 @@ from scripts.study import (
 )
 from scripts.study.analysis import gained_lost, report, runs, style
 from tests.networks import write_checkpoint
+from tests.trees import draw, picture
 from utils import checkpoint
 from utils.errors import UserError
 from utils.jpeg import decode_jpeg
@@ -217,3 +218,13 @@ def test_other_folders_than_the_source(tmp_path, monkeypatch):
     flags = ("--dataset", "toy", "--source", str(tmp_path / "source"), "--data", str(tmp_path / "made"))
     with pytest.raises(UserError, match=r"a\.png lies outside --source"):
         shrink_dataset.main(flags)
+
+
+def test_too_few_descriptors_are_no_problem_of_the_data(tmp_path, monkeypatch):
+    """A split that cannot be read is a problem of the data; a machine that allows too few open files is none."""
+    picture(tmp_path / "images/a.png")
+    Image.fromarray(draw(range(2), 0)).save(tmp_path / "a.png")
+    (tmp_path / "dataset.yaml").write_text("names: [a, b]\nsplits:\n  train: {images: images, labels: .}\n")
+    monkeypatch.setattr("utils.descriptors.resource.getrlimit", lambda _: (40, 40))
+    with pytest.raises(UserError, match=r"--workers 2 need .* open files, this process may have 40"):
+        check_data.main(["--dataset", "folder", "--data", str(tmp_path), "--workers", "2"])

@@ -30,6 +30,7 @@ from datasets import get_dataset_spec
 from datasets.base import MAX_LISTED, DatasetSpec, convert_label, find_missing_files, read_sample
 from datasets.files import IMAGE_SUFFIXES, Pair
 from scripts.data.pool import map_in_processes
+from utils.descriptors import require_descriptors
 from utils.errors import UserError, lookup, run_main
 from utils.files import compute_digest, write_text
 from utils.options import option, parse_flags
@@ -218,6 +219,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         lookup(spec.splits, config.split, f"split of {config.dataset}")
     if spec.needs_root and not (config.data and root.is_dir()):
         raise UserError(f"--data {config.data or 'ROOT'}: no such folder")
+    require_descriptors(config.workers)  # here, since a split that cannot be read is reported as a problem of the data
     reports = check(spec, root, config.split, config.workers)
     total = Report()
     for name, report in reports.items():
