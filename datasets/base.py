@@ -173,18 +173,24 @@ def _describe_missing(missing: list[Path], pairs: list[Pair]) -> str:
 
 
 def read_sample(spec: DatasetSpec, image_path: Path, label_path: Path | None) -> Arrays:
-    """Read an image uint8 ``[H, W, 3]`` and its label uint8 ``[H, W]``. Without a label file all pixels are ignored.
+    """Read an image, RGB uint8 ``[H, W, 3]``, and its label as classes, uint8 ``[H, W]``: 0..K-1 or IGNORE_INDEX.
+
+    If ``label_path`` is None, every pixel of the label is IGNORE_INDEX.
 
     Raises:
-        UserError: a file cannot be read, image and label differ in size, or the label has an id that is no class.
+        UserError: a file is missing or cannot be read, image and label differ in size, or the label holds an id or
+            colour that is neither a class nor ignored.
     """
     image, ids = spec.read(image_path, label_path)
     if ids is None:
         return image, np.full(image.shape[:2], IGNORE_INDEX, np.uint8)
     if image.shape[:2] != ids.shape[:2]:
-        image_size = "x".join(map(str, reversed(image.shape[:2])))
-        label_size = "x".join(map(str, reversed(ids.shape[:2])))
-        raise UserError(f"image and label differ in size: {image_path} is {image_size}, {label_path} is {label_size}")
+        height, width = image.shape[:2]
+        label_height, label_width = ids.shape[:2]
+        raise UserError(
+            f"image and label differ in size: {image_path} is {width}x{height}, {label_path} is "
+            f"{label_width}x{label_height}"
+        )
     return image, convert_label(spec, ids, label_path)
 
 

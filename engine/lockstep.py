@@ -15,11 +15,11 @@ from utils.errors import ANOTHER, UserError
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 STOPPED_STATUS = 3  # exit status of a run that a signal stopped after saving itself
-DONE, MORE, STOP, FAILED = range(4)  # what a rank says before each batch; the largest counts
+DONE, MORE, STOP, FAILED = range(4)  # the votes of a rank before each batch; the largest of all ranks decides
 
 
 class LossNotFinite(UserError):
-    """The weights are lost; nothing may be saved."""
+    """A loss or gradient is not finite: training cannot go on, and nothing of it may be saved."""
 
 
 class Stopped(SystemExit):
@@ -144,19 +144,21 @@ class StopRequest:
 class Lockstep:
     """Iterate over batches in lockstep: if one rank stops or cannot fetch a batch, every rank stops before that batch.
 
-    Only a failed fetch and a request to stop are shared. An error in the body of the loop ends its own rank alone.
+    Only a failed fetch and a request to stop are shared. The other ranks learn of an error in the body of the loop only
+    when their next collective operation fails.
 
-    all_left: whether all ranks have stopped early, before the same batch. A collective save is then safe.
+    left_together: True after a shared stop or a failed fetch. All ranks have then left the loop before the same batch,
+    so they can save together. It is False after a normal end and after an error in the body.
     """
 
     def __init__(self, batches: Iterator, should_stop: Callable[[], bool] = lambda: False) -> None:
         """should_stop: whether this rank is asked to stop."""
         self.batches = batches
         self.should_stop = should_stop
-        self.all_left = False
+        self.left_together = False
 
     def __iter__(self) -> Iterator[Any]:
-        """Yield the batches of this rank. A rank with fewer batches waits for the others.
+        """Yield the batches of this rank. A rank that has no more still votes until all ranks have none.
 
         Raises:
             Stopped: a rank was asked to stop.
@@ -169,22 +171,22 @@ class Lockstep:
                 batch = next(self.batches, None)
             except Exception as error:
                 failure = error
-            answer = torch.tensor(float(self._answer(batch, failure)))
-            agreed = int(all_reduce(answer, "max"))
-            if agreed == DONE:
+            vote = torch.tensor(float(self._vote(batch, failure)))
+            decision = int(all_reduce(vote, "max"))
+            if decision == DONE:
                 return
-            self.all_left = agreed > MORE
-            if agreed == STOP:
+            self.left_together = decision in (STOP, FAILED)
+            if decision == STOP:
                 raise Stopped(STOPPED_STATUS)
             if failure is not None:
                 raise failure
-            if agreed == FAILED:
+            if decision == FAILED:
                 raise UserError(f"{ANOTHER} failed; its own message says why")
             if batch is not None:
                 yield batch
 
-    def _answer(self, batch: object, failure: Exception | None) -> int:
-        """Return what this rank tells the others."""
+    def _vote(self, batch: object, failure: Exception | None) -> int:
+        """Return what this rank tells the others. A rank without a batch does not ask to stop."""
         if failure is not None:
             return FAILED
         if batch is None:

@@ -182,13 +182,14 @@ def adapt_to_restart(settings: TrainConfig, folder: Path) -> TrainConfig:
 
 
 def find_resume_source(settings: TrainConfig, folder: Path) -> Path | None:
-    """Find the checkpoint to resume from. Return None for a new run.
+    """Decide whether a run resumes, and from which checkpoint. Return None if it starts anew. Nothing is changed here.
 
-    The result may be a ``last.pth`` that does not exist, if its folder holds ``previous.pth``. ``RunFolder.restore``
-    then takes ``previous.pth``.
+    If a folder holds only ``previous.pth``, the result still names ``last.pth``. ``RunFolder.restore`` then takes
+    ``previous.pth``.
 
     Raises:
-        UserError: there is no such file, or what the folder holds would be lost.
+        UserError: ``--resume`` names a checkpoint that does not exist. Or the folder holds files of a run that would be
+            replaced, and ``--overwrite`` is not given.
     """
     files = [path.name for pattern in RUN_FILES for path in sorted(folder.glob(pattern))]
     is_resumable = LAST in files or PREVIOUS in files
@@ -200,7 +201,8 @@ def find_resume_source(settings: TrainConfig, folder: Path) -> Path | None:
         source = locate_checkpoint(settings.resume)
         if source.parent.resolve() == folder.resolve():
             return folder / source.name
-    if settings.overwrite or not files or is_barely_started(folder, files, settings.resume == "auto"):
+    is_worthless = not files or is_barely_started(folder, files, resumes=settings.resume == "auto")
+    if settings.overwrite or is_worthless:
         return source
     if is_resumable:
         what = "holds a run: --resume auto continues it, "
@@ -212,7 +214,8 @@ def find_resume_source(settings: TrainConfig, folder: Path) -> Path | None:
 
 def read_saved_settings(settings: TrainConfig) -> dict[str, Any]:
     """Read the config.yaml of the run that is resumed. Return {} if no run is resumed or the file is damaged."""
-    if not settings.resume or settings.overwrite:
+    starts_anew = settings.resume == "auto" and settings.overwrite
+    if not settings.resume or starts_anew:
         return {}
     folder = Path(settings.save_dir if settings.resume == "auto" else settings.resume).expanduser()
     if not folder.is_dir():

@@ -290,10 +290,14 @@ class Trainer:
             group["lr"] = rate
 
     def step_with_loss_scale(self, image: Tensor, label: Tensor) -> dict[str, Tensor]:
-        """Take a step in fp16. Where a gradient overflows, lower the loss scale and leave everything else as it was.
+        """Compute the gradients and update the weights once in fp16. Return the mean terms of this rank's share.
+
+        If a gradient overflows, the scaler lowers its loss scale and skips the update. Then the buffers that the
+        forward pass has changed are restored, too. The batch is not repeated, and the terms may be inf or NaN.
 
         Raises:
-            LossNotFinite: too many steps in a row overflowed.
+            UserError: BatchNorm sees a single value per channel.
+            LossNotFinite: more than MAX_SKIPPED steps in a row overflowed.
         """
         scaler = self.state.scaler
         buffers = self.state.list_shared_buffers()
@@ -302,19 +306,24 @@ class Trainer:
         terms = self.backward_in_parts(image, label)
         scaler.step(self.state.optimizer)
         scaler.update()
-        if scaler.get_scale() >= scale:
+        has_overflowed = scaler.get_scale() < scale
+        if not has_overflowed:
             self.skipped_steps = 0
             return terms
-        put_back(buffers, copies)  # the running statistics and queues have seen what overflowed
+        put_back(buffers, copies)  # the forward pass wrote into BatchNorm's statistics and the queues of losses
         self.skipped_steps += 1
         if self.skipped_steps > MAX_SKIPPED:
             values = {name: term.item() for name, term in terms.items()}
-            what = f"the gradient is not finite {self.skipped_steps} times in a row (--amp bf16 has a wider range)"
+            what = f"the gradient is not finite {self.skipped_steps} times in a row (try --amp bf16, of wider range)"
             raise LossNotFinite(self.explain_not_finite(what, self.state.iteration, values))
         return terms
 
     def backward_in_parts(self, image: Tensor, label: Tensor) -> dict[str, Tensor]:
-        """Compute gradients of this rank's share, one part after another. Return the mean terms."""
+        """Compute gradients of this rank's share, one part after another. Return the mean terms.
+
+        Raises:
+            UserError: BatchNorm sees a single value per channel.
+        """
         parts = self.settings.accumulate
         pixel_divisor = self.step.compute_pixel_divisor(label) / parts
         self.labelled_pixels.add_(pixel_divisor)
@@ -492,7 +501,7 @@ class Trainer:
     def save_after_failure(self) -> None:
         """Save the work so far, unless a step has failed halfway or the other ranks do not know of the failure."""
         is_alone_between_steps = self.runtime.size == 1 and self.is_between_steps
-        if self.saved_iteration < self.state.iteration and (self.batches.all_left or is_alone_between_steps):
+        if self.saved_iteration < self.state.iteration and (self.batches.left_together or is_alone_between_steps):
             self.save()
 
     def explain_not_finite(self, what: str, iteration: int, terms: Mapping[str, float]) -> str:

@@ -69,15 +69,18 @@ def memory_loss(student: Tensor, teacher: Tensor, contrasts: Tensor, labelled: T
 
 
 class CIRKDRegion(VectorQueues):
-    """Compare pixels with a queue of regions: ``memory_loss`` with keys of ``select_region_keys``.
+    """Compare each pixel of student and teacher with a queue of the teacher's region vectors (``memory_loss``).
 
-    A projector turns the student's features into as many channels as the teacher's have.
+    A region vector is the mean direction of one class in one image. A projector turns the student's features into as
+    many channels as the teacher's have.
 
-    Options: tau; size, the number of slots of each class; contrasts, about how many slots of all classes an iteration
-    compares with. As in the release, these are contrasts // K + 1 slots of each of the K classes.
+    Options: tau, the temperature; size, the number of slots of each class; contrasts, the wanted number of slots that
+    an iteration compares with. Each of the K classes gives contrasts // K + 1 of them, as in the authors' code, but at
+    most ``size``.
 
     Raises:
-        UserError: a size or count is not a positive whole number, or the queue is too large for the memory.
+        UserError: a size or count is not a positive whole number. Or twice the size of the queue does not fit into the
+            memory that is free: that of the host, or later that of the GPU which the loss is moved to.
     """
 
     def __init__(
@@ -89,37 +92,41 @@ class CIRKDRegion(VectorQueues):
         size: float = 2000,
         contrasts: float = 1024,
     ) -> None:
-        # before the queue, so that the random weights stay those of older versions
+        # built before the queue: in this order of random draws a seed gives the same weights as in older versions
         projector = build_projector(student_channels, teacher_channels)
         super().__init__(num_classes, require_whole_number("size", size), teacher_channels)
         self.projector = projector
         self.select_keys = select_region_keys
         self.tau = tau
-        self.contrasts = require_whole_number("contrasts", contrasts) // num_classes + 1
+        self.contrasts_per_class = require_whole_number("contrasts", contrasts) // num_classes + 1
 
     def forward(self, student: Output, teacher: Output, label: Tensor) -> Tensor:
-        """Store keys of the batch, in training mode only, and return the loss. label: ``[B, H, W]``."""
+        """Store vectors of the batch in the queue, in training mode only, and return the loss. All ranks must call it.
+
+        label: ``[B, H, W]``.
+        """
         ids = shrink_label(label, student.feat)
         target = normalise_pixels(teacher.feat.detach())
         if self.training:
             self.store_keys(target, ids)
         projected = normalise_pixels(self.projector(student.feat))
-        contrasts = self.draw_contrasts(self.contrasts)
+        contrasts = self.draw_contrasts(self.contrasts_per_class)
         return memory_loss(projected, target, contrasts, ids != IGNORE_INDEX, self.tau)
 
     @torch.no_grad()
     def store_keys(self, feat: Tensor, ids: Tensor) -> None:
-        """Choose keys on the rank that has the image, gather them, and store all of them on every rank.
+        """Store the vectors of every rank's images in the queue of every rank, so that all queues stay equal.
 
         feat: the teacher's unit vectors ``[B, N, C]``. ids: their classes ``[B, N]``.
         """
         classes = torch.arange(len(self.queue), device=ids.device)
-        keys, valid = self.select_keys(feat, ids.unsqueeze(1) == classes.view(1, -1, 1))
+        is_member = ids.unsqueeze(1) == classes.view(1, -1, 1)  # [B, K, N]; an ignored pixel is of no class
+        keys, valid = self.select_keys(feat, is_member)
         write_to_queues(self.queue, self.pointer, all_gather_cat(keys), all_gather_cat(valid))
 
 
 class CIRKDPixel(CIRKDRegion):
-    """Compare pixels with a queue of pixels: ``memory_loss`` with keys of ``select_pixel_keys``.
+    """Compare each pixel of student and teacher with a queue of the teacher's pixels (``memory_loss``).
 
     For VOC with the release's teacher the queue takes 430 MB.
 

@@ -114,10 +114,11 @@ class Loaded(NamedTuple):
 
 
 class Predictor:
-    """Predict the logits or classes of images, with one signature for teacher and student.
+    """Predict the logits or classes of images. Teacher and student are called with the same arguments.
 
-    The arguments of both are ``image``, uint8 RGB ``[B, 3, H, W]``; ``label [B, H, W]``, which only an assisted teacher
-    reads; and ``draws``, one for each image, where the random numbers of the label noise come from.
+    image: uint8 RGB ``[B, 3, H, W]``. label: ``[B, H, W]``; a student ignores its values. draws: for each image, where
+    the random numbers of the label noise come from; a student may be given none. The caller puts the model into
+    evaluation mode.
     """
 
     def __init__(
@@ -138,12 +139,12 @@ class Predictor:
         scales, flip: average the logits of images resized by each scale, and of their mirror images (LAD, eval.py).
         window, stride: height and width of a sliding window and of its steps. The logits of overlapping windows are
             averaged. The default stride is two thirds of the window.
-        precision: type in which autocast computes. None: the type of the weights.
-        resize: long and short side that images are resized to fit first. Their logits are resized to that size, then to
-            the image's size.
+        precision: type in which autocast computes; without autocast None.
+        resize: long and short side that images are resized to fit first. Logits are resized to the size of the
+            network's input first, then to the image's size.
 
         Raises:
-            UserError: the stride is larger than the window, so that pixels would lie between two windows.
+            UserError: a stride is given without a window or is larger than it, so that some pixels would be in none.
         """
         if stride and (not window or stride[0] > window[0] or stride[1] > window[1]):
             raise UserError(
@@ -178,7 +179,10 @@ class Predictor:
 
     @torch.inference_mode()
     def predict_classes(self, image: Tensor, label: Tensor, draws: Sequence[Draw]) -> Tensor:
-        """Predict the class of each pixel: int64 ``[B, H, W]``. One view needs no memory for full-size logits."""
+        """Predict the class of each pixel: int64 ``[B, H, W]``.
+
+        With one view, and neither windows nor ``resize``, full-size logits are never stored.
+        """
         if len(self.views) > 1:
             return self(image, label, draws).argmax(1)
         scale, _ = self.views[0]
@@ -196,7 +200,7 @@ class Predictor:
         return torch.cat([self.noise.add_planes(image, label, draw) for image, label, draw in samples])
 
     def _compute_view_logits(self, x: Tensor, scale: float) -> Tensor:
-        """Compute the logits at a scale, in the head's resolution; with windows or ``resize`` in the input's."""
+        """Compute the logits at a scale. They have the head's resolution; with windows or ``resize`` the input's."""
         if scale != 1:
             scaled = [max(1, int(side * scale)) for side in x.shape[-2:]]
             x = F.interpolate(x, scaled, mode="bilinear", align_corners=True)

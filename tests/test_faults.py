@@ -276,7 +276,7 @@ def test_what_happens_to_one_process_ends_all(other, kind, monkeypatch):
     batches = Lockstep(iter([1, 2]))
     with pytest.raises(kind):
         next(iter(batches))
-    assert batches.all_left
+    assert batches.left_together
 
 
 def test_a_process_without_batches_waits_for_the_others(monkeypatch):
@@ -286,7 +286,7 @@ def test_a_process_without_batches_waits_for_the_others(monkeypatch):
     assert next(seen) == 7
     neighbour_says(monkeypatch, 0)
     assert list(seen) == []
-    assert not batches.all_left
+    assert not batches.left_together
 
 
 @pytest.mark.parametrize("where", ["weight", "statistics", "momentum"])

@@ -50,45 +50,50 @@ SHAPELESS_SETTINGS = {
 
 
 class Recognised(NamedTuple):
-    """A network of another project, as this project builds it."""
+    """What is needed to build a network of another project here."""
 
-    format: str  # a key of FORMATS
+    format: str  # a key of FORMATS: a code base and an architecture
     config: dict[str, Any]  # arguments of build_model
     weights: dict[str, Tensor]  # under this project's keys
 
 
 def recognise_network(weights: Mapping[str, Tensor], source: str) -> Recognised:
-    """Recognise another project's network from its state dict.
+    """Find out which network a state dict of another project holds, and convert its weights to this project's.
 
-    Files of segmentation_models_pytorch are recognised in ``models.checkpoints.smp_files`` instead.
+    Keys are renamed. One logit becomes two classes, and an auxiliary head with another number of classes is dropped;
+    a note is printed for either. Whether all weights fit is only known when they are loaded.
 
-    source: the file, for messages.
+    weights: without wrappers' prefixes, and not of segmentation_models_pytorch, which ``models.checkpoints.smp_files``
+    reads. source: the file, for messages.
 
     Raises:
-        UserError: the format or the backbone is unknown, the file is incomplete, or its network has neither three nor
-            four input channels.
+        UserError: the format or the backbone is unknown, the classifier or the first convolution is missing, a weight
+            is not that of a convolution, or the network takes neither three nor four input channels.
     """
-    name = _find_format(weights, source)
-    ours = translate_network(weights, name)
+    format_name = _find_format(weights, source)
+    ours = translate_network(weights, format_name)
     if CLASSIFIER not in ours:
-        raise UserError(f"{source} is incomplete: a {name} file without its classifier")
+        raise UserError(f"{source} is incomplete: a {format_name} file without its classifier")
     ours = complete_single_logit(ours, source)
     ours = drop_unrelated_auxiliary(ours, source)
-    _require_convolutions(ours, name, source)
+    _require_convolutions(ours, format_name, source)
     body = _strip_prefix(ours, "backbone.")
     stem = next((body[key] for key in STEMS if key in body), None)
     if stem is None:
         known = "ResNet, STDC, HRNet, CIRKD's MobileNetV2"
-        raise UserError(f"{source}: this {name} file is incomplete, or its backbone is none of {known}")
+        raise UserError(f"{source}: this {format_name} file is incomplete, or its backbone is none of {known}")
     in_channels = stem.shape[1]
     if in_channels not in (3, 4):
-        raise UserError(f"{source} sees {in_channels} channels; an image has 3, and a label plane makes 4")
+        raise UserError(
+            f"{source}: its network takes {in_channels} channels; an image has 3, and a label plane makes 4"
+        )
     config = {
-        "backbone": _recognise_backbone(body, FORMATS[name].family, len(stem), source),
+        "backbone": _recognise_backbone(body, FORMATS[format_name].family, len(stem), source),
         "num_classes": len(ours[CLASSIFIER]),
         "in_channels": in_channels,
     }
-    return Recognised(name, _choose_config(config, FORMATS[name].archs, ours), ours)
+    config = _choose_config(config, FORMATS[format_name].archs, ours)
+    return Recognised(format_name, config, ours)
 
 
 def _find_format(weights: Mapping[str, Tensor], source: str) -> str:

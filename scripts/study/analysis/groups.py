@@ -49,34 +49,47 @@ def read_groups(folders: Sequence[str]) -> dict[str, list[Run]]:
 def describe_experiment(
     config: dict[str, Any], beside: Folder | None = None, seen: tuple[str, ...] = ()
 ) -> dict[str, Any]:
-    """Return the settings that tell experiments apart. Two runs are of one group where these are equal.
+    """Return the settings by which runs are grouped: those that change the result, without the seed.
 
-    A checkpoint that the run started from is described by the settings of the run that wrote it, if that run's folder
-    is there. So students belong together if their teachers differ in the seed only.
+    In place of the path of a checkpoint, its own or its teacher's, stand the file's name and the settings of the run
+    that wrote it. So students are of one group if their teachers differ in the seed only. If that run is not found, the
+    path stays, and runs with different paths are of different groups.
 
-    beside: where to look for that folder by its name, if it is not where the settings say. seen: the runs on the way
-    here, so that a run that started from its own checkpoint does not describe itself for ever.
+    beside: the folder that holds the runs. The run of a checkpoint is looked for there by its name, if it is not where
+    the settings say. seen: the config.yaml files that are described already. They end the recursion where runs refer to
+    each other in a circle.
+
+    Raises:
+        UserError: a config.yaml is damaged.
     """
     whole = add_defaults(config, TeacherConfig if "consistency" in config else StudentConfig)
     settings = {key: value for key, value in whole.items() if key not in SAME_EXPERIMENT}
     for key in ("data", "pretrained_base"):  # the same folder or file lies elsewhere on another machine
-        settings[key] = Path(settings[key]).name
+        settings[key] = Path(settings[key] or "").name
     for key in CHECKPOINT_SETTINGS:
-        origin = Path(settings.get(key) or "").expanduser()
-        places: list[Folder] = [origin.parent]
-        if beside is not None:
-            places.append(beside / origin.parent.name)
-        source = next((place / "config.yaml" for place in places if (place / "config.yaml").is_file()), None)
-        if source is not None and origin.name:
-            settings[key] = [origin.name]
-            if _place(source) not in seen:
-                above = (*seen, _place(source))
-                settings[key].append(describe_experiment(read_config(source), source.parent.parent, above))
+        checkpoint = Path(settings.get(key) or "").expanduser()
+        config_file = _find_config(checkpoint, beside)
+        if config_file is None:
+            continue
+        settings[key] = [checkpoint.name]
+        place = str(config_file.resolve() if isinstance(config_file, Path) else config_file)
+        if place not in seen:
+            above = describe_experiment(read_config(config_file), config_file.parent.parent, (*seen, place))
+            settings[key].append(above)
     return settings
 
 
-def _place(file: Folder) -> str:
-    return str(file.resolve() if isinstance(file, Path) else file)
+def _find_config(checkpoint: Path, beside: Folder | None) -> Folder | None:
+    """Return the config.yaml of the run that wrote a checkpoint, or None if it is not found."""
+    if not checkpoint.name:
+        return None
+    folders: list[Folder] = [checkpoint.parent]
+    if beside is not None:
+        folders.append(beside / checkpoint.parent.name)
+    for folder in folders:
+        if (folder / "config.yaml").is_file():
+            return folder / "config.yaml"
+    return None
 
 
 def _common_name(runs: Sequence[Run]) -> str:

@@ -109,22 +109,24 @@ def plan_jobs(
     only: tuple[str, ...] = (),
     seeds: tuple[int, ...] = (),
 ) -> dict[str, Job]:
-    """Return the jobs of an experiment, seed by seed.
+    """Return the jobs of an experiment by name, ``<run>-<seed>``. Each comes after the jobs that it starts from.
 
-    only: the runs to do, with those they start from. seeds: in place of the experiment's.
+    only: names of the runs to train; where it is empty, those that the experiment asks for. seeds: the seeds to train
+    them at; where it is empty, the experiment's. The runs that they start from are added, some at another seed.
 
     Raises:
-        UserError: an unknown run in ``only``, data in the wrong place for this experiment.
+        UserError: ``only`` names an unknown run, or ``places.data`` is one folder for several data sets.
     """
     for name in only:
-        lookup(experiment.arms, name, "run in --only")
+        lookup(experiment.arms, name, "run in --only")  # raises where there is none
     datasets = sorted({arm.dataset for arm in experiment.arms.values()})
     if places.data and len(datasets) > 1:
         raise UserError(f"--data {places.data}: {experiment.name} has {len(datasets)} data sets: give --data-root DIR")
+    wanted = only or experiment.asked
     plan = Plan(experiment, places, machine)
     for seed in seeds or experiment.seeds:
         for name, arm in experiment.arms.items():
-            if name in (only or experiment.asked):
+            if name in wanted:
                 plan.add(arm, seed)
     return plan.jobs
 
