@@ -8,6 +8,7 @@ from datasets.toy import TOY
 from models import build_model
 from models.checkpoints.card import Card
 from models.label_noise import LabelNoise
+from tests.conftest import BACKBONE
 from utils import checkpoint
 
 
@@ -15,7 +16,7 @@ def write_checkpoint(path: Path, arch: str = "fcn", codes: str = "", **changes: 
     """A 7-class network; with ``codes`` an assisted teacher. ``changes`` replace entries of the card."""
     torch.manual_seed(0)
     noise = LabelNoise(len(TOY.names), codes, 0.03, 100.0) if codes else None
-    model = build_model(arch, "resnet10t", len(TOY.names), 3 + (noise.planes if noise else 0))
+    model = build_model(arch, BACKBONE, len(TOY.names), 3 + (noise.planes if noise else 0))
     model.main.classifier.weight.data.mul_(100)  # classes differ from pixel to pixel
     shown = dict(noise.config) if noise else None
     card = Card(dict(model.config), TOY.names, TOY.palette, "toy", "", "bgr_mean", shown, "random").entries() | changes

@@ -12,6 +12,7 @@ import eval
 from datasets import dataset_spec
 from models import build_model
 from models.checkpoints.card import Card
+from tests.conftest import BACKBONE
 from tests.trees import SIZE, TREES
 from utils.errors import UserError
 
@@ -26,7 +27,7 @@ def test_submission_of_unlabelled_images(name, tmp_path):
         shutil.rmtree(data / "gtFine/test")
     spec = dataset_spec(name)
     torch.manual_seed(0)
-    model = build_model("fcn", "resnet10t", len(spec.names))
+    model = build_model("fcn", BACKBONE, len(spec.names))
     card = Card(model.config, spec.names, spec.palette, name, str(data), "bgr_mean")
     torch.save({**card.entries(), "model": model.state_dict()}, tmp_path / "model.pth")
     for folder, flags in (("shown", []), ("sent", ["--submission"])):
@@ -65,7 +66,7 @@ def test_predictions_take_no_place_of_labels_or_of_each_other(flags, message, tm
     TREES["ade20k"][1](tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
     spec = dataset_spec("ade20k")
-    model = build_model("fcn", "resnet10t", len(spec.names))
+    model = build_model("fcn", BACKBONE, len(spec.names))
     card = Card(model.config, spec.names, spec.palette, "ade20k", str(tmp_path), "bgr_mean").entries()
     torch.save({**card, "model": model.state_dict()}, tmp_path / "model.pth")
     (tmp_path / "taken").touch()
