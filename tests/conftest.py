@@ -15,7 +15,8 @@ from datasets import toy
 from tests.small_toy import IMAGES
 
 ROOT = Path(__file__).resolve().parent.parent
-BACKBONE = "test_resnet"  # of timm: 0.5 million weights
+BACKBONE = "test_resnet"  # timm's smallest ResNet: a network on it has half a million weights or little more
+WIDE_BACKBONE = "resnet10t"  # networks on it have an auxiliary branch
 TINY = [
     *("--dataset", "toy", "--model", "fcn", "--backbone", BACKBONE, "--crop-size", "32", "32", "--batch-size", "4"),
     *("--workers", "0", "--device", "cpu", "--lr", "0.01", "--log-iter", "1", "--val-per-iters", "100"),

@@ -8,7 +8,7 @@ import pytest
 import eval as evaluation
 import train_student
 import train_teacher
-from tests.conftest import TINY
+from tests.conftest import TINY, WIDE_BACKBONE
 from tests.test_engine import losses
 from utils import checkpoint
 
@@ -28,7 +28,7 @@ def teacher(tmp_path_factory):
 def test_losses_and_scores_of_two_processes_are_those_of_one(command, tmp_path, teacher, script):
     flags = [*TINY, *SAME_MATH, "--max-iterations", "4"]
     if script is train_student:
-        flags += ["--teacher-pretrained", teacher, "--kd", "cwd=3,kd=1"]
+        flags += ["--teacher-pretrained", teacher, "--kd", "cwd=3,kd=1", "--backbone", WIDE_BACKBONE]
     script.main([*flags, "--save-dir", str(tmp_path / "1")])
     command(f"{script.__name__}.py", *flags, "--save-dir", tmp_path / "2", processes=2)
     one, two = (losses(tmp_path / name) for name in "12")

@@ -22,11 +22,11 @@ from engine.lockstep import STOPPED_STATUS
 from engine.run_folder import open_run_folder
 from engine.runtime import Runtime
 from engine.settings import TeacherConfig
-from tests.conftest import BACKBONE, TINY
+from tests.conftest import BACKBONE, TINY, WIDE_BACKBONE
 from utils import checkpoint
 from utils.errors import UserError
 
-KD = ["--kd", "cwd=3,kd=1,dist=1"]
+STUDENT = ["--backbone", WIDE_BACKBONE, "--kd", "cwd=3,kd=1,dist=1"]
 
 
 def train(script, folder: Path, *flags: str) -> dict:
@@ -82,7 +82,7 @@ def finished(tmp_path_factory):
     """An uninterrupted teacher run, and the student distilled from it."""
     folder = tmp_path_factory.mktemp("finished")
     teacher = train(train_teacher, folder / "teacher", "--val-per-iters", "2")
-    flags = ["--teacher-pretrained", str(folder / "teacher/last.pth"), *KD]
+    flags = ["--teacher-pretrained", str(folder / "teacher/last.pth"), *STUDENT]
     student = train(train_student, folder / "student", *flags)
     return folder, teacher, student
 
@@ -118,7 +118,7 @@ def test_a_stopped_run_continues_to_the_same_bits(finished, tmp_path, role):
     script, expected, flags = train_teacher, teacher, ["--val-per-iters", "2"]
     if role == "student":
         script, expected = train_student, student
-        flags = ["--teacher-pretrained", f"{folder}/teacher/last.pth", *KD]
+        flags = ["--teacher-pretrained", f"{folder}/teacher/last.pth", *STUDENT]
     with crash_at(5):  # one iteration after a checkpoint
         train(script, tmp_path, *flags)
     assert checkpoint.read(tmp_path / "last.pth")["iteration"] == 4
