@@ -9,6 +9,7 @@ import eval as evaluation
 import train_student
 import train_teacher
 from tests.conftest import TINY, WIDE_BACKBONE
+from tests.networks import write_checkpoint
 from tests.test_engine import losses
 from utils import checkpoint
 
@@ -19,9 +20,7 @@ SAME_MATH = ["--freeze-bn", "--dropout", "0", "--lr", "0.001"]
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("teacher")
-    train_teacher.main([*TINY, "--max-iterations", "2", "--skip-val", "--save-dir", str(folder)])
-    return str(folder / "last.pth")
+    return write_checkpoint(tmp_path_factory.mktemp("teacher") / "last.pth", codes="random")
 
 
 @pytest.mark.parametrize("script", [train_teacher, train_student], ids=lambda script: script.__name__)
