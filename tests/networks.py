@@ -1,4 +1,4 @@
-"""Checkpoints of untrained networks for the built-in data."""
+"""Checkpoints of small untrained networks."""
 
 from pathlib import Path
 
@@ -20,9 +20,7 @@ def write_checkpoint(path: Path, arch: str = "fcn", codes: str = "", spec: Datas
     model = build_model(arch, BACKBONE, len(spec.names), 3 + (noise.planes if noise else 0))
     model.main.classifier.weight.data.mul_(100)  # classes differ from pixel to pixel
     shown = dict(noise.config) if noise else None
-    card = (
-        Card(dict(model.config), spec.names, spec.palette, "toy", "", "bgr_mean", shown, "random").entries() | changes
-    )
+    card = Card(dict(model.config), spec.names, spec.palette, "toy", "", "bgr_mean", shown, "random")
     path.parent.mkdir(exist_ok=True)
-    checkpoint.save({**card, "model": model.state_dict()}, path)
+    checkpoint.save({**card.entries(), **changes, "model": model.state_dict()}, path)
     return str(path)
