@@ -8,10 +8,14 @@ import pytest
 import eval as evaluation
 import train_student
 import train_teacher
+from engine.runtime import Runtime
+from engine.settings import TeacherConfig
+from engine.trainer import check_batch
 from tests.conftest import TINY, WIDE_BACKBONE
 from tests.networks import write_checkpoint
 from tests.test_engine import losses
 from utils import checkpoint
+from utils.errors import UserError
 
 # Frozen BatchNorm and no dropout: what is left does not depend on the split. In float64 one and two processes agree to
 # 1e-15 at any rate; at 0.01 the loss first grows tenfold, and float32's rounding with it to 1e-3 within 8 iterations.
@@ -46,8 +50,13 @@ def test_confusion_matrices_do_not_depend_on_the_number_of_processes(command, tm
     assert one["images"] == 3  # the processes have shares of different sizes
 
 
-def test_a_batch_that_does_not_divide_is_refused(command, tmp_path):
-    flags = [*TINY, "--batch-size", "5", "--save-dir", tmp_path]
-    result = command("train_teacher.py", *flags, processes=2, check=False)
-    assert result.returncode != 0
-    assert "--batch-size 5 does not divide over 2 processes" in result.stderr
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_size": 5}, r"--batch-size 5 does not divide over 2 processes$"),
+        ({"batch_size": 6, "accumulate": 2}, r"6 does not divide over 2 processes in 2 parts \(--accumulate\)$"),
+    ],
+)
+def test_a_batch_that_does_not_divide_is_refused(settings, message):
+    with pytest.raises(UserError, match=message):
+        check_batch(TeacherConfig(**settings), Runtime(size=2))
