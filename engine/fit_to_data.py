@@ -75,7 +75,8 @@ def image_sizes(settings: TrainConfig) -> dict[str, Any]:
     """Return how many training images there are, and the medians of their heights and widths."""
     dataset = build_dataset(settings.dataset, settings.data, "train", settings.classes)
     step = max(1, len(dataset) // LOOKED_AT)
-    heights, widths = [], []
+    heights = []
+    widths = []
     for index in range(0, len(dataset), step):
         width, height = _size_of(dataset.pairs[index][0])
         heights.append(height)

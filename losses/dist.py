@@ -37,7 +37,8 @@ class DIST(nn.Module):
         self, student_channels: int, teacher_channels: int, num_classes: int, beta: float = 1.0, gamma: float = 1.0
     ) -> None:
         super().__init__()
-        self.beta, self.gamma = beta, gamma
+        self.beta = beta
+        self.gamma = gamma
 
     def forward(self, student: Output, teacher: Output, label: Tensor) -> Tensor:
         return dist_loss(student.logits, teacher.logits, self.beta, self.gamma)

@@ -16,7 +16,7 @@ from PIL import Image
 
 from datasets import dataset_spec
 from scripts.data import check_data
-from scripts.data.pool import each
+from scripts.data.pool import map_in_processes
 from tests.conftest import ENVIRONMENT, ROOT
 from tests.trees import TREES, label, picture
 from utils.errors import explain_error
@@ -68,7 +68,7 @@ def end(task):
 
 def test_a_killed_process_is_not_waited_for():
     with pytest.raises(BrokenProcessPool) as raised:
-        list(each(end, [(None, None, None)], 1))
+        list(map_in_processes(end, [(None, None, None)], 1))
     assert "fewer --workers" in str(explain_error(raised.value))
 
 
@@ -76,10 +76,10 @@ def test_processes_end_with_the_one_that_began_them():
     """Killed, it can tell them nothing."""
     code = """
 import multiprocessing, os, time
-from scripts.data.pool import each
+from scripts.data.pool import map_in_processes
 def wait(task): os.write(1, b"%d\\n" % os.getpid()); time.sleep(60)  # print may write the end of a line by itself
 multiprocessing.set_start_method("fork")
-list(each(wait, range(32), 2))
+list(map_in_processes(wait, range(32), 2))
 """
     flags = {"cwd": ROOT, "env": ENVIRONMENT, "stdout": subprocess.PIPE, "text": True}
     process = subprocess.Popen([sys.executable, "-c", code], **flags)

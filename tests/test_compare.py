@@ -305,8 +305,8 @@ def test_pixels_gained_and_lost(tmp_path):
         right[:, 40 * (i + 1) :] = nothing[:, 40 * (i + 1) :]  # the last image is all right
         Image.fromarray(nothing).save(tmp_path / f"base/pred/{image.stem}.png")
         Image.fromarray(right).save(tmp_path / f"lad/pred/{image.stem}.png")
-    changes = gained_lost.measure(dataset, tmp_path / "lad/pred", tmp_path / "base/pred")
-    assert changes.spread(3) == [2, 1, 0]
+    changes = gained_lost.count_changes(dataset, tmp_path / "lad/pred", tmp_path / "base/pred")
+    assert changes.choose_images(3) == [2, 1, 0]
     assert changes.counts[:, 1].tolist() == [0, 0, 0]
     assert changes.counts.sum() == 3 * 96 * 128
     out = tmp_path / "out"
@@ -324,12 +324,12 @@ def test_pixels_gained_and_lost(tmp_path):
 
 def test_confusions_by_name():
     confusion = np.array([[6, 4, 0], [1, 9, 0], [0, 0, 0]])
-    pairs = charts.top_confusions(confusion, ["sky", "tree", "car"])
+    pairs = charts.list_top_confusions(confusion, ["sky", "tree", "car"])
     assert [(p["label"], p["prediction"], p["share"], p["pixels"]) for p in pairs] == [
         ("sky", "tree", 0.4, 4),
         ("tree", "sky", 0.1, 1),
     ]
-    shares = charts.row_shares(confusion)
+    shares = charts.divide_by_rows(confusion)
     assert np.nansum(shares, 1).tolist() == pytest.approx([1, 1, 0])
     assert np.isnan(shares[2]).all()
 

@@ -50,7 +50,7 @@ def garbage(folder: Path, name: str = "x.png", content: bytes = b"garbage") -> P
 
 def robustness(folder: Path) -> None:
     garbage(folder, "robustness.json", b"[]")
-    report.robustness_pictures({"a": [SimpleNamespace(folder=folder, name="a")]}, folder)
+    report.draw_robustness_of_teachers({"a": [SimpleNamespace(folder=folder, name="a")]}, folder)
 
 
 def unwritable(folder: Path) -> Path:

@@ -6,6 +6,8 @@ from scripts.study import results_table
 from scripts.study.analysis.record_files import pack_runs
 from scripts.study.analysis.runs import miou
 from scripts.study.analysis.style import spread
+from scripts.study.experiments.definition import read_experiment
+from scripts.study.experiments.tables import list_progress
 from tests.conftest import ROOT
 from tests.test_compare import make_areas, make_run
 from utils.errors import UserError
@@ -107,6 +109,21 @@ def test_chosen_runs_and_pairs(tmp_path):
     assert first_cells("gains") == [("two", "one")]  # and not the same with its sign turned
     with pytest.raises(UserError, match="unknown run of t 'twoo'; did you mean 'two'"):
         first_cells("pairs one:twoo")
+
+
+def test_scores_on_the_way(tmp_path):
+    """Validations of several seeds at each quarter; make_run validates after 10, 20 and 30 iterations."""
+    (tmp_path / "t.yaml").write_text("recipe: toy\nseeds: [0, 1]\nruns: {one: {settings: {kd: none}}}\n")
+    for seed in (0, 1):
+        make_run(tmp_path / f"runs/one-{seed}", seed, max_iterations=40)
+    log = tmp_path / "runs/one-1/metrics.jsonl"
+    lines = (
+        log.read_text().replace('"miou": 0.4,', '"miou": 0.6,').splitlines()[:-1]
+    )  # after 10 and after 30 iterations
+    lines.append('{"event": "val", "iteration": 20, "miou": 0.3}')  # a resumed run may validate once more
+    log.write_text("\n".join(lines))
+    _, rows = list_progress(read_experiment(f"{tmp_path}/t.yaml"), tmp_path / "runs", ["one"])
+    assert rows == [["one (2)", "50.00 ± 14.14", "40.00 ± 14.14", "50.00 ± 14.14", "-"]]
 
 
 def test_results_hold_few_files():

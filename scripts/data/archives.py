@@ -84,7 +84,7 @@ def guard(archive: Path) -> Iterator[None]:
 
 
 def convert_mat(files: Sequence[Path], folder: Path, fields: Sequence[str]) -> None:
-    """MATLAB labels as grey PNG with the same ids, ``folder/<stem>.png``; those that are there are left alone.
+    """Convert MATLAB labels to grey PNG files with the same ids, ``folder/<stem>.png``. Keep those that are there.
 
     Raises:
         UserError: a damaged file, or ids above 255.

@@ -29,7 +29,7 @@ from tqdm import tqdm
 from datasets import dataset_spec
 from datasets.base import MAX_LISTED, DatasetSpec, convert_label, find_missing_files, read_sample
 from datasets.files import IMAGE_SUFFIXES, Pair
-from scripts.data.pool import each
+from scripts.data.pool import map_in_processes
 from utils.errors import UserError, lookup, run_main
 from utils.files import digest_of, write_text
 from utils.options import option, parse_flags
@@ -141,7 +141,7 @@ def check_split(spec: DatasetSpec, root: Path, split: str, workers: int) -> Repo
     tasks = [(spec, image, None if unlabelled else label) for image, label in pairs]
     report.problems += [f"label without image: {path}" for path in labels_without_image(pairs)]
     for (_, image, _), found in zip(
-        tasks, tqdm(each(check_pair, tasks, workers), split, len(tasks), disable=None), strict=True
+        tasks, tqdm(map_in_processes(check_pair, tasks, workers), split, len(tasks), disable=None), strict=True
     ):
         report.pixels += found.pixels
         report.problems += found.problems

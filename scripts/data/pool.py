@@ -1,4 +1,4 @@
-"""A function of many files in several processes, which end with this one."""
+"""Apply a function to many files in several processes, which end with this one."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -15,22 +15,27 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 
-def each(function: Callable[[A], B], tasks: Sequence[A], workers: int) -> Iterator[B]:
-    """``function`` of each task, in their order; with 0 workers in this process."""
+def map_in_processes(function: Callable[[A], B], tasks: Sequence[A], workers: int) -> Iterator[B]:
+    """Yield what ``function`` returns for each task, in order. With 0 workers, this process does the work.
+
+    Raises:
+        UserError: the system allows too few open files for so many workers.
+    """
     if workers == 0:
         yield from map(function, tasks)
         return
     require_descriptors(workers)
-    with ProcessPoolExecutor(workers, initializer=_begin) as pool:
+    with ProcessPoolExecutor(workers, initializer=_start_worker) as pool:
         yield from pool.map(function, tasks, chunksize=8)
 
 
-def _begin() -> None:
+def _start_worker() -> None:
+    """Prepare a worker: OpenCV starts no threads of its own, and the worker ends with its parent."""
     cv2.setNumThreads(0)
     Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """A pool waits for its tasks for ever, also where the process that gives them was killed."""
+    """End this worker when its parent has ended: else it would wait for ever for tasks of a killed process."""
     parent_process().join()
     os._exit(1)

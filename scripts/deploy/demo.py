@@ -303,7 +303,8 @@ def add_teacher_tab(gr: Any, tab: TeacherTab, show_error: Any) -> None:
     """Lay out the second tab."""
     kinds = list_fitting_codes(tab.teacher.card.num_classes, tab.teacher.noise.planes)
     trained = tab.teacher.noise.config
-    kind, pixel_noise = trained["codes"], trained["pixel_std"]
+    kind = trained["codes"]
+    pixel_noise = trained["pixel_std"]
     gr.Markdown(f"The teacher was trained with label codes `{kind}` and pixel noise {pixel_noise:g}.")
     with gr.Row():
         index = gr.Slider(0, max(1, len(tab.dataset) - 1), value=0, step=1, label="image")

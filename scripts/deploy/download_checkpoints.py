@@ -50,7 +50,8 @@ def fetch(entry: Entry, folder: Path) -> Path:
     Raises:
         UserError: unreachable, refused, interrupted, other bytes than the manifest's, or no place to write to.
     """
-    path, part = folder / entry.file, folder / f"{entry.file}.part"
+    path = folder / entry.file
+    part = folder / f"{entry.file}.part"
     if path.exists():
         if wrong := problem(entry, path):
             raise UserError(f"{path} is not the published file ({wrong}): delete it and fetch again")
@@ -95,7 +96,8 @@ def verify(entries: list[Entry], folder: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     config = DownloadConfig(**parse_flags(DownloadConfig, __doc__, argv))
-    entries, folder = read_manifest(Path(config.manifest)), Path(config.folder).expanduser()
+    entries = read_manifest(Path(config.manifest))
+    folder = Path(config.folder).expanduser()
     by_name = {entry.name: entry for entry in entries}
     matching = {pattern: fnmatch.filter(by_name, pattern) for pattern in config.fetch}
     for pattern, names in matching.items():

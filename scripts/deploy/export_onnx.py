@@ -83,14 +83,15 @@ class ExportConfig:
 
 
 class PixelsToLogits(nn.Module):
-    """uint8 RGB ``[B, 3, H, W]`` -> logits float32 ``[B, K, H, W]``.
+    """A network that takes uint8 RGB ``[B, 3, H, W]`` and returns float32 logits ``[B, K, H, W]``.
 
-    The pixel convention and the upsampling are those of validation, so that nobody has to know them.
+    Pixels are normalised and logits upsampled inside, as in validation, so that nobody has to know how.
     """
 
     def __init__(self, model: nn.Module, convention: PixelConvention) -> None:
         super().__init__()
-        self.model, self.convention = model, convention
+        self.model = model
+        self.convention = convention
         self.align_corners = model.supervision[0].align_corners
 
     def forward(self, image: Tensor) -> Tensor:
@@ -99,7 +100,7 @@ class PixelsToLogits(nn.Module):
 
 
 def export(network: nn.Module, size: tuple[int, int] | None) -> Any:
-    """An ONNX program for one fixed ``size``, or for every size when it is None.
+    """Export a network as an ONNX program for one fixed ``size``, or for every size where it is None.
 
     Raises:
         torch.onnx.OnnxExporterError: the network cannot be written.
@@ -136,19 +137,24 @@ def metadata(card: Card, source: str) -> dict[str, str]:
 
 
 def compare(path: Path, network: nn.Module, images: dict[str, Tensor]) -> dict[str, float]:
-    """The share of pixels of equal class by image; printed with the largest difference of a logit.
+    """Compare an ONNX file with its network. Return the share of pixels of equal class for each image.
+
+    The largest difference of a logit is printed.
 
     Raises:
         UserError: onnxruntime cannot load the file, or cannot run it on an image.
     """
     import onnxruntime
 
-    same, what = {}, "the file"
+    same = {}
+    what = "the file"
     try:
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         for what, image in images.items():
-            ours, (theirs,) = network(image).numpy(), session.run(None, {"image": image.numpy()})
-            difference, largest = np.abs(ours - theirs).max(), np.abs(ours).max()
+            ours = network(image).numpy()
+            (theirs,) = session.run(None, {"image": image.numpy()})
+            difference = np.abs(ours - theirs).max()
+            largest = np.abs(ours).max()
             same[what] = float((ours.argmax(1) == theirs.argmax(1)).mean())
             logits = f"logits up to {largest:.3g} differ by at most {difference:.1e}"
             print(f"{what}: {logits}, equal classes {100 * same[what]:.4f} %")
@@ -158,7 +164,10 @@ def compare(path: Path, network: nn.Module, images: dict[str, Tensor]) -> dict[s
 
 
 def check_images(files: Sequence[str], size: tuple[int, int] | None) -> dict[str, Tensor]:
-    """Random pixels of several sizes, and the user's images; of a fixed size those are scaled to it."""
+    """Make pictures of random pixels in several sizes, and read the user's images.
+
+    Where the file has a fixed size, all have that size; the user's images are scaled to it.
+    """
     generator = torch.Generator().manual_seed(0)
     images = {
         f"random {h}x{w}": torch.randint(0, 256, (1, 3, h, w), dtype=torch.uint8, generator=generator)

@@ -52,7 +52,7 @@ def simple_same_padding() -> Iterator[None]:
 
 
 class BinMeans(nn.Module):
-    """``nn.AdaptiveAvgPool2d`` by products."""
+    """``nn.AdaptiveAvgPool2d`` computed by matrix products."""
 
     def __init__(self, bins: int | tuple[int, int]) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ def use_new_maps(module: nn.Module) -> None:
 
 
 def replace_pools(module: nn.Module) -> None:
-    """In place, everywhere; the computed function stays the same."""
+    """Replace every adaptive pooling inside ``module`` by ``BinMeans``, which computes the same."""
     for name, child in module.named_children():
         if isinstance(child, nn.AdaptiveAvgPool2d):
             setattr(module, name, BinMeans(child.output_size))

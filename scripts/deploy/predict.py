@@ -59,7 +59,8 @@ class PredictConfig:
 def appearance(card: Card) -> tuple[list[str], list[Rgb]]:
     """Return names and colours of the classes; made up where the checkpoint does not know them."""
     count = card.num_classes
-    named, colored = len(card.class_names) == count, len(card.palette) == count
+    named = len(card.class_names) == count
+    colored = len(card.palette) == count
     names = list(card.class_names) if named else [f"class {k}" for k in range(count)]
     return names, [tuple(color) for color in card.palette] if colored else list(make_voc_colors(count))
 

@@ -17,13 +17,17 @@ Pixels = Callable[[Tensor], Tensor]  # standard normal values like a plane
 
 
 def random_code(image: int, label: int) -> Tensor:
+    """Draw the code of a class in an image."""
     return torch.randn(1)
 
 
 def noised_label(
     target: Tensor, num_classes: int, std: float, code: Code = random_code, pixels: Pixels = torch.randn_like
 ) -> Tensor:
-    """A scalar for each image and class, written by a mask each, and noise on every pixel: ``[B, 1, H, W]``."""
+    """Make the release's label planes ``[B, 1, H, W]``: a code for each image and class, and noise on every pixel.
+
+    Each code is written with a mask of its own, as the release does.
+    """
     plane = target.unsqueeze(1).clone()
     plane[plane == -1] = num_classes
     for j in range(len(plane)):
@@ -33,27 +37,34 @@ def noised_label(
 
 
 def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """Upsample the logits to the label's size and compute their cross entropy."""
     wide = F.interpolate(logits, target.shape[-2:], mode="bilinear", align_corners=True)
     return F.cross_entropy(wide, target.long(), ignore_index=-1)
 
 
 def task(output: Output, target: Tensor, aux_weight: float) -> Tensor:
+    """Compute the cross entropy of the main and the auxiliary logits."""
     return cross_entropy(output.logits, target) + sum(aux_weight * cross_entropy(aux, target) for aux in output.aux)
 
 
 def cwd(student: Tensor, teacher: Tensor, tau: float = 4.0) -> Tensor:
+    """Compute the channel-wise distillation loss (Shu et al., ICCV 2021)."""
     p_t, p_s = ((z.flatten(2) / tau).softmax(2) for z in (teacher.detach(), student))
     return (p_t * (p_t.log() - p_s.log())).sum() * tau**2 / (student.shape[0] * student.shape[1])
 
 
 def teacher_loss(model: nn.Module, image: Tensor, target: Tensor, planes: tuple[Tensor, Tensor]) -> Tensor:
+    """Compute the release's loss of a teacher: two paths, and their consistency both ways."""
     one, two = (model(torch.cat([image, plane], 1)) for plane in planes)
     consistency = cwd(one.logits, two.logits) + cwd(two.logits, one.logits)
     return task(one, target, 0.4) + task(two, target, 0.4) + 5 * consistency
 
 
 def student_loss(model: nn.Module, teacher: nn.Module, image: Tensor, target: Tensor, plane: Tensor) -> Tensor:
-    """The student has a fourth channel of zeros; the teacher computes its auxiliary map too."""
+    """Compute the release's loss of a student.
+
+    The student has a fourth input channel of zeros, and the teacher computes its auxiliary map without need.
+    """
     output = model(torch.cat([image, plane * 0.0], 1))
     with torch.no_grad():
         taught = teacher(torch.cat([image, plane], 1))
@@ -61,13 +72,17 @@ def student_loss(model: nn.Module, teacher: nn.Module, image: Tensor, target: Te
 
 
 class Score:
-    """Sums over images of areas in float32, from full-size logits; the mean over all classes after each image."""
+    """The release's score: float32 areas summed over images, and the mean over all classes after each image."""
 
     def __init__(self, num_classes: int) -> None:
-        self.num_classes, self.right, self.labelled = num_classes, 0.0, 0.0
-        self.intersection, self.union = torch.zeros(num_classes), torch.zeros(num_classes)
+        self.num_classes = num_classes
+        self.right = 0.0
+        self.labelled = 0.0
+        self.intersection = torch.zeros(num_classes)
+        self.union = torch.zeros(num_classes)
 
     def update(self, logits: Tensor, target: Tensor) -> float:
+        """Add an image by its full-size logits. Return the mIoU so far."""
         # the release's pixel accuracy takes the largest of logits cut to integers
         self.right += ((logits.long().argmax(1) == target) & (target >= 0)).sum().item()
         self.labelled += (target >= 0).sum().item()
@@ -83,7 +98,7 @@ class Score:
 
 
 def evaluate(logits: Tensor, target: Tensor, score: Score) -> float:
-    """The tail of evaluation: logits of each scale (one here) upsampled, summed and divided, then scored."""
+    """Upsample the logits of each scale (one here), average them over the scales, and score them."""
     total = torch.zeros(*logits.shape[:2], *target.shape[-2:], device=logits.device)
     total += F.interpolate(logits, target.shape[-2:], mode="bilinear", align_corners=True)
     total /= 1

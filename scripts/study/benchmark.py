@@ -54,7 +54,8 @@ from utils.pixels import CONVENTIONS
 from utils.seeding import derive_seed
 from utils.types import IGNORE_INDEX, Draw, compute_pixel_divisor
 
-COUNT, CROP = 48, (512, 512)
+COUNT = 48
+CROP = (512, 512)
 CONVENTION = CONVENTIONS["bgr_mean"]
 SGD = {"lr": 0.001, "momentum": 0.9, "weight_decay": 1e-4}
 EQUAL = 1e-6  # relative, in float32
@@ -142,7 +143,8 @@ def repeat_draws(
 def compare_noising(num_classes: int, config: BenchmarkConfig, device: torch.device) -> Comparison:
     """Compare how the network input of one path is made: random draws, label plane, and the image beside it."""
     label = make_label_maps(16, (512, 512), num_classes).to(device)
-    target, image = mark_ignored(label), torch.randn(16, 3, 512, 512, device=device)
+    target = mark_ignored(label)
+    image = torch.randn(16, 3, 512, 512, device=device)
     noise = LabelNoise(num_classes, "random", 0.03, 100.0).to(device)
 
     def loop(_: int, *source) -> Tensor:
@@ -163,7 +165,8 @@ def compare_scores(num_classes: int, config: BenchmarkConfig, device: torch.devi
     smooth = 4 * torch.randn(1, num_classes, 6, 8, generator=generator)
     logits = F.interpolate(smooth, (47, 63), mode="bicubic").contiguous().to(device)
     label = make_label_maps(1, (375, 500), num_classes).to(device)
-    target, score = mark_ignored(label), as_released.Score(num_classes)
+    target = mark_ignored(label)
+    score = as_released.Score(num_classes)
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
 
     def ours(_: int) -> None:
@@ -233,7 +236,8 @@ def compare_loaders(config: BenchmarkConfig, device: torch.device) -> Comparison
         seconds = measure_medians(
             ways | {"ours, --cache-gb": cached.__getitem__}, config.rounds, COUNT, torch.device("cpu")
         )
-        wrong, shares = 0, []
+        wrong = 0
+        shares = []
         for i in range(COUNT):
             (image, label), (plain, plain_label) = stream[i], load_as_released(stream, i)
             wrong += int((label.numpy() != plain_label).sum())
@@ -269,7 +273,8 @@ def make_step(loss: Loss, module: nn.Module, **options: bool) -> Callable[[int],
 
 def build_teacher_step(num_classes: int, backbone: str = "resnet18_v1s") -> TeacherStep:
     """Build LAD's teacher step: two noised paths, cross entropies, consistency."""
-    model, noise = build_network(num_classes, 4, backbone), LabelNoise(num_classes, "random", 0.03, 100.0)
+    model = build_network(num_classes, 4, backbone)
+    noise = LabelNoise(num_classes, "random", 0.03, 100.0)
     distance = build_kd("cwd=5", **CWD, num_classes=num_classes, flag="--consistency")
     return TeacherStep(model, noise, TaskLoss(model.supervision, 0.4), distance).train()
 
@@ -283,7 +288,8 @@ class Batch:
         self.image = torch.randint(0, 256, (count, 3, *size), generator=generator, dtype=torch.uint8).to(device)
         self.label = make_label_maps(count, size, num_classes).to(device)
         self.convention = CONVENTIONS["bgr_mean"]
-        self.plain_image, self.target = self.convention.normalize(self.image), mark_ignored(self.label)
+        self.plain_image = self.convention.normalize(self.image)
+        self.target = mark_ignored(self.label)
         self.what = f"{count} images of {size[0]}x{size[1]}, {num_classes} classes"
 
     def loss(self, wrapped: nn.Module, runtime: Runtime) -> Loss:
@@ -350,9 +356,11 @@ def compare_teachers(
     num_classes: int, config: BenchmarkConfig, device: torch.device, backbone: str = "resnet18_v1s"
 ) -> Comparison:
     """Compare LAD's teacher step: two noised paths, cross entropies, consistency, SGD."""
-    batch, runtime = Batch(num_classes, device), config.runtime(device)
+    batch = Batch(num_classes, device)
+    runtime = config.runtime(device)
     made = build_teacher_step(num_classes, backbone)
-    plain, noise = copy.deepcopy(made.model).to(device), made.noise
+    plain = copy.deepcopy(made.model).to(device)
+    noise = made.noise
     ours = runtime.prepare(made).train()
 
     def loss(_: int, sources=((), ())) -> Tensor:
@@ -362,15 +370,19 @@ def compare_teachers(
     def given(i: int) -> Tensor:
         return loss(i, [repeat_draws(noise, batch.label, Draw(i), path) for path in (0, 1)])
 
-    what, modules = f"teacher step, {backbone}, {batch.what}", [ours, plain]
+    what = f"teacher step, {backbone}, {batch.what}"
+    modules = [ours, plain]
     return compare_steps(what, batch.loss(ours, runtime), loss, given, modules, config, runtime)
 
 
 def compare_students(num_classes: int, config: BenchmarkConfig, device: torch.device) -> Comparison:
     """Compare LAD's student step: frozen assisted teacher, cross entropies, channel-wise distillation, SGD."""
-    batch, runtime = Batch(num_classes, device), config.runtime(device)
+    batch = Batch(num_classes, device)
+    runtime = config.runtime(device)
     noise = LabelNoise(num_classes, "fixed", 0.02, 100.0)
-    assisted, model, plain = build_network(num_classes, 4), build_network(num_classes, 3), build_network(num_classes, 4)
+    assisted = build_network(num_classes, 4)
+    model = build_network(num_classes, 3)
+    plain = build_network(num_classes, 4)
     plain_teacher = copy.deepcopy(assisted).to(device).eval().requires_grad_(False)
     widened = plain.state_dict()  # the fourth channel sees zeros, its weights do not matter
     for key, weight in model.state_dict().items():
@@ -386,7 +398,8 @@ def compare_students(num_classes: int, config: BenchmarkConfig, device: torch.de
     def given(i: int) -> Tensor:
         return loss(i, *repeat_draws(noise, batch.label, Draw(i), 0))
 
-    what, modules = f"student step, {batch.what}", [ours, plain]
+    what = f"student step, {batch.what}"
+    modules = [ours, plain]
     return compare_steps(what, batch.loss(ours, runtime), loss, given, modules, config, runtime)
 
 
@@ -407,7 +420,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     known = dict.fromkeys(name.partition("-")[0] for name in COMPARISONS) | COMPARISONS  # "teacher" is all of them
     for item in config.only:
         lookup(known, item, "comparison")
-    wanted, results = set(config.only or COMPARISONS), {}
+    wanted = set(config.only or COMPARISONS)
+    results = {}
     with start_runtime(config) as runtime:
         for name in (name for name in COMPARISONS if wanted & {name, name.partition("-")[0]}):
             results[name] = COMPARISONS[name](config, runtime.device)

@@ -27,12 +27,12 @@ from scripts.study.analysis.charts import Groups
 from scripts.study.analysis.groups import read_groups
 from scripts.study.analysis.paired import align, bootstrap, p_over_seeds
 from scripts.study.analysis.report import (
-    change_pictures,
-    confusions,
     describe_pictures,
+    draw_changes,
+    draw_confusions,
+    draw_robustness_of_teachers,
     file_name,
     report,
-    robustness_pictures,
 )
 from scripts.study.analysis.runs import View
 from utils.errors import UserError, lookup, run_main
@@ -52,25 +52,27 @@ class CompareConfig:
     html: str = option("", "one page with everything, to read in a browser or to pass on")
 
 
-def views_of(groups: Groups) -> list[View]:
-    """Every view some run has a score for; those of most groups first, "last" before "best" among equals.
+def list_views(groups: Groups) -> list[View]:
+    """List the views in which any run has a score: those of most groups first, and "last" before "best".
 
-    ``best`` is the checkpoint picked by its score on these very images, so it flatters.
+    The best checkpoint was chosen by its score on these very images. So its score is too high.
     """
     views = dict.fromkeys(view for runs in groups.values() for run in runs for view in run.scores)
     count = {view: sum(any(view in run.scores for run in runs) for runs in groups.values()) for view in views}
     return sorted(views, key=lambda v: (-count[v], v.checkpoint != "last", v))
 
 
-def row(name: str, groups: Groups, view: View, config: CompareConfig, notes: list[str]) -> dict[str, Any] | None:
-    """The scores of a group in a view, and its gain over the baseline where both have one; None without a score.
+def make_row(name: str, groups: Groups, view: View, config: CompareConfig, notes: list[str]) -> dict[str, Any] | None:
+    """Collect the scores of a group in a view, and its gain over the baseline if both were scored.
 
-    The score of a network that reads the label is no gain over one that does not.
+    Return None where no run of the group has a score. A network that reads the label has no gain over one that does
+    not. notes: takes a line for each gain or test that is missing, and why.
     """
     runs = [run for run in groups[name] if view in run.scores and run.scores[view]["miou"] is not None]
     if not runs:
         return None
-    scores, assisted = [run.scores[view] for run in runs], any(run.assisted(view) for run in runs)
+    scores = [run.scores[view] for run in runs]
+    assisted = any(run.assisted(view) for run in runs)
     result: dict[str, Any] = {
         "group": name,
         "view": view._asdict(),
@@ -94,7 +96,8 @@ def row(name: str, groups: Groups, view: View, config: CompareConfig, notes: lis
     try:
         if not all(areas):
             raise UserError("no per-image counts on one side")
-        counts, n = align([*areas[0], *areas[1]]), len(areas[0])
+        counts = align([*areas[0], *areas[1]])
+        n = len(areas[0])
         result["test"] = bootstrap(counts[:n], counts[n:], config.samples, config.seed)._asdict()
     except UserError as error:
         notes.append(f"{name}, {view.checkpoint}: no paired test: {error}")
@@ -115,7 +118,7 @@ def collect_pictures(
         "Confusions": [f"confusion-{file_name(name)}.png" for name in result["top_confusions"]],
     }
     captions = describe_pictures(result, groups, view)
-    of_teachers = robustness_pictures(groups, output)
+    of_teachers = draw_robustness_of_teachers(groups, output)
     files["Robustness of the teachers"] = list(of_teachers)
     captions |= of_teachers
     pictures = {}
@@ -129,21 +132,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     groups = read_groups(config.runs)
     if config.baseline:
         lookup(groups, config.baseline, "group in --baseline")
-    views = views_of(groups)
+    views = list_views(groups)
     if not views:
         raise UserError("none of the runs has a score: eval.py --json RUN/eval.json, or a training log with validation")
     output = Path(config.output).expanduser()
     notes = [f"{run.name}: {note}" for runs in groups.values() for run in runs for note in run.notes]
-    rows = [r for view in views for name in groups if (r := row(name, groups, view, config, notes))]
+    rows = []
+    for view in views:
+        for name in groups:
+            row = make_row(name, groups, view, config, notes)
+            if row is not None:
+                rows.append(row)
 
-    style.save_figure(charts.class_bars(groups, views[0], config.baseline), output / "per_class.png")
-    curves = charts.training_curves(groups)
+    style.save_figure(charts.draw_class_bars(groups, views[0], config.baseline), output / "per_class.png")
+    curves = charts.draw_training_curves(groups)
     if curves is not None:
         style.save_figure(curves, output / "curves.png")
     gained_lost = {}
-    top_confusions = confusions(groups, views[0], output)
+    top_confusions = draw_confusions(groups, views[0], output)
     if config.baseline:
-        gained_lost = change_pictures(groups, views[0], config.baseline, config.maps, output, notes)
+        gained_lost = draw_changes(groups, views[0], config.baseline, config.maps, output, notes)
     result = {
         "groups": {name: [str(run.folder) for run in runs] for name, runs in groups.items()},
         "baseline": config.baseline or None,

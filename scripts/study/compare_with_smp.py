@@ -85,7 +85,8 @@ def train_plain(config: CompareConfig, decoder: str, seed: int, seconds: float, 
 
 def make_table(scores: dict[str, list[float]]) -> tuple[list[str], list[list[str]]]:
     """Return head and rows: each way's mIoU over the seeds, and by how much the recipe is ahead of it."""
-    ours, rows = next(iter(scores.values())), []
+    ours = next(iter(scores.values()))
+    rows = []
     for name, values in scores.items():
         gains = [100 * (own - value) for own, value in zip(ours, values, strict=True)]
         ahead = "" if values is ours else f"{statistics.mean(gains):+.2f} ({', '.join(f'{g:+.2f}' for g in gains)})"

@@ -1,9 +1,11 @@
 """Plot an experiment from its records, as far as they are there.
 
     python scripts/study/experiment_figure.py camvid_lite        # figures/camvid_lite_dial.png
+    python scripts/study/experiment_figure.py camvid_fpn_short   # figures/camvid_fpn_short_knowledge.png, and the other
 
-Of students of teachers with different label noise: their gains beside what the teachers know. For curves and classes
-see scripts/study/compare.py, which takes the same record files.
+The first picture, "dial", is of teachers with different label noise: their scores, and their students' gains. The
+second, "knowledge", shows each student's gain against the divergence that teacher_knowledge.py --save measured of its
+teacher. For curves and classes see scripts/study/compare.py, which takes the same record files.
 """
 
 import sys
@@ -21,6 +23,7 @@ from scripts.study.analysis import style
 from scripts.study.analysis.record_files import open_folder
 from scripts.study.experiments.definition import read_experiment
 from scripts.study.experiments.figures import draw_dial
+from scripts.study.experiments.knowledge import draw_knowledge
 from utils.errors import UserError, run_main
 from utils.options import option, parse_flags
 
@@ -38,11 +41,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = FigureConfig(**parse_flags(FigureConfig, __doc__, argv))
     experiment = read_experiment(config.experiment)
     records = Path(config.records).expanduser() if config.records else ROOT / f"results/{experiment.name}.zip"
-    figure = draw_dial(experiment, open_folder(records))
-    if figure is None:
-        raise UserError(f"{records} holds no scored runs of {experiment.name} that there is a picture of")
     output = Path(config.output).expanduser() if config.output else ROOT / "figures"
-    style.save_figure(figure, output / f"{experiment.name}_dial.png")
+    folder = open_folder(records)
+    figures = {"dial": draw_dial(experiment, folder), "knowledge": draw_knowledge(experiment, folder)}
+    for name, figure in figures.items():
+        if figure is not None:
+            style.save_figure(figure, output / f"{experiment.name}_{name}.png")
+    if not any(figures.values()):
+        raise UserError(f"{records} holds no scored runs of {experiment.name} that there is a picture of")
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ WIDTH, HEIGHT = 12.0, 4.6  # of each panel, in the units of its axis
 
 
 def picture(axis: Axes, pixels: np.ndarray, x: float, y: float, caption: str, layer: int = 2) -> None:
-    """Centred at (x, y), with its caption below."""
+    """Draw a picture centred at (x, y), with its caption below."""
     place = (x - 0.8, x + 0.8, y - 0.6, y + 0.6)
     axis.imshow(pixels, extent=place, interpolation="nearest", aspect="auto", zorder=layer)
     axis.add_patch(plt.Rectangle((x - 0.8, y - 0.6), 1.6, 1.2, fill=False, linewidth=0.8, zorder=layer))
@@ -40,7 +40,7 @@ def picture(axis: Axes, pixels: np.ndarray, x: float, y: float, caption: str, la
 
 
 def network(axis: Axes, y: float, title: str, output: str, color: str, filled: bool = True) -> None:
-    """A box that takes what stands left of it and gives ``output``."""
+    """Draw a network as a box with an arrow from its left and one to its ``output``."""
     arrow(axis, (5.45, y), (6.55, y))
     frame = {"boxstyle": "round,pad=1.1", "facecolor": color if filled else "white", "edgecolor": color}
     text = {"color": "white" if filled else color, "fontsize": 10.5, "linespacing": 1.3}
@@ -55,7 +55,7 @@ def arrow(axis: Axes, start: tuple[float, float], end: tuple[float, float], colo
 
 
 def stack(axis: Axes, image: np.ndarray, plane: np.ndarray, y: float, caption: str) -> None:
-    """The four channels of an assisted teacher: the image, and the noised label in front of it."""
+    """Draw the input of an assisted teacher: the image, and the noised label in front of it."""
     picture(axis, image, 4.08, y + 0.2, "")
     picture(axis, plane, 4.52, y - 0.2, caption, layer=3)
 
@@ -105,7 +105,8 @@ def student_panel(axis: Axes, image: np.ndarray, label: np.ndarray, plane: np.nd
 def compose() -> Figure:
     image, label = draw_sample("val", 50)
     y = torch.from_numpy(label)[None]
-    random, fixed = LabelNoise(len(TOY.names), "random", 0.03, 100.0), LabelNoise(len(TOY.names), "fixed", 0.02, 100.0)
+    random = LabelNoise(len(TOY.names), "random", 0.03, 100.0)
+    fixed = LabelNoise(len(TOY.names), "fixed", 0.02, 100.0)
     planes = [paint_diverging(random(y, Draw(3), path)[0, 0].numpy()) for path in (0, 1)]
     figure, axes = plt.subplots(2, 1, figsize=(WIDTH * 0.78, 2 * HEIGHT * 0.78), layout="constrained")
     teacher_panel(axes[0], image, label, planes)

@@ -52,7 +52,8 @@ class TableConfig:
 
 @torch.inference_mode()
 def row(arch: str, backbone: str, role: str, config: TableConfig, devices: list[str]) -> tuple[str, ...]:
-    channels, (height, width) = ROLES[role], config.crop_size
+    channels = ROLES[role]
+    (height, width) = config.crop_size
     with torch.device("meta"):
         model = build_model(arch, backbone, config.num_classes, channels).eval()
         with FlopCounterMode(display=False) as counter:

@@ -33,7 +33,8 @@ from utils.files import write_text
 from utils.options import option, parse_flags
 
 ENCODER = "tf_efficientnet_lite0"
-BATCH_SIZE, LEARNING_RATE = 8, 0.001
+BATCH_SIZE = 8
+LEARNING_RATE = 0.001
 IGNORED = 255
 
 
@@ -65,7 +66,8 @@ def normalise(image: Tensor) -> Tensor:
 def train(model: torch.nn.Module, data: Data, config: PlainConfig) -> int:
     """Train until the processor time is over. Return the number of iterations."""
     optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE)
-    begin, iteration = time.process_time(), 0
+    begin = time.process_time()
+    iteration = 0
     model.train()
     while (share := (time.process_time() - begin) / config.seconds) < 1:
         positions = range(iteration * BATCH_SIZE, (iteration + 1) * BATCH_SIZE)
@@ -85,7 +87,8 @@ def train(model: torch.nn.Module, data: Data, config: PlainConfig) -> int:
 def score(model: torch.nn.Module, data: Data) -> float:
     """Return the mIoU on the validation images, each padded to sides that the network takes."""
     model.eval()
-    classes, counts = len(data.spec.names), 0
+    classes = len(data.spec.names)
+    counts = 0
     for index in range(len(data.val)):
         image, label, _ = data.val[index]
         height, width = label.shape

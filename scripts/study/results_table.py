@@ -6,10 +6,11 @@
     python scripts/study/results_table.py --readme README.md --check       # exit 1 if they are not what the records say
 
 A table of a README stands between ``<!-- table: EXPERIMENT KIND -->`` and ``<!-- end -->``. EXPERIMENT is a file of
-scripts/study/experiments, whose records are in results/EXPERIMENT.zip. KIND is published, summary, students, gains or
-teachers; or "brief RUN..", the scores and times of a few runs; or "pairs RUN:RUN..", the differences of a few pairs.
+scripts/study/experiments, whose records are in results/EXPERIMENT.zip. KIND is published, summary, students, gains,
+teachers or knowledge; or "brief RUN..", the scores and times of a few runs; "progress RUN..", their scores on the way;
+or "pairs RUN:RUN..", the differences of a few pairs.
 ``<!-- table: files quickstart/student/eval.json -->`` is a table of files below results/. A run without records says
-"not run"; in the tables summary, gains, brief and pairs it has no row.
+"not run"; in the tables summary, gains, brief, progress and pairs it has no row.
 """
 
 import argparse
@@ -31,11 +32,13 @@ from scripts.study.analysis.record_files import Folder, open_folder
 from scripts.study.analysis.runs import KINDS, read_score
 from scripts.study.analysis.style import markdown, percent
 from scripts.study.experiments.definition import Experiment, read_experiment
+from scripts.study.experiments.knowledge import list_knowledge
 from scripts.study.experiments.tables import (
     Table,
     list_briefly,
     list_gains,
     list_pairs,
+    list_progress,
     list_published,
     list_students,
     summarise_students,
@@ -50,8 +53,13 @@ TABLES = {
     "students": list_students,
     "gains": list_gains,
     "teachers": list_teachers,
+    "knowledge": list_knowledge,
 }
-CHOSEN = {"brief": list_briefly, "pairs": list_pairs}  # tables of the runs or pairs that a mark names
+CHOSEN = {
+    "brief": list_briefly,
+    "progress": list_progress,
+    "pairs": list_pairs,
+}  # tables of the runs or pairs that a mark names
 RESULTS = Path(__file__).resolve().parents[2] / "results"
 
 

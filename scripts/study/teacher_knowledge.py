@@ -1,13 +1,16 @@
 """How close a teacher's probabilities come to those it should teach.
 
-    python scripts/study/teacher_knowledge.py --teacher runs/camvid_fpn/teacher_assisted-* \
-        --reference runs/camvid_fpn/baseline_long-* --json results/camvid_fpn_knowledge.json
+    python scripts/study/teacher_knowledge.py --teacher runs/camvid_fpn_short/{baseline,teacher_assisted}-[0-9] \
+        --reference runs/camvid_fpn_short/baseline_long-[0-9] --save
 
 What a student gains from a teacher depends on how close the teacher's probabilities come to the true ones, P(y|x), not
 on its accuracy (Menon et al., ICML 2021). On training images, where the student meets its teacher, this prints for each
 teacher: the entropy of its probabilities, their negative log-likelihood of the label, and their divergence from the
 mean of the reference networks' probabilities, which stands in for P(y|x). All are means over labelled pixels, in nats.
 An assisted teacher is shown its label as in the student phase: codes of the fixed table.
+
+--save writes knowledge.json into the folder of each teacher. pack_records.py keeps it with the records of the run, from
+which results_table.py and experiment_figure.py make a table and a picture.
 """
 
 import json
@@ -48,7 +51,7 @@ class KnowledgeConfig:
     data: str = option("", "root folder of the data set (default: the first teacher's)")
     split: str = option("train", "part of the data set")
     limit: int = option(100, "images, evenly spaced over the split", minimum=1)
-    json: str = option("", "file for the result")
+    save: bool = option(False, "write knowledge.json into the folder of each teacher")
 
 
 def load_network(path: str, model: str) -> Loaded:
@@ -92,6 +95,21 @@ def study(
     return {name: dict(zip(keys, (total[:3] / total[3]).tolist(), strict=True)) for name, total in sums.items()}
 
 
+def run_folder(path: str) -> Path:
+    """Return the folder of a run, given by itself or by a checkpoint in it."""
+    given = Path(path).expanduser()
+    return (given if given.is_dir() else given.parent).resolve()
+
+
+def save(result: dict[str, dict[str, float]], config: KnowledgeConfig, images: int) -> None:
+    """Write what was measured of each teacher into its folder, with what it was measured on."""
+    references = [run_folder(path).name for path in config.reference]
+    where = {"split": config.split, "images": images, "references": references}
+    for path in config.teacher:
+        folder = run_folder(path)
+        write_text(folder / "knowledge.json", json.dumps({**where, **result[folder.name]}, indent=1) + "\n")
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     config = KnowledgeConfig(**parse_flags(KnowledgeConfig, __doc__, argv))
     if not config.teacher or not config.reference:
@@ -108,12 +126,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     for path, network in zip((*config.teacher, *config.reference), (*loaded.values(), *references), strict=True):
         if network.card.num_classes != first.num_classes:
             raise UserError(f"{path} has {network.card.num_classes} classes, {config.teacher[0]} {first.num_classes}")
-    teachers = {Path(path).name: make_predictor(network) for path, network in loaded.items()}
+    teachers = {run_folder(path).name: make_predictor(network) for path, network in loaded.items()}
+    if len(teachers) < len(config.teacher):
+        raise UserError("--teacher: two of them lie in folders of the same name")
     result = study(teachers, [make_predictor(reference) for reference in references], dataset, config.limit)
     head = ["teacher", "entropy", "negative log-likelihood", "divergence from the references"]
     print(markdown(head, [[name, *(f"{value:.4f}" for value in row.values())] for name, row in result.items()]), end="")
-    if config.json:
-        write_text(Path(config.json), json.dumps(result, indent=1) + "\n")
+    if config.save:
+        save(result, config, min(config.limit, len(dataset)))
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from models.checkpoints.loading import Loaded, load_one_of_several
 from models.label_noise import LabelNoise, list_fitting_codes
 from models.prediction import Predictor
 from scripts.study.analysis import style
-from scripts.study.analysis.robustness import CORRUPTIONS, Condition, Tally, corrupt, plot
+from scripts.study.analysis.robustness import CORRUPTIONS, Condition, Tally, corrupt, draw_robustness
 from utils.errors import UserError, run_main
 from utils.options import option, parse_flags
 from utils.seeding import derive_seed
@@ -56,11 +56,17 @@ class RobustnessConfig:
     output: str = option("runs/robustness", "folder to write to")
 
 
-def conditions(config: RobustnessConfig, trained: LabelNoise) -> list[Condition]:
-    """What a teacher is put through; the first is as it was trained."""
+def list_conditions(config: RobustnessConfig, trained: LabelNoise) -> list[Condition]:
+    """List the conditions that a teacher is scored under. The first is that of its training.
+
+    Raises:
+        UserError: a share of wrong labels is above 1.
+    """
     if max(config.wrong, default=0) > 1:
         raise UserError(f"--wrong {max(config.wrong)}: a share is at most 1")
-    codes, pixel_std, num_classes = trained.config["codes"], trained.pixel_std, len(trained.table) - 1
+    codes = trained.config["codes"]
+    pixel_std = trained.pixel_std
+    num_classes = len(trained.table) - 1
     own = trained.config.get("code_std")
     as_trained = partial(Condition, codes=codes, pixel_std=pixel_std, code_std=own)
     kinds = list_fitting_codes(num_classes, trained.planes)
@@ -78,11 +84,18 @@ def conditions(config: RobustnessConfig, trained: LabelNoise) -> list[Condition]
 def measure(
     loaded: Loaded, dataset: SegmentationDataset, chosen: Sequence[int], config: RobustnessConfig, device: torch.device
 ) -> list[dict[str, Any]]:
-    """One record a condition. Draw 0 of an image is the noise that eval.py shows it with the same seed."""
-    classes, trained = loaded.card.num_classes, loaded.noise
+    """Score one teacher on the chosen images. Return a record for each condition.
+
+    The first draw of the label noise is the one that eval.py uses with the same seed.
+
+    Raises:
+        UserError: an image or its label cannot be read.
+    """
+    classes = loaded.card.num_classes
+    trained = loaded.noise
     model = loaded.model.to(device)
     records = []
-    for condition in tqdm(conditions(config, trained), "conditions", leave=False, disable=None):
+    for condition in tqdm(list_conditions(config, trained), "conditions", leave=False, disable=None):
         kind = condition.codes, condition.pixel_std, trained.scale * condition.plane, condition.code_std
         predict = Predictor(model, loaded.convention, LabelNoise(classes, *kind).to(device))
         tally = Tally(classes, config.draws)
@@ -90,7 +103,8 @@ def measure(
             sample = dataset[i]
             if isinstance(sample, UserError):
                 raise sample
-            image, label = sample[0][None].to(device), sample[1].numpy()
+            image = sample[0][None].to(device)
+            label = sample[1].numpy()
             rng = np.random.default_rng(derive_seed(config.seed, 5, i))
             shown = corrupt(label, condition, classes, rng)
             draws = [Draw(derive_seed(config.seed + d, i)) for d in range(config.draws)]
@@ -101,8 +115,8 @@ def measure(
     return records
 
 
-def table(results: dict[str, list[dict[str, Any]]]) -> str:
-    """Markdown, one a teacher."""
+def make_tables(results: dict[str, list[dict[str, Any]]]) -> str:
+    """Return a table in markdown for each teacher: a row a condition."""
     header = ["condition", "value", "mIoU %", "same class in two draws %", "KL between draws", "follows wrong label %"]
     parts = []
     for name, records in results.items():
@@ -141,9 +155,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         results = {name: measure(t, dataset, chosen, config, runtime.device) for name, t in teachers.items()}
     output = Path(config.output).expanduser()
     what = f"{data_name} {config.split}, {count} of {len(dataset)} images, {config.draws} draws"
-    text = f"# Robustness of label-assisted teachers\n\n{what}\n\n{table(results)}\n{EXPLANATION}\n"
+    text = f"# Robustness of label-assisted teachers\n\n{what}\n\n{make_tables(results)}\n{EXPLANATION}\n"
     style.save_json({"data": what, "teachers": files, "results": results}, output / "robustness.json")
-    style.save_figure(plot(results, what), output / "robustness.png")
+    style.save_figure(draw_robustness(results, what), output / "robustness.png")
     style.save_text(text, output / "robustness.md")
     print(text)
 

@@ -78,7 +78,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     where = config.dataset or card.dataset, config.data or card.data, config.split
     _, dataset = build_dataset_for_network(card, *where, config.teacher or config.student[0])
     chosen = np.linspace(0, len(dataset) - 1, min(config.count, len(dataset))).round().astype(int).tolist()
-    rows, present = [], set()
+    rows = []
+    present = set()
     for i in chosen:
         sample = dataset[i]
         if isinstance(sample, UserError):

@@ -61,7 +61,7 @@ def choose_order(scores: Mapping[str, ClassScores], baseline: str) -> tuple[np.n
     return order, title
 
 
-def class_bars(groups: Groups, view: View, baseline: str) -> Figure:
+def draw_class_bars(groups: Groups, view: View, baseline: str) -> Figure:
     """Draw the IoU of each class by group, with whiskers for the seeds and a line at each mIoU."""
     names, scores = read_class_scores(groups, view)
     order, title = choose_order(scores, baseline)
@@ -93,8 +93,8 @@ def class_bars(groups: Groups, view: View, baseline: str) -> Figure:
     return figure
 
 
-def training_curves(groups: Groups) -> Figure | None:
-    """Validation mIoU and every training term against the iteration; None when no run has a log.
+def draw_training_curves(groups: Groups) -> Figure | None:
+    """Draw validation mIoU and every training term against the iteration. Return None where no run has a log.
 
     A line is the mean over seeds, the band their range. Training terms are smoothed; of a single seed the raw values
     show as well.
@@ -146,14 +146,17 @@ def _band(axis: plt.Axes, series: list[dict[int, float]], name: str, tint: str, 
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
-    """Centred moving mean over a twentieth of the points; windows shrink at the ends."""
+    """Return the centred moving mean over a twentieth of the points; windows shrink at the ends."""
     window = np.ones(len(values) // 40 * 2 + 1)
     return np.convolve(values, window, "same") / np.convolve(np.ones(len(values)), window, "same")
 
 
-def confusion_map(confusion: np.ndarray, names: Sequence[str], title: str) -> Figure:
-    """Row-normalised confusion, int ``[K, K]`` with rows = label, in percent of the class's pixels."""
-    share = row_shares(confusion)
+def draw_confusion(confusion: np.ndarray, names: Sequence[str], title: str) -> Figure:
+    """Draw a confusion matrix in percent of each label's pixels.
+
+    confusion: int ``[K, K]``, rows are labels, columns predictions.
+    """
+    share = divide_by_rows(confusion)
     shown = np.arange(len(names))
     if len(names) > MAX_CELLS:  # the classes that are confused most, in the order of the data set
         shown = np.sort(np.argsort(np.where(confusion.sum(1) > 0, share.diagonal(), 2.0))[:MAX_CELLS])
@@ -178,15 +181,18 @@ def confusion_map(confusion: np.ndarray, names: Sequence[str], title: str) -> Fi
     return figure
 
 
-def row_shares(confusion: np.ndarray) -> np.ndarray:
-    """Each row over its sum; NaN for a class without a labelled pixel."""
+def divide_by_rows(confusion: np.ndarray) -> np.ndarray:
+    """Divide each row of a matrix by its sum; NaN for a class without a labelled pixel."""
     total = confusion.sum(1, keepdims=True).astype(float)
     return np.divide(confusion, total, out=np.full(confusion.shape, np.nan), where=total > 0)
 
 
-def top_confusions(confusion: np.ndarray, names: Sequence[str], count: int = 5) -> list[dict[str, object]]:
-    """The largest off-diagonal shares: label, prediction, share of the label's pixels, pixels."""
-    share = np.nan_to_num(row_shares(confusion))
+def list_top_confusions(confusion: np.ndarray, names: Sequence[str], count: int = 5) -> list[dict[str, object]]:
+    """List the ``count`` most frequent confusions.
+
+    Each has the names of label and prediction, the share of the label's pixels, and the number of pixels.
+    """
+    share = np.nan_to_num(divide_by_rows(confusion))
     np.fill_diagonal(share, 0)
     order = np.argsort(-share, axis=None)[:count]
     return [

@@ -24,9 +24,10 @@ CHANGES = {
 
 
 def change_map(new: np.ndarray, old: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """Index into CHANGES of every pixel, uint8 ``[H, W]``."""
-    right, was = new == label, old == label
-    index = np.select([right & ~was, was & ~right, right], [0, 1, 2], 3)
+    """Return for every pixel its place in CHANGES, uint8 ``[H, W]``."""
+    is_right = new == label
+    was_right = old == label
+    index = np.select([is_right & ~was_right, was_right & ~is_right, is_right], [0, 1, 2], 3)
     return np.where(label == IGNORE_INDEX, 4, index).astype(np.uint8)
 
 
@@ -40,29 +41,29 @@ class Changes:
     counts: np.ndarray
 
     def shares(self) -> dict[str, float]:
-        """Of the labelled pixels of all images."""
+        """Return the share of each kind of change in the labelled pixels of all images."""
         total = self.counts[:, :4].sum()
         return {name: float(self.counts[:, k].sum() / max(total, 1)) for k, name in enumerate(list(CHANGES)[:4])}
 
     def accuracies(self) -> tuple[float, float]:
-        """Pixel accuracy of the new and of the old predictions."""
+        """Return the pixel accuracy of the new and of the old predictions."""
         share = self.shares()
         return share["gained"] + share["right in both"], share["lost"] + share["right in both"]
 
-    def spread(self, count: int) -> list[int]:
-        """Images evenly spaced over the ranking by net gain: the most gained first, the most lost last."""
+    def choose_images(self, count: int) -> list[int]:
+        """Choose images evenly spaced over their ranking by net gain: the most gained first, the most lost last."""
         net = (self.counts[:, 0] - self.counts[:, 1]) / np.maximum(self.counts[:, :4].sum(1), 1)
         order = np.argsort(-net, kind="stable")
         return order[np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int)].tolist()
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Image, label, new and old prediction."""
+        """Return an image, its label, and its new and old prediction."""
         image, label = self.dataset.read(index)
         name = f"{self.dataset.names[index]}.png"
         return image, label, *(_prediction(folder / name, label.shape) for folder in (self.new, self.old))
 
 
-def measure(dataset: SegmentationDataset, new: Path, old: Path) -> Changes:
+def count_changes(dataset: SegmentationDataset, new: Path, old: Path) -> Changes:
     """Count the pixels of each kind of change in every image.
 
     Raises:
@@ -85,10 +86,12 @@ def _prediction(path: Path, shape: tuple[int, int]) -> np.ndarray:
     return ids
 
 
-def draw(changes: Changes, count: int, new_name: str, old_name: str) -> Figure:
-    """Rows of image, label, both predictions and the change map."""
-    spec, rows, present = changes.dataset.spec, [], set()
-    for index in changes.spread(count):
+def draw_changes(changes: Changes, count: int, new_name: str, old_name: str) -> Figure:
+    """Draw a row for each of ``count`` images: image, label, both predictions and the map of changes."""
+    spec = changes.dataset.spec
+    rows = []
+    present: set[int] = set()
+    for index in changes.choose_images(count):
         image, label, new, old = changes.read(index)
         gained, lost = 100 * changes.counts[index, :2] / max(changes.counts[index, :4].sum(), 1)
         change = np.uint8(list(CHANGES.values()))[change_map(new, old, label)]

@@ -35,7 +35,7 @@ def read_groups(folders: Sequence[str]) -> dict[str, list[Run]]:
     alike: dict[str, list[Run]] = {}
     for path in paths:
         run = read_run(path, path.name if names.count(path.name) == 1 else f"{path.parent.name}/{path.name}")
-        alike.setdefault(json.dumps(experiment(run.config, path.parent), sort_keys=True), []).append(run)
+        alike.setdefault(json.dumps(describe_experiment(run.config, path.parent), sort_keys=True), []).append(run)
     groups: dict[str, list[Run]] = {}
     for members in alike.values():
         name = _common_name(members)
@@ -46,10 +46,16 @@ def read_groups(folders: Sequence[str]) -> dict[str, list[Run]]:
     return groups
 
 
-def experiment(config: dict[str, Any], beside: Folder | None = None, seen: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The settings that tell experiments apart. A checkpoint counts by the experiment it comes from, where its run
-    folder is at hand, or one of that name in ``beside``, so that students of teachers that differ in the seed alone
-    belong together; one of ``seen`` by its file's name: a run that began with its own has replaced what wrote it.
+def describe_experiment(
+    config: dict[str, Any], beside: Folder | None = None, seen: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """Return the settings that tell experiments apart. Two runs are of one group where these are equal.
+
+    A checkpoint that the run started from is described by the settings of the run that wrote it, if that run's folder
+    is there. So students belong together if their teachers differ in the seed only.
+
+    beside: where to look for that folder by its name, if it is not where the settings say. seen: the runs on the way
+    here, so that a run that started from its own checkpoint does not describe itself for ever.
     """
     whole = with_defaults(config, TeacherConfig if "consistency" in config else StudentConfig)
     settings = {key: value for key, value in whole.items() if key not in SAME_EXPERIMENT}
@@ -57,13 +63,15 @@ def experiment(config: dict[str, Any], beside: Folder | None = None, seen: tuple
         settings[key] = Path(settings[key]).name
     for key in CHECKPOINT_SETTINGS:
         origin = Path(settings.get(key) or "").expanduser()
-        places = (origin.parent, beside / origin.parent.name) if beside else (origin.parent,)
+        places: list[Folder] = [origin.parent]
+        if beside is not None:
+            places.append(beside / origin.parent.name)
         source = next((place / "config.yaml" for place in places if (place / "config.yaml").is_file()), None)
         if source is not None and origin.name:
             settings[key] = [origin.name]
             if _place(source) not in seen:
                 above = (*seen, _place(source))
-                settings[key].append(experiment(read_config(source), source.parent.parent, above))
+                settings[key].append(describe_experiment(read_config(source), source.parent.parent, above))
     return settings
 
 
@@ -72,7 +80,7 @@ def _place(file: Folder) -> str:
 
 
 def _common_name(runs: Sequence[Run]) -> str:
-    """What the names of seeds have in common: student-0, student-1 -> student."""
+    """Return what the names of runs have in common: "student" for student-0 and student-1."""
     if len(runs) == 1:
         return runs[0].name
     prefix = os.path.commonprefix([run.name for run in runs])  # noqa: RUF071 of letters

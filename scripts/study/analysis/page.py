@@ -50,7 +50,8 @@ def html(text: str, pictures: Mapping[str, Sequence[Picture]]) -> str:
     parts = {head: markdown(escape(body, quote=False), extensions=["tables"]) for head, body in texts.items()}
     scores = [head for head in parts if " checkpoint, " in head]
     order = [*scores, *(head for head in pictures if pictures[head]), *parts]
-    body, links = [], []
+    body = []
+    links = []
     for number, head in enumerate(dict.fromkeys(order)):
         links.append(f'<a href="#s{number}">{escape(head)}</a>')
         body.append(f'<h2 id="s{number}">{escape(head)}</h2>')

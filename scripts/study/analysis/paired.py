@@ -24,7 +24,9 @@ class Gain(NamedTuple):
 
 
 def align(runs: Sequence[dict[str, np.ndarray]]) -> np.ndarray:
-    """Pixel counts by image name, of several runs -> int64 ``[runs, images, 3, K]``, images in the same order.
+    """Stack the pixel counts of several runs with the images in the same order: int64 ``[runs, images, 3, K]``.
+
+    runs: of each run the counts by image name.
 
     Raises:
         UserError: the runs were scored on different images, or against different labels.
@@ -57,10 +59,16 @@ def bootstrap(group: np.ndarray, baseline: np.ndarray, samples: int, seed: int) 
     values = np.concatenate(differences)
     low, high = np.percentile(values, (2.5, 97.5))
     tail = min((values <= 0).sum(), (values >= 0).sum())
-    point = miou(group.sum(1)).mean() - miou(baseline.sum(1)).mean()
-    return Gain(float(point), float(low), float(high), min(1.0, 2 * (tail + 1) / (samples + 1)), images, samples)
+    difference = miou(group.sum(1)).mean() - miou(baseline.sum(1)).mean()
+    p = min(1.0, 2 * (tail + 1) / (samples + 1))
+    return Gain(float(difference), float(low), float(high), p, images, samples)
 
 
 def p_over_seeds(differences: Sequence[float]) -> float | None:
-    """Of a paired t-test: could so large a mean come from the seeds alone? None for fewer than two that differ."""
-    return float(ttest_1samp(differences, 0).pvalue) if len(set(differences)) > 1 else None
+    """Return the p value of a paired t-test: how often would seeds alone give so large a mean difference?
+
+    differences: one a seed. Return None where there are not two different ones.
+    """
+    if len(set(differences)) < 2:
+        return None
+    return float(ttest_1samp(differences, 0).pvalue)

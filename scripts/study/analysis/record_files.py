@@ -14,7 +14,16 @@ from pathlib import Path
 from utils.errors import UserError
 from utils.files import read_bytes, write
 
-RECORDS = ("config.yaml", "metrics.jsonl", "last.json", "best.json", "eval*.json", "per_image*.npz", "robustness.json")
+RECORDS = (
+    "config.yaml",
+    "metrics.jsonl",
+    "last.json",
+    "best.json",
+    "eval*.json",
+    "per_image*.npz",
+    "robustness.json",
+    "knowledge.json",
+)
 Folder = Path | zipfile.Path  # of a run, on the disk or in a record file
 MADE = (1980, 1, 1, 0, 0, 0)  # the date of every member: the same content is to give the same bytes
 

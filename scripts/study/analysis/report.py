@@ -43,7 +43,8 @@ def describe_gain(row: dict[str, Any]) -> str:
 
 def report(result: dict[str, Any], views: Sequence[View], samples: int) -> str:
     """Return the content of compare.md: a table a view, changes, confusions, and what was left out."""
-    parts, baseline = ["# Comparison of runs\n"], result["baseline"]
+    parts = ["# Comparison of runs\n"]
+    baseline = result["baseline"]
     for view in views:
         text = table([row for row in result["rows"] if row["view"] == view._asdict()])
         parts.append(f"## {view.dataset} {view.split}, {view.checkpoint} checkpoint, {view.protocol}\n\n{text}")
@@ -56,7 +57,8 @@ def report(result: dict[str, Any], views: Sequence[View], samples: int) -> str:
             f"(paired bootstrap, {samples} resamples), which says nothing about other seeds."
         )
     if result["gained_lost"]:
-        kinds, cells = list(gained_lost.CHANGES)[:4], []
+        kinds = list(gained_lost.CHANGES)[:4]
+        cells = []
         for name, found in result["gained_lost"].items():
             cells.append([name, *(style.percent(found[kind]) for kind in kinds)])
         header = ["group", *(f"{kind} %" for kind in kinds)]
@@ -70,7 +72,7 @@ def report(result: dict[str, Any], views: Sequence[View], samples: int) -> str:
 
 
 def describe_confusions(pairs: Sequence[dict[str, Any]]) -> str:
-    """Return the largest confusions of a group in words. pairs: of ``charts.top_confusions``."""
+    """Return the largest confusions of a group in words. pairs: of ``charts.list_top_confusions``."""
     shown = pairs[:CONFUSIONS_SHOWN]
     return "; ".join(f"{p['label']} taken for {p['prediction']} {style.percent(p['share'], 1)}" for p in shown)
 
@@ -124,10 +126,13 @@ def mean_iou(runs: Sequence[Run], view: View) -> dict[str, float]:
     return {k: sum(table[k] for table in tables) / len(tables) for k in names}
 
 
-def change_pictures(
+def draw_changes(
     groups: Groups, view: View, baseline: str, maps: int, output: Path, notes: list[str]
 ) -> dict[str, Any]:
-    """Gained/lost maps of every group against the baseline: shares by group; ``notes`` says who has none."""
+    """Draw gained/lost maps of every group against the baseline. Return the shares of pixels by group.
+
+    notes: takes a line for each group that has no map, and why.
+    """
     shares = {}
     for name, runs in groups.items():
         both = [(run, base) for run in runs for base in groups[baseline]]
@@ -140,7 +145,7 @@ def change_pictures(
         run, base = next((pair for pair in pairs if pair[0].seed == pair[1].seed), pairs[0])
         try:
             dataset = build_dataset(view.dataset, run.config.get("data", ""), view.split)
-            changes = gained_lost.measure(dataset, run.folder / "pred", base.folder / "pred")
+            changes = gained_lost.count_changes(dataset, run.folder / "pred", base.folder / "pred")
         except UserError as error:
             notes.append(f"{name}: no gained/lost map: {error}")
             continue
@@ -148,14 +153,14 @@ def change_pictures(
             scored = r.scores.get(view, {}).get("pixel_accuracy")
             if scored is not None and abs(scored - right) > 1e-9:
                 notes.append(f"{r.name}: pred/ (accuracy {100 * right:.2f} %) is of another evaluation than the scores")
-        figure = gained_lost.draw(changes, maps, run.name, base.name)
+        figure = gained_lost.draw_changes(changes, maps, run.name, base.name)
         style.save_figure(figure, output / f"gained_lost-{file_name(name)}.png")
         shares[name] = {"run": run.name, "baseline": base.name, "images": len(dataset), **changes.shares()}
     return shares
 
 
-def confusions(groups: Groups, view: View, output: Path) -> dict[str, list[dict[str, Any]]]:
-    """A heat map for each group, summed over its seeds, and its largest confusions by name."""
+def draw_confusions(groups: Groups, view: View, output: Path) -> dict[str, list[dict[str, Any]]]:
+    """Draw a confusion matrix for each group, summed over its seeds. Return its largest confusions by its name."""
     named = {}
     for name, runs in groups.items():
         scores = [run.scores[view] for run in runs if "confusion" in run.scores.get(view, {})]
@@ -164,15 +169,15 @@ def confusions(groups: Groups, view: View, output: Path) -> dict[str, list[dict[
         total = np.sum([score["confusion"] for score in scores], 0)
         names = list(scores[0]["iou"])
         title = f"{name}: {view.dataset} {view.split}, {view.checkpoint} checkpoint"
-        style.save_figure(charts.confusion_map(total, names, title), output / f"confusion-{file_name(name)}.png")
-        named[name] = charts.top_confusions(total, names)
+        style.save_figure(charts.draw_confusion(total, names, title), output / f"confusion-{file_name(name)}.png")
+        named[name] = charts.list_top_confusions(total, names)
     return named
 
 
-def robustness_pictures(groups: Groups, output: Path) -> dict[str, str]:
+def draw_robustness_of_teachers(groups: Groups, output: Path) -> dict[str, str]:
     """Draw the robustness of every run whose folder holds what teacher_robustness.py wrote.
 
-    Returns the caption of each picture by the file's name.
+    Return the caption of each picture by the file's name.
 
     Raises:
         UserError: a file has other content.
@@ -183,7 +188,7 @@ def robustness_pictures(groups: Groups, output: Path) -> dict[str, str]:
         if path.is_file():
             try:
                 content = json.loads(path.read_text(encoding="utf-8"))
-                figure = robustness.plot(content["results"], f"{run.name}: {content['data']}")
+                figure = robustness.draw_robustness(content["results"], f"{run.name}: {content['data']}")
                 caption = describe_robustness(run.name, content["results"])
             except (ValueError, KeyError, TypeError, IndexError) as error:
                 raise UserError(f"{path} is not what teacher_robustness.py writes: {error!r}") from error
@@ -201,4 +206,5 @@ def describe_robustness(run: str, results: dict[str, list[dict[str, Any]]]) -> s
 
 
 def file_name(name: str) -> str:
+    """Turn the name of a group into one that a file may have."""
     return "".join(c if c.isalnum() or c in "-_." else "_" for c in name)

@@ -31,14 +31,18 @@ class Condition:
     code_std: float | None = None  # of codes "near"
 
 
-def _pixels(label: np.ndarray) -> tuple[np.ndarray, int]:
-    """Each pixel on its own."""
+def number_pixels(label: np.ndarray) -> tuple[np.ndarray, int]:
+    """Give each pixel of a label a number. Return the map of numbers and how many there are."""
     return np.arange(label.size).reshape(label.shape), label.size
 
 
-def _regions(label: np.ndarray) -> tuple[np.ndarray, int]:
-    """Each connected region of one class as a whole, as an annotator mistakes an object."""
-    region, count = np.zeros(label.shape, np.int64), 1
+def number_regions(label: np.ndarray) -> tuple[np.ndarray, int]:
+    """Give each connected region of one class a number. Return the map of numbers and how many there are.
+
+    An annotator mistakes whole objects, not single pixels. Ignored pixels have the number 0.
+    """
+    region = np.zeros(label.shape, np.int64)
+    count = 1
     for k in np.unique(label[label != IGNORE_INDEX]):
         found, parts = cv2.connectedComponents((label == k).astype(np.uint8), connectivity=4)
         region = np.where(parts > 0, parts + (count - 1), region)
@@ -46,16 +50,18 @@ def _regions(label: np.ndarray) -> tuple[np.ndarray, int]:
     return region, count
 
 
-# kind -> the part each pixel of a label belongs to, and the number of parts: a part is right or wrong as a whole
+# by kind, what numbers the parts of a label: a part is shown right or wrong as a whole
 CORRUPTIONS: dict[str, Callable[[np.ndarray], tuple[np.ndarray, int]]] = {
-    "wrong pixels": _pixels,
-    "wrong regions": _regions,
+    "wrong pixels": number_pixels,
+    "wrong regions": number_regions,
 }
 
 
 def corrupt(label: np.ndarray, condition: Condition, num_classes: int, rng: np.random.Generator) -> np.ndarray:
-    """The label ``[H, W]`` that is shown: a share of it has another class, uniform over the others. Ignored pixels
-    stay ignored.
+    """Return a label ``[H, W]`` in which a share of the pixels or regions has a wrong class.
+
+    Every other class is as likely. Ignored pixels stay ignored. Where the condition corrupts nothing, or there is only
+    one class, the label comes back as it was.
     """
     if condition.name not in CORRUPTIONS or num_classes < 2:
         return label
@@ -65,7 +71,7 @@ def corrupt(label: np.ndarray, condition: Condition, num_classes: int, rng: np.r
     return np.where(where, (label.astype(np.int64) + shift) % num_classes, label).astype(np.uint8)
 
 
-# result -> of which sum, over which
+# the results that are ratios: the names of the sum above and of the sum below the line
 RATIOS = {
     "agreement": ("equal", "pairs"),
     "kl": ("divergence", "pairs"),
@@ -76,19 +82,25 @@ RATIOS = {
 
 
 class Tally:
-    """Sums over images, for one condition."""
+    """Sum up, image by image, what a teacher predicts under one condition."""
 
     def __init__(self, num_classes: int, draws: int) -> None:
-        self.confusion, self.images = np.zeros((draws, num_classes, num_classes), np.int64), 0
+        self.confusion = np.zeros((draws, num_classes, num_classes), np.int64)
+        self.images = 0
         self.sums: Counter[str] = Counter()
 
     def add(self, logits: Tensor, label: np.ndarray, shown: np.ndarray) -> None:
-        """logits ``[draws, K, H, W]`` of one image; label is the truth, shown what the plane was made of."""
-        truth, classes = torch.from_numpy(label), logits.argmax(1)
+        """Add one image.
+
+        logits: ``[draws, K, H, W]``. label: the true one. shown: the label that the plane was made of.
+        """
+        truth = torch.from_numpy(label)
+        classes = logits.argmax(1)
         for d, prediction in enumerate(classes):
             self.confusion[d] += confusion_matrix(prediction, truth, logits.shape[1]).numpy()
         valid = truth != IGNORE_INDEX
-        log_p, classes = logits.permute(0, 2, 3, 1)[:, valid].log_softmax(2), classes[:, valid]
+        log_p = logits.permute(0, 2, 3, 1)[:, valid].log_softmax(2)
+        classes = classes[:, valid]
         for a, b in combinations(range(len(logits)), 2):
             symmetric = (log_p[a].exp() - log_p[b].exp()) * (log_p[a] - log_p[b]) / 2  # KL both ways, halved
             equal = int((classes[a] == classes[b]).sum())
@@ -100,19 +112,24 @@ class Tally:
         self.images += 1
 
     def result(self) -> dict[str, Any]:
-        """Fractions; what there was no pixel for is None. ``miou``: of each draw."""
-        mious = [Metrics(confusion, self.images).miou() for confusion in self.confusion]
-        sums = self.sums
-        shares = {name: sums[part] / sums[whole] if sums[whole] else None for name, (part, whole) in RATIOS.items()}
-        return {"miou": mious, **shares}
+        """Return the results as fractions, None where there was no pixel; ``miou`` is a list with one a draw."""
+        results: dict[str, Any] = {}
+        results["miou"] = [Metrics(confusion, self.images).miou() for confusion in self.confusion]
+        for name, (part, whole) in RATIOS.items():
+            results[name] = self.sums[part] / self.sums[whole] if self.sums[whole] else None
+        return results
 
 
-def plot(results: dict[str, list[dict[str, Any]]], title: str) -> Figure:
-    """mIoU against noise, codes and wrong labels, and the share of pixels whose class changes between draws."""
+def draw_robustness(results: dict[str, list[dict[str, Any]]], title: str) -> Figure:
+    """Draw the mIoU against noise, codes and wrong labels, and how many pixels change their class between draws.
+
+    results: the records of each teacher, by its name.
+    """
     figure, axes = plt.subplots(2, 2, figsize=(9, 6.6), layout="constrained")
     for place, (name, records) in enumerate(results.items()):
-        _plot_teacher(axes, name, records, place, len(results))
-    miou, std = "mIoU %, true label", "standard deviation before scaling"
+        _draw_teacher(axes, name, records, place, len(results))
+    miou = "mIoU %, true label"
+    std = "standard deviation before scaling"
     texts = [
         ("pixel noise of the label plane", std, miou),
         ("codes of the label plane", "", miou),
@@ -131,7 +148,7 @@ def plot(results: dict[str, list[dict[str, Any]]], title: str) -> Figure:
     return figure
 
 
-def _plot_teacher(axes: np.ndarray, name: str, records: list[dict[str, Any]], place: int, teachers: int) -> None:
+def _draw_teacher(axes: np.ndarray, name: str, records: list[dict[str, Any]], place: int, teachers: int) -> None:
     """Draw the results of one teacher into all four panels. place: its number among ``teachers``, from 0."""
     kinds = {record["name"] for record in records}
     by_kind = {kind: [record for record in records if record["name"] == kind] for kind in kinds}
@@ -139,9 +156,9 @@ def _plot_teacher(axes: np.ndarray, name: str, records: list[dict[str, Any]], pl
 
     noise = by_kind["pixel noise"]
     levels = [record["pixel_std"] for record in noise]
-    _line(axes[0, 0], levels, [record["miou"] for record in noise], name, **style)
+    _draw_line(axes[0, 0], levels, [record["miou"] for record in noise], name, **style)
     changed = [[1 - record["agreement"]] for record in noise if record["agreement"] is not None]
-    _line(axes[1, 1], levels[: len(changed)], changed, name, **style)
+    _draw_line(axes[1, 1], levels[: len(changed)], changed, name, **style)
 
     bars = [*by_kind["codes"], *by_kind["no label"]]
     width = 0.8 / teachers
@@ -156,11 +173,11 @@ def _plot_teacher(axes: np.ndarray, name: str, records: list[dict[str, Any]], pl
         corrupted = by_kind.get(kind, [])
         shares = [0.0, *(100 * record["share"] for record in corrupted)]
         values = [start, *(record["miou"] for record in corrupted)]
-        _line(axes[1, 0], shares, values, name, linestyle=dash, **style)
+        _draw_line(axes[1, 0], shares, values, name, linestyle=dash, **style)
 
 
-def _line(axis: plt.Axes, x: list[float], draws: list[list[float]], label: str, **style: Any) -> None:
-    """Mean over draws, with a whisker of one standard deviation."""
+def _draw_line(axis: plt.Axes, x: list[float], draws: list[list[float]], label: str, **style: Any) -> None:
+    """Draw the mean over the draws at each x, with a whisker of one standard deviation."""
     means = 100 * np.array([np.mean(d) for d in draws])
     stds = 100 * np.array([np.std(d, ddof=1) if len(d) > 1 else 0 for d in draws])
     axis.errorbar(x, means, stds, label=label, markersize=4, linewidth=1.4, elinewidth=0.8, capsize=2, **style)

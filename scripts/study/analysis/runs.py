@@ -38,7 +38,9 @@ KINDS: dict[str, Callable[[Any], bool]] = {  # of what is read from eval.py's JS
 
 
 def read_score(content: Any, path: Folder, keys: Iterable[str]) -> dict[str, Any]:
-    """``content`` of ``path``, once the ``keys`` of it are known to be what eval.py writes.
+    """Check that the ``keys`` of a JSON file are what eval.py writes. Return its content.
+
+    path: the file, for the message.
 
     Raises:
         UserError: one of them is missing, or something else.
@@ -108,18 +110,18 @@ def read_run(folder: Folder, name: str) -> Run:
         raise UserError(f"{folder} is no run folder: it has no config.yaml")
     config = read_config(path)
     notes: list[str] = []
-    curves = _curves(folder / "metrics.jsonl")
-    scores = _scores(folder)
+    curves = _read_curves(folder / "metrics.jsonl")
+    scores = _read_scores(folder)
     if not curves.get("train"):
         notes.append("no metrics.jsonl with training records: not in the curves")
     if not scores:
-        scores = _logged_scores(curves, config)
+        scores = _take_logged_scores(curves, config)
         notes.append("no JSON of eval.py: scores are those of the training log" if scores else "no scores at all")
-    return Run(folder, name, config, curves, scores, _areas(folder, scores, notes), notes)
+    return Run(folder, name, config, curves, scores, _read_areas(folder, scores, notes), notes)
 
 
-def _curves(path: Folder) -> dict[str, list[dict[str, Any]]]:
-    """Records by event, sorted by iteration; a line that a kill cut off, or that is damaged, is left out."""
+def _read_curves(path: Folder) -> dict[str, list[dict[str, Any]]]:
+    """Read the records of a training log by event, sorted by iteration. A damaged or cut-off line is left out."""
     curves: dict[str, list[dict[str, Any]]] = {}
     for line in path.read_bytes().splitlines() if path.is_file() else ():
         try:
@@ -131,8 +133,8 @@ def _curves(path: Folder) -> dict[str, list[dict[str, Any]]]:
     return {event: sorted(records, key=lambda r: r["iteration"]) for event, records in curves.items()}
 
 
-def _scores(folder: Folder) -> dict[View, dict[str, Any]]:
-    """Every JSON file of eval.py in the folder."""
+def _read_scores(folder: Folder) -> dict[View, dict[str, Any]]:
+    """Read every JSON file of eval.py in the folder."""
     scores = {}
     for path in list_files(folder, "*.json"):
         try:
@@ -148,8 +150,8 @@ def _scores(folder: Folder) -> dict[View, dict[str, Any]]:
     return scores
 
 
-def _logged_scores(curves: dict[str, list[dict[str, Any]]], config: dict[str, Any]) -> dict[View, dict[str, Any]]:
-    """The last and the best validation of the training log, as far as they go: mIoU, accuracy and IoU."""
+def _take_logged_scores(curves: dict[str, list[dict[str, Any]]], config: dict[str, Any]) -> dict[View, dict[str, Any]]:
+    """Take mIoU, accuracy and IoU of the last and the best validation from the training log, if it has any."""
     iou = {record["iteration"]: record for record in curves.get("val_iou", ())}
     rows = [record for record in curves.get("val", ()) if record.get("miou") is not None]
     assisted = any(record.get("card", {}).get("label_noise") for record in curves.get("start", ()))
@@ -162,8 +164,10 @@ def _logged_scores(curves: dict[str, list[dict[str, Any]]], config: dict[str, An
     return scores
 
 
-def _areas(folder: Folder, scores: dict[View, dict[str, Any]], notes: list[str]) -> dict[View, dict[str, np.ndarray]]:
-    """Per-image pixel counts, each file under the views whose mIoU it reproduces."""
+def _read_areas(
+    folder: Folder, scores: dict[View, dict[str, Any]], notes: list[str]
+) -> dict[View, dict[str, np.ndarray]]:
+    """Read the pixel counts by image. Each file belongs to the views whose mIoU its counts give."""
     found: dict[View, dict[str, np.ndarray]] = {}
     files = list_files(folder, "per_image*.npz")
     if not files:
@@ -187,7 +191,10 @@ def _areas(folder: Folder, scores: dict[View, dict[str, Any]], notes: list[str])
 
 
 def miou(areas: np.ndarray) -> np.ndarray:
-    """Pixel counts ``[..., 3, K]`` -> mIoU ``[...]``; a class in neither labels nor predictions is left out."""
+    """Compute the mIoU ``[...]`` from pixel counts ``[..., 3, K]``.
+
+    A class that occurs in neither labels nor predictions is left out of the mean.
+    """
     intersection = areas[..., 0, :].astype(np.float64)
     union = areas[..., 1, :] + areas[..., 2, :] - intersection
     iou = np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0)

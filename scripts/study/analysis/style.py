@@ -55,18 +55,18 @@ def line(index: int) -> str:
 
 
 def percent(value: float | None, digits: int = 2) -> str:
-    """A fraction as a percentage; a score that is not defined or was not measured is a dash."""
+    """Show a fraction in percent; a score that is not defined or was not measured is a dash."""
     return "-" if value is None else f"{100 * value:.{digits}f}"
 
 
 def spread(values: list[float], sign: str = "") -> str:
-    """``mean ± std`` in percent; one value has no spread. ``sign="+"`` for differences."""
+    """Show fractions as ``mean ± standard deviation`` in percent; one value has no ±. sign: "+" for differences."""
     std = f" ± {100 * stdev(values):.2f}" if len(values) > 1 else ""
     return f"{100 * mean(values):{sign}.2f}{std}"
 
 
 def wrap(text: str, width: int = 26) -> str:
-    """Lines for the title of a narrow column."""
+    """Break a text into lines of at most ``width`` characters, for the title of a narrow column."""
     return "\n".join(textwrap.wrap(text, width))
 
 
@@ -76,8 +76,10 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
 
 
 def grid(rows: Sequence[Mapping[str, Cell]], *legends: Sequence[Patch]) -> Figure:
-    """Pictures with captions below, in columns with titles, above one or two legends."""
-    titles, ratio = list(rows[0]), np.divide(*next(iter(rows[0].values()))[0].shape[:2])
+    """Draw a table of pictures: rows by column title, each picture with its caption below, above the legends."""
+    titles = list(rows[0])
+    first, _ = next(iter(rows[0].values()))
+    ratio = first.shape[0] / first.shape[1]
     size = 2.2 * len(titles), (2.2 * ratio + 0.4) * len(rows) + 1
     figure, axes = plt.subplots(len(rows), len(titles), figsize=size, squeeze=False, layout="constrained")
     for line, row in zip(axes, rows, strict=True):

@@ -148,7 +148,8 @@ def _read_seeds(path: Path, seeds: list) -> tuple[int, ...]:
 
 def _read_arm(path: Path, name: str, content: Mapping[str, Any]) -> Arm:
     """Read one entry of ``runs``, with the settings that all runs share below its own."""
-    run, where = content["runs"][name], f"{path}: {name}"
+    run = content["runs"][name]
+    where = f"{path}: {name}"
     train = run.get("train", "student")
     config_class = lookup(SCRIPTS, train, f"script in {where}: train:")
     recipe = run.get("recipe", content.get("recipe", ""))
@@ -183,11 +184,13 @@ def _read_settings(
     where: str, config_class: type, own: Mapping[str, Any], content: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Origin]]:
     """Return the flags of a run by name, and those of them that name another run."""
-    runs, shared = content["runs"], content.get("settings", {})
+    runs = content["runs"]
+    shared = content.get("settings", {})
     own_fields = {field.name: field for field in fields(config_class)}
     known = {name: field for name, field in own_fields.items() if not field.metadata["instead"]}
     elsewhere = {field.name for script in SCRIPTS.values() for field in fields(script)}
-    settings, origins = {}, {}
+    settings = {}
+    origins = {}
     for key, value in {**shared, **own}.items():
         if key in own_fields and key not in known:
             raise UserError(f"{where}: {key!r} is no setting of a run: {own_fields[key].metadata['instead']}")

@@ -61,9 +61,11 @@ def draw_dial(experiment: Experiment, folder: Folder) -> Figure | None:
     texts = ("what the teacher scores", "mIoU %"), ("what its student gains over the baseline", "points of mIoU")
     runs = [records[teacher] for _, teacher, _ in points]
     tied = [str(found[0].config.get("consistency")) if found else "" for found in runs]
-    noise, xlabel = [place for place, *_ in points], "noise of the label codes in teacher training"
+    noise = [place for place, *_ in points]
+    xlabel = "noise of the label codes in teacher training"
     if len(set(tied)) > 1:
-        noise, xlabel = [f"{place}\n{loss}" for place, loss in zip(noise, tied, strict=True)], f"{xlabel}, consistency"
+        noise = [f"{place}\n{loss}" for place, loss in zip(noise, tied, strict=True)]
+        xlabel = f"{xlabel}, consistency"
     for axis, (title, ylabel) in zip(axes, texts, strict=True):
         axis.set_xticks(range(len(points)), noise)
         axis.set(title=title, ylabel=ylabel, xlabel=xlabel)

@@ -95,7 +95,9 @@ def find_outcome(job: Job) -> Outcome | None:
     """
     try:
         mark = json.loads(job.mark.read_text(encoding="utf-8"))
-        done, commands, origins = mark["done"], mark["commands"], dict(mark["origins"])
+        done = mark["done"]
+        commands = mark["commands"]
+        origins = dict(mark["origins"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
     now = read_origins(job.folder.parent, job.needs)

@@ -51,9 +51,11 @@ def training_minutes(run: Run) -> float | None:
     """
     starts = [record["iteration"] for record in run.curves.get("start", ())]
     alone = all(s.get("threads") == 1 and str(s.get("device")).startswith("cpu") for s in run.curves.get("start", ()))
-    seconds, before = 0.0, 0
+    seconds = 0.0
+    before = 0
     for record in run.curves.get("train", ()):
-        at, speed = record["iteration"], record.get("images_per_second")
+        at = record["iteration"]
+        speed = record.get("images_per_second")
         if not speed:
             return None
         if alone and "cpu_seconds" in record:
@@ -73,7 +75,8 @@ def gains_by_seed(runs: Sequence[Run], base: Sequence[Run]) -> list[float]:
 
 def list_students(experiment: Experiment, folder: Folder) -> Table:
     """List the networks that see the image only, with the scores of their last and best checkpoints."""
-    records, rows = read_records(experiment, folder), []
+    records = read_records(experiment, folder)
+    rows = []
     for arm in experiment.arms.values():
         if arm.train == "student":
             runs = records[arm.name]
@@ -84,7 +87,8 @@ def list_students(experiment: Experiment, folder: Folder) -> Table:
 
 def list_published(experiment: Experiment, folder: Folder) -> Table:
     """List the rows of a published table: what was printed there, and what the runs of this experiment score."""
-    records, rows = read_records(experiment, folder), []
+    records = read_records(experiment, folder)
+    rows = []
     for arm in experiment.arms.values():
         if arm.row:
             runs = records[arm.name]
@@ -101,7 +105,9 @@ def summarise_students(experiment: Experiment, folder: Folder) -> Table:
     The second baseline is the one that was trained for as long as a teacher and its student. The time includes all
     that a run starts from.
     """
-    records, rows, times = read_records(experiment, folder), [], {}
+    records = read_records(experiment, folder)
+    rows = []
+    times = {}
     bases = experiment.baseline, experiment.equal_time
     for arm in experiment.arms.values():
         if arm.train == "student" and (found := scores(records[arm.name], "last")):
@@ -119,12 +125,42 @@ def list_briefly(experiment: Experiment, folder: Folder, names: Sequence[str]) -
     Raises:
         UserError: a name is no run of the experiment.
     """
-    records, rows = read_records(experiment, folder), []
+    records = read_records(experiment, folder)
+    rows = []
     for name in names:
         arm = lookup(experiment.arms, name, f"run of {experiment.name}")
         if found := scores(records[name], "last"):
             rows.append([arm.title, show_scores(found), show_total_minutes(experiment, records, name, found)])
     return _filled(["training", MIOU, "minutes of one core, teacher included"], rows)
+
+
+def list_progress(experiment: Experiment, folder: Folder, names: Sequence[str]) -> Table:
+    """List what the runs with these names score on the way: at each quarter of their length, mean over the seeds.
+
+    The scores are those of the validations in training. A quarter at which a run was not validated has a dash.
+
+    Raises:
+        UserError: a name is no run of the experiment.
+    """
+    records = read_records(experiment, folder)
+    rows = []
+    for name in names:
+        arm = lookup(experiment.arms, name, f"run of {experiment.name}")
+        runs = [run for run in records[name] if run.curves.get("val")]
+        if runs:
+            shown = [show_score_on_the_way(runs, quarter / 4) for quarter in (1, 2, 3, 4)]
+            rows.append([f"{arm.title} ({len(runs)})", *shown])
+    header = ["training (seeds)", "mIoU % after a quarter", "after half", "after three quarters", "at the end"]
+    return _filled(header, rows)
+
+
+def show_score_on_the_way(runs: Sequence[Run], share: float) -> str:
+    """Show mean and spread of the validations after a share of each run's iterations; a dash where one is missing."""
+    values = []
+    for run in runs:
+        on_the_way = {record["iteration"]: record["miou"] for record in run.curves["val"]}
+        values.append(on_the_way.get(share * run.config["max_iterations"]))
+    return "-" if None in values else style.spread(values)
 
 
 def show_total_minutes(experiment: Experiment, records: dict[str, list[Run]], name: str, seeds: Iterable[int]) -> str:
@@ -184,7 +220,9 @@ def list_pairs(experiment: Experiment, folder: Folder, pairs: Sequence[str]) -> 
 
 def _list_differences(experiment: Experiment, folder: Folder, pairs: Iterable[tuple[str, str]]) -> list[list[str]]:
     """Return a row for each pair of which both sides were run."""
-    arms, records, rows = experiment.arms, read_records(experiment, folder), []
+    arms = experiment.arms
+    records = read_records(experiment, folder)
+    rows = []
     for name, base in pairs:
         differences = gains_by_seed(records[name], records[base])
         if differences:

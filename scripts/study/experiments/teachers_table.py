@@ -26,7 +26,9 @@ def list_teachers(experiment: Experiment, folder: Folder) -> Table:
 
     Their scores are no segmentation results.
     """
-    records, rows, images = read_records(experiment, folder), [], {}
+    records = read_records(experiment, folder)
+    rows = []
+    images = {}
     for arm in experiment.arms.values():
         if arm.train != "teacher":
             continue

@@ -1,0 +1,142 @@
+"""What the teachers of an experiment know, beside what their students gain: a table and a picture.
+
+It is read from knowledge.json of each teacher, which teacher_knowledge.py --save writes.
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from statistics import mean, stdev
+
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+from scripts.study.analysis import style
+from scripts.study.analysis.record_files import Folder
+from scripts.study.analysis.runs import Run
+from scripts.study.experiments.definition import Arm, Experiment
+from scripts.study.experiments.tables import NOT_RUN, Table, read_records, scores
+from utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """What teacher_knowledge.py measured of one teacher: means over labelled pixels, in nats.
+
+    measured_on: the images and the reference networks. Numbers measured on others are not compared.
+    """
+
+    entropy: float
+    negative_log_likelihood: float
+    divergence: float
+    measured_on: str
+
+
+def read_knowledge(run: Run) -> Knowledge | None:
+    """Read knowledge.json of a run. Return None where there is none.
+
+    Raises:
+        UserError: the file is not what teacher_knowledge.py writes.
+    """
+    path = run.folder / "knowledge.json"
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        numbers = [float(content[key]) for key in ("entropy", "negative_log_likelihood", "divergence")]
+        where = f"{content['images']} images of {content['split']}, references {', '.join(content['references'])}"
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is no result of teacher_knowledge.py: {error!r}") from error
+    if not all(map(math.isfinite, numbers)):
+        raise UserError(f"{path} is no result of teacher_knowledge.py: a number is not finite")
+    return Knowledge(*numbers, where)
+
+
+def read_all(records: dict[str, list[Run]]) -> dict[str, dict[int, Knowledge]]:
+    """Return what is known of each arm's runs, by seed.
+
+    Raises:
+        UserError: teachers were measured on different images or beside different references.
+    """
+    known = {}
+    for name, runs in records.items():
+        found = {run.seed: read_knowledge(run) for run in runs}
+        known[name] = {seed: knowledge for seed, knowledge in found.items() if knowledge is not None}
+    places = {knowledge.measured_on for by_seed in known.values() for knowledge in by_seed.values()}
+    if len(places) > 1:
+        raise UserError(f"knowledge.json of different measurements: {'; '.join(sorted(places))}")
+    return known
+
+
+def list_knowledge(experiment: Experiment, folder: Folder) -> Table:
+    """List entropy, likelihood and divergence of the networks that were measured."""
+    known = read_all(read_records(experiment, folder))
+    rows = []
+    for name, by_seed in known.items():
+        if by_seed:
+            measured = list(by_seed.values())
+            columns = (
+                [knowledge.entropy for knowledge in measured],
+                [knowledge.negative_log_likelihood for knowledge in measured],
+                [knowledge.divergence for knowledge in measured],
+            )
+            rows.append([f"{experiment.arms[name].title} ({len(measured)})", *map(show_nats, columns)])
+    header = ["network (seeds)", "entropy", "negative log-likelihood", "divergence from the references"]
+    return header, rows or [[NOT_RUN, "", "", ""]]
+
+
+def show_nats(values: list[float]) -> str:
+    """Show the mean, and the standard deviation where there are several values."""
+    spread = f" ± {stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{mean(values):.3f}{spread}"
+
+
+def find_control(experiment: Experiment, student: Arm) -> str:
+    """Return the arm that a student's gain is counted from.
+
+    That is the baseline. For a student that starts from another network it is the arm that starts from the same one and
+    has no teacher; "" where there is none.
+    """
+    start = student.origins.get("pretrained")
+    if start is None:
+        return experiment.baseline
+    for arm in experiment.arms.values():
+        if arm.train == "student" and arm.origins.get("pretrained") == start and len(arm.origins) == 1:
+            return arm.name
+    return ""
+
+
+def draw_knowledge(experiment: Experiment, folder: Folder) -> Figure | None:
+    """Draw each student's gain against the divergence of its teacher, seed by seed.
+
+    Return None where no student with a score has a teacher that was measured.
+    """
+    records = read_records(experiment, folder)
+    known = read_all(records)
+    figure, axis = plt.subplots(figsize=(7.5, 4.2), layout="constrained")
+    drawn = 0
+    for arm in experiment.arms.values():
+        teacher = arm.origins.get("teacher_pretrained")
+        control = find_control(experiment, arm)
+        if teacher is None or not control:
+            continue
+        own, base = scores(records[arm.name], "last"), scores(records[control], "last")
+        points = []
+        for seed in sorted(own.keys() & base.keys()):
+            knowledge = known[teacher.run].get(experiment.next_seed(seed, teacher.shift))
+            if knowledge is not None:
+                points.append((knowledge.divergence, 100 * (own[seed] - base[seed])))
+        if points:
+            divergences, gains = zip(*points, strict=True)
+            look = {"marker": style.marker(drawn), "color": style.color(drawn), "linestyle": "none"}
+            axis.plot(divergences, gains, **look, label=arm.title)
+            drawn += 1
+    if not drawn:
+        plt.close(figure)
+        return None
+    axis.axhline(0, color="0.4", linestyle="--", linewidth=1)
+    axis.set(xlabel="divergence of the teacher's probabilities from the references', nats")
+    axis.set(ylabel="points of mIoU over the control", title=experiment.title)
+    axis.grid(color="0.92")
+    figure.legend(loc="outside lower center", fontsize=8)
+    return figure
