@@ -34,7 +34,7 @@ from models.prediction import Predictor
 from utils.colors import blend_classes, make_palette_picture, save_png
 from utils.errors import UserError, run_main
 from utils.files import require_apart, require_writable, write, write_text
-from utils.options import COMPUTING, NOTHING, RESULT, option, parse_flags
+from utils.options import COMPUTING, NOTHING, RESULT, convert, option, parse_flags
 
 RECIPES = Path(__file__).resolve().parent / "scripts" / "recipes"
 # keys of the JSON file -> how the means are called where they are printed
@@ -123,13 +123,13 @@ def check_outputs(config: EvalConfig) -> None:
             raise UserError(f"{flag} {file} is a folder: give the name of a file")
         require_writable(path.parent, f"{flag} {file}")
     folders = {"--save-pred": config.save_pred, "--blend": config.blend}
-    for flag, folder in folders.items():
-        if folder:
-            require_writable(Path(folder).expanduser(), f"{flag} {folder}")
     if config.save_pred and config.blend:
         first, second = (Path(folder).expanduser().resolve() for folder in folders.values())
         if first == second:
             raise UserError(f"--save-pred and --blend are both {config.blend}: give two folders")
+    for flag, folder in folders.items():
+        if folder:
+            require_writable(Path(folder).expanduser(), f"{flag} {folder}")
 
 
 def load_network(config: EvalConfig) -> Loaded:
@@ -156,14 +156,16 @@ def compute_as_trained(config: EvalConfig, card: Card) -> EvalConfig:
     """Take precision, memory layout and compilation from the network's training where no flag says otherwise.
 
     The score is then the one of the validation, to the last digit.
+
+    Raises:
+        UserError: the file holds a value that such a setting cannot have.
     """
-    trained = card.training.get("config", {})
+    trained = {"amp": "none", **card.training.get("config", {})}
     changes: dict[str, Any] = {}
-    if not config.amp:
-        changes["amp"] = trained.get("amp", "none")
-    for name in ("channels_last", "tf32", "deterministic", "compile"):
-        if getattr(config, name) is None:
-            changes[name] = trained.get(name)
+    for name in ("amp", "channels_last", "tf32", "deterministic", "compile"):
+        if getattr(config, name) in (None, "") and name in trained:
+            where = f"{config.pretrained}: {name} of its training"
+            changes[name] = convert(EvalConfig, name, trained[name], where)
     return replace(config, **changes)
 
 
@@ -191,7 +193,7 @@ def score_network(config: EvalConfig, loaded: Loaded, dataset: SegmentationDatas
     noise = loaded.noise
     if noise is not None:
         noise = runtime.place(noise)
-    predictor = Predictor(model, loaded.convention, noise, **config.views(), precision=runtime.precision)
+    predictor = Predictor(model, loaded.convention, noise, **config.get_view_options(), precision=runtime.precision)
     writer = PredictionWriter(config, dataset) if config.save_pred or config.blend else None
     scores = []
     for draw in range(config.draws):

@@ -34,7 +34,7 @@ from models.label_noise import LabelNoise
 from models.segmentor import Segmentor
 from models.user_networks import is_user_network
 from utils.errors import UserError, run_main
-from utils.options import flag_of, parse_flags
+from utils.options import get_flag, parse_flags
 from utils.pixels import CONVENTIONS, PixelConvention
 from utils.types import Draw, Output
 
@@ -75,7 +75,7 @@ class StudentStep(Step):
         if kd is not None:
             self.teacher_aux = any(getattr(loss, "reads_aux", False) for loss in kd.losses.values())
 
-    def networks(self) -> list[nn.Module]:
+    def list_networks(self) -> list[nn.Module]:
         """Return the student and its frozen teacher."""
         return [self.model] if self.teacher is None else [self.model, self.teacher]
 
@@ -174,7 +174,7 @@ def build_step(config: StudentConfig, spec: DatasetSpec, label_flags: Sequence[s
 def main(argv: Sequence[str] | None = None) -> None:
     settings = parse_settings(StudentConfig, "student", __doc__, RECIPES, argv)
     given = parse_flags(StudentConfig, __doc__, argv)
-    label_flags = [flag_of(name) for name in LABEL_FLAGS if name in given]
+    label_flags = [get_flag(name) for name in LABEL_FLAGS if name in given]
     with start_runtime(settings) as runtime:
         torch.manual_seed(settings.seed)
         settings = fit_to_data(settings, given, runtime)

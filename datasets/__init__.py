@@ -33,7 +33,7 @@ DATASETS: dict[str, DatasetSpec | Callable[[Path], DatasetSpec]] = {
 }
 
 
-def dataset_spec(name: str, root: str = "", classes: int | None = None) -> DatasetSpec:
+def get_dataset_spec(name: str, root: str = "", classes: int | None = None) -> DatasetSpec:
     """Return the spec of a data set. ``classes`` chooses the variant with that many classes.
 
     Raises:
@@ -56,7 +56,7 @@ def build_dataset(
     Raises:
         UserError: the data set or split is unknown, no root is given, or files are missing below it.
     """
-    spec = dataset_spec(name, root, classes)
+    spec = get_dataset_spec(name, root, classes)
     lookup(spec.splits, split, f"split of {name}")
     folder = _find_root(name, root) if spec.needs_root else Path()
     return SegmentationDataset(spec, folder, split, cache_gb)
@@ -89,7 +89,7 @@ def build_train_and_val(
     Raises:
         UserError: as ``build_dataset``; the augmentation is unknown; or the scales are no range of tenths.
     """
-    spec = dataset_spec(name, root, classes)
+    spec = get_dataset_spec(name, root, classes)
     augment = lookup(AUGMENTATIONS, augmentation, "augmentation")
     list_scales(*scale_range)  # to refuse a bad range here, not in a loader worker
     transform = partial(
@@ -156,13 +156,18 @@ def _check_single_logit(network: Classes, spec: DatasetSpec, name: str, source: 
 def _check_order(network: Classes, spec: DatasetSpec, name: str, source: str) -> None:
     """Check that network and data set number the classes that they share in the same order.
 
+    A few names that have another number may be two spellings of different classes, as "screen" in ADE20K.
+
     Raises:
-        UserError: they share two classes and number them differently.
+        UserError: two classes have changed places, or most of the shared classes have another number.
     """
     network_names = _simplify_names(network.class_names)
     data_names = _simplify_names(spec.names)
-    for k, (network_name, data_name) in enumerate(zip(network_names, data_names, strict=False)):
-        if network_name != data_name and network_name in data_names and data_name in network_names:
+    pairs = list(enumerate(zip(network_names, data_names, strict=False)))
+    moved = [k for k, (network_name, data_name) in pairs if network_name != data_name and network_name in data_names]
+    agreeing = sum(network_name == data_name for _, (network_name, data_name) in pairs)
+    for k in moved:
+        if data_names[k] in network_names or len(moved) > agreeing:
             raise UserError(
                 f"{source} has the classes in another order: its class {k} is {network.class_names[k]!r}, "
                 f"that of {name} is {spec.names[k]!r}"
@@ -198,7 +203,7 @@ def build_dataset_for_network(
     if not dataset:
         raise UserError(f"{source} does not say its data set: give --dataset and --data")
     name = _choose_variant(dataset, network.num_classes)
-    require_classes(network, dataset_spec(name, data), name, source, allow_other_names)
+    require_classes(network, get_dataset_spec(name, data), name, source, allow_other_names)
     return name, build_dataset(name, data, split)
 
 

@@ -159,7 +159,7 @@ class SegmentationDataset(Dataset):
             image, label = self.read(index)
         except UserError as error:
             return error
-        return *_to_tensors(image, label), index
+        return *_copy_to_tensors(image, label), index
 
 
 def _describe_missing(missing: list[Path], pairs: list[Pair]) -> str:
@@ -244,7 +244,7 @@ class TrainStream(Dataset):
         except UserError as error:
             return error
         rng = np.random.default_rng(derive_seed(self.seed, AUGMENTATION_STREAM, position))
-        return _to_tensors(*self.transform(image, label, rng))
+        return _copy_to_tensors(*self.transform(image, label, rng))
 
 
 @lru_cache(maxsize=2)
@@ -253,7 +253,7 @@ def _shuffle_indices(count: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng(derive_seed(seed, SHUFFLE_STREAM, epoch)).permutation(count)
 
 
-def _to_tensors(image: np.ndarray, label: np.ndarray) -> tuple[Tensor, Tensor]:
+def _copy_to_tensors(image: np.ndarray, label: np.ndarray) -> tuple[Tensor, Tensor]:
     """Copy an image ``[H, W, 3]`` to a tensor ``[3, H, W]`` and a label to a tensor ``[H, W]``, both uint8."""
     planes = np.stack(cv2.split(image))  # twice as fast as a transposed copy
     return torch.from_numpy(planes), torch.from_numpy(label.copy())
@@ -261,10 +261,10 @@ def _to_tensors(image: np.ndarray, label: np.ndarray) -> tuple[Tensor, Tensor]:
 
 def make_voc_colors(count: int) -> tuple[Rgb, ...]:
     """Make the first ``count`` colours of VOC's colour map. Data sets without published colours use them, too."""
-    return tuple((_voc_level(k, 0), _voc_level(k, 1), _voc_level(k, 2)) for k in range(count))
+    return tuple((_compute_voc_level(k, 0), _compute_voc_level(k, 1), _compute_voc_level(k, 2)) for k in range(count))
 
 
-def _voc_level(index: int, channel: int) -> int:
+def _compute_voc_level(index: int, channel: int) -> int:
     """Compute one channel, 0..255, of a colour of VOC's map: bit 3 j + channel of the index becomes bit 7 - j."""
     level = 0
     for j in range(3):

@@ -7,12 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from datasets.files import Arrays, Pair
 from utils.errors import UserError
-from utils.files import open_regular
+from utils.pictures import read_size
 
 GB = 1e9
 SHARED_MEMORY = Path("/dev/shm")
@@ -37,7 +36,7 @@ class SampleCache:
         Raises:
             UserError: the decoded pairs need more than ``limit_gb``, or more than the free shared memory.
         """
-        self.sizes = [_read_size(image) for image, _ in pairs]
+        self.sizes = [read_size(image) for image, _ in pairs]
         self.starts = np.concatenate([[0], np.cumsum([4 * height * width for height, width in self.sizes])])
         needed = int(self.starts[-1])
         if needed > limit_gb * GB:
@@ -93,18 +92,3 @@ def _allocate_shared(size: int) -> Tensor:
     except OSError as error:
         where = f"{SHARED_MEMORY} (docker: --shm-size; every rank on this host needs as much)"
         raise UserError(f"--cache-gb: {size / GB:.2f} GB do not fit in {where}: {error.strerror}") from error
-
-
-def _read_size(path: Path) -> tuple[int, int]:
-    """Read height and width of an image from its file header, after the turn that EXIF asks for.
-
-    Raises:
-        UserError: the file cannot be read.
-    """
-    try:
-        with open_regular(path) as source, Image.open(source) as file:
-            width, height = file.size
-            sides_swap = file.getexif().get(0x0112, 1) >= 5  # EXIF tag Orientation
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
-    return (width, height) if sides_swap else (height, width)

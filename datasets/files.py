@@ -2,6 +2,7 @@
 
 import os
 import re
+import string
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -12,7 +13,7 @@ from PIL import Image
 from datasets.matlab import read_mat_field
 from utils.errors import UserError
 from utils.files import decode_text
-from utils.pictures import content_of, open_picture, read_image, require_eight_bits
+from utils.pictures import open_picture, read_content, read_image, require_eight_bits
 
 Pair = tuple[Path, Path]  # the paths of an image and its label
 Arrays = tuple[np.ndarray, np.ndarray]  # an image and its label
@@ -22,6 +23,8 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 COLOR_MODES = ("RGB", "RGBA", "L", "P", "1", "LA", "PA")
 ID_MODES = ("L", "P", "1", "I", "I;16", "I;16B", "I;16L", "I;16N")
 RESCALED_MODES = re.compile(r"L;[24]|[L1];.*I")  # PIL's raw modes whose stored numbers it multiplies or inverts
+# what joined files and old editors leave in a list: byte-order marks, spaces of no width, DOS's end of a file
+INVISIBLE = "\ufeff\u200b\x1a" + string.whitespace
 MAX_FOUND = 8  # names of files that an error message lists where a folder is missing
 
 
@@ -54,7 +57,7 @@ def read_label(path: Path, indexed: bool = True, colored: bool = False) -> np.nd
     """
     if path.suffix == ".mat" and indexed:
         return read_mat_field(path, "S").astype(np.int64)
-    data = content_of(path)
+    data = read_content(path)
     # not through OpenCV, which turns a palette into grey levels
     return open_picture(path, data, lambda file: _convert_picture(path, file, data, indexed, colored))
 
@@ -102,12 +105,12 @@ def read_list(path: Path) -> list[str]:
         UserError: the file is missing or no text, lists a name twice, or lists a name outside the data set.
     """
     try:
-        lines = decode_text(content_of(path, "list file")).splitlines()
+        lines = decode_text(read_content(path, "list file")).splitlines()
     except ValueError as error:
         raise UserError(f"{path} is no text file: {error}; save it as UTF-8") from error
     line_numbers: dict[str, int] = {}
     for number, line in enumerate(lines, 1):
-        name = line.strip()
+        name = line.strip(INVISIBLE).strip()
         if not name:
             continue
         if name in line_numbers:

@@ -1,4 +1,4 @@
-"""``--class-weights``: the weights of the classes in the task loss, computed from the labels or read from a file."""
+"""Find the weights of the classes in the task loss (``--class-weights``): from the labels, a file, or the flag."""
 
 import math
 import os
@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from engine.loader import default_workers
+from engine.loader import count_default_workers
 from engine.run_folder import read_saved_settings
 from engine.runtime import Runtime
 from engine.settings import TrainConfig
@@ -23,7 +23,7 @@ COMPUTED = f"{AUTO}="  # how the setting begins once the weights of "auto" have 
 
 
 def resolve_class_weights(config: C, dataset: Any, runtime: Runtime) -> C:
-    """Replace the setting ``class_weights`` by the numbers it stands for, on every rank the same.
+    """Replace the setting ``class_weights`` by its numbers, the same on every rank.
 
     The numbers then stand in config.yaml and in the checkpoints. A resumed run takes the numbers of "auto" from there
     and does not count labels again. dataset: the training data set (``datasets.base.SegmentationDataset``).
@@ -106,7 +106,7 @@ def _compute_from_labels(dataset: Any, workers: int | None) -> str:
     """
     print(f"--class-weights auto: counting the pixels of {len(dataset)} training labels")
     if workers is None:
-        workers = default_workers()
+        workers = count_default_workers()
     counts = dataset.count_label_pixels(workers).tolist()
     if not any(counts):
         raise UserError("--class-weights auto: no pixel of the training labels has a class")

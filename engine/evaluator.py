@@ -1,4 +1,4 @@
-"""The one evaluator: validation during training and eval.py both call it."""
+"""Score a network on a data set. Validation during training and eval.py both call this."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from engine.loader import eval_batches
+from engine.loader import load_eval_batches
 from engine.lockstep import Lockstep
 from engine.metrics import ASSISTED, Metrics, confusion_matrix
 from engine.runtime import Runtime
@@ -33,7 +33,7 @@ def evaluate(
 ) -> Metrics:
     """Score a network on a data set. Each image counts once for any number of ranks.
 
-    workers: loader processes; 0 loads in this process, None takes ``default_workers``.
+    workers: loader processes; 0 loads in this process, None takes ``count_default_workers``.
     seed: the label noise of image i is a function of (seed, i).
     batch_size: of so many successive images, those of equal size go through the network together.
     on_prediction: called as ``(index, prediction [H, W])`` for each prediction of this rank.
@@ -42,12 +42,12 @@ def evaluate(
 
     Raises:
         Stopped: a rank was asked to stop.
-        UserError: an image cannot be read, by this rank or another; or the memory of this rank does not hold an image.
+        UserError: this or another rank cannot read an image, or an image does not fit in the memory of this rank.
     """
     mark = ASSISTED if predictor.noise is not None else ""
     scores = Scores(len(dataset), num_classes, runtime.device)
-    batches = eval_batches(dataset, workers, runtime, batch_size)
-    with closing(batches), eval_mode(predictor.model), make_bar(predictor, dataset, runtime, progress) as bar:
+    batches = load_eval_batches(dataset, workers, runtime, batch_size)
+    with closing(batches), switch_to_eval(predictor.model), make_bar(predictor, dataset, runtime, progress) as bar:
         for image, label, indices in Lockstep(batches, should_stop):
             draws = [Draw(derive_seed(seed, index)) for index in indices.tolist()]
             predictions = predict_within_memory(predictor, image, label, draws)
@@ -72,7 +72,7 @@ class Scores:
         self.confusion += counts
         self.areas[index] = torch.stack([counts.diagonal(), counts.sum(1), counts.sum(0)])
 
-    def metrics_so_far(self, images: int) -> Metrics:
+    def compute_metrics_so_far(self, images: int) -> Metrics:
         """Return the metrics of the images that this rank has counted."""
         return Metrics(self.confusion.cpu().numpy(), images)
 
@@ -84,11 +84,11 @@ class Scores:
 
 
 @contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Put a network into eval mode, and cuDNN's search for the fastest algorithm off.
+def switch_to_eval(model: nn.Module) -> Iterator[None]:
+    """Put a network into eval mode, and switch off cuDNN's search for the fastest algorithm.
 
-    Images have many sizes, and a search for each would take longer than it saves. What was there before is restored
-    after a success only: a failure ends the run.
+    Images have many sizes, and a search for each would take longer than it saves. The former modes are restored after a
+    success only, because a failure ends the run.
     """
     was_training = model.training
     was_searching = torch.backends.cudnn.benchmark
@@ -100,7 +100,7 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 def make_bar(predictor: Predictor, dataset: Dataset, runtime: Runtime, progress: bool) -> tqdm:
-    """Return the progress bar of rank 0; it shows only where a terminal looks on."""
+    """Make the progress bar of rank 0. It is shown on a terminal only."""
     total = len(range(runtime.rank, len(dataset), runtime.size))
     hidden = None if progress and runtime.is_main else True  # None: hidden unless the output is a terminal
     return tqdm(total=total, desc="eval", disable=hidden, leave=False)
@@ -110,15 +110,15 @@ def update_bar(bar: tqdm, images: int, scores: Scores, mark: str) -> None:
     """Advance the bar by some images. About every ten images, show the mIoU so far, with a mark behind it."""
     bar.update(images)
     if not bar.disable and bar.n % 10 < images:
-        miou = 100 * scores.metrics_so_far(bar.n).miou()
+        miou = 100 * scores.compute_metrics_so_far(bar.n).miou()
         bar.set_postfix_str(f"mIoU so far {miou:.2f} %{mark}")
 
 
 def predict_within_memory(predictor: Predictor, image: Tensor, label: Tensor, draws: Sequence[Draw]) -> Tensor:
-    """Predict the classes of a batch, image by image where the memory does not hold it at once.
+    """Predict the classes of a batch. If it does not fit in memory, predict one image after another.
 
     Raises:
-        UserError: the memory does not hold one image.
+        UserError: a single image does not fit in memory.
     """
     with suppress(torch.OutOfMemoryError):
         return predictor.predict_classes(image, label, draws)

@@ -1,6 +1,8 @@
-"""Say when a run is expected to end, and warn in time where that is far away."""
+"""Estimate when a run will end, and warn early if that is far away."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 
 LONGEST_WAIT = 20.0  # seconds after the first iteration, where no log record comes earlier
@@ -19,9 +21,9 @@ class FinishEstimate:
         self.is_given = False
 
     def estimate(self, iteration: int, is_logged: bool) -> float | None:
-        """Return the seconds that are left after an iteration, or None before it can be told and ever after.
+        """Return the seconds that are left after an iteration, once. Return None before and after that.
 
-        is_logged: the iteration is logged, so that its work is done on a GPU, too.
+        is_logged: whether the iteration is logged. Only then a GPU has surely done its work.
         """
         now = time.monotonic()
         if iteration == self.first:
@@ -33,9 +35,16 @@ class FinishEstimate:
             return (now - self.clock) / (iteration - self.first) * (self.max_iterations - iteration)
         return None
 
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Leave out the time that is spent inside."""
+        start = time.monotonic()
+        yield
+        self.clock += time.monotonic() - start
+
 
 def describe_finish(seconds: float, is_cpu: bool) -> str:
-    """Return a line that says when a run ends which has so many seconds left."""
+    """Describe the end of a run that has so many seconds left, in one line."""
     left = timedelta(seconds=round(seconds))
     end = datetime.now() + left
     text = f"expected to finish in {left}, on {end:%Y-%m-%d at %H:%M}, without the time of validations"

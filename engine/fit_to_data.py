@@ -1,19 +1,16 @@
-"""``--fit-to-data``: a crop no larger than the images, and a length that follows from how many there are."""
+"""Fit the settings to the training images (``--fit-to-data``): their size limits the crop, their number the length."""
 
 import statistics
 from collections.abc import Collection, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, TypeVar
 
-from PIL import Image
-
-from datasets import build_dataset, dataset_spec
+from datasets import build_dataset, get_dataset_spec
 from engine.run_folder import read_saved_settings
 from engine.runtime import Runtime
 from engine.settings import TrainConfig
-from utils.options import flag_of
-from utils.pictures import read_orientation
+from utils.options import get_flag
+from utils.pictures import read_size
 
 C = TypeVar("C", bound=TrainConfig)
 
@@ -36,26 +33,27 @@ def fit_to_data(settings: C, given: Collection[str], runtime: Runtime) -> C:
     Raises:
         UserError: the data set cannot be read.
     """
-    if not settings.fit_to_data or not dataset_spec(settings.dataset, settings.data, settings.classes).needs_root:
+    if not settings.fit_to_data or not get_dataset_spec(settings.dataset, settings.data, settings.classes).needs_root:
         return settings
-    return replace(settings, **runtime.agree(lambda: _find_fitted(settings, given)))
+    return replace(settings, **runtime.agree(lambda: _find_fitted_settings(settings, given)))
 
 
-def _find_fitted(settings: TrainConfig, given: Collection[str]) -> dict[str, Any]:
+def _find_fitted_settings(settings: TrainConfig, given: Collection[str]) -> dict[str, Any]:
+    """Return the fitted settings without those of ``given``, from the resumed run if there is one. Print them."""
     saved = read_saved_settings(settings)
     if all(name in saved for name in FITTED):
         fitted = {name: saved[name] for name in FITTED}
         fitted["crop_size"] = tuple(fitted["crop_size"])
     else:
-        fitted = fit(settings, image_sizes(settings))
+        fitted = compute_fitted_settings(settings, measure_images(settings))
     fitted = {name: value for name, value in fitted.items() if name not in given}
-    text = " ".join(f"{flag_of(name)} {_as_text(value)}" for name, value in fitted.items())
+    text = " ".join(f"{get_flag(name)} {_format_value(value)}" for name, value in fitted.items())
     print(f"fitted to the training images of {settings.data or settings.dataset}: {text}")
     return fitted
 
 
-def fit(settings: TrainConfig, sizes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fitted settings. sizes: ``count``, ``height`` and ``width`` of the images, the latter two medians."""
+def compute_fitted_settings(settings: TrainConfig, sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """Compute the fitted settings. sizes: as ``measure_images`` returns them."""
     sides = zip(settings.crop_size, (sizes["height"], sizes["width"]), strict=True)
     crop_size = tuple(min(side, max(DIVISOR, int(image) // DIVISOR * DIVISOR)) for side, image in sides)
     batch_size = min(settings.batch_size, sizes["count"])
@@ -71,29 +69,19 @@ def fit(settings: TrainConfig, sizes: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def image_sizes(settings: TrainConfig) -> dict[str, Any]:
-    """Return how many training images there are, and the medians of their heights and widths."""
+def measure_images(settings: TrainConfig) -> dict[str, Any]:
+    """Return ``count``, the number of training images, and the medians of their ``height`` and ``width``."""
     dataset = build_dataset(settings.dataset, settings.data, "train", settings.classes)
     step = max(1, len(dataset) // LOOKED_AT)
     heights = []
     widths = []
     for index in range(0, len(dataset), step):
-        width, height = _size_of(dataset.pairs[index][0])
+        height, width = read_size(dataset.pairs[index][0])
         heights.append(height)
         widths.append(width)
     return {"count": len(dataset), "height": statistics.median(heights), "width": statistics.median(widths)}
 
 
-def _size_of(path: Path) -> tuple[int, int]:
-    """Return width and height of an image file, as it is to be seen.
-
-    Raises:
-        UserError: the file cannot be read.
-    """
-    lies_on_its_side = read_orientation(path) > 4
-    with Image.open(path) as image:
-        return image.size[::-1] if lies_on_its_side else image.size
-
-
-def _as_text(value: object) -> str:
+def _format_value(value: object) -> str:
+    """Return a value as it is written on the command line."""
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)

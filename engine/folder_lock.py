@@ -12,12 +12,22 @@ from utils.errors import UserError
 
 NAME = ".lock"
 LOCKS: "WeakSet[FolderLock]" = WeakSet()
-# a loader process may outlive a killed run by seconds, the lock must not
-os.register_at_fork(after_in_child=lambda: [lock.close() for lock in LOCKS])
+
+
+def close_inherited_locks() -> None:
+    """Close the locks that a forked process has inherited.
+
+    A loader worker may outlive a killed run by seconds. The lock must not.
+    """
+    for lock in LOCKS:
+        lock.close()
+
+
+os.register_at_fork(after_in_child=close_inherited_locks)
 
 
 class FolderLock:
-    """The lock on a folder, which is made. It ends with ``close``, or with the process, however that ends."""
+    """Lock a folder, which is made if it does not exist. The end of the process ends the lock, too."""
 
     def __init__(self, folder: Path, flag: str = "--save-dir") -> None:
         """Take the lock. flag: the flag that names the folder, for messages.
@@ -47,6 +57,11 @@ class FolderLock:
             removed.close()
 
     def _take(self) -> IO[str]:
+        """Make the folder, and open and lock the file in it.
+
+        Raises:
+            UserError: the folder cannot be written, or somebody else has the lock.
+        """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             # not emptied, and not through a link: it may be somebody else's
@@ -64,7 +79,7 @@ class FolderLock:
         return file
 
     def close(self) -> None:
-        """Release the lock."""
+        """Close the file of the lock. The lock ends when no process has it open any more."""
         self.file.close()
 
     def release(self) -> None:

@@ -1,4 +1,4 @@
-"""Load batches in an order that depends on the position alone, not on workers, ranks or the past."""
+"""Load batches in an order that depends on the iteration alone, not on workers, ranks or earlier batches."""
 
 import multiprocessing
 import os
@@ -18,14 +18,14 @@ from utils.errors import first_line
 MAX_WORKERS = 4
 
 
-def default_workers() -> int:
+def count_default_workers() -> int:
     """Return how many loader workers a rank has by default: at most its share of the cores given to this job."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     return min(MAX_WORKERS, max(1, cores // ranks))
 
 
-def train_batches(
+def load_train_batches(
     stream: Dataset, start: int, stop: int, batch_size: int, workers: int | None, runtime: Runtime
 ) -> Generator:
     """Yield ``(image, label)`` on the device for iterations ``start .. stop - 1``.
@@ -38,7 +38,7 @@ def train_batches(
     return _load(stream, [range(first, first + share) for first in firsts], workers, runtime.device)
 
 
-def eval_batches(dataset: Dataset, workers: int | None, runtime: Runtime, batch_size: int = 1) -> Generator:
+def load_eval_batches(dataset: Dataset, workers: int | None, runtime: Runtime, batch_size: int = 1) -> Generator:
     """Yield ``(image, label, indices)`` of every ``size``-th image from ``rank``, the indices on the host.
 
     Of ``batch_size`` successive images, those of equal size come together.
@@ -53,7 +53,7 @@ def _load(dataset: Dataset, batches: Sequence[Iterable[int]], workers: int | Non
 
     Workers are forked where the system can: they share the image cache, and start quickly.
     """
-    workers = min(default_workers() if workers is None else workers, len(batches))
+    workers = min(count_default_workers() if workers is None else workers, len(batches))
     can_fork = "fork" in multiprocessing.get_all_start_methods()
     require_descriptors(workers)
     loader = DataLoader(

@@ -80,6 +80,11 @@ class FiniteWatch:
             raise LossNotFinite(self.explain("the gradient is not finite", self.last_iteration, self.last_terms))
 
     def _check_pending(self) -> None:
+        """Check the loss that was watched last.
+
+        Raises:
+            LossNotFinite: it is not finite.
+        """
         if self.pending is None:
             return
         iteration, names, values, copied = self.pending
@@ -93,7 +98,7 @@ class FiniteWatch:
 
 
 def handle_stop_signals(handler: Callable[[int, Any], None]) -> dict[int, Any]:
-    """Have ``handler`` called at the signals that ask to stop. Return the handlers that were there before.
+    """Call ``handler`` at the signals that ask to stop, from now on. Return the handlers that were there before.
 
     SIGHUP is left alone where it is ignored, as nohup does.
     """
@@ -104,7 +109,7 @@ def handle_stop_signals(handler: Callable[[int, Any], None]) -> dict[int, Any]:
 class StopRequest:
     """Remember the signals that ask to stop, so that the loop can save before it ends.
 
-    The end of torchrun's agent counts as one: nobody would watch over this process any more.
+    The end of torchrun's agent counts as such a signal, because nobody watches over this process any more.
     """
 
     def __init__(self) -> None:
@@ -113,6 +118,7 @@ class StopRequest:
         self.previous_handlers = handle_stop_signals(self._receive)
 
     def _receive(self, number: int, frame: object) -> None:
+        """Note a signal. A second Ctrl-C ends the process at once."""
         if self.received and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = True
@@ -140,7 +146,7 @@ class Lockstep:
 
     Only a failed fetch and a request to stop are shared. An error in the body of the loop ends its own rank alone.
 
-    all_left: whether the ranks stopped together, early; then a collective save is safe.
+    all_left: whether all ranks have stopped early, before the same batch. A collective save is then safe.
     """
 
     def __init__(self, batches: Iterator, should_stop: Callable[[], bool] = lambda: False) -> None:

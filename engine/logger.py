@@ -26,7 +26,7 @@ MACHINE = ("images_per_second", "cpu_seconds", "memory_gb")  # terms that say so
 RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes
 
 
-def device_name(device: torch.device) -> str:
+def get_device_name(device: torch.device) -> str:
     """Return the name of the GPU or the processor."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
@@ -36,15 +36,15 @@ def device_name(device: torch.device) -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def peak_memory_gb() -> float:
+def measure_peak_memory_gb() -> float:
     """Return the most this process has held so far, in 10^9 bytes: on its GPU if it uses one, else in RAM."""
     if torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT / 1e9
 
 
-def assisted_mark(card: Mapping[str, Any]) -> str:
-    """Return the mark of a score or prediction by a network that reads the label; nothing for any other."""
+def get_assisted_mark(card: Mapping[str, Any]) -> str:
+    """Return the mark of a network that reads the label, for its scores and predictions. It is empty for others."""
     return ASSISTED if card.get("label_noise") else ""
 
 
@@ -54,7 +54,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         **{package: version(package) for package in ("torch", "torchvision", "timm", "numpy")},
         "opencv-python": cv2.__version__,  # or opencv-python-headless
-        "device": f"{device.type}: {device_name(device)}",
+        "device": f"{device.type}: {get_device_name(device)}",
         "threads": torch.get_num_threads(),
         "git": read_git_revision() or "unknown",
     }
@@ -70,15 +70,15 @@ def read_git_revision() -> str:
 
 
 class RunLogger:
-    """Write the records of one run to ``folder``; on other ranks than 0 every method does nothing."""
+    """Write the records of one run to ``folder``. On other ranks than 0 every method does nothing."""
 
     def __init__(
         self, folder: Path, enabled: bool, start: int, validated: int, stop: int, header: Mapping[str, Any]
     ) -> None:
         """Open the log, and drop the records of an interrupted run that are later than its checkpoint.
 
-        start, validated: the iteration that the run continues from, and the last one whose validation is finished.
-        stop: the last iteration. header: what the first record says.
+        start: the iteration that the run continues from. validated: the last iteration whose validation is finished.
+        stop: the last iteration. header: the content of the first record.
         """
         self.enabled = enabled
         if not enabled:
@@ -91,7 +91,7 @@ class RunLogger:
         self.file = path.open("a", buffering=1)
         self.writer = SummaryWriter(str(folder), purge_step=start + 1 if start else None)
         self.stop = stop
-        self.mark = assisted_mark(header["card"])
+        self.mark = get_assisted_mark(header["card"])
         self.first_time: float | None = None  # of the first record of training, which took longer than others
         self.first_iteration = start
         self.bar = tqdm(
@@ -107,13 +107,13 @@ class RunLogger:
     def log_scalars(self, tag: str, values: Mapping[str, float | None], iteration: int) -> None:
         """Write a record, TensorBoard curves ``tag/name``, and one line on the terminal.
 
-        A record of training ("train") also says how much memory was used; one of validation ("val") whether the score
-        is that of a network that reads the label.
+        A record of training ("train") also says how much memory was used. A record of validation ("val") also says if
+        the network reads the label.
         """
         if not self.enabled:
             return
         if tag == "train":
-            values = {**values, "memory_gb": peak_memory_gb()}
+            values = {**values, "memory_gb": measure_peak_memory_gb()}
         record = {"event": tag, "iteration": iteration, **values}
         if tag == "val" and self.mark:
             record["label_assisted"] = True
@@ -141,7 +141,7 @@ class RunLogger:
         return ", ".join(parts)
 
     def mark_tag(self, tag: str) -> str:
-        """Return a tag; one of validation says of an assisted network's scores and predictions what they are."""
+        """Return a TensorBoard tag. A tag of validation gets the mark of a network that reads the label."""
         return tag.replace("val", "val" + self.mark.replace(" ", "_"), 1)
 
     def log_image(self, tag: str, image: np.ndarray, iteration: int) -> None:
@@ -155,7 +155,7 @@ class RunLogger:
             self.bar.update(iteration - self.bar.n)
 
     def print_line(self, text: str, quiet: bool = False) -> None:
-        """Print a line on the terminal; a quiet one shows as the bar's postfix where there is a bar."""
+        """Print a line on the terminal. Where there is a bar, a quiet line becomes the text behind it."""
         if not self.enabled:
             return
         try:
@@ -182,7 +182,7 @@ class RunLogger:
 
 
 def is_kept(line: str, start: int, validated: int) -> bool:
-    """Whether a record is of an iteration that a resume keeps; a line cut off by a kill, or damaged, is of none."""
+    """Whether a resumed run keeps a record of its log: those of later iterations and damaged lines are dropped."""
     try:
         record = json.loads(line)
         return record["iteration"] <= (validated if record["event"] in ("val", "val_iou") else start)

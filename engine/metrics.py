@@ -30,8 +30,8 @@ def confusion_matrix(prediction: Tensor, label: Tensor, num_classes: int) -> Ten
 class Metrics:
     """Scores of a confusion matrix, as fractions.
 
-    confusion: int64 ``[K, K]``, rows = label, columns = prediction. areas: int64 ``[images, 3, K]``: for every image
-    and class the pixels of the intersection, the label and the prediction.
+    confusion: int64 ``[K, K]``, rows = label, columns = prediction.
+    areas: int64 ``[images, 3, K]``, for every image and class the pixels of the intersection, label and prediction.
     """
 
     confusion: np.ndarray
@@ -94,12 +94,12 @@ class Metrics:
         means: dict[str, float | None] = {}
         for key in ("iou", *CLASS_SCORES):
             scores = getattr(self, key)
-            by_class[key] = {name: or_none(value) for name, value in zip(names, scores.tolist(), strict=True)}
-            means[f"mean_{key}"] = or_none(self.mean(scores, absent_as_zero))
+            by_class[key] = {name: make_json_number(value) for name, value in zip(names, scores.tolist(), strict=True)}
+            means[f"mean_{key}"] = make_json_number(self.mean(scores, absent_as_zero))
         iou = by_class["iou"]
         return {
             "miou": means.pop("mean_iou"),
-            "pixel_accuracy": or_none(self.pixel_accuracy),
+            "pixel_accuracy": make_json_number(self.pixel_accuracy),
             **means,
             **by_class,
             "absent": [name for name, value in iou.items() if value is None],
@@ -121,6 +121,6 @@ class Metrics:
         return "\n".join(rows)
 
 
-def or_none(value: float) -> float | None:
-    """Return a finite value as it is, and None for one that is not: JSON has no NaN."""
+def make_json_number(value: float) -> float | None:
+    """Return a finite value as it is, and None for NaN and infinity, which JSON does not have."""
     return value if math.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""How a network is evaluated: the views of an image whose logits are averaged."""
+"""Declare the settings of an evaluation: which views of an image are predicted and averaged."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -10,18 +10,18 @@ view_option = partial(option, group="evaluation")
 
 @dataclass(frozen=True)
 class Protocol:
-    """What a recipe may say of evaluation: its data set, and these settings as ``eval.<name>``."""
+    """Hold the settings of evaluation that a recipe may give: the data set, and the others as ``eval.<name>``."""
 
     dataset: str = option("", "data set (default: the checkpoint's)", group="data")
     resize: tuple[int, int] | None = view_option(
         None, "long and short side that images are resized to fit, keeping the ratio (MMSegmentation)", minimum=32
     )
-    scales: tuple[float, ...] = view_option((1.0,), "input scales whose logits are averaged", minimum=0.05)
+    scales: tuple[float, ...] = view_option((1.0,), "input scales whose logits are averaged", minimum=0.05, maximum=16)
     flip: bool = view_option(False, "average with the mirrored input")
     window: tuple[int, int] | None = view_option(None, "height and width of a sliding window", minimum=32)
     stride: tuple[int, int] | None = view_option(None, "step of the window (default: two thirds of it)", minimum=1)
 
-    def views(self) -> dict[str, object]:
+    def get_view_options(self) -> dict[str, object]:
         """Return the arguments of ``Predictor``."""
         return {name: getattr(self, name) for name in ("scales", "flip", "window", "stride", "resize")}
 

@@ -21,19 +21,20 @@ LAST = "last.pth"
 PREVIOUS = "previous.pth"
 BEST = "best.pth"
 LOG = "metrics.jsonl"
-SET_ASIDE = "damaged.pth"  # the name of an unusable last.pth after the previous one has taken its place
+DAMAGED = "damaged.pth"  # the name of an unusable last.pth after the previous one has taken its place
+UNUSED = "unused.pth"  # the name of a last.pth after --resume has named another checkpoint of the same folder
 RUN_FILES = (BEST, LOG, "events.out.tfevents.*", PREVIOUS, LAST)  # patterns of the files that a run writes
 MAX_LISTED = 5  # files that an error lists
 
 
 class RunFolder:
-    """The one record of a run: its folder, the lock on it, the checkpoint it continues from, and its inputs.
+    """Hold the one record of a run: its folder, the lock on it, the checkpoint it continues from, and its inputs.
 
-    Only rank 0 reads and writes; what it finds is sent to the others, so that no file system need be shared.
+    Only rank 0 reads and writes. It sends the other ranks what it reads, so that hosts need not share a file system.
     """
 
     def __init__(self, path: Path, runtime: Runtime, inputs: Mapping[str, str], source: Path | None = None) -> None:
-        """Args: source: the checkpoint to continue from, None for a new run."""
+        """source: the checkpoint to continue from; None for a new run."""
         self.path = path
         self.runtime = runtime
         self.inputs = inputs
@@ -97,17 +98,36 @@ class RunFolder:
         self.runtime.agree(lambda: self._prepare_for_writing(settings))
 
     def _prepare_for_writing(self, settings: TrainConfig) -> None:
+        """Prepare the folder, on rank 0. Afterwards ``last.pth`` is what the run continues from, if it is there."""
         if not self.is_source:
             for pattern in RUN_FILES:
                 for path in self.path.glob(pattern):
                     path.unlink()
             if self.source is not None:
                 self._copy_from_source()
-        elif self.last_was_unusable and (self.path / LAST).exists():
-            os.replace(self.path / LAST, self.path / SET_ASIDE)
+        elif self.last_was_unusable:
+            self._rename_last(DAMAGED)
+        elif self.source.name != LAST:
+            self._make_source_the_last()
         save_yaml(settings, self.path / "config.yaml")
 
+    def _rename_last(self, name: str) -> None:
+        """Give ``last.pth`` another name, if there is one."""
+        if (self.path / LAST).exists():
+            os.replace(self.path / LAST, self.path / name)
+
+    def _make_source_the_last(self) -> None:
+        """Put a copy of the source in the place of ``last.pth``.
+
+        Without that, a run that is killed before its first save would go on from the wrong checkpoint. And the first
+        save would keep the unwanted ``last.pth`` as ``previous.pth``.
+        """
+        content = read_bytes(self.source)
+        self._rename_last(UNUSED)
+        write(self.path / LAST, lambda file: file.write(content))
+
     def _copy_from_source(self) -> None:
+        """Copy the source and the files beside it that belong to its run."""
         for name in (BEST, LOG, LAST):
             path = self.source if name == LAST else self.source.with_name(name)
             if path.is_file():
@@ -134,9 +154,9 @@ class RunFolder:
 
 
 def open_run_folder(settings: TrainConfig, runtime: Runtime, inputs: Mapping[str, str]) -> RunFolder:
-    """Lock the run's folder and find the checkpoint to resume from. Nothing that exists is changed.
+    """Lock the run's folder and find the checkpoint to resume from. Files that exist are left as they are.
 
-    Rank 0 does both. The other ranks hear of the checkpoint, and hold no lock.
+    Rank 0 does both. The other ranks are told the checkpoint, and hold no lock.
 
     Raises:
         UserError: the folder cannot be written, is in use, or holds what would be lost; or there is no such checkpoint.
@@ -153,7 +173,7 @@ def open_run_folder(settings: TrainConfig, runtime: Runtime, inputs: Mapping[str
 
 
 def adapt_to_restart(settings: TrainConfig, folder: Path) -> TrainConfig:
-    """Have a job that torchrun restarts continue its run, even where its flags say to start anew."""
+    """Change the settings of a job that torchrun restarts: it continues its run, also if flags say to start anew."""
     is_restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
     has_checkpoint = any((folder / name).exists() for name in (LAST, PREVIOUS))
     if is_restart and (has_checkpoint or not settings.resume):
@@ -162,10 +182,10 @@ def adapt_to_restart(settings: TrainConfig, folder: Path) -> TrainConfig:
 
 
 def find_resume_source(settings: TrainConfig, folder: Path) -> Path | None:
-    """Find the checkpoint to resume from; None for a new run.
+    """Find the checkpoint to resume from. Return None for a new run.
 
-    The result may be a ``last.pth`` that does not exist, if its folder holds ``previous.pth``: ``RunFolder.restore``
-    then takes that one.
+    The result may be a ``last.pth`` that does not exist, if its folder holds ``previous.pth``. ``RunFolder.restore``
+    then takes ``previous.pth``.
 
     Raises:
         UserError: there is no such file, or what the folder holds would be lost.
@@ -180,7 +200,7 @@ def find_resume_source(settings: TrainConfig, folder: Path) -> Path | None:
         source = locate_checkpoint(settings.resume)
         if source.parent.resolve() == folder.resolve():
             return folder / source.name
-    if settings.overwrite or not files or only_started(folder, files, settings.resume == "auto"):
+    if settings.overwrite or not files or is_barely_started(folder, files, settings.resume == "auto"):
         return source
     if is_resumable:
         what = "holds a run: --resume auto continues it, "
@@ -191,7 +211,7 @@ def find_resume_source(settings: TrainConfig, folder: Path) -> Path | None:
 
 
 def read_saved_settings(settings: TrainConfig) -> dict[str, Any]:
-    """Return the settings in the config.yaml of the run that is resumed; empty if no run is, or the file is damaged."""
+    """Read the config.yaml of the run that is resumed. Return {} if no run is resumed or the file is damaged."""
     if not settings.resume or settings.overwrite:
         return {}
     folder = Path(settings.save_dir if settings.resume == "auto" else settings.resume).expanduser()
@@ -223,10 +243,10 @@ def locate_checkpoint(resume: str) -> Path:
     return path
 
 
-def only_started(folder: Path, files: list[str], resumes: bool) -> bool:
+def is_barely_started(folder: Path, files: list[str], resumes: bool) -> bool:
     """Whether a folder holds the log of a run that ended before its first checkpoint, and nothing of value.
 
-    resumes: such a run is done again, so that its training records have no value either.
+    resumes: whether the run is to be resumed. It then starts again, so that records of training have no value either.
     """
     if LOG not in files or {LAST, PREVIOUS, BEST} & {*files}:
         return False
@@ -235,7 +255,7 @@ def only_started(folder: Path, files: list[str], resumes: bool) -> bool:
 
 
 def read_events(log: Path) -> set[str]:
-    """Return the kinds of the records in a log; "unknown" where a record is damaged."""
+    """Return the kinds of the records in a log, or {"unknown"} if a record is damaged."""
     lines = log.read_bytes().split(b"\n")[:-1] if log.is_file() else []  # a kill may cut the last one off
     try:
         return {json.loads(line)["event"] for line in lines}
@@ -258,7 +278,7 @@ def read_resumable(path: Path, settings: TrainConfig, inputs: Mapping[str, str])
 
 
 def warn_about_resume(path: Path, problems: list[UserError], size_before: int | None, size: int) -> None:
-    """Print what is unusual about a resume: the previous checkpoint is used, or the world size has changed."""
+    """Warn if the previous checkpoint is used, or if the world size has changed."""
     if problems:
         print(f"warning: {problems[0]}: continuing from {path}", file=sys.stderr)
     if size_before not in (None, size):

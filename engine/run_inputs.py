@@ -1,4 +1,4 @@
-"""What a run is trained with, and whether a run to be continued was trained with the same."""
+"""Describe what a run is trained with, and refuse to continue a run that was trained with something else."""
 
 import hashlib
 import json
@@ -10,35 +10,38 @@ from typing import Any
 
 from datasets import Data
 from engine.runtime import Runtime
-from engine.settings import TrainConfig, file_settings, resumable_settings
-from models.checkpoints.reading import find_checkpoint
+from engine.settings import TrainConfig, list_file_settings, list_resumable_settings
+from models.checkpoints.reading import list_checkpoint_files
 from utils import files
 from utils.errors import UserError
 
 
 class OtherRun(UserError):
-    """A checkpoint is intact, and is of another run than the one to be continued."""
+    """A checkpoint is intact, but belongs to another run than the one to be continued."""
 
 
 def describe_inputs(settings: TrainConfig, data: Data) -> dict[str, str]:
-    """Describe what a run depends on and its settings only name: hashes of files, images, and the meaning of labels."""
+    """Describe the inputs that the settings only name: hashes of weight files, of image lists and of the classes."""
     described = {}
-    for name in file_settings(type(settings)):
-        path = find_checkpoint(getattr(settings, name))
-        if path.is_file():
-            described[name] = files.digest_of(path)[:16]
+    for name in list_file_settings(type(settings)):
+        digest = hashlib.sha256()
+        found = list_checkpoint_files(getattr(settings, name))
+        for path in found:
+            files.compute_digest(path, digest)
+        if found:
+            described[name] = digest.hexdigest()[:16]
     spec = data.spec
     root = str(Path(settings.data).expanduser())
     described["training"] = describe_images(data.train.dataset.pairs, root)
     described["validation"] = describe_images(data.val.pairs, root)
     other_ids = {ending: asdict(ids) for ending, ids in spec.other_ids.items()}
     meaning = repr((spec.names, asdict(spec.ids), other_ids))
-    described["classes"] = f"{len(spec.names)}, {short_hash(meaning)}"
+    described["classes"] = f"{len(spec.names)}, {compute_short_hash(meaning)}"
     return described
 
 
 def agree_on_inputs(settings: TrainConfig, data: Data, runtime: Runtime) -> dict[str, str]:
-    """Describe what the run depends on, and check that every rank has the same: hosts may have copies of their own.
+    """Describe the inputs of the run, and check that every rank has the same. Hosts may have copies of their own.
 
     Raises:
         UserError: this rank has other files than rank 0.
@@ -55,10 +58,10 @@ def agree_on_inputs(settings: TrainConfig, data: Data, runtime: Runtime) -> dict
 def describe_images(pairs: Sequence[tuple[Path, Path]], root: str) -> str:
     """Return the number of images, and a hash of their names and their order."""
     lines = [f"{str(image).removeprefix(root)}\t{str(label).removeprefix(root)}" for image, label in pairs]
-    return f"{len(pairs)} images, {short_hash(*lines)}"
+    return f"{len(pairs)} images, {compute_short_hash(*lines)}"
 
 
-def short_hash(*lines: str) -> str:
+def compute_short_hash(*lines: str) -> str:
     """Return the first digits of a hash of lines."""
     return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()[:16]
 
@@ -77,14 +80,15 @@ def check_same_run(content: Mapping[str, Any], settings: TrainConfig, inputs: Ma
         recorded = dict(content.get("inputs", {}))
     except (KeyError, TypeError, ValueError):
         raise UserError("it is damaged: it does not hold the settings of its run") from None
-    old = with_defaults(saved, type(settings))
-    new = to_plain(asdict(settings))
-    may_differ = resumable_settings(type(settings))
-    for name in file_settings(type(settings)):  # the same file may lie elsewhere now
+    old = add_defaults(saved, type(settings))
+    new = make_plain(asdict(settings))
+    may_differ = list_resumable_settings(type(settings))
+    for name in list_file_settings(type(settings)):  # the same file may lie elsewhere now
         if name in recorded and recorded[name] == inputs.get(name):
             may_differ.add(name)
     advice = "another --save-dir keeps both, --overwrite starts anew in its place"
-    old_role, new_role = name_role(saved), name_role(asdict(settings))
+    old_role = name_role(saved)
+    new_role = name_role(asdict(settings))
     if old_role != new_role:
         raise OtherRun(f"{name_resumed(settings)} the run of a {old_role}, and this is a {new_role}: {advice}")
     changed = [f"{k}: {old[k]!r} -> {new[k]!r}" for k in new if k not in may_differ and new[k] != old[k]]
@@ -99,14 +103,14 @@ def check_same_run(content: Mapping[str, Any], settings: TrainConfig, inputs: Ma
 
 
 def name_role(settings: Mapping[str, Any]) -> str:
-    """Return whose run has these settings: a teacher's, a student's or a baseline's."""
+    """Return the role that has these settings: "teacher", "student" or "baseline"."""
     if "single_path" in settings:
         return "teacher"
     return "baseline" if str(settings.get("kd", "")).strip() == "none" else "student"
 
 
 def name_resumed(settings: TrainConfig) -> str:
-    """Begin a sentence about the run that was to be resumed."""
+    """Return the beginning of a sentence about the run that was to be resumed."""
     if settings.resume == "auto":
         return f"--resume auto: {settings.save_dir} holds"
     if settings.resume:
@@ -114,11 +118,11 @@ def name_resumed(settings: TrainConfig) -> str:
     return f"--save-dir {settings.save_dir} holds"
 
 
-def with_defaults(saved: Mapping[str, Any], config_class: type) -> dict[str, Any]:
-    """Return a run's settings; a setting that is younger than the run had its default value."""
-    return {**to_plain(asdict(config_class())), **saved}
+def add_defaults(saved: Mapping[str, Any], config_class: type) -> dict[str, Any]:
+    """Return the settings of a run. A setting that did not exist yet gets its default value."""
+    return {**make_plain(asdict(config_class())), **saved}
 
 
-def to_plain(value: Any) -> Any:
-    """Return a value with tuples as lists, the form that yaml and json give back."""
+def make_plain(value: Any) -> Any:
+    """Return a value with lists in place of tuples, as yaml and JSON return it."""
     return json.loads(json.dumps(value))

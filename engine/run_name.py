@@ -1,4 +1,4 @@
-"""Name a run by default: what it is, and in what it differs from its recipe."""
+"""Make the default name of a run: its role, data set and network, and the settings that differ from its recipe."""
 
 import re
 from pathlib import Path
@@ -12,10 +12,10 @@ NETWORK = ("dataset", "model", "backbone")  # what the name of every run begins 
 def make_run_name(role: str, settings: Any, usual: Any) -> str:
     """Return a name such as ``student-voc-pspnet-resnet18_v1s-kd=cwd=3-seed=1``.
 
-    It has the role, the data set, the network, and each setting that is not usual. A file is called by its folder. The
-    student's teacher is named only where it is not the teacher of the usual name.
+    The name has the role, the data set, the network, and each setting that is not usual. A file is called by its
+    folder. The student's teacher is named only if its run does not have the usual name.
 
-    usual: the settings without the flags. One that is REQUIRED is always the user's, and does not tell runs apart.
+    usual: the settings without the flags. A setting that is REQUIRED in them is not part of the name.
     """
     network = "-".join(str(getattr(settings, key)) for key in NETWORK)
     parts = [f"{role}-{network}"]
@@ -43,7 +43,7 @@ def name_value(value: object) -> str:
 
 
 def name_file(value: str, network: str) -> str:
-    """Return the name of a file; a run's checkpoint is called by its folder, without the network's name."""
+    """Return a short name of a file. A run's checkpoint is called by its folder, without the network's name."""
     path = Path(value)
     run = path.absolute().parent.name.replace(f"-{network}", "")
     if path.stem == "best":

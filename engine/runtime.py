@@ -15,14 +15,14 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from engine.norms import ExactNorm, SyncedNorm, replace_norms
 from engine.step import Step
 from utils.distributed import all_reduce
 from utils.errors import UserError, explain_error
-from utils.norms import ExactNorm, SyncedNorm, replace_norms
 
 PRECISIONS = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 OPTIONS = ("amp", "channels_last", "tf32", "deterministic", "compile")
-TIMEOUT = timedelta(minutes=30)  # of what ranks wait for each other
+TIMEOUT = timedelta(minutes=30)  # how long ranks wait for each other
 T = TypeVar("T")
 
 
@@ -47,6 +47,7 @@ class Runtime:
 
     @property
     def is_main(self) -> bool:
+        """Whether this is rank 0, which writes and prints for all ranks."""
         return self.rank == 0
 
     @property
@@ -62,9 +63,9 @@ class Runtime:
     def prepare(self, step: Step) -> nn.Module:
         """Move, lay out and compile a step, and wrap it in DDP. Return what the loop calls.
 
-        BatchNorm statistics are shared by ranks on CUDA only, since torch has no such layer elsewhere; on the CPU they
-        are exact. Buffers are not broadcast at each forward: a step may run its network twice before one backward,
-        which plain BatchNorm under buffer broadcasting does not survive. ``Trainer.save`` aligns them.
+        BatchNorm statistics are shared by ranks on CUDA only, since torch has no such layer elsewhere. On the CPU they
+        are exact. DDP does not broadcast buffers: that would change BatchNorm's buffers between the two forward passes
+        of a step, and its backward pass would fail. ``Trainer.save`` makes buffers equal on all ranks.
         """
         if self.size > 1 and self.device.type == "cuda":
             replace_norms(step, SyncedNorm)
@@ -72,7 +73,7 @@ class Runtime:
             replace_norms(step, ExactNorm)
         self.place(step)
         if self.compile:
-            for network in step.networks():
+            for network in step.list_networks():
                 network.compile()
         if not dist.is_initialized():
             return step
@@ -85,12 +86,12 @@ class Runtime:
         """Return the context in which networks compute."""
         return torch.autocast(self.device.type, dtype=self.precision, enabled=self.precision is not None)
 
-    def scaler(self) -> torch.amp.GradScaler:
+    def make_scaler(self) -> torch.amp.GradScaler:
         """Return the loss scaler, which is enabled in fp16 only."""
         return torch.amp.GradScaler(self.device.type, enabled=self.amp == "fp16")
 
     def agree(self, value: T | Callable[[], T]) -> T:
-        """Return rank 0's value on every rank. A function is called on rank 0 alone; its failure is raised on all."""
+        """Return rank 0's value on every rank. A function is called on rank 0 alone, and its error raised on all."""
         answer: list[Any] = [None, None]
         if self.is_main:
             try:
@@ -167,9 +168,10 @@ def _configure_torch(runtime: Runtime) -> None:
 
 
 def _join_group(backend: str) -> None:
-    """Join the process group, after a restart on one host under a prefix of its own.
+    """Join the process group.
 
-    torchrun's store still has the addresses of the processes that ended.
+    After a restart on one host, the group takes a prefix of its own in torchrun's store. The store still has the
+    addresses of the processes that ended.
     """
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     is_on_one_host = os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]

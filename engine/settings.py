@@ -1,7 +1,8 @@
-"""Settings: default < recipe yaml < flag. One flat record a script; the flags are made from its fields.
+"""Declare the settings of training, and find their values: default < recipe yaml < flag.
 
-Each field says at its declaration what it affects (``utils.options.option``): the result, only the way of computing
-it, or nothing. What may differ on resume and what names a run follows from that.
+Each script has one flat record of settings. The flags are made from its fields. Each field says at its declaration what
+it affects (``utils.options.option``): the result, only the way of computing it, or nothing. From that follows which
+settings may differ on resume, and which name a run.
 """
 
 import dataclasses
@@ -22,7 +23,7 @@ from models.architectures import ARCHITECTURES
 from models.checkpoints.imagenet import get_implied_settings
 from utils.errors import UserError, lookup, nearest
 from utils.files import read_yaml, write_text
-from utils.options import COMPUTING, NOTHING, REQUIRED, RESULT, convert, flag_of, list_marked, option, parse_flags
+from utils.options import COMPUTING, NOTHING, REQUIRED, RESULT, convert, get_flag, list_marked, option, parse_flags
 from utils.pixels import CONVENTIONS
 
 C = TypeVar("C")
@@ -62,7 +63,7 @@ def describe_datasets() -> dict[str, str]:
 
 
 def describe_models() -> dict[str, str]:
-    """Return what ``--help`` says of each architecture: what its function is about, and the arguments of a variant."""
+    """Return what ``--help`` says of each architecture: the first line of its function, and a variant's arguments."""
     lines = {}
     for name, build in ARCHITECTURES.items():
         text = ""
@@ -78,7 +79,7 @@ def describe_models() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """What both training scripts share. Names are CIRKD's where CIRKD has one."""
+    """Hold the settings that both training scripts have. Where CIRKD has such a flag, it has the same name."""
 
     recipe: str = output_option(
         "", "name of a file in scripts/recipes, or a path to a yaml file", instead="write recipe: beside settings:"
@@ -120,19 +121,22 @@ class TrainConfig:
     power: float = optimisation_option(0.9, "exponent of the polynomial decay", minimum=0)
     warmup_iterations: int = optimisation_option(0, "linear warm-up from a tenth of the learning rate", minimum=0)
     optimizer: str = optimisation_option("sgd", "sgd, or adamw", choices=("sgd", "adamw"))
-    momentum: float = optimisation_option(0.9, "of SGD; the first beta of AdamW", minimum=0)
+    momentum: float = optimisation_option(0.9, "momentum of SGD; the first beta of AdamW", minimum=0)
     weight_decay: float = optimisation_option(
-        1e-4, "of SGD on every parameter, of AdamW not on norms and biases", minimum=0
+        1e-4, "weight decay, by SGD of every parameter, by AdamW not of norms and biases", minimum=0
     )
     task_loss: str = method_option("", "in place of the architecture's: ce, ohem, dice, or a sum such as ce+dice")
     class_weights: str = method_option(
         "",
-        "of cross entropy and OHEM: auto (frequency^-0.5), numbers such as 1,2.5,1, or a file (losses/README.md)",
+        "weights of the classes in cross entropy and OHEM: auto (frequency^-0.5), numbers such as 1,2.5,1, or a file "
+        "(docs/losses.md)",
     )
     ignored_in_mean: bool = method_option(
         False, "cross entropy over all pixels, ignored ones too, as MMSegmentation has it"
     )
-    label_smoothing: float = method_option(0.0, "of the classes in the task loss, 0 to 1", minimum=0, maximum=1)
+    label_smoothing: float = method_option(
+        0.0, "smoothing of the labels in the task loss, 0 to 1", minimum=0, maximum=1
+    )
     aux_weight: float | None = method_option(
         None, "weight of auxiliary losses (default: the architecture's)", minimum=0
     )
@@ -153,7 +157,7 @@ class TrainConfig:
     )
     save_dir: str = output_option(
         "",
-        "where the run goes (default: runs/<role>-<dataset>-<model>-<backbone>-<what differs>)",
+        "folder of the run (default: runs/<role>-<dataset>-<model>-<backbone>-<what differs>)",
         instead="give --output to experiment.py",
     )
     save_per_iters: int = output_option(800, "iterations between checkpoints", minimum=1)
@@ -169,7 +173,7 @@ class TrainConfig:
         False, "start anew in a save_dir that holds a run", instead="remove the run's folder to do it again"
     )
     seed: int = optimisation_option(
-        0, "of every random draw", minimum=0, instead="write it into the list seeds: of the file"
+        0, "seed of every random draw", minimum=0, instead="write it into the list seeds: of the file"
     )
     device: str = machine_option("auto", "where to run", choices=("auto", "cpu", "cuda"))
     backend: str = machine_option("auto", "between processes: gloo lets them share a GPU", choices=("auto", "gloo"))
@@ -196,12 +200,14 @@ class TrainConfig:
         None, "factor on the label plane (default: the pixel convention's)", minimum=0
     )
     code_std: float | None = method_option(
-        None, "of --label-codes near: deviation of the codes from the table", minimum=0
+        None, "standard deviation of the codes from the table, with --label-codes near", minimum=0
     )
 
 
 @dataclass(frozen=True)
 class TeacherConfig(TrainConfig):
+    """Hold the settings of train_teacher.py."""
+
     single_path: bool = method_option(False, "one noised label an image and no consistency, instead of LAD's two")
     consistency: str = method_option("cwd=5", "distance between the two paths and its weight, or none")
     label_codes: str = method_option(
@@ -214,6 +220,8 @@ class TeacherConfig(TrainConfig):
 
 @dataclass(frozen=True)
 class StudentConfig(TrainConfig):
+    """Hold the settings of train_student.py."""
+
     other_class_names: bool = method_option(
         False,
         "take a teacher none of whose class names is one of the data set's",
@@ -242,27 +250,27 @@ TRAINED = {"teacher": TeacherConfig, "student": StudentConfig, "baseline": Stude
 ROLES: dict[str, type] = {**TRAINED, "eval": Protocol}
 
 
-def settings_without_effect(config_class: type) -> set[str]:
+def list_settings_without_effect(config_class: type) -> set[str]:
     """Return the names of the settings that do not change the result, or only its rounding."""
     return {field.name for field in dataclasses.fields(config_class) if field.metadata["affects"] != RESULT}
 
 
 # settings that do not make two runs different experiments
-SAME_EXPERIMENT = {"seed"} | settings_without_effect(TeacherConfig) | settings_without_effect(StudentConfig)
+SAME_EXPERIMENT = {"seed"} | list_settings_without_effect(TeacherConfig) | list_settings_without_effect(StudentConfig)
 
 
-def resumable_settings(config_class: type) -> set[str]:
+def list_resumable_settings(config_class: type) -> set[str]:
     """Return the names of the settings that may differ when a run is resumed."""
     return list_marked(config_class, "may_differ")
 
 
-def loader_settings(config_class: type) -> set[str]:
-    """Return the names of the settings of the loader: how much of the machine it may use."""
+def list_loader_settings(config_class: type) -> set[str]:
+    """Return the names of the settings that say how much of the machine the loader may use."""
     fields = dataclasses.fields(config_class)
     return {f.name for f in fields if f.metadata["group"] == "data" and f.metadata["affects"] == NOTHING}
 
 
-def file_settings(config_class: type) -> set[str]:
+def list_file_settings(config_class: type) -> set[str]:
     """Return the names of the settings that name a file."""
     return list_marked(config_class, "is_file")
 
@@ -277,8 +285,8 @@ def parse_settings(
     role: "teacher" or "student". recipes: the folder of the recipes that are known by name.
 
     Raises:
-        UserError: an unknown flag, recipe, method or recipe key; a recipe that cannot be read; a value of the wrong
-            type or out of range, one that is missing, or a strength of label codes that have none.
+        UserError: a flag, recipe, method or recipe key is unknown, a recipe cannot be read, or a value is wrong or
+            missing.
     """
     flags = parse_flags(config_class, description, argv)
     role, recipe = choose_recipe(role, flags, recipes)
@@ -329,7 +337,7 @@ def require_values(settings: Any, without_flags: Mapping[str, Any], flags: Mappi
     """
     for field in dataclasses.fields(settings):
         if without_flags.get(field.name) == REQUIRED and field.name not in flags:
-            flag = flag_of(field.name)
+            flag = get_flag(field.name)
             needed = f"recipe {flags['recipe']} needs {flag} ({flag} '' does without)"
             raise UserError(f"{needed}: {field.metadata['help']}")
 

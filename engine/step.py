@@ -6,19 +6,19 @@ from torch import Tensor, nn
 
 
 class Step(nn.Module):
-    """One training step as a module: the network ``model`` that is trained, and what helps it.
+    """Compute the losses of one training step. The step holds the network ``model`` that is trained, and the losses.
 
     ``forward(image, label, draw, pixel_divisor)`` takes a normalised image ``[B, 3, H, W]``, its label ``[B, H, W]``,
     the source of random numbers, and the divisor that ``losses.task.TaskLoss`` explains. It returns
-    ``{"loss": ..., named terms}``. DDP wraps the whole step, so that losses with parameters are synchronised and
-    optimised with the network.
+    ``{"loss": ..., named terms}``. DDP wraps the whole step. So losses with parameters are synchronised and optimised
+    with the network.
     """
 
     model: nn.Module
     task: nn.Module
 
     def compute_pixel_divisor(self, label: Tensor) -> Tensor:
-        """Return what the task loss divides its sum over this rank's pixels by; see ``losses.task.TaskLoss``."""
+        """Compute the divisor of the task loss, whose sum is over this rank's pixels; see ``losses.task.TaskLoss``."""
         return self.task.compute_pixel_divisor(label)
 
     @property
@@ -26,16 +26,16 @@ class Step(nn.Module):
         """Return the module that turns labels into input planes of ``model``; None for an image-only network."""
         return None
 
-    def networks(self) -> list[nn.Module]:
+    def list_networks(self) -> list[nn.Module]:
         """Return ``model`` and the frozen networks that help it."""
         return [self.model]
 
-    def network_prefixes(self) -> tuple[str, ...]:
+    def list_network_prefixes(self) -> tuple[str, ...]:
         """Return the prefixes under which the networks' tensors lie in this module's state dict."""
         names = {id(module): name for name, module in self.named_modules()}
-        return tuple(f"{names[id(network)]}." for network in self.networks())
+        return tuple(f"{names[id(network)]}." for network in self.list_networks())
 
-    def loss_state(self) -> dict[str, Any]:
+    def get_loss_state(self) -> dict[str, Any]:
         """Return the state of everything that is not a network: projectors and queues of the losses."""
-        prefixes = self.network_prefixes()
+        prefixes = self.list_network_prefixes()
         return {key: value for key, value in self.state_dict().items() if not key.startswith(prefixes)}

@@ -75,11 +75,11 @@ class StepMemory(NamedTuple):
 def estimate_step_memory(step: Step, settings: TrainConfig, runtime: Runtime) -> StepMemory | None:
     """Return what a step will hold at most on this rank's device, or None where that cannot be told.
 
-    What lasts is added up from its sizes. For the rest, a copy of the step runs forwards and
-    backwards on tensors that have a shape and no content, and what is alive at a time is counted. Work space of
-    convolutions, the allocator's rounding and the program itself are not in it.
+    The sizes of weights, queues and optimizer state are added up. For the rest, a copy of the step runs forwards and
+    backwards on tensors without content, and the bytes that are alive at a time are counted. Work space of
+    convolutions, the allocator's rounding and the program itself are left out.
     """
-    modules = (step, *step.networks())
+    modules = (step, *step.list_networks())
     tensors = {id(t): t for module in modules for t in (*module.parameters(), *module.buffers())}.values()
     learnable = sum(parameter.nbytes for parameter in step.parameters() if parameter.requires_grad)
     lasting = sum(tensor.nbytes for tensor in tensors) + STATES[settings.optimizer] * learnable
@@ -107,7 +107,7 @@ def count_step(step: Step, tensors: list[Tensor], settings: TrainConfig, runtime
 
 
 def run_parts(counted: nn.Module, image: Tensor, label: Tensor, settings: TrainConfig, runtime: Runtime) -> None:
-    """Compute gradients of a batch. Two parts are as many as need a part's memory beside older gradients."""
+    """Compute gradients of the first two parts of a batch. Later parts need as much memory as the second."""
     parts = settings.accumulate
     pixel_divisor = counted.compute_pixel_divisor(label) / parts
     for x, y in list(zip(image.chunk(parts), label.chunk(parts), strict=True))[:2]:

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from datasets import Data, build_train_and_val
 from engine.evaluator import evaluate
 from engine.finish import FinishEstimate, describe_finish
-from engine.loader import train_batches
+from engine.loader import load_train_batches
 from engine.lockstep import FiniteWatch, Lockstep, LossNotFinite, Stopped, StopRequest
-from engine.logger import RunLogger, assisted_mark, describe_environment
-from engine.metrics import Metrics, or_none
+from engine.logger import RunLogger, describe_environment, get_assisted_mark
+from engine.metrics import Metrics, make_json_number
 from engine.preview import make_preview
 from engine.run_folder import BEST, LAST, RunFolder, open_run_folder
-from engine.run_inputs import agree_on_inputs, to_plain
+from engine.run_inputs import agree_on_inputs, make_plain
 from engine.runtime import Runtime
 from engine.settings import TrainConfig
 from engine.step import Step
@@ -31,7 +31,7 @@ from models.checkpoints.loading import initialise
 from models.prediction import Predictor
 from utils.distributed import broadcast_values
 from utils.errors import UserError
-from utils.memory import GIB, count_sharers, free_memory, require_memory
+from utils.memory import GIB, count_sharers, get_free_memory, require_memory
 from utils.pixels import CONVENTIONS
 from utils.seeding import derive_seed
 from utils.types import Draw
@@ -57,10 +57,10 @@ def load_data(settings: TrainConfig) -> Data:
 
 
 def train(step: Step, data: Data, settings: TrainConfig, runtime: Runtime) -> Metrics | None:
-    """Train a step in its run's folder, from the start or from where the folder stands.
+    """Train a step in its run's folder, from the start or from the folder's checkpoint.
 
     Raises:
-        UserError: the batch cannot be divided, the folder cannot be used, a file cannot be read, a loss is not finite.
+        UserError: the batch cannot be divided, the folder cannot be used, or as ``Trainer.run``.
         Stopped: a signal asked to stop. Everything done so far has been saved.
     """
     check_batch(settings, runtime)
@@ -73,7 +73,7 @@ def train(step: Step, data: Data, settings: TrainConfig, runtime: Runtime) -> Me
         state = TrainingState(step, settings, runtime, start)
         if folder.source is not None:
             folder.restore(state, settings)
-        broadcast_values(state.shared_buffers())  # DDP aligns parameters only
+        broadcast_values(state.list_shared_buffers())  # DDP aligns parameters only
         return Trainer(wrapped, state, data, folder, settings, runtime).run()
 
 
@@ -81,7 +81,7 @@ def check_batch(settings: TrainConfig, runtime: Runtime) -> None:
     """Check that the batch divides over the ranks and that its images fit in memory.
 
     Raises:
-        UserError: it does not, or they do not.
+        UserError: the batch does not divide, or the images do not fit.
     """
     parts = settings.accumulate
     if settings.batch_size % (runtime.size * parts):
@@ -93,7 +93,7 @@ def check_batch(settings: TrainConfig, runtime: Runtime) -> None:
     require_memory(size, f"--batch-size {settings.batch_size}: the images alone", advice, runtime.device)
 
 
-def learning_rate(settings: TrainConfig, iteration: int) -> float:
+def compute_learning_rate(settings: TrainConfig, iteration: int) -> float:
     """Return ``(lr - min_lr) * (1 - i / max_iterations)^power + min_lr``, i from 0, after a linear warm-up if any."""
     remaining = 1 - iteration / settings.max_iterations
     decayed = (settings.lr - settings.min_lr) * remaining**settings.power + settings.min_lr
@@ -135,11 +135,11 @@ class Trainer:
         self.finite = FiniteWatch(self.explain_not_finite)
 
     def run(self) -> Metrics | None:
-        """Train from where the run stands. Return the metrics of the last validation; None if the run was complete.
+        """Train from the current iteration. Return the metrics of the last validation, None if the run was complete.
 
         Raises:
-            UserError: a loss is not finite, a file cannot be read or written, BatchNorm sees a single value, no
-                training label has a labelled pixel, or a validation image is too large for the memory.
+            UserError: a loss is not finite, a file cannot be read or written, or the data cannot be trained on. See the
+                methods below.
             Stopped: a signal asked to stop. Everything done so far has been saved. This is a SystemExit.
         """
         must_validate = self.owes_validation()
@@ -182,7 +182,7 @@ class Trainer:
             best = "not measured"
             if self.state.best_miou is not None:
                 best = f"{100 * self.state.best_miou:.2f} %"
-            mark = assisted_mark(self.card)
+            mark = get_assisted_mark(self.card)
             print(f"{self.folder.path} is finished: {self.state.iteration} iterations, best mIoU {best}{mark}")
 
     def start_logging(self) -> None:
@@ -191,7 +191,7 @@ class Trainer:
             "world_size": self.runtime.size,
             **describe_environment(self.runtime.device),
             "runtime": self.runtime.describe(),
-            "config": to_plain(asdict(self.settings)),
+            "config": make_plain(asdict(self.settings)),
             "card": self.card,
         }
         self.logger = RunLogger(
@@ -224,14 +224,14 @@ class Trainer:
         each = f" in each of {copies} processes" if copies > 1 else ""
         how = "counted on tensors without content"
         self.logger.print_line(f"a step needs about {total:.1f} GiB on {device}{each} ({how})")
-        free = free_memory(device)
+        free = get_free_memory(device)
         if free is not None and needed.passing * copies > free:  # the weights are in memory already
             advice = "take a smaller --batch-size or --crop-size, or --accumulate"
             self.logger.print_line(f"warning: {free / GIB:.1f} GiB are free, which may be too little: {advice}")
 
     def open_batches(self) -> None:
         """Start the loader at the first iteration that is not done."""
-        self.loaded = train_batches(
+        self.loaded = load_train_batches(
             self.data.train,
             self.first_iteration,
             self.settings.max_iterations,
@@ -257,7 +257,7 @@ class Trainer:
             self.report_finish()
             self.logger.advance(self.state.iteration)
             if self.is_validation_due():
-                with self.pace.paused():
+                with self.pace.pause(), self.finish.pause():
                     self.validate()
             elif self.state.iteration % self.settings.save_per_iters == 0:
                 self.save()
@@ -265,7 +265,7 @@ class Trainer:
     def train_step(self, image: Tensor, label: Tensor) -> dict[str, Tensor]:
         """Train one iteration on this rank's share of the global batch. In fp16 the update may be skipped.
 
-        Return the terms of the share; their mean over the ranks is that of the batch.
+        Return the terms of the share. The mean of the ranks' terms is the term of the batch.
 
         Raises:
             UserError: BatchNorm sees a single value per channel.
@@ -285,7 +285,7 @@ class Trainer:
 
     def set_learning_rate(self) -> None:
         """Give the optimizer the learning rate of the current iteration."""
-        rate = learning_rate(self.settings, self.state.iteration)
+        rate = compute_learning_rate(self.settings, self.state.iteration)
         for group in self.state.optimizer.param_groups:
             group["lr"] = rate
 
@@ -296,7 +296,7 @@ class Trainer:
             LossNotFinite: too many steps in a row overflowed.
         """
         scaler = self.state.scaler
-        buffers = self.state.shared_buffers()
+        buffers = self.state.list_shared_buffers()
         copies = copy_values(buffers)
         scale = scaler.get_scale()
         terms = self.backward_in_parts(image, label)
@@ -373,8 +373,8 @@ class Trainer:
         self.check_labels()
         means = {name: self.runtime.reduce(term.clone(), "mean").item() for name, term in terms.items()}
         if self.skipped_steps:
-            means = {name: or_none(value) for name, value in means.items()}
-        lr = learning_rate(self.settings, done - 1)
+            means = {name: make_json_number(value) for name, value in means.items()}
+        lr = compute_learning_rate(self.settings, done - 1)
         self.logger.log_scalars("train", {**means, "lr": lr, **speed}, done)
         self.pace.restart(done)
 
@@ -388,19 +388,22 @@ class Trainer:
         """Check that the training labels hold a class, once every image was seen or at the end of the run.
 
         Raises:
-            UserError: they do not.
+            UserError: no pixel has a class, or with ``--class-weights`` none whose weight is above 0.
         """
         done = self.state.iteration
         is_epoch_over = done >= self.first_iteration + len(self.data.train.dataset) / self.settings.batch_size
         is_whole_run_over = done == self.settings.max_iterations and self.first_iteration == 0
-        if (is_epoch_over or is_whole_run_over) and not self.labelled_pixels:
-            raise UserError(f"no pixel of the training labels has a class: {COUNT_PIXELS}")
+        if not (is_epoch_over or is_whole_run_over) or self.labelled_pixels:
+            return
+        weights = self.settings.class_weights
+        kind = f"a class with a weight above 0 (--class-weights {weights})" if weights else "a class"
+        raise UserError(f"no pixel of the training labels has {kind}: {COUNT_PIXELS}")
 
     def validate(self) -> None:
         """Write ``last.pth``, score the network, and write ``best.pth`` if the score is the best so far.
 
-        Label noise has ``evaluate``'s default seed, which is also eval.py's: all runs see the same noise. A validation
-        that fails or is stopped is done again on resume.
+        The label noise has the default seed of ``evaluate``, which is also that of eval.py. So all runs see the same
+        noise. A validation that fails or is stopped is done again on resume.
 
         Raises:
             UserError: an image cannot be read or is too large for the memory, or a checkpoint cannot be written.
@@ -416,7 +419,7 @@ class Trainer:
             self.settings.workers,
             should_stop=self.stop_request,
         )
-        miou = or_none(self.metrics.miou())
+        miou = make_json_number(self.metrics.miou())
         self.log_scores(miou)
         self.state.validated = self.state.iteration
         if miou is not None and (self.state.best_miou is None or miou > self.state.best_miou):
@@ -433,11 +436,11 @@ class Trainer:
         if miou is None:
             reason = f"no pixel of the validation labels has a class: {COUNT_PIXELS}"
             self.logger.print_line(f"warning: no score, no {BEST}: {reason}")
-        accuracy = or_none(self.metrics.pixel_accuracy)
+        accuracy = make_json_number(self.metrics.pixel_accuracy)
         self.logger.log_scalars("val", {"miou": miou, "pixel_accuracy": accuracy}, iteration)
         per_class = {}
         for name, iou in zip(self.card["class_names"], self.metrics.iou.tolist(), strict=True):
-            per_class[f"iou/{name}"] = or_none(iou)
+            per_class[f"iou/{name}"] = make_json_number(iou)
         self.logger.write_record({"event": "val_iou", "iteration": iteration, **per_class})
 
     def log_preview(self) -> None:
@@ -446,14 +449,14 @@ class Trainer:
         self.logger.log_image("val/prediction", picture, self.state.iteration)
 
     def save(self, name: str = LAST) -> None:
-        """Write a checkpoint. Every rank takes part: running statistics and buffers are rank 0's from here on.
+        """Write a checkpoint. Every rank takes part, and takes over rank 0's running statistics and buffers.
 
         Raises:
             LossNotFinite: a value to be saved is not finite.
             UserError: the file cannot be written, or what the run had written is gone; on every rank.
         """
-        self.finite.check(self.state.tensors_to_check())
-        broadcast_values(self.state.shared_buffers())
+        self.finite.check(self.state.list_tensors_to_check())
+        broadcast_values(self.state.list_shared_buffers())
         keep_previous = name == LAST and self.saved_iteration != self.state.iteration
         self.runtime.agree(partial(self.write_checkpoint, name, keep_previous))
         if name == LAST:
@@ -461,21 +464,21 @@ class Trainer:
 
     def write_checkpoint(self, name: str, keep_previous: bool) -> None:
         """Collect what a checkpoint holds and write it, on rank 0."""
-        content = self.checkpoint_content(name)
+        content = self.make_checkpoint_content(name)
         self.folder.write_checkpoint(name, content, keep_previous)
 
-    def checkpoint_content(self, name: str) -> dict[str, Any]:
+    def make_checkpoint_content(self, name: str) -> dict[str, Any]:
         """Return what a checkpoint holds; only ``last.pth`` has what a resume needs."""
         content = {
             **self.card,
-            **self.state.progress(),
-            "config": to_plain(asdict(self.settings)),
+            **self.state.get_progress(),
+            "config": make_plain(asdict(self.settings)),
             "inputs": dict(self.folder.inputs),
             "world_size": self.runtime.size,
-            "model": self.state.model_weights(),
+            "model": self.state.get_model_weights(),
         }
         if name == LAST:
-            content |= self.state.resume_entries()
+            content |= self.state.get_resume_entries()
         return content
 
     def save_after_signal(self) -> None:
@@ -538,7 +541,7 @@ class Pace:
         }
 
     @contextmanager
-    def paused(self) -> Iterator[None]:
+    def pause(self) -> Iterator[None]:
         """Leave out the time that is spent inside."""
         clock = time.perf_counter()
         processor = time.process_time()

@@ -1,4 +1,4 @@
-"""What training changes: weights, optimizer, loss scale, progress. It is saved, and restored on resume."""
+"""Hold, save and restore everything that training changes: weights, optimizer, loss scale and progress."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,29 +7,32 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from engine.norms import has_trained_statistics
 from engine.optimizers import OPTIMIZERS
 from engine.runtime import Runtime
 from engine.settings import TrainConfig
 from engine.step import Step
 from utils import checkpoint
 from utils.errors import UserError, first_line
-from utils.norms import has_trained_statistics
+from utils.files import is_list
 
 UNCLEAR_PROGRESS = "it is damaged: it does not say how its run began and how far it was"
 
 
 class TrainingState:
-    """The step, its optimizer and loss scaler, and how far the run is.
+    """Hold the step, its optimizer and loss scaler, and the progress of the run.
 
-    iteration: how many are done. validated: the last one whose validation is finished. best_miou, best_iteration: of
-    the best validation, None before the first. start: in words, what the weights were initialised from. frozen_norms:
-    the names of the BatchNorm layers that ``--freeze-bn`` keeps in eval mode.
+    iteration: the number of iterations that are done.
+    validated: the last iteration whose validation is finished.
+    best_miou, best_iteration: score and iteration of the best validation; None before the first one.
+    start: the weights that training started from, in words.
+    frozen_norms: the names of the BatchNorm layers that ``--freeze-bn`` keeps in eval mode.
     """
 
     def __init__(self, step: Step, settings: TrainConfig, runtime: Runtime, start: str = "") -> None:
         self.step = step
         self.start = start
-        self.scaler = runtime.scaler()
+        self.scaler = runtime.make_scaler()
         learnable = [parameter for parameter in step.parameters() if parameter.requires_grad]
         self.optimizer = OPTIMIZERS[settings.optimizer](learnable, settings)
         self.iteration = 0
@@ -59,7 +62,12 @@ class TrainingState:
         self._restore_progress(content)
 
     def _restore_losses(self, saved: Mapping[str, Any]) -> None:
-        if saved.keys() != self.step.loss_state().keys():
+        """Load the projectors and queues of the losses.
+
+        Raises:
+            UserError: the checkpoint has those of other losses.
+        """
+        if saved.keys() != self.step.get_loss_state().keys():
             raise UserError("it was trained with other losses")
         self.step.load_state_dict(dict(saved), strict=False)  # not strict: the networks are not in it
 
@@ -76,6 +84,11 @@ class TrainingState:
                     raise ValueError(f"{key} does not fit its parameter")
 
     def _restore_progress(self, content: Mapping[str, Any]) -> None:
+        """Take over the progress of the run, and which layers are frozen. Files of older versions lack some entries.
+
+        Raises:
+            UserError: an entry is missing, or has a value that it cannot have.
+        """
         self.start = content.get("start")
         self.iteration = content.get("iteration")
         self.best_miou = content.get("best_miou")
@@ -87,21 +100,23 @@ class TrainingState:
         if "frozen_norms" in content:
             self.frozen_norms = content["frozen_norms"]
         elif self.frozen_norms:  # older files were trained with every norm frozen
-            self.frozen_norms = list(norms_in_training(self.step))
+            self.frozen_norms = list(find_norms_in_training(self.step))
         counts = (self.iteration, self.validated, self.best_iteration or 0)
         if not all(type(count) is int and count >= 0 for count in counts):
             raise UserError(UNCLEAR_PROGRESS)
         if type(self.best_miou) not in (float, type(None)) or type(self.start) is not str:
             raise UserError(UNCLEAR_PROGRESS)
+        if not is_list(self.frozen_norms, str) or set(self.frozen_norms) - set(find_norms_in_training(self.step)):
+            raise UserError("it is damaged: the BatchNorm layers that it calls frozen are not those of this network")
 
     def set_train_mode(self) -> None:
-        """Put the step into train mode, but for the frozen BatchNorm layers."""
+        """Put the step into train mode, except for the frozen BatchNorm layers."""
         self.step.train()
         for name in self.frozen_norms:
             self.step.get_submodule(name).eval()
 
-    def progress(self) -> dict[str, Any]:
-        """Return how far the run is, as it is saved."""
+    def get_progress(self) -> dict[str, Any]:
+        """Return the entries of a checkpoint that say how far the run is."""
         return {
             "start": self.start,
             "iteration": self.iteration,
@@ -110,30 +125,30 @@ class TrainingState:
             "best_iteration": self.best_iteration,
         }
 
-    def model_weights(self) -> dict[str, Tensor]:
+    def get_model_weights(self) -> dict[str, Tensor]:
         """Return the network's state dict in the plain memory layout, whatever the network's is."""
         return {key: value.contiguous() for key, value in self.step.model.state_dict().items()}
 
-    def resume_entries(self) -> dict[str, Any]:
+    def get_resume_entries(self) -> dict[str, Any]:
         """Return the entries of a checkpoint that a resume needs besides the network and the progress."""
         return {
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "losses": self.step.loss_state(),
+            "losses": self.step.get_loss_state(),
             "frozen_norms": self.frozen_norms,
         }
 
-    def shared_buffers(self) -> list[Tensor]:
-        """Return the buffers that a forward pass changes: of BatchNorm layers in training and of the losses."""
-        norms = [buffer for norm in norms_in_training(self.step).values() for buffer in norm.buffers(False)]
-        prefixes = self.step.network_prefixes()
+    def list_shared_buffers(self) -> list[Tensor]:
+        """List the buffers that a forward pass changes: those of BatchNorm layers in training, and of the losses."""
+        norms = [buffer for norm in find_norms_in_training(self.step).values() for buffer in norm.buffers(False)]
+        prefixes = self.step.list_network_prefixes()
         of_losses = [buffer for name, buffer in self.step.named_buffers() if not name.startswith(prefixes)]
         return list({id(buffer): buffer for buffer in (*norms, *of_losses)}.values())
 
-    def tensors_to_check(self) -> list[Tensor]:
-        """Return what must be finite in a checkpoint: parameters, running statistics, the optimizer's state."""
+    def list_tensors_to_check(self) -> list[Tensor]:
+        """List the tensors that must be finite in a checkpoint: parameters, running statistics, optimizer state."""
         parameters = [p.detach() for p in self.step.parameters() if p.requires_grad]
-        statistics = [b for norm in norms_in_training(self.step).values() for b in norm.buffers(False)]
+        statistics = [b for norm in find_norms_in_training(self.step).values() for b in norm.buffers(False)]
         memory = [v for values in self.optimizer.state.values() for v in values.values() if isinstance(v, Tensor)]
         values = (*parameters, *statistics, *memory)
         return [value for value in values if value.is_floating_point() and value.numel()]
@@ -142,17 +157,17 @@ class TrainingState:
 def choose_frozen_norms(step: Step) -> list[str]:
     """Choose the BatchNorm layers that ``--freeze-bn`` freezes: those with statistics of an earlier training.
 
-    A new head or projector has none, and would normalise nothing if it were frozen. Where no layer has any, all are
-    frozen: then the network is meant to be trained without BatchNorm.
+    The layers of a new head or projector have no such statistics, and would normalise nothing if they were frozen. If
+    no layer has any, all layers are frozen: then the network is meant to be trained without BatchNorm.
     """
-    norms = norms_in_training(step)
+    norms = find_norms_in_training(step)
     trained_before = [name for name, norm in norms.items() if has_trained_statistics(norm)]
     return trained_before or list(norms)
 
 
-def norms_in_training(step: Step) -> dict[str, _BatchNorm]:
-    """Return the BatchNorm layers of the step by name, but for those of frozen networks."""
-    frozen_networks = [network for network in step.networks() if network is not step.model]
+def find_norms_in_training(step: Step) -> dict[str, _BatchNorm]:
+    """Find the BatchNorm layers of the step by name, without those of frozen networks."""
+    frozen_networks = [network for network in step.list_networks() if network is not step.model]
     frozen = {id(module) for network in frozen_networks for module in network.modules()}
     modules = step.named_modules()
     return {name: part for name, part in modules if isinstance(part, _BatchNorm) and id(part) not in frozen}

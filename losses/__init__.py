@@ -138,8 +138,8 @@ def build_kd(
     The channels are those of the networks' ``feat``, and None for a network that gives logits alone.
 
     Raises:
-        UserError: see ``parse_losses``; an option has a value that the loss refuses; a loss reads features that a
-            network does not give; or a loss or a part of it has the name of something else in the training log.
+        UserError: as ``parse_losses``. A loss refuses the value of an option, or reads features that a network does not
+            give. A term has the name of something else in the training log.
     """
     parsed = parse_losses(text, flag)
     without_features = []

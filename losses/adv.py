@@ -47,10 +47,10 @@ class SelfAttention(nn.Module):
 class Discriminator(nn.Module):
     """Score logits ``[B, K, h, w]``: high for a teacher's, low for a student's, ``[B, 1, h', w']``.
 
-    The layers are BatchNorm, four spectrally normalised 4x4 convolutions of stride 2 with 64, 128, 256 and 512
-    channels, self-attention after the last two of them, and a 4x4 convolution. BatchNorm uses the statistics of the
-    batch on this rank, where the release uses those of all ranks. Maps of less than 64 pixels a side, on which the
-    release fails, are enlarged to 64.
+    BatchNorm comes first. Then come four spectrally normalised 4x4 convolutions of stride 2, with 64, 128, 256 and 512
+    channels. The last two of them are followed by self-attention. A 4x4 convolution is the last layer. BatchNorm uses
+    the statistics of the batch on this rank, where the release uses those of all ranks. Maps of less than 64 pixels a
+    side, on which the release fails, are enlarged to 64.
     """
 
     def __init__(self, num_classes: int) -> None:
@@ -65,7 +65,7 @@ class Discriminator(nn.Module):
 
     def forward(self, logits: Tensor) -> Tensor:
         size = [max(side, SMALLEST_SIDE) for side in logits.shape[-2:]]
-        # contiguous: on channels-last maps BatchNorm's statistics are less exact on the CPU (see utils.norms)
+        # contiguous: on channels-last maps BatchNorm's statistics are less exact on the CPU
         return self.layers(self.norm(resize(logits, size).contiguous()))
 
 
@@ -75,9 +75,9 @@ class Adversarial(nn.Module):
     With --accumulate the discriminator takes a step for each part of an iteration. As in the release, the student is
     judged before the discriminator learns from the same batch.
 
-    The discriminator and its optimizer belong to this module alone. They are moved and saved with it, but they are not
-    parameters of the training step, so that neither DDP nor the main optimizer sees them. Averaged gradients keep the
-    discriminator equal on all ranks.
+    The discriminator and its optimizer belong to this module alone, and are moved and saved with it. The parameters are
+    not registered, so that neither DDP nor the main optimizer sees them. Averaged gradients keep the discriminator
+    equal on all ranks.
 
     Options: discriminator, the weight of the discriminator's loss (0.1 in the release).
     """

@@ -1,8 +1,8 @@
 """Augmentation-free dense contrastive distillation (Fan et al., NeurIPS 2023), as OSVAI/Af-DCD's losses/ocmgd.py.
 
-It adds to MGD's generated features a contrast over positions and groups of channels. Two things are left out: the
-release clips the gradients of this module's own parameters at norm 15, and it has a deeper generator for Cityscapes.
-The release takes the last map of the backbone; this takes the input of the classifier.
+It adds to MGD's generated features a contrast over positions and groups of channels. The release clips the gradients
+of this module's own parameters at norm 15, and has a deeper generator for Cityscapes. Both are left out here. The
+release takes the last map of the backbone; this takes the input of the classifier.
 """
 
 import torch

@@ -1,9 +1,12 @@
 """CIRKDV2 (winycg/CIRKD, train_cirkdv2.py): CIRKD's relations, relations between channels, and a context module.
 
-The release runs ``kd=1,cirkd2=1``. All terms see the student's features after the context module. Two things of the
-release are corrected: it trains its context module and its FitNet convolution outside of DistributedDataParallel, so
-that their copies drift apart, and it leaves the context module out where the FitNet weight is 0. One thing is left out:
-4x4 pooling before the pixel term where both sides of the maps are 256 or more.
+The release runs ``kd=1,cirkd2=1``. All terms see the student's features after the context module. Three things differ
+from the release:
+
+- It trains its context module and its FitNet convolution outside of DistributedDataParallel, so that their copies drift
+  apart. Here they are part of the training step.
+- It leaves the context module out where the FitNet weight is 0. Here the module is always there.
+- It pools maps by 4x4 before the pixel term where both sides are 256 or more. This is left out here.
 """
 
 import torch

@@ -35,9 +35,9 @@ def normalise_channels(maps: Tensor) -> Tensor:
 def channel_minibatch_loss(student: Tensor, teacher: Tensor, tau: float = 0.1) -> Tensor:
     """Compute ``cirkd_loss`` with channels in place of pixels.
 
-    This is the mean over ordered image pairs of the mean over channels of KL(p_T || p_S), where p is
-    softmax(channel . channels of the other image / tau). Pooled maps ``[B, C, h', w']``, the student's projected; the
-    teacher gets no gradient.
+    KL(p_T || p_S) is averaged over the channels, then over the ordered pairs of images, where p is
+    softmax(channel . channels of the other image / tau). The maps are pooled, ``[B, C, h', w']``; the student's are
+    projected, too. The teacher gets no gradient.
     """
     return average_over_image_pairs(normalise_channels(student), normalise_channels(teacher.detach()), tau)
 

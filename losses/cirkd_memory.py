@@ -1,7 +1,7 @@
 """Relations to queues of pixels and of regions (CIRKD: Yang et al., CVPR 2022, arXiv 2204.06986).
 
 The queues hold unit vectors of the teacher, S slots for each class. Every iteration first stores keys of the global
-batch, image by image, and then compares all labelled pixels of student and teacher with the same random slots.
+batch, image by image. Then it compares all labelled pixels of student and teacher with the same random slots.
 
 The release is CIRKD v1's losses/cirkd_memory.py. Three things differ from it:
 
@@ -38,8 +38,9 @@ def select_region_keys(feat: Tensor, member: Tensor) -> tuple[Tensor, Tensor]:
 def select_pixel_keys(feat: Tensor, member: Tensor, per_image: int, as_released: bool = False) -> tuple[Tensor, Tensor]:
     """Draw up to V = ``per_image`` random pixels of each class in each image.
 
-    feat: unit vectors ``[B, N, C]``. member: ``[B, K, N]``, whether a pixel belongs to a class. as_released: for a
-    class with n pixels, draw from the first n pixels of the map, whatever their class is.
+    feat: unit vectors ``[B, N, C]``.
+    member: ``[B, K, N]``, whether a pixel belongs to a class.
+    as_released: for a class with n pixels, draw from the first n pixels of the map, whatever their class is.
 
     Returns ``[B, K, V, C]``, the pixels, and ``[B, K, V]``, whether they exist. The choice follows torch's global
     random state.

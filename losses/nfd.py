@@ -22,9 +22,10 @@ def standardise_channels(feat: Tensor, eps: float) -> Tensor:
 def nfd_loss(student: Tensor, teacher: Tensor, kernel: Tensor | None = None, eps: float = 1e-5) -> Tensor:
     """Compute the mean squared difference of the normalised features.
 
-    student: ``[B, C_S, h, w]``. teacher: ``[B, C_T, h, w]``, gets no gradient. kernel: ``[C_T, C_S, 1, 1]`` of a 1x1
-    convolution that maps the student before the normalisation, where the channels differ. eps is added to the
-    variances, so that a dead channel stays 0.
+    student: ``[B, C_S, h, w]``.
+    teacher: ``[B, C_T, h, w]``. It gets no gradient.
+    kernel: ``[C_T, C_S, 1, 1]`` of a 1x1 convolution that maps the student first, where the channels differ.
+    eps: is added to the variances, so that a dead channel stays 0.
     """
     mapped = student if kernel is None else F.conv2d(student, kernel)
     return F.mse_loss(standardise_channels(mapped, eps), standardise_channels(teacher.detach(), eps))

@@ -22,9 +22,9 @@ def cross_entropy(
 ) -> Tensor:
     """Average the cross entropy of bilinearly upsampled logits over the labelled pixels (LAD, CIRKD: losses/task).
 
-    logits ``[B, K, h, w]``, label ``[B, H, W]``. The mean is over the labelled pixels of the global batch: each rank
-    divides its sum by ``compute_pixel_divisor(label)``, so that the mean of the ranks' gradients is the gradient of
-    one process. A batch without a labelled pixel has loss 0.
+    logits ``[B, K, h, w]``, label ``[B, H, W]``. The mean is over the labelled pixels of the global batch. For that,
+    each rank divides its sum by ``compute_pixel_divisor(label)``. The mean of the ranks' gradients is then the gradient
+    of one process. A batch without a labelled pixel has loss 0.
 
     class_weights w ``[K]``: the loss is the weighted mean, sum(w_y * loss) / sum(w_y), as of ``F.cross_entropy``. With
     weights, ``pixel_divisor`` must be ``compute_pixel_divisor(label, class_weights)``.
@@ -97,8 +97,9 @@ def select_hard_pixels(loss: Tensor, label: Tensor, threshold: float | None, min
 def find_boundaries(label: Tensor) -> Tensor:
     """Find the boundaries of a label map ``[B, H, W]``: pixels whose Laplacian at stride 1 or at stride 2 is positive.
 
-    STDC fuses three binary maps a, b, c of strides 1, 2 and 4 as 0.6 a + 0.3 b + 0.1 c > 0.1, which c alone never
-    meets. The Laplacian is that of the raw ids, so the border of an ignored region (255) is a boundary, too.
+    STDC fuses binary maps a, b, c of strides 1, 2 and 4 as 0.6 a + 0.3 b + 0.1 c > 0.1. Map c alone never meets that,
+    so it is left out. The Laplacian is that of the raw ids, so the border of an ignored region (255) is a boundary,
+    too.
     """
     with torch.autocast(label.device.type, enabled=False):
         ids = label.float().unsqueeze(1)
@@ -208,10 +209,10 @@ class TaskLoss(nn.Module):
         """Return ``{"task": main + sum of weight * auxiliary, "ce": main, "aux": unweighted auxiliary sum}``.
 
         label: ``[B, H, W]``.
-        pixel_divisor: what the sum of the cross entropy over the pixels of ``label`` is divided by: the number of
-        labelled pixels of the global batch (with class weights, their weight) / world size / parts of the batch, where
-        gradients are accumulated over several parts. None: ``self.compute_pixel_divisor(label)``, for which the ranks
-        wait for each other.
+        pixel_divisor: the divisor of the sum of the cross entropy over the pixels of ``label``. It is the number of
+        labelled pixels of the global batch (with class weights, their weight) / world size / parts of the batch. There
+        are several parts where gradients are accumulated. None: ``self.compute_pixel_divisor(label)``, for which the
+        ranks wait for each other.
 
         Raises:
             UserError: the number of class weights is not the number of classes.

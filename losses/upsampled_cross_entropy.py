@@ -14,10 +14,13 @@ CUDA_BYTES = 2**26  # of a band on CUDA, where many small kernels take longer to
 class _BandedCrossEntropy(torch.autograd.Function):
     """Sum the cross entropy over all pixels and compute the gradient in the same pass, at the size of ``logits``.
 
-    With p the softmax of the upsampled logits, y the label and e the smoothing, the gradient with respect to the
-    upsampled logits is p - (1 - e) onehot(y) - e / K. With class weights w it is
-    (w_y + e (mean(w) - w_y)) p - (1 - e) w_y onehot(y) - e w / K. The transpose of the interpolation takes it to the
-    size of the logits, band by band.
+    p is the softmax of the upsampled logits, y the label, e the smoothing, and w the class weights. The gradient with
+    respect to the upsampled logits is
+
+    without class weights: p - (1 - e) onehot(y) - e / K,
+    with class weights: (w_y + e (mean(w) - w_y)) p - (1 - e) w_y onehot(y) - e w / K.
+
+    The transpose of the interpolation takes it to the size of the logits, band by band.
     """
 
     @staticmethod
@@ -34,7 +37,7 @@ class _BandedCrossEntropy(torch.autograd.Function):
         upper, lower, share = find_neighbours(height, h, align_corners, logits)
         share = share.view(-1, 1)
         logits = logits.contiguous(memory_format=torch.channels_last)
-        columns = _column_weights(logits, width, align_corners)
+        columns = _make_column_weights(logits, width, align_corners)
         total = logits.new_zeros(())
         gradient = torch.zeros_like(logits)
         step = CPU_ROWS
@@ -43,11 +46,11 @@ class _BandedCrossEntropy(torch.autograd.Function):
         for start in range(0, height, step):
             band = slice(start, min(start + step, height))
             mixed = torch.lerp(logits[:, :, upper[band]], logits[:, :, lower[band]], share[band])
-            log_p = _widened_log_softmax(mixed, width, align_corners)
+            log_p = _compute_wide_log_softmax(mixed, width, align_corners)
             truth = label[:, band].unsqueeze(3)
-            total += _sum_of_losses(log_p, truth, smoothing, class_weights)
+            total += _sum_losses(log_p, truth, smoothing, class_weights)
             if ctx.needs_input_grad[0]:
-                wide = _gradient_of_band(log_p, truth, smoothing, class_weights)
+                wide = _compute_band_gradient(log_p, truth, smoothing, class_weights)
                 narrow = _narrow(wide, w, columns, align_corners)
                 gradient.index_add_(2, upper[band], narrow * (1 - share[band]))
                 gradient.index_add_(2, lower[band], narrow * share[band])
@@ -59,7 +62,7 @@ class _BandedCrossEntropy(torch.autograd.Function):
         return ctx.saved_tensors[0] * upper, None, None, None, None
 
 
-def _column_weights(logits: Tensor, width: int, align_corners: bool) -> Tensor | None:
+def _make_column_weights(logits: Tensor, width: int, align_corners: bool) -> Tensor | None:
     """Return the matrix ``[w, width]`` of the interpolation along rows, or None if torch need not be deterministic.
 
     On CUDA, PyTorch's own transpose of the interpolation adds numbers in an order that varies.
@@ -71,14 +74,14 @@ def _column_weights(logits: Tensor, width: int, align_corners: bool) -> Tensor |
     return F.interpolate(one, (1, width), mode="bilinear", align_corners=align_corners).view(w, width)
 
 
-def _widened_log_softmax(mixed: Tensor, width: int, align_corners: bool) -> Tensor:
+def _compute_wide_log_softmax(mixed: Tensor, width: int, align_corners: bool) -> Tensor:
     """Interpolate rows to the width of the label and compute the log softmax: ``[B, K, n, w] -> [B, n, width, K]``."""
     mixed = mixed.contiguous(memory_format=torch.channels_last)
     wide = F.interpolate(mixed, (mixed.shape[2], width), mode="bilinear", align_corners=align_corners)
     return F.log_softmax(wide.permute(0, 2, 3, 1), 3)
 
 
-def _sum_of_losses(log_p: Tensor, truth: Tensor, smoothing: float, class_weights: Tensor | None) -> Tensor:
+def _sum_losses(log_p: Tensor, truth: Tensor, smoothing: float, class_weights: Tensor | None) -> Tensor:
     """Sum the cross entropy over the labelled pixels of a band. log_p: ``[B, n, W, K]``. truth: ``[B, n, W, 1]``."""
     ignored = truth == IGNORE_INDEX
     truth = truth.masked_fill(ignored, 0)
@@ -91,7 +94,7 @@ def _sum_of_losses(log_p: Tensor, truth: Tensor, smoothing: float, class_weights
     return loss.masked_fill_(ignored, 0).sum()
 
 
-def _gradient_of_band(log_p: Tensor, truth: Tensor, smoothing: float, class_weights: Tensor | None) -> Tensor:
+def _compute_band_gradient(log_p: Tensor, truth: Tensor, smoothing: float, class_weights: Tensor | None) -> Tensor:
     """Compute the gradient with respect to the upsampled logits, ``[B, n, W, K]``. It overwrites ``log_p``.
 
     ``_BandedCrossEntropy`` has the formula. The gradient of ignored pixels is 0.

@@ -11,11 +11,13 @@ HEADROOM = 2  # required ratio of free memory to queue size: networks, activatio
 def write_to_queues(queue: Tensor, pointer: Tensor, keys: Tensor, valid: Tensor) -> None:
     """Write the valid keys of each class into its ring buffer, from its pointer on, in order and in place.
 
-    queue: ``[K, S, C]``, S slots for each class. pointer: ``[K]``, the slot that is written next; it is advanced.
-    keys: ``[B, K, V, C]``. valid: ``[B, K, V]``, which keys are to be written. Of more than S keys the last S remain.
+    queue: ``[K, S, C]``, S slots for each class.
+    pointer: ``[K]``, the slot that is written next; it is advanced.
+    keys: ``[B, K, V, C]``.
+    valid: ``[B, K, V]``, which keys are to be written. Of more than S keys the last S remain.
 
-    The number of valid keys stays on the device, so that the host does not wait: as many slots are written as there
-    could be valid keys, and the slots beyond the valid keys get the values that they already hold.
+    The number of valid keys stays on the device, so that the host does not wait for it. As many slots are written as
+    there could be valid keys. The slots beyond the valid keys get the values that they already hold.
     """
     slots = queue.shape[1]
     keys = keys.transpose(0, 1).flatten(1, 2)  # [K, B V, C]

@@ -37,8 +37,8 @@ class WeightedLosses(nn.Module):
         label: ``[B, H, W]``, at the size of the image.
 
         Raises:
-            UserError: teacher and student differ in the number of classes, a loss returns something other than a single
-                number, or ``part_weights`` lacks one of the parts.
+            UserError: teacher and student differ in the number of classes, a loss does not return a single number, or
+                ``part_weights`` lacks a part.
         """
         student_classes = student.logits.shape[1]
         teacher_classes = teacher.logits.shape[1]

@@ -42,7 +42,7 @@ def build_user_network(
         network = function(**arguments)
     except UserError:
         raise
-    except Exception as error:  # the function may do anything
+    except (Exception, SystemExit) as error:  # the function may do anything
         call = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
         raise UserError(f"{where}({call}) fails: {_describe_error(error)}") from error
     if not isinstance(network, nn.Module):
@@ -154,7 +154,7 @@ class UserNetwork(nn.Module):
         shape = list(image.shape)
         try:
             returned = self.network(image)
-        except Exception as error:  # the network may do anything
+        except (Exception, SystemExit) as error:  # the network may do anything
             hint = ""
             if image.shape[1] > 3:
                 hint = f" (an assisted teacher sees the label in further planes: in_channels={image.shape[1]})"
@@ -199,7 +199,7 @@ def _gives_features(output: Output) -> bool:
     return output.feat is not output.logits
 
 
-def _describe_error(error: Exception) -> str:
+def _describe_error(error: BaseException) -> str:
     return f"{type(error).__name__}: {first_line(error)}"
 
 

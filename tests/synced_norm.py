@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.norms import SyncedNorm
+from engine.norms import SyncedNorm
 
 ACROSS = (0, 2, 3)
 

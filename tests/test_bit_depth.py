@@ -15,6 +15,7 @@ from utils.errors import UserError
 from utils.pictures import read_image
 
 TWELVE_BITS = np.random.default_rng(0).integers(0, 4096, (8, 10, 3)).astype(np.uint16)  # a camera's numbers
+BYTES = (TWELVE_BITS >> 4).astype(np.uint8)
 OPAQUE = np.full((8, 10, 1), 65535, np.uint16)
 
 
@@ -33,13 +34,17 @@ def sgi(path: Path) -> None:
     path.write_bytes(header.ljust(512, b"\0") + planes.tobytes())
 
 
-def tiff(pixels: np.ndarray, bits: int, sample_format: int = 1, planar: bool = False) -> Callable[[Path], object]:
-    """An uncompressed TIFF, grey or of several channels."""
+def tiff(
+    pixels: np.ndarray, bits: int, sample_format: int = 1, planar: bool = False, extra: tuple[int, ...] = ()
+) -> Callable[[Path], object]:
+    """An uncompressed TIFF, grey or of several channels. extra: kinds of the channels after RGB."""
     height, width, channels = pixels.shape
     data = (np.ascontiguousarray(pixels.transpose(2, 0, 1)) if planar else pixels).tobytes()
     strips = channels if planar else 1
-    photometric = {1: 1, 3: 2, 4: 5}[channels]  # grey, RGB, CMYK
+    photometric = 2 if extra else {1: 1, 3: 2, 4: 5}[channels]  # grey, RGB, CMYK
     lists = {258: [bits] * channels, 339: [sample_format] * channels, 279: [len(data) // strips] * strips}
+    if extra:
+        lists[338] = list(extra)
     lists[273] = [1000 + k * len(data) // strips for k in range(strips)]
     single = {256: width, 257: height, 259: 1, 262: photometric, 277: channels, 278: height, 284: 1 + planar}
     tags, behind = b"", b""
@@ -86,6 +91,8 @@ DEEP = {
     "cmyk.tif": (tiff(np.dstack([TWELVE_BITS, OPAQUE]), 16), "16 bits a channel"),
     "signed.tif": (tiff(TWELVE_BITS[..., :1].astype(np.int8), 8, 2), "signed or floating-point channels"),
     "float.tif": (tiff(TWELVE_BITS[..., :1].astype(np.float32), 32, 3), "32 bits a channel"),
+    "infrared.tif": (tiff(BYTES[..., [0, 1, 2, 0]], 8, extra=(0,)), "4 channels, which are not all colours or alpha"),
+    "bands.tif": (tiff(BYTES[..., [0, 1, 2, 0, 1]], 8, extra=(0, 0)), "5 channels, which are not all"),
     "float_rgb.tif": (tiff(TWELVE_BITS.astype(np.float32), 32, 3), "no picture of a known format, or of float"),
     "twelve.ppm": (ppm(4095), "channels up to 4095"),
     "sixteen.ppm": (ppm(65535), "channels up to 65535"),

@@ -11,7 +11,7 @@ from PIL import Image
 import eval as evaluation
 import train_student
 import train_teacher
-from datasets import build_dataset, dataset_spec
+from datasets import build_dataset, get_dataset_spec
 from datasets.toy import TOY
 from models.checkpoints.loading import from_checkpoint
 from tests.conftest import BACKBONE, TINY
@@ -70,7 +70,7 @@ def test_scores_are_those_of_the_saved_predictions(runs, tmp_path):
 
 def test_no_score_without_a_label(runs, tmp_path, capsys):
     picture(tmp_path / "test/a.jpg")
-    names = ", ".join(dataset_spec("toy").names)
+    names = ", ".join(get_dataset_spec("toy").names)
     (tmp_path / "dataset.yaml").write_text(f"names: [{names}]\nsplits: {{test: {{images: test, labels: none}}}}\n")
     flags = ["--dataset", "folder", "--data", str(tmp_path), "--split", "test", "--draws", "2"]
     result = score(runs, tmp_path, "teacher", *flags)
@@ -137,6 +137,12 @@ def test_labels_without_a_class_teach_and_score_nothing(camvid, tmp_path, capsys
         Image.fromarray(np.full((40, 60), 255, np.uint8)).save(camvid / f"trainannot/train{i}.png")
     with pytest.raises(UserError, match="no pixel of the training labels has a class"):
         teach(camvid, tmp_path, "--overwrite")
+
+
+def test_labels_whose_classes_all_have_weight_zero_are_told_from_labels_without_a_class(camvid, tmp_path):
+    weights = ",".join(["1"] + ["0"] * 10)
+    with pytest.raises(UserError, match=r"has a class with a weight above 0 \(--class-weights 1\.0,0\.0,.*\): scripts"):
+        teach(camvid, tmp_path, "--max-iterations", "1", "--class-weights", weights)
 
 
 def test_a_good_tree_trains(camvid, tmp_path):
@@ -216,6 +222,9 @@ def test_checkpoints_of_another_network_or_class_count_are_refused(runs, camvid,
     ):
         with pytest.raises(UserError, match=f"in another order: its class 0 is '{TOY.names[1]}', that of toy is"):
             main()
+    shifted = write_checkpoint(tmp_path / "shifted/last.pth", class_names=["sky", *TOY.names[:-1]])
+    with pytest.raises(UserError, match=f"in another order: its class 1 is '{TOY.names[0]}', that of toy is"):
+        evaluation.main([shifted, "--device", "cpu"])
     with pytest.raises(UserError, match="needs --teacher-pretrained"):
         train_student.main([*TINY, *folder])
     with pytest.raises(UserError, match="--pretrained FILE is missing"):

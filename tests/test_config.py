@@ -8,10 +8,10 @@ from engine.settings import (
     SAME_EXPERIMENT,
     StudentConfig,
     TeacherConfig,
-    file_settings,
+    list_file_settings,
+    list_resumable_settings,
     load_recipe,
     parse_settings,
-    resumable_settings,
     save_yaml,
 )
 from eval import EvalConfig
@@ -222,9 +222,9 @@ def test_lists_of_settings_follow_from_what_each_affects():
         *("overwrite", "device", "pretrained_base", "pretrained", "cache_gb", "backend", "channels_last", "tf32"),
         *("deterministic", "compile"),
     }
-    assert resumable_settings(TeacherConfig) == resumable
-    assert resumable_settings(StudentConfig) == resumable | {"other_class_names", "teacher_model"}
-    assert file_settings(StudentConfig) == {"pretrained_base", "pretrained", "teacher_pretrained"}
+    assert list_resumable_settings(TeacherConfig) == resumable
+    assert list_resumable_settings(StudentConfig) == resumable | {"other_class_names", "teacher_model"}
+    assert list_file_settings(StudentConfig) == {"pretrained_base", "pretrained", "teacher_pretrained"}
     assert {"seed", "workers", "compile", "device"} <= SAME_EXPERIMENT
     assert not SAME_EXPERIMENT & {"amp", "lr", "data", "kd", "pretrained", "consistency"}
 

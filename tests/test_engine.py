@@ -243,10 +243,10 @@ def test_the_lock_ends_with_the_run_not_with_its_loader_processes(tmp_path):
 def test_learning_rate_follows_the_release():
     config = TeacherConfig(lr=0.001, max_iterations=40000)
     for i in (0, 1, 20000, 39999):
-        assert trainer.learning_rate(config, i) == pytest.approx(0.001 * (1 - i / 40000) ** 0.9, rel=1e-12)
+        assert trainer.compute_learning_rate(config, i) == pytest.approx(0.001 * (1 - i / 40000) ** 0.9, rel=1e-12)
     warm = TeacherConfig(lr=0.01, min_lr=1e-4, max_iterations=1000, warmup_iterations=100)
-    assert trainer.learning_rate(warm, 0) == pytest.approx(0.001)
-    assert trainer.learning_rate(warm, 500) == pytest.approx((0.01 - 1e-4) * 0.5**0.9 + 1e-4)
+    assert trainer.compute_learning_rate(warm, 0) == pytest.approx(0.001)
+    assert trainer.compute_learning_rate(warm, 500) == pytest.approx((0.01 - 1e-4) * 0.5**0.9 + 1e-4)
 
 
 def test_frozen_batchnorm_keeps_its_statistics(tmp_path):

@@ -154,16 +154,16 @@ class WithNorms(Step):
         self.model = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3, affine=False))
         self.teacher = nn.BatchNorm2d(3).requires_grad_(False)
 
-    def networks(self):
+    def list_networks(self):
         return [self.model, self.teacher]
 
 
 def test_statistics_of_norms_without_weights_are_shared_and_checked():
     step = WithNorms()
     state = TrainingState(step, TeacherConfig(), Runtime())
-    shared = {id(buffer) for buffer in state.shared_buffers()}
+    shared = {id(buffer) for buffer in state.list_shared_buffers()}
     assert shared == {id(buffer) for buffer in step.model.buffers()}
-    checked = {value.data_ptr() for value in state.tensors_to_check()}
+    checked = {value.data_ptr() for value in state.list_tensors_to_check()}
     assert step.model[1].running_var.data_ptr() in checked
     assert step.teacher.running_var.data_ptr() not in checked
 
@@ -187,6 +187,9 @@ def test_a_network_is_evaluated_with_the_precision_and_layout_of_its_training():
     )
     unknown = evaluation.compute_as_trained(evaluation.EvalConfig(), Card({"num_classes": 7}))
     assert (unknown.amp, unknown.tf32, unknown.compile) == ("none", None, None)
+    damaged = Card({"num_classes": 7}, training={"config": {"amp": 5}})
+    with pytest.raises(UserError, match=r"a\.pth: amp of its training: '5' .*choices: none, bf16, fp16"):
+        evaluation.compute_as_trained(evaluation.EvalConfig(pretrained="a.pth"), damaged)
 
 
 def test_workers_share_the_image_cache_whatever_the_usual_start_method(tmp_path):
@@ -195,7 +198,7 @@ def test_workers_share_the_image_cache_whatever_the_usual_start_method(tmp_path)
     method = multiprocessing.get_start_method()
     multiprocessing.set_start_method("forkserver", force=True)
     try:
-        images = [image for image, _, _ in loader.eval_batches(dataset, 1, Runtime())]
+        images = [image for image, _, _ in loader.load_eval_batches(dataset, 1, Runtime())]
     finally:
         multiprocessing.set_start_method(method, force=True)
     assert len(images) == len(dataset)
@@ -230,7 +233,7 @@ def test_loader_workers_do_not_exceed_the_cores(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(6))
     for ranks, workers in (("1", 4), ("2", 3), ("8", 1)):
         monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
-        assert loader.default_workers() == workers
+        assert loader.count_default_workers() == workers
 
 
 def test_the_best_checkpoint_is_written_before_the_preview(tmp_path, monkeypatch):

@@ -40,6 +40,30 @@ def test_one_package_is_missing(tmp_path):
     assert result.stderr.startswith("error: PIL not installed for ")
 
 
+@pytest.mark.parametrize(
+    ("content", "status", "message"),
+    [
+        (
+            "raise ImportError('libGL.so.1: cannot open\\nshared object file')",
+            2,
+            "libGL.so.1: cannot open shared object file (",
+        ),
+        ("import a_library_that_is_missing", 2, "No module named 'a_library_that_is_missing' ("),
+        ("raise ValueError('a fault')", 1, "Traceback"),
+    ],
+)
+def test_a_package_that_cannot_be_imported(content, status, message, tmp_path):
+    for name in PACKAGES:
+        (tmp_path / f"{name}.py").write_text(content)
+    result = run_without_packages(ROOT / "eval.py", tmp_path)
+    assert result.returncode == status
+    assert message in result.stderr
+    if status == 2:
+        assert result.stderr.startswith("error: a package of ")
+        assert "scripts/setup.sh" in result.stderr
+        assert result.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize("script", ENTRIES, ids=lambda path: path.name)
 def test_a_command_asks_before_it_imports_a_package(script):
     """What is imported before the question is Python's own, or the question itself."""

@@ -37,7 +37,7 @@ def cuda(monkeypatch):
         return values.copy_(torch.randn_like(values))
 
     monkeypatch.setattr(Draw, "normal", normal)
-    monkeypatch.setattr(memory, "free_memory", lambda device: None)
+    monkeypatch.setattr(memory, "get_free_memory", lambda device: None)
     monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)  # else autocast is off
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
     with FakeTensorMode(allow_non_fake_inputs=False), torch.device("cuda"):

@@ -22,7 +22,7 @@ from datasets.base import SegmentationDataset
 from datasets.ids import IdMap
 from engine import evaluator, lockstep, trainer
 from engine.folder_lock import FolderLock
-from engine.loader import train_batches
+from engine.loader import load_train_batches
 from engine.lockstep import STOPPED_STATUS, FiniteWatch, Lockstep, Stopped
 from engine.logger import RunLogger
 from engine.run_folder import RunFolder
@@ -150,6 +150,27 @@ def test_a_run_goes_on_in_another_folder_with_all_that_belongs_to_it(finished, r
     assert content(other).keys() == {"best.pth", "last.pth", "metrics.jsonl", "config.yaml"}
     assert (other / "best.pth").read_bytes() == before["best.pth"]
     assert_same(teach(other, "--resume", "auto"), checkpoint.read(finished / "last.pth"))  # killed at its very start
+
+
+@pytest.mark.parametrize("is_damaged", [False, True])
+def test_a_run_that_is_killed_after_a_step_back_goes_on_from_there(run, finished, is_damaged, monkeypatch):
+    """``--resume previous.pth`` makes it the last one, so that no other last.pth is continued from or kept."""
+
+    def fail(*args):
+        raise UserError("as if it were killed")
+
+    if is_damaged:
+        (run / "last.pth").write_bytes(b"x")
+    before = content(run)
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.Trainer, "train_step", fail)
+        with pytest.raises(UserError, match="as if it were killed"):
+            teach(run, "--resume", str(run / "previous.pth"))
+    assert (run / "last.pth").read_bytes() == before["previous.pth"]
+    assert (run / "unused.pth").read_bytes() == before["last.pth"]
+    assert_same(teach(run, "--resume", "auto"), checkpoint.read(finished / "last.pth"))
+    assert checkpoint.read(run / "previous.pth")["iteration"] == 2
+    assert losses(run) == losses(finished)
 
 
 def test_two_damaged_checkpoints_leave_advice(run):
@@ -306,6 +327,7 @@ CHANGES = {
     "losses": [None, [1], {"kd.queue": 3}],
     "start": [None, 5],
     "inputs": [3],
+    "frozen_norms": [3, [1], ["model.no_such_layer"]],
 }
 
 
@@ -379,6 +401,19 @@ def test_changed_inputs_are_refused(finished, tmp_path, monkeypatch):
     del saved["inputs"]  # a file from before inputs were recorded
     checkpoint.save(saved, tmp_path / "student/last.pth")
     train_student.main([*flags, "--resume", "auto"])
+
+
+@pytest.mark.parametrize("changed", ["config.json", "model.safetensors"])
+def test_a_folder_of_another_library_is_described_by_both_of_its_files(tmp_path, changed):
+    for name in ("config.json", "model.safetensors", "README.md"):
+        (tmp_path / name).write_bytes(b"{}")
+    config = StudentConfig(pretrained=str(tmp_path))
+    data = build_train_and_val("toy")
+    before = describe_inputs(config, data)["pretrained"]
+    (tmp_path / "README.md").write_bytes(b"other words")
+    assert describe_inputs(config, data)["pretrained"] == before
+    (tmp_path / changed).write_bytes(b"{} ")
+    assert describe_inputs(config, data)["pretrained"] != before
 
 
 def test_a_rank_with_other_files_is_refused(monkeypatch):
@@ -499,7 +534,7 @@ class Resetting(torch.utils.data.Dataset):
 
 
 def test_a_loader_process_that_dies_while_it_sends_has_the_same_message():
-    batches = train_batches(Resetting(), 0, 4, 1, 1, Runtime())
+    batches = load_train_batches(Resetting(), 0, 4, 1, 1, Runtime())
     assert len([next(batches) for _ in range(3)]) == 3
     with pytest.raises(RuntimeError) as raised:
         next(batches)

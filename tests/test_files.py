@@ -188,6 +188,17 @@ def test_a_list_as_windows_programs_write_it(tmp_path, encoding):
     assert read_list(tmp_path / "train.txt") == ["s0", "ordner/caf\u00e9 1.jpg"]
 
 
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_names_that_are_partly_western_in_utf_16_without_a_mark(tmp_path, encoding):
+    (tmp_path / "train.txt").write_bytes("\u0434\u043e\u043c_1.jpg\r\n".encode(encoding))
+    assert read_list(tmp_path / "train.txt") == ["\u0434\u043e\u043c_1.jpg"]
+
+
+def test_invisible_marks_in_a_list_are_no_part_of_a_name(tmp_path):
+    (tmp_path / "train.txt").write_bytes("\ufeffs0\r\n\ufeffs1\u200b\r\n\x1a".encode())
+    assert read_list(tmp_path / "train.txt") == ["s0", "s1"]
+
+
 @pytest.mark.parametrize(
     ("data", "problem"),
     [
@@ -195,7 +206,7 @@ def test_a_list_as_windows_programs_write_it(tmp_path, encoding):
         (b"s0\n\0\0\0", "zero bytes, the first in line 2"),
         (b"\0", "zero bytes, the first in line 1"),
         (b"a\0b\n", "zero bytes"),
-        ("\u6b66\u6c49 1\n".encode("utf-16-le"), "no text file"),
+        ("\u6b66\u6c49\u5e02 1\n".encode("utf-16-le"), "no text file"),
         ("s0\n\0\n".encode("utf-16"), "zero bytes, the first in line 2"),
         (b"\xff\xfes0\n", "no text file: .*truncated data"),
         ("caf\u00e9\n".encode("latin-1"), "no text file: .*; save it as UTF-8"),

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 import train_student
-from engine.fit_to_data import fit, image_sizes
+from engine.fit_to_data import compute_fitted_settings, measure_images
 from engine.settings import StudentConfig
 from tests.conftest import BACKBONE
 from utils.files import read_yaml
@@ -25,7 +25,7 @@ SETTINGS = StudentConfig(crop_size=(320, 320), batch_size=4, max_iterations=4000
     ],
 )
 def test_the_rule(sizes, crop_size, batch_size, max_iterations):
-    fitted = fit(SETTINGS, sizes)
+    fitted = compute_fitted_settings(SETTINGS, sizes)
     assert (fitted["crop_size"], fitted["batch_size"], fitted["max_iterations"]) == (
         crop_size,
         batch_size,
@@ -50,7 +50,7 @@ def write_folder(root, count=6, size=(96, 128)):
 
 def test_a_run_fits_once(tmp_path, capsys):
     write_folder(tmp_path / "data")
-    assert image_sizes(replace(SETTINGS, dataset="folder", data=str(tmp_path / "data"))) == {
+    assert measure_images(replace(SETTINGS, dataset="folder", data=str(tmp_path / "data"))) == {
         "count": 6,
         "height": 96,
         "width": 128,

@@ -12,9 +12,9 @@ CPU = torch.device("cpu")
 
 
 def test_free_memory_is_a_plausible_number():
-    free = memory.free_memory(CPU)
+    free = memory.get_free_memory(CPU)
     assert 2**20 < free < 2**50
-    assert memory.free_memory(torch.device("meta")) is None
+    assert memory.get_free_memory(torch.device("meta")) is None
 
 
 @pytest.mark.parametrize("name", ["cirkd_pixel=1:size=2e12", "cirkd_region=1:size=2e12", "cirkd2=1:region_size=2e12"])
@@ -25,7 +25,7 @@ def test_a_queue_that_cannot_fit_is_refused_before_it_is_made(name):
 
 
 def test_every_process_of_a_host_counts(monkeypatch):
-    monkeypatch.setattr(memory, "free_memory", lambda device: 4 * 5 * 100 * 16 * 4)
+    monkeypatch.setattr(memory, "get_free_memory", lambda device: 4 * 5 * 100 * 16 * 4)
     CIRKDPixel(6, 16, 5, size=100)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     CIRKDPixel(6, 16, 5, size=100)
@@ -36,9 +36,9 @@ def test_every_process_of_a_host_counts(monkeypatch):
 
 def test_a_queue_that_just_fits_is_refused_because_training_needs_memory_too(monkeypatch):
     size = 4 * 5 * 100 * 16
-    monkeypatch.setattr(memory, "free_memory", lambda device: 2 * size)
+    monkeypatch.setattr(memory, "get_free_memory", lambda device: 2 * size)
     CIRKDPixel(6, 16, 5, size=100)
-    monkeypatch.setattr(memory, "free_memory", lambda device: 2 * size - 1)
+    monkeypatch.setattr(memory, "get_free_memory", lambda device: 2 * size - 1)
     with pytest.raises(UserError, match=r"as much again for training .*: reduce its slots, e\.g\. cirkd_pixel=1:"):
         CIRKDPixel(6, 16, 5, size=100)
     with pytest.raises(UserError, match="for cirkd2 pixel_size, region_size or channel_size"):
@@ -48,7 +48,7 @@ def test_a_queue_that_just_fits_is_refused_because_training_needs_memory_too(mon
 def test_moving_to_a_device_asks_it(monkeypatch):
     loss = build_kd("cirkd_pixel=1:size=100", 6, 16, 5)
     free = {"cpu": None, "meta": 100}
-    monkeypatch.setattr(memory, "free_memory", lambda device: free[device.type])
+    monkeypatch.setattr(memory, "get_free_memory", lambda device: free[device.type])
     with pytest.raises(UserError, match=r"meta has 0\.0 GiB free: reduce its slots"):
         loss.to("meta")
     loss.double()
@@ -56,10 +56,10 @@ def test_moving_to_a_device_asks_it(monkeypatch):
 
 def test_the_limit_of_a_container_counts(tmp_path, monkeypatch):
     monkeypatch.setattr(memory, "CGROUP", tmp_path)
-    unlimited = memory.free_memory(CPU)
+    unlimited = memory.get_free_memory(CPU)
     (tmp_path / "memory.max").write_text("max\n")
     assert memory._read_group_memory() is None
     (tmp_path / "memory.max").write_text("5000000\n")
     (tmp_path / "memory.current").write_text("3000000\n")
     (tmp_path / "memory.stat").write_text("anon 1\ninactive_file 500000\n")
-    assert memory.free_memory(CPU) == 2_500_000 < unlimited
+    assert memory.get_free_memory(CPU) == 2_500_000 < unlimited

@@ -13,9 +13,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import eval as evaluation
-from datasets import DATASETS, cityscapes, dataset_spec
+from datasets import DATASETS, cityscapes, get_dataset_spec
 from datasets.base import SegmentationDataset
-from datasets.cache import _read_size
 from datasets.files import read_list
 from datasets.matlab import read_mat_field
 from engine.runtime import _choose_device
@@ -35,10 +34,12 @@ from scripts.study import (
 from scripts.study.analysis import gained_lost, report, runs, style
 from tests.conftest import BACKBONE
 from tests.networks import write_checkpoint
+from tests.trees import draw, picture
 from utils import checkpoint
 from utils.errors import UserError
 from utils.jpeg import decode_jpeg
 from utils.options import parse_flags
+from utils.pictures import read_size
 
 WHERE = (r"(JPEGImages/.+)", r"\1")  # what is kept of an archive
 
@@ -73,7 +74,7 @@ def card(folder: Path, text: str = "[1]") -> None:
 ENTRY = Entry("a", "http://x/a.pth", "fcn", "resnet18", "voc", None, "", "sha256:0")
 MESSAGES = {
     "no images": (lambda t: SegmentationDataset(replace(DATASETS["toy"], pairs=lambda *_: []), t, "val"), "no images"),
-    "header": (lambda t: _read_size(garbage(t)), r"x\.png cannot be read"),
+    "header": (lambda t: read_size(garbage(t)), r"x\.png cannot be read"),
     "split": (lambda t: ((t / "leftImg8bit").mkdir(), cityscapes.list_pairs(t, "val")), "no folder leftImg8bit/val"),
     "no list": (lambda t: read_list(t / "x.txt"), r"list file not found: .*x\.txt"),
     "list is a folder": (lambda t: read_list(t), "cannot be read: Is a directory"),
@@ -103,7 +104,10 @@ MESSAGES = {
     "kind of picture": (lambda t: style.save_figure(style.plt.figure(), t / "a.xyz"), "'xyz' .choices: .*png"),
     "no runs": (lambda t: experiment_figure.main(["toy", "--records", str(t)]), "holds no scored runs of toy"),
     "network": (lambda t: models_table.main(["--only", "x"]), "--only x: no such network"),
-    "no lines": (lambda t: dataset_spec("folder", str(garbage(t, "dataset.yaml", b"3").parent)), "'key: value' lines"),
+    "no lines": (
+        lambda t: get_dataset_spec("folder", str(garbage(t, "dataset.yaml", b"3").parent)),
+        "'key: value' lines",
+    ),
     "too large": (lambda t: parse_flags(TrainConfig, "", ["--label-smoothing", "2"]), r"2\.0 is too large: at most 1"),
     "no probability": (lambda t: parse_flags(TrainConfig, "", ["--dropout", "1.5"]), r"--dropout: 1\.5 is too large"),
     "entry twice": (lambda t: read_manifest(garbage(t, "m.yaml", yaml.safe_dump([ENTRY._asdict()] * 2).encode())),
@@ -215,3 +219,13 @@ def test_other_folders_than_the_source(tmp_path, monkeypatch):
     flags = ("--dataset", "toy", "--source", str(tmp_path / "source"), "--data", str(tmp_path / "made"))
     with pytest.raises(UserError, match=r"a\.png lies outside --source"):
         shrink_dataset.main(flags)
+
+
+def test_too_few_descriptors_are_no_problem_of_the_data(tmp_path, monkeypatch):
+    """A split that cannot be read is a problem of the data; a machine that allows too few open files is none."""
+    picture(tmp_path / "images/a.png")
+    Image.fromarray(draw(range(2), 0)).save(tmp_path / "a.png")
+    (tmp_path / "dataset.yaml").write_text("names: [a, b]\nsplits:\n  train: {images: images, labels: .}\n")
+    monkeypatch.setattr("utils.descriptors.resource.getrlimit", lambda _: (40, 40))
+    with pytest.raises(UserError, match=r"--workers 2 need .* open files, this process may have 40"):
+        check_data.main(["--dataset", "folder", "--data", str(tmp_path), "--workers", "2"])

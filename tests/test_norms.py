@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from timm.layers import BatchNormAct2d
 from torch import nn
 
+from engine.norms import ExactNorm, SyncedNorm, replace_norms
 from engine.runtime import Runtime
 from scripts.study.benchmark import build_teacher_step
-from utils.norms import ExactNorm, SyncedNorm, replace_norms
 from utils.types import IGNORE_INDEX, Draw
 
 LAST = torch.channels_last

@@ -68,6 +68,10 @@ def raises(backbone, num_classes, in_channels):
     raise KeyError("no such thing")
 
 
+def ends(backbone, num_classes, in_channels):
+    raise SystemExit(3)
+
+
 def text(backbone, num_classes, in_channels):
     return "network"
 
@@ -114,6 +118,7 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "my_tiny.py").write_text(NETWORKS)
     (tmp_path / "my_evil.py").write_text(EVIL)
     (tmp_path / "my_broken.py").write_text("raise RuntimeError('half done')\n")
+    (tmp_path / "my_end.py").write_text("raise SystemExit(5)\n")
     (tmp_path / "my_own_losses.py").write_text(OWN_LOSSES)
     yield tmp_path
     for name in set(sys.modules) - before:
@@ -228,7 +233,9 @@ def test_what_a_network_gives_is_noted(folder):
         ("my_tyni:tiny", r"--model my_tyni:tiny: 'my_tyni' is neither in .* nor on the import path \(PYTHONPATH\)"),
         ("my_broken:tiny", "my_broken cannot be imported: RuntimeError: half done"),
         ("my_tiny:tinny", r"my_tiny\.py has no tinny; did you mean 'tiny'"),
-        ("my_tiny.py:tiny", "'my_tiny.py' is neither in|my_tiny.py cannot be imported"),
+        ("my_tiny.py:tiny", "'my_tiny.py' is neither in .*; a module is named without .py: my_tiny"),
+        ("my_tiny:ends", r"ends\(.*\) fails: SystemExit: 3"),
+        ("my_end:tiny", "my_end cannot be imported: SystemExit: 5"),
         ("my/tiny:tiny", "write package.module:function, e.g. my_networks:tiny for tiny in my_networks.py"),
         ("my_tiny:", "write package.module:function"),
         ("my_tiny:number", "number is no function but int"),

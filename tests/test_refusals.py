@@ -11,7 +11,7 @@ from datasets import require_classes
 from datasets.camvid import CAMVID
 from datasets.toy import TOY
 from engine.folder_lock import FolderLock
-from engine.run_inputs import OtherRun, check_same_run, to_plain
+from engine.run_inputs import OtherRun, check_same_run, make_plain
 from engine.settings import StudentConfig, TeacherConfig
 from models import build_model
 from models.checkpoints.card import Card
@@ -52,7 +52,7 @@ RUNS = {
 @pytest.mark.parametrize("own", RUNS)
 def test_a_run_of_another_role_is_not_resumed(theirs, own):
     config = RUNS[own].__class__(**asdict(RUNS[own]) | {"resume": "auto", "save_dir": "runs/a"})
-    content = {"config": to_plain(asdict(RUNS[theirs]))}
+    content = {"config": make_plain(asdict(RUNS[theirs]))}
     if theirs == own:
         check_same_run(content, config, {})
         return
@@ -65,7 +65,7 @@ def test_other_settings_are_listed_in_a_sentence():
     config = StudentConfig(kd="none", lr=0.5, resume="auto", save_dir="runs/a")
     told = "--resume auto: runs/a holds a run with other settings (lr: 0.02 -> 0.5): "
     with pytest.raises(OtherRun, match=re.escape(told)):
-        check_same_run({"config": to_plain(asdict(RUNS["baseline"]))}, config, {})
+        check_same_run({"config": make_plain(asdict(RUNS["baseline"]))}, config, {})
 
 
 def network(names):

@@ -1,12 +1,15 @@
 """Decoders of segmentation_models_pytorch: equal logits, any size, its files, and messages for what does not fit."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import segmentation_models_pytorch as library
 import torch
 import torch.nn.functional as F
 
+from datasets import require_classes
+from datasets.toy import TOY
 from losses import LOSSES, build_kd
 from models import build_model, from_checkpoint
 from models.architectures.smp import DECODERS
@@ -104,12 +107,16 @@ def test_timm_encoder_of_a_plain_state_dict_is_asked_for(tmp_path):
 
 
 @torch.inference_mode()
-def test_options_one_logit_and_image_labels_of_a_saved_network(tmp_path):
+def test_options_one_logit_and_image_labels_of_a_saved_network(tmp_path, capsys):
     """One logit z for a sigmoid is two classes of logits (0, z); a head for labels of whole images is left out."""
     theirs = their_model("smp_fpn", classes=1, decoder_pyramid_channels=32, aux_params={"classes": 3})
     theirs.save_pretrained(tmp_path)
     loaded = from_checkpoint(tmp_path)
     assert loaded.card.arch["decoder_pyramid_channels"] == 32
+    assert loaded.card.training["single_logit"]
+    assert "has one logit: class 1 where it is above 0, else class 0\n" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"has one logit and no class names: .* give --other-class-names"):
+        require_classes(loaded.card, replace(TOY, names=("sky", "road")), "folder", "F", allow_other_names=False)
     image = torch.randn(1, 3, 64, 96)
     logits, (z, _) = full_size(loaded.model(image).logits, (64, 96)), theirs(image)
     torch.testing.assert_close(logits, torch.cat([torch.zeros_like(z), z], 1), rtol=1e-5, atol=1e-5)
@@ -128,6 +135,7 @@ def test_pixels_that_are_assumed_are_said(tmp_path, capsys):
         ({"encoder_name": "tu-resnet10000"}, "unknown backbone 'resnet10000'"),
         ({"encoder_name": "resnet18"}, "does not fit this network"),
         ({"upsampling": 2}, "its logits are at stride 4, 'upsampling' is 2"),
+        ({"in_channels": 4}, "sees 4 channels; an image has 3"),
         ({"drop_path_rate": 0.1}, "was built with drop_path_rate=0.1, which this project does not have"),
     ],
 )

@@ -103,6 +103,16 @@ def test_slow_iterations_do_not_wait_for_a_log_record(monkeypatch):
     assert estimate.estimate(2, False) == 60.0 * (40_000 - 2)
 
 
+def test_the_time_of_validations_is_left_out_of_the_finish(monkeypatch):
+    times = iter([100.0, 102.0, 152.0, 154.0])
+    monkeypatch.setattr(finish.time, "monotonic", lambda: next(times))
+    estimate = FinishEstimate(0, 1000)
+    assert estimate.estimate(1, True) is None
+    with estimate.pause():
+        pass
+    assert estimate.estimate(3, True) == 2.0 * (1000 - 3)
+
+
 def test_days_on_a_cpu_are_warned_about():
     assert describe_finish(3600, is_cpu=True).startswith("expected to finish in 1:00:00, on ")
     slow = describe_finish(74 * 24 * 3600, is_cpu=True)
@@ -115,7 +125,7 @@ def test_days_on_a_cpu_are_warned_about():
 def test_processes_of_one_host_share_its_memory(processes, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(trainer, "SMALL", 0)
     monkeypatch.setattr(trainer, "estimate_step_memory", lambda *given: StepMemory(lasting=0, passing=600))
-    monkeypatch.setattr(trainer, "free_memory", lambda device: 1000)
+    monkeypatch.setattr(trainer, "get_free_memory", lambda device: 1000)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
     train_teacher.main([*TINY, "--max-iterations", "1", "--skip-val", "--save-dir", str(tmp_path)])
     out = capsys.readouterr().out
@@ -125,7 +135,7 @@ def test_processes_of_one_host_share_its_memory(processes, tmp_path, monkeypatch
 
 def test_a_run_says_both(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(trainer, "SMALL", 0)
-    monkeypatch.setattr(trainer, "free_memory", lambda device: 1000)
+    monkeypatch.setattr(trainer, "get_free_memory", lambda device: 1000)
     train_teacher.main([*TINY, "--max-iterations", "3", "--skip-val", "--save-dir", str(tmp_path)])
     lines = capsys.readouterr().out.splitlines()
     (memory,) = (i for i, line in enumerate(lines) if line.startswith("a step needs about 0."))

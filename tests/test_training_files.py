@@ -18,7 +18,12 @@ from utils.errors import UserError
 
 PREFIXES = [
     *("_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "net.", "network.", "student.", "ema_model."),
-    *("model.net._orig_mod.", "student.module._orig_mod.model."),
+    *(
+        "model.net._orig_mod.",
+        "student.module._orig_mod.model.",
+        "ema.module.",
+        "_forward_module._fsdp_wrapped_module.",
+    ),
 ]
 
 
@@ -51,6 +56,10 @@ def test_wrappers_are_taken_off(prefix):
             lambda w: {(k if "layer1" in k else f"module.{k}"): v for k, v in w.items()},
             r"begin with 'module\.', but not all do, such as backbone\.layer1",
         ),
+        (
+            lambda w: {(f"model.{k}" if k.startswith("backbone") else k): v for k, v in w.items()},
+            r"some keys of its network begin with 'model\.', such as model\.backbone",
+        ),
         (lambda w: prefixed("a.", w) | prefixed("b.", w), r"several networks \(their keys begin with 'a\.', 'b\.'\)"),
         (lambda w: prefixed("student.", w) | prefixed("teacher.", w), r"several networks .*'student\.', 'teacher\.'"),
     ],
@@ -58,6 +67,60 @@ def test_wrappers_are_taken_off(prefix):
 def test_prefixes_that_cannot_be_taken_off_are_named(content, problem):
     with pytest.raises(UserError, match=problem):
         unwrap(content(state(FCN)), "file")
+
+
+SMP = {
+    "encoder.conv1.weight": torch.zeros(64, 3, 7, 7),
+    "decoder.blocks.0.conv1.0.weight": torch.zeros(1),
+    "segmentation_head.0.weight": torch.zeros(5, 16, 3, 3),
+}
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (prefixed("segmentor.", SMP), "begin with 'segmentor.', and 'segmentor' is no wrapper that is known"),
+        (prefixed("student.", SMP) | prefixed("teacher.", SMP), r"several networks .*'student\.', 'teacher\.'"),
+        ({f"model.{k}" if k.startswith("encoder") else k: v for k, v in SMP.items()}, r"begin with 'model\.'"),
+    ],
+)
+def test_prefixes_of_segmentation_models_are_named(content, problem):
+    with pytest.raises(UserError, match=problem):
+        unwrap(content, "file")
+
+
+@pytest.mark.parametrize("weights", [state(FCN), SMP], ids=["mmseg", "smp"])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda w: prefixed("model.", w) | {"mean": torch.zeros(3), "std": torch.ones(3), "loss_fn.w": torch.ones(2)},
+        lambda w: prefixed("module.", w) | {"n_averaged": torch.tensor(3)},
+        lambda w: prefixed("model.", w) | prefixed("model_ema.module.", w) | {"model_ema.decay": torch.tensor(0.9)},
+        lambda w: {key.replace(".", "._orig_mod.", 1): value for key, value in w.items()},
+        lambda w: {"generator": w, "optimizer": {"state": {0: {"exp_avg": torch.zeros(3)}}}},
+        lambda w: {"checkpoint": {"model": w}, "epoch": 3},
+        lambda w: {"state_dict": w, "ema_state_dict": {key: value + 1 for key, value in w.items()}},
+    ],
+)
+def test_what_wraps_a_network_is_taken_off(wrap, weights):
+    found = unwrap(wrap(weights), "file")
+    assert found.keys() == weights.keys()
+    assert all(torch.equal(found[key], weights[key]) for key in weights)
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ({"fold0": SMP, "fold1": SMP}, r"several sets of weights \('fold0', 'fold1'\)"),
+        (
+            {"optimizer": {"state": {0: {"exp_avg": torch.zeros(3)}}}, "epoch": 3},
+            r"no weights \(its keys: optimizer, epoch",
+        ),
+    ],
+)
+def test_containers_that_cannot_be_chosen_are_listed(content, problem):
+    with pytest.raises(UserError, match=problem):
+        unwrap(content, "file")
 
 
 def beside(weights):
@@ -83,6 +146,7 @@ def test_what_lies_beside_the_network_is_left_out(expected, tmp_path):
         lambda average, last: {"state_dict": last, "state_dict_ema": {"module": 1, **prefixed("module.", average)}},
         lambda average, last: {"state_dict": prefixed("model.", last) | prefixed("ema_model.", average)},
         lambda average, last: last | prefixed("ema_model.module.", average),
+        lambda average, last: {"model": last, "ema": {"module": average, "decay": 0.9}},
     ],
 )
 def test_a_moving_average_is_used_and_said(wrap, expected, tmp_path, capsys):

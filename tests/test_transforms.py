@@ -21,7 +21,7 @@ from datasets.transforms import (
     pad,
     resize_window,
 )
-from engine.loader import train_batches
+from engine.loader import load_train_batches
 from engine.runtime import Runtime
 from tests.trees import camvid
 from utils.errors import UserError
@@ -175,8 +175,10 @@ def test_every_image_once_an_epoch():
 @pytest.mark.parametrize(("workers", "size"), [(0, 2), (1, 1), (2, 1), (2, 4)])
 def test_workers_and_processes_do_not_change_the_samples(workers, size):
     """The global batch, put together from the shares of ``size`` processes, is that of one process without workers."""
-    wanted = list(train_batches(stream(), 2, 5, 4, 0, Runtime()))
-    shares = [list(train_batches(stream(), 2, 5, 4, workers, Runtime(rank=rank, size=size))) for rank in range(size)]
+    wanted = list(load_train_batches(stream(), 2, 5, 4, 0, Runtime()))
+    shares = [
+        list(load_train_batches(stream(), 2, 5, 4, workers, Runtime(rank=rank, size=size))) for rank in range(size)
+    ]
     for i, batch in enumerate(wanted):
         whole = [torch.cat(parts) for parts in zip(*(share[i] for share in shares), strict=True)]
         assert equal(whole, batch)
@@ -185,7 +187,7 @@ def test_workers_and_processes_do_not_change_the_samples(workers, size):
 def test_a_late_start_reads_nothing_of_the_past():
     read, s = [], stream()
     s.index = lambda position, index=s.index: (read.append(position), index(position))[1]
-    assert len(list(train_batches(s, 30000, 30002, 4, 0, Runtime()))) == 2
+    assert len(list(load_train_batches(s, 30000, 30002, 4, 0, Runtime()))) == 2
     assert read == list(range(120000, 120008))
 
 
@@ -194,7 +196,7 @@ def test_the_cache_changes_nothing_and_is_shared_by_workers(tmp_path):
     plain, cached = (
         build_train_and_val("camvid", str(tmp_path), crop_size=(32, 32), cache_gb=gb).train for gb in (0, 0.1)
     )
-    read = [list(train_batches(s, 0, 3, 2, workers, Runtime())) for s, workers in ((plain, 0), (cached, 2))]
+    read = [list(load_train_batches(s, 0, 3, 2, workers, Runtime())) for s, workers in ((plain, 0), (cached, 2))]
     assert all(map(equal, *read))
     assert cached.dataset.cache.filled.all()
     assert all(equal(cached[i], plain[i]) for i in range(4))

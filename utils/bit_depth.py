@@ -8,7 +8,9 @@ from PIL import Image
 DEEP_RAW_MODE = re.compile(r"^(?!BGR;16)[A-Z]+;16")
 JPEG2000_SIZE = b"\xff\x4f\xff\x51"  # the markers a codestream begins with
 JPEG2000_DEPTH = 42  # bytes from there to the first component's depth minus one, whose highest bit is the sign
-TIFF_BITS, TIFF_COLOR_MAP, TIFF_SAMPLE_FORMAT = 258, 320, 339
+TIFF_BITS, TIFF_CHANNELS = 258, 277
+TIFF_COLOR_MAP, TIFF_EXTRA_CHANNELS, TIFF_SAMPLE_FORMAT = 320, 338, 339
+TIFF_ALPHA = (1, 2)  # of the extra channels; PIL drops others, such as near infrared
 TIFF_UNSIGNED = (1, 4)  # unsigned numbers, and "undefined", which is read as such
 DDS_FLOAT = 6  # number of the block compression that holds floats
 
@@ -47,6 +49,9 @@ def _describe_tiff(file: Image.Image) -> str:
         return f"{bits} bits a channel"
     if any(kind not in TIFF_UNSIGNED for kind in _numbers(tags.get(TIFF_SAMPLE_FORMAT, 1))):
         return "signed or floating-point channels"
+    extra = _numbers(tags.get(TIFF_EXTRA_CHANNELS, ()))
+    if any(kind not in TIFF_ALPHA for kind in extra):
+        return f"{tags.get(TIFF_CHANNELS, 1)} channels, which are not all colours or alpha"
     return ""
 
 

@@ -1,7 +1,10 @@
-"""Check that the required packages are installed. This module imports none of them, so it can be called first."""
+"""Check that the required packages can be used. This module imports none of them, so it can be called first."""
 
 import sys
+import traceback
 from importlib.util import find_spec
+from pathlib import Path
+from types import TracebackType
 
 # import names of the packages in requirements.txt; commands that need others check for them
 PACKAGES = (
@@ -20,16 +23,31 @@ PACKAGES = (
     "tqdm",
     "tensorboard",
 )
+ROOT = Path(__file__).resolve().parents[1]
+ADVICE = (
+    "'bash scripts/setup.sh' installs what is missing, into the active environment or else into .venv; "
+    "'source .venv/bin/activate' activates that"
+)
 STATUS = 2  # exit status of every error that the user can mend
 
 
 def require_packages() -> None:
-    """End the program with a line that says what to do, if a package is missing."""
+    """End the program with a line that says what to do, if a package is missing, or later cannot be imported."""
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:
-        print(
-            f"error: {', '.join(missing)} not installed for {sys.executable}: 'bash scripts/setup.sh' installs what is "
-            "missing, into the active environment or else into .venv; 'source .venv/bin/activate' activates that",
-            file=sys.stderr,
-        )
+        print(f"error: {', '.join(missing)} not installed for {sys.executable}: {ADVICE}", file=sys.stderr)
         sys.exit(STATUS)
+    sys.excepthook = _report_uncaught
+
+
+def _report_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print one line for a package that is damaged or lacks a library of the system; other errors as Python does."""
+    frames = traceback.extract_tb(trace)
+    place = Path(frames[-1].filename).resolve() if frames else ROOT
+    is_own_code = place.is_relative_to(ROOT) and "site-packages" not in place.parts
+    if not isinstance(error, ImportError) or is_own_code:
+        sys.__excepthook__(kind, error, trace)
+        return
+    reason = " ".join(str(error).split())
+    print(f"error: a package of {sys.executable} cannot be imported: {reason} ({place}). {ADVICE}", file=sys.stderr)
+    sys.exit(STATUS)

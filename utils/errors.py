@@ -54,14 +54,14 @@ def first_line(error: BaseException) -> str:
 TRACEBACK = "LAD_TRACEBACK"
 ANOTHER = "another process of the job"  # so begins a message that only points at the one that matters
 TOO_MANY_FILES = "too many open files: a higher limit (ulimit -n 4096), or fewer --workers"
+OUT_OF_MEMORY = "out of memory: a smaller --batch-size or --crop-size, --accumulate, or fewer --workers"
 # a pattern of a RuntimeError's message -> what it means, and what to do
 MEANINGS = {
     "DataLoader worker|Pin memory thread|process pool": "a loader process was killed, most likely for want of memory: "
     "fewer --workers, no --cache-gb, or more shared memory (docker: --shm-size)",
     "Connection (closed|reset)|peer|Broken pipe|NCCL|Gloo|Timed out|TCPStore|ProcessGroup": f"{ANOTHER} "
     "ended or does not answer; its own message says why",
-    "DefaultCPUAllocator|std::bad_alloc|[Cc]annot allocate memory": "out of memory: a smaller --batch-size or "
-    "--crop-size, --accumulate, or fewer --workers",
+    "DefaultCPUAllocator|std::bad_alloc|[Cc]annot allocate memory|Storage size calculation overflowed": OUT_OF_MEMORY,
     "Kernel size can't be greater": "an image, or a part of one, is too small for this network: 32 pixels a side are "
     "enough for most",
     "home directory": "a path begins with ~ and the name of nobody here",
@@ -78,7 +78,7 @@ def explain_error(error: BaseException) -> UserError | None:
         flags = "a smaller --batch-size or --crop-size, --accumulate 2, or --amp bf16"
         return UserError(f"{first_line(error)} Try {flags}.")
     if isinstance(error, MemoryError):
-        return UserError(MEANINGS["DefaultCPUAllocator|std::bad_alloc|[Cc]annot allocate memory"])
+        return UserError(OUT_OF_MEMORY)
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
         return UserError(TOO_MANY_FILES)
     if isinstance(error, OSError) and error.strerror:

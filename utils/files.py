@@ -140,16 +140,19 @@ def read_bytes(path: Path) -> bytes:
 def decode_text(data: bytes) -> str:
     """Decode a text file: UTF-8, or UTF-16 or UTF-32 as Windows programs write it.
 
-    UTF-16 without a byte-order mark is recognised by its zero bytes, if all characters are Western European.
+    UTF-16 without a byte-order mark is recognised by its zero bytes, if more than half of the characters are Western
+    European, as in most paths.
 
     Raises:
         ValueError: the text has another encoding, or holds zero bytes.
     """
     encoding = next((encoding for mark, encoding in BYTE_ORDER_MARKS.items() if data.startswith(mark)), "utf-8")
-    if encoding == "utf-8" and data and len(data) % 2 == 0:
-        if not any(data[1::2]):
+    if encoding == "utf-8" and len(data) % 2 == 0:
+        zeros_first = data[::2].count(0)
+        zeros_second = data[1::2].count(0)
+        if zeros_first == 0 and zeros_second > len(data) / 4:
             encoding = "utf-16-le"
-        elif not any(data[::2]):
+        elif zeros_second == 0 and zeros_first > len(data) / 4:
             encoding = "utf-16-be"
     text = data.decode(encoding)
     if "\0" in text:
@@ -158,7 +161,7 @@ def decode_text(data: bytes) -> str:
     return text
 
 
-def digest_of(path: Path, digest: Any = None) -> str:
+def compute_digest(path: Path, digest: Any = None) -> str:
     """Return the digest of a file's content, in hex.
 
     digest: a hash object to update; a new SHA-256 by default.

@@ -15,10 +15,10 @@ def require_memory(size: int, what: str, advice: str, device: torch.device) -> N
     """Check that ``size`` bytes fit on a GPU, or in each process of this host.
 
     Raises:
-        UserError: they do not. It names ``what``, how much that takes, how much is free, and ``advice``.
+        UserError: they do not fit. The message has ``what``, its size, the free memory, and ``advice``.
     """
     copies = count_sharers(device)
-    free = free_memory(device)
+    free = get_free_memory(device)
     if free is not None and size * copies > free:
         each = f" in each of {copies} processes" if copies > 1 else ""
         raise UserError(f"{what} takes {size / GIB:.1f} GiB{each}, {device} has {free / GIB:.1f} GiB free: {advice}")
@@ -29,7 +29,7 @@ def count_sharers(device: torch.device) -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if device.type == "cpu" else 1
 
 
-def free_memory(device: torch.device) -> int | None:
+def get_free_memory(device: torch.device) -> int | None:
     """Return how many bytes are free on a device, None where that is not known.
 
     For the CPU these are the host's, within the limit of this process's control group.

@@ -73,10 +73,10 @@ def parse_flags(config_class: type, description: str, argv: Sequence[str] | None
         value = given.pop(name)
         field_name = name.removeprefix(BARE)
         if value and field_name in given:
-            raise UserError(f"{flag_of(field_name)} is given twice: with the flag and without")
+            raise UserError(f"{get_flag(field_name)} is given twice: with the flag and without")
         if value:
             given[field_name] = value
-    return {name: convert(config_class, name, value, flag_of(name)) for name, value in given.items()}
+    return {name: convert(config_class, name, value, get_flag(name)) for name, value in given.items()}
 
 
 def _make_parser(config_class: type, description: str) -> "_Parser":
@@ -118,7 +118,7 @@ def _add_flag(parser: Any, field: dataclasses.Field, kind: Any) -> None:
         parser.add_argument(BARE + field.name, **options | bare)
     if field.metadata["choices"]:
         options["metavar"] = "{" + ",".join(field.metadata["choices"]) + "}"
-    parser.add_argument(flag_of(field.name), **options)
+    parser.add_argument(get_flag(field.name), **options)
 
 
 def _join(value: Any) -> str:
@@ -131,7 +131,7 @@ def _describe_examples(field: dataclasses.Field) -> str:
     examples = field.metadata["examples"]
     width = max(map(len, examples))
     return "\n".join(
-        [f"{flag_of(field.name)}:", *(f"  {name:<{width}}  {text}" for name, text in examples.items()), ""]
+        [f"{get_flag(field.name)}:", *(f"  {name:<{width}}  {text}" for name, text in examples.items()), ""]
     )
 
 
@@ -198,7 +198,7 @@ def _plain(hint: Any) -> Any:
     return typing.get_args(hint)[0] if isinstance(hint, types.UnionType) else hint
 
 
-def flag_of(name: str) -> str:
+def get_flag(name: str) -> str:
     """Return the flag of a field."""
     return "--" + name.replace("_", "-")
 

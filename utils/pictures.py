@@ -14,6 +14,7 @@ from utils.jpeg import JPEG, decode_jpeg
 
 MODES = ("RGB", "L", "P", "1", "CMYK", "RGBA", "LA", "PA")  # 8 bits a channel, with one meaning as RGB
 ORIENTATION = 0x0112  # EXIF tag: 1 is upright, 2 to 4 keep the sides, 5 to 8 swap them
+SWAPPING = range(5, 9)
 ADVICE = "make it 8-bit RGB, which fixes what is black and what is white"
 
 
@@ -34,7 +35,7 @@ def read_image(path: Path, size: tuple[int, int] | None = None, behind: str = ""
 
 def _decode(path: Path, upright: bool, behind: str) -> np.ndarray:
     """Decode a picture to RGB uint8 ``[H, W, 3]``. The arguments are those of ``convert_to_rgb``."""
-    data = content_of(path)
+    data = read_content(path)
     if data.startswith(JPEG):
         return decode_jpeg(path, data, upright)
     return open_picture(path, data, lambda file: convert_to_rgb(path, file, behind, upright, data))
@@ -82,14 +83,33 @@ def read_orientation(path: Path) -> int:
     Raises:
         UserError: the file cannot be read.
     """
+    return _read_header(path)[1]
+
+
+def read_size(path: Path) -> tuple[int, int]:
+    """Read height and width of a picture from its header, after the turn that EXIF asks for.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    (width, height), orientation = _read_header(path)
+    return (width, height) if orientation in SWAPPING else (height, width)
+
+
+def _read_header(path: Path) -> tuple[tuple[int, int], int]:
+    """Read width and height of a picture as stored, and its EXIF orientation, 1 to 8; 1 where it has none.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
     try:
         with open_regular(path) as source, Image.open(source) as file:
-            return file.getexif().get(ORIENTATION, 1)
+            return file.size, file.getexif().get(ORIENTATION, 1)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
 
 
-def content_of(path: Path, kind: str = "file") -> bytes:
+def read_content(path: Path, kind: str = "file") -> bytes:
     """Read a file.
 
     Raises:

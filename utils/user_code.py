@@ -47,10 +47,12 @@ def _import_module(path: str, where: str) -> ModuleType:
         sys.path.append(os.getcwd())  # at the end, so that it hides no other module
     try:
         return importlib.import_module(path)
-    except Exception as error:  # the file may do anything when it is imported
+    except (Exception, SystemExit) as error:  # the file may do anything when it is imported
         is_missing = isinstance(error, ModuleNotFoundError) and f"{path}.".startswith(f"{error.name}.")
         if is_missing:
             reason = f"{error.name!r} is neither in {os.getcwd()} nor on the import path (PYTHONPATH)"
+            if path.endswith(".py"):
+                reason += f"; a module is named without .py: {path.removesuffix('.py')}"
         else:
             reason = f"{path} cannot be imported: {type(error).__name__}: {first_line(error)}"
         raise UserError(f"{where}: {reason}") from error

@@ -15,6 +15,7 @@ from models.backbones import DILATED, PYRAMID, build_backbone, prepare_stem
 from models.segmentor import Segmentor
 from models.user_networks import UserNetwork, build_user_network, is_user_network
 from utils.errors import UserError, lookup
+from utils.types import IGNORE_INDEX
 
 # Name -> function (backbone, number of classes, widths by keyword) that builds the network. Suffixes mark variants of
 # the papers' networks. The functions of DECODERS take the name of the backbone, because the library builds it.
@@ -50,11 +51,13 @@ def build_model(
         width of 0 leaves an auxiliary branch out. For ``smp_...`` these are the library's options.
 
     Raises:
-        UserError: the architecture or backbone is unknown, the architecture has no such width, there are too few
-            classes or channels, or a user's network cannot be used.
+        UserError: the architecture or backbone is unknown, the architecture has no such width, there are too few or
+            too many classes, too few channels, or a user's network cannot be used.
     """
     if num_classes < 2 or in_channels < 3:
         raise UserError(f"a network needs 2 classes and 3 channels or more, not {num_classes} and {in_channels}")
+    if num_classes > IGNORE_INDEX:
+        raise UserError(f"a network of {num_classes} classes: at most {IGNORE_INDEX}, since predictions have 8 bits")
     if is_user_network(arch):
         if widths:
             raise UserError(f"--model {arch} has no width {next(iter(widths))!r}")

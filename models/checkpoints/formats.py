@@ -10,12 +10,12 @@ from typing import NamedTuple
 from torch import Tensor
 
 from models.checkpoints import keys
-from models.checkpoints.keys import Table, rename
+from models.checkpoints.keys import SMP_MARKER, Table, rename
 from utils.errors import UserError, print_note
 
 
 class Family(NamedTuple):
-    """What the networks of one code base have in common."""
+    """Describe what the networks of one code base have in common."""
 
     prefix: str  # begins the backbone's keys
     pixels: str  # the pixel convention, a key of utils.pixels.CONVENTIONS
@@ -25,7 +25,7 @@ class Family(NamedTuple):
 
 
 class Format(NamedTuple):
-    """The files of one architecture of one code base."""
+    """Describe the files of one architecture of one code base."""
 
     family: Family
     archs: tuple[str, ...]  # architectures that the file may hold; the first whose own widths fit is taken
@@ -57,10 +57,14 @@ FORMATS: dict[str, Format] = {
     "torchvision FCN": Format(TORCHVISION, ("fcn_torchvision",), "classifier.4.weight", keys.TORCHVISION_FCN),
 }
 # names of modules that wrap a network in training code; they begin the keys, and one may wrap another
-WRAPPERS = ("module", "model", "_orig_mod", "net", "network", "student", "ema_model", "model_ema")
-# keys of dictionaries in a training file that hold weights; AVERAGES hold their moving average, which is evaluated
-AVERAGES = ("state_dict_ema", "model_ema")
+WRAPPERS = ("module", "model", "net", "network", "student", "ema", "ema_model", "model_ema")
+# names that PyTorch and Lightning put into keys, where they wrap a network or a part of it
+INTERNAL = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
+# keys of dictionaries in a training file that hold weights; AVERAGES hold their moving average, which is evaluated.
+# MMEngine's "ema_state_dict" is none: it saves the average as "state_dict", and as "ema_state_dict" what was trained.
+AVERAGES = ("state_dict_ema", "model_ema", "ema_model", "ema", "params_ema")
 CONTAINERS = (*AVERAGES, "state_dict", "model", "model_state", "model_state_dict", "net", "network", "weights")
+MAX_KEYS = 5  # keys that a message lists
 # a part of the key of a tensor that belongs to a loss or metric of the training code, not to the network
 LOSS_OR_METRIC = re.compile(
     r"(\w+_)?(criterion|criteria|loss(es)?|metrics?|m?iou|jaccard|confmat|confusion|accuracy)(_\w+)?"
@@ -87,15 +91,19 @@ def translate_backbone(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def unwrap(content: Mapping[str, object], source: str) -> dict[str, Tensor]:
     """Return the state dict of the network in a training file, without the names of modules that wrap the network.
 
-    Where a file holds a network and its moving average, the average is taken, and a note says so. Tensors of losses and
-    metrics are left out.
+    Where a file holds a network and its moving average, the average is taken, and a note says so. Tensors of losses,
+    metrics and wrappers are left out.
 
     Raises:
         UserError: the file holds no weights, several networks, or a network in an unknown wrapper.
     """
-    weights = _find_tensors(content, source)
+    weights = {_remove_internal_names(key): value for key, value in _find_tensors(content, source).items()}
     prefix, weights = _choose_network(weights, source)
-    weights = {key: value for key, value in weights.items() if not _is_loss_or_metric(key.removeprefix(prefix))}
+    weights = {
+        key: value
+        for key, value in weights.items()
+        if not _is_loss_or_metric(key.removeprefix(prefix)) and not _is_tensor_of_wrapper(key, prefix)
+    }
     for key in weights:
         if not key.startswith(prefix):
             raise UserError(f"{source}: keys of its network begin with {prefix!r}, but not all do, such as {key}")
@@ -127,6 +135,10 @@ def _choose_network(weights: dict[str, Tensor], source: str) -> tuple[str, dict[
         # The format is unknown. The message about that is clearer if it lists keys without wrappers.
         return _find_common_wrappers(weights), weights
     prefix = prefixes.pop()
+    wrapped = next((key for key in weights if not prefix and key.partition(".")[0] in WRAPPERS), None)
+    if wrapped:
+        start = wrapped.partition(".")[0] + "."
+        raise UserError(f"{source}: some keys of its network begin with {start!r}, such as {wrapped}, but not all do")
     unknown = [name for name in prefix.split(".")[:-1] if name not in WRAPPERS]
     if unknown:
         raise UserError(
@@ -140,24 +152,56 @@ def _find_tensors(content: Mapping[str, object], source: str) -> dict[str, Tenso
     """Return the tensors of a training file. They may lie in one container, or in a container within a container.
 
     Raises:
-        UserError: there are none.
+        UserError: there are none, or there are several containers whose names are unknown.
     """
     for _ in CONTAINERS:
-        found = [key for key in CONTAINERS if isinstance(content.get(key), Mapping)]
-        if not found:
+        containers = [key for key in CONTAINERS if isinstance(content.get(key), Mapping)]
+        containers = containers or _find_other_containers(content, source)
+        if not containers:
             break
-        if found[0] in AVERAGES and len(found) > 1:
-            print_note(f"note: {source}: the moving average {found[0]!r} is used, not {found[1]!r}")
-        content = content[found[0]]
+        if containers[0] in AVERAGES and len(containers) > 1:
+            print_note(f"note: {source}: the moving average {containers[0]!r} is used, not {containers[1]!r}")
+        content = content[containers[0]]
     weights = {key: value for key, value in content.items() if isinstance(value, Tensor) and isinstance(key, str)}
     if not weights:
-        raise UserError(f"{source} holds no weights")
+        found = ", ".join(map(str, list(content)[:MAX_KEYS])) or "none"
+        raise UserError(f"{source} holds no weights (its keys: {found})")
     return weights
+
+
+def _find_other_containers(content: Mapping[str, object], source: str) -> list[str]:
+    """Find the dictionary of tensors in a training file, whatever its name. A file that has tensors beside it has none.
+
+    Raises:
+        UserError: there are several.
+    """
+    if any(isinstance(value, Tensor) and value.ndim for value in content.values()):
+        return []
+    found = [key for key, value in content.items() if isinstance(value, Mapping) and _has_tensors(value)]
+    if len(found) > 1:
+        listed = ", ".join(map(repr, found[:MAX_KEYS]))
+        raise UserError(f"{source} holds several sets of weights ({listed}): save the one that is meant")
+    if found:
+        print_note(f"note: {source}: the weights under {found[0]!r} are used")
+    return found
+
+
+def _has_tensors(content: Mapping[str, object]) -> bool:
+    """Return whether a dictionary, or one in it, holds tensors by name. An optimizer's state is by number."""
+    named = [value for key, value in content.items() if isinstance(key, str)]
+    inner = [value for value in named if isinstance(value, Mapping)]
+    items = [*named, *(item for mapping in inner for item in mapping.values())]
+    return any(isinstance(item, Tensor) for item in items)
+
+
+def _remove_internal_names(key: str) -> str:
+    """Return a key without the names in INTERNAL, which may also lie within a network."""
+    return ".".join(part for part in key.split(".") if part not in INTERNAL)
 
 
 def _find_prefixes(weights: Mapping[str, Tensor]) -> set[str]:
     """Find what the keys of each network of a known format begin with, before the format's own keys."""
-    markers = [form.marker for form in FORMATS.values()]
+    markers = [SMP_MARKER, *(form.marker for form in FORMATS.values())]
     found = set()
     for key in weights:
         for marker in markers:
@@ -180,3 +224,9 @@ def _find_common_wrappers(weights: Mapping[str, Tensor]) -> str:
 def _is_loss_or_metric(key: str) -> bool:
     """Return whether a tensor belongs to a loss or a metric."""
     return any(LOSS_OR_METRIC.fullmatch(part) for part in key.split("."))
+
+
+def _is_tensor_of_wrapper(key: str, prefix: str) -> bool:
+    """Return whether a tensor lies in a module around the network, such as "mean" beside "model."."""
+    parent = key.rpartition(".")[0]
+    return not key.startswith(prefix) and (not parent or prefix.startswith(f"{parent}."))

@@ -66,12 +66,13 @@ def get_implied_settings(settings: Mapping[str, Any]) -> dict[str, str]:
 def load_base(model: Segmentor, pretrained_base: str, pixels: str) -> None:
     """Load ImageNet weights into the backbone of a network.
 
-    pretrained_base: a file; or "package" for the file of an installed package; or "timm" for timm's download. pixels:
-    the pixel convention of the run. A context path has no ImageNet weights, only its encoder has.
+    pretrained_base: a file, or "package" for the file of an installed package, or "timm" for timm's download.
+    pixels: the pixel convention of the run.
+
+    A context path has no ImageNet weights. Its encoder has.
 
     Raises:
-        UserError: there is no such file, package or download; the weights are for other pixels or another stem; or
-            layers are missing, left over or of other shapes.
+        UserError: the weights cannot be found, are for other pixels, or do not fit the backbone.
     """
     source = f"--pretrained-base {pretrained_base}"
     weights = _read_base_weights(model, pretrained_base, source)

@@ -17,7 +17,7 @@ from models.checkpoints.imagenet import load_base
 from models.checkpoints.recognition import (
     OPTIONAL,
     MmsegRecord,
-    has_single_logit,
+    describe_single_logit,
     read_mmseg_record,
     recognise_network,
 )
@@ -42,17 +42,20 @@ def from_checkpoint(
 ) -> Loaded:
     """Load the network of a checkpoint, to the CPU and in eval mode.
 
-    assisted: load another project's file of four input channels as a teacher that reads the label. By default it is
-        loaded as a student of three channels with the same output, because the LAD release gives its students a label
-        plane and always shows them zeros. This project's own files say which of both they are.
+    assisted: load another project's file of four input channels as a teacher that reads the label. By default such a
+        file is loaded as a student of three channels with the same output. For the LAD release gives its students a
+        label plane, and always shows them zeros. This project's own files say what they are.
+
     backbone: the encoder of a file of segmentation_models_pytorch, if its keys do not tell it.
+
     model: the user's function ``package.module:function`` that builds the network, for a file that names one. It is
         imported because the caller names it. A name in a file alone is never imported.
+
     model_flag: the flag that ``model`` comes from, for messages.
 
     Raises:
-        UserError: the file is missing, damaged or of unknown content; its weights do not fit the network that it names;
-            or ``model`` is not the function that it names.
+        UserError: the file is missing, damaged or unknown, its weights do not fit, or ``model`` is not the function
+            that it names.
     """
     content = reading.read_weight_file(path)
     _require_same_network(_get_network_name(content), path, model, model_flag)
@@ -158,7 +161,7 @@ def _load_foreign_file(content: Mapping[str, Any], source: str, assisted: bool, 
         pixels=family.pixels,
         label_noise=RELEASE_NOISE if model.config["in_channels"] == 4 else None,
         source=form,
-        training={"single_logit": True} if has_single_logit(weights) else {},
+        training=describe_single_logit(weights),
     )
     return Loaded(model.eval(), card)
 
@@ -188,7 +191,13 @@ def _load_smp(weights: Mapping[str, Tensor], saved: Mapping[str, Any] | None, so
     where = f"{source}, as {model.config['arch']} on {model.config['backbone']},"
     checkpoint.load_weights(model, network.weights, where)
     print(f"{source}: {SMP_SOURCE}; its images are taken to be normalised as {network.pixels!r}", file=sys.stderr)
-    return Loaded(model.eval(), Card(dict(model.config), pixels=network.pixels, source=SMP_SOURCE))
+    card = Card(
+        dict(model.config),
+        pixels=network.pixels,
+        source=SMP_SOURCE,
+        training=describe_single_logit(network.weights),
+    )
+    return Loaded(model.eval(), card)
 
 
 def initialise(model: Segmentor | UserNetwork, pretrained_base: str, pretrained: str, pixels: str) -> str:
@@ -277,8 +286,10 @@ def _initialise_user_network(model: UserNetwork, pretrained_base: str, pretraine
     own = model.state_dict()
     weights = loaded.state_dict()
     for key, value in weights.items():
-        sees_rgb_only = key in own and value.ndim == 4 and value.shape[1] == 3 < own[key].shape[1]
-        if sees_rgb_only:  # the convolution that sees the image: label planes keep their own weights
+        are_convolutions = key in own and value.ndim == own[key].ndim == 4
+        if (
+            are_convolutions and value.shape[1] == 3 < own[key].shape[1]
+        ):  # the convolution that sees the image: label planes keep their own weights
             weights[key] = torch.cat([value, own[key][:, 3:]], 1)
     checkpoint.load_weights(model, weights, f"--pretrained {pretrained}")
     return f"the weights of {pretrained}"

@@ -59,7 +59,7 @@ def read_weight_file(path: str | Path) -> dict[str, Any]:
         UserError: there is no such file, it is damaged, or it holds anything but tensors and plain values.
     """
     path = find_checkpoint(path)
-    if (path / SMP_CONFIG).is_file() and (path / SMP_WEIGHTS).is_file():
+    if is_smp_folder(path):
         path = path / SMP_WEIGHTS
     if path.is_dir():
         inside = ", ".join(file.name for file in sorted(path.iterdir()) if file.suffix in (".pth", SUFFIX))
@@ -85,6 +85,22 @@ def find_checkpoint(path: str | Path) -> Path:
     if is_bare_name and not path.exists() and shipped.is_file():
         return shipped
     return path
+
+
+def is_smp_folder(path: Path) -> bool:
+    """Return whether a path is a folder that segmentation_models_pytorch wrote."""
+    return (path / SMP_CONFIG).is_file() and (path / SMP_WEIGHTS).is_file()
+
+
+def list_checkpoint_files(path: str | Path) -> list[Path]:
+    """List the files that decide what ``read_weight_file`` returns: one, or those of a folder. Empty if none is there.
+
+    path: as in ``find_checkpoint``.
+    """
+    path = find_checkpoint(path)
+    if is_smp_folder(path):
+        return [path / SMP_CONFIG, path / SMP_WEIGHTS]
+    return [path] if path.is_file() else []
 
 
 def _suggest_shipped(path: Path) -> str:

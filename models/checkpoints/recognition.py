@@ -65,8 +65,8 @@ def recognise_network(weights: Mapping[str, Tensor], source: str) -> Recognised:
     source: the file, for messages.
 
     Raises:
-        UserError: the format is none of FORMATS, the file is incomplete, its backbone is unknown, or its network has
-            neither three nor four input channels.
+        UserError: the format or the backbone is unknown, the file is incomplete, or its network has neither three nor
+            four input channels.
     """
     name = _find_format(weights, source)
     ours = translate_network(weights, name)
@@ -158,9 +158,13 @@ def complete_single_logit(weights: dict[str, Tensor], source: str) -> dict[str, 
     return completed
 
 
-def has_single_logit(weights: Mapping[str, Tensor]) -> bool:
-    """Return whether ``complete_single_logit`` made two classes of one logit: then the first logit is always 0."""
-    return len(weights[CLASSIFIER]) == 2 and not weights[CLASSIFIER][0].any()
+def describe_single_logit(weights: Mapping[str, Tensor]) -> dict[str, bool]:
+    """Return the entry of a card that says that ``complete_single_logit`` made two classes of one logit, or none.
+
+    The first logit of such a network is always 0.
+    """
+    is_completed = len(weights[CLASSIFIER]) == 2 and not weights[CLASSIFIER][0].any()
+    return {"single_logit": True} if is_completed else {}
 
 
 def drop_unrelated_auxiliary(weights: dict[str, Tensor], source: str) -> dict[str, Tensor]:
@@ -245,7 +249,7 @@ def _look_up(table: Mapping[Any, Any], key: Any, description: str, source: str) 
 
 
 class MmsegRecord(NamedTuple):
-    """What a file of MMSegmentation says about its network. Names and palette are empty where it does not say them."""
+    """Hold what a file of MMSegmentation says about its network. Names and palette are empty if the file has none."""
 
     align_corners: bool
     class_names: list[str]

@@ -5,19 +5,19 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from models.architectures.smp import DECODERS, OWN_PREFIX, get_library_class, list_decoder_options
 from models.checkpoints.imagenet import get_required_pixels
-from models.checkpoints.keys import Table, rename
+from models.checkpoints.keys import SMP_MARKER, Table, rename
+from models.checkpoints.recognition import complete_single_logit
 from utils.errors import UserError, lookup
 
 SOURCE = "segmentation_models_pytorch"
 CONFIG = "smp_config"  # ``models.checkpoints.reading`` adds the content of config.json under this key
-CLASSIFIER = "segmentation_head.0.weight"  # a key that every such file has
 ADVICE = "--backbone NAME says it, in eval.py or once in scripts/deploy/export_safetensors.py"
 
+STEMS = ("encoder.conv1.weight", "encoder.patch_embed1.proj.weight")  # of the library's ResNets and Mix Transformers
 # beginning of a key -> the decoder that has such a key; the first that matches is taken
 DECODER_KEYS = {
     "decoder.blocks.x_0_0.": "smp_unetplusplus",
@@ -74,7 +74,7 @@ class SmpNetwork(NamedTuple):
 
 def is_smp(weights: Mapping[str, Tensor]) -> bool:
     """Return whether weights are those of a network of the library."""
-    return CLASSIFIER in weights and any(key.startswith("encoder.") for key in weights)
+    return SMP_MARKER in weights and any(key.startswith("encoder.") for key in weights)
 
 
 def recognise_smp(
@@ -89,16 +89,31 @@ def recognise_smp(
         UserError: the decoder or encoder is unknown, or the network was built with an unknown setting.
     """
     saved = saved or {}
+    _require_rgb(weights, saved, source)
     arch = _recognise_architecture(weights, saved, source)
     if arch == "smp_deeplabv3":
         weights = rename(weights, OLD_DEEPLABV3)
     if saved:
         backbone = _read_backbone_name(saved)
     backbone = backbone or _recognise_backbone(weights, source)
-    weights = _complete_single_logit(rename(weights, KEY_TABLE))
+    weights = complete_single_logit(rename(weights, KEY_TABLE), source)
     classifier = weights["main.classifier.weight"]
     config = {"arch": arch, "backbone": backbone, "num_classes": len(classifier), **_read_options(arch, saved, source)}
     return SmpNetwork(config, weights, assume_pixels(backbone))
+
+
+def _require_rgb(weights: Mapping[str, Tensor], saved: Mapping[str, Any], source: str) -> None:
+    """Check that the network sees three channels, by config.json or by the first convolution of usual encoders.
+
+    Raises:
+        UserError: it sees more or fewer.
+    """
+    channels = saved.get("in_channels", 3)
+    for key in STEMS:
+        if key in weights and weights[key].ndim == 4:
+            channels = weights[key].shape[1]
+    if channels != 3:
+        raise UserError(f"{source} sees {channels} channels; an image has 3")
 
 
 def assume_pixels(backbone: str) -> str:
@@ -161,14 +176,6 @@ def _recognise_backbone(weights: Mapping[str, Tensor], source: str) -> str:
 def _count_blocks(weights: Mapping[str, Tensor], pattern: str) -> int:
     """Count the different numbers that the first group of a pattern finds in the keys."""
     return len({match[1] for key in weights if (match := re.match(pattern, key))})
-
-
-def _complete_single_logit(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Turn a classifier of one logit z, for a sigmoid, into one of two classes: logits (0, z) mean the same."""
-    for key in ("main.classifier.weight", "main.classifier.bias"):
-        if len(weights.get(key, ())) == 1:
-            weights[key] = torch.cat([torch.zeros_like(weights[key]), weights[key]])
-    return weights
 
 
 def _read_options(arch: str, saved: Mapping[str, Any], source: str) -> dict[str, Any]:

@@ -26,12 +26,13 @@ require_packages()
 import numpy as np
 from tqdm import tqdm
 
-from datasets import dataset_spec
+from datasets import get_dataset_spec
 from datasets.base import MAX_LISTED, DatasetSpec, convert_label, find_missing_files, read_sample
 from datasets.files import IMAGE_SUFFIXES, Pair
 from scripts.data.pool import map_in_processes
+from utils.descriptors import require_descriptors
 from utils.errors import UserError, lookup, run_main
-from utils.files import digest_of, write_text
+from utils.files import compute_digest, write_text
 from utils.options import option, parse_flags
 from utils.pictures import read_orientation
 from utils.types import IGNORE_INDEX
@@ -91,7 +92,7 @@ def check_pair(task: tuple[DatasetSpec, Path, Path | None]) -> Finding:
     spec, image_path, label_path = task
     digest = ""
     with suppress(OSError):  # said below
-        digest = digest_of(image_path, blake2b())
+        digest = compute_digest(image_path, blake2b())
     problems: dict[str, None] = {}  # each once
     for attempt in (
         lambda: read_sample(spec, image_path, label_path)[1],
@@ -213,11 +214,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not config.dataset:
         raise UserError("--dataset NAME is missing")
     root = Path(config.data).expanduser()
-    spec = dataset_spec(config.dataset, config.data, config.classes)
+    spec = get_dataset_spec(config.dataset, config.data, config.classes)
     if config.split:
         lookup(spec.splits, config.split, f"split of {config.dataset}")
     if spec.needs_root and not (config.data and root.is_dir()):
         raise UserError(f"--data {config.data or 'ROOT'}: no such folder")
+    require_descriptors(config.workers)  # here, since a split that cannot be read is reported as a problem of the data
     reports = check(spec, root, config.split, config.workers)
     total = Report()
     for name, report in reports.items():

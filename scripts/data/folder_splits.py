@@ -1,15 +1,19 @@
 """Which splits the folders and lists of an unknown tree make, as dataset.yaml has them."""
 
+import re
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
-from datasets.files import read_list
+from datasets.files import IMAGE_SUFFIXES, INVISIBLE, read_list
 from datasets.folder_pairs import find_folders
 from scripts.data.folder_layout import Match, split_of
 from utils.files import decode_text
-from utils.pictures import content_of
+from utils.pictures import read_content
 
+LIST_SUFFIXES = (".txt", ".lst", ".csv")
+TWO_COLUMNS = re.compile(rf"({'|'.join(map(re.escape, IMAGE_SUFFIXES))})[\s,;]", re.IGNORECASE)  # of a list's line
 LISTED = 0.8  # share of a list's names that must be images
+COMPLETE = 0.8  # share of the folders of one pattern that must be used
 HELD_OUT = 5  # every fifth image is for validation where there is no such split
 Splits = dict[str, dict[str, str]]  # as in dataset.yaml
 
@@ -25,23 +29,27 @@ def find_splits(root: Path, matches: list[Match], remarks: list[str]) -> tuple[S
     """
     splits: Splits = {}
     bases: dict[str, list[str]] = {}
+    written: dict[str, list[str]] = {}
     for name, group in _group_by_split(root, matches).items():
         images, labels = _join_folders(root, group)
         splits[name] = {"images": images, "labels": labels}
         bases[name] = _list_bases(root, name, group, "*" in images, remarks)
+        if "*" in images and len(find_folders(root, images, labels)) > len(group):
+            splits[name]["list"] = f"{name}_names.txt"
+            written[f"{name}_names.txt"] = bases[name]
     if list(splits) == ["train"]:
         names = {Path(base).name for base in bases["train"]}
-        lists = _find_lists(root, names | {Path(name).stem for name in names})
+        lists = _find_lists(root, names | {Path(name).stem for name in names}, remarks)
         splits = {name: splits["train"] | {"list": path} for name, path in lists.items()} or splits
     if "val" in splits or "train" not in splits:
-        return splits, {}
+        return splits, written
     listed = splits["train"].get("list")
-    names = read_list(root / listed) if listed else bases["train"]
+    names = bases["train"] if listed in (None, *written) else read_list(root / listed)
     parts = {"train": [n for i, n in enumerate(names) if i % HELD_OUT], "val": names[::HELD_OUT]}
     taken = f"no validation split: every {HELD_OUT}th image is taken for it, by lists of names"
     remarks.append(f"{taken}; of a video, whose neighbouring frames are nearly the same, take whole sequences instead")
     more = {name: {**splits["train"], "list": f"{name}_names.txt"} for name in parts}
-    return splits | more, {f"{name}_names.txt": part for name, part in parts.items()}
+    return splits | more, written | {f"{name}_names.txt": part for name, part in parts.items()}
 
 
 def _group_by_split(root: Path, matches: list[Match]) -> dict[str, list[Match]]:
@@ -73,12 +81,18 @@ def _list_bases(root: Path, split: str, group: list[Match], takes_all: bool, rem
 
 
 def _join_folders(root: Path, group: list[Match]) -> tuple[str, str]:
-    """Write the folders of a split with a ``*`` for what differs, where that means just all of them; else the first."""
+    """Write the folders of a split with a ``*`` for what differs, where that means all of them and few more.
+
+    Where it does not, return the first. More are folders without a label; a list then has to leave them out.
+    """
     pairs = [(match.images, match.labels) for match in group]
     sides = [[folder.relative_to(root) for folder in side] for side in zip(*pairs, strict=True)]
     for whole_names in (True, False):
         images, labels = (_write_pattern(side, whole_names) for side in sides)
-        if images.count("*") == labels.count("*") > 0 and set(find_folders(root, images, labels)) == set(pairs):
+        if images.count("*") != labels.count("*") or "*" not in images:
+            continue
+        found = set(find_folders(root, images, labels))
+        if set(pairs) <= found and len(found) <= len(pairs) / COMPLETE:
             return images, labels
     return tuple(str(side[0]) for side in sides)
 
@@ -110,25 +124,38 @@ def _common_start(names: Sequence[str]) -> str:
     return first[: next(differs, len(first))]
 
 
-def _find_lists(root: Path, bases: set[str]) -> dict[str, str]:
+def _find_lists(root: Path, bases: set[str], remarks: list[str]) -> dict[str, str]:
     """Find text files that are called after a split and name images, the longest for each.
+
+    remarks: those on files that name images in another form are added.
 
     Raises:
         UserError: such a list cannot be read.
     """
     found: list[tuple[int, str, str]] = []
-    for path in filter(Path.is_file, sorted(root.rglob("*.txt"))):
+    for path in filter(Path.is_file, sorted(root.rglob("*"))):
         split = split_of(Path(path.stem))
-        if not split:
+        if not split or path.suffix.lower() not in LIST_SUFFIXES:
             continue
-        data = content_of(path)
+        data = read_content(path)
+        is_damaged = False
         try:
             text = decode_text(data)
         except ValueError:  # what can be made out of it shows whether it is a list
             text = data.replace(b"\0", b"").decode(errors="replace")
-        names = [Path(line.strip()) for line in text.splitlines() if line.strip()]
-        known = sum(name.name in bases or name.stem in bases for name in names)
-        if known and known >= LISTED * len(names):
+            is_damaged = True
+        lines = [line.strip(INVISIBLE) for line in text.splitlines() if line.strip(INVISIBLE)]
+        known = sum(_names_image(line, bases) for line in lines)
+        if known and (is_damaged or known >= LISTED * len(lines)):
             read_list(path)
             found.append((known, split, str(path.relative_to(root))))
+        elif any(_names_image(word, bases) for line in lines for word in re.split(r"[\s,;\"]+", line)):
+            place = path.relative_to(root)
+            remarks.append(f"not used: {place} names images, but a list has one name a line and nothing else")
     return {split: path for _, split, path in sorted(found)}
+
+
+def _names_image(text: str, bases: set[str]) -> bool:
+    """Return whether a line or word is the name of an image. bases: names with and without suffix."""
+    name = PurePath(text)
+    return not TWO_COLUMNS.search(text) and (name.name in bases or name.stem in bases)

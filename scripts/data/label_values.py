@@ -18,6 +18,7 @@ BLACK = (0, 0, 0)
 VOID = (224, 224, 192)  # the outlines of VOC
 SMALL = 0.15  # share of pixels up to which 255, black or VOID is probably "unlabelled" rather than a class
 STRAY = 0.005  # share of pixels up to which a value may be a stray one
+EDGE = 0.05  # the same for an id that lies between its neighbours, as along the edges of small masks
 BETWEEN = 0.9  # share of a stray id's pixels that touch both a lower and a higher id
 WIDE = 8  # grey levels between classes that are drawn as grey levels or colours
 
@@ -70,6 +71,9 @@ class LabelValues:
         A rare class of thin objects has edges only, too. It is told from strays by its neighbours, which are not all
         lower on one side and higher on the other, or by ids that follow one another closely.
         """
+        edges = self._find_edges()
+        if edges:
+            return edges
         rare = {value for value in self.pixels if self.share(value) < STRAY and not self.solid[value]}
         common = sorted(self.pixels.keys() - rare)
         if len(common) < 2:
@@ -79,6 +83,23 @@ class LabelValues:
         if self.colored:
             return []
         return sorted(value for value in rare if self.between[value] >= BETWEEN * self.pixels[value])
+
+    def _find_edges(self) -> list[Value]:
+        """Find ids that only occur between a lower and a higher one, where the other ids are drawn as grey levels.
+
+        In masks that were resized with blending they have more than the share of a few stray pixels.
+        """
+        if self.colored:
+            return []
+        edges = {
+            value
+            for value in self.pixels
+            if self.share(value) < EDGE
+            and not self.solid[value]
+            and (self.share(value) < STRAY or self.between[value] >= BETWEEN * self.pixels[value])
+        }
+        levels = sorted(self.pixels.keys() - edges)
+        return sorted(edges) if len(levels) >= 2 and self._are_far_apart(levels) else []
 
     def _are_far_apart(self, values: Sequence[Value]) -> bool:
         """Say whether each two of the values, sorted, differ by WIDE grey levels or more."""

@@ -55,7 +55,7 @@ from scripts.deploy.onnx_int8 import (
 from scripts.deploy.onnx_sizes import replace_pools, simple_same_padding, use_new_maps
 from utils.errors import UserError, first_line, run_main
 from utils.files import write
-from utils.options import flag_of, option, parse_flags
+from utils.options import get_flag, option, parse_flags
 from utils.pictures import read_image
 from utils.pixels import PixelConvention
 
@@ -193,7 +193,7 @@ def check_config(config: ExportConfig) -> None:
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"{', '.join(missing)} not installed: pip install -r requirements-export.txt")
-    unused = [flag_of(name) for name in INT8_SETTINGS if getattr(config, name)]
+    unused = [get_flag(name) for name in INT8_SETTINGS if getattr(config, name)]
     if unused and not config.int8:
         raise UserError(f"{', '.join(unused)}: only with --int8")
     if config.int8 and not (config.calibration or config.data or config.dataset):

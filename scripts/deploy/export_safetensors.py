@@ -24,7 +24,7 @@ require_packages()
 from safetensors.torch import save
 from torch import Tensor
 
-from engine.settings import StudentConfig, file_settings
+from engine.settings import StudentConfig, list_file_settings
 from models.checkpoints.card import Card
 from models.checkpoints.loading import from_checkpoint
 from models.checkpoints.reading import CARD, SUFFIX, find_checkpoint
@@ -33,7 +33,7 @@ from utils.files import require_apart, write
 from utils.options import option, parse_flags
 
 FOLDERS = ("data", "save_dir", "resume")  # settings that name places on the machine of the run
-FILES = {"recipe", *file_settings(StudentConfig)}  # settings that name files
+FILES = {"recipe", *list_file_settings(StudentConfig)}  # settings that name files
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from utils.errors import UserError, lookup
-from utils.files import digest_of, read_yaml
+from utils.files import compute_digest, read_yaml
 
 
 class Entry(NamedTuple):
@@ -39,10 +39,10 @@ class Entry(NamedTuple):
 
 def git_blob(path: Path) -> str:
     """Return the id that git gives a file: SHA-1 of "blob <size>\\0" and the content."""
-    return digest_of(path, hashlib.sha1(f"blob {path.stat().st_size}\0".encode()))
+    return compute_digest(path, hashlib.sha1(f"blob {path.stat().st_size}\0".encode()))
 
 
-HASHES: dict[str, Callable[[Path], str]] = {"sha256": digest_of, "git-blob": git_blob}
+HASHES: dict[str, Callable[[Path], str]] = {"sha256": compute_digest, "git-blob": git_blob}
 
 
 def read_manifest(path: Path) -> list[Entry]:

@@ -48,7 +48,7 @@ class PredictConfig:
     resize: tuple[int, int] | None = option(
         None, "long and short side that images are resized to fit before they are looked at, as by eval.py", minimum=32
     )
-    scales: tuple[float, ...] = option((1.0,), "input scales whose logits are averaged", minimum=0.05)
+    scales: tuple[float, ...] = option((1.0,), "input scales whose logits are averaged", minimum=0.05, maximum=16)
     flip: bool = option(False, "average with the mirrored input")
     window: tuple[int, int] | None = option(None, "height and width of a sliding window", minimum=32)
     stride: tuple[int, int] | None = option(None, "step of the window (default: two thirds of it)", minimum=1)

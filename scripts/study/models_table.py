@@ -25,7 +25,7 @@ import torch
 from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
-from engine.logger import device_name
+from engine.logger import get_device_name
 from models import build_model
 from utils.errors import UserError, run_main
 from utils.options import option, parse_flags
@@ -78,9 +78,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not networks:
         raise UserError(f"--only {' '.join(config.only)}: no such network in the table")
     threads = f"{config.threads} thread" + "s" * (config.threads > 1)
-    devices = {"cpu": f"{device_name(torch.device('cpu'))}, {threads}"}
+    devices = {"cpu": f"{get_device_name(torch.device('cpu'))}, {threads}"}
     if torch.cuda.is_available():
-        devices["cuda"] = device_name(torch.device("cuda"))
+        devices["cuda"] = get_device_name(torch.device("cuda"))
     height, width = config.crop_size
     speeds = [f"images/s, {name}" for name in devices.values()] if config.repeats else []
     print(f"{height}x{width}, {config.num_classes} classes, torch {torch.__version__}\n")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.run_inputs import with_defaults
+from engine.run_inputs import add_defaults
 from engine.settings import SAME_EXPERIMENT, StudentConfig, TeacherConfig
 from scripts.study.analysis.record_files import Folder, list_runs, open_folder
 from scripts.study.analysis.runs import CHECKPOINT_SETTINGS, Run, read_config, read_run
@@ -57,7 +57,7 @@ def describe_experiment(
     beside: where to look for that folder by its name, if it is not where the settings say. seen: the runs on the way
     here, so that a run that started from its own checkpoint does not describe itself for ever.
     """
-    whole = with_defaults(config, TeacherConfig if "consistency" in config else StudentConfig)
+    whole = add_defaults(config, TeacherConfig if "consistency" in config else StudentConfig)
     settings = {key: value for key, value in whole.items() if key not in SAME_EXPERIMENT}
     for key in ("data", "pretrained_base"):  # the same folder or file lies elsewhere on another machine
         settings[key] = Path(settings[key]).name

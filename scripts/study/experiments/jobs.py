@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from engine.lockstep import STOPPED_STATUS
-from engine.settings import TrainConfig, loader_settings
+from engine.settings import TrainConfig, list_loader_settings
 from scripts.study.experiments.stop import Stop
 from utils.files import write_text
-from utils.options import flag_of
+from utils.options import get_flag
 
 ROOT = Path(__file__).resolve().parents[3]
-VOLATILE = {flag_of(name) for name in loader_settings(TrainConfig)}  # flags with a value that change nothing computed
+VOLATILE = {
+    get_flag(name) for name in list_loader_settings(TrainConfig)
+}  # flags with a value that change nothing computed
 DIVIDED = ("train_teacher.py", "train_student.py", "eval.py")  # scripts that several processes run together
 
 

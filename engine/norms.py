@@ -52,8 +52,18 @@ class SyncedNorm(nn.SyncBatchNorm):
         if size == 1 or not self.track_running_stats or self.momentum is None:
             return _apply_children(self, super().forward(x))
         self.num_batches_tracked.add_(1)
-        memory = self.running_mean, self.running_var, self.eps, self.momentum
-        return _apply_children(self, _Synced.apply(x, self.weight, self.bias, *memory, dist.group.WORLD, size))
+        normalised = _Synced.apply(
+            x,
+            self.weight,
+            self.bias,
+            self.running_mean,
+            self.running_var,
+            self.eps,
+            self.momentum,
+            dist.group.WORLD,
+            size,
+        )
+        return _apply_children(self, normalised)
 
 
 class _Synced(SyncBatchNorm):
@@ -67,8 +77,16 @@ class _Synced(SyncBatchNorm):
         every = own.new_empty(size * len(own))
         gather_into_tensor(every, own, group)
         means, inverses, counts = every.view(size, -1).split(x.shape[1], 1)
-        joined = means, inverses, running_mean, running_var, momentum, eps, counts.flatten()
-        mean, inverse = torch.batch_norm_gather_stats_with_counts(x, *joined)
+        mean, inverse = torch.batch_norm_gather_stats_with_counts(
+            x,
+            means,
+            inverses,
+            running_mean,
+            running_var,
+            momentum,
+            eps,
+            counts.flatten(),
+        )
         ctx.save_for_backward(x, weight, mean, inverse, counts.int())
         ctx.process_group = group
         return torch.batch_norm_elemt(x, weight, bias, mean, inverse, eps)
@@ -86,8 +104,8 @@ class ExactNorm(_BatchNorm):
         """Accept any number of dimensions, as SyncBatchNorm does: it replaces layers of one, two and three."""
 
     def forward(self, x: Tensor) -> Tensor:
-        last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-        if not (last and self.training and x.dtype == torch.float32):
+        is_channels_last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+        if not (is_channels_last and self.training and x.dtype == torch.float32):
             return _apply_children(self, super().forward(x))
         x, mean, var = _Exact.apply(x, self.weight, self.bias, self.eps)
         if self.track_running_stats:
@@ -106,7 +124,9 @@ class _Exact(torch.autograd.Function):
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
         batch, channels, height, width = x.shape
         columns = x.permute(0, 2, 3, 1).reshape(1, batch * height, 1, width * channels).permute(0, 3, 1, 2)
-        means, variances = (s.view(width, channels) for s in torch.batch_norm_update_stats(columns, None, None, 0.0))
+        means, variances = torch.batch_norm_update_stats(columns, None, None, 0.0)
+        means = means.view(width, channels)
+        variances = variances.view(width, channels)
         mean = means.mean(0)
         var = (variances + (means - mean).square()).mean(0)
         ctx.eps = eps
@@ -117,5 +137,16 @@ class _Exact(torch.autograd.Function):
     @staticmethod
     def backward(ctx, upper: Tensor, *_: None) -> tuple[Tensor | None, ...]:
         x, weight, mean, inverse = ctx.saved_tensors
-        given = upper, x, weight, None, None, mean, inverse, True, ctx.eps, ctx.needs_input_grad[:3]
-        return *torch.ops.aten.native_batch_norm_backward(*given), None
+        gradients = torch.ops.aten.native_batch_norm_backward(
+            upper,
+            x,
+            weight,
+            None,  # the running mean, which training does not read
+            None,  # the running variance
+            mean,
+            inverse,
+            True,  # training
+            ctx.eps,
+            ctx.needs_input_grad[:3],
+        )
+        return *gradients, None
