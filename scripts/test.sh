@@ -13,4 +13,6 @@ ruff check .
 ruff format --check .
 export OMP_NUM_THREADS=1  # one core a test process: several OpenMP pools on few cores slow each other down
 cores=$(getconf _NPROCESSORS_ONLN)
-python -m pytest -n "$((cores < 4 ? cores : 4))" --dist loadfile ${chosen[@]+"${chosen[@]}"} "$@"
+workers=$((cores < 4 ? cores : 4))
+# Each worker takes whole files, in the order of their names: the longest come early, and small ones fill up the end.
+python -m pytest -n "$workers" --dist loadfile --no-loadscope-reorder ${chosen[@]+"${chosen[@]}"} "$@"

@@ -12,22 +12,26 @@ import pytest
 import torch
 
 from datasets import toy
+from tests.small_toy import IMAGES
 
 ROOT = Path(__file__).resolve().parent.parent
+BACKBONE = "test_resnet"  # timm's smallest ResNet: a network on it has half a million weights or little more
+WIDE_BACKBONE = "resnet10t"  # networks on it have an auxiliary branch
 TINY = [
-    *("--dataset", "toy", "--model", "fcn", "--backbone", "resnet10t", "--crop-size", "32", "32", "--batch-size", "4"),
+    *("--dataset", "toy", "--model", "fcn", "--backbone", BACKBONE, "--crop-size", "32", "32", "--batch-size", "4"),
     *("--workers", "0", "--device", "cpu", "--lr", "0.01", "--log-iter", "1", "--val-per-iters", "100"),
     *("--save-per-iters", "2", "--max-iterations", "6"),
 ]
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for --deterministic: read once in a process
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has it ignored, and what is ignored stays so
+torch.set_num_threads(1)  # as in the processes that tests start, so that both compute the same bits
 
 
 @pytest.fixture(autouse=True, scope="session")
 def small_toy():
-    """Few images a split: what a run of a few iterations in this process needs."""
+    """Few images a split: what a run of a few iterations needs. The processes that tests start have as many."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(toy, "IMAGES", {"train": 6, "val": 3})
+        patch.setattr(toy, "IMAGES", IMAGES)
         yield
 
 
@@ -43,7 +47,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 def _line(script: str, flags: tuple, processes: int) -> list[str]:
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    return [sys.executable, *(launcher if processes > 1 else []), script, *map(str, flags)]
+    return [sys.executable, *(launcher if processes > 1 else []), "tests/small_toy.py", *map(str, (script, *flags))]
 
 
 @pytest.fixture

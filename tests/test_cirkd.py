@@ -8,20 +8,18 @@ import torch
 import torch.nn.functional as F
 
 import train_student
-import train_teacher
-from datasets import toy
 from losses import build_kd, cirkd_memory
 from losses.cirkd import cirkd_loss
 from losses.cirkd_memory import CIRKDPixel, CIRKDRegion, memory_loss, select_pixel_keys
 from losses.vector_queues import write_to_queues
 from tests.conftest import TINY
+from tests.networks import write_checkpoint
 from utils import checkpoint
 from utils.errors import UserError
 from utils.types import Output
 
 MEMORIES = {"pixel": CIRKDPixel, "region": CIRKDRegion}
 KD = "kd=1,cirkd=1,cirkd_pixel=0.1:size=40,cirkd_region=0.1:size=5"
-IMAGES = toy.IMAGES
 QUEUES = [f"kd.losses.cirkd_{name}.queue" for name in MEMORIES]
 
 
@@ -206,18 +204,10 @@ def test_a_bad_size_is_explained(option):
         build_kd(f"cirkd_pixel=1:{option}", 6, 9, 5)
 
 
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("teacher")
-    train_teacher.main([*TINY, "--max-iterations", "2", "--skip-val", "--save-dir", str(folder)])
-    return folder / "last.pth"
-
-
 @pytest.mark.slow
-def test_two_processes_store_the_regions_of_one(command, teacher, tmp_path, monkeypatch):
+def test_two_processes_store_the_regions_of_one(command, tmp_path):
     flags = [*TINY, "--freeze-bn", "--dropout", "0", "--skip-val", "--max-iterations", "2", "--kd", KD]
-    flags += ["--teacher-pretrained", str(teacher), "--save-dir"]
-    monkeypatch.setattr(toy, "IMAGES", IMAGES)  # those of a process of its own
+    flags += ["--teacher-pretrained", write_checkpoint(tmp_path / "teacher.pth", codes="random"), "--save-dir"]
     train_student.main([*flags, str(tmp_path / "1")])
     command("train_student.py", *flags, str(tmp_path / "2"), processes=2)
     one, two = (checkpoint.read(tmp_path / name / "last.pth")["losses"] for name in "12")

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 import yaml
 
 import train_student
-from datasets import build_dataset, toy
+from datasets import build_dataset
 from datasets.base import SegmentationDataset
 from engine.class_weights import balance_classes, parse_class_weights, read_class_weights
 from losses.task import TaskLoss, cross_entropy, ohem_loss
@@ -24,7 +24,6 @@ K = 5
 WEIGHTS = torch.tensor([0.2, 1.0, 3.5, 0.0, 1.3], dtype=torch.float64)
 NAMES = ("sky", "road", "car", "tree", "person")
 BASELINE = [*TINY, "--kd", "none", "--skip-val", "--max-iterations", "4"]
-IMAGES = toy.IMAGES
 SAME_MATH = ["--freeze-bn", "--dropout", "0", "--lr", "0.001"]  # see test_distributed
 
 
@@ -286,9 +285,8 @@ def test_a_run_is_not_resumed_with_other_weights(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_and_a_divided_batch_are_one(command, tmp_path, monkeypatch):
+def test_two_processes_and_a_divided_batch_are_one(command, tmp_path):
     flags = [*BASELINE, *SAME_MATH, "--class-weights", "auto"]
-    monkeypatch.setattr(toy, "IMAGES", IMAGES)  # those of a process of its own
     train_student.main([*flags, "--save-dir", str(tmp_path / "one")])
     command("train_student.py", *flags, "--save-dir", tmp_path / "two", processes=2)
     train_student.main([*flags, "--save-dir", str(tmp_path / "parts"), "--accumulate", "2"])

@@ -14,7 +14,7 @@ import train_teacher
 from datasets import build_dataset, get_dataset_spec
 from datasets.toy import TOY
 from models.checkpoints.loading import from_checkpoint
-from tests.conftest import TINY
+from tests.conftest import BACKBONE, TINY
 from tests.networks import write_checkpoint
 from tests.test_engine import records
 from tests.trees import picture
@@ -235,7 +235,7 @@ def test_checkpoints_of_another_network_or_class_count_are_refused(runs, camvid,
 @pytest.mark.parametrize(("own", "other"), list(itertools.product(CONVENTIONS, repeat=2)))
 def test_a_teacher_sees_the_pixels_it_was_trained_on(own, other, codes, tmp_path):
     file = write_checkpoint(tmp_path / "teacher.pth", codes=codes, pixels=other)
-    settings = {"model": "fcn", "backbone": "resnet10t", "dataset": "toy", "kd": "kd=1", "pixels": own}
+    settings = {"model": "fcn", "backbone": BACKBONE, "dataset": "toy", "kd": "kd=1", "pixels": own}
     step = train_student.build_step(train_student.StudentConfig(**settings, teacher_pretrained=file), TOY)
     generator = torch.Generator().manual_seed(0)
     image = torch.randint(0, 256, (2, 3, 64, 64), generator=generator, dtype=torch.uint8)

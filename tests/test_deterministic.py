@@ -9,6 +9,7 @@ from losses.task import TaskLoss
 from models import build_model
 from models.architectures.pspnet import Pool
 from models.label_noise import LabelNoise
+from tests.conftest import BACKBONE
 from tests.test_models import FIVE, K
 from train_student import StudentStep
 from train_teacher import TeacherStep
@@ -73,8 +74,8 @@ def test_steps_have_no_operation_that_is_refused(deterministic, arch):
 
 @pytest.mark.parametrize("kd", LOSSES)
 def test_losses_have_none_either(deterministic, kd):
-    model, noise = build_model("fcn", "resnet10t", K), LabelNoise(K, "fixed", 0.0, 1.0)
-    teacher = build_model("fcn", "resnet18", K, 4)
+    model, noise = build_model("fcn", BACKBONE, K), LabelNoise(K, "fixed", 0.0, 1.0)
+    teacher = build_model("fcn", BACKBONE, K, 4)
     widths = model.main.head.out_channels, teacher.main.head.out_channels
     step = StudentStep(model, TaskLoss(model.supervision), teacher, noise, build_kd(f"{kd}=1", *widths, K)).train()
     with Operations() as seen:
@@ -84,7 +85,7 @@ def test_losses_have_none_either(deterministic, kd):
 
 @pytest.mark.parametrize("kind", ["ce", "ohem", "dice"])
 def test_task_losses_have_none_either(deterministic, kind):
-    model = build_model("fcn", "resnet10t", K)
+    model = build_model("fcn", BACKBONE, K)
     task = TaskLoss(model.supervision, None, 0.1, kind)
     with Operations() as seen:
         output = model(torch.randn(2, 3, 64, 96))

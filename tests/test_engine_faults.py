@@ -23,6 +23,7 @@ from engine.training_state import TrainingState
 from models.checkpoints.card import Card
 from tests import trees
 from tests.conftest import ENVIRONMENT, ROOT, TINY
+from tests.networks import write_checkpoint
 from tests.test_engine import assert_equal, assert_same, crash_at, records, train
 from utils import checkpoint
 from utils.errors import UserError, run_main
@@ -46,22 +47,19 @@ def overflow(patch, iterations, step=train_teacher.TeacherStep):
     patch.setattr(step, "forward", fail)
 
 
-@pytest.mark.slow
 def test_a_step_that_overflows_in_fp16_is_skipped(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        overflow(patch, [3])
-        skipped = train(train_teacher, tmp_path / "skipped", "--amp", "fp16", *SHORT)
+        overflow(patch, [1])
+        skipped = train(train_teacher, tmp_path / "skipped", "--amp", "fp16", *SHORT, "--max-iterations", "2")
     before = checkpoint.read(tmp_path / "skipped/previous.pth")
-    assert (before["iteration"], skipped["iteration"]) == (3, 4)
+    assert (before["iteration"], skipped["iteration"]) == (1, 2)
     assert_equal(before["model"], skipped["model"])
     assert skipped["scaler"]["scale"] == before["scaler"]["scale"] / 2
     assert records(tmp_path / "skipped", "train")[-1]["loss"] is None
 
 
-@pytest.mark.slow
 def test_a_skipped_step_leaves_the_queues_as_they_were(tmp_path, monkeypatch):
-    train(train_student, tmp_path / "teacher", "--kd", "none", *SHORT)
-    flags = ["--kd", "cirkd_pixel=1:size=9", "--teacher-pretrained", f"{tmp_path}/teacher/last.pth"]
+    flags = ["--kd", "cirkd_pixel=1:size=9", "--teacher-pretrained", write_checkpoint(tmp_path / "teacher.pth")]
     flags += [*SHORT, "--amp", "fp16", "--max-iterations", "2"]
     overflow(monkeypatch, [1], train_student.StudentStep)
     skipped = train(train_student, tmp_path / "student", *flags)
@@ -120,8 +118,8 @@ def counting(tmp_path, monkeypatch):
     """Flags of a student with a loss that has buffers of its own; FAIL_AT in the environment ends it at a step."""
     (tmp_path / "my_counting.py").write_text(COUNTING)
     monkeypatch.setitem(ENVIRONMENT, "PYTHONPATH", str(tmp_path))
-    train(train_student, tmp_path / "teacher", "--kd", "none", *SHORT)
-    return [*TINY, *SHORT, "--kd", "my_counting:Counting=1", "--teacher-pretrained", tmp_path / "teacher/last.pth"]
+    teacher = write_checkpoint(tmp_path / "teacher.pth")
+    return [*TINY, *SHORT, "--kd", "my_counting:Counting=1", "--teacher-pretrained", teacher]
 
 
 def read_ranks(folder):

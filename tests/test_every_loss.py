@@ -4,9 +4,9 @@ import pytest
 import torch
 
 import train_student
-import train_teacher
 from losses import LOSSES
 from tests.conftest import TINY
+from tests.networks import write_checkpoint
 from tests.test_engine import assert_equal, assert_same, crash_at, losses, records
 from tests.test_feature_losses import SMALL
 from utils import checkpoint
@@ -15,19 +15,10 @@ WEIGHTS = {"at": 1000, "adv": 0.001, "mgd": 0.00002, "dsd": 0.1}  # else they ou
 KD = ",".join(f"{name}={WEIGHTS.get(name, 1)}{SMALL.get(name, '')}" for name in LOSSES)
 
 
-@pytest.fixture(scope="module")
-def teachers(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("teachers")
-    flags = [*TINY, "--max-iterations", "2", "--skip-val", "--save-dir"]
-    train_teacher.main([*flags, str(folder / "assisted")])
-    train_student.main([*flags, str(folder / "plain"), "--kd", "none"])
-    return folder
-
-
 @pytest.mark.slow
-def test_two_processes_hold_the_same_and_continue_to_the_same_bits(command, teachers, tmp_path):
+def test_two_processes_hold_the_same_and_continue_to_the_same_bits(command, tmp_path):
     flags = [*TINY, "--max-iterations", "3", "--skip-val", "--kd", KD, "--save-dir", tmp_path, "--resume", "auto"]
-    flags += ["--teacher-pretrained", teachers / "assisted/last.pth"]
+    flags += ["--teacher-pretrained", write_checkpoint(tmp_path / "assisted.pth", codes="random")]
 
     def states():
         command("tests/rank_states.py", *flags, processes=2)
@@ -44,8 +35,9 @@ def test_two_processes_hold_the_same_and_continue_to_the_same_bits(command, teac
         assert {*LOSSES, *(f"{name}_weighted" for name in LOSSES), "dsd_psd", "cirkd2_channel_weighted"} <= line.keys()
 
 
-def test_a_stopped_run_continues_to_the_same_bits(teachers, tmp_path):
-    flags = [*TINY, "--teacher-pretrained", f"{teachers}/plain/last.pth", "--kd", KD, "--max-iterations", "4"]
+def test_a_stopped_run_continues_to_the_same_bits(tmp_path):
+    teacher = write_checkpoint(tmp_path / "plain.pth")
+    flags = [*TINY, "--teacher-pretrained", teacher, "--kd", KD, "--max-iterations", "4"]
     train_student.main([*flags, "--skip-val", "--save-dir", str(tmp_path / "whole")])
     with crash_at(3):  # one iteration after a checkpoint
         train_student.main([*flags, "--skip-val", "--save-dir", str(tmp_path / "stopped")])

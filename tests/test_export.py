@@ -19,6 +19,7 @@ from scripts.deploy.onnx_sizes import (
     split_same_padding,
     use_new_maps,
 )
+from tests.conftest import BACKBONE
 from tests.networks import write_checkpoint
 from utils.errors import UserError
 from utils.pixels import CONVENTIONS
@@ -142,7 +143,7 @@ def test_a_fixed_size_and_what_is_not_kept(tmp_path, capsys, monkeypatch):
         raise torch.onnx.OnnxExporterError("sizes must be known")
 
     monkeypatch.setattr(export_onnx, "export", fail)
-    with pytest.raises(UserError, match=r"fcn on resnet10t cannot be written as ONNX: sizes must be known \(--size"):
+    with pytest.raises(UserError, match=rf"fcn on {BACKBONE} cannot be written as ONNX: sizes must be known \(--size"):
         export_onnx.main(flags[:-3])
     assert {path.name for path in tmp_path.iterdir()} == {"fcn.pth"}
 

@@ -16,6 +16,7 @@ from losses.upsampled_cross_entropy import upsampled_cross_entropy
 from models import build_model
 from models.label_noise import LabelNoise
 from models.prediction import Predictor
+from tests.conftest import BACKBONE
 from tests.test_models import FIVE
 from train_student import StudentStep
 from train_teacher import TeacherStep
@@ -54,8 +55,9 @@ def test_a_read_back_is_noticed(cuda):
             read(torch.zeros(3))
 
 
-@pytest.mark.parametrize("amp", PRECISIONS)
-@pytest.mark.parametrize("arch", FIVE)
+@pytest.mark.parametrize(
+    ("arch", "amp"), [*((arch, "bf16") for arch in FIVE), *(("fcn", amp) for amp in PRECISIONS if amp != "bf16")]
+)
 def test_steps(cuda, arch, amp):
     """Both roles of every architecture with every loss: all terms are float32 on the GPU."""
     noise = LabelNoise(K, "random", 0.03, 100.0)
@@ -78,7 +80,7 @@ def test_steps(cuda, arch, amp):
 @pytest.mark.parametrize("codes", ["random", "fixed", "shuffled", "onehot"])
 def test_evaluation_and_metrics(cuda, codes):
     noise = LabelNoise(K, codes, 0.03, 100.0)
-    model = build_model("pspnet", "resnet10t", K, 3 + noise.planes).eval()
+    model = build_model("pspnet", BACKBONE, K, 3 + noise.planes).eval()
     image, label = batch()
     with torch.no_grad():  # inference mode's tensors and pretended ones do not mix
         x = Predictor(model, CONVENTIONS["bgr_mean"], noise)._make_input(image, label, [Draw(0), Draw(1)])

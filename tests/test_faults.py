@@ -32,7 +32,7 @@ from engine.settings import StudentConfig, TeacherConfig
 from engine.training_state import TrainingState
 from models.checkpoints import reading
 from tests.breaking.processes import members
-from tests.conftest import ENVIRONMENT, ROOT, TINY
+from tests.conftest import BACKBONE, ENVIRONMENT, ROOT, TINY
 from tests.test_engine import assert_same, losses, records
 from utils import checkpoint
 from utils.errors import UserError, explain_error
@@ -576,10 +576,10 @@ def test_a_process_that_fails_in_a_step_ends_the_others(tmp_path, command):
     assert losses(tmp_path)[-1][0] == 3
 
 
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)])
 def test_a_signal_to_the_launcher_saves_in_every_process(tmp_path, number):
     """And leaves no process behind."""
-    flags = ["toy", "fcn", "resnet10t", *TINY[6:], "--max-iterations", "100000", "--log-iter", "1000"]
+    flags = ["toy", "fcn", BACKBONE, *TINY[6:], "--max-iterations", "100000", "--log-iter", "1000"]
     line = ["bash", f"{ROOT}/scripts/train_teacher.sh", *flags, "--save-per-iters", "1000", "--save-dir", str(tmp_path)]
     path = f"{Path(sys.executable).parent}:{ENVIRONMENT['PATH']}"
     environment = {**ENVIRONMENT, "PATH": path, "NGPUS": "2"}

@@ -9,6 +9,7 @@ from PIL import Image
 import train_student
 from engine.fit_to_data import compute_fitted_settings, measure_images
 from engine.settings import StudentConfig
+from tests.conftest import BACKBONE
 from utils.files import read_yaml
 
 SETTINGS = StudentConfig(crop_size=(320, 320), batch_size=4, max_iterations=4000)
@@ -55,7 +56,7 @@ def test_a_run_fits_once(tmp_path, capsys):
         "width": 128,
     }
     flags = ["--dataset", "folder", "--data", str(tmp_path / "data"), "--fit-to-data", "--kd", "none", "--model", "fcn"]
-    flags += ["--backbone", "resnet10t", "--workers", "0", "--save-dir", str(tmp_path / "run"), "--device", "cpu"]
+    flags += ["--backbone", BACKBONE, "--workers", "0", "--save-dir", str(tmp_path / "run"), "--device", "cpu"]
     train_student.main([*flags, "--max-iterations", "2"])  # a flag wins
     assert "fitted to the training images of" in capsys.readouterr().out
     saved = read_yaml(tmp_path / "run/config.yaml")

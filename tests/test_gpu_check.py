@@ -9,7 +9,7 @@ import torch
 from scripts.study import gpu_check
 from scripts.study.benchmark import Comparison
 from scripts.study.gpu_check import Check, CheckConfig, compare_records, list_failures, make_speed_rows
-from tests.conftest import TINY
+from tests.conftest import BACKBONE, TINY
 from utils.errors import UserError
 
 
@@ -88,7 +88,7 @@ def test_training_is_compared_for_real(tmp_path, monkeypatch, command, capsys):
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     flags = [flag for flag in TINY if flag not in ("--device", "cpu")]
-    monkeypatch.setattr(gpu_check, "TRAINING", [*gpu_check.TRAINING, *flags, "--backbone", "resnet10t"])
+    monkeypatch.setattr(gpu_check, "TRAINING", [*gpu_check.TRAINING, *flags, "--backbone", BACKBONE])
     gpu_check.main(["training", "--device", "cpu", "--iterations", "4", "--folder", str(tmp_path)])
     result = json.loads((tmp_path / "gpu_check.json").read_text())
     assert result["failures"] == []

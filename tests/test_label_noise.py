@@ -80,6 +80,14 @@ def test_paths_are_independent_and_draws_repeatable():
     assert not torch.equal(first, noise(label, Draw(6), 0))
 
 
+def test_paths_have_pixel_noise_of_their_own():
+    label = label_map()
+    clean = LabelNoise(5, "fixed", 0.0, 100.0)(label, Draw(5))
+    noise = LabelNoise(5, "fixed", 0.03, 100.0)
+    first, second = ((noise(label, Draw(5), path) - clean).flatten() for path in (0, 1))
+    assert abs(torch.corrcoef(torch.stack([first, second]))[0, 1]) < 4 / len(first) ** 0.5
+
+
 def test_one_hot_planes():
     label = label_map(3)
     noise = LabelNoise(5, "onehot", 0.0, 100.0)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from engine.settings import load_recipe
-from tests.conftest import ENVIRONMENT, ROOT
+from tests.conftest import BACKBONE, ENVIRONMENT, ROOT
 from tests.test_engine import records
 from train_student import RECIPES
 
@@ -36,7 +36,7 @@ def bash(script, *arguments, cwd="/", **environment):
 def test_teacher_student_and_score_in_the_folder_of_the_caller(tmp_path):
     runs = [("teacher", "2", ()), ("student", "1", ("--teacher-pretrained", "teacher/last.pth"))]
     for role, processes, flags in runs:
-        line = ["toy", "fcn", "resnet10t", *TINY_FLAGS, *flags, "--save-dir", role]
+        line = ["toy", "fcn", BACKBONE, *TINY_FLAGS, *flags, "--save-dir", role]
         done = bash(f"train_{role}.sh", *line, cwd=tmp_path, NGPUS=processes)
         assert done.returncode == 0, done.stderr
         start = records(tmp_path / role, "start")[0]
@@ -62,14 +62,19 @@ def bare(script, *arguments, **environment):
     return subprocess.run(line, cwd="/", env=found, capture_output=True, text=True, timeout=60)
 
 
-@pytest.mark.parametrize("script", ["train_teacher.sh", "train_student.sh", "eval.sh"])
-def test_the_active_environment_is_used_else_the_message_says_what_to_run(script, tmp_path):
-    arguments = (tmp_path / "none.pth",) if script == "eval.sh" else ("toy", "fcn", "resnet10t", "--pretrained-base")
-    prefix = {"VIRTUAL_ENV": sys.prefix}, {"CONDA_DEFAULT_ENV": "lad", "CONDA_PREFIX": sys.prefix}
-    for environment in prefix:
-        done = bare(script, *arguments, NGPUS="1", **environment)
-        assert done.returncode == 2
-        assert done.stderr.startswith("error: checkpoint not found" if script == "eval.sh" else "error: argument --pre")
+@pytest.mark.parametrize(
+    ("script", "environment"),
+    [
+        ("train_teacher.sh", {"VIRTUAL_ENV": sys.prefix}),
+        ("train_student.sh", {"CONDA_DEFAULT_ENV": "lad", "CONDA_PREFIX": sys.prefix}),
+        ("eval.sh", {"VIRTUAL_ENV": sys.prefix}),
+    ],
+)
+def test_the_active_environment_is_used_else_the_message_says_what_to_run(script, environment, tmp_path):
+    arguments = (tmp_path / "none.pth",) if script == "eval.sh" else ("toy", "fcn", BACKBONE, "--pretrained-base")
+    done = bare(script, *arguments, NGPUS="1", **environment)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: checkpoint not found" if script == "eval.sh" else "error: argument --pre")
     empty = tmp_path / "bin/python"
     empty.parent.mkdir()
     empty.write_text("#!/bin/sh\nexit 1\n")
@@ -81,7 +86,7 @@ def test_the_active_environment_is_used_else_the_message_says_what_to_run(script
 
 
 def test_several_processes_say_one_message_once_and_end_with_its_status(tmp_path):
-    done = bash("train_student.sh", "toy", "fcn", "resnet10t", "--kd", "kd=1", cwd=tmp_path, NGPUS="3")
+    done = bash("train_student.sh", "toy", "fcn", BACKBONE, "--kd", "kd=1", cwd=tmp_path, NGPUS="2")
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: --kd kd=1 needs --teacher-pretrained FILE")
@@ -90,7 +95,7 @@ def test_several_processes_say_one_message_once_and_end_with_its_status(tmp_path
 @pytest.mark.slow
 def test_a_stopped_run_of_two_processes_is_saved_and_ends_with_status_3(tmp_path):
     flags = [*TINY_FLAGS, "--max-iterations", "100000", "--log-iter", "100000", "--save-dir", "run"]
-    line = ["bash", ROOT / "scripts/train_student.sh", "toy", "fcn", "resnet10t", *flags, "--kd", "none"]
+    line = ["bash", ROOT / "scripts/train_student.sh", "toy", "fcn", BACKBONE, *flags, "--kd", "none"]
     path = f"{Path(sys.executable).parent}:{ENVIRONMENT['PATH']}"
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     environment = {**ENVIRONMENT, "PATH": path, "NGPUS": "2"}

@@ -32,6 +32,7 @@ from scripts.study import (
     results_table,
 )
 from scripts.study.analysis import gained_lost, report, runs, style
+from tests.conftest import BACKBONE
 from tests.networks import write_checkpoint
 from tests.trees import draw, picture
 from utils import checkpoint
@@ -153,7 +154,7 @@ def test_an_export_that_fails(student, tmp_path, monkeypatch):
 
     monkeypatch.setattr(export_onnx, "export", fail)
     flags = ["--pretrained", student, "--output", str(tmp_path / "x.onnx"), "--size", "64", "64"]
-    with pytest.raises(UserError, match=r"fcn on resnet10t cannot be written as ONNX: an operator$"):
+    with pytest.raises(UserError, match=rf"fcn on {BACKBONE} cannot be written as ONNX: an operator$"):
         export_onnx.main(flags)
     with pytest.raises(UserError, match="onnxruntime fails on the file"):
         export_onnx.compare(garbage(tmp_path), torch.nn.Identity(), {})

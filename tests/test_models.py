@@ -87,7 +87,7 @@ def test_leaving_out_auxiliary_maps_does_not_change_the_logits(arch):
 
 @pytest.mark.parametrize("arch", FIVE)
 def test_learns_as_teacher_and_as_student(arch):
-    """20 iterations of each on the built-in data at an odd crop: the loss falls and every weight stays finite."""
+    """Ten iterations of each on the built-in data at an odd crop: the loss falls and every weight stays finite."""
     convention = CONVENTIONS["imagenet"]
     spec, train, _ = build_train_and_val("toy", crop_size=(33, 41), pad_color=convention.pad_color)
     classes = len(spec.names)
@@ -105,7 +105,7 @@ def test_learns_as_teacher_and_as_student(arch):
         learnable = [p for name, p in model.named_parameters() if not name.endswith("fusion")]
         optimizer = torch.optim.SGD(learnable, 0.01, 0.9)
         losses = []
-        for i in range(20):
+        for i in range(10):
             samples = [train[2 * (i % 4) + j] for j in range(2)]
             image, label = (torch.stack(part) for part in zip(*samples, strict=True))
             terms = step(convention.normalize(image), label.long(), Draw(i))
@@ -113,7 +113,7 @@ def test_learns_as_teacher_and_as_student(arch):
             terms["loss"].backward()
             optimizer.step()
             losses.append(terms["loss"].item())
-        assert sum(losses[-4:]) < sum(losses[:4]), losses
+        assert sum(losses[-3:]) < sum(losses[:3]), losses
         assert all(torch.isfinite(value).all() for value in model.state_dict().values())
 
 

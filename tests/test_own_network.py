@@ -16,7 +16,7 @@ from losses import LOSSES, build_kd
 from models import build_model, from_checkpoint
 from models.checkpoints.card import Card
 from scripts.deploy import predict
-from tests.conftest import TINY
+from tests.conftest import BACKBONE, TINY
 from tests.test_engine import records
 from utils import checkpoint
 from utils.errors import UserError
@@ -128,7 +128,7 @@ def folder(tmp_path, monkeypatch):
 
 def write_own(path: Path, arch: str, classes: int = len(TOY.names), channels: int = 3) -> str:
     """A checkpoint of a user's network, with the weights that the function gives it."""
-    model = build_model(arch, "resnet10t", classes, channels)
+    model = build_model(arch, BACKBONE, classes, channels)
     card = Card(dict(model.config), TOY.names, TOY.palette, "toy", "", "bgr_mean").entries()
     checkpoint.save({**card, "model": model.state_dict()}, path)
     return str(path)
@@ -148,7 +148,7 @@ def test_teacher_student_evaluation_and_prediction_of_the_readme_s_example(folde
     train_teacher.main([*TINY, *short, *own, "--save-dir", "teacher"])
     assert checkpoint.read("teacher/last.pth")["arch"] == {
         "arch": "my_networks:lraspp",
-        "backbone": "resnet10t",
+        "backbone": BACKBONE,
         "num_classes": 7,
         "in_channels": 4,
     }

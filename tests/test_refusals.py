@@ -16,7 +16,7 @@ from engine.settings import StudentConfig, TeacherConfig
 from models import build_model
 from models.checkpoints.card import Card
 from models.prediction import Loaded
-from tests.conftest import TINY
+from tests.conftest import BACKBONE, TINY
 from utils.errors import UserError
 
 NOISE = {"codes": "fixed", "pixel_std": 0.02, "scale": 100.0}
@@ -95,11 +95,11 @@ def test_names_of_another_spelling_are_listed_and_no_error(capsys):
     "flags", [("--label-codes",), ("--label-std",), ("--label-scale",), ("--label-codes", "--label-std", "--code-std")]
 )
 def test_label_flags_are_for_assisted_teachers(flags, monkeypatch):
-    config = StudentConfig(teacher_pretrained="t.pth", model="fcn", backbone="resnet10t")
+    config = StudentConfig(teacher_pretrained="t.pth", model="fcn", backbone=BACKBONE)
 
     def load(path, assisted, **names):
         noise = NOISE if assisted_teacher else None
-        model = build_model("fcn", "resnet10t", 7, in_channels=4 if noise else 3)
+        model = build_model("fcn", BACKBONE, 7, in_channels=4 if noise else 3)
         return Loaded(model.eval(), Card(model.config, TOY.names, pixels="bgr_mean", label_noise=noise))
 
     monkeypatch.setattr(train_student, "from_checkpoint", load)

@@ -66,8 +66,9 @@ def test_an_unknown_table_is_named(mark, message, tmp_path):
 
 
 @pytest.mark.parametrize("readme", ["README.md", "results/README.md"])
-def test_the_readmes_show_what_the_results_hold(command, readme):
-    command("scripts/study/results_table.py", "--readme", readme, "--check")
+def test_the_readmes_show_what_the_results_hold(readme, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    results_table.main(["--readme", readme, "--check"])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())

@@ -13,6 +13,7 @@ from datasets.toy import TOY
 from losses import LOSSES, build_kd
 from models import build_model, from_checkpoint
 from models.architectures.smp import DECODERS
+from tests.conftest import BACKBONE
 from utils.errors import UserError
 
 K = 5
@@ -99,7 +100,7 @@ def test_timm_encoder_of_a_plain_state_dict_is_asked_for(tmp_path):
     with pytest.raises(UserError, match="does not say which of timm's networks its encoder is: --backbone NAME"):
         from_checkpoint(tmp_path / "a.pth")
     with pytest.raises(UserError, match="does not fit this network"):
-        from_checkpoint(tmp_path / "a.pth", backbone="resnet10t")
+        from_checkpoint(tmp_path / "a.pth", backbone=BACKBONE)
     image = torch.randn(1, 3, 64, 96)
     ours = from_checkpoint(tmp_path / "a.pth", backbone=SMALL).model
     torch.testing.assert_close(ours(image).logits, theirs(image), rtol=1e-5, atol=1e-5)

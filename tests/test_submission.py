@@ -5,13 +5,11 @@ import shutil
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 import eval
 from datasets import get_dataset_spec
-from models import build_model
-from models.checkpoints.card import Card
+from tests.networks import write_checkpoint
 from tests.trees import SIZE, TREES
 from utils.errors import UserError
 
@@ -25,13 +23,10 @@ def test_submission_of_unlabelled_images(name, tmp_path):
     if split == "test":
         shutil.rmtree(data / "gtFine/test")
     spec = get_dataset_spec(name)
-    torch.manual_seed(0)
-    model = build_model("fcn", "resnet10t", len(spec.names))
-    card = Card(model.config, spec.names, spec.palette, name, str(data), "bgr_mean")
-    torch.save({**card.entries(), "model": model.state_dict()}, tmp_path / "model.pth")
+    network = write_checkpoint(tmp_path / "model.pth", spec=spec, dataset=name, data=str(data))
     for folder, flags in (("shown", []), ("sent", ["--submission"])):
         out = ["--save-pred", str(tmp_path / folder), "--json", str(tmp_path / f"{folder}.json")]
-        command = ["--pretrained", str(tmp_path / "model.pth"), "--split", split, "--workers", "0"]
+        command = ["--pretrained", network, "--split", split, "--workers", "0"]
         eval.main([*command, *out, *flags])
     sent = sorted((tmp_path / "sent").iterdir())
     assert [path.name for path in sent] == [f"{image.stem}.png" for image, _ in spec.pairs(data, split)]
@@ -65,9 +60,7 @@ def test_predictions_take_no_place_of_labels_or_of_each_other(flags, message, tm
     TREES["ade20k"][1](tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
     spec = get_dataset_spec("ade20k")
-    model = build_model("fcn", "resnet10t", len(spec.names))
-    card = Card(model.config, spec.names, spec.palette, "ade20k", str(tmp_path), "bgr_mean").entries()
-    torch.save({**card, "model": model.state_dict()}, tmp_path / "model.pth")
+    write_checkpoint(tmp_path / "model.pth", spec=spec, dataset="ade20k", data=str(tmp_path))
     (tmp_path / "taken").touch()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=message):
