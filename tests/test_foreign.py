@@ -305,5 +305,5 @@ def test_what_does_not_fit_is_refused_with_its_reason(content, message, tmp_path
 def test_inputs_other_than_an_image_and_a_plane_are_refused(channels, tmp_path):
     weights = state(LAD)
     weights["pretrained.conv1.weight"] = torch.zeros(64, channels, 3, 3)
-    with pytest.raises(UserError, match=rf"net\.pth sees {channels} channels"):
+    with pytest.raises(UserError, match=rf"net\.pth: its network takes {channels} channels"):
         from_checkpoint(save(tmp_path / "net.pth", weights))

@@ -135,7 +135,7 @@ def test_pixels_that_are_assumed_are_said(tmp_path, capsys):
         ({"encoder_name": "tu-resnet10000"}, "unknown backbone 'resnet10000'"),
         ({"encoder_name": "resnet18"}, "does not fit this network"),
         ({"upsampling": 2}, "its logits are at stride 4, 'upsampling' is 2"),
-        ({"in_channels": 4}, "sees 4 channels; an image has 3"),
+        ({"in_channels": 4}, "its network takes 4 channels; an image has 3"),
         ({"drop_path_rate": 0.1}, "was built with drop_path_rate=0.1, which this project does not have"),
     ],
 )

@@ -113,7 +113,7 @@ def _require_rgb(weights: Mapping[str, Tensor], saved: Mapping[str, Any], source
         if key in weights and weights[key].ndim == 4:
             channels = weights[key].shape[1]
     if channels != 3:
-        raise UserError(f"{source} sees {channels} channels; an image has 3")
+        raise UserError(f"{source}: its network takes {channels} channels; an image has 3")
 
 
 def assume_pixels(backbone: str) -> str:
