@@ -129,8 +129,8 @@ def test_a_full_ring_continues_at_its_start():
 
 def test_sizes_are_those_of_the_release():
     for classes, pixel, region in ((19, 216, 54), (21, 196, 49), (11, 373, 94)):
-        assert CIRKDPixel(1, 1, classes, size=8).contrasts == pixel
-        assert CIRKDRegion(1, 1, classes, size=8).contrasts == region
+        assert CIRKDPixel(1, 1, classes, size=8).contrasts_per_class == pixel
+        assert CIRKDRegion(1, 1, classes, size=8).contrasts_per_class == region
     assert CIRKDPixel(1, 1, 2).queue.shape == (2, 20_000, 1)
     assert CIRKDRegion(1, 1, 2).queue.shape == (2, 2000, 1)
 
