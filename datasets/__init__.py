@@ -33,7 +33,7 @@ DATASETS: dict[str, DatasetSpec | Callable[[Path], DatasetSpec]] = {
 }
 
 
-def get_dataset_spec(name: str, root: str = "", classes: int | None = None) -> DatasetSpec:
+def dataset_spec(name: str, root: str = "", classes: int | None = None) -> DatasetSpec:
     """Return the spec of a data set. ``classes`` chooses the variant with that many classes.
 
     Raises:
@@ -56,7 +56,7 @@ def build_dataset(
     Raises:
         UserError: the data set or split is unknown, no root is given, or files are missing below it.
     """
-    spec = get_dataset_spec(name, root, classes)
+    spec = dataset_spec(name, root, classes)
     lookup(spec.splits, split, f"split of {name}")
     folder = _find_root(name, root) if spec.needs_root else Path()
     return SegmentationDataset(spec, folder, split, cache_gb)
@@ -89,7 +89,7 @@ def build_train_and_val(
     Raises:
         UserError: as ``build_dataset``; the augmentation is unknown; or the scales are no range of tenths.
     """
-    spec = get_dataset_spec(name, root, classes)
+    spec = dataset_spec(name, root, classes)
     augment = lookup(AUGMENTATIONS, augmentation, "augmentation")
     list_scales(*scale_range)  # to refuse a bad range here, not in a loader worker
     transform = partial(
@@ -203,7 +203,7 @@ def build_dataset_for_network(
     if not dataset:
         raise UserError(f"{source} does not say its data set: give --dataset and --data")
     name = _choose_variant(dataset, network.num_classes)
-    require_classes(network, get_dataset_spec(name, data), name, source, allow_other_names)
+    require_classes(network, dataset_spec(name, data), name, source, allow_other_names)
     return name, build_dataset(name, data, split)
 
 

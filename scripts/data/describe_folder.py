@@ -21,7 +21,7 @@ require_packages()
 
 import yaml
 
-from datasets import get_dataset_spec
+from datasets import dataset_spec
 from datasets.base import MAX_LISTED, find_missing_files
 from datasets.files import walk_images
 from datasets.folder import FILE
@@ -131,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for file, content_lines in files.items():
         write_text(file, "\n".join(content_lines) + "\n")
     print("\n".join(files[root / FILE]))
-    spec = get_dataset_spec("folder", str(root))
+    spec = dataset_spec("folder", str(root))
     for split in splits:
         pairs = spec.pairs(root, split)
         missing = len(find_missing_files(pairs))
