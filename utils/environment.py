@@ -45,7 +45,9 @@ def _report_uncaught(kind: type[BaseException], error: BaseException, trace: Tra
     frames = traceback.extract_tb(trace)
     place = Path(frames[-1].filename).resolve() if frames else ROOT
     is_own_code = place.is_relative_to(ROOT) and "site-packages" not in place.parts
-    if not isinstance(error, ImportError) or is_own_code:
+    main_file = getattr(sys.modules["__main__"], "__file__", None)
+    is_main_script = main_file is not None and place == Path(main_file).resolve()  # maybe a script of the user's
+    if not isinstance(error, ImportError) or is_own_code or is_main_script:
         sys.__excepthook__(kind, error, trace)
         return
     reason = " ".join(str(error).split())
