@@ -256,7 +256,9 @@ def list_settings_without_effect(config_class: type) -> set[str]:
 
 
 # settings that do not make two runs different experiments
-SAME_EXPERIMENT = {"seed"} | list_settings_without_effect(TeacherConfig) | list_settings_without_effect(StudentConfig)
+IGNORED_WHEN_GROUPING = (
+    {"seed"} | list_settings_without_effect(TeacherConfig) | list_settings_without_effect(StudentConfig)
+)
 
 
 def list_resumable_settings(config_class: type) -> set[str]:

@@ -314,7 +314,8 @@ class Trainer:
         self.skipped_steps += 1
         if self.skipped_steps > MAX_SKIPPED:
             values = {name: term.item() for name, term in terms.items()}
-            what = f"the gradient is not finite {self.skipped_steps} times in a row (try --amp bf16, of wider range)"
+            times = f"{self.skipped_steps} times in a row"
+            what = f"the gradient is not finite {times} (try --amp bf16, which has a wider range)"
             raise LossNotFinite(self.explain_not_finite(what, self.state.iteration, values))
         return terms
 
@@ -402,7 +403,8 @@ class Trainer:
         done = self.state.iteration
         is_epoch_over = done >= self.first_iteration + len(self.data.train.dataset) / self.settings.batch_size
         is_whole_run_over = done == self.settings.max_iterations and self.first_iteration == 0
-        if not (is_epoch_over or is_whole_run_over) or self.labelled_pixels:
+        has_seen_all = is_epoch_over or is_whole_run_over
+        if not has_seen_all or self.labelled_pixels:
             return
         weights = self.settings.class_weights
         kind = f"a class with a weight above 0 (--class-weights {weights})" if weights else "a class"

@@ -3,9 +3,9 @@ import dataclasses
 import pytest
 
 from engine.settings import (
+    IGNORED_WHEN_GROUPING,
     LABEL_CODES,
     PIXELS,
-    SAME_EXPERIMENT,
     StudentConfig,
     TeacherConfig,
     list_file_settings,
@@ -225,8 +225,8 @@ def test_lists_of_settings_follow_from_what_each_affects():
     assert list_resumable_settings(TeacherConfig) == resumable
     assert list_resumable_settings(StudentConfig) == resumable | {"other_class_names", "teacher_model"}
     assert list_file_settings(StudentConfig) == {"pretrained_base", "pretrained", "teacher_pretrained"}
-    assert {"seed", "workers", "compile", "device"} <= SAME_EXPERIMENT
-    assert not SAME_EXPERIMENT & {"amp", "lr", "data", "kd", "pretrained", "consistency"}
+    assert {"seed", "workers", "compile", "device"} <= IGNORED_WHEN_GROUPING
+    assert not IGNORED_WHEN_GROUPING & {"amp", "lr", "data", "kd", "pretrained", "consistency"}
 
 
 def test_help_explains_values_that_exist():

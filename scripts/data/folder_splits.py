@@ -35,8 +35,8 @@ def find_splits(root: Path, matches: list[Match], remarks: list[str]) -> tuple[S
         splits[name] = {"images": images, "labels": labels}
         bases[name] = _list_bases(root, name, group, "*" in images, remarks)
         if "*" in images and len(find_folders(root, images, labels)) > len(group):
-            splits[name]["list"] = f"{name}_names.txt"
-            written[f"{name}_names.txt"] = bases[name]
+            splits[name]["list"] = name_list(name)
+            written[name_list(name)] = bases[name]
     if list(splits) == ["train"]:
         names = {Path(base).name for base in bases["train"]}
         lists = _find_lists(root, names | {Path(name).stem for name in names}, remarks)
@@ -48,8 +48,13 @@ def find_splits(root: Path, matches: list[Match], remarks: list[str]) -> tuple[S
     parts = {"train": [n for i, n in enumerate(names) if i % HELD_OUT], "val": names[::HELD_OUT]}
     taken = f"no validation split: every {HELD_OUT}th image is taken for it, by lists of names"
     remarks.append(f"{taken}; of a video, whose neighbouring frames are nearly the same, take whole sequences instead")
-    more = {name: {**splits["train"], "list": f"{name}_names.txt"} for name in parts}
-    return splits | more, written | {f"{name}_names.txt": part for name, part in parts.items()}
+    more = {name: {**splits["train"], "list": name_list(name)} for name in parts}
+    return splits | more, written | {name_list(name): part for name, part in parts.items()}
+
+
+def name_list(split: str) -> str:
+    """Return the name of the list of images that is written for a split."""
+    return f"{split}_names.txt"
 
 
 def _group_by_split(root: Path, matches: list[Match]) -> dict[str, list[Match]]:
@@ -83,7 +88,8 @@ def _list_bases(root: Path, split: str, group: list[Match], takes_all: bool, rem
 def _join_folders(root: Path, group: list[Match]) -> tuple[str, str]:
     """Write the folders of a split with a ``*`` for what differs, where that means all of them and few more.
 
-    Where it does not, return the first. More are folders without a label; a list then has to leave them out.
+    Return the first folder where there is no such pattern. A pattern may match some more folders that have no label;
+    the caller then writes a list of images, which leaves them out.
     """
     pairs = [(match.images, match.labels) for match in group]
     sides = [[folder.relative_to(root) for folder in side] for side in zip(*pairs, strict=True)]

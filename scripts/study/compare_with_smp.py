@@ -24,7 +24,7 @@ from utils.environment import require_packages
 
 require_packages()
 
-from scripts.study.analysis.style import markdown
+from scripts.study.analysis import style
 from utils.errors import UserError, run_main
 from utils.files import write_text
 from utils.options import option, parse_flags
@@ -90,8 +90,7 @@ def make_table(scores: dict[str, list[float]]) -> tuple[list[str], list[list[str
     for name, values in scores.items():
         gains = [100 * (own - value) for own, value in zip(ours, values, strict=True)]
         ahead = "" if values is ours else f"{statistics.mean(gains):+.2f} ({', '.join(f'{g:+.2f}' for g in gains)})"
-        spread = f" ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else ""
-        rows.append([name, str(len(values)), f"{100 * statistics.mean(values):.2f}{spread}", ahead])
+        rows.append([name, str(len(values)), style.spread(values), ahead])
     return ["training", "seeds", "mIoU %", "the recipe is ahead by (each seed)"], rows
 
 
@@ -106,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             file = output / f"{decoder}-{seed}.json"
             miou = train_plain(config, decoder, seed, seconds, file)
             scores.setdefault(f"plain loop, {decoder}", []).append(miou)
-    text = markdown(*make_table(scores))
+    text = style.markdown(*make_table(scores))
     print(text, end="")
     write_text(output / "table.md", text)
 

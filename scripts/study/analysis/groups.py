@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.run_inputs import add_defaults
-from engine.settings import SAME_EXPERIMENT, StudentConfig, TeacherConfig
+from engine.settings import IGNORED_WHEN_GROUPING, StudentConfig, TeacherConfig
 from scripts.study.analysis.record_files import Folder, list_runs, open_folder
 from scripts.study.analysis.runs import CHECKPOINT_SETTINGS, Run, read_config, read_run
 from utils.errors import UserError
@@ -51,9 +51,9 @@ def describe_experiment(
 ) -> dict[str, Any]:
     """Return the settings by which runs are grouped: those that change the result, without the seed.
 
-    In place of the path of a checkpoint, its own or its teacher's, stand the file's name and the settings of the run
-    that wrote it. So students are of one group if their teachers differ in the seed only. If that run is not found, the
-    path stays, and runs with different paths are of different groups.
+    The path of a checkpoint, its own or its teacher's, is replaced by the file's name and the settings of the run that
+    wrote it. So students are of one group if their teachers differ in the seed only. If that run is not found, the path
+    stays, and runs with different paths are of different groups.
 
     beside: the folder that holds the runs. The run of a checkpoint is looked for there by its name, if it is not where
     the settings say. seen: the config.yaml files that are described already. They end the recursion where runs refer to
@@ -63,7 +63,7 @@ def describe_experiment(
         UserError: a config.yaml is damaged.
     """
     whole = add_defaults(config, TeacherConfig if "consistency" in config else StudentConfig)
-    settings = {key: value for key, value in whole.items() if key not in SAME_EXPERIMENT}
+    settings = {key: value for key, value in whole.items() if key not in IGNORED_WHEN_GROUPING}
     for key in ("data", "pretrained_base"):  # the same folder or file lies elsewhere on another machine
         settings[key] = Path(settings[key] or "").name
     for key in CHECKPOINT_SETTINGS:

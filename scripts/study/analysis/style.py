@@ -59,10 +59,13 @@ def percent(value: float | None, digits: int = 2) -> str:
     return "-" if value is None else f"{100 * value:.{digits}f}"
 
 
-def spread(values: list[float], sign: str = "") -> str:
-    """Show fractions as ``mean ± standard deviation`` in percent; one value has no ±. sign: "+" for differences."""
-    std = f" ± {100 * stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{100 * mean(values):{sign}.2f}{std}"
+def spread(values: list[float], sign: str = "", scale: float = 100, digits: int = 2) -> str:
+    """Show ``mean ± standard deviation``, fractions in percent; one value has no ±.
+
+    sign: "+" for differences. scale: 1 for numbers that are no fractions.
+    """
+    std = f" ± {scale * stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{scale * mean(values):{sign}.{digits}f}{std}"
 
 
 def wrap(text: str, width: int = 26) -> str:

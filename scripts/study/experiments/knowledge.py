@@ -6,7 +6,6 @@ It is read from knowledge.json of each teacher, which teacher_knowledge.py --sav
 import json
 import math
 from dataclasses import dataclass
-from statistics import mean, stdev
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
@@ -52,7 +51,7 @@ def read_knowledge(run: Run) -> Knowledge | None:
     return Knowledge(*numbers, where)
 
 
-def read_all(records: dict[str, list[Run]]) -> dict[str, dict[int, Knowledge]]:
+def read_knowledge_by_seed(records: dict[str, list[Run]]) -> dict[str, dict[int, Knowledge]]:
     """Return what is known of each arm's runs, by seed.
 
     Raises:
@@ -70,7 +69,7 @@ def read_all(records: dict[str, list[Run]]) -> dict[str, dict[int, Knowledge]]:
 
 def list_knowledge(experiment: Experiment, folder: Folder) -> Table:
     """List entropy, likelihood and divergence of the networks that were measured."""
-    known = read_all(read_records(experiment, folder))
+    known = read_knowledge_by_seed(read_records(experiment, folder))
     rows = []
     for name, by_seed in known.items():
         if by_seed:
@@ -80,15 +79,10 @@ def list_knowledge(experiment: Experiment, folder: Folder) -> Table:
                 [knowledge.negative_log_likelihood for knowledge in measured],
                 [knowledge.divergence for knowledge in measured],
             )
-            rows.append([f"{experiment.arms[name].title} ({len(measured)})", *map(show_nats, columns)])
+            shown = [style.spread(values, scale=1, digits=3) for values in columns]
+            rows.append([f"{experiment.arms[name].title} ({len(measured)})", *shown])
     header = ["network (seeds)", "entropy", "negative log-likelihood", "divergence from the references"]
     return header, rows or [[NOT_RUN, "", "", ""]]
-
-
-def show_nats(values: list[float]) -> str:
-    """Show the mean, and the standard deviation where there are several values."""
-    spread = f" ± {stdev(values):.3f}" if len(values) > 1 else ""
-    return f"{mean(values):.3f}{spread}"
 
 
 def find_control(experiment: Experiment, student: Arm) -> str:
@@ -112,31 +106,39 @@ def draw_knowledge(experiment: Experiment, folder: Folder) -> Figure | None:
     Return None where no student with a score has a teacher that was measured.
     """
     records = read_records(experiment, folder)
-    known = read_all(records)
-    figure, axis = plt.subplots(figsize=(7.5, 4.2), layout="constrained")
-    drawn = 0
-    for arm in experiment.arms.values():
-        teacher = arm.origins.get("teacher_pretrained")
-        control = find_control(experiment, arm)
-        if teacher is None or not control:
-            continue
-        own, base = scores(records[arm.name], "last"), scores(records[control], "last")
-        points = []
-        for seed in sorted(own.keys() & base.keys()):
-            knowledge = known[teacher.run].get(experiment.next_seed(seed, teacher.shift))
-            if knowledge is not None:
-                points.append((knowledge.divergence, 100 * (own[seed] - base[seed])))
-        if points:
-            divergences, gains = zip(*points, strict=True)
-            look = {"marker": style.marker(drawn), "color": style.color(drawn), "linestyle": "none"}
-            axis.plot(divergences, gains, **look, label=arm.title)
-            drawn += 1
-    if not drawn:
-        plt.close(figure)
+    known = read_knowledge_by_seed(records)
+    points = {arm.title: list_points(experiment, arm, records, known) for arm in experiment.arms.values()}
+    points = {title: found for title, found in points.items() if found}
+    if not points:
         return None
+    figure, axis = plt.subplots(figsize=(7.5, 4.2), layout="constrained")
+    for i, (title, found) in enumerate(points.items()):
+        divergences, gains = zip(*found, strict=True)
+        axis.plot(divergences, gains, marker=style.marker(i), color=style.color(i), linestyle="none", label=title)
     axis.axhline(0, color="0.4", linestyle="--", linewidth=1)
     axis.set(xlabel="divergence of the teacher's probabilities from the references', nats")
     axis.set(ylabel="points of mIoU over the control", title=experiment.title)
     axis.grid(color="0.92")
     figure.legend(loc="outside lower center", fontsize=8)
     return figure
+
+
+def list_points(
+    experiment: Experiment, arm: Arm, records: dict[str, list[Run]], known: dict[str, dict[int, Knowledge]]
+) -> list[tuple[float, float]]:
+    """Return (divergence of the teacher, gain of the student in points) for each seed of a student.
+
+    The list is empty for an arm that has no teacher or no control, and where nothing was measured.
+    """
+    teacher = arm.origins.get("teacher_pretrained")
+    control = find_control(experiment, arm)
+    if teacher is None or not control:
+        return []
+    own = scores(records[arm.name], "last")
+    base = scores(records[control], "last")
+    points = []
+    for seed in sorted(own.keys() & base.keys()):
+        knowledge = known[teacher.run].get(experiment.next_seed(seed, teacher.shift))
+        if knowledge is not None:
+            points.append((knowledge.divergence, 100 * (own[seed] - base[seed])))
+    return points

@@ -13,7 +13,7 @@ from scripts.study.analysis import style
 from scripts.study.analysis.paired import p_over_seeds
 from scripts.study.analysis.record_files import Folder, list_runs
 from scripts.study.analysis.runs import Run, View, read_run
-from scripts.study.experiments.definition import Experiment
+from scripts.study.experiments.definition import Arm, Experiment
 from utils.errors import lookup
 
 MIOU = "mIoU % (seeds)"  # heading of what show_scores shows
@@ -119,6 +119,15 @@ def summarise_students(experiment: Experiment, folder: Folder) -> Table:
     return _filled(["student", MIOU, *over, total], rows)
 
 
+def find_arms(experiment: Experiment, names: Sequence[str]) -> list[Arm]:
+    """Return the runs of an experiment that have these names.
+
+    Raises:
+        UserError: a name is no run of the experiment.
+    """
+    return [lookup(experiment.arms, name, f"run of {experiment.name}") for name in names]
+
+
 def list_briefly(experiment: Experiment, folder: Folder, names: Sequence[str]) -> Table:
     """Return scores and times, all that a run starts from included, of the runs with these names that were run.
 
@@ -127,10 +136,9 @@ def list_briefly(experiment: Experiment, folder: Folder, names: Sequence[str]) -
     """
     records = read_records(experiment, folder)
     rows = []
-    for name in names:
-        arm = lookup(experiment.arms, name, f"run of {experiment.name}")
-        if found := scores(records[name], "last"):
-            rows.append([arm.title, show_scores(found), show_total_minutes(experiment, records, name, found)])
+    for arm in find_arms(experiment, names):
+        if found := scores(records[arm.name], "last"):
+            rows.append([arm.title, show_scores(found), show_total_minutes(experiment, records, arm.name, found)])
     return _filled(["training", MIOU, "minutes of one core, teacher included"], rows)
 
 
@@ -144,9 +152,8 @@ def list_progress(experiment: Experiment, folder: Folder, names: Sequence[str]) 
     """
     records = read_records(experiment, folder)
     rows = []
-    for name in names:
-        arm = lookup(experiment.arms, name, f"run of {experiment.name}")
-        runs = [run for run in records[name] if run.curves.get("val")]
+    for arm in find_arms(experiment, names):
+        runs = [run for run in records[arm.name] if run.curves.get("val")]
         if runs:
             shown = [show_score_on_the_way(runs, quarter / 4) for quarter in (1, 2, 3, 4)]
             rows.append([f"{arm.title} ({len(runs)})", *shown])
@@ -212,8 +219,7 @@ def list_pairs(experiment: Experiment, folder: Folder, pairs: Sequence[str]) -> 
     named = []
     for pair in pairs:
         name, _, base = pair.partition(":")
-        for part in (name, base):
-            lookup(experiment.arms, part, f"run of {experiment.name}")
+        find_arms(experiment, (name, base))  # raises where there is none
         named.append((name, base))
     return _filled(GAINS_HEADER, _list_differences(experiment, folder, named))
 
