@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from engine.norms import ExactNorm, SyncedNorm, replace_norms
 from engine.step import Step
-from utils.distributed import all_reduce
+from utils.distributed import all_reduce, is_launched
 from utils.errors import UserError, explain_error
 
 PRECISIONS = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -138,7 +138,7 @@ def start_runtime(settings: Any) -> Iterator[Runtime]:
     runtime = Runtime(_choose_device(settings.device, shares_gpus), **options)
     uses_nccl = runtime.device.type == "cuda" and not shares_gpus
     _configure_torch(runtime)
-    if "WORLD_SIZE" in os.environ and "RANK" in os.environ:
+    if is_launched():
         _join_group("cpu:gloo,cuda:nccl" if uses_nccl else "gloo")
     has_failed = False
     try:

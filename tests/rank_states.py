@@ -9,6 +9,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 import train_student
+from utils.errors import run_main
 
 train = train_student.train
 
@@ -21,4 +22,4 @@ def train_and_keep(step, *args):
 
 
 train_student.train = train_and_keep
-train_student.main()
+run_main(train_student.main)

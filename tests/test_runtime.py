@@ -5,6 +5,7 @@ import fcntl
 import os
 import socket
 import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -17,7 +18,7 @@ from engine import logger, run_folder, runtime
 from engine.lockstep import FiniteWatch, Stopped
 from engine.runtime import Runtime
 from engine.settings import TeacherConfig
-from tests.conftest import TINY
+from tests.conftest import ENVIRONMENT, ROOT, TINY
 from utils import checkpoint
 from utils.errors import UserError, explain_error, run_main
 
@@ -74,12 +75,41 @@ def test_a_process_that_failed_in_a_group_says_so_and_ends_at_once(error, status
     def ended(status):
         raise SystemExit(f"at once, {status}")
 
-    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(os, "_exit", ended)
     with pytest.raises(SystemExit, match=f"at once, {status}"):
         run_main(fail)
     said = capsys.readouterr().err
     assert said == "error: a disk is full\n" if status == 2 else "ZeroDivisionError: bug" in said
+
+
+ENDING = """
+import atexit, sys
+from utils.errors import run_main
+
+class LivesOn:
+    def __del__(self):
+        print("the interpreter is taken down")
+
+kept = LivesOn()
+atexit.register(print, "exit functions ran")
+status = int(sys.argv[1])
+run_main(lambda: sys.exit(status) if status else print("done"))
+"""
+
+
+@pytest.mark.parametrize("status", [0, 3])
+@pytest.mark.parametrize("launched", [False, True])
+def test_a_process_of_a_group_ends_before_the_interpreter_is_taken_down(status, launched):
+    """Gloo's threads outlive the group; one that then needs the interpreter would abort the process."""
+    environment = ENVIRONMENT | ({"RANK": "0", "WORLD_SIZE": "1"} if launched else {})
+    line = [sys.executable, "-c", ENDING, str(status)]
+    done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True)
+    said = [*(["done"] if status == 0 else []), "exit functions ran"]
+    if not launched:
+        said.append("the interpreter is taken down")
+    assert (done.returncode, done.stdout.splitlines(), done.stderr) == (status, said, "")
 
 
 @pytest.mark.parametrize(

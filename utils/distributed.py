@@ -1,11 +1,17 @@
 """Collectives over ranks; with one process and no group they return what they were given."""
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+
+def is_launched() -> bool:
+    """Return whether a launcher (torchrun, or srun with its variables) started this process as one of a group."""
+    return "WORLD_SIZE" in os.environ and "RANK" in os.environ
 
 
 def all_reduce(value: Tensor, op: str = "sum") -> Tensor:

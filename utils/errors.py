@@ -1,5 +1,6 @@
 """Turn failures into errors for people: one line that says what was wrong, where, and what to do."""
 
+import atexit
 import difflib
 import errno
 import io
@@ -15,6 +16,8 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+
+from utils.distributed import is_launched
 
 T = TypeVar("T")
 
@@ -116,6 +119,18 @@ def run_main(main: Callable[[], None]) -> None:
     """
     _prepare_streams()
     try:
+        _call(main)
+    except SystemExit as ending:
+        if is_launched():
+            _end_unfinalized(ending.code)
+        raise
+    if is_launched():
+        _end_unfinalized(0)
+
+
+def _call(main: Callable[[], None]) -> None:
+    """Call ``main``. Explain what it raises, and raise SystemExit in its place."""
+    try:
         main()
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -132,7 +147,7 @@ def run_main(main: Callable[[], None]) -> None:
         known = explain_error(error)
         if known is not None:
             _print_error(known)
-        if dist.is_initialized():
+        if is_launched():
             _end_at_once(known is not None)
         if known is None:
             raise
@@ -151,10 +166,25 @@ def _end_at_once(is_known: bool) -> None:
     """End this process at once. An ordinary exit would wait for the other ranks of its process group."""
     if not is_known:
         traceback.print_exc()
+    _flush_streams()
+    os._exit(2 if is_known else 1)
+
+
+def _end_unfinalized(status: int | None) -> None:
+    """End a process of a process group as Python would, but do not take the interpreter down.
+
+    Under DistributedDataParallel, gloo's threads outlive ``destroy_process_group``. One that lets go of its last tensor
+    while the interpreter is taken down ends the process by SIGABRT, though its work is done (pytorch issue 190489).
+    """
+    atexit._run_exitfuncs()
+    _flush_streams()
+    os._exit(status or 0)
+
+
+def _flush_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.flush()
-    os._exit(2 if is_known else 1)
 
 
 def _prepare_streams() -> None:
