@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from datasets.lossless import require_lossless
 from datasets.matlab import read_mat_field
 from utils.errors import UserError
 from utils.files import decode_text
@@ -68,8 +69,7 @@ def _convert_picture(path: Path, file: Image.Image, data: bytes, indexed: bool, 
     Raises:
         UserError: the picture cannot be read exactly.
     """
-    if file.format == "JPEG":
-        raise UserError(f"{path}: a label must be stored without loss, such as PNG: JPEG blends classes")
+    require_lossless(path, file, data)
     if file.mode in COLOR_MODES:
         require_eight_bits(path, file, data)
     if indexed and file.mode in ID_MODES:

@@ -8,7 +8,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from datasets import DATASETS, build_dataset, dataset_spec
 from datasets.coco_stuff import UNUSED, USED
@@ -289,10 +289,47 @@ def test_labels_whose_numbers_are_not_ids_as_stored_are_refused(tmp_path):
         else:
             with pytest.raises(UserError, match="not 8-bit numbers as stored"):
                 read_label(path)
-    Image.fromarray(ids).save(path, "JPEG", quality=95)
+
+
+LOSSY = [
+    ("JPEG", {"quality": 95}, "JPEG"),
+    ("MPO", {}, "JPEG"),
+    ("TIFF", {"compression": "jpeg"}, "JPEG"),
+    ("WEBP", {}, "lossy WebP"),
+    ("JPEG2000", {"irreversible": True}, "lossy JPEG 2000"),
+    ("DDS", {"pixel_format": "DXT1"}, "block compression"),
+    ("AVIF", {}, "AVIF"),
+]
+
+
+@pytest.mark.parametrize(("kind", "options", "name"), LOSSY)
+def test_labels_of_formats_that_lose_are_refused(kind, options, name, tmp_path):
+    if kind == "AVIF" and not features.check("avif"):
+        pytest.skip("this PIL has no AVIF")
+    path = tmp_path / "label"
+    Image.fromarray(draw(range(9), 0)).convert("RGB").save(path, kind, **options)
     for colored in (False, True):
-        with pytest.raises(UserError, match="a label must be stored without loss, such as PNG: JPEG"):
+        with pytest.raises(UserError, match=f"a label must be stored without loss, such as PNG: {name} blends classes"):
             read_label(path, colored=colored)
+
+
+LOSSLESS = [
+    ("PNG", {}),
+    ("TIFF", {}),
+    ("TIFF", {"compression": "tiff_lzw"}),
+    ("WEBP", {"lossless": True}),
+    ("JPEG2000", {}),
+    ("DDS", {}),
+    ("BMP", {}),
+]
+
+
+@pytest.mark.parametrize(("kind", "options"), LOSSLESS)
+def test_colours_of_formats_that_do_not_lose_are_read(kind, options, tmp_path):
+    path = tmp_path / "label"
+    ids = draw(range(9), 0)
+    Image.fromarray(ids).convert("RGB").save(path, kind, **options)
+    assert np.array_equal(read_label(path, colored=True)[..., 0], ids)
 
 
 @pytest.mark.parametrize("kind", ["TIFF", "PNG", "MPO"])
