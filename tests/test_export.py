@@ -129,12 +129,21 @@ def test_a_fixed_size_and_what_is_not_kept(tmp_path, capsys, monkeypatch):
 
     source, target = write_checkpoint(tmp_path / "fcn.pth"), tmp_path / "fcn.onnx"
     flags = ["--pretrained", source, "--output", str(target), "--size", "64", "48"]
+    programs = []
+    export = export_onnx.export
+
+    def export_and_keep(*arguments):
+        programs.append(export(*arguments))
+        return programs[0]
+
+    monkeypatch.setattr(export_onnx, "export", export_and_keep)
     export_onnx.main(flags)
     assert "equal classes 100.0000 %" in capsys.readouterr().out
     (output,) = onnxruntime.InferenceSession(str(target)).get_outputs()
     assert output.shape[1:] == [7, 64, 48]
 
     target.unlink()
+    monkeypatch.setattr(export_onnx, "export", lambda *_: programs[0])  # once is enough
     monkeypatch.setattr(export_onnx, "compare", lambda *_: {"random": 0.9998})
     with pytest.raises(UserError, match=r"differ on random: .* is not kept"):
         export_onnx.main(flags)

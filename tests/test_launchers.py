@@ -65,7 +65,6 @@ def bare(script, *arguments, **environment):
 @pytest.mark.parametrize(
     ("script", "environment"),
     [
-        ("train_teacher.sh", {"VIRTUAL_ENV": sys.prefix}),
         ("train_student.sh", {"CONDA_DEFAULT_ENV": "lad", "CONDA_PREFIX": sys.prefix}),
         ("eval.sh", {"VIRTUAL_ENV": sys.prefix}),
     ],
