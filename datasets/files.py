@@ -19,7 +19,7 @@ from utils.pictures import open_picture, read_content, read_image, require_eight
 Pair = tuple[Path, Path]  # the paths of an image and its label
 Arrays = tuple[np.ndarray, np.ndarray]  # an image and its label
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp")
 # PIL's modes of the labels that hold colours, and of those that hold ids
 COLOR_MODES = ("RGB", "RGBA", "L", "P", "1", "LA", "PA")
 ID_MODES = ("L", "P", "1", "I", "I;16", "I;16B", "I;16L", "I;16N")
@@ -101,6 +101,8 @@ def _is_rescaled(file: Image.Image) -> bool:
 def read_list(path: Path) -> list[str]:
     """Read the names in a list file, one a line. Encoding, line ends, blank lines and outer blanks do not matter.
 
+    Windows' backslashes are read as slashes.
+
     Raises:
         UserError: the file is missing or no text, lists a name twice, or lists a name outside the data set.
     """
@@ -110,7 +112,7 @@ def read_list(path: Path) -> list[str]:
         raise UserError(f"{path} is no text file: {error}; save it as UTF-8") from error
     line_numbers: dict[str, int] = {}
     for number, line in enumerate(lines, 1):
-        name = line.strip(INVISIBLE).strip()
+        name = clean_name(line)
         if not name:
             continue
         if name in line_numbers:
@@ -119,6 +121,11 @@ def read_list(path: Path) -> list[str]:
             raise UserError(f"{path}, line {number}: {name} names no file of the data set")
         line_numbers[name] = number
     return list(line_numbers)
+
+
+def clean_name(line: str) -> str:
+    """Return the name in a line of a list, without what editors leave around it, and with slashes."""
+    return line.strip(INVISIBLE).strip().replace("\\", "/")
 
 
 def find_base_folder(root: Path, marker: str, places: Sequence[str] = ("",), hint: str = "") -> Path:
@@ -154,9 +161,16 @@ def walk_images(root: Path) -> Iterator[tuple[Path, list[str]]]:
     """Yield each folder below the root that holds images, with the sorted names of its images.
 
     Hidden files and folders are left out. Links to folders are followed, but no folder is visited twice.
+
+    Raises:
+        UserError: a folder cannot be read.
     """
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"{error.filename} cannot be read: {error.strerror}") from error
+
     visited: set[Path] = set()
-    for folder, subfolders, names in os.walk(root, followlinks=True):
+    for folder, subfolders, names in os.walk(root, onerror=refuse, followlinks=True):
         visited.add(Path(folder).resolve())
         # os.walk goes into the folders that are left in this list
         subfolders[:] = [

@@ -20,6 +20,7 @@ import torch
 from tqdm import tqdm
 
 from engine.metrics import ASSISTED
+from utils.errors import UserError
 from utils.files import read_bytes, write_text
 
 MACHINE = ("images_per_second", "cpu_seconds", "memory_gb")  # terms that say something of the machine, not the training
@@ -100,9 +101,17 @@ class RunLogger:
         self.write_record({"event": "start", "iteration": start, **header})
 
     def write_record(self, values: Mapping[str, Any]) -> None:
-        """Write one line of metrics.jsonl."""
-        if self.enabled:
+        """Write one line of metrics.jsonl.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        if not self.enabled:
+            return
+        try:
             self.file.write(json.dumps(values) + "\n")
+        except OSError as error:
+            raise UserError(f"{self.file.name} cannot be written: {error.strerror}") from error
 
     def log_scalars(self, tag: str, values: Mapping[str, float | None], iteration: int) -> None:
         """Write a record, TensorBoard curves ``tag/name``, and one line on the terminal.
@@ -170,15 +179,15 @@ class RunLogger:
                 raise  # EIO: the terminal is gone (ssh was closed); the run and its files go on
 
     def close(self) -> None:
-        """Close the files and the bar."""
+        """Close the files and the bar. What cannot be written any more must not hide why the run ends."""
         if not self.enabled:
             return
         self.bar.close()
-        self.file.close()
-        try:
-            self.writer.close()
-        except OSError as error:  # must not hide why the run ends
-            print(f"warning: the last TensorBoard events are lost: {error.strerror}", file=sys.stderr)
+        for what, file in (("records of metrics.jsonl", self.file), ("TensorBoard events", self.writer)):
+            try:
+                file.close()
+            except OSError as error:
+                print(f"warning: the last {what} are lost: {error.strerror}", file=sys.stderr)
 
 
 def is_kept(line: str, start: int, validated: int) -> bool:

@@ -11,9 +11,16 @@ gather_into_tensor = getattr(dist, "all_gather_single", None) or dist.all_gather
 
 
 def find_trained_norms(module: nn.Module) -> dict[str, _BatchNorm]:
-    """Return the BatchNorm layers that learn (not those of a frozen teacher), by name."""
+    """Return the BatchNorm layers that learn (not those of a frozen teacher), by name.
+
+    A layer without parameters is one of them: nothing says that it is frozen.
+    """
     norms = {name: part for name, part in module.named_modules() if isinstance(part, _BatchNorm)}
-    return {name: part for name, part in norms.items() if any(p.requires_grad for p in part.parameters(False))}
+    return {
+        name: norm
+        for name, norm in norms.items()
+        if not norm.affine or any(parameter.requires_grad for parameter in norm.parameters(False))
+    }
 
 
 def has_trained_statistics(norm: _BatchNorm) -> bool:

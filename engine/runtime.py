@@ -145,7 +145,9 @@ def start_runtime(settings: Any) -> Iterator[Runtime]:
         if dist.is_initialized():
             runtime = replace(runtime, rank=dist.get_rank(), size=dist.get_world_size())
         yield runtime
-    except Exception:
+    except SystemExit:  # all ranks stop together
+        raise
+    except BaseException:
         has_failed = True
         raise
     finally:

@@ -166,8 +166,8 @@ class Trainer:
             raise
         finally:
             self.loaded.close()
-            self.stop_request.restore_handlers()
             self.logger.close()
+            self.stop_request.restore_handlers()  # last, so that a second signal does not cost the end of the log
         return self.metrics
 
     def owes_validation(self) -> bool:
@@ -496,9 +496,9 @@ class Trainer:
         """Save after all ranks have stopped together, and have the launcher end too."""
         if self.saved_iteration < self.state.iteration:
             self.save()
+        self.stop_request.end_agent(self.runtime)
         done = self.state.iteration
         self.logger.print_line(f"stopped by a signal after iteration {done}; --resume auto continues")
-        self.stop_request.end_agent(self.runtime)
 
     def save_after_failure(self) -> None:
         """Save the work so far, unless a step has failed halfway or the other ranks do not know of the failure."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from models.segmentor import Segmentor
 from utils.errors import UserError, first_line
@@ -129,6 +130,8 @@ class UserNetwork(nn.Module):
         Raises:
             UserError: the network fails, or returns something else than it should.
         """
+        if any(map(is_lazy, [*self.network.parameters(), *self.network.buffers()])):
+            raise UserError(f"{self.where}: lazy layers are not taken: give them their numbers of channels")
         before = copy.deepcopy(self.network.state_dict())
         with torch.random.fork_rng(devices=[]):
             image = torch.randn(2, self.config["in_channels"], *TRIED_SIZE)

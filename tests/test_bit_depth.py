@@ -12,7 +12,7 @@ from PIL import Image
 from datasets.files import read_label
 from models.prediction import read_rgb
 from utils.errors import UserError
-from utils.pictures import read_image
+from utils.pictures import ORIENTATION, read_image, read_size
 
 TWELVE_BITS = np.random.default_rng(0).integers(0, 4096, (8, 10, 3)).astype(np.uint16)  # a camera's numbers
 BYTES = (TWELVE_BITS >> 4).astype(np.uint8)
@@ -147,3 +147,25 @@ def test_a_palette_of_16_bit_numbers_is_read(tmp_path):
     file.save(tmp_path / "a.tif")
     assert np.array_equal(read_image(tmp_path / "a.tif"), np.array(file.convert("RGB")))
     assert np.array_equal(read_label(tmp_path / "a.tif"), TWELVE_BITS[..., 0] % 256)
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_the_size_of_a_turned_tiff_is_that_of_its_pixels(orientation, tmp_path):
+    """PIL turns TIFF pictures itself, before its caller sees their sides."""
+    path = tmp_path / "a.tif"
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    Image.new("RGB", (6, 4)).save(path, exif=exif)
+    assert read_size(path) == read_image(path).shape[:2] == ((6, 4) if orientation == 6 else (4, 6))
+
+
+def test_damaged_tables_are_named(tmp_path):
+    path = tmp_path / "a.tif"
+    Image.new("RGB", (6, 4)).save(path)
+    data = bytearray(path.read_bytes())
+    tags = int.from_bytes(data[4:8], "little")
+    count = int.from_bytes(data[tags : tags + 2], "little")
+    data[tags + 2 + 12 * count : tags + 6 + 12 * count] = (6).to_bytes(4, "little")  # a next table that is none
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"a\.tif cannot be read"):
+        read_image(path)

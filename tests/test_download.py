@@ -83,7 +83,7 @@ def test_a_download_is_verified_and_not_repeated(server, entry, tmp_path, digest
     ("fault", "message"),
     [
         ("other bytes", "not the published file .sha256"),
-        ("cut", "not the published file .*nothing was kept: run again"),
+        ("cut", "interrupted .*got only .*: run again"),
         ("missing", "answers 404"),
         ("file:///etc/hostname", "(?i)redirect"),
     ],
@@ -92,6 +92,13 @@ def test_wrong_bytes_never_get_the_name(server, entry, tmp_path, fault, message)
     server.fault = fault
     with pytest.raises(UserError, match=message):
         download.fetch(entry, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_half_a_file_without_a_published_hash_is_not_kept(server, entry, tmp_path):
+    server.fault = "cut"
+    with pytest.raises(UserError, match="interrupted"):
+        download.fetch(entry._replace(hash=None, size=None), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

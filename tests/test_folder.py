@@ -565,3 +565,97 @@ def test_the_command_that_describes_a_folder_can_be_copied(tmp_path):
     with pytest.raises(UserError) as raised:
         dataset_spec("folder", str(root))
     assert shlex.split(str(raised.value))[-1] == str(root)
+
+
+@pytest.mark.parametrize(
+    "names", [("{}_road.png", "{}_car.png"), ("{}_0.png", "{}_1.png"), ("{}_mask0.png", "{}_mask1.png")]
+)
+def test_a_mask_for_each_class_or_object_is_not_half_of_a_label(names, tmp_path):
+    for n in range(5):
+        picture(tmp_path / f"images/{n}.jpg", n)
+        for seed, name in enumerate(names):
+            save(tmp_path / "masks" / name.format(n), draw(range(2), 10 * seed + n), "ids")
+    with pytest.raises(UserError, match=r"masks has several masks of two values for one image \(0_.*merge them"):
+        describe(tmp_path)
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_other_pictures_beside_a_label_are_left_alone(classes, tmp_path):
+    """Such as Cityscapes' coloured labels."""
+    for n in range(5):
+        picture(tmp_path / f"images/{n}.jpg", n)
+        save(tmp_path / f"masks/{n}_gtFine_labelIds.png", draw(range(classes), n), "ids")
+        save(tmp_path / f"masks/{n}_gtFine_color.png", draw(range(classes), n))
+    assert describe(tmp_path)["label_suffix"] in ("_gtFine_labelIds.png", "_gtFine_color.png")
+
+
+def test_labelmes_numbers_of_classes_must_be_the_same_in_all_folders(tmp_path):
+    for n in range(4):
+        picture(tmp_path / f"{n}_json/img.png", n)
+        save(tmp_path / f"{n}_json/label.png", draw(range(2), n), "ids")
+        (tmp_path / f"{n}_json/label_names.txt").write_text("_background_\ndog\n")
+    assert describe(tmp_path)["names"] == ["class_0", "class_1"]
+    (tmp_path / "3_json/label_names.txt").write_text("_background_\ncat\n")
+    with pytest.raises(
+        UserError, match=r"3_json/label_names\.txt and .*0_json/label_names\.txt differ: an id means an"
+    ):
+        describe(tmp_path, "--overwrite")
+
+
+def test_palettes_that_number_colours_anew_are_refused(tmp_path):
+    for n in range(4):
+        picture(tmp_path / f"images/{n}.jpg", n)
+        path = tmp_path / f"masks/{n}.png"
+        save(path, draw(range(3), n), "P")
+    describe(tmp_path)
+    file = Image.fromarray(draw(range(3), 3))
+    file.putpalette(COLORS.ravel().tolist())  # the other way round
+    file.save(path)
+    with pytest.raises(
+        UserError, match=r"id \d has the colour \[.*\] in .*0\.png and \[.*\] in .*3\.png: the palettes"
+    ):
+        describe(tmp_path, "--overwrite")
+
+
+def test_new_images_are_found_when_a_folder_is_described_again(tmp_path):
+    for n in range(12):
+        if n == 6:
+            assert len(describe(tmp_path)["splits"]) == 2
+        picture(tmp_path / f"images/{n}.jpg", n)
+        save(tmp_path / f"masks/{n}.png", draw(range(3), n), "ids")
+    splits = describe(tmp_path, "--overwrite")["splits"]
+    assert sum(len(build_dataset("folder", str(tmp_path), split)) for split in splits) == 12
+
+
+def test_lists_of_windows_are_splits(tmp_path):
+    for n in range(5):
+        picture(tmp_path / f"images/{n}.jpg", n)
+        save(tmp_path / f"masks/{n}.png", draw(range(3), n), "ids")
+    (tmp_path / "train.txt").write_text("images\\0.jpg\r\nimages\\1.jpg\r\nimages\\2.jpg\r\n")
+    (tmp_path / "val.txt").write_text("images\\3.jpg\r\nimages\\4.jpg\r\n")
+    splits = describe(tmp_path)["splits"]
+    assert {name: entry["list"] for name, entry in splits.items()} == {"train": "train.txt", "val": "val.txt"}
+    assert [image.name for image, _ in build_dataset("folder", str(tmp_path), "val").pairs] == ["3.jpg", "4.jpg"]
+
+
+def test_a_list_of_validation_images_alone_leaves_the_rest_for_training(tmp_path):
+    for n in range(5):
+        picture(tmp_path / f"images/{n}.jpg", n)
+        save(tmp_path / f"masks/{n}.png", draw(range(3), n), "ids")
+    (tmp_path / "val.txt").write_text("3\nimages/4.jpg\n")
+    describe(tmp_path)
+    pairs = {split: build_dataset("folder", str(tmp_path), split).pairs for split in ("train", "val")}
+    names = {split: [image.name for image, _ in found] for split, found in pairs.items()}
+    assert names == {"train": ["0.jpg", "1.jpg", "2.jpg"], "val": ["3.jpg", "4.jpg"]}
+    assert "# no list of training images: they are those in no other list" in (tmp_path / "dataset.yaml").read_text()
+
+
+def test_sixteen_bits_are_not_few_colours(tmp_path):
+    """Depth or instances beside the labels, under the same names."""
+    for n in range(5):
+        picture(tmp_path / f"rgb/{n}.png", n)
+        save(tmp_path / f"semantic/{n}.png", draw(range(3), n), "ids")
+        deep = tmp_path / f"instance/{n}.png"
+        deep.parent.mkdir(exist_ok=True)
+        Image.fromarray(1000 + 256 * draw(range(9), n).astype(np.uint16)).save(deep)
+    assert describe(tmp_path)["splits"]["train"]["labels"] == "semantic"

@@ -260,6 +260,29 @@ def test_records_of_mmsegmentation_are_read(tmp_path):
         from_checkpoint(save(tmp_path / "net.pth", {"state_dict": state(FCN), "meta": meta}))
 
 
+USUAL = "mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True"
+
+
+@pytest.mark.parametrize(
+    ("pixels", "message"),
+    [
+        (USUAL, ""),
+        (USUAL.replace("[123.675, ", "[\n    123.675,\n    "), ""),
+        (USUAL.replace("123.675", "100.0"), r"pixels with mean=\[100\.0, 116\.28, 103\.53\]"),
+        ("mean=(123.675, 116.28, 103.53), std=(1, 1, 1)", r"pixels with std=\[1\.0, 1\.0, 1\.0\]"),
+        (USUAL.replace("True", "False"), "trained on BGR pixels"),
+    ],
+)
+def test_pixels_of_mmsegmentation_are_those_that_are_known(pixels, message, tmp_path):
+    meta = {"cfg": f"data_preprocessor=dict(type='SegDataPreProcessor', {pixels})"}
+    path = save(tmp_path / "net.pth", {"state_dict": state(FCN), "meta": meta})
+    if not message:
+        assert from_checkpoint(path).card.pixels == "imagenet"
+        return
+    with pytest.raises(UserError, match=message):
+        from_checkpoint(path)
+
+
 def without(weights, part):
     return {key: value for key, value in weights.items() if part not in key}
 

@@ -210,6 +210,12 @@ def test_an_export_takes_no_place_of_its_source(student, tmp_path):
         UserError, match=r"a\.safetensors is an input and would be overwritten: choose another --export"
     ):
         export_safetensors.main(["--pretrained", file, "--export", file, "--half"])
+    folder = tmp_path / "of_smp"
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).write_text("{}")
+    with pytest.raises(UserError, match=r"model\.safetensors is an input and would be overwritten"):
+        export_safetensors.main(["--pretrained", str(folder), "--export", str(folder / "model.safetensors")])
 
 
 def test_other_folders_than_the_source(tmp_path, monkeypatch):

@@ -52,6 +52,10 @@ def featured(backbone, num_classes, in_channels):
     return Tiny(backbone, num_classes, in_channels, lambda logits, feat: Output(logits, (logits[..., ::2, ::2],), feat))
 
 
+def lazy(backbone, num_classes, in_channels):
+    return nn.LazyConv2d(num_classes, 1)
+
+
 def changed(change):
     return lambda backbone, num_classes, in_channels: Tiny(backbone, num_classes, in_channels, change)
 
@@ -234,6 +238,7 @@ def test_what_a_network_gives_is_noted(folder):
         ("my_broken:tiny", "my_broken cannot be imported: RuntimeError: half done"),
         ("my_tiny:tinny", r"my_tiny\.py has no tinny; did you mean 'tiny'"),
         ("my_tiny.py:tiny", "'my_tiny.py' is neither in .*; a module is named without .py: my_tiny"),
+        ("my_tiny:lazy", "lazy layers are not taken: give them their numbers of channels"),
         ("my_tiny:ends", r"ends\(.*\) fails: SystemExit: 3"),
         ("my_end:tiny", "my_end cannot be imported: SystemExit: 5"),
         ("my/tiny:tiny", "write package.module:function, e.g. my_networks:tiny for tiny in my_networks.py"),

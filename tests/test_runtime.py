@@ -112,6 +112,35 @@ def test_a_process_of_a_group_ends_before_the_interpreter_is_taken_down(status):
     assert (done.returncode, done.stdout.splitlines(), done.stderr) == (status, said, "")
 
 
+@pytest.mark.parametrize("launched", [False, True])
+@pytest.mark.parametrize("status", [0, 3])
+def test_the_status_does_not_depend_on_who_reads_the_output(status, launched):
+    environment = ENVIRONMENT | ({"RANK": "0", "WORLD_SIZE": "1"} if launched else {})
+    environment.pop("PYTHONUNBUFFERED", None)
+    code = f"""
+import sys
+from utils.errors import run_main
+def main():
+    sys.stdout.write("this stays in the buffer")
+    if {status}:
+        sys.exit({status})
+run_main(main)
+"""
+    reader, writer = os.pipe()
+    os.close(reader)
+    line = [sys.executable, "-c", code]
+    done = subprocess.run(line, cwd=ROOT, env=environment, stdout=writer, stderr=writer, check=False)
+    os.close(writer)
+    assert done.returncode == (status or 141)
+
+
+def test_a_message_in_place_of_a_status_is_printed(monkeypatch, capsys):
+    with pytest.raises(SystemExit) as ending:
+        run_main(lambda: sys.exit("in words"))
+    assert ending.value.code == 1
+    assert capsys.readouterr().err == "in words\n"
+
+
 @pytest.mark.parametrize(
     ("cause", "said"),
     [

@@ -12,7 +12,7 @@ import traceback
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -118,40 +118,52 @@ def run_main(main: Callable[[], None]) -> None:
     goes away (``| head``), the status is 141, as of SIGPIPE; after an interrupt it is 130.
     """
     _prepare_streams()
-    try:
-        _call(main)
-    except SystemExit as ending:
-        if is_launched():
-            _end_unfinalized(ending.code)
-        raise
+    status = _call(main)
+    _flush_streams()
     if is_launched():
-        _end_unfinalized(0)
+        _end_unfinalized(status)
+    if status:
+        sys.exit(status)
 
 
-def _call(main: Callable[[], None]) -> None:
-    """Call ``main``. Explain what it raises, and raise SystemExit in its place."""
+def _call(main: Callable[[], None]) -> int:
+    """Call ``main``, print what it raises, and return the exit status of the process.
+
+    In a process of a process group, an error ends the process here and now.
+    """
     try:
         main()
         if sys.stdout is not None:
             sys.stdout.flush()
+    except SystemExit as ending:
+        return _read_status(ending.code)
     except BrokenPipeError:
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # Python would fail again when it flushes the rest at exit
-        print("ended: nothing reads the output any more", file=sys.stderr)
-        sys.exit(141)
+        _drop(sys.stdout)
+        _print_last("ended: nothing reads the output any more")
+        return 141
     except KeyboardInterrupt:
-        print("ended: interrupted", file=sys.stderr)
-        sys.exit(130)
+        _print_last("ended: interrupted")
+        return 130
     except Exception as error:
         known = explain_error(error)
         if known is not None:
             _print_error(known)
+        elif is_launched():
+            sys.excepthook(type(error), error, error.__traceback__)
         if is_launched():
-            _end_at_once(known is not None)
+            _end_at_once(2 if known is not None else 1)
         if known is None:
             raise
-        sys.exit(2)
+        return 2
+    return 0
+
+
+def _read_status(code: object) -> int:
+    """Return the status of a SystemExit. A code that is no number is a message, as in Python."""
+    if code is None or isinstance(code, int):
+        return code or 0
+    _print_last(str(code))
+    return 1
 
 
 def _print_error(known: UserError) -> None:
@@ -159,32 +171,46 @@ def _print_error(known: UserError) -> None:
     if os.environ.get(TRACEBACK):
         traceback.print_exc()
     if not _was_printed(str(known)):
-        print(f"error: {known}", file=sys.stderr, flush=True)
+        _print_last(f"error: {known}")
 
 
-def _end_at_once(is_known: bool) -> None:
+def _print_last(text: str) -> None:
+    """Print a line on stderr, if that can be written to. If not, the exit status has to say it."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:
+        _drop(sys.stderr)
+
+
+def _end_at_once(status: int) -> None:
     """End this process at once. An ordinary exit would wait for the other ranks of its process group."""
-    if not is_known:
-        traceback.print_exc()
     _flush_streams()
-    os._exit(2 if is_known else 1)
+    os._exit(status)
 
 
-def _end_unfinalized(status: int | None) -> None:
+def _end_unfinalized(status: int) -> None:
     """End a process of a process group as Python would, but do not take the interpreter down.
 
     Under DistributedDataParallel, gloo's threads outlive ``destroy_process_group``. One that lets go of its last tensor
     while the interpreter is taken down ends the process by SIGABRT, though its work is done (pytorch issue 190489).
     """
     atexit._run_exitfuncs()
-    _flush_streams()
-    os._exit(status or 0)
+    _end_at_once(status)
 
 
 def _flush_streams() -> None:
+    """Write out what is buffered. What cannot be written is dropped, so that the exit status stays what it is."""
     for stream in (sys.stdout, sys.stderr):
-        if stream is not None:
-            stream.flush()
+        try:
+            if stream is not None:
+                stream.flush()
+        except OSError:
+            _drop(stream)
+
+
+def _drop(stream: TextIO) -> None:
+    """Have a stream write to nowhere. Python would fail when it flushes the rest at exit, with a status of its own."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _prepare_streams() -> None:

@@ -1,6 +1,7 @@
 """Read pictures from files exactly, or refuse them with the file's name."""
 
 import io
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from utils.jpeg import JPEG, decode_jpeg
 MODES = ("RGB", "L", "P", "1", "CMYK", "RGBA", "LA", "PA")  # 8 bits a channel, with one meaning as RGB
 ORIENTATION = 0x0112  # EXIF tag: 1 is upright, 2 to 4 keep the sides, 5 to 8 swap them
 SWAPPING = range(5, 9)
+# what PIL raises for damaged files; the last ones come from broken tables of TIFF and EXIF
+DAMAGED = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError, TypeError, KeyError, struct.error)
 ADVICE = "make it 8-bit RGB, which fixes what is black and what is white"
 
 
@@ -92,20 +95,24 @@ def read_size(path: Path) -> tuple[int, int]:
     Raises:
         UserError: the file cannot be read.
     """
-    (width, height), orientation = _read_header(path)
+    (width, height), orientation, turned_by_pil = _read_header(path)
+    if turned_by_pil:
+        return height, width
     return (width, height) if orientation in SWAPPING else (height, width)
 
 
-def _read_header(path: Path) -> tuple[tuple[int, int], int]:
-    """Read width and height of a picture as stored, and its EXIF orientation, 1 to 8; 1 where it has none.
+def _read_header(path: Path) -> tuple[tuple[int, int], int, bool]:
+    """Read width and height of a picture as PIL opens it, and its EXIF orientation, 1 to 8; 1 where it has none.
+
+    The last value says whether the sides are those after the turn: PIL turns TIFF pictures itself.
 
     Raises:
         UserError: the file cannot be read.
     """
     try:
         with open_regular(path) as source, Image.open(source) as file:
-            return file.size, file.getexif().get(ORIENTATION, 1)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            return file.size, file.getexif().get(ORIENTATION, 1), file.format == "TIFF"
+    except DAMAGED as error:
         raise UserError(f"{path} cannot be read: {error}") from error
 
 
@@ -136,5 +143,5 @@ def open_picture(path: Path, data: bytes, convert: Callable[[Image.Image], np.nd
             return convert(file)
     except UnidentifiedImageError:
         raise UserError(f"{path} cannot be read: it is no picture of a known format, or of float pixels") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except DAMAGED as error:
         raise UserError(f"{path} cannot be read: {error}") from error

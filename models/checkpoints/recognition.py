@@ -47,6 +47,9 @@ SHAPELESS_SETTINGS = {
     "multi_grid": (),
     "pool_scales": ("1,2,3,6",),
 }
+# how MMSegmentation's files normalise pixels, where their configuration says it -> the values that are known here
+PIXEL_SETTINGS = {"mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)}
+CHANNEL_ORDER = re.compile(r"\b(?:bgr_to_rgb|to_rgb)=False")
 
 
 class Recognised(NamedTuple):
@@ -273,6 +276,7 @@ def read_mmseg_record(content: Mapping[str, Any], config: Mapping[str, Any], sou
     text = meta.get("cfg") or meta.get("config")
     text = text if isinstance(text, str) else ""
     _require_known_settings(text, source)
+    _require_known_pixels(text, source)
     align_corners = False
     if "align_corners" in list_widths(config["arch"]):
         align_corners = set(re.findall(r"align_corners=(\w+)", text)) == {"True"}
@@ -303,6 +307,24 @@ def _require_known_settings(text: str, source: str) -> None:
                 raise UserError(
                     f"{source} was trained with {setting}={value.strip(' ,')}, which this project does not have"
                 )
+
+
+def _require_known_pixels(text: str, source: str) -> None:
+    """Check that MMSegmentation's configuration normalises images with ImageNet's mean and deviation, as RGB.
+
+    Raises:
+        UserError: it has other numbers, or another order of channels.
+    """
+    for setting, known in PIXEL_SETTINGS.items():
+        for value in re.findall(rf"\b{setting}=[\[(]([\d.,\s]+)[\])]", text):
+            numbers = tuple(float(number) for number in value.split(",") if number.strip())
+            if numbers != known:
+                raise UserError(
+                    f"{source} was trained on pixels with {setting}={list(numbers)}, this project's networks of "
+                    f"MMSegmentation on those with {list(known)}: it would see wrong colours"
+                )
+    if CHANNEL_ORDER.search(text):
+        raise UserError(f"{source} was trained on BGR pixels, this project's networks of MMSegmentation on RGB")
 
 
 def _read_per_class(key: str, values: object, num_classes: int) -> list[Any]:

@@ -27,12 +27,14 @@ from datasets.files import walk_images
 from datasets.folder import FILE
 from datasets.ids import MAX_CLASSES
 from scripts.data.folder_layout import find_matches
-from scripts.data.folder_splits import find_splits
+from scripts.data.folder_splits import find_splits, name_list
 from scripts.data.label_values import LabelValues, Value
 from utils.errors import UserError, run_main
 from utils.files import write_text
 from utils.options import option, parse_flags
 from utils.types import IGNORE_INDEX
+
+HEADER = "# Written by scripts/data/describe_folder.py"
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,16 @@ def remark_on_values(values: LabelValues) -> list[str]:
     return remarks
 
 
+def find_own_lists(root: Path) -> set[Path]:
+    """Find the lists that an earlier call of this script wrote: those that its dataset.yaml names."""
+    lists = {name_list(split) for split in ("train", "val", "test")}
+    try:
+        text = (root / FILE).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return set()
+    return {root / name for name in lists if text.startswith(HEADER) and name in text}
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     config = DescribeConfig(**parse_flags(DescribeConfig, __doc__, argv))
     root = Path(config.data).expanduser()
@@ -113,13 +125,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     values = LabelValues([labels[i * len(labels) // count] for i in range(count)])
     classes = describe_classes(values, first.labels)
     remarks = remark_on_values(values)
-    splits, lists = find_splits(root, matches, remarks)
+    splits, lists = find_splits(root, matches, find_own_lists(root), remarks)
     used = {folder for match in matches for folder in (match.images, match.labels)}
     if unused := [str(folder.relative_to(root)) for folder, _ in walk_images(root) if folder not in used]:
         more = f" and {len(unused) - MAX_LISTED} more" if len(unused) > MAX_LISTED else ""
         remarks.append(f"not used, neither images with labels nor these: {', '.join(unused[:MAX_LISTED])}{more}")
 
-    lines = [f"# Written by scripts/data/describe_folder.py from {count} label files. Correct what is wrong."]
+    lines = [f"{HEADER} from {count} label files. Correct what is wrong."]
     lines += [*(f"# {remark}" for remark in remarks), "splits:"]
     lines += [f"  {name}: {to_yaml(splits[name])}" for name in sorted(splits, key=("train", "val", "test").index)]
     suffixes = {"label_suffix": (first.label_suffix, ".png"), "image_suffix": (first.image_suffix, "")}

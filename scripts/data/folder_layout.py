@@ -9,11 +9,13 @@ from itertools import groupby, product
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from PIL import Image
 
 from datasets.files import IMAGE_SUFFIXES, walk_images
 from datasets.folder_pairs import IMAGE_SUFFIX_FIELD
 from utils.errors import UserError
+from utils.pictures import read_content
 
 SPLIT = re.compile(r"(?<![a-z])(train|val|dev|test)", re.IGNORECASE)
 LABEL_WORD = re.compile(r"mask|label|annot|(?<![a-z])(gt|seg|ann|target)|ids|class", re.IGNORECASE)
@@ -21,6 +23,7 @@ KIND = 0.2  # share of a folder's files that an ending must have to be a kind of
 COVERED = 0.5  # share of a folder's images that must have a label
 ALIKE = 0.8  # share of the folders that must have a picture's name where each folder holds one image
 FEW = 8  # pictures at most in a folder that holds one image
+LABEL_NAMES = "label_names.txt"  # that labelme's converter writes beside each label: the names of its ids
 
 
 class Match(NamedTuple):
@@ -94,7 +97,23 @@ def _match_single_images(folders: dict[Path, list[str]]) -> list[Match]:
     image = max(images, key=lambda name: _count_colors(homes[0] / name))
     if label.startswith(Path(image).stem):
         return []  # photo.jpg and photo_mask.png, of which there may be several in a folder
+    _require_same_names(homes)
     return [Match(home, image, home, label, (image,), (label,), (), True, ()) for home in sorted(homes)]
+
+
+def _require_same_names(homes: Sequence[Path]) -> None:
+    """Check that the ids of labelme's labels mean the same in all folders.
+
+    Raises:
+        UserError: two lists of names differ: the converter numbers the classes of each file anew.
+    """
+    lists = [home / LABEL_NAMES for home in sorted(homes) if (home / LABEL_NAMES).is_file()]
+    for path in lists[1:]:
+        if read_content(path).split() != read_content(lists[0]).split():
+            raise UserError(
+                f"{path} and {lists[0]} differ: an id means another class in each folder; convert the annotations "
+                "together, with one list of classes (labelme's examples/semantic_segmentation/labelme2voc.py)"
+            )
 
 
 def _match_by_nearness(root: Path, folders: dict[Path, list[str]]) -> list[Match]:
@@ -167,6 +186,7 @@ def _require_one_form(folders: dict[Path, list[str]], match: Match) -> None:
     pictures = set(folders[match.images])
     if match.images == match.labels:
         spare = [name for name in spare if name not in match.unlabelled and not _is_image(match, name)]
+    _require_one_label(match, spare)
     for image in match.unlabelled:
         base = image.removesuffix(match.image_suffix) if match.image_suffix else Path(image).stem
         if label := _first_that_begins_with(base, spare):
@@ -180,6 +200,32 @@ def _require_one_form(folders: dict[Path, list[str]], match: Match) -> None:
                     f"{match.labels / label} is probably the label of {match.images / image}, which is not called "
                     f"NAME{match.image_suffix} as the other images are: name all images in one way"
                 )
+
+
+def _require_one_label(match: Match, spare: Sequence[str]) -> None:
+    """Check that the label of an image is not one of several masks, of a class or an object each.
+
+    spare: pictures beside the labels that are none.
+
+    Raises:
+        UserError: beside a label of two values lie others that are called like it.
+    """
+    ending = match.label_suffix.removeprefix(IMAGE_SUFFIX_FIELD)
+    label = match.label_names[0]
+    base = label.removesuffix(ending)
+    others = [name for name in spare if re.match(rf"{re.escape(base)}[_\-. ]", name)]
+    if LABEL_WORD.search(ending):
+        others = [name for name in others if LABEL_WORD.search(name.removeprefix(base))]
+    if not others or _count_colors(match.labels / label) > 2:
+        return
+    masks = [name for name in others if _count_colors(match.labels / name) <= 2]
+    masks = [name for name in masks if not _show_same_regions(match.labels / label, match.labels / name)]
+    if masks:
+        names = ", ".join([label, *masks[:2]])
+        raise UserError(
+            f"{match.labels} has several masks of two values for one image ({names}): each is a class or an object; "
+            "merge them into one label an image, whose values are the classes"
+        )
 
 
 def _is_image(match: Match, name: str) -> bool:
@@ -206,10 +252,21 @@ def _list_endings(names: list[str]) -> list[str]:
     return [ending for ending, count in counts.items() if count >= KIND * len(names)]
 
 
+def _show_same_regions(one: Path, other: Path) -> bool:
+    """Return whether two pictures of two colours show the same regions, as a label and its coloured version do."""
+    codes = []
+    for path in (one, other):
+        with Image.open(path) as file:
+            codes.append(np.asarray(file.convert("RGB"), np.int64).reshape(-1, 3) @ (1, 256, 65536))
+    return len(codes[0]) == len(codes[1]) and len(np.unique(np.stack(codes), axis=1).T) <= 2
+
+
 @lru_cache
 def _count_colors(path: Path) -> int:
     try:
         with Image.open(path) as file:
+            if file.mode.startswith(("I", "F")):  # convert() would cut them off at 255
+                return len(np.unique(np.asarray(file)))
             return len(file.convert("RGB").getcolors(2**24))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error

@@ -1,10 +1,10 @@
 """Which splits the folders and lists of an unknown tree make, as dataset.yaml has them."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path, PurePath
 
-from datasets.files import IMAGE_SUFFIXES, INVISIBLE, read_list
+from datasets.files import IMAGE_SUFFIXES, clean_name, read_list
 from datasets.folder_pairs import find_folders
 from scripts.data.folder_layout import Match, split_of
 from utils.files import decode_text
@@ -18,10 +18,13 @@ HELD_OUT = 5  # every fifth image is for validation where there is no such split
 Splits = dict[str, dict[str, str]]  # as in dataset.yaml
 
 
-def find_splits(root: Path, matches: list[Match], remarks: list[str]) -> tuple[Splits, dict[str, list[str]]]:
+def find_splits(
+    root: Path, matches: list[Match], own_lists: Collection[Path], remarks: list[str]
+) -> tuple[Splits, dict[str, list[str]]]:
     """Find splits by the names of folders and lists; without validation, make lists that take it from training images.
 
-    remarks: those on what a person should know are added. Returns the splits, and the lists to be written: file name ->
+    own_lists: lists that an earlier call wrote; they are passed over. remarks: those on what a person should know are
+    added. Returns the splits, and the lists to be written: file name ->
     names of images.
 
     Raises:
@@ -39,7 +42,12 @@ def find_splits(root: Path, matches: list[Match], remarks: list[str]) -> tuple[S
             written[name_list(name)] = bases[name]
     if list(splits) == ["train"]:
         names = {Path(base).name for base in bases["train"]}
-        lists = _find_lists(root, names | {Path(name).stem for name in names}, remarks)
+        lists = _find_lists(root, names | {Path(name).stem for name in names}, own_lists, remarks)
+        if lists and "train" not in lists:
+            others = [root / path for path in lists.values()]
+            lists["train"] = name_list("train")
+            written[lists["train"]] = _leave_out(bases["train"], others)
+            remarks.append("no list of training images: they are those in no other list")
         splits = {name: splits["train"] | {"list": path} for name, path in lists.items()} or splits
     if "val" in splits or "train" not in splits:
         return splits, written
@@ -130,10 +138,17 @@ def _common_start(names: Sequence[str]) -> str:
     return first[: next(differs, len(first))]
 
 
-def _find_lists(root: Path, bases: set[str], remarks: list[str]) -> dict[str, str]:
+def _leave_out(bases: list[str], lists: Sequence[Path]) -> list[str]:
+    """Return the names of images that are in none of the lists."""
+    listed = {name for path in lists for line in read_list(path) for name in (Path(line).name, Path(line).stem)}
+    return [base for base in bases if not {Path(base).name, Path(base).stem} & listed]
+
+
+def _find_lists(root: Path, bases: set[str], own_lists: Collection[Path], remarks: list[str]) -> dict[str, str]:
     """Find text files that are called after a split and name images, the longest for each.
 
-    remarks: those on files that name images in another form are added.
+    own_lists: lists that an earlier call wrote; they are passed over. remarks: those on files that name images in
+    another form are added.
 
     Raises:
         UserError: such a list cannot be read.
@@ -141,7 +156,7 @@ def _find_lists(root: Path, bases: set[str], remarks: list[str]) -> dict[str, st
     found: list[tuple[int, str, str]] = []
     for path in filter(Path.is_file, sorted(root.rglob("*"))):
         split = split_of(Path(path.stem))
-        if not split or path.suffix.lower() not in LIST_SUFFIXES:
+        if not split or path.suffix.lower() not in LIST_SUFFIXES or path in own_lists:
             continue
         data = read_content(path)
         is_damaged = False
@@ -150,7 +165,7 @@ def _find_lists(root: Path, bases: set[str], remarks: list[str]) -> dict[str, st
         except ValueError:  # what can be made out of it shows whether it is a list
             text = data.replace(b"\0", b"").decode(errors="replace")
             is_damaged = True
-        lines = [line.strip(INVISIBLE) for line in text.splitlines() if line.strip(INVISIBLE)]
+        lines = [clean_name(line) for line in text.splitlines() if clean_name(line)]
         known = sum(_names_image(line, bases) for line in lines)
         if known and (is_damaged or known >= LISTED * len(lines)):
             read_list(path)

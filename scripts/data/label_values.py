@@ -7,10 +7,12 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 from datasets.files import read_label
 from datasets.ids import encode_colors
+from utils.errors import UserError
 from utils.types import IGNORE_INDEX, Rgb
 
 Value = int | Rgb
@@ -34,7 +36,7 @@ class LabelValues:
         """Read the label files.
 
         Raises:
-            UserError: a file cannot be read.
+            UserError: a file cannot be read, or an id has another colour in the palettes of two files.
         """
         self.pixels: Counter[Value] = Counter()
         self.files: Counter[Value] = Counter()
@@ -42,9 +44,12 @@ class LabelValues:
         self.between: Counter[Value] = Counter()
         self.looked_into = len(labels)
         self.colored = any(read_label(path, colored=True).ndim == 3 for path in labels)
+        self.palettes: dict[int, tuple[Rgb, Path]] = {}
         for path in tqdm(labels, "labels", disable=None):
             label = read_label(path, indexed=not self.colored, colored=self.colored)
             self._count(encode_colors(label) if self.colored else label)
+            if not self.colored:
+                self._require_same_palette(path, np.unique(label).tolist())
         self.strays = self._find_strays()
 
     def _count(self, codes: np.ndarray) -> None:
@@ -57,6 +62,27 @@ class LabelValues:
         self.files.update(pixels.keys())
         self.solid.update(self._occurrences(codes[lowest == highest]))
         self.between.update(self._occurrences(codes[(lowest < numbers) & (numbers < highest)]))
+
+    def _require_same_palette(self, path: Path, ids: Sequence[int]) -> None:
+        """Check that the ids of a palette picture have the colours that they have in the other files.
+
+        Raises:
+            UserError: one has another: the tool that made the files numbered the colours of each file anew.
+        """
+        if path.suffix == ".mat":
+            return
+        with Image.open(path) as file:
+            if file.mode != "P":
+                return
+            palette = file.getpalette()
+        for value in ids:
+            color = tuple(palette[3 * value : 3 * value + 3])
+            known, first = self.palettes.setdefault(value, (color, path))
+            if known != color:
+                raise UserError(
+                    f"id {value} has the colour {list(known)} in {first} and {list(color)} in {path}: the palettes "
+                    "differ, so an id may mean another class in each; save labels in RGB, or as grey pictures of ids"
+                )
 
     def _occurrences(self, codes: np.ndarray) -> Counter[Value]:
         found, counts = np.unique(codes, return_counts=True)

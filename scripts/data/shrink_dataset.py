@@ -27,7 +27,7 @@ from utils.errors import UserError, run_main
 from utils.files import write
 from utils.options import option, parse_flags
 
-LISTS = (".txt", ".yaml", ".yml")
+LISTS = (".txt", ".lst", ".csv", ".yaml", ".yml")
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def shrink_pairs(config: ShrinkConfig, pairs: Sequence[Pair], source: Path, targ
 def copy_lists(source: Path, target: Path) -> None:
     """Copy the lists of a data set as they are."""
     for path in source.rglob("*"):
-        if path.suffix in LISTS and path.is_file():
+        if path.suffix.lower() in LISTS and path.is_file():
             write(target / path.relative_to(source), lambda file, path=path: file.write(path.read_bytes()))
 
 

@@ -288,7 +288,7 @@ def add_segment_tab(gr: Any, tab: SegmentTab, show_error: Any) -> None:
     gr.Markdown("Networks do best on images like those they were trained on, at about the same size.")
     with gr.Row():
         with gr.Column():
-            image = gr.Image(type="filepath", sources=["upload"], show_label=False)
+            image = gr.Image(type="filepath", image_mode=None, sources=["upload"], show_label=False)
             network = gr.Dropdown(names, value=names[0], label="network")
             side = gr.Slider(0, 2048, value=0, step=32, label="long side the network sees, in pixels (0: as it is)")
             button = gr.Button("Segment", variant="primary")

@@ -27,7 +27,7 @@ from utils.environment import require_packages
 
 require_packages()
 
-from torch.hub import download_url_to_file
+from tqdm import tqdm
 
 from scripts.deploy.manifest import Entry, problem, read_manifest
 from utils.errors import UserError, nearest, run_main
@@ -60,12 +60,14 @@ def fetch(entry: Entry, folder: Path) -> Path:
         raise UserError(f"{path} is missing: it comes with the project (git checkout -- checkpoints)")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        download_url_to_file(entry.url, str(part))
+        download(entry.url, entry.file, part)
         if wrong := problem(entry, part):
             raise UserError(f"{entry.url} is not the published file ({wrong}); nothing was kept: run again")
         os.replace(part, path)
     except urllib.error.HTTPError as error:
         raise UserError(f"{entry.url}: the server answers {error.code} {error.reason}") from error
+    except urllib.error.ContentTooShortError as error:
+        raise UserError(f"{entry.url}: interrupted ({error.reason}): run again") from error
     except urllib.error.URLError as error:
         proxy = urllib.request.getproxies().get(urlsplit(entry.url).scheme)
         through = f" through the proxy {proxy}" if proxy else "; behind a proxy, set https_proxy"
@@ -78,6 +80,21 @@ def fetch(entry: Entry, folder: Path) -> Path:
         with suppress(OSError):  # there may be no such folder
             part.unlink()
     return path
+
+
+def download(url: str, name: str, path: Path) -> None:
+    """Download a file, with a bar.
+
+    Raises:
+        OSError: it cannot be reached or written; a ContentTooShortError if it ends early.
+    """
+    with tqdm(desc=name, unit="B", unit_scale=True, disable=None) as bar:
+
+        def advance(blocks: int, block_size: int, total: int) -> None:
+            bar.total = max(total, 0) or None
+            bar.update(blocks * block_size - bar.n)
+
+        urllib.request.urlretrieve(url, path, advance)
 
 
 def verify(entries: list[Entry], folder: Path) -> None:

@@ -27,7 +27,7 @@ from torch import Tensor
 from engine.settings import StudentConfig, list_file_settings
 from models.checkpoints.card import Card
 from models.checkpoints.loading import from_checkpoint
-from models.checkpoints.reading import CARD, SUFFIX, find_checkpoint
+from models.checkpoints.reading import CARD, SUFFIX, list_checkpoint_files
 from utils.errors import UserError, run_main
 from utils.files import require_apart, write
 from utils.options import option, parse_flags
@@ -52,7 +52,8 @@ def write_safetensors(path: str | Path, weights: Mapping[str, Tensor], card: Map
     Raises:
         UserError: the file cannot be written.
     """
-    plain = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
+    # copies: safetensors refuses tensors that share memory, as tied weights do
+    plain = {key: value.detach().cpu().contiguous().clone() for key, value in weights.items()}
     content = save(plain, {"format": "pt", CARD: json.dumps(dict(card))})
     write(Path(path).expanduser(), lambda file: file.write(content))
 
@@ -78,7 +79,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError("--pretrained FILE is missing: the checkpoint to export")
     if not config.export.endswith(SUFFIX):
         raise UserError(f"--export {config.export or 'FILE'}: the file's name must end with {SUFFIX}")
-    require_apart([(Path(config.export), Path(config.pretrained))], [find_checkpoint(config.pretrained)], "--export")
+    inputs = list_checkpoint_files(config.pretrained)
+    require_apart([(Path(config.export), Path(config.pretrained))], inputs, "--export")
     model, card = from_checkpoint(config.pretrained, config.assisted, config.backbone, config.model)
     card = remove_folders(card)
     weights = model.state_dict()
