@@ -73,7 +73,7 @@ def train(step: Step, data: Data, settings: TrainConfig, runtime: Runtime) -> Me
         state = TrainingState(step, settings, runtime, start)
         if folder.source is not None:
             folder.restore(state, settings)
-        broadcast_values(state.list_shared_buffers())  # DDP aligns parameters only
+        broadcast_values(state.list_buffers_changed_by_forward())  # DDP aligns parameters only
         return Trainer(wrapped, state, data, folder, settings, runtime).run()
 
 
@@ -144,7 +144,7 @@ class Trainer:
         """
         must_validate = self.owes_validation()
         if self.state.iteration >= self.settings.max_iterations and not must_validate:
-            self.report_finished()
+            self.print_already_complete()
             return None
         self.folder.prepare_for_writing(self.settings)
         self.start_logging()
@@ -174,7 +174,7 @@ class Trainer:
         """Whether the iteration just done, or restored, still lacks the validation that belongs to it."""
         return self.is_validation_due() and self.state.validated < self.state.iteration
 
-    def report_finished(self) -> None:
+    def print_already_complete(self) -> None:
         """Print the score of a run that is complete. Copy it if it was resumed from another folder."""
         if not self.folder.is_source:
             self.folder.prepare_for_writing(self.settings)
@@ -254,7 +254,7 @@ class Trainer:
                 self.finite.watch(self.state.iteration - 1, terms)
             if self.is_log_due():
                 self.log_terms(terms)
-            self.report_finish()
+            self.print_expected_end()
             self.logger.advance(self.state.iteration)
             if self.is_validation_due():
                 with self.pace.pause(), self.finish.pause():
@@ -300,7 +300,7 @@ class Trainer:
             LossNotFinite: more than MAX_SKIPPED steps in a row overflowed.
         """
         scaler = self.state.scaler
-        buffers = self.state.list_shared_buffers()
+        buffers = self.state.list_buffers_changed_by_forward()
         copies = copy_values(buffers)
         scale = scaler.get_scale()
         terms = self.backward_in_parts(image, label)
@@ -382,13 +382,12 @@ class Trainer:
         speed = self.pace.measure(done, self.settings.batch_size)
         self.check_labels()
         means = {name: self.runtime.reduce(term.clone(), "mean").item() for name, term in terms.items()}
-        if self.skipped_steps:
-            means = {name: make_json_number(value) for name, value in means.items()}
+        means = {name: make_json_number(value) for name, value in means.items()}  # None for what is not finite
         lr = compute_learning_rate(self.settings, done - 1)
         self.logger.log_scalars("train", {**means, "lr": lr, **speed}, done)
         self.pace.restart(done)
 
-    def report_finish(self) -> None:
+    def print_expected_end(self) -> None:
         """Print once when the run is expected to end, early in the run."""
         seconds = self.finish.estimate(self.state.iteration, self.is_log_due())
         if seconds is not None:
@@ -467,7 +466,7 @@ class Trainer:
             UserError: the file cannot be written, or what the run had written is gone; on every rank.
         """
         self.finite.check(self.state.list_tensors_to_check())
-        broadcast_values(self.state.list_shared_buffers())
+        broadcast_values(self.state.list_buffers_changed_by_forward())
         keep_previous = name == LAST and self.saved_iteration != self.state.iteration
         self.runtime.agree(partial(self.write_checkpoint, name, keep_previous))
         if name == LAST:

@@ -138,7 +138,7 @@ class TrainingState:
             "frozen_norms": self.frozen_norms,
         }
 
-    def list_shared_buffers(self) -> list[Tensor]:
+    def list_buffers_changed_by_forward(self) -> list[Tensor]:
         """List the buffers that a forward pass changes: those of BatchNorm layers in training, and of the losses."""
         norms = [buffer for norm in find_norms_in_training(self.step).values() for buffer in norm.buffers(False)]
         prefixes = self.step.list_network_prefixes()

@@ -161,7 +161,7 @@ class WithNorms(Step):
 def test_statistics_of_norms_without_weights_are_shared_and_checked():
     step = WithNorms()
     state = TrainingState(step, TeacherConfig(), Runtime())
-    shared = {id(buffer) for buffer in state.list_shared_buffers()}
+    shared = {id(buffer) for buffer in state.list_buffers_changed_by_forward()}
     assert shared == {id(buffer) for buffer in step.model.buffers()}
     checked = {value.data_ptr() for value in state.list_tensors_to_check()}
     assert step.model[1].running_var.data_ptr() in checked
