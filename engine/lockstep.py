@@ -144,10 +144,10 @@ class StopRequest:
 class Lockstep:
     """Iterate over batches in lockstep: if one rank stops or cannot fetch a batch, every rank stops before that batch.
 
-    Only a failed fetch and a request to stop are shared. The other ranks learn of an error in the body of the loop only
-    when their next collective operation fails.
+    A failed fetch, a request to stop, and a failure that the body hands over (``fail_before_next``) are shared. Of any
+    other error in the body of the loop, the other ranks learn only when their next collective operation fails.
 
-    left_together: True after a shared stop or a failed fetch. All ranks have then left the loop before the same batch,
+    left_together: True after a shared stop or failure. All ranks have then left the loop before the same batch,
     so they can save together. It is False after a normal end and after an error in the body.
     """
 
@@ -156,21 +156,27 @@ class Lockstep:
         self.batches = batches
         self.should_stop = should_stop
         self.left_together = False
+        self.failure: Exception | None = None  # of the body, on this rank
+
+    def fail_before_next(self, error: Exception) -> None:
+        """Have all ranks stop before the next batch, for an error of this rank that left nothing half done."""
+        self.failure = error
 
     def __iter__(self) -> Iterator[Any]:
         """Yield the batches of this rank. A rank that has no more still votes until all ranks have none.
 
         Raises:
             Stopped: a rank was asked to stop.
-            UserError: another rank could not fetch a batch. This rank's own failure is raised as it is.
+            UserError: another rank failed. This rank's own failure is raised as it is.
         """
         while True:
             batch = None
-            failure = None
-            try:
-                batch = next(self.batches, None)
-            except Exception as error:
-                failure = error
+            failure = self.failure
+            if failure is None:
+                try:
+                    batch = next(self.batches, None)
+                except Exception as error:
+                    failure = error
             vote = torch.tensor(float(self._vote(batch, failure)))
             decision = int(all_reduce(vote, "max"))
             if decision == DONE:

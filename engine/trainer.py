@@ -252,10 +252,7 @@ class Trainer:
             self.is_between_steps = True
             if not self.skipped_steps:
                 self.finite.watch(self.state.iteration - 1, terms)
-            if self.is_log_due():
-                self.log_terms(terms)
-            self.print_expected_end()
-            self.logger.advance(self.state.iteration)
+            self.log_iteration(terms)
             if self.is_validation_due():
                 with self.pace.pause(), self.finish.pause():
                     self.validate()
@@ -375,6 +372,19 @@ class Trainer:
         if done == self.settings.max_iterations:
             return True
         return done > 0 and done % self.settings.val_per_iters == 0 and not self.settings.skip_val
+
+    def log_iteration(self, terms: Mapping[str, Tensor]) -> None:
+        """Log the iteration just done, where that is due, and move the bar.
+
+        A failure ends the run before the next batch, on all ranks together, so that the work so far can be saved.
+        """
+        try:
+            if self.is_log_due():
+                self.log_terms(terms)
+            self.print_expected_end()
+            self.logger.advance(self.state.iteration)
+        except Exception as error:  # the disk is full, nothing reads the output, or no label has a class
+            self.batches.fail_before_next(error)
 
     def log_terms(self, terms: Mapping[str, Tensor]) -> None:
         """Log the terms of the iteration just done, averaged over the ranks."""

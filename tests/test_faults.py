@@ -279,6 +279,31 @@ def test_what_happens_to_one_process_ends_all(other, kind, monkeypatch):
     assert batches.left_together
 
 
+def test_a_failure_between_steps_ends_all_ranks_before_the_next_batch():
+    batches = Lockstep(iter([1, 2]))
+    loop = iter(batches)
+    assert next(loop) == 1
+    batches.fail_before_next(OSError("the disk is full"))
+    with pytest.raises(OSError, match="the disk is full"):
+        next(loop)
+    assert batches.left_together
+
+
+@pytest.mark.parametrize("method", ["print_line", "write_record"])
+def test_a_log_that_cannot_be_written_costs_no_work(method, tmp_path, monkeypatch):
+    write = getattr(RunLogger, method)
+
+    def fail(logger, what, *more, **options):
+        if "train" in (what["event"] if method == "write_record" else what) and (tmp_path / "last.pth").exists():
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+        return write(logger, what, *more, **options)
+
+    monkeypatch.setattr(RunLogger, method, fail)
+    with pytest.raises(BrokenPipeError):
+        train_teacher.main([*TINY, "--max-iterations", "100", "--save-per-iters", "2", "--save-dir", str(tmp_path)])
+    assert checkpoint.read(tmp_path / "last.pth")["iteration"] == 3
+
+
 def test_a_process_without_batches_waits_for_the_others(monkeypatch):
     neighbour_says(monkeypatch, 1)
     batches = Lockstep(iter([7]))
