@@ -10,7 +10,7 @@ import timm
 import torch
 import yaml
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import eval as evaluation
 from datasets import DATASETS, cityscapes, dataset_spec
@@ -216,6 +216,15 @@ def test_an_export_takes_no_place_of_its_source(student, tmp_path):
         (folder / name).write_text("{}")
     with pytest.raises(UserError, match=r"model\.safetensors is an input and would be overwritten"):
         export_safetensors.main(["--pretrained", str(folder), "--export", str(folder / "model.safetensors")])
+
+
+def test_tied_weights_are_exported(tmp_path):
+    weight = torch.randn(3, 4)
+    file = tmp_path / "tied.safetensors"
+    export_safetensors.write_safetensors(file, {"encoder.weight": weight, "decoder.weight": weight}, {})
+    content = load_file(file)
+    assert torch.equal(content["encoder.weight"], weight)
+    assert torch.equal(content["decoder.weight"], weight)
 
 
 def test_other_folders_than_the_source(tmp_path, monkeypatch):

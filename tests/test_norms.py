@@ -74,6 +74,19 @@ def test_gradients_are_those_of_batchnorm(learned):
             torch.testing.assert_close(parameter.grad, other.grad.float(), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", [SyncedNorm, ExactNorm])
+def test_a_layer_without_parameters_is_replaced_too(kind):
+    torch.manual_seed(0)
+    x, upper = torch.randn(2, 2, 4, 6, 5)
+    expected = x.double().requires_grad_()
+    nn.BatchNorm2d(4, affine=False).double()(expected).backward(upper.double())
+    norm = wrapped(nn.BatchNorm2d(4, affine=False), kind)
+    if kind is ExactNorm:
+        given = x.clone(memory_format=LAST).requires_grad_()
+        norm(given).backward(upper)
+        torch.testing.assert_close(given.grad.double(), expected.grad, rtol=1e-5, atol=1e-6)
+
+
 def test_statistics_of_all_processes_without_waiting_for_the_device(command):
     command("tests/synced_norm.py", processes=2)
 
