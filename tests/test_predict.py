@@ -197,3 +197,24 @@ def test_a_checkpoint_without_names_and_colours(tmp_path, capsys):
     assert "class 3" in capsys.readouterr().out
     colors = Image.open(tmp_path / "out/a.png").getpalette()
     assert len({tuple(colors[i : i + 3]) for i in range(0, 21, 3)}) == 7
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), torch.OutOfMemoryError("CUDA")]
+)
+def test_a_picture_too_large_for_the_memory_costs_no_other(error, student, tmp_path, capsys, monkeypatch):
+    small, large = picture(tmp_path / "a.png"), picture(tmp_path / "b.png", height=50)
+    predict_classes = Predictor.predict_classes
+
+    def fail(predictor, image, *more):
+        if image.shape[2] == 50:
+            raise error
+        return predict_classes(predictor, image, *more)
+
+    monkeypatch.setattr(Predictor, "predict_classes", fail)
+    with pytest.raises(SystemExit):
+        predict.main([str(large), str(small), "--pretrained", student, "--output", f"{tmp_path}/out"])
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.png"]
+    said = capsys.readouterr().err
+    assert f"skipped: {large}: out of memory for an image of 50x70: --window H W, or --resize H W" in said
+    assert said.endswith("error: 1 of 2 images were skipped\n")

@@ -92,7 +92,7 @@ class SegmentTab:
         as HTML, and a sentence on the time.
 
         Raises:
-            UserError: there is no image, or it cannot be read.
+            UserError: there is no image, or it cannot be read or does not fit in memory.
         """
         if image is None:
             raise UserError("upload an image first")
@@ -104,7 +104,8 @@ class SegmentTab:
             short_side = max(1, round(long_side * min(height, width) / max(height, width)))
             resize = (round(long_side), short_side)
         began = time.perf_counter()
-        ids = segment(pixels, Predictor(loaded.model, loaded.convention, resize=resize), torch.device("cpu"))
+        predict = Predictor(loaded.model, loaded.convention, resize=resize)
+        ids = segment(Path(image), pixels, predict, torch.device("cpu"))
         seconds = time.perf_counter() - began
         names, palette = appearance(loaded.card)
         shares = np.bincount(ids.ravel(), minlength=len(names)) / ids.size

@@ -37,6 +37,8 @@ from utils.options import option, parse_flags
 from utils.pictures import read_image
 from utils.types import Rgb
 
+CPU_MEMORY = "DefaultCPUAllocator"  # begins torch's message where the CPU's memory is too small
+
 
 @dataclass(frozen=True)
 class PredictConfig:
@@ -111,11 +113,24 @@ def plan_outputs(images: Mapping[Path, Path], config: PredictConfig) -> dict[Pat
     return files
 
 
-def segment(image: np.ndarray, predict: Predictor, device: torch.device) -> np.ndarray:
-    """Return the class of every pixel of an image RGB uint8 ``[H, W, 3]``, uint8 ``[H, W]``."""
-    pixels = torch.from_numpy(image.transpose(2, 0, 1).copy())[None].to(device)
-    no_label = pixels[:, 0]  # in its place; a network that sees the image only does not look at it
-    return predict.predict_classes(pixels, no_label, ())[0].to(torch.uint8).cpu().numpy()
+def segment(path: Path, image: np.ndarray, predict: Predictor, device: torch.device) -> np.ndarray:
+    """Return the class of every pixel of an image RGB uint8 ``[H, W, 3]``, uint8 ``[H, W]``.
+
+    path: of the image, for messages.
+
+    Raises:
+        UserError: the image does not fit in memory.
+    """
+    try:
+        pixels = torch.from_numpy(image.transpose(2, 0, 1).copy())[None].to(device)
+        no_label = pixels[:, 0]  # in its place; a network that sees the image only does not look at it
+        return predict.predict_classes(pixels, no_label, ())[0].to(torch.uint8).cpu().numpy()
+    except (MemoryError, RuntimeError) as error:
+        is_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or CPU_MEMORY in str(error)
+        if not is_memory:
+            raise
+        size = "x".join(map(str, image.shape[:2]))
+        raise UserError(f"{path}: out of memory for an image of {size}: --window H W, or --resize H W") from error
 
 
 def legend(names: Sequence[str], palette: Sequence[Rgb], pixels: np.ndarray) -> str:
@@ -148,11 +163,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         for path in images:
             try:
                 image = read_image(path, behind="white")
+                ids = segment(path, image, predict, runtime.device)
             except UserError as error:
                 print(f"skipped: {error}", file=sys.stderr)
                 failed += 1
                 continue
-            ids = segment(image, predict, runtime.device)
             pixels += np.bincount(ids.ravel(), minlength=len(names))
             plain, *blends = files[path]
             save_png(make_palette_picture(ids, palette), plain)
@@ -164,7 +179,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if size := loaded.card.crop_size:
             print("trained on crops of {}x{} (height x width): --resize brings images to a like scale".format(*size))
     if failed:
-        print(f"error: {failed} of {len(images)} images could not be read", file=sys.stderr)
+        print(f"error: {failed} of {len(images)} images were skipped", file=sys.stderr)
         raise SystemExit(1)
 
 
