@@ -4,13 +4,13 @@ from pathlib import Path
 
 from PIL import Image
 
+from utils.bit_depth import JPEG2000_SIZE
 from utils.errors import UserError
 
 # PIL's formats that always lose; MPO is the JPEG of cameras with several pictures
 LOSSY_FORMATS = {"JPEG": "JPEG", "MPO": "JPEG", "AVIF": "AVIF"}
 LOSSY_CODECS = {"jpeg": "JPEG", "bcn": "block compression"}  # of PIL's tiles, in files of any format
 LOSSY_TIFF = {"jpeg": "JPEG", "tiff_jpeg": "JPEG", "webp": "WebP"}  # compressions that a TIFF file may have
-JPEG2000_START = b"\xff\x4f\xff\x51"  # the two markers that a codestream begins with
 JPEG2000_CODING = 0x52  # second byte of the marker of the segment that says how the picture is coded
 JPEG2000_TRANSFORM = 13  # bytes from that marker to the kind of wavelets, 0 for those that lose
 
@@ -57,7 +57,7 @@ def _is_lossy_webp(data: bytes) -> bool:
 
 def _is_lossy_jpeg2000(data: bytes) -> bool:
     """Return whether a JPEG 2000 file uses the wavelets that lose. With the others a file may be cut short as well."""
-    start = data.find(JPEG2000_START) + 2  # the first marker with a length
+    start = data.find(JPEG2000_SIZE) + 2  # the first marker with a length
     while start >= 2 and start + JPEG2000_TRANSFORM < len(data) and data[start] == 0xFF:
         if data[start + 1] == JPEG2000_CODING:
             return data[start + JPEG2000_TRANSFORM] == 0

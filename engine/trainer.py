@@ -383,7 +383,7 @@ class Trainer:
                 self.log_terms(terms)
             self.print_expected_end()
             self.logger.advance(self.state.iteration)
-        except Exception as error:  # the disk is full, nothing reads the output, or no label has a class
+        except (OSError, UserError) as error:  # the disk is full, nothing reads the output, or no label has a class
             self.batches.fail_before_next(error)
 
     def log_terms(self, terms: Mapping[str, Tensor]) -> None:

@@ -262,6 +262,13 @@ LAYOUTS = {
 }
 
 
+def write_photos(root: Path, count: int) -> None:
+    """Images and labels of three classes, in two folders."""
+    for n in range(count):
+        picture(root / f"images/{n}.jpg", n)
+        save(root / f"masks/{n}.png", draw(range(3), n), "ids")
+
+
 def describe(root: Path, *flags: str) -> dict:
     """dataset.yaml as the script writes it."""
     describe_folder.main(["--data", str(root), *flags])
@@ -479,9 +486,7 @@ def test_a_folder_per_image_of_which_one_lacks_its_label(tmp_path):
 
 @pytest.mark.parametrize("name", ["Train.TXT", "train.lst", "train.csv"])
 def test_lists_of_other_suffixes_are_found(name, tmp_path):
-    for n in range(6):
-        picture(tmp_path / f"images/{n}.jpg", n)
-        save(tmp_path / f"masks/{n}.png", draw(range(3), n), "ids")
+    write_photos(tmp_path, 6)
     (tmp_path / name).write_text("0\n1\n2\n3\n")
     (tmp_path / "val.txt").write_text("4\n5\n")
     splits = describe(tmp_path)["splits"]
@@ -489,9 +494,7 @@ def test_lists_of_other_suffixes_are_found(name, tmp_path):
 
 
 def test_a_list_of_two_columns_is_said_not_to_be_used(tmp_path):
-    for n in range(6):
-        picture(tmp_path / f"images/{n}.jpg", n)
-        save(tmp_path / f"masks/{n}.png", draw(range(3), n), "ids")
+    write_photos(tmp_path, 6)
     (tmp_path / "train.txt").write_text("images/0.jpg masks/0.png\nimages/1.jpg masks/1.png\n")
     describe(tmp_path)
     assert "# not used: train.txt names images, but a list has one name" in (tmp_path / "dataset.yaml").read_text()
@@ -628,9 +631,7 @@ def test_new_images_are_found_when_a_folder_is_described_again(tmp_path):
 
 
 def test_lists_of_windows_are_splits(tmp_path):
-    for n in range(5):
-        picture(tmp_path / f"images/{n}.jpg", n)
-        save(tmp_path / f"masks/{n}.png", draw(range(3), n), "ids")
+    write_photos(tmp_path, 5)
     (tmp_path / "train.txt").write_text("images\\0.jpg\r\nimages\\1.jpg\r\nimages\\2.jpg\r\n")
     (tmp_path / "val.txt").write_text("images\\3.jpg\r\nimages\\4.jpg\r\n")
     splits = describe(tmp_path)["splits"]
@@ -639,9 +640,7 @@ def test_lists_of_windows_are_splits(tmp_path):
 
 
 def test_a_list_of_validation_images_alone_leaves_the_rest_for_training(tmp_path):
-    for n in range(5):
-        picture(tmp_path / f"images/{n}.jpg", n)
-        save(tmp_path / f"masks/{n}.png", draw(range(3), n), "ids")
+    write_photos(tmp_path, 5)
     (tmp_path / "val.txt").write_text("3\nimages/4.jpg\n")
     describe(tmp_path)
     pairs = {split: build_dataset("folder", str(tmp_path), split).pairs for split in ("train", "val")}

@@ -58,19 +58,25 @@ TRACEBACK = "LAD_TRACEBACK"
 ANOTHER = "another process of the job"  # so begins a message that only points at the one that matters
 TOO_MANY_FILES = "too many open files: a higher limit (ulimit -n 4096), or fewer --workers"
 OUT_OF_MEMORY = "out of memory: a smaller --batch-size or --crop-size, --accumulate, or fewer --workers"
+CPU_MEMORY = "DefaultCPUAllocator|std::bad_alloc|[Cc]annot allocate memory|Storage size calculation overflowed"
 # a pattern of a RuntimeError's message -> what it means, and what to do
 MEANINGS = {
     "DataLoader worker|Pin memory thread|process pool": "a loader process was killed, most likely for want of memory: "
     "fewer --workers, no --cache-gb, or more shared memory (docker: --shm-size)",
     "Connection (closed|reset)|peer|Broken pipe|NCCL|Gloo|Timed out|TCPStore|ProcessGroup": f"{ANOTHER} "
     "ended or does not answer; its own message says why",
-    "DefaultCPUAllocator|std::bad_alloc|[Cc]annot allocate memory|Storage size calculation overflowed": OUT_OF_MEMORY,
+    CPU_MEMORY: OUT_OF_MEMORY,
     "Kernel size can't be greater": "an image, or a part of one, is too small for this network: 32 pixels a side are "
     "enough for most",
     "home directory": "a path begins with ~ and the name of nobody here",
     "Too many open files|ancdata": TOO_MANY_FILES,
     "No space left on device": "a disk or the shared memory is full (docker: --shm-size)",
 }
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether the memory of the CPU or of a GPU was too small."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or bool(re.search(CPU_MEMORY, str(error)))
 
 
 def explain_error(error: BaseException) -> UserError | None:
@@ -121,7 +127,7 @@ def run_main(main: Callable[[], None]) -> None:
     status = _call(main)
     _flush_streams()
     if is_launched():
-        _end_unfinalized(status)
+        _end_without_finalization(status)
     if status:
         sys.exit(status)
 
@@ -188,7 +194,7 @@ def _end_at_once(status: int) -> None:
     os._exit(status)
 
 
-def _end_unfinalized(status: int) -> None:
+def _end_without_finalization(status: int) -> None:
     """End a process of a process group as Python would, but do not take the interpreter down.
 
     Under DistributedDataParallel, gloo's threads outlive ``destroy_process_group``. One that lets go of its last tensor

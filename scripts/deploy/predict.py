@@ -31,13 +31,11 @@ from models.checkpoints.card import Card
 from models.checkpoints.loading import from_checkpoint
 from models.prediction import Predictor
 from utils.colors import blend_classes, make_palette_picture, save_png
-from utils.errors import UserError, run_main
+from utils.errors import UserError, is_out_of_memory, run_main
 from utils.files import require_apart
 from utils.options import option, parse_flags
 from utils.pictures import read_image
 from utils.types import Rgb
-
-CPU_MEMORY = "DefaultCPUAllocator"  # begins torch's message where the CPU's memory is too small
 
 
 @dataclass(frozen=True)
@@ -126,8 +124,7 @@ def segment(path: Path, image: np.ndarray, predict: Predictor, device: torch.dev
         no_label = pixels[:, 0]  # in its place; a network that sees the image only does not look at it
         return predict.predict_classes(pixels, no_label, ())[0].to(torch.uint8).cpu().numpy()
     except (MemoryError, RuntimeError) as error:
-        is_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or CPU_MEMORY in str(error)
-        if not is_memory:
+        if not is_out_of_memory(error):
             raise
         size = "x".join(map(str, image.shape[:2]))
         raise UserError(f"{path}: out of memory for an image of {size}: --window H W, or --resize H W") from error
