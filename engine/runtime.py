@@ -90,23 +90,28 @@ class Runtime:
         """Return the loss scaler, which is enabled in fp16 only."""
         return torch.amp.GradScaler(self.device.type, enabled=self.amp == "fp16")
 
-    def agree(self, value: T | Callable[[], T]) -> T:
-        """Return rank 0's value on every rank. A function is called on rank 0 alone, and its error raised on all."""
-        answer: list[Any] = [None, None]
+    def agree(self, compute: Callable[[], T]) -> T:
+        """Call a function on rank 0 alone, and return its result on every rank. Its error is raised on every rank.
+
+        An error that ``explain_error`` does not know is raised on rank 0 only.
+        """
+        result = failure = None
         if self.is_main:
             try:
-                answer[0] = value() if callable(value) else value
+                result = compute()
             except Exception as error:
-                answer[1] = explain_error(error)
-                if answer[1] is None:
+                failure = explain_error(error)
+                if failure is None:
                     raise
-                if answer[1] is not error:
-                    answer[1].__cause__ = error  # for LAD_TRACEBACK
+                if failure is not error:
+                    failure.__cause__ = error  # for LAD_TRACEBACK
         if dist.is_initialized():
+            answer: list[Any] = [result, failure]
             dist.broadcast_object_list(answer, 0)
-        if answer[1] is not None:
-            raise answer[1]
-        return answer[0]
+            result, failure = answer
+        if failure is not None:
+            raise failure
+        return result
 
     def barrier(self) -> None:
         """Wait for the other ranks."""

@@ -329,7 +329,7 @@ class Trainer:
         row = self.runtime.rank * self.share
         means: dict[str, Tensor] = {}
         for part, (x, y) in enumerate(zip(image.chunk(parts), label.chunk(parts), strict=True)):
-            draw = Draw(seed, row + part * len(x), self.settings.batch_size)
+            draw = Draw(seed, row + part * len(x))
             with self.delay_gradient_sync(is_last=part + 1 == parts):
                 with self.runtime.autocast():
                     terms = self.forward(x, y, draw, pixel_divisor)

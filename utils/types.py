@@ -68,7 +68,6 @@ class Draw(NamedTuple):
 
     seed: int
     first: int = 0
-    total: int | None = None  # size of the global batch; no draw depends on it
 
     def normal(self, values: Tensor, stream: int) -> Tensor:
         """Fill ``values [B, ...]`` with standard normal ones; ``stream`` numbers independent draws of one batch."""
