@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import shlex
 import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,11 +13,13 @@ import timm
 import yaml
 
 from datasets import DATASETS
+from eval import EvalConfig
 from models import ARCHITECTURES
 from models.backbones import BACKBONES
 from scripts.deploy import download_checkpoints as download
 from scripts.deploy.manifest import problem
 from utils.errors import UserError
+from utils.options import parse_flags
 
 CONTENT = bytes(range(256)) * 4096
 SHA = hashlib.sha256(CONTENT).hexdigest()
@@ -136,6 +139,19 @@ def test_a_file_of_the_project_is_there_or_comes_from_git(entry, tmp_path):
 
 def run(*flags):
     download.main([*map(str, flags)])
+
+
+def test_the_printed_command_measures_as_the_authors_did(server, entry, tmp_path, capsys):
+    manifest = tmp_path / "manifest.yaml"
+    resized = entry._replace(resize=[2048, 512])
+    manifest.write_text(yaml.safe_dump([resized._asdict()]))
+    run("--manifest", manifest, "--folder", tmp_path / "files", "--fetch", entry.name)
+    _, _, command = capsys.readouterr().out.partition("eval.py ")
+    flags = parse_flags(EvalConfig, "", shlex.split(command, comments=True))
+    assert flags["resize"] == (2048, 512)
+    assert flags["dataset"] == entry.dataset
+    run("--manifest", manifest, "--folder", tmp_path / "files", "--verify")
+    assert f"{entry.file}: ok" in capsys.readouterr().out
 
 
 def test_command_line(server, entry, tmp_path, capsys):

@@ -103,12 +103,13 @@ def verify(entries: list[Entry], folder: Path) -> None:
     Raises:
         UserError: a file is not what the manifest says.
     """
-    found = {entry: problem(entry, folder / entry.file) for entry in entries if (folder / entry.file).exists()}
-    for entry, wrong in found.items():
+    found = [(entry, problem(entry, folder / entry.file)) for entry in entries if (folder / entry.file).exists()]
+    for entry, wrong in found:
         print(f"{entry.file}: {f'WRONG, {wrong}' if wrong else 'ok' if entry.hash else 'no published hash'}")
     print(f"{len(found)} of {len(entries)} files are in {folder}")
-    if any(found.values()):
-        raise UserError(f"{sum(map(bool, found.values()))} files in {folder} are not the published ones")
+    count = sum(wrong is not None for _, wrong in found)
+    if count:
+        raise UserError(f"{count} files in {folder} are not the published ones")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -124,8 +125,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for entry in (by_name[name] for name in dict.fromkeys(chain.from_iterable(matching.values()))):
         path = fetch(entry, folder)
         checked = "verified" if entry.hash else "no published hash to compare"
-        command = f"eval.py --pretrained {path} --dataset {entry.dataset} --data ROOT"
-        print(f"{path} ({checked}): {command}  # {entry.protocol}", flush=True)
+        print(f"{path} ({checked}): {entry.describe_use(path)}", flush=True)
     if config.verify:
         verify(entries, folder)
     if not (config.fetch or config.verify):

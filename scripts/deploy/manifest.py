@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import shlex
 from collections import Counter
 from collections.abc import Callable
 from itertools import product
@@ -16,7 +17,8 @@ from utils.files import compute_digest, read_yaml
 class Entry(NamedTuple):
     """One line of the manifest. ``hash`` is "kind:hex" (see HASHES), or None where the publisher gives none.
 
-    Without a ``url`` it comes with the project; ``command`` is what trained it.
+    Without a ``url`` it comes with the project; ``command`` is what trained it. ``resize``, ``window`` and ``stride``
+    are the flags of eval.py that its score was measured with.
     """
 
     name: str
@@ -29,12 +31,28 @@ class Entry(NamedTuple):
     hash: str | None = None
     size: int | None = None  # bytes
     command: str = ""
+    resize: list | None = None  # long and short side
+    window: list | None = None  # height and width
+    stride: list | None = None
 
     @property
     def file(self) -> str:
         if not self.url:
             return f"{self.name}.safetensors"
         return unquote(urlsplit(self.url).path.rsplit("/", 1)[1])
+
+    def describe_use(self, path: Path) -> str:
+        """Return the command that measures the network as its authors did, or for a backbone the flag that takes it.
+
+        path: where the file lies.
+        """
+        if self.arch == "backbone":
+            return f"train_student.py --pretrained-base {shlex.quote(str(path))}"
+        words = ["eval.py", "--pretrained", str(path), "--dataset", self.dataset, "--data", "ROOT"]
+        for name in ("resize", "window", "stride"):
+            if numbers := getattr(self, name):
+                words += [f"--{name}", *map(str, numbers)]
+        return f"{shlex.join(words)}  # {self.protocol}"
 
 
 def git_blob(path: Path) -> str:
