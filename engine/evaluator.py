@@ -14,6 +14,7 @@ from engine.lockstep import Lockstep
 from engine.metrics import ASSISTED, Metrics, confusion_matrix
 from engine.runtime import Runtime
 from models.prediction import Predictor
+from utils.distributed import all_reduce
 from utils.errors import UserError
 from utils.seeding import derive_seed
 from utils.types import Draw
@@ -56,7 +57,7 @@ def evaluate(
                 if on_prediction is not None:
                     on_prediction(index, prediction.cpu().numpy())
             update_bar(bar, len(indices), scores, mark)
-    return scores.reduce(runtime)
+    return scores.reduce()
 
 
 class Scores:
@@ -76,10 +77,10 @@ class Scores:
         """Return the metrics of the images that this rank has counted."""
         return Metrics(self.confusion.cpu().numpy(), images)
 
-    def reduce(self, runtime: Runtime) -> Metrics:
+    def reduce(self) -> Metrics:
         """Return the metrics over all ranks."""
-        runtime.reduce(self.areas)
-        runtime.reduce(self.confusion)
+        all_reduce(self.areas)
+        all_reduce(self.confusion)
         return Metrics(self.confusion.cpu().numpy(), len(self.areas), self.areas.cpu().numpy())
 
 

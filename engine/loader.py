@@ -4,7 +4,11 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
+from functools import partial
+from multiprocessing.process import BaseProcess
+from multiprocessing.synchronize import Semaphore
 
 import cv2
 import torch
@@ -12,10 +16,12 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from engine.lockstep import STOP_SIGNALS
 from engine.runtime import Runtime
-from utils.descriptors import require_descriptors
-from utils.errors import first_line
+from utils.descriptors import require_descriptors, require_sockets
+from utils.errors import UserError, first_line
 
 MAX_WORKERS = 4
+START_SECONDS = 60  # in which workers begin; they need a few milliseconds
+START_ATTEMPTS = 3
 
 
 def count_default_workers() -> int:
@@ -51,25 +57,14 @@ def load_eval_batches(dataset: Dataset, workers: int | None, runtime: Runtime, b
 def _load(dataset: Dataset, batches: Sequence[Iterable[int]], workers: int | None, device: torch.device) -> Generator:
     """Yield the samples of each batch, collated, on the device.
 
-    Workers are forked where the system can: they share the image cache, and start quickly.
+    Raises:
+        UserError: a sample cannot be read, or the workers do not begin or may not open what they need.
+        RuntimeError: a worker has died.
     """
     workers = min(count_default_workers() if workers is None else workers, len(batches))
-    can_fork = "fork" in multiprocessing.get_all_start_methods()
     require_descriptors(workers)
-    loader = DataLoader(
-        dataset,
-        batch_sampler=batches,
-        num_workers=workers,
-        collate_fn=_collate,
-        worker_init_fn=_init_worker,
-        pin_memory=device.type == "cuda",
-        multiprocessing_context="fork" if workers and can_fork else None,
-    )
-    handler = signal.getsignal(signal.SIGCHLD)
-    iterator = iter(loader)
-    if threading.current_thread() is threading.main_thread():
-        # torch's handler raises the death of a worker anywhere, in a save as well; asking for a batch finds it, too
-        signal.signal(signal.SIGCHLD, handler)
+    require_sockets(workers)
+    iterator = _start(dataset, batches, workers, pin_memory=device.type == "cuda")
     try:
         while groups := _receive(iterator):
             if isinstance(groups, Exception):
@@ -77,9 +72,86 @@ def _load(dataset: Dataset, batches: Sequence[Iterable[int]], workers: int | Non
             for image, label, *rest in groups:
                 yield [image.to(device, non_blocking=True), label.to(device, non_blocking=True), *rest]
     finally:
-        # joins the workers now, also when the consumer stops early or the traceback of a failure holds the iterator
+        # ends the workers now, also when the consumer stops early or the traceback of a failure holds the iterator
         if workers:
-            iterator._shutdown_workers()
+            _end_workers(iterator)
+
+
+def _start(dataset: Dataset, batches: Sequence[Iterable[int]], workers: int, pin_memory: bool) -> Iterator:
+    """Start the workers, and return the iterator over their collated batches.
+
+    Workers are forked: they share the image cache, and start quickly. A forked process inherits the locks of all
+    threads as they are. In Python before 3.12 it then waits for ever if a thread of gloo was just taking a lock of the
+    interpreter (CPython issue 112275). Such workers never begin, and are started again.
+
+    Raises:
+        UserError: they did not begin START_ATTEMPTS times in a row.
+    """
+    fork = multiprocessing.get_context("fork")
+    for _ in range(START_ATTEMPTS):
+        begun = fork.Semaphore(0)
+        loader = DataLoader(
+            dataset,
+            batch_sampler=batches,
+            num_workers=workers,
+            collate_fn=_collate,
+            worker_init_fn=partial(_init_worker, begun),
+            pin_memory=pin_memory,
+            multiprocessing_context=fork if workers else None,
+        )
+        iterator = _make_iterator(loader)
+        if not workers or _have_begun(iterator, begun):
+            return iterator
+        _end_workers(iterator, at_once=True)
+    what = f"the {workers} loader workers did not begin within {START_SECONDS} s, {START_ATTEMPTS} times in a row"
+    raise UserError(f"{what}: fewer --workers, or Python 3.12 or newer")
+
+
+def _make_iterator(loader: DataLoader) -> Iterator:
+    """Return the iterator of a loader, without torch's handler of SIGCHLD.
+
+    That handler raises the death of a worker anywhere, in a save as well. Asking for a batch finds it, too.
+    """
+    handler = signal.getsignal(signal.SIGCHLD)
+    try:
+        return iter(loader)
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, handler)
+
+
+def _have_begun(iterator: Iterator, begun: Semaphore) -> bool:
+    """Wait until all workers have begun. Return False if one has not after START_SECONDS.
+
+    Return True if one has died: asking for a batch says so.
+    """
+    deadline = time.monotonic() + START_SECONDS
+    for _ in iterator._workers:
+        while not begun.acquire(timeout=0.1):
+            if not all(worker.is_alive() for worker in iterator._workers):
+                return True
+            if time.monotonic() > deadline:
+                return False
+    return True
+
+
+def _end_workers(iterator: Iterator, at_once: bool = False) -> None:
+    """End the workers. None is left, not even one that hangs and so cannot obey.
+
+    at_once: they have done nothing yet, and need not be asked to end.
+    """
+    if at_once or not all(worker.is_alive() for worker in iterator._workers):
+        _kill(iterator._workers)
+        iterator._workers_done_event = threading.Event()  # a dead one may hold the lock of theirs for ever
+    iterator._shutdown_workers()
+    _kill(iterator._workers)
+
+
+def _kill(workers: Sequence[BaseProcess]) -> None:
+    """End processes, which ignore SIGTERM."""
+    for worker in workers:
+        worker.kill()
+        worker.join()
 
 
 def _receive(iterator: Iterator) -> object:
@@ -103,9 +175,13 @@ def _collate(samples: list[object]) -> object:
     return [default_collate(group) for group in groups.values()]
 
 
-def _init_worker(_: int) -> None:
-    """Leave signals to the main process, which saves and then ends the workers; use one thread a worker."""
+def _init_worker(begun: Semaphore, _: int) -> None:
+    """Leave signals to the main process, which saves and then ends the workers; use one thread a worker.
+
+    begun: is released when this is done.
+    """
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
+    begun.release()

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from engine.runtime import Runtime
 from utils.distributed import all_reduce
 from utils.errors import ANOTHER, UserError
 
@@ -127,13 +126,12 @@ class StopRequest:
         """Whether this process was asked to stop."""
         return self.received or self.agent not in (None, os.getppid())
 
-    def end_agent(self, runtime: Runtime) -> None:
-        """End torchrun's agent, which would restart this process, and wait for the other ranks."""
+    def end_agent(self) -> None:
+        """End torchrun's agent where it would start this process again."""
         is_first = os.environ.get("LOCAL_RANK") == "0"
         agent_restarts = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
         if is_first and agent_restarts and self.agent == os.getppid():
             os.kill(self.agent, signal.SIGTERM)
-        runtime.barrier()
 
     def restore_handlers(self) -> None:
         """Give the signals back to their handlers."""

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from engine.norms import ExactNorm, SyncedNorm, replace_norms
 from engine.step import Step
-from utils.distributed import all_reduce, is_launched
+from utils.distributed import is_launched
 from utils.errors import UserError, explain_error
 
 PRECISIONS = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -42,8 +42,6 @@ class Runtime:
     tf32: bool = True
     deterministic: bool = False
     compile: bool = False
-
-    reduce = staticmethod(all_reduce)
 
     @property
     def is_main(self) -> bool:

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -29,7 +29,7 @@ from engine.training_state import TrainingState, copy_values, put_back
 from models.checkpoints.card import Card
 from models.checkpoints.loading import initialise
 from models.prediction import Predictor
-from utils.distributed import broadcast_values
+from utils.distributed import all_reduce, broadcast_values
 from utils.errors import UserError
 from utils.memory import GIB, count_sharers, get_free_memory, require_memory
 from utils.pixels import CONVENTIONS
@@ -147,10 +147,19 @@ class Trainer:
             self.print_already_complete()
             return None
         self.folder.prepare_for_writing(self.settings)
-        self.start_logging()
-        self.report_memory()
-        self.stop_request = StopRequest()
-        self.open_batches()
+        with ExitStack() as opened:  # closes what was opened, the last first
+            self.stop_request = StopRequest()
+            opened.callback(self.stop_request.restore_handlers)
+            self.start_logging()
+            opened.callback(self.logger.close)
+            self.report_memory()
+            self.open_batches()
+            opened.callback(self.loaded.close)
+            self.train_and_save(must_validate)
+        return self.metrics
+
+    def train_and_save(self, must_validate: bool) -> None:
+        """Train until ``max_iterations``, and save the work also where a signal or a failure ends it early."""
         try:
             if must_validate:
                 self.validate()
@@ -164,11 +173,6 @@ class Trainer:
         except Exception:
             self.save_after_failure()
             raise
-        finally:
-            self.loaded.close()
-            self.logger.close()
-            self.stop_request.restore_handlers()  # last, so that a second signal does not cost the end of the log
-        return self.metrics
 
     def owes_validation(self) -> bool:
         """Whether the iteration just done, or restored, still lacks the validation that belongs to it."""
@@ -391,7 +395,7 @@ class Trainer:
         done = self.state.iteration
         speed = self.pace.measure(done, self.settings.batch_size)
         self.check_labels()
-        means = {name: self.runtime.reduce(term.clone(), "mean").item() for name, term in terms.items()}
+        means = {name: all_reduce(term.clone(), "mean").item() for name, term in terms.items()}
         means = {name: make_json_number(value) for name, value in means.items()}  # None for what is not finite
         lr = compute_learning_rate(self.settings, done - 1)
         self.logger.log_scalars("train", {**means, "lr": lr, **speed}, done)
@@ -413,7 +417,7 @@ class Trainer:
         is_epoch_over = done >= self.first_iteration + len(self.data.train.dataset) / self.settings.batch_size
         is_whole_run_over = done == self.settings.max_iterations and self.first_iteration == 0
         has_seen_all = is_epoch_over or is_whole_run_over
-        if not has_seen_all or self.labelled_pixels:
+        if not has_seen_all or self.labelled_pixels:  # the same on every rank: pixels are counted over all ranks
             return
         weights = self.settings.class_weights
         kind = f"a class with a weight above 0 (--class-weights {weights})" if weights else "a class"
@@ -503,9 +507,12 @@ class Trainer:
 
     def save_after_signal(self) -> None:
         """Save after all ranks have stopped together, and have the launcher end too."""
-        if self.saved_iteration < self.state.iteration:
-            self.save()
-        self.stop_request.end_agent(self.runtime)
+        try:
+            if self.saved_iteration < self.state.iteration:
+                self.save()
+        finally:
+            self.stop_request.end_agent()
+        self.runtime.barrier()
         done = self.state.iteration
         self.logger.print_line(f"stopped by a signal after iteration {done}; --resume auto continues")
 

@@ -1,7 +1,9 @@
-"""File descriptors: loader workers send each tensor as one, and a process may have few."""
+"""File descriptors: loader workers send each tensor as one through a socket, and a process may have few."""
 
 import os
 import resource
+import tempfile
+from multiprocessing.connection import Listener
 
 from utils.errors import UserError
 
@@ -33,3 +35,22 @@ def require_descriptors(workers: int) -> None:
         f"--workers {workers} need {needed} open files, this process may have {hard}: a higher limit (ulimit -n 4096; "
         "docker: --ulimit nofile=4096), or fewer --workers (0 needs none)"
     )
+
+
+def require_sockets(workers: int) -> None:
+    """Make sure that loader workers can make the sockets through which they send tensors.
+
+    Python puts them into a folder of its own below TMPDIR. A worker that cannot make one only prints a traceback, and
+    the main process waits for ever.
+
+    Raises:
+        UserError: no socket can be made there, for instance because its path is longer than about 100 characters.
+    """
+    if not workers:
+        return
+    try:
+        Listener(family="AF_UNIX").close()
+    except OSError as error:
+        folder = tempfile.gettempdir()
+        what = f"loader workers cannot make a socket in the temporary folder {folder} ({error})"
+        raise UserError(f"{what}: set TMPDIR to a folder with a short path, or give --workers 0") from error

@@ -1,0 +1,92 @@
+"""Loader workers that do not begin, hang, or cannot send what they have read."""
+
+import multiprocessing
+import os
+import signal
+import time
+
+import pytest
+import torch
+
+from engine import loader
+from engine.loader import load_eval_batches
+from engine.runtime import Runtime
+from utils.errors import UserError
+
+FORKS = {"hang": 0}  # how many of the next forked processes never begin
+
+
+def hang():
+    """Do what a worker does whose inherited lock is never released."""
+    if FORKS["hang"]:
+        signal.pthread_sigmask(signal.SIG_BLOCK, loader.STOP_SIGNALS)
+        while True:
+            time.sleep(60)
+
+
+def count_fork():
+    FORKS["hang"] = max(0, FORKS["hang"] - 1)
+
+
+os.register_at_fork(after_in_child=hang, after_in_parent=count_fork)
+
+
+class Numbers(torch.utils.data.Dataset):
+    def __init__(self, hanging=()):
+        self.hanging = hanging
+
+    def __len__(self):
+        return 5
+
+    def __getitem__(self, index):
+        if index in self.hanging:
+            time.sleep(600)
+        return torch.full((3, 2, 2), index), torch.zeros(2, 2), index
+
+
+def read_numbers(dataset=None, workers=2):
+    return [int(indices) for _, _, indices in load_eval_batches(dataset or Numbers(), workers, Runtime())]
+
+
+@pytest.mark.parametrize("hanging", [1, 2])
+def test_workers_that_never_begin_are_started_again(monkeypatch, hanging):
+    monkeypatch.setattr(loader, "START_SECONDS", 1)
+    monkeypatch.setitem(FORKS, "hang", hanging)
+    assert read_numbers() == [0, 1, 2, 3, 4]
+    assert multiprocessing.active_children() == []
+
+
+def test_workers_that_never_begin_at_all_have_a_message(monkeypatch):
+    monkeypatch.setattr(loader, "START_SECONDS", 0.5)
+    monkeypatch.setitem(FORKS, "hang", 100)
+    with pytest.raises(UserError, match=r"the 2 loader workers did not begin within 0.5 s, 3 times"):
+        read_numbers()
+    assert multiprocessing.active_children() == []
+
+
+def test_a_worker_that_hangs_ends_with_the_loader(monkeypatch):
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.2)  # in place of 5 s
+    batches = load_eval_batches(Numbers(hanging=[1]), 2, Runtime())
+    next(batches)
+    batches.close()
+    assert multiprocessing.active_children() == []
+
+
+def test_a_worker_that_was_killed_with_a_lock_in_its_hands_does_not_block_the_end():
+    batches = load_eval_batches(Numbers(), 2, Runtime())
+    next(batches)
+    iterator = batches.gi_frame.f_locals["iterator"]
+    iterator._workers_done_event._cond.acquire()  # as a worker that died in it would leave it
+    os.kill(iterator._workers[0].pid, signal.SIGKILL)
+    iterator._workers[0].join()
+    batches.close()
+    assert multiprocessing.active_children() == []
+
+
+def test_a_temporary_folder_that_takes_no_sockets_has_a_message(monkeypatch, tmp_path):
+    folder = tmp_path / ("long" * 30)
+    folder.mkdir()
+    monkeypatch.setitem(multiprocessing.process.current_process()._config, "tempdir", str(folder))
+    with pytest.raises(UserError, match=r"AF_UNIX path too long\): set TMPDIR to a folder with a short path"):
+        read_numbers()
+    assert read_numbers(workers=0) == [0, 1, 2, 3, 4]
