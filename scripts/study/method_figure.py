@@ -1,11 +1,13 @@
 """The method in one picture: how the label-assisted teacher is trained, and how it teaches an image-only student.
 
-    python scripts/study/method_figure.py        # figures/method.png
+    python scripts/study/method_figure.py --output figures/method.png
 
 Images, labels and noised labels are real ones of the built-in data; networks are boxes.
 """
 
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +27,17 @@ from datasets.toy import TOY, draw_sample
 from models.label_noise import LabelNoise
 from scripts.study.analysis import style
 from utils.colors import colorize, paint_diverging
+from utils.errors import run_main
+from utils.options import option, parse_flags
 from utils.types import Draw
 
 TEACHER, STUDENT, LOSS, NOISE = "#0072B2", "#009E73", "#D55E00", "#7A5195"
 WIDTH, HEIGHT = 12.0, 4.6  # of each panel, in the units of its axis
+
+
+@dataclass(frozen=True)
+class FigureConfig:
+    output: str = option("figures/method.png", "file for the picture")
 
 
 def picture(axis: Axes, pixels: np.ndarray, x: float, y: float, caption: str, layer: int = 2) -> None:
@@ -102,6 +111,7 @@ def student_panel(axis: Axes, image: np.ndarray, label: np.ndarray, plane: np.nd
     axis.text(9.3, 2.1, "distillation\nKD$(z_S,\\, z_T)$", va="center", fontsize=10.5, color=LOSS, linespacing=1.4)
 
 
+@plt.rc_context({"text.parse_math": True})  # symbols between dollars; the other figures show them as they are
 def compose() -> Figure:
     image, label = draw_sample("val", 50)
     y = torch.from_numpy(label)[None]
@@ -114,5 +124,10 @@ def compose() -> Figure:
     return figure
 
 
+def main(argv: Sequence[str] | None = None) -> None:
+    config = FigureConfig(**parse_flags(FigureConfig, __doc__, argv))
+    style.save_figure(compose(), Path(config.output))
+
+
 if __name__ == "__main__":
-    style.save_figure(compose(), Path("figures/method.png"))
+    run_main(main)
