@@ -90,7 +90,7 @@ class Job:
             if left:
                 raise TimeoutError(f"{len(left)} processes are left {ORPHANS} s after its end")
         except subprocess.TimeoutExpired:
-            raise TimeoutError(f"it did not end within {patience} s") from None
+            raise TimeoutError(f"it did not end within {patience} s: {describe_threads(self.folder)}") from None
         finally:
             self.clear()
         return status
@@ -111,6 +111,16 @@ def iteration(folder: Path) -> int:
     log = folder / "metrics.jsonl"
     lines = log.read_text(errors="replace").split("\n")[:-1] if log.exists() else []
     return max((record["iteration"] for record in map(json.loads, lines) if record["event"] == "train"), default=0)
+
+
+def describe_threads(folder: Path) -> str:
+    """What every thread of the run in a folder is called and waits for in the kernel."""
+    found = []
+    for pid in members(folder):
+        for thread in sorted(Path(f"/proc/{pid}/task").iterdir()):
+            name, waits_in = ((thread / file).read_text().strip() for file in ("comm", "wchan"))
+            found.append(f"{pid}/{thread.name} {name} in {waits_in}")
+    return ", ".join(found)
 
 
 def members(folder: Path) -> list[int]:
