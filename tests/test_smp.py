@@ -122,6 +122,50 @@ def test_options_one_logit_and_image_labels_of_a_saved_network(tmp_path, capsys)
     torch.testing.assert_close(logits, torch.cat([torch.zeros_like(z), z], 1), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("arch", "older"),
+    [
+        ("smp_unet", {"decoder_use_batchnorm": False}),
+        ("smp_linknet", {"decoder_use_batchnorm": True}),
+        ("smp_pspnet", {"psp_use_batchnorm": False}),
+        ("smp_pan", {"upscale_mode": "nearest"}),
+    ],
+)
+@torch.inference_mode()
+@pytest.mark.filterwarnings("ignore:The usage of")
+def test_options_under_their_older_names(arch, older, tmp_path):
+    theirs = their_model(arch, **older)
+    theirs.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, **older}))
+    image = torch.randn(1, 3, *SIZE)
+    logits = full_size(from_checkpoint(tmp_path).model(image).logits, SIZE)
+    torch.testing.assert_close(logits, theirs(image), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("encoder", ["timm-regnetx_002", "timm-mobilenetv3_small_075"])
+@torch.inference_mode()
+@pytest.mark.filterwarnings("ignore:`timm-` encoders")
+def test_older_names_of_timms_networks(encoder, tmp_path):
+    theirs = their_model("smp_fpn", encoder)
+    theirs.save_pretrained(tmp_path)
+    image = torch.randn(1, 3, 64, 96)
+    logits = full_size(from_checkpoint(tmp_path).model(image).logits, (64, 96))
+    torch.testing.assert_close(logits, theirs(image), rtol=1e-5, atol=1e-5)
+
+
+def test_what_a_plain_state_dict_does_not_say(tmp_path, capsys):
+    """Options that no shape shows are assumed, and that is said; counters of batches may be missing."""
+    weights = their_model("smp_fpn", "resnet18").state_dict()
+    fewer = {key: value for key, value in weights.items() if not key.endswith("num_batches_tracked")}
+    torch.save(fewer, tmp_path / "a.pth")
+    from_checkpoint(tmp_path / "a.pth")
+    assert "does not say the options of its decoder and encoder; they are taken to be" in capsys.readouterr().err
+    torch.save(their_model("smp_fpn", "resnet18", decoder_pyramid_channels=32).state_dict(), tmp_path / "a.pth")
+    with pytest.raises(UserError, match=r"does not fit .*, which model\.save_pretrained writes: save it so"):
+        from_checkpoint(tmp_path / "a.pth")
+
+
 def test_pixels_that_are_assumed_are_said(tmp_path, capsys):
     their_model("smp_fpn").save_pretrained(tmp_path)
     pixels = from_checkpoint(tmp_path).card.pixels
@@ -131,7 +175,12 @@ def test_pixels_that_are_assumed_are_said(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"_model_class": "DPT"}, "unknown decoder of segmentation_models_pytorch in .* 'dpt'"),
+        ({"_model_class": "DPT"}, "'s dpt is no network here: it reads the tokens of a vision transformer"),
+        (
+            {"_model_class": "Unet3"},
+            "unknown decoder of segmentation_models_pytorch .* 'unet3'; did you mean 'unet'",
+        ),
+        ({"classes": K + 1}, f"config.json says {K + 1} classes, the weights have {K}"),
         ({"encoder_name": "tu-resnet10000"}, "unknown backbone 'resnet10000'"),
         ({"encoder_name": "resnet18"}, "does not fit this network"),
         ({"upsampling": 2}, "its logits are at stride 4, 'upsampling' is 2"),
@@ -151,6 +200,9 @@ def test_saved_networks_that_cannot_be_read(changes, message, tmp_path):
     ("network", "message"),
     [
         (("smp_fnp", "resnet18"), "did you mean 'smp_fpn'"),
+        (("fpn", "resnet18"), "did you mean 'smp_fpn'"),
+        (("Unet", "resnet18"), "did you mean 'smp_unet'"),
+        (("smp_dpt", "resnet18"), "segmentation_models_pytorch has it, but it reads the tokens"),
         (("smp_fpn", "resnet1888"), "did you mean 'resnet18'"),
         (("smp_fpn", "mit_b0"), "write 'smp-mit_b0'"),
         (("smp_fpn", "tu-resnet18"), "timm's names here: 'resnet18'"),

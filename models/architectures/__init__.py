@@ -9,7 +9,7 @@ from models.architectures.deeplabv3 import build_deeplabv3, build_deeplabv3_mmse
 from models.architectures.fcn import build_fcn, build_fcn_torchvision
 from models.architectures.ocrnet import build_ocrnet
 from models.architectures.pspnet import build_pspnet, build_pspnet_mmseg
-from models.architectures.smp import DECODERS, build_smp, list_decoder_options
+from models.architectures.smp import DECODERS, LEFT_OUT, build_smp, list_decoder_options
 from models.architectures.stdc import build_stdc
 from models.backbones import DILATED, PYRAMID, build_backbone, prepare_stem
 from models.segmentor import Segmentor
@@ -62,7 +62,7 @@ def build_model(
         if widths:
             raise UserError(f"--model {arch} has no width {next(iter(widths))!r}")
         return build_user_network(arch, backbone, num_classes, in_channels)
-    build = lookup(ARCHITECTURES, arch, "model")
+    build = _find_architecture(arch)
     for name in widths:
         lookup(dict.fromkeys(list_widths(arch)), name, f"width of {arch}")
     if arch in DECODERS:
@@ -79,6 +79,20 @@ def build_model(
         **widths,
     }
     return model
+
+
+def _find_architecture(name: str) -> Callable[..., Segmentor]:
+    """Return the function of an architecture.
+
+    Raises:
+        UserError: there is none of this name; the message names the nearest one.
+    """
+    library_name = name.lower().removeprefix("smp_")
+    if library_name in LEFT_OUT:
+        raise UserError(f"unknown model {name!r}: segmentation_models_pytorch has it, but {LEFT_OUT[library_name]}")
+    if name not in ARCHITECTURES and f"smp_{library_name}" in DECODERS:
+        raise UserError(f"unknown model {name!r}; did you mean 'smp_{library_name}'?")
+    return lookup(ARCHITECTURES, name, "model")
 
 
 def list_widths(arch: str) -> tuple[str, ...]:

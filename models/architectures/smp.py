@@ -18,8 +18,7 @@ from utils.bilinear import resize
 from utils.errors import UserError, first_line, nearest
 from utils.types import Output, Supervision
 
-# architecture -> the library's name. The library's DPT is left out: it also reads the tokens of a vision transformer,
-# and it runs at one image size only.
+# architecture -> the library's name
 DECODERS = {
     f"smp_{name}": name
     for name in (
@@ -36,6 +35,8 @@ DECODERS = {
         "segformer",
     )
 }
+# the library's name of a decoder that is left out -> the reason
+LEFT_OUT = {"dpt": "it reads the tokens of a vision transformer, not the maps of an encoder"}
 OWN_PREFIX = "smp-"  # "resnet34" is timm's network, "smp-resnet34" is the library's own encoder
 # arguments of the library's constructors that this project sets itself or does not use
 NOT_OPTIONS = {

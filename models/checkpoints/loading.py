@@ -33,6 +33,7 @@ from utils.user_code import is_user_name
 
 # the label noise with which LAD trained its teachers (train_baseline.py:387-417); its files do not say it
 RELEASE_NOISE = {"codes": "random", "pixel_std": 0.03, "scale": CONVENTIONS["bgr_mean"].label_scale}
+NO_OPTIONS = "a plain state dict does not say the options of its decoder and encoder"  # of segmentation_models_pytorch
 # what build_model raises for arguments of wrong kinds or out of range
 BUILD_FAILURES = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
@@ -139,7 +140,7 @@ def _load_own_file(content: dict[str, Any], path: str | Path, model_flag: str) -
 def _load_foreign_file(content: Mapping[str, Any], source: str, assisted: bool, backbone: str) -> Loaded:
     """Load another project's file. See ``from_checkpoint``, also for what it raises."""
     weights = unwrap(content, source)
-    if is_smp(weights):
+    if is_smp(weights, content.get(CONFIG)):
         return _load_smp(weights, content.get(CONFIG), source, backbone)
     if "main.classifier.weight" in weights:
         raise UserError(f"{source} holds bare weights of this project; use the whole checkpoint (last.pth, best.pth)")
@@ -182,15 +183,20 @@ def _build_with_weights(config: Mapping[str, Any], weights: dict[str, Tensor], s
 
 
 def _load_smp(weights: Mapping[str, Tensor], saved: Mapping[str, Any] | None, source: str, backbone: str) -> Loaded:
-    """Load a network of segmentation_models_pytorch. Print which pixel convention is assumed: its files do not say it.
+    """Load a network of segmentation_models_pytorch. Print what is assumed because its files do not say it.
 
     The arguments are those of ``recognise_smp``, also for what it raises.
     """
     network = recognise_smp(weights, saved, source, backbone)
-    model = build_model(**network.config)
-    where = f"{source}, as {model.config['arch']} on {model.config['backbone']},"
-    checkpoint.load_weights(model, network.weights, where)
+    try:
+        model = _build_with_weights(network.config, network.weights, source)
+    except UserError as error:
+        if saved:
+            raise
+        raise UserError(f"{error}; {NO_OPTIONS}, which model.save_pretrained writes: save it so") from error
     print(f"{source}: {SMP_SOURCE}; its images are taken to be normalised as {network.pixels!r}", file=sys.stderr)
+    if not saved:
+        print(f"{source}: {NO_OPTIONS}; they are taken to be the library's own", file=sys.stderr)
     card = Card(
         dict(model.config),
         pixels=network.pixels,

@@ -111,7 +111,8 @@ def _find_format(weights: Mapping[str, Tensor], source: str) -> str:
     first = ", ".join(list(weights)[:3])
     raise UserError(
         f"{source} holds no network this project knows (its keys: {first}, ...); it reads its own checkpoints and "
-        f"those of {', '.join(FORMATS)}; weights of a backbone alone are for --pretrained-base"
+        f"those of {', '.join(FORMATS)} and segmentation_models_pytorch; weights of a backbone alone are for "
+        f"--pretrained-base"
     )
 
 

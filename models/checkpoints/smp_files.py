@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from models.architectures.smp import DECODERS, OWN_PREFIX, get_library_class, list_decoder_options
+from models.architectures.smp import DECODERS, LEFT_OUT, OWN_PREFIX, get_library_class, list_decoder_options
 from models.checkpoints.imagenet import get_required_pixels
 from models.checkpoints.keys import SMP_MARKER, Table, rename
 from models.checkpoints.recognition import complete_single_logit
@@ -60,6 +60,13 @@ MIX_TRANSFORMERS = {
     (3, 8, 27, 3): "mit_b4",
     (3, 6, 40, 3): "mit_b5",
 }
+# names of options until version 0.4, which later versions still take -> their names now
+RENAMED_OPTIONS = {
+    "decoder_use_batchnorm": "decoder_use_norm",
+    "psp_use_batchnorm": "decoder_use_norm",
+    "upscale_mode": "decoder_interpolation",
+}
+NORMS = {True: "batchnorm", False: "identity"}  # older values of decoder_use_norm -> values now
 # the library's own encoders whose ImageNet weights are for pixels from -1 to 1
 INCEPTION = ("inceptionresnetv2", "inceptionv4", "xception", "timm-tf_efficientnet_lite")
 
@@ -72,9 +79,13 @@ class SmpNetwork(NamedTuple):
     pixels: str  # the pixel convention that is assumed
 
 
-def is_smp(weights: Mapping[str, Tensor]) -> bool:
-    """Return whether weights are those of a network of the library."""
-    return SMP_MARKER in weights and any(key.startswith("encoder.") for key in weights)
+def is_smp(weights: Mapping[str, Tensor], saved: Mapping[str, Any] | None) -> bool:
+    """Return whether weights are those of a network of the library.
+
+    saved: the content of config.json, if it lies beside the weights.
+    """
+    has_encoder = any(key.startswith("encoder.") for key in weights)
+    return has_encoder and (SMP_MARKER in weights or "_model_class" in (saved or {}))
 
 
 def recognise_smp(
@@ -88,7 +99,7 @@ def recognise_smp(
     Raises:
         UserError: the decoder or encoder is unknown, or the network was built with an unknown setting.
     """
-    saved = saved or {}
+    saved = _rename_options(saved or {})
     _require_rgb(weights, saved, source)
     arch = _recognise_architecture(weights, saved, source)
     if arch == "smp_deeplabv3":
@@ -98,6 +109,9 @@ def recognise_smp(
     backbone = backbone or _recognise_backbone(weights, source)
     weights = complete_single_logit(rename(weights, KEY_TABLE), source)
     classifier = weights["main.classifier.weight"]
+    classes = saved.get("classes", len(classifier))
+    if classes not in (1, len(classifier)):  # 1: ``complete_single_logit`` makes two of it
+        raise UserError(f"{source}: config.json says {classes} classes, the weights have {len(classifier)}")
     config = {"arch": arch, "backbone": backbone, "num_classes": len(classifier), **_read_options(arch, saved, source)}
     return SmpNetwork(config, weights, assume_pixels(backbone))
 
@@ -130,11 +144,11 @@ def _recognise_architecture(weights: Mapping[str, Tensor], saved: Mapping[str, A
         UserError: the decoder is unknown.
     """
     if "_model_class" in saved:
-        return lookup(
-            {name: f"smp_{name}" for name in DECODERS.values()},
-            str(saved["_model_class"]).lower(),
-            f"decoder of {SOURCE} in {source}:",
-        )
+        name = str(saved["_model_class"]).lower()
+        if name in LEFT_OUT:
+            raise UserError(f"{source}: {SOURCE}'s {name} is no network here: {LEFT_OUT[name]}")
+        decoders = {library_name: arch for arch, library_name in DECODERS.items()}
+        return lookup(decoders, name, f"decoder of {SOURCE} in {source}:")
     for start, arch in DECODER_KEYS.items():
         if any(key.startswith(start) for key in weights):
             return arch
@@ -144,7 +158,12 @@ def _recognise_architecture(weights: Mapping[str, Tensor], saved: Mapping[str, A
 
 def _read_backbone_name(saved: Mapping[str, Any]) -> str:
     """Return this project's name: timm's networks have no prefix here, the library's own have "smp-"."""
+    # imported here because that takes seconds
+    from segmentation_models_pytorch.encoders import is_equivalent_to_timm_universal
+
     name = str(saved.get("encoder_name"))
+    if is_equivalent_to_timm_universal(name):  # an older name of timm's network
+        name = name.replace("timm-", "tu-tf_" if "mobilenetv3" in name else "tu-")
     return name.removeprefix("tu-") if name.startswith("tu-") else OWN_PREFIX + name
 
 
@@ -176,6 +195,19 @@ def _recognise_backbone(weights: Mapping[str, Tensor], source: str) -> str:
 def _count_blocks(weights: Mapping[str, Tensor], pattern: str) -> int:
     """Count the different numbers that the first group of a pattern finds in the keys."""
     return len({match[1] for key in weights if (match := re.match(pattern, key))})
+
+
+def _rename_options(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content of config.json with today's names of options, and today's values of ``decoder_use_norm``."""
+    options = dict(saved)
+    for old, new in RENAMED_OPTIONS.items():
+        value = options.pop(old, None)
+        if value is not None:
+            options[new] = value
+    norm = options.get("decoder_use_norm")
+    if isinstance(norm, bool):
+        options["decoder_use_norm"] = NORMS[norm]
+    return options
 
 
 def _read_options(arch: str, saved: Mapping[str, Any], source: str) -> dict[str, Any]:

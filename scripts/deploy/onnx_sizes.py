@@ -5,10 +5,12 @@ from contextlib import contextmanager
 from importlib import import_module
 
 import torch.nn.functional as F
+from segmentation_models_pytorch.decoders.pspnet.decoder import PSPBlock
 from timm.layers import padding
 from torch import Tensor, nn
 
 from models.layers import compute_bin_means
+from utils.bilinear import resize
 
 # of timm; each has its ``pad_same`` under this name
 PADDING_MODULES = [import_module(f"timm.layers.{name}") for name in ("conv2d_same", "pool2d_same", "std_conv")]
@@ -62,6 +64,20 @@ class BinMeans(nn.Module):
         return compute_bin_means(x, self.bins)
 
 
+class PyramidBranch(nn.Module):
+    """A branch of segmentation_models_pytorch's PSPNet in its ordinary form.
+
+    In an export the library takes another form, whose file is right for the traced size alone.
+    """
+
+    def __init__(self, pool: nn.Module) -> None:
+        super().__init__()
+        self.pool = pool
+
+    def forward(self, x: Tensor) -> Tensor:
+        return resize(self.pool(x), x.shape[-2:], align_corners=True)
+
+
 def use_new_maps(module: nn.Module) -> None:
     """Let no activation overwrite its input: torch's exporter takes seconds to undo that. Changes ``module``."""
     for part in module.modules():
@@ -74,5 +90,8 @@ def replace_pools(module: nn.Module) -> None:
     for name, child in module.named_children():
         if isinstance(child, nn.AdaptiveAvgPool2d):
             setattr(module, name, BinMeans(child.output_size))
+        elif isinstance(child, PSPBlock):
+            replace_pools(child)
+            setattr(module, name, PyramidBranch(child.pool))
         else:
             replace_pools(child)
