@@ -290,7 +290,8 @@ def parse_settings(
         UserError: a flag, recipe, method or recipe key is unknown, a recipe cannot be read, or a value is wrong or
             missing.
     """
-    flags = parse_flags(config_class, description, argv)
+    scripts = {"train_teacher.py": TeacherConfig, "train_student.py": StudentConfig}
+    flags = parse_flags(config_class, description, argv, scripts)
     role, recipe = choose_recipe(role, flags, recipes)
     given = {**dataclasses.asdict(config_class()), **recipe, **flags}
     without_flags = {**recipe, **get_implied_settings(given)}

@@ -124,6 +124,20 @@ def test_a_recipe_without_distillation_is_a_baselines(recipe):
 
 
 @pytest.mark.parametrize(
+    ("config_class", "role", "flag", "script"),
+    [
+        (StudentConfig, "student", "--label-dropout", "train_teacher.py"),
+        (StudentConfig, "student", "--single-path", "train_teacher.py"),
+        (TeacherConfig, "teacher", "--teacher-pretrained", "train_student.py"),
+        (TeacherConfig, "teacher", "--kd=none", "train_student.py"),
+    ],
+)
+def test_a_flag_of_the_other_script_is_said_to_be_its(config_class, role, flag, script):
+    with pytest.raises(UserError, match=rf"^{flag.partition('=')[0]} is a flag of {script};"):
+        parse_settings(config_class, role, "", RECIPES, [flag, "0.5"])
+
+
+@pytest.mark.parametrize(
     ("argv", "message"),
     [
         (["--batchsize", "3"], "unknown flag --batchsize; did you mean '--batch-size'"),

@@ -10,6 +10,7 @@ from typing import Any
 
 from utils.errors import UserError, nearest
 
+NO_SCRIPTS: Mapping[str, type] = types.MappingProxyType({})
 BARE = "bare "  # begins the parser's name of a value that was given without its flag
 REQUIRED = "?"  # a recipe's value for what only the user can give
 HEADINGS = ("", "data", "network", "method", "optimisation", "evaluation", "output", "machine")  # of --help, in order
@@ -64,9 +65,18 @@ def list_marked(config_class: type, mark: str) -> set[str]:
     return {field.name for field in dataclasses.fields(config_class) if field.metadata[mark]}
 
 
-def parse_flags(config_class: type, description: str, argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Return the fields given on the command line, converted and checked."""
+def parse_flags(
+    config_class: type,
+    description: str,
+    argv: Sequence[str] | None = None,
+    other_scripts: Mapping[str, type] = NO_SCRIPTS,
+) -> dict[str, Any]:
+    """Return the fields given on the command line, converted and checked.
+
+    other_scripts: scripts with a config class of their own. The message on an unknown flag says if it is one of theirs.
+    """
     parser = _make_parser(config_class, description)
+    parser.other_scripts = other_scripts
     given = vars(parser.parse_intermixed_args(argv))
     given.pop("local_rank", None)
     for name in [key for key in given if key.startswith(BARE)]:
@@ -204,13 +214,22 @@ def get_flag(name: str) -> str:
 
 
 class _Parser(argparse.ArgumentParser):
+    other_scripts: Mapping[str, type] = NO_SCRIPTS
+
     def error(self, message: str) -> typing.NoReturn:
         """Refuse unknown flags.
 
         Raises:
-            UserError: a flag is unknown. The message names the nearest one.
+            UserError: a flag is unknown. The message names the script that has it, or else the nearest flag.
         """
         if message.startswith("unrecognized arguments:"):
-            given = message.split()[2]
-            message = f"unknown flag {given}{nearest(given, self._option_string_actions)}"
+            given = message.split()[2].partition("=")[0]
+            message = self.explain_unknown_flag(given)
         raise UserError(f"{message} (see {self.prog} --help)")
+
+    def explain_unknown_flag(self, given: str) -> str:
+        """Return the message on a flag that the script does not have."""
+        for script, config_class in self.other_scripts.items():
+            if given in {get_flag(field.name) for field in dataclasses.fields(config_class)}:
+                return f"{given} is a flag of {script}; {self.prog} does not have it"
+        return f"unknown flag {given}{nearest(given, self._option_string_actions)}"
