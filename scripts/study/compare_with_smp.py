@@ -5,7 +5,7 @@
 
 Seed by seed, the recipe is trained for --iterations; then plain_smp.py trains each decoder of the library for the
 processor time that the recipe's training took. Every run uses one thread. Started again, what is finished in --output
-is not done again. The table at the end goes to --output too.
+is not done again. The table at the end is printed, and --output/record.json holds its numbers.
 """
 
 import json
@@ -13,9 +13,10 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -25,6 +26,7 @@ from utils.environment import require_packages
 require_packages()
 
 from scripts.study.analysis import style
+from scripts.study.experiments.tables import Table
 from utils.errors import UserError, run_main
 from utils.files import write_text
 from utils.options import option, parse_flags
@@ -41,6 +43,14 @@ class CompareConfig:
     output: str = option("", "folder of the runs (default: runs/smp_<dataset>)")
 
 
+class Trained(NamedTuple):
+    """A training: its score, 0 to 1, and the processor time that it took."""
+
+    miou: float
+    iterations: int
+    seconds: float
+
+
 def run(script: str, *flags: object) -> None:
     """Run a script of this project on one thread.
 
@@ -52,8 +62,8 @@ def run(script: str, *flags: object) -> None:
         raise UserError(f"{script} failed: {' '.join(command[1:])}")
 
 
-def train_recipe(config: CompareConfig, seed: int, folder: Path) -> tuple[float, float]:
-    """Train the recipe, if that is not done. Return its mIoU and the processor seconds of its training."""
+def train_recipe(config: CompareConfig, seed: int, folder: Path) -> Trained:
+    """Train the recipe, if that is not done."""
     flags = ["--recipe", "light", "--dataset", config.dataset, "--data", config.data, "--kd", "none"]
     flags += ["--crop-size", *config.crop_size, "--max-iterations", config.iterations, "--skip-val"]
     run("train_student.py", *flags, "--seed", seed, "--workers", 0, "--save-dir", folder, "--resume", "auto")
@@ -61,53 +71,64 @@ def train_recipe(config: CompareConfig, seed: int, folder: Path) -> tuple[float,
     records = [json.loads(line) for line in lines]
     seconds = sum(record.get("cpu_seconds", 0) for record in records if record["event"] == "train")
     scores = [record["miou"] for record in records if record["event"] == "val"]
-    return scores[-1], seconds
+    return Trained(scores[-1], config.iterations, seconds)
 
 
-def train_plain(config: CompareConfig, decoder: str, seed: int, seconds: float, file: Path) -> float:
-    """Train the plain loop, if that is not done. Return its mIoU."""
+def train_plain(config: CompareConfig, decoder: str, seed: int, seconds: float, file: Path) -> Trained:
+    """Train the plain loop, if that is not done."""
     if not file.is_file():
         flags = ["--dataset", config.dataset, "--data", config.data, "--crop-size", *config.crop_size]
-        run(
-            "scripts/study/plain_smp.py",
-            *flags,
-            "--decoder",
-            decoder,
-            "--seed",
-            seed,
-            "--seconds",
-            seconds,
-            "--json",
-            file,
-        )
-    return json.loads(file.read_text(encoding="utf-8"))["miou"]
+        flags += ["--decoder", decoder, "--seed", seed, "--seconds", seconds, "--json", file]
+        run("scripts/study/plain_smp.py", *flags)
+    result = json.loads(file.read_text(encoding="utf-8"))
+    return Trained(result["miou"], result["iterations"], result["seconds"])
 
 
-def make_table(scores: dict[str, list[float]]) -> tuple[list[str], list[list[str]]]:
-    """Return head and rows: each way's mIoU over the seeds, and by how much the recipe is ahead of it."""
-    ours = next(iter(scores.values()))
+def make_table(ways: Mapping[str, Sequence[Trained]]) -> Table:
+    """Return head and rows: each way's mIoU over the seeds, and by how much the first way is ahead of it.
+
+    ways: name -> its trainings, one for each seed. The first is the recipe.
+    """
+    recipe = next(iter(ways))
     rows = []
-    for name, values in scores.items():
-        gains = [100 * (own - value) for own, value in zip(ours, values, strict=True)]
-        ahead = "" if values is ours else f"{statistics.mean(gains):+.2f} ({', '.join(f'{g:+.2f}' for g in gains)})"
-        rows.append([name, str(len(values)), style.spread(values), ahead])
-    return ["training", "seeds", "mIoU %", "the recipe is ahead by (each seed)"], rows
+    for name, trained in ways.items():
+        gains = [100 * (own.miou - other.miou) for own, other in zip(ways[recipe], trained, strict=True)]
+        ahead = "" if name == recipe else f"{statistics.mean(gains):+.2f} ({', '.join(f'{g:+.2f}' for g in gains)})"
+        iterations = statistics.mean(one.iterations for one in trained)
+        minutes = statistics.mean(one.seconds for one in trained) / 60
+        score = f"{style.spread([one.miou for one in trained])} ({len(trained)})"
+        rows.append([name, score, f"{iterations:.0f}", f"{minutes:.1f}", ahead])
+    head = ["training", "mIoU % (seeds)", "iterations", "minutes of one core", "the recipe is ahead by (each seed)"]
+    return head, rows
+
+
+def read_record(file: Path) -> dict[str, list[Trained]]:
+    """Read the trainings of a finished comparison.
+
+    Raises:
+        UserError: the file is not one of this script's.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        return {name: [Trained(**one) for one in trained] for name, trained in content["ways"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{file} is no record of compare_with_smp.py: {error}") from error
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     config = CompareConfig(**parse_flags(CompareConfig, __doc__, argv))
     output = Path(config.output or f"runs/smp_{config.dataset}").expanduser()
-    scores: dict[str, list[float]] = {}
+    ways: dict[str, list[Trained]] = {}
     for seed in config.seeds:
-        own, seconds = train_recipe(config, seed, output / f"light-{seed}")
-        scores.setdefault("this project, recipe light", []).append(own)
+        own = train_recipe(config, seed, output / f"light-{seed}")
+        ways.setdefault("this project, recipe `light`", []).append(own)
         for decoder in config.decoders:
-            file = output / f"{decoder}-{seed}.json"
-            miou = train_plain(config, decoder, seed, seconds, file)
-            scores.setdefault(f"plain loop, {decoder}", []).append(miou)
-    text = style.markdown(*make_table(scores))
-    print(text, end="")
-    write_text(output / "table.md", text)
+            other = train_plain(config, decoder, seed, own.seconds, output / f"{decoder}-{seed}.json")
+            ways.setdefault(f"plain loop, {decoder}", []).append(other)
+    print(style.markdown(*make_table(ways)), end="")
+    trained = {name: [one._asdict() for one in several] for name, several in ways.items()}
+    record = {"config": asdict(config), "ways": trained}
+    write_text(output / "record.json", json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -9,8 +9,9 @@ A table of a README stands between ``<!-- table: EXPERIMENT KIND -->`` and ``<!-
 scripts/study/experiments, whose records are in results/EXPERIMENT.zip. KIND is published, summary, students, gains,
 teachers or knowledge; or "brief RUN..", the scores and times of a few runs; "progress RUN..", their scores on the way;
 or "pairs RUN:RUN..", the differences of a few pairs.
-``<!-- table: files quickstart/student/eval.json -->`` is a table of files below results/. A run without records says
-"not run"; in the tables summary, gains, brief, progress and pairs it has no row.
+``<!-- table: files quickstart/student/eval.json -->`` is a table of files below results/, and ``smp FILE`` that of a
+record of compare_with_smp.py there. A run without records says "not run"; in the tables summary, gains, brief, progress
+and pairs it has no row.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from utils.environment import require_packages
 
 require_packages()
 
+from scripts.study import compare_with_smp
 from scripts.study.analysis.record_files import Folder, open_folder
 from scripts.study.analysis.runs import KINDS, read_score
 from scripts.study.analysis.style import markdown, percent
@@ -121,14 +123,16 @@ def rewrite(text: str, results: Path, link: str = "results") -> str:
 
 
 def marked_table(what: str, results: Path) -> Table:
-    """Make the table that a mark asks for: ``EXPERIMENT KIND`` or ``files FILE..``.
+    """Make the table that a mark asks for: ``EXPERIMENT KIND``, ``files FILE..`` or ``smp FILE``.
 
     Raises:
-        UserError: the mark says neither.
+        UserError: the mark says none of them.
     """
     first, *others = what.split()
     if first == "files":
         return make_files_table([results / name for name in others])
+    if first == "smp" and len(others) == 1:
+        return compare_with_smp.make_table(compare_with_smp.read_record(results / others[0]))
     if others and others[0] in CHOSEN:
         experiment = read_experiment(first)
         return CHOSEN[others[0]](experiment, open_folder(results / f"{experiment.name}.zip"), others[1:])

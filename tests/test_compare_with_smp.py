@@ -1,0 +1,62 @@
+"""The comparison with a plain loop around segmentation_models_pytorch: its command line, its record and its table."""
+
+import json
+from itertools import pairwise
+
+import pytest
+
+from scripts.study import compare_with_smp, results_table
+from scripts.study.compare_with_smp import Trained, make_table, read_record
+from utils.errors import UserError
+
+
+@pytest.fixture
+def scripts(monkeypatch):
+    """The comparison with stand-ins for the two scripts; returns the calls they got."""
+    calls = []
+
+    def run(script, *flags):
+        options = {flag: value for flag, value in pairwise(flags) if str(flag).startswith("--")}
+        calls.append((script, options))
+        if script == "train_student.py":
+            folder = options["--save-dir"]
+            folder.mkdir(parents=True, exist_ok=True)
+            records = [{"event": "train", "cpu_seconds": 3.0}] * 2 + [{"event": "val", "miou": 0.6}]
+            (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+        else:
+            result = {"miou": 0.5 + options["--seed"] / 100, "iterations": 40, "seconds": options["--seconds"]}
+            options["--json"].write_text(json.dumps(result))
+
+    monkeypatch.setattr(compare_with_smp, "run", run)
+    return calls
+
+
+def test_every_decoder_gets_the_processor_time_of_the_recipe(scripts, tmp_path, capsys):
+    flags = ["--data", "D", "--decoders", "fpn", "unet", "--seeds", "0", "1", "--output", str(tmp_path / "smp")]
+    compare_with_smp.main(flags)
+    plain = [options for script, options in scripts if script == "scripts/study/plain_smp.py"]
+    assert [(options["--decoder"], options["--seed"]) for options in plain] == [
+        *(("fpn", 0), ("unet", 0)),
+        *(("fpn", 1), ("unet", 1)),
+    ]
+    assert {options["--seconds"] for options in plain} == {6.0}
+    shown = capsys.readouterr().out
+    assert "| plain loop, fpn | 50.50 ± 0.71 (2) | 40 | 0.1 | +9.50 (+10.00, +9.00) |" in shown
+    text = "<!-- table: smp smp/record.json -->\nold\n<!-- end -->"
+    assert shown in results_table.rewrite(text, tmp_path)
+
+    scripts.clear()
+    compare_with_smp.main(flags)
+    assert {script for script, _ in scripts} == {"train_student.py"}  # which continues or ends at once by itself
+
+
+def test_one_seed_has_no_deviation():
+    _, rows = make_table({"ours": [Trained(0.5, 10, 60.0)], "theirs": [Trained(0.52, 5, 60.0)]})
+    assert rows == [["ours", "50.00 (1)", "10", "1.0", ""], ["theirs", "52.00 (1)", "5", "1.0", "-2.00 (-2.00)"]]
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"ways": {"a": [{"miou": 1}]}}', '{"ways": 5}'])
+def test_a_file_that_is_no_record(tmp_path, content):
+    (tmp_path / "record.json").write_text(content)
+    with pytest.raises(UserError, match=r"record.json is no record of compare_with_smp.py"):
+        read_record(tmp_path / "record.json")
