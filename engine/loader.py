@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -81,30 +82,33 @@ def _start(dataset: Dataset, batches: Sequence[Iterable[int]], workers: int, pin
     """Start the workers, and return the iterator over their collated batches.
 
     Workers are forked: they share the image cache, and start quickly. A forked process inherits the locks of all
-    threads as they are. In Python before 3.12 it then waits for ever if a thread of gloo was just taking a lock of the
-    interpreter (CPython issue 112275). Such workers never begin, and are started again.
+    threads as they are. In Python before 3.10.15, 3.11.10 and 3.12 it then waits for ever if a thread of gloo was just
+    taking a lock of the interpreter (CPython issue 112275). Such workers never begin, and are started again.
 
     Raises:
         UserError: they did not begin START_ATTEMPTS times in a row.
     """
+    make_loader = partial(DataLoader, dataset, batch_sampler=batches, collate_fn=_collate, pin_memory=pin_memory)
+    if not workers:
+        return iter(make_loader())
     fork = multiprocessing.get_context("fork")
-    for _ in range(START_ATTEMPTS):
+    what = f"the {workers} loader workers did not begin within {START_SECONDS} s"
+    for attempt in range(START_ATTEMPTS):
+        if attempt:
+            print(f"warning: {what}: they are started again", file=sys.stderr)
         begun = fork.Semaphore(0)
-        loader = DataLoader(
-            dataset,
-            batch_sampler=batches,
-            num_workers=workers,
-            collate_fn=_collate,
-            worker_init_fn=partial(_init_worker, begun),
-            pin_memory=pin_memory,
-            multiprocessing_context=fork if workers else None,
-        )
+        initialise = partial(_init_worker, begun)
+        loader = make_loader(num_workers=workers, worker_init_fn=initialise, multiprocessing_context=fork)
         iterator = _make_iterator(loader)
-        if not workers or _have_begun(iterator, begun):
-            return iterator
+        try:
+            if _have_begun(iterator, begun):
+                return iterator
+        except BaseException:  # an interrupt: workers that have not begun would outlive it
+            _end_workers(iterator, at_once=True)
+            raise
         _end_workers(iterator, at_once=True)
-    what = f"the {workers} loader workers did not begin within {START_SECONDS} s, {START_ATTEMPTS} times in a row"
-    raise UserError(f"{what}: fewer --workers, or Python 3.12 or newer")
+    advice = "fewer --workers, or a Python with the fix of CPython issue 112275 (3.12 or newer has it)"
+    raise UserError(f"{what}, {START_ATTEMPTS} times in a row: {advice}")
 
 
 def _make_iterator(loader: DataLoader) -> Iterator:

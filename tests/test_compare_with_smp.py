@@ -55,7 +55,12 @@ def test_one_seed_has_no_deviation():
     assert rows == [["ours", "50.00 (1)", "10", "1.0", ""], ["theirs", "52.00 (1)", "5", "1.0", "-2.00 (-2.00)"]]
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"ways": {"a": [{"miou": 1}]}}', '{"ways": 5}'])
+ONE = {"miou": 0.5, "iterations": 1, "seconds": 1.0}
+NO_RECORDS = [[], {"ways": 5}, {"ways": {}}, {"ways": {"a": []}}, {"ways": {"a": [{"miou": 1}]}}]
+NO_RECORDS += [{"ways": {"a": [ONE, ONE], "b": [ONE]}}, {"ways": {"a": [{**ONE, "miou": None}]}}]
+
+
+@pytest.mark.parametrize("content", ["", *map(json.dumps, NO_RECORDS)])
 def test_a_file_that_is_no_record(tmp_path, content):
     (tmp_path / "record.json").write_text(content)
     with pytest.raises(UserError, match=r"record.json is no record of compare_with_smp.py"):

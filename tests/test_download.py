@@ -13,11 +13,12 @@ import timm
 import yaml
 
 from datasets import DATASETS
+from engine.settings import StudentConfig
 from eval import EvalConfig
 from models import ARCHITECTURES
 from models.backbones import BACKBONES
 from scripts.deploy import download_checkpoints as download
-from scripts.deploy.manifest import problem
+from scripts.deploy.manifest import problem, read_manifest
 from utils.errors import UserError
 from utils.options import parse_flags
 
@@ -146,12 +147,25 @@ def test_the_printed_command_measures_as_the_authors_did(server, entry, tmp_path
     resized = entry._replace(resize=[2048, 512])
     manifest.write_text(yaml.safe_dump([resized._asdict()]))
     run("--manifest", manifest, "--folder", tmp_path / "files", "--fetch", entry.name)
-    _, _, command = capsys.readouterr().out.partition("eval.py ")
+    _, _, command = capsys.readouterr().out.partition("python eval.py ")
     flags = parse_flags(EvalConfig, "", shlex.split(command, comments=True))
     assert flags["resize"] == (2048, 512)
     assert flags["dataset"] == entry.dataset
     run("--manifest", manifest, "--folder", tmp_path / "files", "--verify")
     assert f"{entry.file}: ok" in capsys.readouterr().out
+
+
+def test_every_command_that_is_printed_is_one(tmp_path):
+    for known in read_manifest(Path(download.ROOT) / "checkpoints/manifest.yaml"):
+        use = known.describe_use(tmp_path / known.file)
+        words = shlex.split(use, comments=True)
+        if known.arch == "backbone":
+            parse_flags(StudentConfig, "", words)
+            continue
+        assert words[:2] == ["python", "eval.py"]
+        flags = parse_flags(EvalConfig, "", words[2:])
+        assert flags.get("absent_as_zero", False) == (known.dataset == "coco_stuff_164k_182")
+        assert ("the published score is of the test server" in use) == (known.protocol == "test server")
 
 
 def test_command_line(server, entry, tmp_path, capsys):

@@ -40,8 +40,8 @@ def require_descriptors(workers: int) -> None:
 def require_sockets(workers: int) -> None:
     """Make sure that loader workers can make the sockets through which they send tensors.
 
-    Python puts them into a folder of its own below TMPDIR. A worker that cannot make one only prints a traceback, and
-    the main process waits for ever.
+    Each makes them in a folder of its own below TMPDIR. A worker that cannot make one only prints a traceback, and the
+    main process waits for ever.
 
     Raises:
         UserError: no socket can be made there, for instance because its path is longer than about 100 characters.
@@ -49,8 +49,11 @@ def require_sockets(workers: int) -> None:
     if not workers:
         return
     try:
-        Listener(family="AF_UNIX").close()
+        # names as long as those that Python gives the folder and the sockets of a worker
+        with tempfile.TemporaryDirectory(prefix="pymp-") as folder:
+            Listener(os.path.join(folder, "listener-12345678"), family="AF_UNIX").close()
     except OSError as error:
-        folder = tempfile.gettempdir()
-        what = f"loader workers cannot make a socket in the temporary folder {folder} ({error})"
-        raise UserError(f"{what}: set TMPDIR to a folder with a short path, or give --workers 0") from error
+        where = os.environ.get("TMPDIR", "/tmp")
+        what = f"loader workers cannot make a socket in the temporary folder {where} ({error})"
+        advice = "set TMPDIR to a folder with a short path that can be written to, or give --workers 0"
+        raise UserError(f"{what}: {advice}") from error

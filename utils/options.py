@@ -229,7 +229,9 @@ class _Parser(argparse.ArgumentParser):
 
     def explain_unknown_flag(self, given: str) -> str:
         """Return the message on a flag that the script does not have."""
+        flag = given.replace("_", "-")
+        positive = "--" + flag.removeprefix("--no-").removeprefix("--")
         for script, config_class in self.other_scripts.items():
-            if given in {get_flag(field.name) for field in dataclasses.fields(config_class)}:
-                return f"{given} is a flag of {script}; {self.prog} does not have it"
+            if positive in {get_flag(field.name) for field in dataclasses.fields(config_class)}:
+                return f"{flag} is a flag of {script}; {self.prog} does not have it"
         return f"unknown flag {given}{nearest(given, self._option_string_actions)}"

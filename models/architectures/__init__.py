@@ -87,11 +87,15 @@ def _find_architecture(name: str) -> Callable[..., Segmentor]:
     Raises:
         UserError: there is none of this name; the message names the nearest one.
     """
-    library_name = name.lower().removeprefix("smp_")
+    if name in ARCHITECTURES:
+        return ARCHITECTURES[name]
+    lower = name.lower()
+    library_name = lower.removeprefix("smp_")
     if library_name in LEFT_OUT:
         raise UserError(f"unknown model {name!r}: segmentation_models_pytorch has it, but {LEFT_OUT[library_name]}")
-    if name not in ARCHITECTURES and f"smp_{library_name}" in DECODERS:
-        raise UserError(f"unknown model {name!r}; did you mean 'smp_{library_name}'?")
+    for likely in (lower, f"smp_{library_name}"):
+        if likely in ARCHITECTURES:
+            raise UserError(f"unknown model {name!r}; did you mean {likely!r}?")
     return lookup(ARCHITECTURES, name, "model")
 
 

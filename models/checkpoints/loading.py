@@ -151,7 +151,8 @@ def _load_foreign_file(content: Mapping[str, Any], source: str, assisted: bool, 
         record = read_mmseg_record(content, config, source)
     if record.align_corners:
         config["align_corners"] = True
-    model = _build_with_weights(config, weights, source)
+    model = build_model(**config)
+    _load_complete(model, weights, source)
     if config["in_channels"] == 4 and not assisted:
         narrow_stem(model.backbone)
         model.config["in_channels"] = 3
@@ -167,19 +168,17 @@ def _load_foreign_file(content: Mapping[str, Any], source: str, assisted: bool, 
     return Loaded(model.eval(), card)
 
 
-def _build_with_weights(config: Mapping[str, Any], weights: dict[str, Tensor], source: str) -> Segmentor:
-    """Build a recognised network and load its weights. Counters and constants may be missing from the weights.
+def _load_complete(model: Segmentor, weights: Mapping[str, Tensor], source: str) -> None:
+    """Load the weights of another project's file. Counters and constants may be missing from them.
 
     Raises:
         UserError: the weights do not fit.
     """
-    model = build_model(**config)
     complete = dict(weights)
     for key, value in model.state_dict().items():
         if key.endswith(OPTIONAL):
             complete.setdefault(key, value)
-    checkpoint.load_weights(model, complete, f"{source}, as {config['arch']} on {config['backbone']},")
-    return model
+    checkpoint.load_weights(model, complete, f"{source}, as {model.config['arch']} on {model.config['backbone']},")
 
 
 def _load_smp(weights: Mapping[str, Tensor], saved: Mapping[str, Any] | None, source: str, backbone: str) -> Loaded:
@@ -188,12 +187,14 @@ def _load_smp(weights: Mapping[str, Tensor], saved: Mapping[str, Any] | None, so
     The arguments are those of ``recognise_smp``, also for what it raises.
     """
     network = recognise_smp(weights, saved, source, backbone)
+    model = build_model(**network.config)
     try:
-        model = _build_with_weights(network.config, network.weights, source)
+        _load_complete(model, network.weights, source)
     except UserError as error:
         if saved:
             raise
-        raise UserError(f"{error}; {NO_OPTIONS}, which model.save_pretrained writes: save it so") from error
+        other = f"--backbone {backbone} may be another encoder than the file's; or " if backbone else ""
+        raise UserError(f"{error}; {other}{NO_OPTIONS}, which model.save_pretrained writes: save it so") from error
     print(f"{source}: {SMP_SOURCE}; its images are taken to be normalised as {network.pixels!r}", file=sys.stderr)
     if not saved:
         print(f"{source}: {NO_OPTIONS}; they are taken to be the library's own", file=sys.stderr)

@@ -107,11 +107,10 @@ def recognise_smp(
     if saved:
         backbone = _read_backbone_name(saved)
     backbone = backbone or _recognise_backbone(weights, source)
-    weights = complete_single_logit(rename(weights, KEY_TABLE), source)
+    weights = rename(weights, KEY_TABLE)
+    _require_classes(weights, saved, source)
+    weights = complete_single_logit(weights, source)
     classifier = weights["main.classifier.weight"]
-    classes = saved.get("classes", len(classifier))
-    if classes not in (1, len(classifier)):  # 1: ``complete_single_logit`` makes two of it
-        raise UserError(f"{source}: config.json says {classes} classes, the weights have {len(classifier)}")
     config = {"arch": arch, "backbone": backbone, "num_classes": len(classifier), **_read_options(arch, saved, source)}
     return SmpNetwork(config, weights, assume_pixels(backbone))
 
@@ -128,6 +127,20 @@ def _require_rgb(weights: Mapping[str, Tensor], saved: Mapping[str, Any], source
             channels = weights[key].shape[1]
     if channels != 3:
         raise UserError(f"{source}: its network takes {channels} channels; an image has 3")
+
+
+def _require_classes(weights: Mapping[str, Tensor], saved: Mapping[str, Any], source: str) -> None:
+    """Check that config.json and the classifier have the same number of classes.
+
+    Raises:
+        UserError: they have not, or there is no classifier.
+    """
+    if "main.classifier.weight" not in weights:
+        raise UserError(f"{source} is incomplete: a network of {SOURCE} without its classifier")
+    found = len(weights["main.classifier.weight"])
+    said = saved.get("classes", found)
+    if said != found:
+        raise UserError(f"{source}: config.json says {said} classes, the weights have {found}")
 
 
 def assume_pixels(backbone: str) -> str:

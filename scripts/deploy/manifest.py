@@ -13,12 +13,14 @@ from urllib.parse import unquote, urlsplit
 from utils.errors import UserError, lookup
 from utils.files import compute_digest, read_yaml
 
+TEST_SERVER = "test server"
+
 
 class Entry(NamedTuple):
     """One line of the manifest. ``hash`` is "kind:hex" (see HASHES), or None where the publisher gives none.
 
-    Without a ``url`` it comes with the project; ``command`` is what trained it. ``resize``, ``window`` and ``stride``
-    are the flags of eval.py that its score was measured with.
+    Without a ``url`` it comes with the project; ``command`` is what trained it. ``resize``, ``window``, ``stride`` and
+    ``absent_as_zero`` are the flags of eval.py that its score was measured with.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Entry(NamedTuple):
     resize: list | None = None  # long and short side
     window: list | None = None  # height and width
     stride: list | None = None
+    absent_as_zero: bool = False
 
     @property
     def file(self) -> str:
@@ -44,15 +47,22 @@ class Entry(NamedTuple):
     def describe_use(self, path: Path) -> str:
         """Return the command that measures the network as its authors did, or for a backbone the flag that takes it.
 
+        A score of a test server cannot be measured: the command then measures the network on the validation images.
+
         path: where the file lies.
         """
         if self.arch == "backbone":
-            return f"train_student.py --pretrained-base {shlex.quote(str(path))}"
-        words = ["eval.py", "--pretrained", str(path), "--dataset", self.dataset, "--data", "ROOT"]
+            return f"--pretrained-base {shlex.quote(str(path))}"
+        words = ["python", "eval.py", "--pretrained", str(path), "--dataset", self.dataset, "--data", "ROOT"]
         for name in ("resize", "window", "stride"):
             if numbers := getattr(self, name):
                 words += [f"--{name}", *map(str, numbers)]
-        return f"{shlex.join(words)}  # {self.protocol}"
+        if self.absent_as_zero:
+            words.append("--absent-as-zero")
+        protocol = self.protocol
+        if protocol == TEST_SERVER:
+            protocol = "val; the published score is of the test server"
+        return f"{shlex.join(words)}  # {protocol}"
 
 
 def git_blob(path: Path) -> str:

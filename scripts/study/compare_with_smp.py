@@ -89,7 +89,7 @@ def make_table(ways: Mapping[str, Sequence[Trained]]) -> Table:
 
     ways: name -> its trainings, one for each seed. The first is the recipe.
     """
-    recipe = next(iter(ways))
+    recipe, *_ = ways
     rows = []
     for name, trained in ways.items():
         gains = [100 * (own.miou - other.miou) for own, other in zip(ways[recipe], trained, strict=True)]
@@ -110,9 +110,11 @@ def read_record(file: Path) -> dict[str, list[Trained]]:
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        return {name: [Trained(**one) for one in trained] for name, trained in content["ways"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        ways = {name: [Trained(**one) for one in trained] for name, trained in content["ways"].items()}
+        make_table(ways)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, statistics.StatisticsError) as error:
         raise UserError(f"{file} is no record of compare_with_smp.py: {error}") from error
+    return ways
 
 
 def main(argv: Sequence[str] | None = None) -> None:

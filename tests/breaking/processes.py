@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -117,9 +118,10 @@ def describe_threads(folder: Path) -> str:
     """What every thread of the run in a folder is called and waits for in the kernel."""
     found = []
     for pid in members(folder):
-        for thread in sorted(Path(f"/proc/{pid}/task").iterdir()):
-            name, waits_in = ((thread / file).read_text().strip() for file in ("comm", "wchan"))
-            found.append(f"{pid}/{thread.name} {name} in {waits_in}")
+        with suppress(OSError):  # it has ended meanwhile
+            for thread in sorted(Path(f"/proc/{pid}/task").iterdir()):
+                name, waits_in = ((thread / file).read_text().strip() for file in ("comm", "wchan"))
+                found.append(f"{pid}/{thread.name} {name} in {waits_in}")
     return ", ".join(found)
 
 
