@@ -166,7 +166,7 @@ def _configure_torch(runtime: Runtime) -> None:
     if runtime.device.type == "cuda":
         torch.cuda.set_device(runtime.device)
     torch.backends.cudnn.allow_tf32 = runtime.tf32
-    torch.backends.cudnn.benchmark = not runtime.deterministic
+    torch.backends.cudnn.benchmark = False  # it would search for every image size anew; ``Trainer`` switches it on
     if runtime.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(runtime.deterministic)
@@ -207,6 +207,18 @@ def warn_about_loopback() -> None:
         )
 
 
+def _get_local_rank(gpus: int) -> int:
+    """Return the number of this process on its host. Under srun without torchrun, SLURM says it.
+
+    gpus: how many this process sees. If SLURM gives each process one GPU, that is number 0 for each of them.
+    """
+    if "LOCAL_RANK" in os.environ:
+        return int(os.environ["LOCAL_RANK"])
+    if not is_launched() or gpus == 1:
+        return 0
+    return int(os.environ.get("SLURM_LOCALID", 0))
+
+
 def _choose_device(name: str, shares_gpus: bool) -> torch.device:
     """Return the device of this process. shares_gpus: processes beyond the number of GPUs may share them.
 
@@ -217,8 +229,8 @@ def _choose_device(name: str, shares_gpus: bool) -> torch.device:
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise UserError("--device cuda: torch finds no CUDA GPU; use --device cpu")
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
     count = torch.cuda.device_count()
+    local_rank = _get_local_rank(count)
     if local_rank >= count and not shares_gpus:
         raise UserError(f"{local_rank + 1} processes on this host but only {count} GPUs (NGPUS; --backend gloo shares)")
     return torch.device("cuda", local_rank % count)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from datasets import Data, build_train_and_val
-from engine.evaluator import evaluate
+from engine.evaluator import evaluate, switch_to_eval
 from engine.finish import FinishEstimate, describe_finish
 from engine.loader import load_train_batches
 from engine.lockstep import FiniteWatch, Lockstep, LossNotFinite, Stopped, StopRequest
@@ -248,6 +248,7 @@ class Trainer:
     def train_all_batches(self) -> None:
         """Train on every batch that is left; log, validate and save where that is due."""
         self.state.set_train_mode()
+        torch.backends.cudnn.benchmark = not self.runtime.deterministic  # all crops have one size
         self.pace = Pace(self.state.iteration)
         self.finish = FinishEstimate(self.state.iteration, self.settings.max_iterations)
         for image, label in self.batches:
@@ -393,10 +394,10 @@ class Trainer:
     def log_terms(self, terms: Mapping[str, Tensor]) -> None:
         """Log the terms of the iteration just done, averaged over the ranks."""
         done = self.state.iteration
-        speed = self.pace.measure(done, self.settings.batch_size)
         self.check_labels()
-        means = {name: all_reduce(term.clone(), "mean").item() for name, term in terms.items()}
-        means = {name: make_json_number(value) for name, value in means.items()}  # None for what is not finite
+        values = all_reduce(torch.stack([term.float() for term in terms.values()]), "mean").tolist()
+        means = dict(zip(terms, map(make_json_number, values), strict=True))  # None for what is not finite
+        speed = self.pace.measure(done, self.settings.batch_size)  # now that a GPU has done all of it
         lr = compute_learning_rate(self.settings, done - 1)
         self.logger.log_scalars("train", {**means, "lr": lr, **speed}, done)
         self.pace.restart(done)
@@ -450,8 +451,8 @@ class Trainer:
             self.state.best_miou = miou
             self.state.best_iteration = self.state.iteration
             self.save(BEST)
-        self.step.model.eval()
-        self.runtime.agree(self.log_preview)
+        with switch_to_eval(self.step.model):
+            self.runtime.agree(self.log_preview)
         self.state.set_train_mode()
 
     def log_scores(self, miou: float | None) -> None:

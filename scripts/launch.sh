@@ -8,7 +8,7 @@ fi
 # launch SCRIPT ARGS.. becomes it, in NGPUS processes (default: all GPUs, or one on the CPU), in the folder of the caller.
 launch() {
     set -- "$repository/$1" "${@:2}"
-    if [ "${NGPUS:=$(python -c 'import torch; print(max(1, torch.cuda.device_count()))')}" -gt 1 ]; then
+    if [ "${NGPUS:=$(python -c 'import torch; print(torch.cuda.is_available() and torch.cuda.device_count() or 1)')}" -gt 1 ]; then
         exec python "$repository/scripts/torchrun.py" --standalone --nproc-per-node "$NGPUS" "$@"
     else
         exec python "$@"

@@ -3,6 +3,8 @@
 Forward passes only: kernels are not run, and autograd's device guard needs a driver.
 """
 
+from collections import OrderedDict
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
@@ -22,6 +24,7 @@ from train_student import StudentStep
 from train_teacher import TeacherStep
 from utils import memory
 from utils.bilinear import upsample_argmax
+from utils.checkpoint import _move_to_cpu
 from utils.pixels import CONVENTIONS
 from utils.types import Draw, compute_pixel_divisor
 
@@ -47,6 +50,15 @@ def cuda(monkeypatch):
 def batch():
     image = torch.zeros(2, 3, 64, 96, dtype=torch.uint8)
     return image, torch.zeros(2, 64, 96, dtype=torch.uint8)
+
+
+def test_a_checkpoint_of_a_gpu_is_written_for_every_machine(cuda):
+    content = {"model": OrderedDict(weight=torch.zeros(2)), "optimizer": {"state": [(torch.zeros(1), 5)]}, "name": "a"}
+    moved = _move_to_cpu(content)
+    assert content["model"]["weight"].device.type == "cuda"
+    assert moved["model"]["weight"].device.type == "cpu"
+    ((value, number),) = moved["optimizer"]["state"]
+    assert (value.device.type, number, moved["name"]) == ("cpu", 5, "a")
 
 
 def test_a_read_back_is_noticed(cuda):

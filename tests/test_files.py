@@ -93,6 +93,14 @@ def test_yaml_that_is_no_recipe(tmp_path, text, message):
         (RuntimeError("Caught X in DataLoader worker process 0.\nTraceback\nX: No space left on device"), "--shm-size"),
         (RuntimeError("[gloo/pair.cc:1] Connection closed by peer [::1]:3"), "another process"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "out of memory: a smaller --batch-size"),
+        (
+            RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be"),
+            "out of memory: a smaller --batch-size",
+        ),
+        (
+            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+            "out of memory: a",
+        ),
         (torch.OutOfMemoryError("CUDA out of memory."), "Try a smaller --batch-size or --crop-size, --accumulate 2"),
         (PermissionError(13, "Permission denied", "a/b.png"), "a/b.png: Permission denied"),
         (MemoryError(), "out of memory"),

@@ -187,6 +187,19 @@ def test_gpus_that_are_not_there(monkeypatch):
     assert _choose_device("cuda", True).index == 0
 
 
+@pytest.mark.parametrize(("gpus", "index"), [(1, 0), (4, 2)])
+def test_srun_without_torchrun_gives_each_process_its_gpu(monkeypatch, gpus, index):
+    """SLURM numbers the processes of a host. It shows each all GPUs, or with --gpus-per-task 1 its own one."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    for name, value in {"RANK": "2", "WORLD_SIZE": "4", "SLURM_LOCALID": "2"}.items():
+        monkeypatch.setenv(name, value)
+    assert _choose_device("cuda", False).index == index
+    monkeypatch.delenv("RANK")  # one process that salloc or sbatch started
+    assert _choose_device("cuda", False).index == 0
+
+
 def test_a_preparation_without_its_folders(tmp_path):
     with pytest.raises(UserError, match="--data ROOT is missing: the folder to make"):
         prepare.main(["camvid"])

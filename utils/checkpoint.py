@@ -15,8 +15,23 @@ from utils.errors import UserError, first_line
 
 
 def save(state: Mapping[str, Any], path: Path, previous: Path | None = None) -> None:
-    """Write ``state`` whole or not at all; see ``utils.files.write``, also for what it raises."""
-    files.write(path, lambda file: torch.save(dict(state), file), previous)
+    """Write ``state`` whole or not at all; see ``utils.files.write``, also for what it raises.
+
+    Tensors are written as those of the CPU, so that plain ``torch.load`` reads them where there is no GPU.
+    """
+    content = _move_to_cpu(dict(state))
+    files.write(path, lambda file: torch.save(content, file), previous)
+
+
+def _move_to_cpu(value: Any) -> Any:
+    """Return a value with all tensors in its dictionaries, lists and tuples on the CPU. Those there are not copied."""
+    if isinstance(value, Tensor):
+        return value.cpu()
+    if isinstance(value, Mapping):
+        return {key: _move_to_cpu(item) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(_move_to_cpu, value))
+    return value
 
 
 def read(path: str | Path) -> dict[str, Any]:

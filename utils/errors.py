@@ -59,13 +59,14 @@ ANOTHER = "another process of the job"  # so begins a message that only points a
 TOO_MANY_FILES = "too many open files: a higher limit (ulimit -n 4096), or fewer --workers"
 OUT_OF_MEMORY = "out of memory: a smaller --batch-size or --crop-size, --accumulate, or fewer --workers"
 CPU_MEMORY = "DefaultCPUAllocator|std::bad_alloc|[Cc]annot allocate memory|Storage size calculation overflowed"
+GPU_MEMORY = "CUDA error: out of memory|CU(BLAS|DNN)_STATUS_ALLOC_FAILED"  # not raised as torch.OutOfMemoryError
 # a pattern of a RuntimeError's message -> what it means, and what to do
 MEANINGS = {
     "DataLoader worker|Pin memory thread|process pool": "a loader process was killed, most likely for want of memory: "
     "fewer --workers, no --cache-gb, or more shared memory (docker: --shm-size)",
     "Connection (closed|reset)|peer|Broken pipe|NCCL|Gloo|Timed out|TCPStore|ProcessGroup": f"{ANOTHER} "
     "ended or does not answer; its own message says why",
-    CPU_MEMORY: OUT_OF_MEMORY,
+    f"{CPU_MEMORY}|{GPU_MEMORY}": OUT_OF_MEMORY,
     "Kernel size can't be greater": "an image, or a part of one, is too small for this network: 32 pixels a side are "
     "enough for most",
     "home directory": "a path begins with ~ and the name of nobody here",
@@ -76,7 +77,9 @@ MEANINGS = {
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether the memory of the CPU or of a GPU was too small."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or bool(re.search(CPU_MEMORY, str(error)))
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return bool(re.search(f"{CPU_MEMORY}|{GPU_MEMORY}", str(error)))
 
 
 def explain_error(error: BaseException) -> UserError | None:

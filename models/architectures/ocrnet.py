@@ -39,7 +39,8 @@ class OCRHead(nn.Module):
         query = self.query(x).flatten(2)  # [B, C_key, h*w]
         key = self.key(objects).flatten(2)  # [B, C_key, K]
         value = self.value(objects).flatten(2)  # [B, C_key, K]
-        relation = (query.transpose(1, 2) @ key * key.shape[1] ** -0.5).softmax(2)  # [B, h*w, K]
+        query = query * key.shape[1] ** -0.5  # before the product, which would exceed the range of float16
+        relation = (query.transpose(1, 2) @ key).softmax(2)  # [B, h*w, K]
         context = (value @ relation.transpose(1, 2)).unflatten(2, x.shape[-2:])  # [B, C_key, h, w]
         return self.dropout(self.fuse(torch.cat([self.out(context), x], 1)))
 
