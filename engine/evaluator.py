@@ -1,7 +1,7 @@
 """Score a network on a data set. Validation during training and eval.py both call this."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from engine.metrics import ASSISTED, Metrics, confusion_matrix
 from engine.runtime import Runtime
 from models.prediction import Predictor
 from utils.distributed import all_reduce
-from utils.errors import UserError, is_out_of_memory
+from utils.errors import OutOfMemory, explain_out_of_memory
 from utils.seeding import derive_seed
 from utils.types import Draw
 
@@ -121,17 +121,11 @@ def predict_within_memory(predictor: Predictor, image: Tensor, label: Tensor, dr
     Raises:
         UserError: a single image does not fit in memory.
     """
-    try:
+    size = "x".join(map(str, image.shape[-2:]))
+    message = f"out of memory for one image of {size}: --amp bf16, or eval.py's --window H W"
+    with suppress(OutOfMemory), explain_out_of_memory(message):
         return predictor.predict_classes(image, label, draws)
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
     torch.cuda.empty_cache()
     rows = zip(image.split(1), label.split(1), draws, strict=True)
-    try:
+    with explain_out_of_memory(message):
         return torch.cat([predictor.predict_classes(x, y, [draw]) for x, y, draw in rows])
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        size = "x".join(map(str, image.shape[-2:]))
-        raise UserError(f"out of memory for one image of {size}: --amp bf16, or eval.py's --window H W") from error

@@ -96,17 +96,18 @@ def _start(dataset: Dataset, batches: Sequence[Iterable[int]], workers: int, pin
     for attempt in range(START_ATTEMPTS):
         if attempt:
             print(f"warning: {what}: they are started again", file=sys.stderr)
-        begun = fork.Semaphore(0)
-        initialise = partial(_init_worker, begun)
+        start_count = fork.Semaphore(0)  # of the workers that have begun
+        initialise = partial(_init_worker, start_count)
         loader = make_loader(num_workers=workers, worker_init_fn=initialise, multiprocessing_context=fork)
         iterator = _make_iterator(loader)
+        have_begun = False
         try:
-            if _have_begun(iterator, begun):
-                return iterator
-        except BaseException:  # an interrupt: workers that have not begun would outlive it
-            _end_workers(iterator, at_once=True)
-            raise
-        _end_workers(iterator, at_once=True)
+            have_begun = _wait_for_start(iterator, start_count)
+        finally:
+            if not have_begun:  # after an interrupt, too: such workers would outlive it
+                _end_workers(iterator, at_once=True)
+        if have_begun:
+            return iterator
     advice = "fewer --workers, or a Python with the fix of CPython issue 112275 (3.12 or newer has it)"
     raise UserError(f"{what}, {START_ATTEMPTS} times in a row: {advice}")
 
@@ -124,14 +125,14 @@ def _make_iterator(loader: DataLoader) -> Iterator:
             signal.signal(signal.SIGCHLD, handler)
 
 
-def _have_begun(iterator: Iterator, begun: Semaphore) -> bool:
-    """Wait until all workers have begun. Return False if one has not after START_SECONDS.
+def _wait_for_start(iterator: Iterator, start_count: Semaphore) -> bool:
+    """Wait until all workers have begun. Return whether they have within START_SECONDS.
 
-    Return True if one has died: asking for a batch says so.
+    If one has died, return True at once. Whoever asks for a batch then gets the error.
     """
     deadline = time.monotonic() + START_SECONDS
     for _ in iterator._workers:
-        while not begun.acquire(timeout=0.1):
+        while not start_count.acquire(timeout=0.1):
             if not all(worker.is_alive() for worker in iterator._workers):
                 return True
             if time.monotonic() > deadline:
@@ -140,9 +141,9 @@ def _have_begun(iterator: Iterator, begun: Semaphore) -> bool:
 
 
 def _end_workers(iterator: Iterator, at_once: bool = False) -> None:
-    """End the workers. None is left, not even one that hangs and so cannot obey.
+    """Ask the workers to end, and kill those that do not.
 
-    at_once: they have done nothing yet, and need not be asked to end.
+    at_once: kill them without asking. They have done nothing yet.
     """
     if at_once or not all(worker.is_alive() for worker in iterator._workers):
         _kill(iterator._workers)
@@ -179,13 +180,13 @@ def _collate(samples: list[object]) -> object:
     return [default_collate(group) for group in groups.values()]
 
 
-def _init_worker(begun: Semaphore, _: int) -> None:
+def _init_worker(start_count: Semaphore, _: int) -> None:
     """Leave signals to the main process, which saves and then ends the workers; use one thread a worker.
 
-    begun: is released when this is done.
+    start_count: is raised by one at the end.
     """
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
-    begun.release()
+    start_count.release()

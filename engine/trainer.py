@@ -147,14 +147,14 @@ class Trainer:
             self.print_already_complete()
             return None
         self.folder.prepare_for_writing(self.settings)
-        with ExitStack() as opened:  # closes what was opened, the last first
+        with ExitStack() as resources:  # closes them at the end, the last first
             self.stop_request = StopRequest()
-            opened.callback(self.stop_request.restore_handlers)
+            resources.callback(self.stop_request.restore_handlers)
             self.start_logging()
-            opened.callback(self.logger.close)
+            resources.callback(self.logger.close)
             self.report_memory()
             self.open_batches()
-            opened.callback(self.loaded.close)
+            resources.callback(self.loaded.close)
             self.train_and_save(must_validate)
         return self.metrics
 

@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 
 from scripts.study import compare_with_smp, results_table
-from scripts.study.compare_with_smp import Trained, make_table, read_record
+from scripts.study.compare_with_smp import Trained, make_table, make_table_of_record
 from utils.errors import UserError
 
 
@@ -64,4 +64,4 @@ NO_RECORDS += [{"ways": {"a": [ONE, ONE], "b": [ONE]}}, {"ways": {"a": [{**ONE, 
 def test_a_file_that_is_no_record(tmp_path, content):
     (tmp_path / "record.json").write_text(content)
     with pytest.raises(UserError, match=r"record.json is no record of compare_with_smp.py"):
-        read_record(tmp_path / "record.json")
+        make_table_of_record(tmp_path / "record.json")

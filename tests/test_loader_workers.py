@@ -79,7 +79,7 @@ def test_an_interrupt_ends_workers_that_have_not_begun(monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setitem(FORKS, "hang", 100)
-    monkeypatch.setattr(loader, "_have_begun", interrupt)
+    monkeypatch.setattr(loader, "_wait_for_start", interrupt)
     with pytest.raises(KeyboardInterrupt):
         read_numbers()
 

@@ -19,7 +19,7 @@ def save(state: Mapping[str, Any], path: Path, previous: Path | None = None) -> 
 
     Tensors are written as those of the CPU, so that plain ``torch.load`` reads them where there is no GPU.
     """
-    content = _move_to_cpu(dict(state))
+    content = _move_to_cpu(state)
     files.write(path, lambda file: torch.save(content, file), previous)
 
 

@@ -10,7 +10,8 @@ import sys
 import time
 import traceback
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO, TypeVar
 
@@ -24,6 +25,10 @@ T = TypeVar("T")
 
 class UserError(Exception):
     """Bad input, named with its file, key or flag. Entry scripts print it as one line and exit with status 2."""
+
+
+class OutOfMemory(UserError):
+    """A computation needs more memory than the CPU or a GPU has."""
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
@@ -80,6 +85,17 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return bool(re.search(f"{CPU_MEMORY}|{GPU_MEMORY}", str(error)))
+
+
+@contextmanager
+def explain_out_of_memory(message: str) -> Iterator[None]:
+    """Raise ``OutOfMemory(message)`` where what is done inside needs more memory than there is."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfMemory(message) from error
 
 
 def explain_error(error: BaseException) -> UserError | None:

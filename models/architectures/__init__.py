@@ -93,9 +93,9 @@ def _find_architecture(name: str) -> Callable[..., Segmentor]:
     library_name = lower.removeprefix("smp_")
     if library_name in LEFT_OUT:
         raise UserError(f"unknown model {name!r}: segmentation_models_pytorch has it, but {LEFT_OUT[library_name]}")
-    for likely in (lower, f"smp_{library_name}"):
-        if likely in ARCHITECTURES:
-            raise UserError(f"unknown model {name!r}; did you mean {likely!r}?")
+    for candidate in (lower, f"smp_{library_name}"):
+        if candidate in ARCHITECTURES:
+            raise UserError(f"unknown model {name!r}; did you mean {candidate!r}?")
     return lookup(ARCHITECTURES, name, "model")
 
 

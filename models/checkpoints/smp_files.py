@@ -137,10 +137,10 @@ def _require_classes(weights: Mapping[str, Tensor], saved: Mapping[str, Any], so
     """
     if "main.classifier.weight" not in weights:
         raise UserError(f"{source} is incomplete: a network of {SOURCE} without its classifier")
-    found = len(weights["main.classifier.weight"])
-    said = saved.get("classes", found)
-    if said != found:
-        raise UserError(f"{source}: config.json says {said} classes, the weights have {found}")
+    classes = len(weights["main.classifier.weight"])
+    expected = saved.get("classes", classes)
+    if expected != classes:
+        raise UserError(f"{source}: config.json says {expected} classes, the weights have {classes}")
 
 
 def assume_pixels(backbone: str) -> str:

@@ -31,7 +31,7 @@ from models.checkpoints.card import Card
 from models.checkpoints.loading import from_checkpoint
 from models.prediction import Predictor
 from utils.colors import blend_classes, make_palette_picture, save_png
-from utils.errors import UserError, is_out_of_memory, run_main
+from utils.errors import UserError, explain_out_of_memory, run_main
 from utils.files import require_apart
 from utils.options import option, parse_flags
 from utils.pictures import read_image
@@ -119,15 +119,11 @@ def segment(path: Path, image: np.ndarray, predict: Predictor, device: torch.dev
     Raises:
         UserError: the image does not fit in memory.
     """
-    try:
+    size = "x".join(map(str, image.shape[:2]))
+    with explain_out_of_memory(f"{path}: out of memory for an image of {size}: --window H W, or --resize H W"):
         pixels = torch.from_numpy(image.transpose(2, 0, 1).copy())[None].to(device)
         no_label = pixels[:, 0]  # in its place; a network that sees the image only does not look at it
         return predict.predict_classes(pixels, no_label, ())[0].to(torch.uint8).cpu().numpy()
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        size = "x".join(map(str, image.shape[:2]))
-        raise UserError(f"{path}: out of memory for an image of {size}: --window H W, or --resize H W") from error
 
 
 def legend(names: Sequence[str], palette: Sequence[Rgb], pixels: np.ndarray) -> str:

@@ -102,19 +102,17 @@ def make_table(ways: Mapping[str, Sequence[Trained]]) -> Table:
     return head, rows
 
 
-def read_record(file: Path) -> dict[str, list[Trained]]:
-    """Read the trainings of a finished comparison.
+def make_table_of_record(file: Path) -> Table:
+    """Make the table of a finished comparison from its record.
 
     Raises:
-        UserError: the file is not one of this script's.
+        UserError: the file is no record of this script.
     """
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        ways = {name: [Trained(**one) for one in trained] for name, trained in content["ways"].items()}
-        make_table(ways)
+        ways = json.loads(file.read_text(encoding="utf-8"))["ways"]
+        return make_table({name: [Trained(**one) for one in several] for name, several in ways.items()})
     except (OSError, ValueError, LookupError, TypeError, AttributeError, statistics.StatisticsError) as error:
         raise UserError(f"{file} is no record of compare_with_smp.py: {error}") from error
-    return ways
 
 
 def main(argv: Sequence[str] | None = None) -> None:

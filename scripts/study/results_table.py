@@ -132,7 +132,7 @@ def marked_table(what: str, results: Path) -> Table:
     if first == "files":
         return make_files_table([results / name for name in others])
     if first == "smp" and len(others) == 1:
-        return compare_with_smp.make_table(compare_with_smp.read_record(results / others[0]))
+        return compare_with_smp.make_table_of_record(results / others[0])
     if others and others[0] in CHOSEN:
         experiment = read_experiment(first)
         return CHOSEN[others[0]](experiment, open_folder(results / f"{experiment.name}.zip"), others[1:])
