@@ -639,6 +639,16 @@ def test_lists_of_windows_are_splits(tmp_path):
     assert [image.name for image, _ in build_dataset("folder", str(tmp_path), "val").pairs] == ["3.jpg", "4.jpg"]
 
 
+def test_a_folder_whose_name_only_begins_like_a_split_is_none(tmp_path):
+    for place in ("valley", "forest", "devices"):
+        for n in range(4):
+            picture(tmp_path / f"{place}/images/{place}{n}.jpg", n)
+            save(tmp_path / f"{place}/masks/{place}{n}.png", draw(range(3), n), "ids")
+    splits = describe(tmp_path)["splits"]
+    assert sum(len(build_dataset("folder", str(tmp_path), split)) for split in splits) == 12
+    assert len(build_dataset("folder", str(tmp_path), "train")) > 8
+
+
 def test_a_list_of_validation_images_alone_leaves_the_rest_for_training(tmp_path):
     write_photos(tmp_path, 5)
     (tmp_path / "val.txt").write_text("3\nimages/4.jpg\n")

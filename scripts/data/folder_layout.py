@@ -17,7 +17,8 @@ from datasets.folder_pairs import IMAGE_SUFFIX_FIELD
 from utils.errors import UserError
 from utils.pictures import read_content
 
-SPLIT = re.compile(r"(?<![a-z])(train|val|dev|test)", re.IGNORECASE)
+# Words that only begin like a split are none: valley, value, valve, device.
+SPLIT = re.compile(r"(?<![a-z])(train|val|dev|test)(?!ley|ue|ve|ice)", re.IGNORECASE)
 LABEL_WORD = re.compile(r"mask|label|annot|(?<![a-z])(gt|seg|ann|target)|ids|class", re.IGNORECASE)
 KIND = 0.2  # share of a folder's files that an ending must have to be a kind of them
 COVERED = 0.5  # share of a folder's images that must have a label
