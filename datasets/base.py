@@ -150,16 +150,24 @@ class SegmentationDataset(Dataset):
         with ThreadPoolExecutor(max(workers, 1)) as threads:
             return sum(threads.map(count, range(len(self))), np.zeros(classes, np.int64))
 
+    def load_sample(self, index: int) -> tuple[Tensor, Tensor]:
+        """Return an image, uint8 ``[3, H, W]``, and its label, uint8 ``[H, W]``, as tensors of their own.
+
+        Raises:
+            UserError: as ``read``.
+        """
+        return _copy_to_tensors(*self.read(index))
+
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, int] | UserError:
         """Return a sample, or the error that says why it cannot be read.
 
         The error is returned because the DataLoader would wrap a raised one in the worker's traceback.
         """
         try:
-            image, label = self.read(index)
+            image, label = self.load_sample(index)
         except UserError as error:
             return error
-        return *_copy_to_tensors(image, label), index
+        return image, label, index
 
 
 def _describe_missing(missing: list[Path], pairs: list[Pair]) -> str:

@@ -4,17 +4,18 @@ from collections.abc import Mapping, Sequence
 
 import cv2
 import numpy as np
-from torch.utils.data import Dataset
 
+from datasets.base import SegmentationDataset
 from engine.evaluator import predict_within_memory
 from models.prediction import Predictor
 from utils.colors import choose_strongest_plane, colorize, draw_error_map, paint_diverging
-from utils.errors import UserError
 from utils.seeding import derive_seed
 from utils.types import Draw, Rgb
 
 
-def make_preview(predictor: Predictor, dataset: Dataset, palette: Sequence[Rgb], count: int = 4) -> np.ndarray:
+def make_preview(
+    predictor: Predictor, dataset: SegmentationDataset, palette: Sequence[Rgb], count: int = 4
+) -> np.ndarray:
     """Return an RGB picture with a row for each of a few fixed images.
 
     A row shows image, label, noised label (of an assisted network), prediction and error.
@@ -26,12 +27,11 @@ def make_preview(predictor: Predictor, dataset: Dataset, palette: Sequence[Rgb],
     return tile([make_row(predictor, dataset, index, palette) for index in indices.tolist()])
 
 
-def make_row(predictor: Predictor, dataset: Dataset, index: int, palette: Sequence[Rgb]) -> dict[str, np.ndarray]:
+def make_row(
+    predictor: Predictor, dataset: SegmentationDataset, index: int, palette: Sequence[Rgb]
+) -> dict[str, np.ndarray]:
     """Return the pictures of one image, by title."""
-    sample = dataset[index]
-    if isinstance(sample, UserError):
-        raise sample
-    image, label, _ = sample
+    image, label = dataset.load_sample(index)
     device = next(predictor.model.parameters()).device
     labels = label[None].to(device)
     draw = Draw(derive_seed(0, index))

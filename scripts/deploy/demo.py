@@ -181,10 +181,8 @@ class TeacherTab:
         Raises:
             UserError: one of them cannot be read.
         """
-        sample = self.dataset[index]
-        if isinstance(sample, UserError):
-            raise sample
-        return sample[0], sample[1].numpy()
+        image, label = self.dataset.load_sample(index)
+        return image, label.numpy()
 
     def make_shown_label(self, index: int, label: np.ndarray, shown: str) -> np.ndarray:
         """Return the label that the teacher's plane is made of, uint8 ``[H, W]``."""

@@ -90,7 +90,7 @@ def score(model: torch.nn.Module, data: Data) -> float:
     classes = len(data.spec.names)
     counts = 0
     for index in range(len(data.val)):
-        image, label, _ = data.val[index]
+        image, label = data.val.load_sample(index)
         height, width = label.shape
         padded = F.pad(normalise(image[None]), (0, -width % 32, 0, -height % 32))
         prediction = model(padded)[..., :height, :width].argmax(1)

@@ -85,7 +85,7 @@ def study(
     sums = {name: torch.zeros(4, dtype=torch.float64) for name in teachers}
     count = min(limit, len(dataset))
     for i in tqdm([len(dataset) * n // count for n in range(count)], leave=False):
-        image, label, _ = dataset[i]
+        image, label = dataset.load_sample(i)
         batch = image[None], label[None], [Draw(derive_seed(0, i))]
         probabilities = torch.stack([reference(*batch)[0].softmax(0) for reference in references])
         log_reference = probabilities.mean(0).clamp_min(1e-12).log()

@@ -100,11 +100,9 @@ def measure(
         predict = Predictor(model, loaded.convention, LabelNoise(classes, *kind).to(device))
         tally = Tally(classes, config.draws)
         for i in chosen:
-            sample = dataset[i]
-            if isinstance(sample, UserError):
-                raise sample
-            image = sample[0][None].to(device)
-            label = sample[1].numpy()
+            image, label = dataset.load_sample(i)
+            image = image[None].to(device)
+            label = label.numpy()
             rng = np.random.default_rng(derive_seed(config.seed, 5, i))
             shown = corrupt(label, condition, classes, rng)
             draws = [Draw(derive_seed(config.seed + d, i)) for d in range(config.draws)]

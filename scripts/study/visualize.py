@@ -81,10 +81,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = []
     present = set()
     for i in chosen:
-        sample = dataset[i]
-        if isinstance(sample, UserError):
-            raise sample
-        rows.append(cells(sample[0], sample[1], columns, dataset.spec, Draw(derive_seed(config.seed, i)), present))
+        image, label = dataset.load_sample(i)
+        rows.append(cells(image, label, columns, dataset.spec, Draw(derive_seed(config.seed, i)), present))
     classes = [(dataset.spec.names[k], dataset.spec.palette[k]) for k in sorted(present - {IGNORE_INDEX})]
     errors = [(f"error map: {name}", color) for name, color in ERROR_COLORS.items()]
     legend = style.patches([*classes, ("ignored (label)", IGNORE_COLOR), *errors])
