@@ -35,28 +35,28 @@ def fit_to_data(settings: C, given: Collection[str], runtime: Runtime) -> C:
     """
     if not settings.fit_to_data or not dataset_spec(settings.dataset, settings.data, settings.classes).needs_root:
         return settings
-    return replace(settings, **runtime.agree(lambda: _find_fitted_settings(settings, given)))
+    return replace(settings, **runtime.agree(lambda: _find_fitted_settings(settings, given, runtime.size)))
 
 
-def _find_fitted_settings(settings: TrainConfig, given: Collection[str]) -> dict[str, Any]:
+def _find_fitted_settings(settings: TrainConfig, given: Collection[str], ranks: int) -> dict[str, Any]:
     """Return the fitted settings without those of ``given``, from the resumed run if there is one. Print them."""
     saved = read_saved_settings(settings)
     if all(name in saved for name in FITTED):
         fitted = {name: saved[name] for name in FITTED}
         fitted["crop_size"] = tuple(fitted["crop_size"])
     else:
-        fitted = compute_fitted_settings(settings, measure_images(settings))
+        fitted = compute_fitted_settings(settings, measure_images(settings), ranks)
     fitted = {name: value for name, value in fitted.items() if name not in given}
     text = " ".join(f"{get_flag(name)} {_format_value(value)}" for name, value in fitted.items())
     print(f"fitted to the training images of {settings.data or settings.dataset}: {text}")
     return fitted
 
 
-def compute_fitted_settings(settings: TrainConfig, sizes: Mapping[str, Any]) -> dict[str, Any]:
+def compute_fitted_settings(settings: TrainConfig, sizes: Mapping[str, Any], ranks: int = 1) -> dict[str, Any]:
     """Compute the fitted settings. sizes: as ``measure_images`` returns them."""
-    sides = zip(settings.crop_size, (sizes["height"], sizes["width"]), strict=True)
-    crop_size = tuple(min(side, max(DIVISOR, int(image) // DIVISOR * DIVISOR)) for side, image in sides)
-    batch_size = min(settings.batch_size, sizes["count"])
+    height, width = settings.crop_size
+    crop_size = (fit_side(height, sizes["height"]), fit_side(width, sizes["width"]))
+    batch_size = fit_batch_size(settings, sizes["count"], ranks)
     length = max(SHORTEST, EPOCHS * sizes["count"] // batch_size)
     max_iterations = min(settings.max_iterations, length)
     interval = max(1, max_iterations // VALIDATIONS)
@@ -67,6 +67,18 @@ def compute_fitted_settings(settings: TrainConfig, sizes: Mapping[str, Any]) -> 
         "val_per_iters": interval,
         "save_per_iters": interval,
     }
+
+
+def fit_side(side: int, image_side: float) -> int:
+    """Return the side of a crop, reduced for small images to a multiple of DIVISOR."""
+    return min(side, max(DIVISOR, int(image_side) // DIVISOR * DIVISOR))
+
+
+def fit_batch_size(settings: TrainConfig, count: int, ranks: int) -> int:
+    """Return the batch size, reduced for few images to one that divides over ranks and ``accumulate`` parts."""
+    parts = ranks * settings.accumulate
+    fitting = max(parts, count // parts * parts)
+    return min(settings.batch_size, fitting)
 
 
 def measure_images(settings: TrainConfig) -> dict[str, Any]:

@@ -106,6 +106,8 @@ def test_an_id_that_is_no_class_is_named_with_its_file_and_count(name, raw, tmp_
     label(path, ids)
     with pytest.raises(UserError, match=rf"{path.name} holds ids that are no class: {raw} \(4 px\)"):
         dataset.read(0)
+    with pytest.raises(UserError, match=path.name):
+        dataset.load_sample(0)
     assert isinstance(dataset[0], UserError)
 
 

@@ -34,6 +34,15 @@ def test_the_rule(sizes, crop_size, batch_size, max_iterations):
     assert fitted["val_per_iters"] == fitted["save_per_iters"] == max_iterations // 10
 
 
+@pytest.mark.parametrize(
+    ("count", "ranks", "accumulate", "batch_size"), [(5, 2, 1, 4), (3, 1, 2, 2), (1, 2, 1, 2), (100, 2, 1, 4)]
+)
+def test_few_images_give_a_batch_that_divides(count, ranks, accumulate, batch_size):
+    settings = replace(SETTINGS, accumulate=accumulate)
+    fitted = compute_fitted_settings(settings, {"count": count, "height": 300, "width": 300}, ranks)
+    assert fitted["batch_size"] == batch_size
+
+
 def write_folder(root, count=6, size=(96, 128)):
     """Write a folder of images and masks of two classes."""
     for split in ("train", "val"):
