@@ -26,8 +26,8 @@ from datasets.base import SegmentationDataset
 from engine.evaluator import evaluate
 from engine.metrics import Metrics
 from engine.protocol import Protocol
+from engine.recipes import load_recipe
 from engine.runtime import Runtime, start_runtime
-from engine.settings import load_recipe
 from models.checkpoints.card import Card
 from models.checkpoints.loading import Loaded, from_checkpoint
 from models.prediction import Predictor

@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from datasets import require_classes
 from datasets.base import DatasetSpec
 from engine.class_weights import parse_class_weights, resolve_class_weights
+from engine.command_line import TRAINING_SCRIPTS, make_settings
 from engine.fit_to_data import fit_to_data
 from engine.runtime import start_runtime
-from engine.settings import StudentConfig, parse_settings
+from engine.settings import StudentConfig
 from engine.step import Step
 from engine.trainer import load_data, train
 from losses import WeightedLosses, build_kd, parse_losses
@@ -172,12 +173,12 @@ def build_step(config: StudentConfig, spec: DatasetSpec, label_flags: Sequence[s
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    settings = parse_settings(StudentConfig, "student", __doc__, RECIPES, argv)
-    given = parse_flags(StudentConfig, __doc__, argv)
-    label_flags = [get_flag(name) for name in LABEL_FLAGS if name in given]
+    flags = parse_flags(StudentConfig, __doc__, argv, TRAINING_SCRIPTS)
+    settings = make_settings(StudentConfig, "student", flags, RECIPES)
+    label_flags = [get_flag(name) for name in LABEL_FLAGS if name in flags]
     with start_runtime(settings) as runtime:
         torch.manual_seed(settings.seed)
-        settings = fit_to_data(settings, given, runtime)
+        settings = fit_to_data(settings, flags, runtime)
         data = load_data(settings)
         settings = resolve_class_weights(settings, data.train.dataset, runtime)
         step = build_step(settings, data.spec, label_flags)

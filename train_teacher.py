@@ -19,9 +19,10 @@ from torch import Tensor
 
 from datasets.base import DatasetSpec
 from engine.class_weights import parse_class_weights, resolve_class_weights
+from engine.command_line import TRAINING_SCRIPTS, make_settings
 from engine.fit_to_data import fit_to_data
 from engine.runtime import start_runtime
-from engine.settings import TeacherConfig, parse_settings
+from engine.settings import TeacherConfig
 from engine.step import Step
 from engine.trainer import load_data, train
 from losses import WeightedLosses, build_kd
@@ -117,11 +118,11 @@ def build_step(config: TeacherConfig, spec: DatasetSpec) -> TeacherStep:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    settings = parse_settings(TeacherConfig, "teacher", __doc__, RECIPES, argv)
-    given = parse_flags(TeacherConfig, __doc__, argv)
+    flags = parse_flags(TeacherConfig, __doc__, argv, TRAINING_SCRIPTS)
+    settings = make_settings(TeacherConfig, "teacher", flags, RECIPES)
     with start_runtime(settings) as runtime:
         torch.manual_seed(settings.seed)
-        settings = fit_to_data(settings, given, runtime)
+        settings = fit_to_data(settings, flags, runtime)
         data = load_data(settings)
         settings = resolve_class_weights(settings, data.train.dataset, runtime)
         step = build_step(settings, data.spec)

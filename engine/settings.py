@@ -1,4 +1,4 @@
-"""Declare the settings of training, and find their values: default < recipe yaml < flag.
+"""Declare the settings of training.
 
 Each script has one flat record of settings. The flags are made from its fields. Each field says at its declaration what
 it affects (``utils.options.option``): the result, only the way of computing it, or nothing. From that follows which
@@ -7,23 +7,19 @@ settings may differ on resume, and which name a run.
 
 import dataclasses
 import textwrap
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import yaml
 
 from datasets import DATASETS
 from datasets.base import DatasetSpec
 from engine.protocol import Protocol
-from engine.run_name import make_run_name
 from models.architectures import ARCHITECTURES
-from models.checkpoints.imagenet import get_implied_settings
-from utils.errors import UserError, lookup, nearest
-from utils.files import read_yaml, write_text
-from utils.options import COMPUTING, NOTHING, REQUIRED, RESULT, convert, get_flag, list_marked, option, parse_flags
+from utils.files import write_text
+from utils.options import COMPUTING, NOTHING, RESULT, list_marked, option
 from utils.pixels import CONVENTIONS
 
 C = TypeVar("C")
@@ -275,184 +271,6 @@ def list_loader_settings(config_class: type) -> set[str]:
 def list_file_settings(config_class: type) -> set[str]:
     """Return the names of the settings that name a file."""
     return list_marked(config_class, "is_file")
-
-
-def parse_settings(
-    config_class: type[C], role: str, description: str, recipes: Path, argv: Sequence[str] | None = None
-) -> C:
-    """Return the settings of a run of train_teacher.py or train_student.py.
-
-    A student without distillation takes the recipe's baseline values.
-
-    role: "teacher" or "student". recipes: the folder of the recipes that are known by name.
-
-    Raises:
-        UserError: a flag, recipe, method or recipe key is unknown, a recipe cannot be read, or a value is wrong or
-            missing.
-    """
-    scripts = {"train_teacher.py": TeacherConfig, "train_student.py": StudentConfig}
-    flags = parse_flags(config_class, description, argv, scripts)
-    role, recipe = choose_recipe(role, flags, recipes)
-    given = {**dataclasses.asdict(config_class()), **recipe, **flags}
-    without_flags = {**recipe, **get_implied_settings(given)}
-    values = {**without_flags, **flags}
-    settings = config_class(**values)
-    require_values(settings, without_flags, flags)
-    settings = settle_code_strength(settings, flags)
-    if settings.save_dir:
-        return settings
-    name = make_run_name(role, settings, config_class(**without_flags))
-    return dataclasses.replace(settings, save_dir=f"runs/{name}")
-
-
-def settle_code_strength(settings: C, flags: Mapping[str, Any]) -> C:
-    """Drop the recipe's strength of the label codes where a flag has chosen codes without one.
-
-    Raises:
-        UserError: the strength was given for codes that have none.
-    """
-    if settings.code_std is None or settings.label_codes == "near":
-        return settings
-    if "code_std" in flags or "label_codes" not in flags:
-        raise UserError(f"--code-std is the strength of --label-codes near, not of {settings.label_codes}")
-    return dataclasses.replace(settings, code_std=None)
-
-
-def choose_recipe(role: str, flags: Mapping[str, Any], recipes: Path) -> tuple[str, dict[str, Any]]:
-    """Return the role, which is "baseline" for a student without distillation, and its recipe's values."""
-    if role == "student" and flags.get("kd", "").strip() == "none":
-        role = "baseline"
-    if not flags.get("recipe"):
-        return role, {}
-    recipe = load_recipe(flags["recipe"], role, recipes)
-    if role == "student" and "kd" not in flags and recipe.get("kd", "").strip() == "none":
-        recipe = load_recipe(flags["recipe"], "baseline", recipes)
-        recipe["kd"] = "none"
-        return "baseline", recipe
-    return role, recipe
-
-
-def require_values(settings: Any, without_flags: Mapping[str, Any], flags: Mapping[str, Any]) -> None:
-    """Check that the user gave what the recipe leaves to the user.
-
-    Raises:
-        UserError: a flag is missing.
-    """
-    for field in dataclasses.fields(settings):
-        if without_flags.get(field.name) == REQUIRED and field.name not in flags:
-            flag = get_flag(field.name)
-            needed = f"recipe {flags['recipe']} needs {flag} ({flag} '' does without)"
-            raise UserError(f"{needed}: {field.metadata['help']}")
-
-
-INCLUDE = "include"  # the key of a recipe that names another
-
-
-class RecipeKey(NamedTuple):
-    """A key of a recipe: the setting, and the role or the method that it is for; "" for all."""
-
-    setting: str
-    role: str = ""
-    method: str = ""
-
-
-def load_recipe(name: str, role: str, recipes: Path) -> dict[str, Any]:
-    """Return the values of a recipe that apply to ``role``.
-
-    name: of a file in the folder ``recipes``, or a path to one. ``NAME:METHOD`` also takes the values for a method.
-    Keys for a role (``student.lr``) win over plain ones, keys for the method (``kd.METHOD``) over both.
-
-    Raises:
-        UserError: no such recipe or method, no flat mapping, an unknown key, a bad value.
-    """
-    path, method = find_recipe(name, recipes)
-    settings = {field.name for field in dataclasses.fields(ROLES[role])} - {"recipe"}
-    plain: dict[str, Any] = {}
-    of_role: dict[str, Any] = {}
-    of_method: dict[str, Any] = {}
-    methods: dict[str, None] = {}
-    for text, value in read_recipe(path).items():
-        key = parse_recipe_key(str(text), path)
-        if key.method:
-            methods[key.method] = None
-        if key.setting not in settings or key.role not in ("", role) or key.method not in ("", method):
-            continue
-        if value != REQUIRED:
-            value = convert(ROLES[role], key.setting, value, f"{path}: {text}")
-        if key.method:
-            of_method[key.setting] = value
-        elif key.role:
-            of_role[key.setting] = value
-        else:
-            plain[key.setting] = value
-    if method:
-        lookup(methods, method, f"method of {path}")
-    return {**plain, **of_role, **of_method}
-
-
-def find_recipe(name: str, recipes: Path) -> tuple[Path, str]:
-    """Return the file of a recipe, and the method that is asked for, or "".
-
-    Raises:
-        UserError: there is no such file.
-    """
-    method = ""
-    base, colon, rest = name.rpartition(":")
-    if colon and not name.endswith((".yaml", ".yml")):
-        name = base
-        method = rest
-    path = recipes / f"{name}.yaml"
-    if name.endswith((".yaml", ".yml")):
-        path = Path(name).expanduser()
-    if not path.is_file():
-        known = sorted(file.stem for file in recipes.glob("*.yaml"))
-        raise UserError(f"recipe not found: {path}{nearest(name, known)} (recipes: {', '.join(known)})")
-    return path, method
-
-
-def read_recipe(path: Path) -> dict[Any, Any]:
-    """Read the lines of a recipe. ``include: NAME`` puts those of another recipe of its folder before them.
-
-    Raises:
-        UserError: it is no flat mapping, or includes a recipe that is not there or includes another.
-    """
-    content = read_flat_yaml(path)
-    if INCLUDE not in content:
-        return content
-    base, _ = find_recipe(str(content.pop(INCLUDE)), path.parent)
-    included = read_flat_yaml(base)
-    if INCLUDE in included:
-        raise UserError(f"{path}: {INCLUDE}: {base.stem} includes another recipe itself: one step is enough")
-    return {**included, **content}
-
-
-def read_flat_yaml(path: Path) -> dict[Any, Any]:
-    """Read ``key: value`` lines.
-
-    Raises:
-        UserError: it is no flat mapping.
-    """
-    content = read_yaml(path) or {}
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: a recipe is a list of 'key: value' lines")
-    return content
-
-
-def parse_recipe_key(text: str, path: Path) -> RecipeKey:
-    """Split a key: ``lr``, ``student.lr`` (for a role) or ``lr.cwd`` (for a method).
-
-    Raises:
-        UserError: there is no such setting; the nearest one is named.
-    """
-    of_role = {role: {field.name for field in dataclasses.fields(c)} - {"recipe"} for role, c in ROLES.items()}
-    trained = set().union(*(of_role[role] for role in TRAINED))  # of evaluation only "eval.<setting>" is known
-    head, _, rest = text.partition(".")
-    if rest in of_role.get(head, ()):
-        return RecipeKey(rest, role=head)
-    if head in trained and head not in ROLES:
-        return RecipeKey(head, method=rest)
-    known = trained | {f"{role}.{name}" for role, names in of_role.items() for name in names}
-    raise UserError(f"{path}: unknown key {text!r}{nearest(text, known)}")
 
 
 def save_yaml(settings: Any, path: Path) -> None:

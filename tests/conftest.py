@@ -12,7 +12,10 @@ import pytest
 import torch
 
 from datasets import toy
+from engine.command_line import TRAINING_SCRIPTS, make_settings
 from tests.small_toy import IMAGES
+from train_student import RECIPES
+from utils.options import parse_flags
 
 ROOT = Path(__file__).resolve().parent.parent
 BACKBONE = "test_resnet"  # timm's smallest ResNet: a network on it has half a million weights or little more
@@ -25,6 +28,11 @@ TINY = [
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for --deterministic: read once in a process
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has it ignored, and what is ignored stays so
 torch.set_num_threads(1)  # as in the processes that tests start, so that both compute the same bits
+
+
+def parse_settings(config_class: type, role: str, argv: list[str]) -> object:
+    """Return the settings that a training script makes of its command line."""
+    return make_settings(config_class, role, parse_flags(config_class, "", argv, TRAINING_SCRIPTS), RECIPES)
 
 
 @pytest.fixture(autouse=True, scope="session")

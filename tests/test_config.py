@@ -2,6 +2,7 @@ import dataclasses
 
 import pytest
 
+from engine.recipes import load_recipe
 from engine.settings import (
     IGNORED_WHEN_GROUPING,
     LABEL_CODES,
@@ -10,12 +11,11 @@ from engine.settings import (
     TeacherConfig,
     list_file_settings,
     list_resumable_settings,
-    load_recipe,
-    parse_settings,
     save_yaml,
 )
 from eval import EvalConfig
 from models.label_noise import CODES
+from tests.conftest import parse_settings
 from train_student import RECIPES
 from utils.errors import UserError
 from utils.options import option, parse_flags
@@ -34,31 +34,31 @@ def recipe(tmp_path):
 
 def test_flag_over_recipe_over_default(recipe):
     path = recipe("lr: 0.5\nmomentum: 0.1\n")
-    settings = parse_settings(TeacherConfig, "teacher", "", RECIPES, ["--recipe", path, "--lr", "0.25"])
+    settings = parse_settings(TeacherConfig, "teacher", ["--recipe", path, "--lr", "0.25"])
     assert (settings.lr, settings.momentum, settings.power) == (0.25, 0.1, 0.9)
 
 
 def test_a_key_may_be_for_one_role(recipe):
     path = recipe("lr: 1\nstudent.lr: 2\nbaseline.lr: 3\nteacher.aux_weight: 0.4\nkd: cwd=3\n")
-    assert parse_settings(TeacherConfig, "teacher", "", RECIPES, ["--recipe", path]).lr == 1
-    assert parse_settings(TeacherConfig, "teacher", "", RECIPES, ["--recipe", path]).aux_weight == 0.4
-    student = parse_settings(StudentConfig, "student", "", RECIPES, ["--recipe", path])
+    assert parse_settings(TeacherConfig, "teacher", ["--recipe", path]).lr == 1
+    assert parse_settings(TeacherConfig, "teacher", ["--recipe", path]).aux_weight == 0.4
+    student = parse_settings(StudentConfig, "student", ["--recipe", path])
     assert (student.lr, student.kd, student.aux_weight) == (2, "cwd=3", None)
-    assert parse_settings(StudentConfig, "student", "", RECIPES, ["--recipe", path, "--kd", "none"]).lr == 3
+    assert parse_settings(StudentConfig, "student", ["--recipe", path, "--kd", "none"]).lr == 3
 
 
 def test_a_key_may_be_for_one_method(recipe):
     path = recipe("lr: 1\nstudent.kd: cwd=3\nkd.skd: skd=10\nkd.at: at=2\nlr.at: 3\n")
 
     def student(method, *flags):
-        settings = parse_settings(StudentConfig, "student", "", RECIPES, ["--recipe", path + method, *flags])
+        settings = parse_settings(StudentConfig, "student", ["--recipe", path + method, *flags])
         return settings.kd, settings.lr
 
     assert student("") == ("cwd=3", 1)
     assert student(":skd") == ("skd=10", 1)
     assert student(":at") == ("at=2", 3)
     assert student(":at", "--kd", "none") == ("none", 3)
-    assert parse_settings(TeacherConfig, "teacher", "", RECIPES, ["--recipe", f"{path}:at"]).lr == 3
+    assert parse_settings(TeacherConfig, "teacher", ["--recipe", f"{path}:at"]).lr == 3
     with pytest.raises(UserError, match=r"unknown method of .* 'sdk'; did you mean 'skd'\? \(choices: skd, at\)"):
         student(":sdk")
 
@@ -102,25 +102,25 @@ def test_numbers_yaml_reads_as_text(recipe):
 def test_what_only_the_user_can_give_is_asked_for(recipe):
     path = recipe('student.pretrained: "?"')
     with pytest.raises(UserError, match=r"needs --pretrained \(--pretrained '' does without\): checkpoint to start"):
-        parse_settings(StudentConfig, "student", "", RECIPES, ["--recipe", path])
+        parse_settings(StudentConfig, "student", ["--recipe", path])
     given = ["--recipe", path, "--pretrained", "x.pth"]
-    assert parse_settings(StudentConfig, "student", "", RECIPES, given).pretrained == "x.pth"
-    assert parse_settings(TeacherConfig, "teacher", "", RECIPES, ["--recipe", path]).pretrained == ""
-    assert parse_settings(TeacherConfig, "teacher", "", RECIPES, ["--data", "?"]).data == "?"
+    assert parse_settings(StudentConfig, "student", given).pretrained == "x.pth"
+    assert parse_settings(TeacherConfig, "teacher", ["--recipe", path]).pretrained == ""
+    assert parse_settings(TeacherConfig, "teacher", ["--data", "?"]).data == "?"
     with pytest.raises(UserError, match="--batch-size: '\\?' is not a int"):
-        parse_settings(TeacherConfig, "teacher", "", RECIPES, ["--batch-size", "?"])
+        parse_settings(TeacherConfig, "teacher", ["--batch-size", "?"])
 
 
 def test_a_recipe_without_distillation_is_a_baselines(recipe):
     path = recipe("kd: none\nbaseline.lr: 0.5\nstudent.lr: 0.1")
-    config = parse_settings(StudentConfig, "student", "", RECIPES, ["--recipe", path])
+    config = parse_settings(StudentConfig, "student", ["--recipe", path])
     assert (config.kd, config.lr) == ("none", 0.5)
     assert config.save_dir.startswith("runs/baseline-")
-    assert parse_settings(StudentConfig, "student", "", RECIPES, ["--recipe", path, "--kd", "kd=1"]).lr == 0.1
+    assert parse_settings(StudentConfig, "student", ["--recipe", path, "--kd", "kd=1"]).lr == 0.1
     only = recipe("baseline.lr: 0.7")
-    assert parse_settings(StudentConfig, "student", "", RECIPES, ["--recipe", only, "--kd", "none"]).lr == 0.7
+    assert parse_settings(StudentConfig, "student", ["--recipe", only, "--kd", "none"]).lr == 0.7
     path = recipe("student.kd: none\nkd.student: at=2")
-    assert parse_settings(StudentConfig, "student", "", RECIPES, ["--recipe", path]).kd == "none"
+    assert parse_settings(StudentConfig, "student", ["--recipe", path]).kd == "none"
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_a_recipe_without_distillation_is_a_baselines(recipe):
 )
 def test_a_flag_of_the_other_script_is_said_to_be_its(config_class, role, flag, script):
     with pytest.raises(UserError, match=rf"^{flag.partition('=')[0]} is a flag of {script};"):
-        parse_settings(config_class, role, "", RECIPES, [flag, "0.5"])
+        parse_settings(config_class, role, [flag, "0.5"])
 
 
 @pytest.mark.parametrize(
@@ -149,19 +149,17 @@ def test_a_flag_of_the_other_script_is_said_to_be_its(config_class, role, flag, 
 )
 def test_a_bad_flag_is_explained(argv, message):
     with pytest.raises(UserError, match=message):
-        parse_settings(TeacherConfig, "teacher", "", RECIPES, argv)
+        parse_settings(TeacherConfig, "teacher", argv)
 
 
 def test_old_launchers_local_rank_is_accepted():
-    parse_settings(TeacherConfig, "teacher", "", RECIPES, ["--local-rank", "0", "--local_rank=1"])
+    parse_settings(TeacherConfig, "teacher", ["--local-rank", "0", "--local_rank=1"])
 
 
 def test_the_saved_settings_are_a_recipe(tmp_path):
-    settings = parse_settings(
-        StudentConfig, "student", "", RECIPES, ["--kd", "cwd=3", "--crop-size", "64", "96", "--lr", "0.3"]
-    )
+    settings = parse_settings(StudentConfig, "student", ["--kd", "cwd=3", "--crop-size", "64", "96", "--lr", "0.3"])
     save_yaml(settings, tmp_path / "config.yaml")
-    again = parse_settings(StudentConfig, "student", "", RECIPES, ["--recipe", str(tmp_path / "config.yaml")])
+    again = parse_settings(StudentConfig, "student", ["--recipe", str(tmp_path / "config.yaml")])
     assert dataclasses.replace(again, recipe="") == settings
 
 
@@ -217,17 +215,15 @@ NAMES = [
 @pytest.mark.parametrize(("role", "flags", "name"), NAMES)
 def test_runs_are_called_by_what_differs(role, flags, name):
     config_class = {"teacher": TeacherConfig, "student": StudentConfig}[role]
-    assert parse_settings(config_class, role, "", RECIPES, flags).save_dir == f"runs/{name}"
-    assert parse_settings(config_class, role, "", RECIPES, [*flags, "--save-dir", "here"]).save_dir == "here"
+    assert parse_settings(config_class, role, flags).save_dir == f"runs/{name}"
+    assert parse_settings(config_class, role, [*flags, "--save-dir", "here"]).save_dir == "here"
 
 
 @pytest.mark.parametrize(("config_class", "role"), [(TeacherConfig, "teacher"), (StudentConfig, "student")])
 def test_a_strength_without_its_codes_is_refused(config_class, role):
     with pytest.raises(UserError, match="--code-std is the strength of --label-codes near"):
-        parse_settings(config_class, role, "", RECIPES, ["--code-std", "0.1"])
-    assert (
-        parse_settings(config_class, role, "", RECIPES, ["--code-std", "0.1", "--label-codes", "near"]).code_std == 0.1
-    )
+        parse_settings(config_class, role, ["--code-std", "0.1"])
+    assert parse_settings(config_class, role, ["--code-std", "0.1", "--label-codes", "near"]).code_std == 0.1
 
 
 def test_lists_of_settings_follow_from_what_each_affects():
@@ -262,9 +258,7 @@ def test_help_has_a_heading_for_every_flag(config_class, capsys):
 
 def test_the_recipes_code_strength_goes_with_its_codes():
     """Other codes by a flag have no strength; a strength that is given for them is an error."""
-    other = parse_settings(TeacherConfig, "teacher", "", RECIPES, ["--recipe", "light", "--label-codes", "random"])
+    other = parse_settings(TeacherConfig, "teacher", ["--recipe", "light", "--label-codes", "random"])
     assert other.code_std is None
     with pytest.raises(UserError, match="--code-std is the strength of --label-codes near, not of random"):
-        parse_settings(
-            TeacherConfig, "teacher", "", RECIPES, ["--recipe", "light", "--label-codes", "random", "--code-std", "0.2"]
-        )
+        parse_settings(TeacherConfig, "teacher", ["--recipe", "light", "--label-codes", "random", "--code-std", "0.2"])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.settings import load_recipe
+from engine.recipes import load_recipe
 from tests.conftest import BACKBONE, ENVIRONMENT, ROOT
 from tests.test_engine import records
 from train_student import RECIPES

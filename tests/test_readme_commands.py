@@ -8,10 +8,9 @@ from itertools import pairwise
 
 import pytest
 
-from engine.settings import StudentConfig, TeacherConfig, parse_settings
-from tests.conftest import ROOT
+from engine.settings import StudentConfig, TeacherConfig
+from tests.conftest import ROOT, parse_settings
 from tests.readme_commands import DOWNLOADED, PAGES, commands
-from train_student import RECIPES
 from utils.options import parse_flags
 
 READMES = [p for p in sorted(ROOT.rglob("README.md")) if not {".venv", "runs"} & set(p.parts)]
@@ -43,7 +42,7 @@ def check(words):
         made, role = (TeacherConfig, "teacher") if "teacher" in name else (StudentConfig, "student")
         data, model, backbone, *rest = flags
         recipe = ["--recipe", data, "--dataset", data, "--model", model, "--backbone", backbone]
-        assert parse_settings(made, role, "", RECIPES, [*recipe, *rest]).model == model
+        assert parse_settings(made, role, [*recipe, *rest]).model == model
     elif name == "eval.sh" or first == "python":
         module = "eval" if name == "eval.sh" else script.removesuffix(".py").replace("/", ".")
         made = config_class(importlib.import_module(module))

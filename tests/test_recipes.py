@@ -4,7 +4,8 @@ import pytest
 import yaml
 
 from datasets import DATASETS
-from engine.settings import TRAINED, load_recipe
+from engine.recipes import load_recipe
+from engine.settings import TRAINED
 from losses import parse_losses
 from scripts.study.experiments.definition import read_experiment
 from train_student import RECIPES

@@ -6,7 +6,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from engine.settings import ROLES, load_recipe
+from engine.recipes import load_recipe
+from engine.settings import ROLES
 from scripts.study.analysis.runs import CHECKPOINT_SETTINGS
 from scripts.study.experiments.files import find_experiment, merged
 from train_student import RECIPES

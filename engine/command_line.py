@@ -1,0 +1,81 @@
+"""Find the settings of a run: default < recipe < flag."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from engine.recipes import load_recipe
+from engine.run_name import make_run_name
+from engine.settings import StudentConfig, TeacherConfig
+from models.checkpoints.imagenet import get_implied_settings
+from utils.errors import UserError
+from utils.options import REQUIRED, get_flag
+
+C = TypeVar("C")
+
+TRAINING_SCRIPTS = {"train_teacher.py": TeacherConfig, "train_student.py": StudentConfig}
+
+
+def make_settings(config_class: type[C], role: str, flags: Mapping[str, Any], recipes: Path) -> C:
+    """Return the settings of a run of train_teacher.py or train_student.py.
+
+    A student without distillation takes the recipe's baseline values.
+
+    role: "teacher" or "student". flags: the values that ``parse_flags`` returns. recipes: the folder of the recipes
+    that are known by name.
+
+    Raises:
+        UserError: a recipe, method or recipe key is unknown, a recipe cannot be read, or a value is wrong or missing.
+    """
+    role, recipe = choose_recipe(role, flags, recipes)
+    given = {**dataclasses.asdict(config_class()), **recipe, **flags}
+    without_flags = {**recipe, **get_implied_settings(given)}
+    values = {**without_flags, **flags}
+    settings = config_class(**values)
+    require_values(settings, without_flags, flags)
+    settings = settle_code_strength(settings, flags)
+    if settings.save_dir:
+        return settings
+    name = make_run_name(role, settings, config_class(**without_flags))
+    return dataclasses.replace(settings, save_dir=f"runs/{name}")
+
+
+def settle_code_strength(settings: C, flags: Mapping[str, Any]) -> C:
+    """Drop the recipe's strength of the label codes where a flag has chosen codes without one.
+
+    Raises:
+        UserError: the strength was given for codes that have none.
+    """
+    if settings.code_std is None or settings.label_codes == "near":
+        return settings
+    if "code_std" in flags or "label_codes" not in flags:
+        raise UserError(f"--code-std is the strength of --label-codes near, not of {settings.label_codes}")
+    return dataclasses.replace(settings, code_std=None)
+
+
+def choose_recipe(role: str, flags: Mapping[str, Any], recipes: Path) -> tuple[str, dict[str, Any]]:
+    """Return the role, which is "baseline" for a student without distillation, and its recipe's values."""
+    if role == "student" and flags.get("kd", "").strip() == "none":
+        role = "baseline"
+    if not flags.get("recipe"):
+        return role, {}
+    recipe = load_recipe(flags["recipe"], role, recipes)
+    if role == "student" and "kd" not in flags and recipe.get("kd", "").strip() == "none":
+        recipe = load_recipe(flags["recipe"], "baseline", recipes)
+        recipe["kd"] = "none"
+        return "baseline", recipe
+    return role, recipe
+
+
+def require_values(settings: Any, without_flags: Mapping[str, Any], flags: Mapping[str, Any]) -> None:
+    """Check that the user gave what the recipe leaves to the user.
+
+    Raises:
+        UserError: a flag is missing.
+    """
+    for field in dataclasses.fields(settings):
+        if without_flags.get(field.name) == REQUIRED and field.name not in flags:
+            flag = get_flag(field.name)
+            needed = f"recipe {flags['recipe']} needs {flag} ({flag} '' does without)"
+            raise UserError(f"{needed}: {field.metadata['help']}")

@@ -1,0 +1,126 @@
+"""Read recipes: yaml files with the settings of a training."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from engine.settings import ROLES, TRAINED
+from utils.errors import UserError, lookup, nearest
+from utils.files import read_yaml
+from utils.options import REQUIRED, convert
+
+INCLUDE = "include"  # the key of a recipe that names another
+
+
+class RecipeKey(NamedTuple):
+    """A key of a recipe: the setting, and the role or the method that it is for; "" for all."""
+
+    setting: str
+    role: str = ""
+    method: str = ""
+
+
+def list_recipe_settings(role: str) -> set[str]:
+    """Return the names of the settings that a recipe may give for a role."""
+    return {field.name for field in dataclasses.fields(ROLES[role])} - {"recipe"}
+
+
+def load_recipe(name: str, role: str, recipes: Path) -> dict[str, Any]:
+    """Return the values of a recipe that apply to ``role``.
+
+    name: of a file in the folder ``recipes``, or a path to one. ``NAME:METHOD`` also takes the values for a method.
+    Keys for a role (``student.lr``) win over plain ones, keys for the method (``kd.METHOD``) over both.
+
+    Raises:
+        UserError: no such recipe or method, no flat mapping, an unknown key, a bad value.
+    """
+    path, method = find_recipe(name, recipes)
+    settings = list_recipe_settings(role)
+    plain: dict[str, Any] = {}
+    of_role: dict[str, Any] = {}
+    of_method: dict[str, Any] = {}
+    methods: dict[str, None] = {}
+    for text, value in read_recipe(path).items():
+        key = parse_recipe_key(str(text), path)
+        if key.method:
+            methods[key.method] = None
+        if key.setting not in settings or key.role not in ("", role) or key.method not in ("", method):
+            continue
+        if value != REQUIRED:
+            value = convert(ROLES[role], key.setting, value, f"{path}: {text}")
+        if key.method:
+            of_method[key.setting] = value
+        elif key.role:
+            of_role[key.setting] = value
+        else:
+            plain[key.setting] = value
+    if method:
+        lookup(methods, method, f"method of {path}")
+    return {**plain, **of_role, **of_method}
+
+
+def find_recipe(name: str, recipes: Path) -> tuple[Path, str]:
+    """Return the file of a recipe, and the method that is asked for, or "".
+
+    Raises:
+        UserError: there is no such file.
+    """
+    method = ""
+    base, colon, rest = name.rpartition(":")
+    if colon and not name.endswith((".yaml", ".yml")):
+        name = base
+        method = rest
+    path = recipes / f"{name}.yaml"
+    if name.endswith((".yaml", ".yml")):
+        path = Path(name).expanduser()
+    if not path.is_file():
+        known = sorted(file.stem for file in recipes.glob("*.yaml"))
+        raise UserError(f"recipe not found: {path}{nearest(name, known)} (recipes: {', '.join(known)})")
+    return path, method
+
+
+def read_recipe(path: Path) -> dict[Any, Any]:
+    """Read the lines of a recipe. ``include: NAME`` puts those of another recipe of its folder before them.
+
+    Raises:
+        UserError: it is no flat mapping, or includes a recipe that is not there or includes another.
+    """
+    content = read_flat_yaml(path)
+    if INCLUDE not in content:
+        return content
+    base, _ = find_recipe(str(content.pop(INCLUDE)), path.parent)
+    included = read_flat_yaml(base)
+    if INCLUDE in included:
+        raise UserError(f"{path}: {INCLUDE}: {base.stem} includes another recipe itself: one step is enough")
+    return {**included, **content}
+
+
+def read_flat_yaml(path: Path) -> dict[Any, Any]:
+    """Read ``key: value`` lines.
+
+    Raises:
+        UserError: it is no flat mapping.
+    """
+    content = read_yaml(path) or {}
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: a recipe is a list of 'key: value' lines")
+    return content
+
+
+def parse_recipe_key(text: str, path: Path) -> RecipeKey:
+    """Split a key: ``lr``, ``student.lr`` (for a role) or ``lr.cwd`` (for a method).
+
+    Raises:
+        UserError: there is no such setting; the nearest one is named.
+    """
+    head, _, rest = text.partition(".")
+    if head in ROLES and rest in list_recipe_settings(head):
+        return RecipeKey(rest, role=head)
+    known = set()
+    for role in TRAINED:  # of evaluation only "eval.<setting>" is known
+        known |= list_recipe_settings(role)
+    if head in known and head not in ROLES:
+        return RecipeKey(head, method=rest)
+    for role in ROLES:
+        known |= {f"{role}.{setting}" for setting in list_recipe_settings(role)}
+    raise UserError(f"{path}: unknown key {text!r}{nearest(text, known)}")
