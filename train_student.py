@@ -20,12 +20,13 @@ from torch import Tensor, nn
 
 from datasets import require_classes
 from datasets.base import DatasetSpec
-from engine.class_weights import parse_class_weights, resolve_class_weights
+from engine.class_weights import resolve_class_weights
 from engine.command_line import TRAINING_SCRIPTS, make_settings
 from engine.fit_to_data import fit_to_data
 from engine.runtime import start_runtime
 from engine.settings import StudentConfig
 from engine.step import Step
+from engine.task_loss import build_task_loss
 from engine.trainer import load_data, train
 from losses import WeightedLosses, build_kd, parse_losses
 from losses.task import TaskLoss
@@ -59,22 +60,25 @@ class StudentStep(Step):
         teacher: Segmentor | None = None,
         noise: LabelNoise | None = None,
         kd: WeightedLosses | None = None,
-        pixels: tuple[PixelConvention, PixelConvention] | None = None,
+        pixels: PixelConvention | None = None,
+        teacher_pixels: PixelConvention | None = None,
     ) -> None:
-        """noise: makes the planes that the teacher sees beside the image. pixels: the conventions of the image and of
-        what the teacher sees; None where they are the same."""
+        """noise: makes the planes that the teacher sees beside the image. pixels, teacher_pixels: the conventions of
+        the student's and of the teacher's input. Without them the teacher sees the same image.
+        """
         super().__init__()
         self.model = model
         self.task = task
         self.noise = noise
         self.kd = kd
         self.pixels = pixels
+        self.teacher_pixels = teacher_pixels
         self.teacher = None
         if teacher is not None:
             self.teacher = teacher.eval().requires_grad_(False)
-        self.teacher_aux = False  # whether a loss reads the teacher's auxiliary logits
+        self.needs_teacher_aux = False  # whether a loss reads the teacher's auxiliary logits
         if kd is not None:
-            self.teacher_aux = any(getattr(loss, "reads_aux", False) for loss in kd.losses.values())
+            self.needs_teacher_aux = any(getattr(loss, "reads_aux", False) for loss in kd.losses.values())
 
     def list_networks(self) -> list[nn.Module]:
         """Return the student and its frozen teacher."""
@@ -109,12 +113,11 @@ class StudentStep(Step):
     def teach(self, image: Tensor, label: Tensor, draw: Draw | None) -> Output:
         """Return the teacher's output for a batch, in its own pixel convention and with its label noise."""
         if self.pixels is not None:
-            own, other = self.pixels
-            image = own.translate(image, other)
+            image = self.pixels.translate(image, self.teacher_pixels)
         if self.noise is not None:
             draw = draw or Draw(int(torch.randint(2**62, ())))
             image = self.noise.add_planes(image, label, draw)
-        return self.teacher(image, with_aux=self.teacher_aux)
+        return self.teacher(image, with_aux=self.needs_teacher_aux)
 
 
 def load_teacher(config: StudentConfig, spec: DatasetSpec, label_flags: Sequence[str]) -> Loaded:
@@ -138,8 +141,12 @@ def load_teacher(config: StudentConfig, spec: DatasetSpec, label_flags: Sequence
         raise UserError(f"{', '.join(label_flags)}: --teacher-pretrained {path} sees the image only: leave them out")
     if teacher.card.label_noise is None:
         return teacher
-    noise = {"codes": config.label_codes, "pixel_std": config.label_std, "code_std": config.code_std}
-    return teacher.with_label_noise(**noise, scale=config.label_scale)
+    return teacher.with_label_noise(
+        codes=config.label_codes,
+        pixel_std=config.label_std,
+        code_std=config.code_std,
+        scale=config.label_scale,
+    )
 
 
 def build_step(config: StudentConfig, spec: DatasetSpec, label_flags: Sequence[str] = ()) -> StudentStep:
@@ -152,24 +159,15 @@ def build_step(config: StudentConfig, spec: DatasetSpec, label_flags: Sequence[s
     """
     model = build_model(config.model, config.backbone, len(spec.names))
     model.set_dropout(config.dropout)
-    task = TaskLoss(
-        model.supervision,
-        config.aux_weight,
-        config.label_smoothing,
-        config.task_loss,
-        config.ignored_in_mean,
-        parse_class_weights(config.class_weights),
-    )
+    task = build_task_loss(model, config)
     if not parse_losses(config.kd):
         if label_flags:
             raise UserError(f"{', '.join(label_flags)}: --kd none trains without a teacher: leave them out")
         return StudentStep(model, task)
     loaded = load_teacher(config, spec, label_flags)
     teacher = loaded.model
-    widths = (model.feature_channels, teacher.feature_channels)
-    kd = build_kd(config.kd, *widths, len(spec.names))
-    pixels = (CONVENTIONS[config.pixels], loaded.convention)
-    return StudentStep(model, task, teacher, loaded.noise, kd, pixels)
+    kd = build_kd(config.kd, model.feature_channels, teacher.feature_channels, len(spec.names))
+    return StudentStep(model, task, teacher, loaded.noise, kd, CONVENTIONS[config.pixels], loaded.convention)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

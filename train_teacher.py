@@ -18,12 +18,13 @@ import torch
 from torch import Tensor
 
 from datasets.base import DatasetSpec
-from engine.class_weights import parse_class_weights, resolve_class_weights
+from engine.class_weights import resolve_class_weights
 from engine.command_line import TRAINING_SCRIPTS, make_settings
 from engine.fit_to_data import fit_to_data
 from engine.runtime import start_runtime
 from engine.settings import TeacherConfig
 from engine.step import Step
+from engine.task_loss import build_task_loss
 from engine.trainer import load_data, train
 from losses import WeightedLosses, build_kd
 from losses.consistency import Consistency
@@ -106,14 +107,7 @@ def build_step(config: TeacherConfig, spec: DatasetSpec) -> TeacherStep:
     model.set_dropout(config.dropout)
     width = model.feature_channels
     distance = build_kd(config.consistency, width, width, len(spec.names), "--consistency")
-    task = TaskLoss(
-        model.supervision,
-        config.aux_weight,
-        config.label_smoothing,
-        config.task_loss,
-        config.ignored_in_mean,
-        parse_class_weights(config.class_weights),
-    )
+    task = build_task_loss(model, config)
     return TeacherStep(model, noise, task, distance, config.single_path, config.label_dropout)
 
 

@@ -1,7 +1,7 @@
 """Score a network on a data set. Validation during training and eval.py both call this."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 
 import numpy as np
 import torch
@@ -48,7 +48,7 @@ def evaluate(
     mark = ASSISTED if predictor.noise is not None else ""
     scores = Scores(len(dataset), num_classes, runtime.device)
     batches = load_eval_batches(dataset, workers, runtime, batch_size)
-    with closing(batches), switch_to_eval(predictor.model), make_bar(predictor, dataset, runtime, progress) as bar:
+    with closing(batches), switch_to_eval(predictor.model), make_bar(dataset, runtime, progress) as bar:
         for image, label, indices in Lockstep(batches, should_stop):
             draws = [Draw(derive_seed(seed, index)) for index in indices.tolist()]
             predictions = predict_within_memory(predictor, image, label, draws)
@@ -100,7 +100,7 @@ def switch_to_eval(model: nn.Module) -> Iterator[None]:
     torch.backends.cudnn.benchmark = was_searching
 
 
-def make_bar(predictor: Predictor, dataset: Dataset, runtime: Runtime, progress: bool) -> tqdm:
+def make_bar(dataset: Dataset, runtime: Runtime, progress: bool) -> tqdm:
     """Make the progress bar of rank 0. It is shown on a terminal only."""
     total = len(range(runtime.rank, len(dataset), runtime.size))
     hidden = None if progress and runtime.is_main else True  # None: hidden unless the output is a terminal
@@ -123,9 +123,14 @@ def predict_within_memory(predictor: Predictor, image: Tensor, label: Tensor, dr
     """
     size = "x".join(map(str, image.shape[-2:]))
     message = f"out of memory for one image of {size}: --amp bf16, or eval.py's --window H W"
-    with suppress(OutOfMemory), explain_out_of_memory(message):
-        return predictor.predict_classes(image, label, draws)
+    try:
+        with explain_out_of_memory(message):
+            return predictor.predict_classes(image, label, draws)
+    except OutOfMemory:
+        pass  # the next attempt comes after this block, which still holds tensors of the failed one
     torch.cuda.empty_cache()
-    rows = zip(image.split(1), label.split(1), draws, strict=True)
+    classes = []
     with explain_out_of_memory(message):
-        return torch.cat([predictor.predict_classes(x, y, [draw]) for x, y, draw in rows])
+        for x, y, draw in zip(image.split(1), label.split(1), draws, strict=True):
+            classes.append(predictor.predict_classes(x, y, [draw]))
+        return torch.cat(classes)

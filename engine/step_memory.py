@@ -66,10 +66,10 @@ class LiveMemory(TorchDispatchMode):
 
 
 class StepMemory(NamedTuple):
-    """Bytes of a step. lasting: weights, queues, optimizer state. passing: images, activations, gradients, at most."""
+    """Hold the bytes of a step."""
 
-    lasting: int
-    passing: int
+    lasting: int  # weights, queues and optimizer state
+    passing: int  # images, activations and gradients, at most
 
 
 def estimate_step_memory(step: Step, settings: TrainConfig, runtime: Runtime) -> StepMemory | None:
@@ -79,18 +79,21 @@ def estimate_step_memory(step: Step, settings: TrainConfig, runtime: Runtime) ->
     backwards on tensors without content, and the bytes that are alive at a time are counted. Work space of
     convolutions, the allocator's rounding and the program itself are left out.
     """
-    modules = (step, *step.list_networks())
-    tensors = {id(t): t for module in modules for t in (*module.parameters(), *module.buffers())}.values()
+    by_id: dict[int, Tensor] = {}  # networks may be parts of the step, or share tensors
+    for module in (step, *step.list_networks()):
+        for tensor in (*module.parameters(), *module.buffers()):
+            by_id[id(tensor)] = tensor
+    tensors = list(by_id.values())
     learnable = sum(parameter.nbytes for parameter in step.parameters() if parameter.requires_grad)
     lasting = sum(tensor.nbytes for tensor in tensors) + STATES[settings.optimizer] * learnable
     try:
         with without_peers():
-            return StepMemory(lasting, count_step(step, list(tensors), settings, runtime))
+            return StepMemory(lasting, measure_passing_bytes(step, tensors, settings, runtime))
     except Exception:  # a loss that looks at values has none to look at; a run does not end for want of an estimate
         return None
 
 
-def count_step(step: Step, tensors: list[Tensor], settings: TrainConfig, runtime: Runtime) -> int:
+def measure_passing_bytes(step: Step, tensors: list[Tensor], settings: TrainConfig, runtime: Runtime) -> int:
     """Return the most bytes that a step's gradients, activations and images take at a time."""
     from torch._subclasses.fake_tensor import FakeTensorMode  # costs a second
 
@@ -102,15 +105,16 @@ def count_step(step: Step, tensors: list[Tensor], settings: TrainConfig, runtime
     with without_content, memory:
         image = torch.empty(images, 3, *settings.crop_size, dtype=torch.uint8, device=runtime.device)
         label = torch.zeros(images, *settings.crop_size, dtype=torch.uint8, device=runtime.device)
-        run_parts(counted, image, label, settings, runtime)
+        run_first_parts(counted, image, label, settings, runtime)
     return memory.peak
 
 
-def run_parts(counted: nn.Module, image: Tensor, label: Tensor, settings: TrainConfig, runtime: Runtime) -> None:
+def run_first_parts(counted: nn.Module, image: Tensor, label: Tensor, settings: TrainConfig, runtime: Runtime) -> None:
     """Compute gradients of the first two parts of a batch. Later parts need as much memory as the second."""
     parts = settings.accumulate
     pixel_divisor = counted.compute_pixel_divisor(label) / parts
-    for x, y in list(zip(image.chunk(parts), label.chunk(parts), strict=True))[:2]:
+    first_parts = list(zip(image.chunk(parts), label.chunk(parts), strict=True))[:2]
+    for x, y in first_parts:
         with runtime.autocast():
             inputs = CONVENTIONS[settings.pixels].normalize(x)
             terms = counted(inputs, y.long(), EmptyDraw(0), pixel_divisor)

@@ -122,7 +122,7 @@ class Trainer:
         self.folder = folder
         self.settings = settings
         self.runtime = runtime
-        self.share = settings.batch_size // runtime.size  # images of this rank
+        self.images_per_rank = settings.batch_size // runtime.size
         self.convention = CONVENTIONS[settings.pixels]
         self.card = make_card(state, data, settings)
         self.predictor = Predictor(self.step.model, self.convention, self.step.label_noise, precision=runtime.precision)
@@ -144,6 +144,8 @@ class Trainer:
         """
         must_validate = self.owes_validation()
         if self.state.iteration >= self.settings.max_iterations and not must_validate:
+            if not self.folder.is_source:  # a complete run that is resumed in another folder is copied there
+                self.folder.prepare_for_writing(self.settings)
             self.print_already_complete()
             return None
         self.folder.prepare_for_writing(self.settings)
@@ -154,7 +156,7 @@ class Trainer:
             resources.callback(self.logger.close)
             self.report_memory()
             self.open_batches()
-            resources.callback(self.loaded.close)
+            resources.callback(self.loader.close)
             self.train_and_save(must_validate)
         return self.metrics
 
@@ -175,19 +177,18 @@ class Trainer:
             raise
 
     def owes_validation(self) -> bool:
-        """Whether the iteration just done, or restored, still lacks the validation that belongs to it."""
+        """Return whether the iteration just done, or restored, still lacks the validation that belongs to it."""
         return self.is_validation_due() and self.state.validated < self.state.iteration
 
     def print_already_complete(self) -> None:
-        """Print the score of a run that is complete. Copy it if it was resumed from another folder."""
-        if not self.folder.is_source:
-            self.folder.prepare_for_writing(self.settings)
-        if self.runtime.is_main:
-            best = "not measured"
-            if self.state.best_miou is not None:
-                best = f"{100 * self.state.best_miou:.2f} %"
-            mark = get_assisted_mark(self.card)
-            print(f"{self.folder.path} is finished: {self.state.iteration} iterations, best mIoU {best}{mark}")
+        """Print that the run is complete, and its best score."""
+        if not self.runtime.is_main:
+            return
+        best = "not measured"
+        if self.state.best_miou is not None:
+            best = f"{100 * self.state.best_miou:.2f} %"
+        mark = get_assisted_mark(self.card)
+        print(f"{self.folder.path} is finished: {self.state.iteration} iterations, best mIoU {best}{mark}")
 
     def start_logging(self) -> None:
         """Open the log of the run, with a first record of what it is."""
@@ -215,7 +216,7 @@ class Trainer:
 
     def report_memory(self) -> None:
         """Print how much memory a step will need, and warn where that is more than is free."""
-        pixels = self.share // self.settings.accumulate * math.prod(self.settings.crop_size)
+        pixels = self.images_per_rank // self.settings.accumulate * math.prod(self.settings.crop_size)
         if not self.runtime.is_main or pixels < SMALL:
             return
         device = self.runtime.device
@@ -235,7 +236,7 @@ class Trainer:
 
     def open_batches(self) -> None:
         """Start the loader at the first iteration that is not done."""
-        self.loaded = load_train_batches(
+        self.loader = load_train_batches(
             self.data.train,
             self.first_iteration,
             self.settings.max_iterations,
@@ -243,7 +244,7 @@ class Trainer:
             self.settings.workers,
             self.runtime,
         )
-        self.batches = Lockstep(self.loaded, self.stop_request)
+        self.batches = Lockstep(self.loader, self.stop_request)
 
     def train_all_batches(self) -> None:
         """Train on every batch that is left; log, validate and save where that is due."""
@@ -331,7 +332,7 @@ class Trainer:
         pixel_divisor = self.step.compute_pixel_divisor(label) / parts
         self.labelled_pixels.add_(pixel_divisor)
         seed = derive_seed(self.settings.seed, 2, self.state.iteration)
-        row = self.runtime.rank * self.share
+        row = self.runtime.rank * self.images_per_rank
         means: dict[str, Tensor] = {}
         for part, (x, y) in enumerate(zip(image.chunk(parts), label.chunk(parts), strict=True)):
             draw = Draw(seed, row + part * len(x))
@@ -367,12 +368,12 @@ class Trainer:
             ) from error
 
     def is_log_due(self) -> bool:
-        """Whether the iteration just done is logged: the first, the last, and every ``log_iter``-th."""
+        """Return whether the iteration just done is logged: the first, the last, and every ``log_iter``-th."""
         done = self.state.iteration
         return done % self.settings.log_iter == 0 or done in (1, self.settings.max_iterations)
 
     def is_validation_due(self) -> bool:
-        """Whether a validation belongs to the iteration just done."""
+        """Return whether a validation belongs to the iteration just done."""
         done = self.state.iteration
         if done == self.settings.max_iterations:
             return True
@@ -525,8 +526,9 @@ class Trainer:
 
     def explain_not_finite(self, what: str, iteration: int, terms: Mapping[str, float]) -> str:
         """Return the message for a loss or gradient that is not finite, with the images of the batch."""
-        first = iteration * self.settings.batch_size + self.runtime.rank * self.share
-        files = ", ".join(str(self.data.train.source(position)) for position in range(first, first + self.share))
+        first = iteration * self.settings.batch_size + self.runtime.rank * self.images_per_rank
+        positions = range(first, first + self.images_per_rank)
+        files = ", ".join(str(self.data.train.source(position)) for position in positions)
         values = ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
         folder = self.folder.path
         return f"{what} at iteration {iteration + 1} ({values}); nothing of it is saved in {folder}; images: {files}"

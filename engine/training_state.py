@@ -140,18 +140,25 @@ class TrainingState:
 
     def list_buffers_changed_by_forward(self) -> list[Tensor]:
         """List the buffers that a forward pass changes: those of BatchNorm layers in training, and of the losses."""
-        norms = [buffer for norm in find_norms_in_training(self.step).values() for buffer in norm.buffers(False)]
         prefixes = self.step.list_network_prefixes()
-        of_losses = [buffer for name, buffer in self.step.named_buffers() if not name.startswith(prefixes)]
-        return list({id(buffer): buffer for buffer in (*norms, *of_losses)}.values())
+        buffers = self.list_norm_buffers()
+        buffers += [buffer for name, buffer in self.step.named_buffers() if not name.startswith(prefixes)]
+        return list({id(buffer): buffer for buffer in buffers}.values())  # a BatchNorm layer of a loss is in both
+
+    def list_norm_buffers(self) -> list[Tensor]:
+        """List the buffers of the BatchNorm layers in training."""
+        buffers = []
+        for norm in find_norms_in_training(self.step).values():
+            buffers += norm.buffers(recurse=False)
+        return buffers
 
     def list_tensors_to_check(self) -> list[Tensor]:
         """List the tensors that must be finite in a checkpoint: parameters, running statistics, optimizer state."""
-        parameters = [p.detach() for p in self.step.parameters() if p.requires_grad]
-        statistics = [b for norm in find_norms_in_training(self.step).values() for b in norm.buffers(False)]
-        memory = [v for values in self.optimizer.state.values() for v in values.values() if isinstance(v, Tensor)]
-        values = (*parameters, *statistics, *memory)
-        return [value for value in values if value.is_floating_point() and value.numel()]
+        tensors = [parameter.detach() for parameter in self.step.parameters() if parameter.requires_grad]
+        tensors += self.list_norm_buffers()
+        for entries in self.optimizer.state.values():
+            tensors += [entry for entry in entries.values() if isinstance(entry, Tensor)]
+        return [tensor for tensor in tensors if tensor.is_floating_point() and tensor.numel()]
 
 
 def choose_frozen_norms(step: Step) -> list[str]:

@@ -3,6 +3,7 @@
 import inspect
 import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from torch import nn
 
@@ -49,7 +50,15 @@ LOSSES: dict[str, type[nn.Module]] = {
 # keys of a training record that are not distillation terms
 RESERVED = ("event", "iteration", "loss", "ce", "aux", "lr", "images_per_second", "cpu_seconds", "memory_gb")
 
-ParsedLosses = dict[str, tuple[float, dict[str, float]]]  # name -> (weight, options)
+
+class ParsedLoss(NamedTuple):
+    """Hold the weight and the options that ``--kd`` gives a loss."""
+
+    weight: float
+    options: dict[str, float]
+
+
+ParsedLosses = dict[str, ParsedLoss]  # by name
 
 
 def find_loss_class(name: str, flag: str) -> type[nn.Module]:
@@ -91,14 +100,15 @@ def parse_losses(text: str, flag: str = "--kd") -> ParsedLosses:
         if get_term_name(name) in map(get_term_name, losses):
             raise UserError(f"{flag} {text}: {get_term_name(name)} is given twice")
         try:
-            losses[name] = (float(weight), {option: float(value) for option, value in options})
+            loss = ParsedLoss(float(weight), {option: float(value) for option, value in options})
         except ValueError:
             raise UserError(f"{flag} {text}: write name=weight, e.g. cwd=3 or kd=1:tau=4; all are numbers") from None
-        if not math.isfinite(losses[name][0]):
+        if not math.isfinite(loss.weight):
             raise UserError(f"{flag} {text}: {name}={weight} is no weight")
-        tau = losses[name][1].get("tau", 1.0)
+        tau = loss.options.get("tau", 1.0)
         if name in LOSSES and not 0 < tau < math.inf:
             raise UserError(f"{flag} {text}: tau={tau:g} of {name}: give a positive number")
+        losses[name] = loss
     return losses
 
 
@@ -106,7 +116,7 @@ def _split_loss(part: str) -> tuple[str, str, list[tuple[str, str]]]:
     """Split ``"name=weight:option=value"`` into its name, its weight and pairs of option and value."""
     items = [item.strip() for item in part.split(":")]
     if len(items) > 1 and "=" not in items[0] and items[0] not in LOSSES:
-        items[:2] = [":".join(items[:2])]  # package.module:Class
+        items = [f"{items[0]}:{items[1]}", *items[2:]]  # package.module:Class
     name, _, weight = items[0].partition("=")
     options = []
     for item in items[1:]:
@@ -152,7 +162,8 @@ def build_kd(
     if without_features:
         _require_logits_losses(parsed, without_features, text, flag)
     losses: dict[str, nn.Module] = {}
-    for name, (_, options) in parsed.items():
+    weights: dict[str, float] = {}
+    for name, (weight, options) in parsed.items():
         try:
             loss = find_loss_class(name, flag)(student_channels, teacher_channels, num_classes, **options)
         except UserError as error:
@@ -160,9 +171,10 @@ def build_kd(
         if any(map(math.isnan, options.values())):
             raise UserError(f"{flag} {text}: an option of {name} is no number")
         losses[get_term_name(name)] = loss
+        weights[get_term_name(name)] = weight
     _require_unique_terms(losses, text, flag)
     share_projector(losses.values())
-    return WeightedLosses(losses, {get_term_name(name): weight for name, (weight, _) in parsed.items()})
+    return WeightedLosses(losses, weights)
 
 
 def _require_logits_losses(parsed: ParsedLosses, roles: Sequence[str], text: str, flag: str) -> None:

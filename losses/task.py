@@ -8,8 +8,27 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from losses.upsampled_cross_entropy import upsampled_cross_entropy
+from utils.distributed import all_reduce
 from utils.errors import UserError, lookup
-from utils.types import IGNORE_INDEX, Output, Supervision, compute_pixel_divisor, full_precision
+from utils.precision import widen_to_float32
+from utils.types import IGNORE_INDEX, Output, Supervision
+
+
+def compute_pixel_divisor(label: Tensor, class_weights: Tensor | None = None) -> Tensor:
+    """Return the number of labelled pixels of the global batch over the world size: float32, on the device.
+
+    When each rank divides its sum over pixels by this number, the mean of the ranks' gradients is the gradient of the
+    mean over the global batch. Every rank must call this, because the ranks add up their counts.
+
+    class_weights: ``[K]``; each pixel then counts as the weight of its class, which gives a weighted mean.
+    """
+    labelled = label != IGNORE_INDEX
+    if class_weights is None:
+        count = labelled.sum(dtype=torch.float32)
+    else:
+        weights = class_weights[label.long().masked_fill(~labelled, 0)]
+        count = weights.masked_fill(~labelled, 0).sum(dtype=torch.float32)
+    return all_reduce(count, "mean")
 
 
 def cross_entropy(
@@ -37,7 +56,7 @@ def cross_entropy(
 
 def _upsample(logits: Tensor, label: Tensor, align_corners: bool) -> Tensor:
     """Interpolate logits to label size, at least in float32."""
-    return F.interpolate(full_precision(logits), label.shape[-2:], mode="bilinear", align_corners=align_corners)
+    return F.interpolate(widen_to_float32(logits), label.shape[-2:], mode="bilinear", align_corners=align_corners)
 
 
 def ohem_loss(
@@ -201,7 +220,7 @@ class TaskLoss(nn.Module):
     def compute_pixel_divisor(self, label: Tensor) -> Tensor:
         """Return ``pixel_divisor`` of ``forward`` for a batch in one part. ``label`` is this rank's share of it.
 
-        This is ``utils.types.compute_pixel_divisor`` with the class weights. Every rank must call it.
+        This is ``losses.task.compute_pixel_divisor`` with the class weights. Every rank must call it.
         """
         return compute_pixel_divisor(label, self.class_weights)
 

@@ -5,7 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from utils.bilinear import find_neighbours
-from utils.types import IGNORE_INDEX, full_precision
+from utils.precision import widen_to_float32
+from utils.types import IGNORE_INDEX
 
 CPU_ROWS = 16  # label rows in a band: they fit into the caches of a CPU
 CUDA_BYTES = 2**26  # of a band on CUDA, where many small kernels take longer to start than to run
@@ -139,7 +140,7 @@ def upsampled_cross_entropy(
     logits: ``[B, K, h, w]``. label: int64 ``[B, H, W]``. smoothing: of the label.
     class_weights: ``[K]``. In the smoothed part each class counts with its own weight, as in ``F.cross_entropy``.
     """
-    logits = full_precision(logits)
+    logits = widen_to_float32(logits)
     if class_weights is not None:
         class_weights = class_weights.to(logits.dtype)
     with torch.autocast(logits.device.type, enabled=False):

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from utils.bilinear import resize
 from utils.errors import UserError
-from utils.types import Output, full_precision
+from utils.precision import widen_to_float32
+from utils.types import Output
 
 
 def get_part_weights(loss: nn.Module) -> Mapping[str, float]:
@@ -46,7 +47,7 @@ class WeightedLosses(nn.Module):
             counts = f"the student has {student_classes} classes, its teacher {teacher_classes}"
             raise UserError(f"{counts}: they must be the same")
         with torch.autocast(student.logits.device.type, enabled=False):
-            student = student.map(full_precision)
+            student = student.map(widen_to_float32)
             teacher = _match_student(teacher, student)
             terms: dict[str, Tensor] = {}
             for name, loss in self.losses.items():
@@ -70,7 +71,7 @@ class WeightedLosses(nn.Module):
 
 def _match_student(teacher: Output, student: Output) -> Output:
     """Return the teacher's output in float32, without gradient, and resized to the student's logits and features."""
-    teacher = teacher.map(full_precision).map(Tensor.detach)
+    teacher = teacher.map(widen_to_float32).map(Tensor.detach)
     logits = resize(teacher.logits, student.logits.shape[-2:])
     feat = resize(teacher.feat, student.feat.shape[-2:])
     return teacher._replace(logits=logits, feat=feat)

@@ -7,7 +7,7 @@ import torch
 import train_teacher
 from engine.runtime import Runtime
 from losses import build_kd
-from losses.task import TaskLoss
+from losses.task import TaskLoss, compute_pixel_divisor
 from models import build_model
 from models.label_noise import LabelNoise
 from tests.conftest import TINY
@@ -15,7 +15,7 @@ from tests.test_engine import assert_same, crash_at, losses
 from train_teacher import TeacherStep
 from utils import checkpoint
 from utils.pixels import CONVENTIONS
-from utils.types import Draw, compute_pixel_divisor
+from utils.types import Draw
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
 FLAGS = [flag if flag != "cpu" else "cuda" for flag in TINY]

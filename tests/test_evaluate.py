@@ -52,8 +52,8 @@ def test_a_row_of_pixels_is_resized_to_one(model):
 
 def test_a_preview_names_an_image_that_cannot_be_read(model):
     class Broken(list):
-        def __getitem__(self, index):
-            return UserError("a.png cannot be read")
+        def load_sample(self, index):
+            raise UserError("a.png cannot be read")
 
     with pytest.raises(UserError, match=r"a\.png cannot be read"):
         make_preview(Predictor(model, BGR), Broken([0]), [(0, 0, 0)] * 7)

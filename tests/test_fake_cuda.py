@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from engine.metrics import confusion_matrix
 from engine.runtime import PRECISIONS
 from losses import LOSSES, build_kd
-from losses.task import TaskLoss
+from losses.task import TaskLoss, compute_pixel_divisor
 from losses.upsampled_cross_entropy import upsampled_cross_entropy
 from models import build_model
 from models.label_noise import LabelNoise
@@ -26,7 +26,7 @@ from utils import memory
 from utils.bilinear import upsample_argmax
 from utils.checkpoint import _move_to_cpu
 from utils.pixels import CONVENTIONS
-from utils.types import Draw, compute_pixel_divisor
+from utils.types import Draw
 
 K = 5
 NEEDS_A_DRIVER = "adv"  # a backward pass inside the forward pass

@@ -6,36 +6,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from utils.distributed import all_reduce
-
 Rgb = tuple[int, int, int]  # 0..255
 IGNORE_INDEX = 255  # the one ignore label inside the project; every data set maps its own to it
 
 
-def compute_pixel_divisor(label: Tensor, class_weights: Tensor | None = None) -> Tensor:
-    """Return the number of labelled pixels of the global batch over the world size: float32, on the device.
-
-    When each rank divides its sum over pixels by this number, the mean of the ranks' gradients is the gradient of the
-    mean over the global batch. Every rank must call this, because the ranks add up their counts.
-
-    class_weights: ``[K]``; each pixel then counts as the weight of its class, which gives a weighted mean.
-    """
-    labelled = label != IGNORE_INDEX
-    if class_weights is None:
-        count = labelled.sum(dtype=torch.float32)
-    else:
-        weights = class_weights[label.long().masked_fill(~labelled, 0)]
-        count = weights.masked_fill(~labelled, 0).sum(dtype=torch.float32)
-    return all_reduce(count, "mean")
-
-
-def full_precision(x: Tensor) -> Tensor:
-    """Return half precision as float32, and every other type as it is."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-
-
 class Output(NamedTuple):
-    """What every network returns and every loss takes."""
+    """Hold the maps that every network returns and every loss takes."""
 
     # [B, K, h, w] at head resolution. One network upsamples its logits: ``PaddedSegmentor`` (--model smp_...), for an
     # image that it had to pad; they then have the image's size, and ``feat`` keeps the stride.
@@ -49,7 +25,7 @@ class Output(NamedTuple):
 
 
 class Supervision(NamedTuple):
-    """How one logit map of a network is supervised: the network carries it, the task loss reads it."""
+    """Say how the task loss treats one logit map of a network."""
 
     kind: str = "ce"  # a key of losses.task.CRITERIA
     align_corners: bool = False  # of the bilinear upsampling to label size
@@ -60,17 +36,20 @@ ROW = 1_000_003  # between the seeds of two rows of a batch: above any number of
 
 
 class Draw(NamedTuple):
-    """Where random numbers for a batch come from, so that a draw depends on the sample and not on the process.
+    """Draw random numbers for a batch. They depend on the seed and the row in the global batch, not on the rank.
 
-    Row ``first + b`` of the global batch has random numbers of its own: one process or eight see the same noise on the
-    same sample, and each draws its own rows only.
+    Row ``first + b`` of the global batch has random numbers of its own. So one rank or eight see the same noise on the
+    same sample, and each rank draws its own rows only.
     """
 
     seed: int
     first: int = 0
 
     def normal(self, values: Tensor, stream: int) -> Tensor:
-        """Fill ``values [B, ...]`` with standard normal ones; ``stream`` numbers independent draws of one batch."""
+        """Fill ``values [B, ...]`` with standard normal numbers, and return it.
+
+        stream: tells independent draws of one batch apart.
+        """
         generator = torch.Generator(values.device)
         for b, row in enumerate(values):
             generator.manual_seed(self.seed + stream + ROW * (self.first + b))

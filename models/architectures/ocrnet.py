@@ -6,7 +6,8 @@ from torch import Tensor, nn
 from models.architectures.assembly import assemble_mmseg_branches, is_pyramid
 from models.layers import FCNHead, make_conv_norm_act
 from models.segmentor import Branch, Segmentor
-from utils.types import Supervision, full_precision
+from utils.precision import widen_to_float32
+from utils.types import Supervision
 
 ALL_MAPS = (0, 1, 2, 3)
 
@@ -53,8 +54,8 @@ def compute_region_means(x: Tensor, coarse: Tensor) -> Tensor:
     """
     device_type = "cpu" if x.is_meta else x.device.type  # autocast knows no "meta" device
     with torch.autocast(device_type, enabled=False):
-        pixels = full_precision(x.flatten(2))
-        weights = full_precision(coarse.flatten(2)).softmax(2)
+        pixels = widen_to_float32(x.flatten(2))
+        weights = widen_to_float32(coarse.flatten(2)).softmax(2)
         return (weights @ pixels.transpose(1, 2)).transpose(1, 2).unsqueeze(3)
 
 

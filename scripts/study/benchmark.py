@@ -39,7 +39,7 @@ from engine.logger import describe_environment
 from engine.metrics import confusion_matrix
 from engine.runtime import Runtime, start_runtime
 from losses import build_kd
-from losses.task import TaskLoss
+from losses.task import TaskLoss, compute_pixel_divisor
 from models import build_model
 from models.label_noise import LabelNoise
 from models.segmentor import Segmentor
@@ -52,7 +52,7 @@ from utils.errors import UserError, lookup, run_main
 from utils.options import option, parse_flags
 from utils.pixels import CONVENTIONS
 from utils.seeding import derive_seed
-from utils.types import IGNORE_INDEX, Draw, compute_pixel_divisor
+from utils.types import IGNORE_INDEX, Draw
 
 COUNT = 48
 CROP = (512, 512)
