@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from datasets import require_classes
 from datasets.base import DatasetSpec
+from datasets.network_classes import require_classes
 from engine.class_weights import resolve_class_weights
 from engine.command_line import TRAINING_SCRIPTS, make_settings
 from engine.fit_to_data import fit_to_data

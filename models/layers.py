@@ -86,3 +86,18 @@ class FCNHead(nn.Module):
         if self.fuse is not None:
             y = self.fuse(torch.cat([x, y], 1))
         return self.dropout(y)
+
+
+def freeze_unused(network: nn.Module, total: Tensor) -> None:
+    """Freeze the parameters of a network that ``total``, the sum of all its maps, does not depend on.
+
+    They never get a gradient, but DistributedDataParallel waits for the gradient of every parameter. Nothing is frozen
+    where gradients are disabled.
+    """
+    if not total.requires_grad:
+        return
+    total.backward()
+    for parameter in network.parameters():
+        if parameter.grad is None:
+            parameter.requires_grad_(False)
+    network.zero_grad(set_to_none=True)

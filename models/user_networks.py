@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from models.layers import freeze_unused
 from models.segmentor import Segmentor
 from utils.errors import UserError, first_line
 from utils.types import Output, Supervision
@@ -145,7 +146,8 @@ class UserNetwork(nn.Module):
             self.feature_channels = trained.feat.shape[1]
         self.aux_maps = len(trained.aux)
         if torch.is_grad_enabled():
-            self._freeze_unused(trained)
+            maps = (trained.logits, trained.feat, *trained.aux)
+            freeze_unused(self.network, sum(value.sum() for value in maps))
         self.network.load_state_dict(before)
 
     def _run_checked(self, image: Tensor) -> Output:
@@ -185,16 +187,6 @@ class UserNetwork(nn.Module):
         wanted = "[B, C, h, w]" if name == "feat" else f"[B, {classes}, h, w], a channel for each of {classes} classes"
         given = f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else _describe_kind(value)
         raise UserError(f"{self.where}: {name} must be float {wanted}; for images {list(image.shape)} it is {given}")
-
-    def _freeze_unused(self, output: Output) -> None:
-        """Freeze the parameters that no map of an output depends on."""
-        total = output.logits.sum() + output.feat.sum() + sum(value.sum() for value in output.aux)
-        if not total.requires_grad:
-            return
-        total.backward()
-        for parameter in self.network.parameters():
-            parameter.requires_grad_(parameter.requires_grad and parameter.grad is not None)
-        self.zero_grad(set_to_none=True)
 
 
 def _gives_features(output: Output) -> bool:

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 import train_student
-from datasets import require_classes
 from datasets.camvid import CAMVID
+from datasets.network_classes import require_classes
 from datasets.toy import TOY
 from engine.folder_lock import FolderLock
 from engine.run_inputs import OtherRun, check_same_run, make_plain

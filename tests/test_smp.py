@@ -8,7 +8,7 @@ import segmentation_models_pytorch as library
 import torch
 import torch.nn.functional as F
 
-from datasets import require_classes
+from datasets.network_classes import require_classes
 from datasets.toy import TOY
 from losses import LOSSES, build_kd
 from models import build_model, from_checkpoint

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from datasets import require_classes
+from datasets.network_classes import require_classes
 from datasets.toy import TOY
 from models import from_checkpoint
 from models.checkpoints.formats import unwrap

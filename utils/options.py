@@ -74,6 +74,9 @@ def parse_flags(
     """Return the fields given on the command line, converted and checked.
 
     other_scripts: scripts with a config class of their own. The message on an unknown flag says if it is one of theirs.
+
+    Raises:
+        UserError: a flag is unknown or given twice, or a value is of another type, out of bounds, or no choice.
     """
     parser = _make_parser(config_class, description)
     parser.other_scripts = other_scripts
@@ -106,7 +109,7 @@ def _make_parser(config_class: type, description: str) -> "_Parser":
         heading = field.metadata["group"]
         if heading not in groups:
             groups[heading] = parser.add_argument_group(heading)
-        _add_flag(groups[heading], field, _plain(hints[field.name]))
+        _add_flag(groups[heading], field, _remove_none(hints[field.name]))
     # launchers before torchrun pass the local rank as a flag; the environment says the same
     parser.add_argument("--local-rank", "--local_rank", help=argparse.SUPPRESS, default=argparse.SUPPRESS)
     return parser
@@ -116,7 +119,7 @@ def _add_flag(parser: Any, field: dataclasses.Field, kind: Any) -> None:
     """Add the flag of a field, and its bare form where the field is positional."""
     text = field.metadata["help"]
     if field.default not in ("", None) and field.default is not False:
-        text += f" (default: {_join(field.default)})"
+        text += f" (default: {_format_default(field.default)})"
     options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": text.replace("%", "%%")}
     if kind is bool:
         options["action"] = argparse.BooleanOptionalAction
@@ -131,7 +134,7 @@ def _add_flag(parser: Any, field: dataclasses.Field, kind: Any) -> None:
     parser.add_argument(get_flag(field.name), **options)
 
 
-def _join(value: Any) -> str:
+def _format_default(value: Any) -> str:
     """Return a default as it is written on the command line."""
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
@@ -157,18 +160,13 @@ def convert(config_class: type, name: str, value: Any, where: str) -> Any:
     hint = typing.get_type_hints(config_class)[name]
     if value is None and isinstance(hint, types.UnionType):
         return None
-    kind = _plain(hint)
+    kind = _remove_none(hint)
     if typing.get_origin(kind) is tuple:
-        parts = typing.get_args(kind)
-        repeated = parts[-1] is Ellipsis
-        if not isinstance(value, (list, tuple)) or not (value if repeated else len(value) == len(parts)):
-            wanted = "a list of one or more values" if repeated else f"{len(parts)} values"
-            raise UserError(f"{where}: {value!r} is not {wanted}")
-        result = tuple(_scalar(parts[0], item, where) for item in value)
+        result = _convert_tuple(typing.get_args(kind), value, where)
     else:
-        result = _scalar(kind, value, where)
-    if field.metadata["choices"] and result not in field.metadata["choices"]:
-        choices = field.metadata["choices"]
+        result = _convert_scalar(kind, value, where)
+    choices = field.metadata["choices"]
+    if choices and result not in choices:
         raise UserError(f"{where}: {result!r}{nearest(str(result), choices)} (choices: {', '.join(choices)})")
     minimum = field.metadata["minimum"]
     maximum = field.metadata["maximum"]
@@ -180,7 +178,23 @@ def convert(config_class: type, name: str, value: Any, where: str) -> Any:
     return result
 
 
-def _scalar(kind: type, value: Any, where: str) -> Any:
+def _convert_tuple(item_kinds: Sequence[Any], value: Any, where: str) -> tuple:
+    """Convert a list of values. item_kinds: the arguments of the tuple's type.
+
+    Raises:
+        UserError: it is no list of the right length, or a value is of another type.
+    """
+    wanted = f"{len(item_kinds)} values"
+    has_right_length = isinstance(value, (list, tuple)) and len(value) == len(item_kinds)
+    if item_kinds[-1] is Ellipsis:
+        wanted = "a list of one or more values"
+        has_right_length = isinstance(value, (list, tuple)) and len(value) > 0
+    if not has_right_length:
+        raise UserError(f"{where}: {value!r} is not {wanted}")
+    return tuple(_convert_scalar(item_kinds[0], item, where) for item in value)
+
+
+def _convert_scalar(kind: type, value: Any, where: str) -> Any:
     """Convert one value to bool, int, float or str.
 
     Raises:
@@ -189,7 +203,8 @@ def _scalar(kind: type, value: Any, where: str) -> Any:
     if kind is bool or isinstance(value, bool):
         if isinstance(value, bool) and kind is bool:
             return value
-        raise UserError(f"{where}: {value!r} is not {'true or false' if kind is bool else f'a {kind.__name__}'}")
+        wanted = "true or false" if kind is bool else f"a {kind.__name__}"
+        raise UserError(f"{where}: {value!r} is not {wanted}")
     try:
         if value is None or isinstance(value, (list, dict)) or (kind is int and isinstance(value, float)):
             raise ValueError  # anything has a str
@@ -203,7 +218,7 @@ def _scalar(kind: type, value: Any, where: str) -> Any:
     return result
 
 
-def _plain(hint: Any) -> Any:
+def _remove_none(hint: Any) -> Any:
     """Return the type without None: ``float | None`` -> ``float``."""
     return typing.get_args(hint)[0] if isinstance(hint, types.UnionType) else hint
 

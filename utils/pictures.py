@@ -4,6 +4,7 @@ import io
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -22,18 +23,23 @@ ADVICE = "make it 8-bit RGB, which fixes what is black and what is white"
 
 
 def read_image(path: Path, size: tuple[int, int] | None = None, behind: str = "") -> np.ndarray:
-    """Read RGB uint8 ``[H, W, 3]``, turned as its EXIF orientation says; kept as stored where only that has ``size``.
+    """Read RGB uint8 ``[H, W, 3]``, and turn it as its EXIF orientation says.
 
-    behind: the colour that shows through transparent pixels; without one they are refused.
+    size: height and width of the label. If only the picture as stored has this size, it is not turned. behind: the
+    colour that shows through transparent pixels; without one they are refused.
 
     JPEG goes through OpenCV, which is faster than PIL and gives the same pixels.
 
     Raises:
         UserError: the file is missing, damaged, or of a kind that has no exact meaning here.
     """
-    image = _decode(path, True, behind)
-    turned = size is not None and image.shape[:2] != size == image.shape[1::-1]
-    return _decode(path, False, behind) if turned else image
+    image = _decode(path, upright=True, behind=behind)
+    if size is None or image.shape[:2] == size:
+        return image
+    height, width = image.shape[:2]
+    if (width, height) == size:
+        return _decode(path, upright=False, behind=behind)
+    return image
 
 
 def _decode(path: Path, upright: bool, behind: str) -> np.ndarray:
@@ -86,7 +92,7 @@ def read_orientation(path: Path) -> int:
     Raises:
         UserError: the file cannot be read.
     """
-    return _read_header(path)[1]
+    return _read_header(path).orientation
 
 
 def read_size(path: Path) -> tuple[int, int]:
@@ -95,23 +101,31 @@ def read_size(path: Path) -> tuple[int, int]:
     Raises:
         UserError: the file cannot be read.
     """
-    (width, height), orientation, turned_by_pil = _read_header(path)
-    if turned_by_pil:
-        return height, width
-    return (width, height) if orientation in SWAPPING else (height, width)
+    header = _read_header(path)
+    if header.orientation in SWAPPING and not header.is_turned:
+        return header.width, header.height
+    return header.height, header.width
 
 
-def _read_header(path: Path) -> tuple[tuple[int, int], int, bool]:
-    """Read width and height of a picture as PIL opens it, and its EXIF orientation, 1 to 8; 1 where it has none.
+class PictureHeader(NamedTuple):
+    """Hold what a picture's header says, with the sides as PIL opens it."""
 
-    The last value says whether the sides are those after the turn: PIL turns TIFF pictures itself.
+    width: int
+    height: int
+    orientation: int  # of EXIF, 1 to 8; 1 where it has none
+    is_turned: bool  # the sides are those after the turn: PIL turns TIFF pictures itself
+
+
+def _read_header(path: Path) -> PictureHeader:
+    """Read the header of a picture.
 
     Raises:
         UserError: the file cannot be read.
     """
     try:
         with open_regular(path) as source, Image.open(source) as file:
-            return file.size, file.getexif().get(ORIENTATION, 1), file.format == "TIFF"
+            orientation = file.getexif().get(ORIENTATION, 1)
+            return PictureHeader(file.width, file.height, orientation, is_turned=file.format == "TIFF")
     except DAMAGED as error:
         raise UserError(f"{path} cannot be read: {error}") from error
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers import Pool
+from models.layers import Pool, freeze_unused
 from models.segmentor import Segmentor
 from utils.bilinear import resize
 from utils.errors import UserError, first_line, nearest
@@ -106,7 +106,7 @@ def build_smp(arch: str, backbone: str, num_classes: int, **options: Any) -> "Pa
         model = get_library_class(arch)(name, encoder_weights=None, classes=num_classes, **options)
         network = PaddedSegmentor(arch, model)
         logits = network.run_small_image()
-        network.freeze_unused(logits)
+        freeze_unused(network, logits.sum())  # layers of the encoder that the decoder does not read
         network.check_upsampling(logits, getattr(model.segmentation_head[1], "scale_factor", 1))
     except BUILD_FAILURES as error:
         reason = first_line(error) if str(error) else "timm does not build it with the stride that this decoder needs"
@@ -186,19 +186,6 @@ class PaddedSegmentor(Segmentor):
         logits = self(torch.zeros(1, 3, self.small_side, self.small_side + self.divisor)).logits
         self.train()
         return logits
-
-    def freeze_unused(self, logits: Tensor) -> None:
-        """Freeze the encoder's layers that the decoder does not read. ``logits`` are those of any image.
-
-        They never get a gradient, but DistributedDataParallel waits for the gradient of every parameter. Nothing is
-        frozen while gradients are disabled.
-        """
-        if not torch.is_grad_enabled():
-            return
-        logits.sum().backward()
-        for parameter in self.parameters():
-            parameter.requires_grad_(parameter.grad is not None)
-        self.zero_grad(set_to_none=True)
 
     def check_upsampling(self, logits: Tensor, factor: float) -> None:
         """Check that the library's final upsampling leads from the logits of ``run_small_image`` to the image's size.

@@ -15,14 +15,15 @@ from models.checkpoints.card import Card, read_card
 from models.checkpoints.formats import FORMATS, MMSEG, unwrap
 from models.checkpoints.imagenet import load_base
 from models.checkpoints.recognition import (
+    CLASSIFIER,
     OPTIONAL,
     MmsegRecord,
     describe_single_logit,
     read_mmseg_record,
     recognise_network,
 )
-from models.checkpoints.smp_files import CONFIG, is_smp, recognise_smp
 from models.checkpoints.smp_files import SOURCE as SMP_SOURCE
+from models.checkpoints.smp_files import is_smp, recognise_smp
 from models.prediction import Loaded
 from models.segmentor import Segmentor
 from models.user_networks import UserNetwork, build_user_network, is_user_network
@@ -140,9 +141,10 @@ def _load_own_file(content: dict[str, Any], path: str | Path, model_flag: str) -
 def _load_foreign_file(content: Mapping[str, Any], source: str, assisted: bool, backbone: str) -> Loaded:
     """Load another project's file. See ``from_checkpoint``, also for what it raises."""
     weights = unwrap(content, source)
-    if is_smp(weights, content.get(CONFIG)):
-        return _load_smp(weights, content.get(CONFIG), source, backbone)
-    if "main.classifier.weight" in weights:
+    smp_config = content.get(reading.SMP_ENTRY)
+    if is_smp(weights, smp_config):
+        return _load_smp(weights, smp_config, source, backbone)
+    if CLASSIFIER in weights:
         raise UserError(f"{source} holds bare weights of this project; use the whole checkpoint (last.pth, best.pth)")
     form, config, weights = recognise_network(weights, source)
     family = FORMATS[form].family
@@ -294,9 +296,8 @@ def _initialise_user_network(model: UserNetwork, pretrained_base: str, pretraine
     weights = loaded.state_dict()
     for key, value in weights.items():
         are_convolutions = key in own and value.ndim == own[key].ndim == 4
-        if (
-            are_convolutions and value.shape[1] == 3 < own[key].shape[1]
-        ):  # the convolution that sees the image: label planes keep their own weights
+        if are_convolutions and value.shape[1] == 3 and own[key].shape[1] > 3:
+            # the convolution that sees the image: label planes keep their own weights
             weights[key] = torch.cat([value, own[key][:, 3:]], 1)
     checkpoint.load_weights(model, weights, f"--pretrained {pretrained}")
     return f"the weights of {pretrained}"

@@ -16,6 +16,7 @@ CARD = "card"  # the key of the card, as JSON, in the metadata of a safetensors 
 SHIPPED = Path(__file__).resolve().parents[2] / "checkpoints"  # files that come with the project, known by name
 # the two files that save_pretrained of segmentation_models_pytorch writes into a folder
 SMP_CONFIG = "config.json"
+SMP_ENTRY = "smp_config"  # the key of its content in what is read
 SMP_WEIGHTS = "model.safetensors"
 
 
@@ -133,7 +134,7 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     if not isinstance(card, dict):
         raise UserError(f"{path}: its card is no JSON object")
     if not card and (path.parent / SMP_CONFIG).is_file():
-        card = {"smp_config": _read_smp_config(path.parent / SMP_CONFIG)}
+        card = {SMP_ENTRY: _read_smp_config(path.parent / SMP_CONFIG)}
     return {**card, "model": weights}
 
 

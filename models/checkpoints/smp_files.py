@@ -10,11 +10,10 @@ from torch import Tensor
 from models.architectures.smp import DECODERS, LEFT_OUT, OWN_PREFIX, get_library_class, list_decoder_options
 from models.checkpoints.imagenet import get_required_pixels
 from models.checkpoints.keys import SMP_MARKER, Table, rename
-from models.checkpoints.recognition import complete_single_logit
+from models.checkpoints.recognition import CLASSIFIER, RESNETS, complete_single_logit
 from utils.errors import UserError, lookup
 
 SOURCE = "segmentation_models_pytorch"
-CONFIG = "smp_config"  # ``models.checkpoints.reading`` adds the content of config.json under this key
 ADVICE = "--backbone NAME says it, in eval.py or once in scripts/deploy/export_safetensors.py"
 
 STEMS = ("encoder.conv1.weight", "encoder.patch_embed1.proj.weight")  # of the library's ResNets and Mix Transformers
@@ -45,14 +44,7 @@ OLD_DEEPLABV3: Table = (
     (r"^decoder\.1\.", "decoder.conv."),
     (r"^decoder\.2\.", "decoder.bn."),
 )
-# the library's own encoders that can be told by their keys: (has bottlenecks, blocks of each stage) -> name
-RESNETS = {
-    (False, (2, 2, 2, 2)): "resnet18",
-    (False, (3, 4, 6, 3)): "resnet34",
-    (True, (3, 4, 6, 3)): "resnet50",
-    (True, (3, 4, 23, 3)): "resnet101",
-    (True, (3, 8, 36, 3)): "resnet152",
-}
+# blocks of each stage -> the library's own encoder
 MIX_TRANSFORMERS = {
     (2, 2, 2, 2): "mit_b1",  # or mit_b0, which is half as wide
     (3, 4, 6, 3): "mit_b2",
@@ -110,7 +102,7 @@ def recognise_smp(
     weights = rename(weights, KEY_TABLE)
     _require_classes(weights, saved, source)
     weights = complete_single_logit(weights, source)
-    classifier = weights["main.classifier.weight"]
+    classifier = weights[CLASSIFIER]
     config = {"arch": arch, "backbone": backbone, "num_classes": len(classifier), **_read_options(arch, saved, source)}
     return SmpNetwork(config, weights, assume_pixels(backbone))
 
@@ -135,9 +127,9 @@ def _require_classes(weights: Mapping[str, Tensor], saved: Mapping[str, Any], so
     Raises:
         UserError: they have not, or there is no classifier.
     """
-    if "main.classifier.weight" not in weights:
+    if CLASSIFIER not in weights:
         raise UserError(f"{source} is incomplete: a network of {SOURCE} without its classifier")
-    classes = len(weights["main.classifier.weight"])
+    classes = len(weights[CLASSIFIER])
     expected = saved.get("classes", classes)
     if expected != classes:
         raise UserError(f"{source}: config.json says {expected} classes, the weights have {classes}")
@@ -190,10 +182,10 @@ def _recognise_backbone(weights: Mapping[str, Tensor], source: str) -> str:
         raise UserError(f"{source} does not say which of timm's networks its encoder is: {ADVICE}")
     if "encoder.layer1.0.conv1.weight" in weights and "encoder.conv1.weight" in weights:
         blocks = tuple(_count_blocks(weights, rf"encoder\.layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4))
-        name = RESNETS.get(("encoder.layer1.0.conv3.weight" in weights, blocks))
+        depth = RESNETS.get(("encoder.layer1.0.conv3.weight" in weights, blocks))
         second = weights["encoder.layer1.0.conv2.weight"]
-        if name and second.shape[0] == second.shape[1] == 64:  # a ResNeXt's is grouped
-            return OWN_PREFIX + name
+        if depth and second.shape[0] == second.shape[1] == 64:  # a ResNeXt's is grouped
+            return f"{OWN_PREFIX}resnet{depth}"
     if "encoder.patch_embed1.proj.weight" in weights:
         blocks = tuple(_count_blocks(weights, rf"encoder\.block{stage}\.(\d+)\.") for stage in (1, 2, 3, 4))
         narrow = len(weights["encoder.patch_embed1.proj.weight"]) == 32
