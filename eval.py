@@ -30,6 +30,7 @@ from engine.recipes import load_recipe
 from engine.runtime import Runtime, start_runtime
 from models.checkpoints.card import Card
 from models.checkpoints.loading import Loaded, from_checkpoint
+from models.checkpoints.reading import list_checkpoint_files
 from models.prediction import Predictor
 from utils.colors import blend_classes, make_palette_picture, save_png
 from utils.errors import UserError, run_main
@@ -95,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = compute_as_trained(config, loaded.card)
     with start_runtime(config) as runtime:
         name, dataset = open_dataset(config, loaded)
-        runtime.agree(lambda: check_outputs(config))
+        runtime.agree(lambda: check_outputs(config, dataset))
         scores = score_network(config, loaded, dataset, runtime)
         if not runtime.is_main:
             return
@@ -109,27 +110,30 @@ def main(argv: Sequence[str] | None = None) -> None:
             write_text(Path(config.json).expanduser(), json.dumps(result, indent=1) + "\n")
 
 
-def check_outputs(config: EvalConfig) -> None:
+def check_outputs(config: EvalConfig, dataset: SegmentationDataset) -> None:
     """Check that everything that is asked for can be written, before the network is scored.
 
     Raises:
-        UserError: it cannot, or two kinds of pictures would go to one folder.
+        UserError: it cannot, two outputs would go to one place, or one would overwrite the checkpoint or the data.
     """
-    for flag, file in {"--json": config.json, "--per-image": config.per_image}.items():
-        if not file:
-            continue
-        path = Path(file).expanduser()
-        if path.is_dir():
-            raise UserError(f"{flag} {file} is a folder: give the name of a file")
-        require_writable(path.parent, f"{flag} {file}")
+    files = {"--json": config.json, "--per-image": config.per_image}
     folders = {"--save-pred": config.save_pred, "--blend": config.blend}
-    if config.save_pred and config.blend:
-        first, second = (Path(folder).expanduser().resolve() for folder in folders.values())
-        if first == second:
-            raise UserError(f"--save-pred and --blend are both {config.blend}: give two folders")
-    for flag, folder in folders.items():
-        if folder:
-            require_writable(Path(folder).expanduser(), f"{flag} {folder}")
+    inputs = {path.resolve() for path in list_checkpoint_files(config.pretrained)}
+    inputs |= {path.resolve() for pair in dataset.pairs for path in pair if path}
+    flag_of: dict[Path, str] = {}
+    for flag, given in {**files, **folders}.items():
+        if not given:
+            continue
+        path = Path(given).expanduser()
+        place = path.resolve()
+        if place in inputs:
+            raise UserError(f"{flag} {given} is an input and would be overwritten: choose another name")
+        if place in flag_of:
+            raise UserError(f"{flag_of[place]} and {flag} are both {given}: give two names")
+        flag_of[place] = flag
+        if flag in files and path.is_dir():
+            raise UserError(f"{flag} {given} is a folder: give the name of a file")
+        require_writable(path.parent if flag in files else path, f"{flag} {given}")
 
 
 def load_network(config: EvalConfig) -> Loaded:

@@ -14,7 +14,7 @@ from datasets.lossless import require_lossless
 from datasets.matlab import read_mat_field
 from utils.errors import UserError
 from utils.files import decode_text
-from utils.pictures import open_picture, read_content, read_image, require_eight_bits
+from utils.pictures import load_as_stored, open_picture, read_content, read_image, require_eight_bits
 
 Pair = tuple[Path, Path]  # the paths of an image and its label
 Arrays = tuple[np.ndarray, np.ndarray]  # an image and its label
@@ -75,10 +75,10 @@ def _convert_picture(path: Path, file: Image.Image, data: bytes, indexed: bool, 
     if indexed and file.mode in ID_MODES:
         if file.tile and _is_rescaled(file):
             raise UserError(f"{path} holds grey levels that are not 8-bit numbers as stored: save the ids as 8-bit PNG")
-        ids = np.asarray(file)
+        ids = np.asarray(load_as_stored(file))
         return ids.astype(np.uint8) if ids.dtype == bool else ids
     if colored and file.mode in COLOR_MODES:
-        return np.asarray(file.convert("RGBA"))
+        return np.asarray(load_as_stored(file).convert("RGBA"))
     if colored:
         raise UserError(f"{path}: a label of colours must be an 8-bit picture, found mode {file.mode}")
     hint = "; colours: see datasets/folder.py" if file.mode in COLOR_MODES else ""

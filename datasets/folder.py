@@ -191,8 +191,10 @@ def _read_classes_of_ids(file: DatasetFile, ids: Any, names: list[str]) -> dict[
     for raw, name in ids.items():
         if isinstance(name, str) and name in names:
             classes[raw] = names.index(name)
-        elif isinstance(name, int) and 0 <= name < len(names):
-            classes[raw] = int(name)
+        elif type(name) is int and 0 <= name < len(names):
+            classes[raw] = name
+        elif isinstance(name, bool):  # what yaml makes of the words yes, no, on and off
+            file.require("ids", False, f"of classes in names: {raw}: {name} is none (yes, no, on, off in quotes)")
         else:
             file.require("ids", False, f"of classes in names: {raw}: {name!r} is none{nearest(str(name), names)}")
     used = set(classes.values())

@@ -42,7 +42,8 @@ def list_folder_pairs(
             labels[image] = folder.labels / f"{base}{label_suffix.replace(IMAGE_SUFFIX_FIELD, image.suffix)}"
     chosen = sorted(labels)
     if "list" in entry:
-        chosen = _choose_listed(root / entry["list"], bases, folders[0].images)
+        names = {image: {image.name, base, labels[image].name} for image, base in bases.items()}
+        chosen = _choose_listed(root / entry["list"], names, [folder.images for folder in folders])
         for image in chosen:
             # a listed image that does not exist gets a label as well, so that the pair is reported as incomplete
             missing_label = f"{image.name}{label_suffix.removeprefix(IMAGE_SUFFIX_FIELD)}"
@@ -101,25 +102,30 @@ def _fill_in(pattern: str, names: tuple[str, ...]) -> str:
     return filled
 
 
-def _choose_listed(path: Path, bases: dict[Path, str], folder: Path) -> list[Path]:
-    """Return the images that a list names, sorted. The list may leave out suffixes and folders.
+def _choose_listed(path: Path, names: dict[Path, set[str]], folders: list[Path]) -> list[Path]:
+    """Return the images that a list names, sorted. The list may leave out suffixes and folders, or name the labels.
 
-    bases: the images that exist, with their names without suffix. folder: where a listed image that does not exist
-    should be.
+    names: the images that exist, each with the names that a list may give it. folders: the folders of images.
 
     Raises:
         UserError: the list cannot be read, a line fits several images, or two lines name the same image.
     """
     images_by_name: dict[str, list[Path]] = {}
-    for image, base in bases.items():
-        for name in {image.name, base}:
+    for image, names_of_image in names.items():
+        for name in names_of_image:
             images_by_name.setdefault(name, []).append(image)
+    parts = [set(folder.parts) for folder in folders]
+    telling = set.union(*parts) - set.intersection(*parts)  # what tells the folders of images apart
     lines = read_list(path)
     chosen = set()
     for line in lines:
-        *folders, name = Path(line).parts
-        candidates = images_by_name.get(name, [folder / name])
-        ranked = sorted((_count_shared(folders, image), image) for image in candidates)
+        *line_folders, name = Path(line).parts
+        wanted = telling.intersection(line_folders)
+        candidates = [image for image in images_by_name.get(name, []) if wanted.issubset(image.parts)]
+        if not candidates:
+            missing_in = next((folder for folder in folders if wanted.issubset(folder.parts)), folders[0])
+            candidates = [missing_in / name]
+        ranked = sorted((_count_shared(line_folders, image), image) for image in candidates)
         best_count, best = ranked[-1]
         if len(ranked) > 1:
             second_count, second = ranked[-2]
@@ -127,7 +133,7 @@ def _choose_listed(path: Path, bases: dict[Path, str], folder: Path) -> list[Pat
                 raise UserError(f"{path}: {line} may be {second} or {best}: name its folder or suffix, too")
         chosen.add(best)
     if len(chosen) < len(lines):
-        raise UserError(f"{path} has {len(lines)} lines for {len(chosen)} images of {folder}")
+        raise UserError(f"{path} has {len(lines)} lines for {len(chosen)} images of {folders[0]}")
     return sorted(chosen)
 
 

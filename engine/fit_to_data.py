@@ -9,7 +9,7 @@ from datasets import build_dataset, dataset_spec
 from engine.run_folder import read_saved_settings
 from engine.runtime import Runtime
 from engine.settings import TrainConfig
-from utils.options import get_flag
+from utils.options import convert, get_flag
 from utils.pictures import read_size
 
 C = TypeVar("C", bound=TrainConfig)
@@ -31,7 +31,7 @@ def fit_to_data(settings: C, given: Collection[str], runtime: Runtime) -> C:
     given: the names of the settings that flags give.
 
     Raises:
-        UserError: the data set cannot be read.
+        UserError: the data set cannot be read, or the config.yaml of a resumed run holds a wrong value.
     """
     if not settings.fit_to_data or not dataset_spec(settings.dataset, settings.data, settings.classes).needs_root:
         return settings
@@ -42,8 +42,8 @@ def _find_fitted_settings(settings: TrainConfig, given: Collection[str], ranks: 
     """Return the fitted settings without those of ``given``, from the resumed run if there is one. Print them."""
     saved = read_saved_settings(settings)
     if all(name in saved for name in FITTED):
-        fitted = {name: saved[name] for name in FITTED}
-        fitted["crop_size"] = tuple(fitted["crop_size"])
+        where = "config.yaml of the run that is resumed"
+        fitted = {name: convert(type(settings), name, saved[name], f"{where}: {name}") for name in FITTED}
     else:
         fitted = compute_fitted_settings(settings, measure_images(settings), ranks)
     fitted = {name: value for name, value in fitted.items() if name not in given}

@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,13 @@ from typing import Any
 from engine.folder_lock import FolderLock
 from engine.run_inputs import OtherRun, check_same_run
 from engine.runtime import Runtime
-from engine.settings import TrainConfig, save_yaml
+from engine.settings import TrainConfig, list_file_settings, save_yaml
 from engine.training_state import TrainingState
+from models.checkpoints.reading import list_checkpoint_files
 from utils import checkpoint
 from utils.errors import UserError
 from utils.files import read_bytes, read_yaml, write
+from utils.options import get_flag
 
 LAST = "last.pth"
 PREVIOUS = "previous.pth"
@@ -189,7 +191,7 @@ def find_resume_source(settings: TrainConfig, folder: Path) -> Path | None:
 
     Raises:
         UserError: ``--resume`` names a checkpoint that does not exist. Or the folder holds files of a run that would be
-            replaced, and ``--overwrite`` is not given.
+            replaced, and ``--overwrite`` is not given. Or one of them is an input of the new run.
     """
     files = [path.name for pattern in RUN_FILES for path in sorted(folder.glob(pattern))]
     is_resumable = LAST in files or PREVIOUS in files
@@ -203,6 +205,7 @@ def find_resume_source(settings: TrainConfig, folder: Path) -> Path | None:
             return folder / source.name
     is_worthless = not files or is_barely_started(folder, files, resumes=settings.resume == "auto")
     if settings.overwrite or is_worthless:
+        require_inputs_elsewhere(settings, folder, files)
         return source
     if is_resumable:
         what = "holds a run: --resume auto continues it, "
@@ -210,6 +213,22 @@ def find_resume_source(settings: TrainConfig, folder: Path) -> Path | None:
         what = f"holds {', '.join(files[:MAX_LISTED])} of a run and no {LAST} to continue it from: "
     advice = "--overwrite starts anew in its place, another --save-dir keeps both"
     raise UserError(f"--save-dir {folder} {what}{advice}")
+
+
+def require_inputs_elsewhere(settings: TrainConfig, folder: Path, files: Sequence[str]) -> None:
+    """Check that a run that starts anew does not delete what it starts from.
+
+    files: the names of the files in the folder that will be deleted.
+
+    Raises:
+        UserError: a setting names one of them.
+    """
+    deleted = {(folder / name).resolve() for name in files}
+    for name in sorted(list_file_settings(type(settings))):
+        value = getattr(settings, name)
+        if value and any(path.resolve() in deleted for path in list_checkpoint_files(value)):
+            flag = get_flag(name)
+            raise UserError(f"{flag} {value} lies in --save-dir and would be deleted: give another --save-dir")
 
 
 def read_saved_settings(settings: TrainConfig) -> dict[str, Any]:

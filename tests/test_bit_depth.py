@@ -159,6 +159,20 @@ def test_the_size_of_a_turned_tiff_is_that_of_its_pixels(orientation, tmp_path):
     assert read_size(path) == read_image(path).shape[:2] == ((6, 4) if orientation == 6 else (4, 6))
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_turned_tiff_is_also_read_as_stored(orientation, tmp_path):
+    """Labels always are, images where only then they have the label's size."""
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    ids = np.arange(24, dtype=np.uint8).reshape(4, 6)
+    for name, pixels in (("ids.tif", ids), ("colors.tif", np.stack([ids] * 3, 2))):
+        Image.fromarray(pixels).save(tmp_path / name, exif=exif)
+    assert np.array_equal(read_label(tmp_path / "ids.tif"), ids)
+    assert np.array_equal(read_label(tmp_path / "colors.tif", False, colored=True)[..., 0], ids)
+    if orientation > 4:
+        assert np.array_equal(read_image(tmp_path / "colors.tif", (4, 6))[..., 0], ids)
+
+
 def test_damaged_tables_are_named(tmp_path):
     path = tmp_path / "a.tif"
     Image.new("RGB", (6, 4)).save(path)

@@ -397,6 +397,7 @@ def test_255_may_be_a_class(tmp_path):
         ("ids: {7: road, ", "ids: {", "ids must be an id for each class: road has none$"),
         ("26: car", "26: cat", "ids must be of classes in names: 26: 'cat' is none; did you mean 'car'"),
         ("26: car", "26: [car]", r"ids must be of classes in names: 26: \['car'\] is none"),
+        ("26: car", "26: yes", r"ids must be of classes in names: 26: True is none \(yes, no, on, off in quotes\)"),
         ("26: car", "x: car", "ids must be {id in the files, 0..65535: class, ...}"),
         ("ignore: 0", "ignore: 7", "ignore must be ids 0..65535 or colours \\[R, G, B\\] that are no class"),
         ("[road, sky, car]", "[road, road]", "names must be 2 or more different names"),

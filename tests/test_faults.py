@@ -82,6 +82,13 @@ def test_results_without_a_checkpoint_are_not_deleted(run, kept, flags):
     assert content(run) == before
 
 
+def test_a_run_does_not_delete_what_it_starts_from(run):
+    before = content(run)
+    with pytest.raises(UserError, match=r"--pretrained .*last\.pth lies in --save-dir and would be deleted: give"):
+        teach(run, "--pretrained", str(run / "last.pth"), "--overwrite")
+    assert content(run) == before
+
+
 def test_a_job_that_is_started_again_goes_on(run, monkeypatch, capsys):
     """With its flags, of which one said to begin anew."""
     before = content(run)

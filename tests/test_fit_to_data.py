@@ -10,6 +10,7 @@ import train_student
 from engine.fit_to_data import compute_fitted_settings, measure_images
 from engine.settings import StudentConfig
 from tests.conftest import BACKBONE
+from utils.errors import UserError
 from utils.files import read_yaml
 
 SETTINGS = StudentConfig(crop_size=(320, 320), batch_size=4, max_iterations=4000)
@@ -77,3 +78,7 @@ def test_a_run_fits_once(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "--val-per-iters 3 " in out  # taken from the run, not fitted anew
     assert "is finished: 2 iterations" in out
+
+    (tmp_path / "run/config.yaml").write_text(text.replace("batch_size: 6", "batch_size: a"))
+    with pytest.raises(UserError, match=r"config\.yaml of the run that is resumed: batch_size: 'a' is not a int"):
+        train_student.main([*flags, "--max-iterations", "2", "--resume", "auto"])

@@ -659,6 +659,26 @@ def test_a_list_of_validation_images_alone_leaves_the_rest_for_training(tmp_path
     assert "# no list of training images: they are those in no other list" in (tmp_path / "dataset.yaml").read_text()
 
 
+def test_a_list_may_name_the_labels(tmp_path):
+    write_photos(tmp_path, 5)
+    (tmp_path / "train.txt").write_text("masks/0.png\nmasks/1.png\n")
+    (tmp_path / "val.txt").write_text("masks/3.png\nmasks/4.png\n")
+    describe(tmp_path)
+    assert [image.name for image, _ in build_dataset("folder", str(tmp_path), "val").pairs] == ["3.jpg", "4.jpg"]
+
+
+def test_a_list_does_not_take_an_image_of_another_folder(tmp_path):
+    for place, count in (("a", 3), ("b", 2)):
+        for n in range(count):
+            picture(tmp_path / place / f"rgb/{n}.jpg", n)
+            save(tmp_path / place / f"mask/{n}.png", draw(range(2), n), "ids")
+    (tmp_path / "val.txt").write_text("b/rgb/0.jpg\nb/rgb/2.jpg\n")
+    lines = ["names: [x, z]", "splits:", "  val: {images: '*/rgb', labels: '*/mask', list: val.txt}"]
+    (tmp_path / "dataset.yaml").write_text("\n".join(lines))
+    with pytest.raises(UserError, match=r"1 of 2 image and label pairs are incomplete; .*b/rgb/2\.jpg"):
+        build_dataset("folder", str(tmp_path), "val")
+
+
 def test_sixteen_bits_are_not_few_colours(tmp_path):
     """Depth or instances beside the labels, under the same names."""
     for n in range(5):

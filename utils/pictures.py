@@ -17,6 +17,16 @@ from utils.jpeg import JPEG, decode_jpeg
 MODES = ("RGB", "L", "P", "1", "CMYK", "RGBA", "LA", "PA")  # 8 bits a channel, with one meaning as RGB
 ORIENTATION = 0x0112  # EXIF tag: 1 is upright, 2 to 4 keep the sides, 5 to 8 swap them
 SWAPPING = range(5, 9)
+# EXIF orientation -> what undoes the turn that it asks for
+UNDOING = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
 # what PIL raises for damaged files; the last ones come from broken tables of TIFF and EXIF
 DAMAGED = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError, TypeError, KeyError, struct.error)
 ADVICE = "make it 8-bit RGB, which fixes what is black and what is white"
@@ -65,8 +75,7 @@ def convert_to_rgb(
         raise UserError(f"{name} has pixels of mode {file.mode}: {ADVICE}")
     if has_narrow_color_map(file):
         raise UserError(f"{name} has a colour map of 8-bit numbers, which TIFF reads as black: save it as 8-bit RGB")
-    if upright:
-        file = ImageOps.exif_transpose(file)
+    file = ImageOps.exif_transpose(file) if upright else load_as_stored(file)
     if file.has_transparency_data:
         file = file.convert("RGBA")
         if behind:
@@ -74,6 +83,15 @@ def convert_to_rgb(
         elif file.getchannel("A").getextrema()[0] < 255:
             raise UserError(f"{name} has transparent pixels: save it without alpha, which fixes their colour")
     return np.array(file.convert("RGB"))
+
+
+def load_as_stored(file: Image.Image) -> Image.Image:
+    """Return a picture without the turn that its EXIF orientation asks for. PIL turns TIFF pictures by itself."""
+    orientation = file.getexif().get(ORIENTATION, 1)
+    if file.format != "TIFF" or orientation not in UNDOING:
+        return file
+    file.load()
+    return file.transpose(UNDOING[orientation])
 
 
 def require_eight_bits(name: str | Path, file: Image.Image, data: bytes = b"") -> None:
