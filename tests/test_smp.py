@@ -7,6 +7,7 @@ import pytest
 import segmentation_models_pytorch as library
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 
 from datasets.network_classes import require_classes
 from datasets.toy import TOY
@@ -154,6 +155,51 @@ def test_older_names_of_timms_networks(encoder, tmp_path):
     torch.testing.assert_close(logits, theirs(image), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("encoder", ["timm-regnetx_002", "timm-gernet_s"])
+@torch.inference_mode()
+@pytest.mark.filterwarnings("ignore:`timm-` encoders")
+def test_older_keys_of_timms_networks(encoder, tmp_path):
+    """Of the library's own copies, which it had before it took timm's networks as they are."""
+    theirs = their_model("smp_fpn", encoder)
+    theirs.save_pretrained(tmp_path)
+    older = {}
+    for key, value in load_file(tmp_path / "model.safetensors").items():
+        key = key.replace("encoder.model.", "encoder.")
+        older[key.replace(".stages_", ".stages.") if "gernet" in encoder else key] = value
+    save_file(older, tmp_path / "model.safetensors")
+    image = torch.randn(1, 3, 64, 96)
+    logits = full_size(from_checkpoint(tmp_path).model(image).logits, (64, 96))
+    torch.testing.assert_close(logits, theirs(image), rtol=1e-5, atol=1e-5)
+    torch.save(older, tmp_path / "plain.pth")
+    backbone = encoder.removeprefix("timm-")
+    assert from_checkpoint(tmp_path / "plain.pth", backbone=backbone).card.arch["backbone"] == backbone
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("encoder.layer1.0.conv2.weight", None, "does not fit this network: 1 keys missing"),
+        ("encoder.layer1.0.conv2.weight", torch.tensor(1.0), "do not tell which encoder"),
+        ("segmentation_head.0.weight", torch.tensor(1.0), "is damaged: the weight of its classifier"),
+        ("segmentation_head.0.bias", torch.full((K,), torch.nan), "that wrote it had failed$"),
+    ],
+)
+def test_damaged_plain_state_dicts_are_refused(key, value, message, tmp_path):
+    weights = dict(their_model("smp_fpn", "resnet18").state_dict())
+    weights.pop(key)
+    if value is not None:
+        weights[key] = value
+    torch.save(weights, tmp_path / "a.pth")
+    with pytest.raises(UserError, match=message):
+        from_checkpoint(tmp_path / "a.pth")
+
+
+def test_a_backbone_that_rearranges_the_image_reads_no_label_plane():
+    build_model("smp_fpn", "tresnet_m", K)
+    with pytest.raises(UserError, match="backbone 'tresnet_m' cannot read a label plane"):
+        build_model("smp_fpn", "tresnet_m", K, in_channels=4)
+
+
 def test_what_a_plain_state_dict_does_not_say(tmp_path, capsys):
     """Options that no shape shows are assumed, and that is said; counters of batches may be missing."""
     weights = their_model("smp_fpn", "resnet18").state_dict()
@@ -183,6 +229,7 @@ def test_pixels_that_are_assumed_are_said(tmp_path, capsys):
         ({"classes": K + 1}, f"config.json says {K + 1} classes, the weights have {K}"),
         ({"encoder_name": "tu-resnet10000"}, "unknown backbone 'resnet10000'"),
         ({"encoder_name": "resnet18"}, "does not fit this network"),
+        ({"encoder_name": None}, r"config\.json does not name the encoder"),
         ({"upsampling": 2}, "its logits are at stride 4, 'upsampling' is 2"),
         ({"in_channels": 4}, "its network takes 4 channels; an image has 3"),
         ({"drop_path_rate": 0.1}, "was built with drop_path_rate=0.1, which this project does not have"),
@@ -193,6 +240,13 @@ def test_saved_networks_that_cannot_be_read(changes, message, tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | changes))
     with pytest.raises(UserError, match=message):
+        from_checkpoint(tmp_path)
+
+
+def test_a_deep_config_is_damaged(tmp_path):
+    their_model("smp_fpn").save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text("[" * 100000)
+    with pytest.raises(UserError, match=r"config\.json is damaged"):
         from_checkpoint(tmp_path)
 
 

@@ -14,6 +14,10 @@ from utils import files
 from utils.errors import UserError, first_line
 
 
+class DoesNotFit(UserError):
+    """Weights have other keys or shapes than the network that they are loaded into."""
+
+
 def save(state: Mapping[str, Any], path: Path, previous: Path | None = None) -> None:
     """Write ``state`` whole or not at all; see ``utils.files.write``, also for what it raises.
 
@@ -83,7 +87,8 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor], source: str |
     """Load a state dict strictly.
 
     Raises:
-        UserError: keys or shapes differ, or values are not finite. The message counts them and names the first.
+        DoesNotFit: keys or shapes differ. The message counts them and names the first.
+        UserError: values are no tensors or not finite.
     """
     own = module.state_dict()
     if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
@@ -100,7 +105,7 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor], source: str |
             more = ", ..." if len(names) > 1 else ""
             found.append(f"{len(names)} {what} ({min(names)}{more})")
     if found:
-        raise UserError(f"{source} does not fit this network: {'; '.join(found)}")
+        raise DoesNotFit(f"{source} does not fit this network: {'; '.join(found)}")
     lost = sorted(key for key, value in weights.items() if value.is_floating_point() and not value.isfinite().all())
     if lost:
         count = f"{len(lost)} of {len(weights)} tensors, first {lost[0]}"

@@ -67,7 +67,7 @@ def build_model(
         lookup(dict.fromkeys(list_widths(arch)), name, f"width of {arch}")
     if arch in DECODERS:
         model = build(backbone, num_classes, **widths)  # the library builds the encoder together with the decoder
-        prepare_stem(model.backbone, in_channels)
+        prepare_stem(model.backbone, backbone, in_channels)
     else:
         output_stride = PYRAMID if arch in UNDILATED else DILATED
         model = build(build_backbone(backbone, in_channels, output_stride), num_classes, **widths)

@@ -145,20 +145,27 @@ def build_backbone(name: str, in_channels: int = 3, output_stride: int = DILATED
     else:
         hint = nearest(name, [*BACKBONES, *timm.list_models()])
         raise UserError(f"unknown backbone {name!r}{hint} (choices: {', '.join(BACKBONES)}, or a timm name)")
-    prepare_stem(backbone, in_channels)
+    prepare_stem(backbone, name, in_channels)
     return backbone
 
 
-def prepare_stem(backbone: nn.Module, in_channels: int) -> None:
+def prepare_stem(backbone: nn.Module, name: str, in_channels: int) -> None:
     """Mark the convolutions that see the image, which are those of three input channels.
 
     With ``in_channels`` above 3, widen them for label planes.
+
+    Raises:
+        UserError: there are to be label planes, and no convolution sees the image.
     """
     for module in backbone.modules():
         if isinstance(module, nn.Conv2d) and module.in_channels == 3:
             module.sees_image = True
-    if in_channels > 3:
-        widen_stem(backbone, in_channels)
+    if in_channels == 3:
+        return
+    if not find_stem_convs(backbone):
+        reason = "it rearranges the image before its first convolution"
+        raise UserError(f"backbone {name!r} cannot read a label plane, {reason}: it can be a student's only")
+    widen_stem(backbone, in_channels)
 
 
 def find_stem_convs(backbone: nn.Module) -> list[nn.Conv2d]:
@@ -169,9 +176,9 @@ def find_stem_convs(backbone: nn.Module) -> list[nn.Conv2d]:
 def widen_stem(backbone: nn.Module, in_channels: int) -> None:
     """Let the stem see label planes behind RGB. The RGB weights stay, the new weights are drawn from N(0, 0.1^2).
 
-    ``prepare_stem`` calls it when a network is built, before any weights are loaded. Without a marked convolution
-    nothing changes. LAD widens its stem when it loads ImageNet weights (models/base_models/resnet.py:257). timm's own
-    ``in_chans=4`` would multiply the RGB weights by 3/4.
+    ``prepare_stem`` calls it when a network is built, before any weights are loaded. LAD widens its stem when it loads
+    ImageNet weights (models/base_models/resnet.py:257). timm's own ``in_chans=4`` would multiply the RGB weights by
+    3/4.
     """
     for conv in find_stem_convs(backbone):
         weight = torch.empty(conv.out_channels, in_channels, *conv.kernel_size).normal_(0, 0.1)

@@ -192,7 +192,7 @@ def _load_smp(weights: Mapping[str, Tensor], saved: Mapping[str, Any] | None, so
     model = build_model(**network.config)
     try:
         _load_complete(model, network.weights, source)
-    except UserError as error:
+    except checkpoint.DoesNotFit as error:
         if saved:
             raise
         other = f"--backbone {backbone} may be another encoder than the file's; or " if backbone else ""

@@ -146,6 +146,6 @@ def _read_smp_config(path: Path) -> dict[str, Any] | None:
     """
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, RecursionError, ValueError) as error:
         raise UserError(f"{path} is damaged: {first_line(error)}") from error
     return config if isinstance(config, dict) and "_model_class" in config else None

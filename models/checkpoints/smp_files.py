@@ -97,8 +97,9 @@ def recognise_smp(
     if arch == "smp_deeplabv3":
         weights = rename(weights, OLD_DEEPLABV3)
     if saved:
-        backbone = _read_backbone_name(saved)
+        backbone = _read_backbone_name(saved, source)
     backbone = backbone or _recognise_backbone(weights, source)
+    weights = _rename_encoder(weights, backbone)
     weights = rename(weights, KEY_TABLE)
     _require_classes(weights, saved, source)
     weights = complete_single_logit(weights, source)
@@ -129,6 +130,8 @@ def _require_classes(weights: Mapping[str, Tensor], saved: Mapping[str, Any], so
     """
     if CLASSIFIER not in weights:
         raise UserError(f"{source} is incomplete: a network of {SOURCE} without its classifier")
+    if weights[CLASSIFIER].ndim != 4:
+        raise UserError(f"{source} is damaged: the weight of its classifier is not that of a convolution")
     classes = len(weights[CLASSIFIER])
     expected = saved.get("classes", classes)
     if expected != classes:
@@ -161,15 +164,35 @@ def _recognise_architecture(weights: Mapping[str, Tensor], saved: Mapping[str, A
     raise UserError(f"{source} holds a decoder of {SOURCE} that this project does not have (its keys: {first}, ...)")
 
 
-def _read_backbone_name(saved: Mapping[str, Any]) -> str:
-    """Return this project's name: timm's networks have no prefix here, the library's own have "smp-"."""
+def _read_backbone_name(saved: Mapping[str, Any], source: str) -> str:
+    """Return this project's name: timm's networks have no prefix here, the library's own have "smp-".
+
+    Raises:
+        UserError: config.json does not name the encoder.
+    """
     # imported here because that takes seconds
     from segmentation_models_pytorch.encoders import is_equivalent_to_timm_universal
 
-    name = str(saved.get("encoder_name"))
+    name = saved.get("encoder_name")
+    if not isinstance(name, str):
+        raise UserError(f"{source}: config.json does not name the encoder (encoder_name)")
     if is_equivalent_to_timm_universal(name):  # an older name of timm's network
         name = name.replace("timm-", "tu-tf_" if "mobilenetv3" in name else "tu-")
     return name.removeprefix("tu-") if name.startswith("tu-") else OWN_PREFIX + name
+
+
+def _rename_encoder(weights: Mapping[str, Tensor], backbone: str) -> dict[str, Tensor]:
+    """Return the weights with today's keys of timm's encoders. Older releases of the library had their own copies."""
+    is_old = not any(key.startswith("encoder.model.") for key in weights)
+    if backbone.startswith(OWN_PREFIX) or not is_old:
+        return dict(weights)
+    renamed = {}
+    for key, value in weights.items():
+        new = re.sub(r"^encoder\.", "encoder.model.", key)
+        if "gernet" in backbone:
+            new = new.replace(".stages.", ".stages_")
+        renamed[new] = value
+    return renamed
 
 
 def _recognise_backbone(weights: Mapping[str, Tensor], source: str) -> str:
@@ -183,12 +206,13 @@ def _recognise_backbone(weights: Mapping[str, Tensor], source: str) -> str:
     if "encoder.layer1.0.conv1.weight" in weights and "encoder.conv1.weight" in weights:
         blocks = tuple(_count_blocks(weights, rf"encoder\.layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4))
         depth = RESNETS.get(("encoder.layer1.0.conv3.weight" in weights, blocks))
-        second = weights["encoder.layer1.0.conv2.weight"]
-        if depth and second.shape[0] == second.shape[1] == 64:  # a ResNeXt's is grouped
+        second = weights.get("encoder.layer1.0.conv2.weight")
+        is_grouped = second is not None and second.shape[:2] != (64, 64)  # a ResNeXt's
+        if depth and not is_grouped:
             return f"{OWN_PREFIX}resnet{depth}"
     if "encoder.patch_embed1.proj.weight" in weights:
         blocks = tuple(_count_blocks(weights, rf"encoder\.block{stage}\.(\d+)\.") for stage in (1, 2, 3, 4))
-        narrow = len(weights["encoder.patch_embed1.proj.weight"]) == 32
+        narrow = weights["encoder.patch_embed1.proj.weight"].shape[:1] == (32,)
         name = "mit_b0" if narrow else MIX_TRANSFORMERS.get(blocks)
         if name:
             return OWN_PREFIX + name
