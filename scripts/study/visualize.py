@@ -64,7 +64,9 @@ def networks(config: GridConfig) -> dict[str, Loaded]:
         raise UserError("give --teacher FILE, --student FILE.. or both")
     if len(files) < len(config.student) + bool(config.teacher):
         raise UserError("--student: the same file twice")
-    found = {title: load_one_of_several(path, model=config.model) for title, path in files.items()}
+    found = {}
+    for title, path in files.items():
+        found[title] = load_one_of_several(path, assisted=title == "teacher", model=config.model)
     for title, loaded in found.items():
         if loaded.card.num_classes != next(iter(found.values())).card.num_classes:
             raise UserError(f"--student {files[title]} has other classes than the first network")
