@@ -9,6 +9,7 @@ has all of it in one page, with robustness.json of teachers (teacher_robustness.
 """
 
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,7 @@ from scripts.study.analysis.report import (
     file_name,
     report,
 )
-from scripts.study.analysis.runs import View
+from scripts.study.analysis.runs import View, list_scored_runs
 from utils.errors import UserError, lookup, run_main
 from utils.options import option, parse_flags
 
@@ -57,9 +58,11 @@ def list_views(groups: Groups) -> list[View]:
 
     The best checkpoint was chosen by its score on these very images. So its score is too high.
     """
-    views = dict.fromkeys(view for runs in groups.values() for run in runs for view in run.scores)
-    count = {view: sum(any(view in run.scores for run in runs) for runs in groups.values()) for view in views}
-    return sorted(views, key=lambda v: (-count[v], v.checkpoint != "last", v))
+    counts: Counter[View] = Counter()
+    for runs in groups.values():
+        views = {view for run in runs for view in run.scores}
+        counts.update(view for view in views if list_scored_runs(runs, view))
+    return sorted(counts, key=lambda v: (-counts[v], v.checkpoint != "last", v))
 
 
 def make_row(name: str, groups: Groups, view: View, config: CompareConfig, notes: list[str]) -> dict[str, Any] | None:
@@ -68,7 +71,7 @@ def make_row(name: str, groups: Groups, view: View, config: CompareConfig, notes
     Return None where no run of the group has a score. A network that reads the label has no gain over one that does
     not. notes: takes a line for each gain or test that is missing, and why.
     """
-    runs = [run for run in groups[name] if view in run.scores and run.scores[view]["miou"] is not None]
+    runs = list_scored_runs(groups[name], view)
     if not runs:
         return None
     scores = [run.scores[view] for run in runs]
@@ -83,7 +86,10 @@ def make_row(name: str, groups: Groups, view: View, config: CompareConfig, notes
     }
     if not config.baseline or name == config.baseline:
         return result
-    base = [run for run in groups[config.baseline] if view in run.scores and run.assisted(view) == assisted]
+    base = []
+    for run in list_scored_runs(groups[config.baseline], view):
+        if run.assisted(view) == assisted:
+            base.append(run)
     if not base:
         what = "reads the label" if assisted else f"{config.baseline} has no such score"
         notes.append(f"{name}, {view.checkpoint}, {view.protocol}: no gain: {what}")

@@ -11,7 +11,7 @@ import numpy as np
 from datasets import build_dataset
 from scripts.study.analysis import charts, gained_lost, robustness, style
 from scripts.study.analysis.charts import Groups
-from scripts.study.analysis.runs import Run, View
+from scripts.study.analysis.runs import Run, View, list_scored_runs
 from utils.errors import UserError
 
 CONFUSIONS_SHOWN = 3  # of a group
@@ -121,7 +121,7 @@ def describe_classes(result: dict[str, Any], groups: Groups, view: View) -> str:
 
 def mean_iou(runs: Sequence[Run], view: View) -> dict[str, float]:
     """Return the mean IoU over the runs of each class that occurs in all of them."""
-    tables = [run.scores[view]["iou"] for run in runs if view in run.scores]
+    tables = [run.scores[view]["iou"] for run in list_scored_runs(runs, view)]
     names = [k for k in (tables[0] if tables else ()) if all(table.get(k) is not None for table in tables)]
     return {k: sum(table[k] for table in tables) / len(tables) for k in names}
 

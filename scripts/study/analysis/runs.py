@@ -3,7 +3,7 @@
 import io
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -85,6 +85,15 @@ class Run:
     def assisted(self, view: View) -> bool:
         """Whether the score is that of a network that reads the label."""
         return bool(self.scores.get(view, {}).get("label_assisted"))
+
+
+def list_scored_runs(runs: Sequence[Run], view: View) -> list[Run]:
+    """List the runs that have an mIoU in a view. eval.py gives none where no pixel is labelled."""
+    scored = []
+    for run in runs:
+        if view in run.scores and run.scores[view]["miou"] is not None:
+            scored.append(run)
+    return scored
 
 
 def read_config(path: Folder) -> dict[str, Any]:
@@ -183,7 +192,10 @@ def _read_areas(
             names = [f"{i} {name}" for i, name in enumerate(names)]
         areas = dict(zip(names, counts.astype(np.int64), strict=True))
         value = miou(counts.sum(0))
-        matching = [view for view, score in scores.items() if score["miou"] and abs(score["miou"] - value) < 1e-9]
+        matching = []
+        for view, score in scores.items():
+            if score["miou"] is not None and abs(score["miou"] - value) < 1e-9:
+                matching.append(view)
         if not matching:
             notes.append(f"{path.name} (mIoU {100 * value:.2f} %) is of none of the scores: left out")
         found |= dict.fromkeys(matching, areas)
