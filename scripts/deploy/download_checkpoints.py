@@ -105,7 +105,13 @@ def verify(entries: list[Entry], folder: Path) -> None:
     """
     found = [(entry, problem(entry, folder / entry.file)) for entry in entries if (folder / entry.file).exists()]
     for entry, wrong in found:
-        print(f"{entry.file}: {f'WRONG, {wrong}' if wrong else 'ok' if entry.hash else 'no published hash'}")
+        if wrong:
+            state = f"WRONG, {wrong}"
+        elif entry.hash:
+            state = "ok"
+        else:
+            state = "no published hash"
+        print(f"{entry.file}: {state}")
     print(f"{len(found)} of {len(entries)} files are in {folder}")
     count = sum(wrong is not None for _, wrong in found)
     if count:
