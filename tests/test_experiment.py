@@ -27,7 +27,7 @@ from scripts.study.experiments.figures import dial_points, draw_dial
 from scripts.study.experiments.files import EXPERIMENTS
 from scripts.study.experiments.jobs import Job, execute
 from scripts.study.experiments.plan import Machine, Places, plan_jobs
-from scripts.study.experiments.stop import Stop
+from scripts.study.experiments.stop import StopCondition
 from scripts.study.experiments.tables import (
     list_gains,
     list_students,
@@ -247,37 +247,37 @@ def order(folder):
 @pytest.mark.parametrize("slots", [1, 3])
 def test_jobs_wait_for_what_they_need_and_are_not_done_twice(jobs, tmp_path, slots):
     seen = []
-    ended = execute(jobs, [{}] * slots, Stop(), lambda job: seen.append(job.name))
+    ended = execute(jobs, [{}] * slots, StopCondition(), lambda job: seen.append(job.name))
     assert all(outcome.done for outcome in ended.values())
     begun = order(tmp_path)
     assert sorted(begun) == sorted(seen) == ["a", "b", "c", "d"]
     assert begun[0] == "a"
     assert begun.index("b") < begun.index("d")
-    again = execute(jobs, [{}] * slots, Stop())
+    again = execute(jobs, [{}] * slots, StopCondition())
     assert {outcome.text for outcome in again.values()} == {"done before"}
     assert len(order(tmp_path)) == 4
     flags = ("--workers", "3"), ("--lr", "3")
     for more, expected in zip(flags, ("done before", "done"), strict=True):
         changed = replace(jobs["a"], commands=((*jobs["a"].commands[0], *more), jobs["a"].commands[1]))
-        assert execute({"a": changed}, [{}], Stop())["a"].text == expected
+        assert execute({"a": changed}, [{}], StopCondition())["a"].text == expected
 
 
 def test_what_starts_from_another_training_by_now_is_not_done(jobs, tmp_path):
-    execute(jobs, [{}] * 2, Stop())
+    execute(jobs, [{}] * 2, StopCondition())
     shutil.rmtree(tmp_path / "a")
-    ended = execute(jobs, [{}] * 2, Stop())
+    ended = execute(jobs, [{}] * 2, StopCondition())
     assert ended["a"].text == "done"
     for name in "bc":
         assert ended[name].text == f"a was trained anew since: remove {tmp_path / name} to do this run again"
         assert ended[name].failed
         shutil.rmtree(tmp_path / name)
-    assert execute(jobs, [{}] * 2, Stop())["c"].done
+    assert execute(jobs, [{}] * 2, StopCondition())["c"].done
 
 
 def test_a_failure_takes_its_followers_along_and_nothing_else(jobs, tmp_path):
     failing = script(tmp_path / "failing.py", "import sys; print('no luck', file=sys.stderr); sys.exit(2)")
     jobs["b"] = replace(jobs["b"], commands=(failing,))
-    ended = execute(jobs, [{}], Stop())
+    ended = execute(jobs, [{}], StopCondition())
     assert [name for name, outcome in ended.items() if outcome.done] == ["a", "c"]
     assert ended["b"].failed
     assert "status 2: no luck" in ended["b"].text
@@ -301,12 +301,12 @@ def slow(jobs, tmp_path):
     return jobs
 
 
-class StopWhen(Stop):
+class StopWhen(StopCondition):
     def __init__(self, path):
         super().__init__()
         self.path = path
 
-    def __bool__(self):
+    def is_met(self):
         return self.path.exists()
 
 
@@ -319,11 +319,11 @@ def test_what_was_stopped_can_go_on(slow, tmp_path):
     teacher = tmp_path / "a/metrics.jsonl"
     before = teacher.read_text()
     teacher.write_text('{"event": "train", "another": "training"}\n')
-    assert "a was trained anew since" in execute({name: slow[name] for name in "ab"}, [{}], Stop())["b"].text
+    assert "a was trained anew since" in execute({name: slow[name] for name in "ab"}, [{}], StopCondition())["b"].text
     teacher.write_text(before)
-    assert all(outcome.done for outcome in execute(slow, [{}], Stop()).values())
-    assert Stop(0)
-    assert not Stop(1)
+    assert all(outcome.done for outcome in execute(slow, [{}], StopCondition()).values())
+    assert StopCondition(0).is_met()
+    assert not StopCondition(1).is_met()
 
 
 def test_no_job_outlives_the_runner(slow, tmp_path):
@@ -331,7 +331,7 @@ def test_no_job_outlives_the_runner(slow, tmp_path):
         raise UserError("the disk is full")
 
     with pytest.raises(UserError, match="the disk is full"):
-        execute({"a": slow["a"], "b": replace(slow["b"], needs=())}, [{}] * 2, Stop(), full)
+        execute({"a": slow["a"], "b": replace(slow["b"], needs=())}, [{}] * 2, StopCondition(), full)
     if (tmp_path / "begun").exists():
         with pytest.raises(ProcessLookupError):
             os.kill(int((tmp_path / "begun").read_text()), 0)
@@ -340,19 +340,19 @@ def test_no_job_outlives_the_runner(slow, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_stops_and_its_handler_goes(number):
     before = signal.getsignal(number)
-    with Stop() as stop:
-        assert not stop
+    with StopCondition() as stop:
+        assert not stop.is_met()
         os.kill(os.getpid(), number)
-        assert stop
+        assert stop.is_met()
     assert signal.getsignal(number) is before
 
 
 def test_a_signal_that_nohup_ignores_stays_ignored():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with Stop() as stop:
+        with StopCondition() as stop:
             os.kill(os.getpid(), signal.SIGHUP)
-            assert not stop
+            assert not stop.is_met()
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)

@@ -39,7 +39,7 @@ from scripts.study.experiments.definition import Experiment, read_experiment
 from scripts.study.experiments.jobs import ROOT, Job, Outcome, execute, find_outcome, launch_words
 from scripts.study.experiments.plan import Machine, Places, plan_jobs
 from scripts.study.experiments.slurm import Standing, read_standings, submit_jobs
-from scripts.study.experiments.stop import Stop
+from scripts.study.experiments.stop import StopCondition
 from scripts.study.pack_records import check_record_file
 from scripts.study.results_table import show_tables
 from utils.errors import UserError, run_main
@@ -159,7 +159,7 @@ def run(config: RunnerConfig, experiment: Experiment, places: Places, jobs: Mapp
             pack_runs(check_record_file(config.records), [job.folder])
 
     check_data(experiment, places)
-    with closing(lock_output(config, places.output)), Stop(config.max_minutes) as stop:
+    with closing(lock_output(config, places.output)), StopCondition(config.max_minutes) as stop:
         ended = execute(jobs, make_slots(config), stop, keep_records, say)
     left = {name: outcome for name, outcome in ended.items() if not outcome.done}
     say(f"{len(ended) - len(left)} of {len(ended)} runs done")

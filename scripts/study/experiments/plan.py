@@ -122,7 +122,7 @@ def plan_jobs(
     datasets = sorted({arm.dataset for arm in experiment.arms.values()})
     if places.data and len(datasets) > 1:
         raise UserError(f"--data {places.data}: {experiment.name} has {len(datasets)} data sets: give --data-root DIR")
-    wanted = only or experiment.asked
+    wanted = only or experiment.trained_runs
     plan = Plan(experiment, places, machine)
     for seed in seeds or experiment.seeds:
         for name, arm in experiment.arms.items():

@@ -116,7 +116,7 @@ def summarise_students(experiment: Experiment, folder: Folder) -> Table:
             rows.append([arm.title, show_scores(found), *gains, times[arm.name]])
     over = [f"points over the {times.get(base, 'unknown')}-minute baseline" for base in bases]
     total = name_minutes(records).replace("minutes", "minutes, teacher included", 1)
-    return _filled(["student", MIOU, *over, total], rows)
+    return _add_placeholder_row(["student", MIOU, *over, total], rows)
 
 
 def find_arms(experiment: Experiment, names: Sequence[str]) -> list[Arm]:
@@ -139,7 +139,7 @@ def list_briefly(experiment: Experiment, folder: Folder, names: Sequence[str]) -
     for arm in find_arms(experiment, names):
         if found := scores(records[arm.name], "last"):
             rows.append([arm.title, show_scores(found), show_total_minutes(experiment, records, arm.name, found)])
-    return _filled(["training", MIOU, "minutes of one core, teacher included"], rows)
+    return _add_placeholder_row(["training", MIOU, "minutes of one core, teacher included"], rows)
 
 
 def list_progress(experiment: Experiment, folder: Folder, names: Sequence[str]) -> Table:
@@ -158,7 +158,7 @@ def list_progress(experiment: Experiment, folder: Folder, names: Sequence[str]) 
             shown = [show_score_on_the_way(runs, quarter / 4) for quarter in (1, 2, 3, 4)]
             rows.append([f"{arm.title} ({len(runs)})", *shown])
     header = ["training (seeds)", "mIoU % after a quarter", "after half", "after three quarters", "at the end"]
-    return _filled(header, rows)
+    return _add_placeholder_row(header, rows)
 
 
 def show_score_on_the_way(runs: Sequence[Run], share: float) -> str:
@@ -207,7 +207,7 @@ def list_gains(experiment: Experiment, folder: Folder) -> Table:
     for name, base in (*every, *experiment.compare):
         if name != base and (base, name) not in pairs:
             pairs[name, base] = None
-    return _filled(GAINS_HEADER, _list_differences(experiment, folder, pairs))
+    return _add_placeholder_row(GAINS_HEADER, _list_differences(experiment, folder, pairs))
 
 
 def list_pairs(experiment: Experiment, folder: Folder, pairs: Sequence[str]) -> Table:
@@ -221,7 +221,7 @@ def list_pairs(experiment: Experiment, folder: Folder, pairs: Sequence[str]) -> 
         name, _, base = pair.partition(":")
         find_arms(experiment, (name, base))  # raises where there is none
         named.append((name, base))
-    return _filled(GAINS_HEADER, _list_differences(experiment, folder, named))
+    return _add_placeholder_row(GAINS_HEADER, _list_differences(experiment, folder, named))
 
 
 def _list_differences(experiment: Experiment, folder: Folder, pairs: Iterable[tuple[str, str]]) -> list[list[str]]:
@@ -239,7 +239,8 @@ def _list_differences(experiment: Experiment, folder: Folder, pairs: Iterable[tu
     return rows
 
 
-def _filled(header: list[str], rows: list[list[str]]) -> Table:
+def _add_placeholder_row(header: list[str], rows: list[list[str]]) -> Table:
+    """Return a table, with one row "not run" where it has none."""
     return header, rows or [[NOT_RUN, *[""] * (len(header) - 1)]]
 
 
