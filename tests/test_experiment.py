@@ -23,7 +23,7 @@ from scripts.study.analysis.record_files import list_runs, open_folder
 from scripts.study.analysis.runs import read_run
 from scripts.study.experiment import RunnerConfig, check_data, lock_output
 from scripts.study.experiments.definition import Origin, read_experiment
-from scripts.study.experiments.figures import dial_points, draw_dial
+from scripts.study.experiments.figures import draw_dial, list_dial_points
 from scripts.study.experiments.files import EXPERIMENTS
 from scripts.study.experiments.jobs import Job, execute
 from scripts.study.experiments.plan import Machine, Places, plan_jobs
@@ -581,7 +581,8 @@ def test_the_dial_pairs_every_strength_with_its_first_student(tmp_path):
     runs["again"] = {"settings": {"teacher_pretrained": "t_a", "pretrained": "base"}}
     found = read_experiment(write(tmp_path / "e.yaml", runs=runs, settings={}))
     places = {"a": "0.1", "b": "0.3", "d": "10.0", "e": "random", "c": "random"}
-    assert dial_points(found) == [(place, f"t_{x}", f"s_{x}") for x, place in places.items()]
+    points = [(point.place, point.teacher, point.student) for point in list_dial_points(found)]
+    assert points == [(place, f"t_{x}", f"s_{x}") for x, place in places.items()]
     assert draw_dial(found, tmp_path / "records") is None
     for name in ("base", "s_a", "s_c"):
         make_run(tmp_path / f"records/{name}-0", 0, make_areas())
