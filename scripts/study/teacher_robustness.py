@@ -69,16 +69,22 @@ def list_conditions(config: RobustnessConfig, trained: LabelNoise) -> list[Condi
     num_classes = len(trained.table) - 1
     own = trained.config.get("code_std")
     as_trained = partial(Condition, codes=codes, pixel_std=pixel_std, code_std=own)
+    strength = codes if own is None else f"{codes} {own:g}"
+    conditions = [as_trained("as trained", f"{strength}, {pixel_std:g}")]
+    for std in sorted({*config.noise, pixel_std}):
+        conditions.append(as_trained("pixel noise", f"{std:g}", pixel_std=std))
     kinds = list_fitting_codes(num_classes, trained.planes)
-    near = sorted(config.near) if "near" in kinds else ()
-    return [
-        as_trained("as trained", f"{codes}{'' if own is None else f' {own:g}'}, {pixel_std:g}"),
-        *(as_trained("pixel noise", f"{std:g}", pixel_std=std) for std in sorted({*config.noise, pixel_std})),
-        *(Condition("codes", kind, kind, pixel_std) for kind in kinds if kind != "near"),
-        *(Condition("codes", f"near {std:g}", "near", pixel_std, code_std=std) for std in near),
-        as_trained("no label", "zero plane", plane=0.0),
-        *(as_trained(k, f"{100 * share:g} %", share=share) for k in CORRUPTIONS for share in sorted(config.wrong)),
-    ]
+    for kind in kinds:
+        if kind != "near":
+            conditions.append(Condition("codes", kind, kind, pixel_std))
+    if "near" in kinds:
+        for std in sorted(config.near):
+            conditions.append(Condition("codes", f"near {std:g}", "near", pixel_std, code_std=std))
+    conditions.append(as_trained("no label", "zero plane", plane=0.0))
+    for kind in CORRUPTIONS:
+        for share in sorted(config.wrong):
+            conditions.append(as_trained(kind, f"{100 * share:g} %", share=share))
+    return conditions
 
 
 def measure(
@@ -139,7 +145,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not config.teacher:
         raise UserError("--teacher FILE is missing: the checkpoint of a label-assisted teacher")
     names = [Path(path).resolve().parent.name for path in config.teacher]
-    files = dict(zip(names if len(set(names)) == len(names) else config.teacher, config.teacher, strict=True))
+    if len(set(names)) < len(names):
+        names = config.teacher
+    files = dict(zip(names, config.teacher, strict=True))
     if len(files) < len(config.teacher):
         raise UserError("--teacher: the same file twice")
     teachers = {name: load_one_of_several(path, assisted=True, model=config.model) for name, path in files.items()}
