@@ -54,6 +54,11 @@ def robustness(folder: Path) -> None:
     report.draw_robustness_of_teachers({"a": [SimpleNamespace(folder=folder, name="a")]}, folder)
 
 
+def way(loss):
+    """A way of training whose loss is always the same."""
+    return benchmark.Way(lambda _: torch.tensor(loss), torch.nn.Identity())
+
+
 def unwritable(folder: Path) -> Path:
     """A place below a file."""
     return garbage(folder, "file") / "below"
@@ -112,9 +117,8 @@ MESSAGES = {
     "no probability": (lambda t: parse_flags(TrainConfig, "", ["--dropout", "1.5"]), r"--dropout: 1\.5 is too large"),
     "entry twice": (lambda t: read_manifest(garbage(t, "m.yaml", yaml.safe_dump([ENTRY._asdict()] * 2).encode())),
                     r"m\.yaml: the name 'a' is there twice"),
-    "losses": (lambda t: benchmark.compare_steps("x", lambda _: torch.ones(()), None, lambda _: torch.zeros(()) + 2, [],
-               SimpleNamespace(amp="none"), SimpleNamespace(device=torch.device("cpu"), compile=False)),
-               r"x: our loss is 1\.0, the plain one 2\.0"),
+    "losses": (lambda t: benchmark.compare_steps("x", way(1.0), way(3.0), way(2.0).loss, SimpleNamespace(amp="none"),
+               SimpleNamespace(device=torch.device("cpu"), compile=False)), r"x: our loss is 1\.0, the plain one 2\.0"),
     "result": (lambda t: results_table.read(garbage(t, "e.json"), ()), r"e\.json is no result of eval\.py"),
 }  # fmt: skip
 
