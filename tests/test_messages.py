@@ -32,6 +32,7 @@ from scripts.study import (
     results_table,
 )
 from scripts.study.analysis import gained_lost, report, runs, style
+from scripts.study.analysis.output import save_text
 from tests.conftest import BACKBONE
 from tests.networks import write_checkpoint
 from tests.trees import draw, picture
@@ -103,7 +104,7 @@ MESSAGES = {
                  r"has shape \(1, 2\), its label \(2, 1\)"),
     "robustness": (robustness, r"robustness\.json is not what teacher_robustness\.py writes"),
     "no settings": (lambda t: runs.read_run(garbage(t, "config.yaml", b"3").parent, "a"), "holds no settings"),
-    "picture": (lambda t: style.save_text("", unwritable(t) / "a"), "cannot write .*below/a: Not a directory"),
+    "picture": (lambda t: save_text("", unwritable(t) / "a"), "cannot write .*below/a: Not a directory"),
     "matlab label": (lambda t: shrink_dataset.shrink(torch.zeros(2, 2).long().numpy(), 2, Image.Resampling.NEAREST,
                      t / "a.mat"), r"a\.mat would be no picture: scripts/data/prepare\.py makes PNG"),
     "kind of picture": (lambda t: style.save_figure(style.plt.figure(), t / "a.xyz"), "'xyz' .choices: .*png"),

@@ -45,7 +45,7 @@ from models import build_model
 from models.label_noise import LabelNoise
 from models.segmentor import Segmentor
 from scripts.study import as_released
-from scripts.study.analysis.style import save_json
+from scripts.study.analysis.output import save_json
 from train_student import StudentStep
 from train_teacher import TeacherStep
 from utils.bilinear import upsample_argmax

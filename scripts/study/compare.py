@@ -26,6 +26,7 @@ import numpy as np
 from scripts.study.analysis import charts, page, style
 from scripts.study.analysis.charts import Groups
 from scripts.study.analysis.groups import read_groups
+from scripts.study.analysis.output import save_json, save_text
 from scripts.study.analysis.paired import align, bootstrap, p_over_seeds
 from scripts.study.analysis.report import (
     describe_pictures,
@@ -167,11 +168,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         "notes": notes,
     }
     text = report(result, views, config.samples)
-    style.save_json(result, output / "compare.json")
-    style.save_text(text, output / "compare.md")
+    save_json(result, output / "compare.json")
+    save_text(text, output / "compare.md")
     if config.html:
         pictures = collect_pictures(result, groups, views[0], output, has_curves=curves is not None)
-        style.save_text(page.html(text, pictures), Path(config.html).expanduser())
+        save_text(page.html(text, pictures), Path(config.html).expanduser())
     print(text)
 
 

@@ -21,6 +21,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from scripts.study.analysis.text import markdown
 from utils.environment import require_packages
 
 require_packages()
@@ -28,7 +29,6 @@ require_packages()
 import torch
 
 from engine.logger import describe_environment
-from scripts.study.analysis.style import markdown
 from utils.errors import UserError, lookup, run_main
 from utils.files import read_bytes, write_text
 from utils.options import option, parse_flags

@@ -32,7 +32,7 @@ require_packages()
 from scripts.study import compare_with_smp
 from scripts.study.analysis.record_files import Folder, open_folder
 from scripts.study.analysis.runs import KINDS, read_score
-from scripts.study.analysis.style import markdown, percent
+from scripts.study.analysis.text import markdown, percent
 from scripts.study.experiments.definition import Experiment, read_experiment
 from scripts.study.experiments.knowledge import list_knowledge
 from scripts.study.experiments.tables import (

@@ -21,6 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from scripts.study.analysis.text import markdown
 from utils.environment import require_packages
 
 require_packages()
@@ -33,7 +34,6 @@ from datasets import build_dataset_for_network
 from datasets.base import SegmentationDataset
 from models.checkpoints.loading import Loaded, load_one_of_several
 from models.prediction import Predictor
-from scripts.study.analysis.style import markdown
 from utils.errors import UserError, run_main
 from utils.files import write_text
 from utils.options import option, parse_flags

@@ -32,7 +32,9 @@ from models.checkpoints.loading import Loaded, load_one_of_several
 from models.label_noise import LabelNoise, list_fitting_codes
 from models.prediction import Predictor
 from scripts.study.analysis import style
+from scripts.study.analysis.output import save_json, save_text
 from scripts.study.analysis.robustness import CORRUPTIONS, Condition, Tally, corrupt, draw_robustness
+from scripts.study.analysis.text import markdown, percent, spread
 from utils.errors import UserError, run_main
 from utils.options import option, parse_flags
 from utils.seeding import derive_seed
@@ -128,9 +130,9 @@ def make_tables(results: dict[str, list[dict[str, Any]]]) -> str:
     for name, records in results.items():
         rows = []
         for r in records:
-            shares = style.percent(r["agreement"]), f"{r['kl']:.4f}", style.percent(r["follows_wrong"], 1)
-            rows.append([r["name"], r["value"], style.spread(r["miou"]), *shares])
-        parts.append(f"## {name}\n\n{style.markdown(header, rows)}")
+            shares = percent(r["agreement"]), f"{r['kl']:.4f}", percent(r["follows_wrong"], 1)
+            rows.append([r["name"], r["value"], spread(r["miou"]), *shares])
+        parts.append(f"## {name}\n\n{markdown(header, rows)}")
     return "\n".join(parts)
 
 
@@ -164,9 +166,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     output = Path(config.output).expanduser()
     what = f"{data_name} {config.split}, {count} of {len(dataset)} images, {config.draws} draws"
     text = f"# Robustness of label-assisted teachers\n\n{what}\n\n{make_tables(results)}\n{EXPLANATION}\n"
-    style.save_json({"data": what, "teachers": files, "results": results}, output / "robustness.json")
+    save_json({"data": what, "teachers": files, "results": results}, output / "robustness.json")
     style.save_figure(draw_robustness(results, what), output / "robustness.png")
-    style.save_text(text, output / "robustness.md")
+    save_text(text, output / "robustness.md")
     print(text)
 
 

@@ -9,7 +9,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from scripts.study.analysis.runs import Run, View, list_scored_runs
-from scripts.study.analysis.style import color, line, wrap
+from scripts.study.analysis.style import color, line
+from scripts.study.analysis.text import wrap
 
 MAX_BARS, MAX_CELLS, ANNOTATED = 40, 40, 15  # classes that still read well
 NOT_A_TERM = {"event", "iteration", "images_per_second", "cpu_seconds", "memory_gb"}

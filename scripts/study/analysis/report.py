@@ -12,6 +12,7 @@ from datasets import build_dataset
 from scripts.study.analysis import charts, gained_lost, robustness, style
 from scripts.study.analysis.charts import Groups
 from scripts.study.analysis.runs import Run, View, list_scored_runs
+from scripts.study.analysis.text import markdown, percent, spread
 from utils.errors import UserError
 
 CONFUSIONS_SHOWN = 3  # of a group
@@ -24,10 +25,8 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         name = row["group"] + (" (LABEL-ASSISTED)" if row["label_assisted"] else "")
         seeds = len(row["miou"])
         p = row.get("p_over_seeds")
-        lines.append(
-            [name, str(seeds), style.spread(row["miou"]), describe_gain(row), "-" if p is None else f"{p:.2g}"]
-        )
-    return style.markdown(["group", "seeds", "mIoU %", "gain", "p over seeds"], lines)
+        lines.append([name, str(seeds), spread(row["miou"]), describe_gain(row), "-" if p is None else f"{p:.2g}"])
+    return markdown(["group", "seeds", "mIoU %", "gain", "p over seeds"], lines)
 
 
 def describe_gain(row: dict[str, Any]) -> str:
@@ -38,7 +37,7 @@ def describe_gain(row: dict[str, Any]) -> str:
     if not paired:
         return f"{100 * row['gain']:+.2f} (no seed in common)"
     shared = "" if len(paired) == len(row["miou"]) else f" (seeds in common: {len(paired)})"
-    return style.spread(paired, "+") + shared
+    return spread(paired, "+") + shared
 
 
 def report(result: dict[str, Any], views: Sequence[View], samples: int) -> str:
@@ -60,12 +59,12 @@ def report(result: dict[str, Any], views: Sequence[View], samples: int) -> str:
         kinds = list(gained_lost.CHANGES)[:4]
         cells = []
         for name, found in result["gained_lost"].items():
-            cells.append([name, *(style.percent(found[kind]) for kind in kinds)])
+            cells.append([name, *(percent(found[kind]) for kind in kinds)])
         header = ["group", *(f"{kind} %" for kind in kinds)]
-        parts.append("## Pixels gained and lost\n\n" + style.markdown(header, cells))
+        parts.append("## Pixels gained and lost\n\n" + markdown(header, cells))
     if result["top_confusions"]:
         cells = [[name, describe_confusions(pairs)] for name, pairs in result["top_confusions"].items()]
-        parts.append("## Confusions\n\n" + style.markdown(["group", "largest, in % of the label's pixels"], cells))
+        parts.append("## Confusions\n\n" + markdown(["group", "largest, in % of the label's pixels"], cells))
     if result["notes"]:
         parts.append("## Left out\n\n" + "\n".join(f"- {note}" for note in result["notes"]))
     return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
@@ -74,7 +73,7 @@ def report(result: dict[str, Any], views: Sequence[View], samples: int) -> str:
 def describe_confusions(pairs: Sequence[dict[str, Any]]) -> str:
     """Return the largest confusions of a group in words. pairs: of ``charts.list_top_confusions``."""
     shown = pairs[:CONFUSIONS_SHOWN]
-    return "; ".join(f"{p['label']} taken for {p['prediction']} {style.percent(p['share'], 1)}" for p in shown)
+    return "; ".join(f"{p['label']} taken for {p['prediction']} {percent(p['share'], 1)}" for p in shown)
 
 
 def describe_pictures(result: dict[str, Any], groups: Groups, view: View) -> dict[str, str]:
@@ -86,8 +85,8 @@ def describe_pictures(result: dict[str, Any], groups: Groups, view: View) -> dic
     }
     for name, found in result["gained_lost"].items():
         captions[f"gained_lost-{file_name(name)}.png"] = (
-            f"{name} is right where {result['baseline']} is wrong in {style.percent(found['gained'])} % of the pixels "
-            f"(blue), and wrong where it is right in {style.percent(found['lost'])} % (vermilion). "
+            f"{name} is right where {result['baseline']} is wrong in {percent(found['gained'])} % of the pixels "
+            f"(blue), and wrong where it is right in {percent(found['lost'])} % (vermilion). "
             f"Runs: {found['run']} and {found['baseline']}."
         )
     for name, pairs in result["top_confusions"].items():
@@ -201,7 +200,7 @@ def draw_robustness_of_teachers(groups: Groups, output: Path) -> dict[str, str]:
 def describe_robustness(run: str, results: dict[str, list[dict[str, Any]]]) -> str:
     """Say how much a teacher's score depends on its label. results: records by teacher, of teacher_robustness.py."""
     (records,) = list(results.values())[:1]
-    scores = {record["name"]: style.spread(record["miou"]) for record in records}
+    scores = {record["name"]: spread(record["miou"]) for record in records}
     return f"{run} has {scores['as trained']} % mIoU with its label and {scores['no label']} % with a plane of zeros."
 
 

@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from engine.metrics import Metrics, confusion_matrix
-from scripts.study.analysis.style import color, marker, wrap
+from scripts.study.analysis.style import color, marker
+from scripts.study.analysis.text import wrap
 from utils.types import IGNORE_INDEX
 
 

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from scripts.study.analysis import style
 from scripts.study.analysis.record_files import Folder
 from scripts.study.analysis.runs import Run
+from scripts.study.analysis.text import spread
 from scripts.study.experiments.definition import Arm, Experiment
 from scripts.study.experiments.tables import NOT_RUN, Table, read_records, scores
 from utils.errors import UserError
@@ -79,7 +80,7 @@ def list_knowledge(experiment: Experiment, folder: Folder) -> Table:
                 [knowledge.negative_log_likelihood for knowledge in measured],
                 [knowledge.divergence for knowledge in measured],
             )
-            shown = [style.spread(values, scale=1, digits=3) for values in columns]
+            shown = [spread(values, scale=1, digits=3) for values in columns]
             rows.append([f"{experiment.arms[name].title} ({len(measured)})", *shown])
     header = ["network (seeds)", "entropy", "negative log-likelihood", "divergence from the references"]
     return header, rows or [[NOT_RUN, "", "", ""]]

@@ -9,10 +9,10 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from scripts.study.analysis import style
 from scripts.study.analysis.paired import p_over_seeds
 from scripts.study.analysis.record_files import Folder, list_runs
 from scripts.study.analysis.runs import Run, View, read_run
+from scripts.study.analysis.text import spread
 from scripts.study.experiments.definition import Arm, Experiment
 from utils.errors import lookup
 
@@ -167,7 +167,7 @@ def show_score_on_the_way(runs: Sequence[Run], share: float) -> str:
     for run in runs:
         on_the_way = {record["iteration"]: record["miou"] for record in run.curves["val"]}
         values.append(on_the_way.get(share * run.config["max_iterations"]))
-    return "-" if None in values else style.spread(values)
+    return "-" if None in values else spread(values)
 
 
 def show_total_minutes(experiment: Experiment, records: dict[str, list[Run]], name: str, seeds: Iterable[int]) -> str:
@@ -191,7 +191,7 @@ def show_gain(records: dict[str, list[Run]], name: str, base: str) -> str:
     if name == base:
         return ""
     differences = gains_by_seed(records[name], records[base]) if base else []
-    return style.spread(differences, "+") if differences else NOT_RUN
+    return spread(differences, "+") if differences else NOT_RUN
 
 
 def list_gains(experiment: Experiment, folder: Folder) -> Table:
@@ -234,7 +234,7 @@ def _list_differences(experiment: Experiment, folder: Folder, pairs: Iterable[tu
         if differences:
             by_seed = ", ".join(f"{100 * value:+.2f}" for value in differences)
             p = p_over_seeds(differences)
-            cells = [style.spread(differences, "+"), by_seed, "one seed" if p is None else f"{p:.2g}"]
+            cells = [spread(differences, "+"), by_seed, "one seed" if p is None else f"{p:.2g}"]
             rows.append([arms[name].title, arms[base].title, *cells])
     return rows
 
@@ -246,7 +246,7 @@ def _add_placeholder_row(header: list[str], rows: list[list[str]]) -> Table:
 
 def show_scores(values: dict[int, float]) -> str:
     """Show mean and standard deviation over seeds, and how many seeds there are."""
-    return f"{style.spread(list(values.values()))} ({len(values)})" if values else NOT_RUN
+    return f"{spread(list(values.values()))} ({len(values)})" if values else NOT_RUN
 
 
 def name_minutes(records: dict[str, list[Run]]) -> str:
