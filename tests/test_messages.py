@@ -42,7 +42,7 @@ from utils.jpeg import decode_jpeg
 from utils.options import parse_flags
 from utils.pictures import read_size
 
-WHERE = (r"(JPEGImages/.+)", r"\1")  # what is kept of an archive
+KEPT = archives.Archive("a.tar", "", r"(JPEGImages/.+)")
 
 
 def garbage(folder: Path, name: str = "x.png", content: bytes = b"garbage") -> Path:
@@ -95,8 +95,9 @@ MESSAGES = {
     "no folder": (lambda t: describe_folder.main(["--data", "none"]), "--data none: no such folder"),
     "colours": (lambda t: folder_layout._count_colors(garbage(t)), r"x\.png cannot be read"),
     "no pictures": (lambda t: folder_layout.find_matches(t), "there are none"),
-    "no archive": (lambda t: archives.extract(t, t / "root", WHERE), "cannot be unpacked: .*Is a directory"),
-    "nothing in it": (lambda t: archives.extract(archive(t), t, ("x", "x")), "holds no file named like x"),
+    "no archive": (lambda t: archives.extract(t, t / "root", KEPT), "cannot be unpacked: .*Is a directory"),
+    "nothing in it": (lambda t: archives.extract(archive(t), t, KEPT._replace(pattern="x")),
+                      "holds no file named like x"),
     "published": (lambda t: (garbage(t, "a.pth"), download_checkpoints.verify([ENTRY], t)), "1 files in .* are not"),
     "export what": (lambda t: export_safetensors.main([]), "--pretrained FILE is missing"),
     "prediction": (lambda t: gained_lost._prediction(garbage(t), (1, 1)), r"prediction .*x\.png cannot be read"),

@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     root = Path(config.data).expanduser()
     for archive in archives:
         if archive.name in found:
-            extract(found[archive.name], root, (archive.pattern, archive.target))
+            extract(found[archive.name], root, archive)
     if config.dataset in FINISH:
         FINISH[config.dataset](root)
     print(f"{root} is ready: scripts/data/check_data.py reads all of it")
