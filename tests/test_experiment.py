@@ -29,11 +29,11 @@ from scripts.study.experiments.jobs import Job, execute
 from scripts.study.experiments.plan import Machine, Places, plan_jobs
 from scripts.study.experiments.stop import StopCondition
 from scripts.study.experiments.tables import (
+    compute_training_minutes,
     list_gains,
     list_students,
     read_records,
     summarise_students,
-    training_minutes,
 )
 from scripts.study.experiments.teachers_table import list_teachers
 from tests.conftest import ENVIRONMENT, ROOT, TINY
@@ -517,7 +517,7 @@ def test_tables_of_several_seeds(tmp_path):
         "lad": [0, 2],
         "plain": [],
     }
-    assert training_minutes(records["base"][0]) == pytest.approx(30 * 4 / 2 / 60)
+    assert compute_training_minutes(records["base"][0]) == pytest.approx(30 * 4 / 2 / 60)
     header, rows = list_students(found, tmp_path / "records")
     lad = next(dict(zip(header, row, strict=True)) for row in rows if row[1] == "lad")
 
@@ -608,7 +608,7 @@ def test_minutes_of_an_interrupted_run(tmp_path):
     events = [("start", 0), ("train", 10, 4.0), ("start", 15), ("train", 20, 1.0)]
     lines = [{"event": e, "iteration": i, **({"images_per_second": v[0]} if v else {})} for e, i, *v in events]
     (tmp_path / "r/metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
-    assert training_minutes(read_run(tmp_path / "r", "r")) == pytest.approx((10 * 2 / 4 + 5 * 2 / 1) / 60)
+    assert compute_training_minutes(read_run(tmp_path / "r", "r")) == pytest.approx((10 * 2 / 4 + 5 * 2 / 1) / 60)
 
 
 def test_minutes_of_a_run_on_one_thread_are_the_processors(tmp_path):
@@ -618,7 +618,7 @@ def test_minutes_of_a_run_on_one_thread_are_the_processors(tmp_path):
     for threads, minutes in ((1, 6 / 60), (2, 20 * 2 / 4 / 60)):
         lines[0]["threads"] = threads
         (tmp_path / "r/metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
-        assert training_minutes(read_run(tmp_path / "r", "r")) == pytest.approx(minutes)
+        assert compute_training_minutes(read_run(tmp_path / "r", "r")) == pytest.approx(minutes)
 
 
 def test_runs_are_added_to_a_record_file_one_by_one(tmp_path, capsys):

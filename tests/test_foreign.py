@@ -229,7 +229,7 @@ def test_label_plane_is_folded_for_a_student_and_kept_for_a_teacher(tmp_path):
 
 def test_the_grid_of_predictions_keeps_the_label_plane_of_a_teacher(tmp_path):
     path = str(save(tmp_path / "lad.pth", state(LAD)))
-    columns = visualize.networks(visualize.GridConfig(teacher=path, student=(path,)))
+    columns = visualize.load_networks(visualize.GridConfig(teacher=path, student=(path,)))
     assert columns["teacher"].noise is not None
     assert columns["teacher"].model.config["in_channels"] == 4
     assert columns["student"].noise is None

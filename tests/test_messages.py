@@ -158,12 +158,12 @@ def test_an_export_that_fails(student, tmp_path, monkeypatch):
     def fail(*_):
         raise torch.onnx.OnnxExporterError("an operator\nis not known")
 
-    monkeypatch.setattr(export_onnx, "export", fail)
+    monkeypatch.setattr(export_onnx, "export_network", fail)
     flags = ["--pretrained", student, "--output", str(tmp_path / "x.onnx"), "--size", "64", "64"]
     with pytest.raises(UserError, match=rf"fcn on {BACKBONE} cannot be written as ONNX: an operator$"):
         export_onnx.main(flags)
     with pytest.raises(UserError, match="onnxruntime fails on the file"):
-        export_onnx.compare(garbage(tmp_path), torch.nn.Identity(), {})
+        export_onnx.compare_with_network(garbage(tmp_path), torch.nn.Identity(), {})
 
 
 def test_a_download_of_weights_that_fails(monkeypatch):
@@ -248,7 +248,7 @@ def test_tied_weights_are_exported(tmp_path):
 
 def test_other_folders_than_the_source(tmp_path, monkeypatch):
     pair = (tmp_path / "a.png", None)
-    monkeypatch.setattr(shrink_dataset, "every_pair", lambda *_: [pair])
+    monkeypatch.setattr(shrink_dataset, "list_all_pairs", lambda *_: [pair])
     (tmp_path / "source").mkdir()
     flags = ("--dataset", "toy", "--source", str(tmp_path / "source"), "--data", str(tmp_path / "made"))
     with pytest.raises(UserError, match=r"a\.png lies outside --source"):

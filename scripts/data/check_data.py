@@ -49,6 +49,8 @@ TURNED_ADVICE = (
 
 @dataclass(frozen=True)
 class CheckConfig:
+    """Hold the settings of check_data.py."""
+
     dataset: str = option("", "data set")
     data: str = option("", "its root folder")
     classes: int | None = option(None, "number of classes, where the data set has variants", minimum=2)
@@ -59,7 +61,7 @@ class CheckConfig:
 
 @dataclass
 class Report:
-    """What was found in a split. ``pixels``: counts by class, then of ignored pixels at IGNORE_INDEX, ``[256]``."""
+    """Hold the findings of a split. ``pixels``: counts by class, then of ignored pixels at IGNORE_INDEX, ``[256]``."""
 
     images: int = 0
     official: tuple[int, ...] = ()
@@ -81,6 +83,8 @@ class Report:
 
 
 class Finding(NamedTuple):
+    """Hold what was found in an image and its label."""
+
     pixels: np.ndarray
     problems: list[str]
     digest: str  # of the image file; empty where there is none

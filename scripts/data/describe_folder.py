@@ -41,6 +41,8 @@ HEADER = "# Written by scripts/data/describe_folder.py"
 
 @dataclass(frozen=True)
 class DescribeConfig:
+    """Hold the settings of describe_folder.py."""
+
     data: str = option("", "root folder of the images and labels")
     labels: int = option(1000, "label files to look into, spread evenly; 0: all", minimum=0)
     overwrite: bool = option(False, "replace a dataset.yaml (and lists) that are there")

@@ -59,6 +59,8 @@ ARCHIVES = {
 
 @dataclass(frozen=True)
 class PrepareConfig:
+    """Hold the settings of prepare.py."""
+
     dataset: str = option("", f"data set: {', '.join(ARCHIVES)}", positional=True)
     archives: tuple[str, ...] = option((), "the archives, or folders that hold them")
     data: str = option("", "root folder of the data set to make")

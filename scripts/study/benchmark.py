@@ -67,6 +67,8 @@ Loss = Callable[[int], Tensor]  # of iteration i
 
 @dataclass(frozen=True)
 class BenchmarkConfig:
+    """Hold the settings of benchmark.py."""
+
     only: tuple[str, ...] = option((), "comparisons to run (default: all)", positional=True)
     rounds: int = option(5, "alternating rounds of each way", minimum=3)
     device: str = option("cpu", "where labels, steps and metric are computed", choices=("auto", "cpu", "cuda"))
@@ -81,7 +83,10 @@ class BenchmarkConfig:
 
 @dataclass
 class Comparison:
-    """``seconds[way]``: medians a sample; ratios are against the first way. ``check``: how the results agree."""
+    """Hold the times of several ways, and how well their results agree.
+
+    seconds: the median time of a sample by way; ratios are against the first way. check: measures of the agreement.
+    """
 
     what: str
     seconds: dict[str, float]

@@ -27,14 +27,14 @@ from scripts.study.analysis import charts, page, style
 from scripts.study.analysis.charts import Groups
 from scripts.study.analysis.groups import read_groups
 from scripts.study.analysis.output import save_json, save_text
-from scripts.study.analysis.paired import align, bootstrap, p_over_seeds
+from scripts.study.analysis.paired import align, bootstrap, compute_p_over_seeds
 from scripts.study.analysis.report import (
     describe_pictures,
     draw_changes,
     draw_confusions,
     draw_robustness_of_teachers,
-    file_name,
-    report,
+    make_file_name,
+    make_report,
 )
 from scripts.study.analysis.runs import View, list_scored_runs
 from utils.errors import UserError, lookup, run_main
@@ -43,6 +43,8 @@ from utils.options import option, parse_flags
 
 @dataclass(frozen=True)
 class CompareConfig:
+    """Hold the settings of compare.py."""
+
     runs: tuple[str, ...] = option(
         (), "run folders or record files; those that differ in seed are a group", positional=True
     )
@@ -98,7 +100,7 @@ def make_row(name: str, groups: Groups, view: View, config: CompareConfig, notes
     own, other = ({run.seed: run.scores[view]["miou"] for run in side} for side in (runs, base))
     result["gain"] = float(np.mean(result["miou"]) - np.mean(list(other.values())))
     result["gain_by_seed"] = {seed: own[seed] - other[seed] for seed in sorted(own.keys() & other.keys())}
-    result["p_over_seeds"] = p_over_seeds(list(result["gain_by_seed"].values()))
+    result["p_over_seeds"] = compute_p_over_seeds(list(result["gain_by_seed"].values()))
     areas = [[run.areas[view] for run in side if view in run.areas] for side in (runs, base)]
     try:
         if not all(areas):
@@ -121,8 +123,8 @@ def collect_pictures(
     files = {
         "IoU by class": ["per_class.png"],
         "Training curves": ["curves.png"] if has_curves else [],
-        "Pixels gained and lost": [f"gained_lost-{file_name(name)}.png" for name in result["gained_lost"]],
-        "Confusions": [f"confusion-{file_name(name)}.png" for name in result["top_confusions"]],
+        "Pixels gained and lost": [f"gained_lost-{make_file_name(name)}.png" for name in result["gained_lost"]],
+        "Confusions": [f"confusion-{make_file_name(name)}.png" for name in result["top_confusions"]],
     }
     captions = describe_pictures(result, groups, view)
     of_teachers = draw_robustness_of_teachers(groups, output)
@@ -167,7 +169,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "top_confusions": top_confusions,
         "notes": notes,
     }
-    text = report(result, views, config.samples)
+    text = make_report(result, views, config.samples)
     save_json(result, output / "compare.json")
     save_text(text, output / "compare.md")
     if config.html:

@@ -34,6 +34,8 @@ from utils.options import option, parse_flags
 
 @dataclass(frozen=True)
 class CompareConfig:
+    """Hold the settings of compare_with_smp.py."""
+
     dataset: str = option("camvid", "data set")
     data: str = option("", "root folder of the data set")
     crop_size: tuple[int, int] = option((160, 192), "height and width of a training crop", minimum=32)

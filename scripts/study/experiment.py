@@ -49,6 +49,8 @@ from utils.options import option, parse_flags
 
 @dataclass(frozen=True)
 class RunnerConfig:
+    """Hold the settings of experiment.py."""
+
     experiment: str = option("", "name of a file in scripts/study/experiments, or a path", positional=True)
     data: str = option("", "root folder of the data set")
     data_root: str = option("", "folder with a root folder for each data set, by its name; in place of --data")
@@ -167,14 +169,14 @@ def run(config: RunnerConfig, experiment: Experiment, places: Places, jobs: Mapp
         print(f"  {name}: {outcome.text}")
     if len(left) < len(ended):
         print("\n" + show_tables(experiment, places.output))
-    print(next_step(config, experiment, places.output, left))
+    print(describe_next_step(config, experiment, places.output, left))
     if any(outcome.failed for outcome in left.values()):
         raise SystemExit(1)
     if left:
         raise SystemExit(STOPPED_STATUS)
 
 
-def next_step(config: RunnerConfig, experiment: Experiment, output: Path, left: Mapping[str, Outcome]) -> str:
+def describe_next_step(config: RunnerConfig, experiment: Experiment, output: Path, left: Mapping[str, Outcome]) -> str:
     """Return the command that comes after this one."""
     if left:
         return "next: the same command does what is left"

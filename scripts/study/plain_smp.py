@@ -41,6 +41,8 @@ IGNORED = 255
 
 @dataclass(frozen=True)
 class PlainConfig:
+    """Hold the settings of plain_smp.py."""
+
     dataset: str = option("camvid", "data set")
     data: str = option("", "root folder of the data set")
     decoder: str = option("fpn", "the library's name of a decoder")

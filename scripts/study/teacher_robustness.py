@@ -1,4 +1,4 @@
-"""How much a label-assisted teacher reads the label, and how it stands noise and wrong labels.
+"""Measure how a label-assisted teacher reacts to noise and to wrong labels.
 
     python scripts/study/teacher_robustness.py --teacher runs/teacher/last.pth
     python scripts/study/teacher_robustness.py --teacher runs/dual/last.pth runs/single/last.pth --limit 100 --draws 4
@@ -43,6 +43,8 @@ from utils.types import Draw
 
 @dataclass(frozen=True)
 class RobustnessConfig:
+    """Hold the settings of teacher_robustness.py."""
+
     teacher: tuple[str, ...] = option((), "checkpoints of label-assisted teachers")
     model: str = option("", "package.module:function, where they hold a network of your own")
     dataset: str = option("", "data set (default: the first checkpoint's)")

@@ -1,4 +1,4 @@
-"""What scripts/study/compare.py says in words and tables, and its pictures."""
+"""Write the words and tables of scripts/study/compare.py, and draw its pictures."""
 
 import json
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from utils.errors import UserError
 CONFUSIONS_SHOWN = 3  # of a group
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
+def make_table(rows: Sequence[dict[str, Any]]) -> str:
     """Return the table of one view in markdown: a row a group of runs."""
     lines = []
     for row in rows:
@@ -40,12 +40,12 @@ def describe_gain(row: dict[str, Any]) -> str:
     return spread(paired, "+") + shared
 
 
-def report(result: dict[str, Any], views: Sequence[View], samples: int) -> str:
+def make_report(result: dict[str, Any], views: Sequence[View], samples: int) -> str:
     """Return the content of compare.md: a table a view, changes, confusions, and what was left out."""
     parts = ["# Comparison of runs\n"]
     baseline = result["baseline"]
     for view in views:
-        text = table([row for row in result["rows"] if row["view"] == view._asdict()])
+        text = make_table([row for row in result["rows"] if row["view"] == view._asdict()])
         parts.append(f"## {view.dataset} {view.split}, {view.checkpoint} checkpoint, {view.protocol}\n\n{text}")
     parts.append("mIoU: mean ± standard deviation over the seeds, in percent.")
     if baseline:
@@ -84,14 +84,14 @@ def describe_pictures(result: dict[str, Any], groups: Groups, view: View) -> dic
         "per_class.png": describe_classes(result, groups, view),
     }
     for name, found in result["gained_lost"].items():
-        captions[f"gained_lost-{file_name(name)}.png"] = (
+        captions[f"gained_lost-{make_file_name(name)}.png"] = (
             f"{name} is right where {result['baseline']} is wrong in {percent(found['gained'])} % of the pixels "
             f"(blue), and wrong where it is right in {percent(found['lost'])} % (vermilion). "
             f"Runs: {found['run']} and {found['baseline']}."
         )
     for name, pairs in result["top_confusions"].items():
         said = f" Largest: {describe_confusions(pairs)} %." if pairs else ""
-        captions[f"confusion-{file_name(name)}.png"] = f"{name}: rows are labels, columns predictions.{said}"
+        captions[f"confusion-{make_file_name(name)}.png"] = f"{name}: rows are labels, columns predictions.{said}"
     return captions
 
 
@@ -153,7 +153,7 @@ def draw_changes(
             if scored is not None and abs(scored - right) > 1e-9:
                 notes.append(f"{r.name}: pred/ (accuracy {100 * right:.2f} %) is of another evaluation than the scores")
         figure = gained_lost.draw_changes(changes, maps, run.name, base.name)
-        style.save_figure(figure, output / f"gained_lost-{file_name(name)}.png")
+        style.save_figure(figure, output / f"gained_lost-{make_file_name(name)}.png")
         shares[name] = {"run": run.name, "baseline": base.name, "images": len(dataset), **changes.shares()}
     return shares
 
@@ -168,7 +168,7 @@ def draw_confusions(groups: Groups, view: View, output: Path) -> dict[str, list[
         total = np.sum([score["confusion"] for score in scores], 0)
         names = list(scores[0]["iou"])
         title = f"{name}: {view.dataset} {view.split}, {view.checkpoint} checkpoint"
-        style.save_figure(charts.draw_confusion(total, names, title), output / f"confusion-{file_name(name)}.png")
+        style.save_figure(charts.draw_confusion(total, names, title), output / f"confusion-{make_file_name(name)}.png")
         named[name] = charts.list_top_confusions(total, names)
     return named
 
@@ -191,7 +191,7 @@ def draw_robustness_of_teachers(groups: Groups, output: Path) -> dict[str, str]:
                 caption = describe_robustness(run.name, content["results"])
             except (ValueError, KeyError, TypeError, IndexError) as error:
                 raise UserError(f"{path} is not what teacher_robustness.py writes: {error!r}") from error
-            name = f"robustness-{file_name(run.name)}.png"
+            name = f"robustness-{make_file_name(run.name)}.png"
             captions[name] = caption
             style.save_figure(figure, output / name)
     return captions
@@ -204,6 +204,6 @@ def describe_robustness(run: str, results: dict[str, list[dict[str, Any]]]) -> s
     return f"{run} has {scores['as trained']} % mIoU with its label and {scores['no label']} % with a plane of zeros."
 
 
-def file_name(name: str) -> str:
+def make_file_name(name: str) -> str:
     """Turn the name of a group into one that a file may have."""
     return "".join(c if c.isalnum() or c in "-_." else "_" for c in name)

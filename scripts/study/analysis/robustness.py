@@ -1,4 +1,4 @@
-"""Wrong labels, and what a teacher makes of them."""
+"""Make wrong labels, and measure and draw what a teacher makes of them."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from utils.types import IGNORE_INDEX
 
 @dataclass(frozen=True)
 class Condition:
-    """How a label plane is made. ``name`` is the axis of the experiment it belongs to."""
+    """Describe how a label plane is made. ``name`` is the axis of the experiment that it belongs to."""
 
     name: str
     value: str  # its place on that axis, in words

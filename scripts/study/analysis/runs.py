@@ -54,7 +54,7 @@ def read_score(content: Any, path: Folder, keys: Iterable[str]) -> dict[str, Any
 
 
 class View(NamedTuple):
-    """What a score is of: scores of different views are not compared."""
+    """Identify what a score was measured on. Scores of different views are not compared."""
 
     checkpoint: str  # "last", "best", or another file's stem
     dataset: str
@@ -83,7 +83,7 @@ class Run:
         return self.config.get("seed", 0)
 
     def assisted(self, view: View) -> bool:
-        """Whether the score is that of a network that reads the label."""
+        """Return whether the score is that of a network that reads the label."""
         return bool(self.scores.get(view, {}).get("label_assisted"))
 
 
@@ -164,8 +164,11 @@ def _take_logged_scores(curves: dict[str, list[dict[str, Any]]], config: dict[st
     iou = {record["iteration"]: record for record in curves.get("val_iou", ())}
     rows = [record for record in curves.get("val", ()) if record.get("miou") is not None]
     assisted = any(record.get("card", {}).get("label_noise") for record in curves.get("start", ()))
+    if not rows:
+        return {}
+    best = max(rows, key=lambda row: row["miou"])
     scores = {}
-    for stem, row in (("last", rows[-1]), ("best", max(rows, key=lambda r: r["miou"]))) if rows else ():
+    for stem, row in (("last", rows[-1]), ("best", best)):
         classes = {k.removeprefix("iou/"): v for k, v in iou.get(row["iteration"], {}).items() if k.startswith("iou/")}
         view = View(stem, str(config.get("dataset", "")), "val", "validation during training")
         scores[view] = {"miou": row["miou"], "pixel_accuracy": row.get("pixel_accuracy"), "iou": classes}

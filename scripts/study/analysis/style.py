@@ -74,7 +74,7 @@ def grid(rows: Sequence[Mapping[str, Cell]], *legends: Sequence[Patch]) -> Figur
 
 
 def patches(colors: Iterable[tuple[str, Rgb]]) -> list[Patch]:
-    """Entries of a legend."""
+    """Make the entries of a legend."""
     return [Patch(facecolor=np.array(c) / 255, edgecolor="0.6", linewidth=0.5, label=name) for name, c in colors]
 
 

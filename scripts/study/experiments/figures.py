@@ -11,7 +11,7 @@ from scripts.study.analysis import style
 from scripts.study.analysis.record_files import Folder
 from scripts.study.analysis.runs import Run
 from scripts.study.experiments.definition import Experiment
-from scripts.study.experiments.tables import read_records, scores
+from scripts.study.experiments.tables import get_scores_by_seed, read_records
 from scripts.study.experiments.teachers_table import read_robustness
 
 
@@ -56,8 +56,8 @@ def draw_dial(experiment: Experiment, folder: Folder) -> Figure | None:
     Return None where no point of the dial has a scored student.
     """
     records = read_records(experiment, folder)
-    base = scores(records[experiment.baseline], "last") if experiment.baseline else {}
-    points = [point for point in list_dial_points(experiment) if scores(records[point.student], "last")]
+    base = get_scores_by_seed(records[experiment.baseline], "last") if experiment.baseline else {}
+    points = [point for point in list_dial_points(experiment) if get_scores_by_seed(records[point.student], "last")]
     if not points or not base:
         return None
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
@@ -85,7 +85,7 @@ def _draw_gains(axis: plt.Axes, points: list[DialPoint], records: dict[str, list
     """Draw by how much each student is ahead of the baseline of the same seed."""
     gained = []
     for point in points:
-        own = scores(records[point.student], "last")
+        own = get_scores_by_seed(records[point.student], "last")
         gained.append([own[seed] - base[seed] for seed in own.keys() & base.keys()])
     _draw_dots(axis, gained, "students, by seed", 2)
     axis.axhline(0, color="0.4", linestyle="--", linewidth=1)

@@ -12,7 +12,7 @@ from utils.errors import UserError, lookup
 
 @dataclass(frozen=True)
 class Places:
-    """Where a run finds its data and weights, and where it goes.
+    """Hold the folders of data, weights and output.
 
     data: the root folder of the only data set. data_root: a folder that holds one for each data set, by its name.
     bases: a folder of ImageNet weights, ``<backbone>.pth``; "" leaves the choice to the settings.
