@@ -240,6 +240,28 @@ def test_counts_of_another_evaluation_are_left_out(tmp_path):
     assert any("is of none of the scores" in note for note in loaded.notes)
 
 
+def test_counts_of_a_run_that_is_never_right_are_kept(tmp_path):
+    areas = make_areas()
+    areas[:, 0] = 0
+    ((loaded,),) = read_groups([make_run(tmp_path / "a", areas=areas)]).values()
+    (view,) = loaded.areas
+    assert loaded.scores[view]["miou"] == 0
+    assert not any("is of none of the scores" in note for note in loaded.notes)
+
+
+def test_a_baseline_run_without_a_score_is_left_out(tmp_path):
+    runs = [make_run(tmp_path / f"base-{s}", s, make_areas(0.5, s)) for s in (0, 1)]
+    runs.append(make_run(tmp_path / "lad", areas=make_areas(0.7, 10), lr=0.2))
+    file = tmp_path / "base-1/eval-last.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"miou": None}))
+    out = tmp_path / "out"
+    compare.main([*runs, "--baseline", "base", "--samples", "100", "--output", str(out)])
+    rows = {row["group"]: row for row in json.loads((out / "compare.json").read_text())["rows"]}
+    assert len(rows["base"]["miou"]) == 1
+    assert rows["lad"]["gain"] == pytest.approx(rows["lad"]["miou"][0] - rows["base"]["miou"][0])
+    assert list(rows["lad"]["gain_by_seed"]) == ["0"]
+
+
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [

@@ -4,10 +4,25 @@ import json
 from itertools import pairwise
 
 import pytest
+import torch
 
-from scripts.study import compare_with_smp, results_table
+from scripts.study import compare_with_smp, plain_smp, results_table
 from scripts.study.compare_with_smp import Trained, make_table, make_table_of_record
 from utils.errors import UserError
+
+
+class DamagedStream:
+    """Training samples of which the last of the first batch cannot be read."""
+
+    def __getitem__(self, position):
+        if position == plain_smp.BATCH_SIZE - 1:
+            return UserError("photo.jpg is damaged")
+        return torch.zeros(3, 32, 32, dtype=torch.uint8), torch.zeros(32, 32, dtype=torch.uint8)
+
+
+def test_the_plain_loop_names_a_file_that_cannot_be_read():
+    with pytest.raises(UserError, match=r"photo\.jpg is damaged"):
+        plain_smp.read_batch(DamagedStream(), 0)
 
 
 @pytest.fixture

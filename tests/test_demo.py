@@ -45,7 +45,7 @@ def test_an_image_is_segmented_as_by_predict(files):
     overlay, legend, text = tab.segment_upload(files["student"], files["image"], 0)
     loaded = from_checkpoint(files["student"])
     classes = loaded.predict(files["image"])
-    names, palette = demo.appearance(loaded.card)
+    names, palette = demo.get_class_appearance(loaded.card)
     image = np.asarray(Image.open(files["image"]))
     assert np.array_equal(overlay, np.asarray(demo.blend_classes(image, classes, palette)))
     most = int(np.bincount(classes.ravel()).argmax())
@@ -60,7 +60,9 @@ def test_an_image_is_seen_at_the_size_that_is_asked_for(files):
     loaded = from_checkpoint(files["student"])
     classes = loaded.predict(files["image"], resize=(32, 24))
     image = np.asarray(Image.open(files["image"]))
-    assert np.array_equal(overlay, np.asarray(demo.blend_classes(image, classes, demo.appearance(loaded.card)[1])))
+    assert np.array_equal(
+        overlay, np.asarray(demo.blend_classes(image, classes, demo.get_class_appearance(loaded.card)[1]))
+    )
 
 
 def test_names_of_classes_are_no_markup():

@@ -18,7 +18,7 @@ from eval import EvalConfig
 from models import ARCHITECTURES
 from models.backbones import BACKBONES
 from scripts.deploy import download_checkpoints as download
-from scripts.deploy.manifest import problem, read_manifest
+from scripts.deploy.manifest import find_problem, read_manifest
 from utils.errors import UserError
 from utils.options import parse_flags
 
@@ -208,7 +208,7 @@ def test_the_manifest_names_networks_and_hashes_of_this_project():
     for entry in entries:
         kind, _, digits = (entry.hash or "").partition(":")
         if not entry.url:
-            assert problem(entry, Path(download.ROOT) / "checkpoints" / entry.file) is None
+            assert find_problem(entry, Path(download.ROOT) / "checkpoints" / entry.file) is None
             continue
         assert entry.url.startswith("https://")
         assert kind != "sha256" or entry.file.endswith(f"-{digits}.pth")

@@ -23,17 +23,17 @@ from scripts.study.analysis.record_files import list_runs, open_folder
 from scripts.study.analysis.runs import read_run
 from scripts.study.experiment import RunnerConfig, check_data, lock_output
 from scripts.study.experiments.definition import Origin, read_experiment
-from scripts.study.experiments.figures import dial_points, draw_dial
+from scripts.study.experiments.figures import draw_dial, list_dial_points
 from scripts.study.experiments.files import EXPERIMENTS
 from scripts.study.experiments.jobs import Job, execute
 from scripts.study.experiments.plan import Machine, Places, plan_jobs
-from scripts.study.experiments.stop import Stop
+from scripts.study.experiments.stop import StopCondition
 from scripts.study.experiments.tables import (
+    compute_training_minutes,
     list_gains,
     list_students,
     read_records,
     summarise_students,
-    training_minutes,
 )
 from scripts.study.experiments.teachers_table import list_teachers
 from tests.conftest import ENVIRONMENT, ROOT, TINY
@@ -247,37 +247,37 @@ def order(folder):
 @pytest.mark.parametrize("slots", [1, 3])
 def test_jobs_wait_for_what_they_need_and_are_not_done_twice(jobs, tmp_path, slots):
     seen = []
-    ended = execute(jobs, [{}] * slots, Stop(), lambda job: seen.append(job.name))
+    ended = execute(jobs, [{}] * slots, StopCondition(), lambda job: seen.append(job.name))
     assert all(outcome.done for outcome in ended.values())
     begun = order(tmp_path)
     assert sorted(begun) == sorted(seen) == ["a", "b", "c", "d"]
     assert begun[0] == "a"
     assert begun.index("b") < begun.index("d")
-    again = execute(jobs, [{}] * slots, Stop())
+    again = execute(jobs, [{}] * slots, StopCondition())
     assert {outcome.text for outcome in again.values()} == {"done before"}
     assert len(order(tmp_path)) == 4
     flags = ("--workers", "3"), ("--lr", "3")
     for more, expected in zip(flags, ("done before", "done"), strict=True):
         changed = replace(jobs["a"], commands=((*jobs["a"].commands[0], *more), jobs["a"].commands[1]))
-        assert execute({"a": changed}, [{}], Stop())["a"].text == expected
+        assert execute({"a": changed}, [{}], StopCondition())["a"].text == expected
 
 
 def test_what_starts_from_another_training_by_now_is_not_done(jobs, tmp_path):
-    execute(jobs, [{}] * 2, Stop())
+    execute(jobs, [{}] * 2, StopCondition())
     shutil.rmtree(tmp_path / "a")
-    ended = execute(jobs, [{}] * 2, Stop())
+    ended = execute(jobs, [{}] * 2, StopCondition())
     assert ended["a"].text == "done"
     for name in "bc":
         assert ended[name].text == f"a was trained anew since: remove {tmp_path / name} to do this run again"
         assert ended[name].failed
         shutil.rmtree(tmp_path / name)
-    assert execute(jobs, [{}] * 2, Stop())["c"].done
+    assert execute(jobs, [{}] * 2, StopCondition())["c"].done
 
 
 def test_a_failure_takes_its_followers_along_and_nothing_else(jobs, tmp_path):
     failing = script(tmp_path / "failing.py", "import sys; print('no luck', file=sys.stderr); sys.exit(2)")
     jobs["b"] = replace(jobs["b"], commands=(failing,))
-    ended = execute(jobs, [{}], Stop())
+    ended = execute(jobs, [{}], StopCondition())
     assert [name for name, outcome in ended.items() if outcome.done] == ["a", "c"]
     assert ended["b"].failed
     assert "status 2: no luck" in ended["b"].text
@@ -301,12 +301,12 @@ def slow(jobs, tmp_path):
     return jobs
 
 
-class StopWhen(Stop):
+class StopWhen(StopCondition):
     def __init__(self, path):
         super().__init__()
         self.path = path
 
-    def __bool__(self):
+    def is_met(self):
         return self.path.exists()
 
 
@@ -319,11 +319,11 @@ def test_what_was_stopped_can_go_on(slow, tmp_path):
     teacher = tmp_path / "a/metrics.jsonl"
     before = teacher.read_text()
     teacher.write_text('{"event": "train", "another": "training"}\n')
-    assert "a was trained anew since" in execute({name: slow[name] for name in "ab"}, [{}], Stop())["b"].text
+    assert "a was trained anew since" in execute({name: slow[name] for name in "ab"}, [{}], StopCondition())["b"].text
     teacher.write_text(before)
-    assert all(outcome.done for outcome in execute(slow, [{}], Stop()).values())
-    assert Stop(0)
-    assert not Stop(1)
+    assert all(outcome.done for outcome in execute(slow, [{}], StopCondition()).values())
+    assert StopCondition(0).is_met()
+    assert not StopCondition(1).is_met()
 
 
 def test_no_job_outlives_the_runner(slow, tmp_path):
@@ -331,7 +331,7 @@ def test_no_job_outlives_the_runner(slow, tmp_path):
         raise UserError("the disk is full")
 
     with pytest.raises(UserError, match="the disk is full"):
-        execute({"a": slow["a"], "b": replace(slow["b"], needs=())}, [{}] * 2, Stop(), full)
+        execute({"a": slow["a"], "b": replace(slow["b"], needs=())}, [{}] * 2, StopCondition(), full)
     if (tmp_path / "begun").exists():
         with pytest.raises(ProcessLookupError):
             os.kill(int((tmp_path / "begun").read_text()), 0)
@@ -340,19 +340,19 @@ def test_no_job_outlives_the_runner(slow, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_stops_and_its_handler_goes(number):
     before = signal.getsignal(number)
-    with Stop() as stop:
-        assert not stop
+    with StopCondition() as stop:
+        assert not stop.is_met()
         os.kill(os.getpid(), number)
-        assert stop
+        assert stop.is_met()
     assert signal.getsignal(number) is before
 
 
 def test_a_signal_that_nohup_ignores_stays_ignored():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with Stop() as stop:
+        with StopCondition() as stop:
             os.kill(os.getpid(), signal.SIGHUP)
-            assert not stop
+            assert not stop.is_met()
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
@@ -517,7 +517,7 @@ def test_tables_of_several_seeds(tmp_path):
         "lad": [0, 2],
         "plain": [],
     }
-    assert training_minutes(records["base"][0]) == pytest.approx(30 * 4 / 2 / 60)
+    assert compute_training_minutes(records["base"][0]) == pytest.approx(30 * 4 / 2 / 60)
     header, rows = list_students(found, tmp_path / "records")
     lad = next(dict(zip(header, row, strict=True)) for row in rows if row[1] == "lad")
 
@@ -581,7 +581,8 @@ def test_the_dial_pairs_every_strength_with_its_first_student(tmp_path):
     runs["again"] = {"settings": {"teacher_pretrained": "t_a", "pretrained": "base"}}
     found = read_experiment(write(tmp_path / "e.yaml", runs=runs, settings={}))
     places = {"a": "0.1", "b": "0.3", "d": "10.0", "e": "random", "c": "random"}
-    assert dial_points(found) == [(place, f"t_{x}", f"s_{x}") for x, place in places.items()]
+    points = [(point.place, point.teacher, point.student) for point in list_dial_points(found)]
+    assert points == [(place, f"t_{x}", f"s_{x}") for x, place in places.items()]
     assert draw_dial(found, tmp_path / "records") is None
     for name in ("base", "s_a", "s_c"):
         make_run(tmp_path / f"records/{name}-0", 0, make_areas())
@@ -607,7 +608,7 @@ def test_minutes_of_an_interrupted_run(tmp_path):
     events = [("start", 0), ("train", 10, 4.0), ("start", 15), ("train", 20, 1.0)]
     lines = [{"event": e, "iteration": i, **({"images_per_second": v[0]} if v else {})} for e, i, *v in events]
     (tmp_path / "r/metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
-    assert training_minutes(read_run(tmp_path / "r", "r")) == pytest.approx((10 * 2 / 4 + 5 * 2 / 1) / 60)
+    assert compute_training_minutes(read_run(tmp_path / "r", "r")) == pytest.approx((10 * 2 / 4 + 5 * 2 / 1) / 60)
 
 
 def test_minutes_of_a_run_on_one_thread_are_the_processors(tmp_path):
@@ -617,7 +618,7 @@ def test_minutes_of_a_run_on_one_thread_are_the_processors(tmp_path):
     for threads, minutes in ((1, 6 / 60), (2, 20 * 2 / 4 / 60)):
         lines[0]["threads"] = threads
         (tmp_path / "r/metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
-        assert training_minutes(read_run(tmp_path / "r", "r")) == pytest.approx(minutes)
+        assert compute_training_minutes(read_run(tmp_path / "r", "r")) == pytest.approx(minutes)
 
 
 def test_runs_are_added_to_a_record_file_one_by_one(tmp_path, capsys):

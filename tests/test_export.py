@@ -14,10 +14,10 @@ from scripts.deploy import export_onnx
 from scripts.deploy.onnx_sizes import (
     PADDING_MODULES,
     BinMeans,
-    replace_pools,
-    simple_same_padding,
+    make_pools_exportable,
     split_same_padding,
     use_new_maps,
+    use_simple_same_padding,
 )
 from tests.conftest import BACKBONE
 from tests.networks import write_checkpoint
@@ -41,7 +41,7 @@ def test_no_adaptive_pool_is_left_and_the_function_stays(tmp_path, arch):
     x = torch.randn(1, 3, 50, 71)
     with torch.inference_mode():
         before = model(x).logits
-        replace_pools(model)
+        make_pools_exportable(model)
         torch.testing.assert_close(model(x).logits, before, rtol=1e-5, atol=1e-4)
     assert not any(isinstance(module, nn.AdaptiveAvgPool2d) for module in model.modules())
 
@@ -70,7 +70,7 @@ def test_timms_layers_compute_the_same_with_the_exporters_padding():
         x = torch.randn(1, 2, *size)
         for layer in layers:
             expected = layer(x)
-            with simple_same_padding():
+            with use_simple_same_padding():
                 assert PADDING_MODULES[0].pad_same is not padding.pad_same
                 torch.testing.assert_close(layer(x), expected)
     assert PADDING_MODULES[0].pad_same is padding.pad_same
@@ -95,7 +95,7 @@ def test_no_activation_overwrites_its_input():
 def test_the_size_of_the_training_crops_is_said(config, expected, tmp_path):
     loaded = from_checkpoint(write_checkpoint(tmp_path / "net.pth", config=config))
     assert loaded.card.crop_size == (expected and tuple(expected))
-    assert json.loads(export_onnx.metadata(loaded.card, "net.pth")["crop_size"]) == expected
+    assert json.loads(export_onnx.make_metadata(loaded.card, "net.pth")["crop_size"]) == expected
 
 
 @pytest.mark.slow
@@ -132,28 +132,28 @@ def test_a_fixed_size_and_what_is_not_kept(tmp_path, capsys, monkeypatch):
     source, target = write_checkpoint(tmp_path / "fcn.pth"), tmp_path / "fcn.onnx"
     flags = ["--pretrained", source, "--output", str(target), "--size", "64", "48"]
     programs = []
-    export = export_onnx.export
+    export = export_onnx.export_network
 
     def export_and_keep(*arguments):
         programs.append(export(*arguments))
         return programs[0]
 
-    monkeypatch.setattr(export_onnx, "export", export_and_keep)
+    monkeypatch.setattr(export_onnx, "export_network", export_and_keep)
     export_onnx.main(flags)
     assert "equal classes 100.0000 %" in capsys.readouterr().out
     (output,) = onnxruntime.InferenceSession(str(target)).get_outputs()
     assert output.shape[1:] == [7, 64, 48]
 
     target.unlink()
-    monkeypatch.setattr(export_onnx, "export", lambda *_: programs[0])  # once is enough
-    monkeypatch.setattr(export_onnx, "compare", lambda *_: {"random": 0.9998})
+    monkeypatch.setattr(export_onnx, "export_network", lambda *_: programs[0])  # once is enough
+    monkeypatch.setattr(export_onnx, "compare_with_network", lambda *_: {"random": 0.9998})
     with pytest.raises(UserError, match=r"differ on random: .* is not kept"):
         export_onnx.main(flags)
 
     def fail(*_):
         raise torch.onnx.OnnxExporterError("sizes must be known")
 
-    monkeypatch.setattr(export_onnx, "export", fail)
+    monkeypatch.setattr(export_onnx, "export_network", fail)
     with pytest.raises(UserError, match=rf"fcn on {BACKBONE} cannot be written as ONNX: sizes must be known \(--size"):
         export_onnx.main(flags[:-3])
     assert {path.name for path in tmp_path.iterdir()} == {"fcn.pth"}
@@ -204,4 +204,4 @@ def test_a_pixel_whose_classes_rounding_decides_counts_as_equal(tmp_path, monkey
             return [theirs.numpy()]
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
-    assert export_onnx.compare(tmp_path, lambda image: ours, {"a": torch.zeros(1)}) == {"a": share}
+    assert export_onnx.compare_with_network(tmp_path, lambda image: ours, {"a": torch.zeros(1)}) == {"a": share}

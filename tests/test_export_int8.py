@@ -59,7 +59,7 @@ def files(tmp_path_factory):
     torch.manual_seed(0)
     network = export_onnx.PixelsToLogits(Tiny(), CONVENTIONS["imagenet"]).eval()
     with torch.inference_mode():
-        program = export_onnx.export(network, None)
+        program = export_onnx.export_network(network, None)
     program.model.metadata_props.update({"class_names": '["a", "b", "c"]'})
     program.save(str(folder / "tiny.onnx"), external_data=False)
     quantise(folder / "tiny.onnx", folder / "tiny.int8.onnx", samples(4, labelled=False))

@@ -12,6 +12,7 @@ import torchvision
 from models import build_model, from_checkpoint
 from models.checkpoints.formats import FORMATS, translate_network
 from models.checkpoints.recognition import recognise_network
+from scripts.study import visualize
 from tests.fill_weights import fill_model, fill_state, reference_input
 from utils.errors import UserError
 
@@ -224,6 +225,15 @@ def test_label_plane_is_folded_for_a_student_and_kept_for_a_teacher(tmp_path):
     with torch.inference_mode():
         folded, whole = student.model(x), teacher.model(torch.cat([x, torch.zeros_like(x[:, :1])], 1))
     torch.testing.assert_close(folded.logits, whole.logits, rtol=1e-5, atol=1e-5 * float(whole.logits.std()))
+
+
+def test_the_grid_of_predictions_keeps_the_label_plane_of_a_teacher(tmp_path):
+    path = str(save(tmp_path / "lad.pth", state(LAD)))
+    columns = visualize.load_networks(visualize.GridConfig(teacher=path, student=(path,)))
+    assert columns["teacher"].noise is not None
+    assert columns["teacher"].model.config["in_channels"] == 4
+    assert columns["student"].noise is None
+    assert columns["student"].model.config["in_channels"] == 3
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ from scripts.study import (
     results_table,
 )
 from scripts.study.analysis import gained_lost, report, runs, style
+from scripts.study.analysis.output import save_text
 from tests.conftest import BACKBONE
 from tests.networks import write_checkpoint
 from tests.trees import draw, picture
@@ -41,7 +42,7 @@ from utils.jpeg import decode_jpeg
 from utils.options import parse_flags
 from utils.pictures import read_size
 
-WHERE = (r"(JPEGImages/.+)", r"\1")  # what is kept of an archive
+KEPT = archives.Archive("a.tar", "", r"(JPEGImages/.+)")
 
 
 def garbage(folder: Path, name: str = "x.png", content: bytes = b"garbage") -> Path:
@@ -52,6 +53,11 @@ def garbage(folder: Path, name: str = "x.png", content: bytes = b"garbage") -> P
 def robustness(folder: Path) -> None:
     garbage(folder, "robustness.json", b"[]")
     report.draw_robustness_of_teachers({"a": [SimpleNamespace(folder=folder, name="a")]}, folder)
+
+
+def way(loss):
+    """A way of training whose loss is always the same."""
+    return benchmark.Way(lambda _: torch.tensor(loss), torch.nn.Identity())
 
 
 def unwritable(folder: Path) -> Path:
@@ -89,8 +95,9 @@ MESSAGES = {
     "no folder": (lambda t: describe_folder.main(["--data", "none"]), "--data none: no such folder"),
     "colours": (lambda t: folder_layout._count_colors(garbage(t)), r"x\.png cannot be read"),
     "no pictures": (lambda t: folder_layout.find_matches(t), "there are none"),
-    "no archive": (lambda t: archives.extract(t, t / "root", WHERE), "cannot be unpacked: .*Is a directory"),
-    "nothing in it": (lambda t: archives.extract(archive(t), t, ("x", "x")), "holds no file named like x"),
+    "no archive": (lambda t: archives.extract(t, t / "root", KEPT), "cannot be unpacked: .*Is a directory"),
+    "nothing in it": (lambda t: archives.extract(archive(t), t, KEPT._replace(pattern="x")),
+                      "holds no file named like x"),
     "published": (lambda t: (garbage(t, "a.pth"), download_checkpoints.verify([ENTRY], t)), "1 files in .* are not"),
     "export what": (lambda t: export_safetensors.main([]), "--pretrained FILE is missing"),
     "prediction": (lambda t: gained_lost._prediction(garbage(t), (1, 1)), r"prediction .*x\.png cannot be read"),
@@ -98,7 +105,7 @@ MESSAGES = {
                  r"has shape \(1, 2\), its label \(2, 1\)"),
     "robustness": (robustness, r"robustness\.json is not what teacher_robustness\.py writes"),
     "no settings": (lambda t: runs.read_run(garbage(t, "config.yaml", b"3").parent, "a"), "holds no settings"),
-    "picture": (lambda t: style.save_text("", unwritable(t) / "a"), "cannot write .*below/a: Not a directory"),
+    "picture": (lambda t: save_text("", unwritable(t) / "a"), "cannot write .*below/a: Not a directory"),
     "matlab label": (lambda t: shrink_dataset.shrink(torch.zeros(2, 2).long().numpy(), 2, Image.Resampling.NEAREST,
                      t / "a.mat"), r"a\.mat would be no picture: scripts/data/prepare\.py makes PNG"),
     "kind of picture": (lambda t: style.save_figure(style.plt.figure(), t / "a.xyz"), "'xyz' .choices: .*png"),
@@ -112,9 +119,8 @@ MESSAGES = {
     "no probability": (lambda t: parse_flags(TrainConfig, "", ["--dropout", "1.5"]), r"--dropout: 1\.5 is too large"),
     "entry twice": (lambda t: read_manifest(garbage(t, "m.yaml", yaml.safe_dump([ENTRY._asdict()] * 2).encode())),
                     r"m\.yaml: the name 'a' is there twice"),
-    "losses": (lambda t: benchmark.compare_steps("x", lambda _: torch.ones(()), None, lambda _: torch.zeros(()) + 2, [],
-               SimpleNamespace(amp="none"), SimpleNamespace(device=torch.device("cpu"), compile=False)),
-               r"x: our loss is 1\.0, the plain one 2\.0"),
+    "losses": (lambda t: benchmark.compare_steps("x", way(1.0), way(3.0), way(2.0).loss, SimpleNamespace(amp="none"),
+               SimpleNamespace(device=torch.device("cpu"), compile=False)), r"x: our loss is 1\.0, the plain one 2\.0"),
     "result": (lambda t: results_table.read(garbage(t, "e.json"), ()), r"e\.json is no result of eval\.py"),
 }  # fmt: skip
 
@@ -152,12 +158,12 @@ def test_an_export_that_fails(student, tmp_path, monkeypatch):
     def fail(*_):
         raise torch.onnx.OnnxExporterError("an operator\nis not known")
 
-    monkeypatch.setattr(export_onnx, "export", fail)
+    monkeypatch.setattr(export_onnx, "export_network", fail)
     flags = ["--pretrained", student, "--output", str(tmp_path / "x.onnx"), "--size", "64", "64"]
     with pytest.raises(UserError, match=rf"fcn on {BACKBONE} cannot be written as ONNX: an operator$"):
         export_onnx.main(flags)
     with pytest.raises(UserError, match="onnxruntime fails on the file"):
-        export_onnx.compare(garbage(tmp_path), torch.nn.Identity(), {})
+        export_onnx.compare_with_network(garbage(tmp_path), torch.nn.Identity(), {})
 
 
 def test_a_download_of_weights_that_fails(monkeypatch):
@@ -242,7 +248,7 @@ def test_tied_weights_are_exported(tmp_path):
 
 def test_other_folders_than_the_source(tmp_path, monkeypatch):
     pair = (tmp_path / "a.png", None)
-    monkeypatch.setattr(shrink_dataset, "every_pair", lambda *_: [pair])
+    monkeypatch.setattr(shrink_dataset, "list_all_pairs", lambda *_: [pair])
     (tmp_path / "source").mkdir()
     flags = ("--dataset", "toy", "--source", str(tmp_path / "source"), "--data", str(tmp_path / "made"))
     with pytest.raises(UserError, match=r"a\.png lies outside --source"):

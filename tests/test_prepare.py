@@ -13,7 +13,7 @@ from scipy.io import savemat
 from datasets import build_dataset
 from datasets.files import read_label
 from scripts.data import archives, shrink_dataset
-from scripts.data.archives import convert_mat
+from scripts.data.archives import Archive, convert_mat
 from scripts.data.prepare import ARCHIVES
 from scripts.data.prepare import main as prepare_main
 from tests.trees import TREES, draw, picture
@@ -138,7 +138,7 @@ HOSTILE_TAR = {
 
 @pytest.fixture
 def extract():
-    return lambda path, root: archives.extract(path, root, (r"VOC2012/(JPEGImages/.+)", r"\1"))
+    return lambda path, root: archives.extract(path, root, Archive("a.tar", "", r"VOC2012/(JPEGImages/.+)"))
 
 
 @pytest.mark.parametrize("kind", HOSTILE_TAR)

@@ -5,7 +5,7 @@ import pytest
 from scripts.study import results_table
 from scripts.study.analysis.record_files import pack_runs
 from scripts.study.analysis.runs import miou
-from scripts.study.analysis.style import spread
+from scripts.study.analysis.text import spread
 from scripts.study.experiments.definition import read_experiment
 from scripts.study.experiments.tables import list_progress
 from tests.conftest import ROOT

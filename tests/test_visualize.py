@@ -7,7 +7,7 @@ from PIL import Image
 
 from engine.preview import draw_heading, tile
 from scripts.study import method_figure, visualize
-from scripts.study.analysis.style import wrap
+from scripts.study.analysis.text import wrap
 from tests.networks import write_checkpoint
 from utils.errors import UserError
 

@@ -30,8 +30,8 @@ class Archive(NamedTuple):
     optional: bool = False
 
 
-def extract(archive: Path, root: Path, place: tuple[str, str]) -> None:
-    """Unpack the members that match into ``root``. Those that are there with the same size are left alone.
+def extract(file: Path, root: Path, archive: Archive) -> None:
+    """Unpack what ``archive`` says of a file into ``root``. What is there with the same size is left alone.
 
     The members are unpacked into a folder beside ``root`` first, by Python's own filter for data, which refuses what
     leads out of that folder, devices, and links to elsewhere.
@@ -39,19 +39,19 @@ def extract(archive: Path, root: Path, place: tuple[str, str]) -> None:
     Raises:
         UserError: the archive is damaged, is refused, or has no such member; or it cannot be written.
     """
-    pattern = re.compile(rf"(?:.*/)?{place[0]}")
+    pattern = re.compile(rf"(?:.*/)?{archive.pattern}")
     root.mkdir(parents=True, exist_ok=True)
-    with guard(archive), tempfile.TemporaryDirectory(prefix=".unpacked-", dir=root) as folder:
-        found = unpack(archive, Path(folder), pattern)
+    with explain_damage(file), tempfile.TemporaryDirectory(prefix=".unpacked-", dir=root) as folder:
+        found = unpack(file, Path(folder), pattern)
         if not found:
-            raise UserError(f"{archive} holds no file named like {place[0]}")
+            raise UserError(f"{file} holds no file named like {archive.pattern}")
         for name, source in found.items():
             if ".." in name.split("/"):
-                raise UserError(f"{archive} is not unpacked: {name} leads out of the folder")
+                raise UserError(f"{file} is not unpacked: {name} leads out of the folder")
             if source.is_symlink():
-                raise UserError(f"{archive} is not unpacked: {name} is a link")
+                raise UserError(f"{file} is not unpacked: {name} is a link")
         for name, source in found.items():
-            target = root / pattern.fullmatch(name).expand(place[1])
+            target = root / pattern.fullmatch(name).expand(archive.target)
             if not (target.is_file() and target.stat().st_size == source.stat().st_size):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 os.replace(source, target)
@@ -73,7 +73,7 @@ def unpack(archive: Path, folder: Path, pattern: re.Pattern[str]) -> dict[str, P
 
 
 @contextmanager
-def guard(archive: Path) -> Iterator[None]:
+def explain_damage(archive: Path) -> Iterator[None]:
     """Turn the damage of an archive into a UserError."""
     try:
         yield

@@ -49,6 +49,8 @@ TURNED_ADVICE = (
 
 @dataclass(frozen=True)
 class CheckConfig:
+    """Hold the settings of check_data.py."""
+
     dataset: str = option("", "data set")
     data: str = option("", "its root folder")
     classes: int | None = option(None, "number of classes, where the data set has variants", minimum=2)
@@ -59,7 +61,7 @@ class CheckConfig:
 
 @dataclass
 class Report:
-    """What was found in a split. ``pixels``: counts by class, then of ignored pixels at IGNORE_INDEX, ``[256]``."""
+    """Hold the findings of a split. ``pixels``: counts by class, then of ignored pixels at IGNORE_INDEX, ``[256]``."""
 
     images: int = 0
     official: tuple[int, ...] = ()
@@ -81,6 +83,8 @@ class Report:
 
 
 class Finding(NamedTuple):
+    """Hold what was found in an image and its label."""
+
     pixels: np.ndarray
     problems: list[str]
     digest: str  # of the image file; empty where there is none
@@ -88,25 +92,37 @@ class Finding(NamedTuple):
 
 
 def check_pair(task: tuple[DatasetSpec, Path, Path | None]) -> Finding:
-    """Read one image and its label; where that fails, each of them alone, so that no problem hides another."""
+    """Read one image and its label. Return the pixels of each class, or what is wrong with the files."""
     spec, image_path, label_path = task
     digest = ""
     with suppress(OSError):  # said below
         digest = compute_digest(image_path, blake2b())
-    problems: dict[str, None] = {}  # each once
-    for attempt in (
-        lambda: read_sample(spec, image_path, label_path)[1],
-        lambda: spec.read(image_path, None),
-        lambda: label_path and convert_label(spec, spec.read(None, label_path)[1], label_path),
-    ):
+    try:
+        _, label = read_sample(spec, image_path, label_path)
+    except UserError as error:
+        problems = list_problems(spec, image_path, label_path, str(error))
+        return Finding(np.zeros(IGNORE_INDEX + 1, np.int64), problems, digest)
+    pixels = np.bincount(label.ravel(), minlength=IGNORE_INDEX + 1)
+    return Finding(pixels, [], digest, doubt_orientation(spec, image_path, label_path, label.shape))
+
+
+def list_problems(spec: DatasetSpec, image_path: Path, label_path: Path | None, first: str) -> list[str]:
+    """Read an image and its label separately, so that no problem hides another. Return each message once.
+
+    first: what was wrong when both were read.
+    """
+    problems = {first: None}  # a dict, because it keeps the order
+    try:
+        spec.read(image_path, None)
+    except UserError as error:
+        problems[str(error)] = None
+    if label_path is not None:
         try:
-            label = attempt()
+            _, label = spec.read(None, label_path)
+            convert_label(spec, label, label_path)
         except UserError as error:
             problems[str(error)] = None
-        if not problems:
-            pixels = np.bincount(label.ravel(), minlength=IGNORE_INDEX + 1)
-            return Finding(pixels, [], digest, doubt_orientation(spec, image_path, label_path, label.shape))
-    return Finding(np.zeros(IGNORE_INDEX + 1, np.int64), list(problems), digest)
+    return list(problems)
 
 
 def doubt_orientation(spec: DatasetSpec, image_path: Path, label_path: Path | None, size: tuple[int, int]) -> list[str]:
@@ -140,7 +156,7 @@ def check_split(spec: DatasetSpec, root: Path, split: str, workers: int) -> Repo
     report = Report(len(pairs), spec.splits[split])
     unlabelled = spec.needs_root and split == "test" and find_missing_files(pairs) == [label for _, label in pairs]
     tasks = [(spec, image, None if unlabelled else label) for image, label in pairs]
-    report.problems += [f"label without image: {path}" for path in labels_without_image(pairs)]
+    report.problems += [f"label without image: {path}" for path in find_labels_without_image(pairs)]
     for (_, image, _), found in zip(
         tasks, tqdm(map_in_processes(check_pair, tasks, workers), split, len(tasks), disable=None), strict=True
     ):
@@ -149,14 +165,15 @@ def check_split(spec: DatasetSpec, root: Path, split: str, workers: int) -> Repo
         report.warnings += found.warnings
         if found.digest:
             report.contents[found.digest] = image
-    report.problems += [] if pairs else [f"{root} has no images for split {split!r}"]
+    if not pairs:
+        report.problems.append(f"{root} has no images for split {split!r}")
     without = [name for name, count in zip(spec.names, report.pixels, strict=False) if not count]
     if split == "train" and without and report.pixels.any():
         report.problems.append(f"no pixel in train is of class {', '.join(without)}")
     return report
 
 
-def labels_without_image(pairs: list[Pair]) -> Iterator[Path]:
+def find_labels_without_image(pairs: list[Pair]) -> Iterator[Path]:
     """Find labels that are named like those of the pairs and have no image in the folder where it would be."""
     # one pair for each two folders shows how a label's name follows from an image's
     for image, label in {(image.parent, label.parent): (image, label) for image, label in pairs}.values():
@@ -188,16 +205,24 @@ def check(spec: DatasetSpec, root: Path, split: str, workers: int) -> dict[str, 
     return reports
 
 
-def by_kind(problems: list[str]) -> Iterator[str]:
+def describe_kinds(problems: list[str]) -> Iterator[str]:
     """Write a line for each kind of problem: the first of it, how often it is there, the next files that have it."""
     kinds: dict[str, list[str]] = {}
     for problem in problems:
         text = re.sub(r"\d+", "N", FILE_NAME.sub("FILE", problem))
-        kinds.setdefault(re.sub(r"(\[?N(, N, N\])? \(N px\)(, | and N more)?)+", "VALUES", text), []).append(problem)
+        kind = re.sub(r"(\[?N(, N, N\])? \(N px\)(, | and N more)?)+", "VALUES", text)
+        kinds.setdefault(kind, []).append(problem)
     for first, *others in kinds.values():
+        if not others:
+            yield first
+            continue
+        count = f"{len(others) + 1} like this"
         found = [match[0] for match in map(FILE_NAME.search, others[:MAX_LISTED]) if match]
-        also = f"; also {', '.join(found)}{', ...' if len(others) > MAX_LISTED else ''}" if found else ""
-        yield f"{first}{f' ({len(others) + 1} like this{also})' if others else ''}"
+        if found:
+            count += f"; also {', '.join(found)}"
+        if found and len(others) > MAX_LISTED:
+            count += ", ..."
+        yield f"{first} ({count})"
 
 
 def print_class_shares(total: Report, spec: DatasetSpec) -> None:
@@ -231,7 +256,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         differs = f" (official: {official})" if report.official and report.images not in report.official else ""
         print(f"{name}: {report.images} images{differs}, {len(report.problems)} problems")
     print_class_shares(total, spec)
-    for line in by_kind(total.problems):
+    for line in describe_kinds(total.problems):
         print(f"problem: {line}")
     for line in total.warnings:
         print(f"warning: {line}")

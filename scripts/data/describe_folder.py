@@ -9,9 +9,10 @@ training image is taken out for it, by two lists that are written. See datasets/
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -26,19 +27,22 @@ from datasets.base import MAX_LISTED, find_missing_files
 from datasets.files import walk_images
 from datasets.folder import FILE
 from datasets.ids import MAX_CLASSES
-from scripts.data.folder_layout import find_matches
-from scripts.data.folder_splits import find_splits, name_list
+from scripts.data.folder_layout import Match, find_matches
+from scripts.data.folder_splits import find_splits, make_list_name
 from scripts.data.label_values import LabelValues, Value
 from utils.errors import UserError, run_main
 from utils.files import write_text
 from utils.options import option, parse_flags
 from utils.types import IGNORE_INDEX
 
+SPLITS = ("train", "val", "test")  # in the order of dataset.yaml
 HEADER = "# Written by scripts/data/describe_folder.py"
 
 
 @dataclass(frozen=True)
 class DescribeConfig:
+    """Hold the settings of describe_folder.py."""
+
     data: str = option("", "root folder of the images and labels")
     labels: int = option(1000, "label files to look into, spread evenly; 0: all", minimum=0)
     overwrite: bool = option(False, "replace a dataset.yaml (and lists) that are there")
@@ -105,7 +109,7 @@ def remark_on_values(values: LabelValues) -> list[str]:
 
 def find_own_lists(root: Path) -> set[Path]:
     """Find the lists that an earlier call of this script wrote: those that its dataset.yaml names."""
-    lists = {name_list(split) for split in ("train", "val", "test")}
+    lists = {make_list_name(split) for split in SPLITS}
     try:
         text = (root / FILE).read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -113,41 +117,92 @@ def find_own_lists(root: Path) -> set[Path]:
     return {root / name for name in lists if text.startswith(HEADER) and name in text}
 
 
+class Description(NamedTuple):
+    """Hold the lines of the files to write, dataset.yaml first, and the names of the splits."""
+
+    files: dict[Path, list[str]]
+    splits: list[str]
+
+
+def describe(root: Path, most_labels: int) -> Description:
+    """Describe a folder of images and labels by a dataset.yaml and, where it needs them, lists of images.
+
+    most_labels: how many label files are read, spread evenly; 0: all.
+
+    Raises:
+        UserError: no labels are found, they do not fit together, or a file cannot be read.
+    """
+    matches = find_matches(root)
+    first = matches[0]
+    labels = [match.labels / name for match in matches for name in match.label_names]
+    count = min(most_labels or len(labels), len(labels))
+    values = LabelValues([labels[i * len(labels) // count] for i in range(count)])
+    classes = describe_classes(values, first.labels)
+    remarks = remark_on_values(values)
+    splits, lists = find_splits(root, matches, find_own_lists(root), remarks)
+    remarks += remark_on_unused_folders(root, matches)
+
+    lines = [f"{HEADER} from {count} label files. Correct what is wrong."]
+    lines += [f"# {remark}" for remark in remarks]
+    lines.append("splits:")
+    for name in SPLITS:
+        if name in splits:
+            lines.append(f"  {name}: {to_yaml(splits[name])}")
+    if first.label_suffix != ".png":
+        lines.append(f"label_suffix: {to_yaml(first.label_suffix)}")
+    if first.image_suffix:
+        lines.append(f"image_suffix: {to_yaml(first.image_suffix)}")
+    files = {root / FILE: [*lines, *classes]}
+    for name, image_names in lists.items():
+        files[root / name] = image_names
+    return Description(files, list(splits))
+
+
+def remark_on_unused_folders(root: Path, matches: Sequence[Match]) -> list[str]:
+    """Name the folders of pictures that are neither images with labels nor these labels."""
+    used = {folder for match in matches for folder in (match.images, match.labels)}
+    unused = [str(folder.relative_to(root)) for folder, _ in walk_images(root) if folder not in used]
+    if not unused:
+        return []
+    more = f" and {len(unused) - MAX_LISTED} more" if len(unused) > MAX_LISTED else ""
+    return [f"not used, neither images with labels nor these: {', '.join(unused[:MAX_LISTED])}{more}"]
+
+
+def require_new(files: Iterable[Path]) -> None:
+    """Check that none of the files exists.
+
+    Raises:
+        UserError: one of them does.
+    """
+    for file in files:
+        if file.exists():
+            raise UserError(f"{file} exists: --overwrite replaces it")
+
+
+def print_splits(root: Path, splits: Sequence[str]) -> None:
+    """Print how many images each split has by the dataset.yaml that was written, and how many files are missing."""
+    spec = dataset_spec("folder", str(root))
+    for split in splits:
+        pairs = spec.pairs(root, split)
+        missing = len(find_missing_files(pairs))
+        line = f"{split}: {len(pairs)} images"
+        if missing:
+            line += f", {missing} files missing"
+        print(line)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     config = DescribeConfig(**parse_flags(DescribeConfig, __doc__, argv))
     root = Path(config.data).expanduser()
     if not (config.data and root.is_dir()):
         raise UserError(f"--data {config.data or 'ROOT'}: no such folder")
-    matches = find_matches(root)
-    first = matches[0]
-    labels = [match.labels / name for match in matches for name in match.label_names]
-    count = min(config.labels or len(labels), len(labels))
-    values = LabelValues([labels[i * len(labels) // count] for i in range(count)])
-    classes = describe_classes(values, first.labels)
-    remarks = remark_on_values(values)
-    splits, lists = find_splits(root, matches, find_own_lists(root), remarks)
-    used = {folder for match in matches for folder in (match.images, match.labels)}
-    if unused := [str(folder.relative_to(root)) for folder, _ in walk_images(root) if folder not in used]:
-        more = f" and {len(unused) - MAX_LISTED} more" if len(unused) > MAX_LISTED else ""
-        remarks.append(f"not used, neither images with labels nor these: {', '.join(unused[:MAX_LISTED])}{more}")
-
-    lines = [f"{HEADER} from {count} label files. Correct what is wrong."]
-    lines += [*(f"# {remark}" for remark in remarks), "splits:"]
-    lines += [f"  {name}: {to_yaml(splits[name])}" for name in sorted(splits, key=("train", "val", "test").index)]
-    suffixes = {"label_suffix": (first.label_suffix, ".png"), "image_suffix": (first.image_suffix, "")}
-    lines += [f"{key}: {to_yaml(suffix)}" for key, (suffix, usual) in suffixes.items() if suffix != usual]
-    files = {root / FILE: [*lines, *classes], **{root / name: names for name, names in lists.items()}}
-    for file in files if not config.overwrite else ():
-        if file.exists():
-            raise UserError(f"{file} exists: --overwrite replaces it")
-    for file, content_lines in files.items():
-        write_text(file, "\n".join(content_lines) + "\n")
+    files, splits = describe(root, config.labels)
+    if not config.overwrite:
+        require_new(files)
+    for file, lines in files.items():
+        write_text(file, "\n".join(lines) + "\n")
     print("\n".join(files[root / FILE]))
-    spec = dataset_spec("folder", str(root))
-    for split in splits:
-        pairs = spec.pairs(root, split)
-        missing = len(find_missing_files(pairs))
-        print(f"{split}: {len(pairs)} images" + (f", {missing} files missing" if missing else ""))
+    print_splits(root, splits)
     check = f"python scripts/data/check_data.py --dataset folder --data {shlex.quote(config.data)}"
     print(f"written: {root / FILE}; after correcting it: {check}")
 

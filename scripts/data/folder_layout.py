@@ -1,4 +1,4 @@
-"""Which folders of an unknown tree hold images, and which the labels of those."""
+"""Find the folders of images and of labels in an unknown tree."""
 
 import re
 from collections import Counter
@@ -121,7 +121,7 @@ def _match_by_nearness(root: Path, folders: dict[Path, list[str]]) -> list[Match
     """Match folders with those near them; what is further away is looked at where nothing nearer is called labels."""
     ranked = {}
     for here in folders:
-        near = {there: _nearness(root, here, there) for there in folders}
+        near = {there: _measure_nearness(root, here, there) for there in folders}
         ranked[here] = [list(g) for _, g in groupby(sorted(folders, key=near.get, reverse=True), near.get)]
     found: list[Match] = []
     for rank in range(max(map(len, ranked.values()), default=0)):
@@ -134,30 +134,68 @@ def _match_by_nearness(root: Path, folders: dict[Path, list[str]]) -> list[Match
 
 def _match_folders(root: Path, folders: dict[Path, list[str]], here: Path, there: Path) -> Iterator[Match]:
     """Yield every way in which most images of one folder have a label in another, or in the same."""
-    image_split, label_split = split_of(here.relative_to(root)), split_of(there.relative_to(root))
+    image_split, label_split = get_split(here.relative_to(root)), get_split(there.relative_to(root))
     if image_split and label_split and image_split != label_split:
         return
-    special = [ending for ending in _list_endings(folders[here]) if ending.lower() not in IMAGE_SUFFIXES]
-    endings = _list_endings(folders[there])
-    forms = [*product(("", *special), endings), *(("", IMAGE_SUFFIX_FIELD + ending) for ending in endings)]
-    for image_suffix, label_suffix in forms:
-        images = _name_images(folders[here], folders[there] if here == there else [], image_suffix, label_suffix)
-        ending = label_suffix.removeprefix(IMAGE_SUFFIX_FIELD)
-        labels = {name.removesuffix(ending): name for name in folders[there] if name.endswith(ending)}
-        bases = tuple(sorted(images.keys() & labels.keys()))
-        if not bases or len(bases) < COVERED * len(images):
-            continue
-        places = [str(folder.relative_to(root)) for folder in (here, there)]
-        words = [{*Path(place).parts, end} for place, end in zip(places, (image_suffix, label_suffix), strict=True)]
-        hint, against = (any(map(LABEL_WORD.search, words[i] - words[1 - i])) for i in (1, 0))
-        colors = [_count_colors(path) for path in (here / images[bases[0]], there / labels[bases[0]])]
-        if (hint and not against) or (hint == against and 2 * colors[1] < colors[0]):
-            alike = SequenceMatcher(None, *places).ratio()
-            same_split, shared = _nearness(root, here, there)
-            merit = (same_split, hint, shared, len(bases), -colors[1], alike)
-            names = tuple(labels[base] for base in bases)
-            unlabelled = tuple(images[base] for base in sorted(images.keys() - labels.keys()))
-            yield Match(here, image_suffix, there, label_suffix, bases, names, unlabelled, hint, merit)
+    for image_suffix, label_suffix in _list_forms(folders[here], folders[there]):
+        match = _match_form(root, folders, here, there, image_suffix, label_suffix)
+        if match is not None:
+            yield match
+
+
+def _list_forms(image_names: list[str], label_names: list[str]) -> list[tuple[str, str]]:
+    """List the pairs of an image suffix and a label suffix that the names in two folders may have."""
+    image_suffixes = [""]
+    for ending in _list_endings(image_names):
+        if ending.lower() not in IMAGE_SUFFIXES:
+            image_suffixes.append(ending)
+    label_endings = _list_endings(label_names)
+    forms = list(product(image_suffixes, label_endings))
+    for ending in label_endings:
+        forms.append(("", IMAGE_SUFFIX_FIELD + ending))
+    return forms
+
+
+def _match_form(
+    root: Path, folders: dict[Path, list[str]], here: Path, there: Path, image_suffix: str, label_suffix: str
+) -> Match | None:
+    """Match the images of one folder with labels in another by names of one form.
+
+    Return None where too few images have such a label, or where the labels do not look like labels.
+    """
+    images = _name_images(folders[here], folders[there] if here == there else [], image_suffix, label_suffix)
+    ending = label_suffix.removeprefix(IMAGE_SUFFIX_FIELD)
+    labels = {name.removesuffix(ending): name for name in folders[there] if name.endswith(ending)}
+    bases = tuple(sorted(images.keys() & labels.keys()))
+    if not bases or len(bases) < COVERED * len(images):
+        return None
+
+    image_place, label_place = here.relative_to(root), there.relative_to(root)
+    image_words = {*image_place.parts, image_suffix}
+    label_words = {*label_place.parts, label_suffix}
+    label_is_named_so = any(map(LABEL_WORD.search, label_words - image_words))
+    image_is_named_so = any(map(LABEL_WORD.search, image_words - label_words))
+    image_colors = _count_colors(here / images[bases[0]])
+    label_colors = _count_colors(there / labels[bases[0]])
+    looks_like_labels = label_is_named_so
+    if label_is_named_so == image_is_named_so:  # the names do not tell which of them is the label
+        looks_like_labels = 2 * label_colors < image_colors
+    if not looks_like_labels:
+        return None
+
+    same_split, shared = _measure_nearness(root, here, there)
+    alike = SequenceMatcher(None, str(image_place), str(label_place)).ratio()
+    return Match(
+        images=here,
+        image_suffix=image_suffix,
+        labels=there,
+        label_suffix=label_suffix,
+        bases=bases,
+        label_names=tuple(labels[base] for base in bases),
+        unlabelled=tuple(images[base] for base in sorted(images.keys() - labels.keys())),
+        hint=label_is_named_so,
+        merit=(same_split, label_is_named_so, shared, len(bases), -label_colors, alike),
+    )
 
 
 def _name_images(names: Sequence[str], beside: Sequence[str], image_suffix: str, label_suffix: str) -> dict[str, str]:
@@ -240,11 +278,13 @@ def _first_that_begins_with(base: str, names: Sequence[str]) -> str:
     return next((name for name in names if re.match(rf"{re.escape(base)}[_\-. ]", name)), "")
 
 
-def _nearness(root: Path, here: Path, there: Path) -> tuple[bool, int]:
-    """Say whether two folders are of one split, and how much of their places they have in common."""
+def _measure_nearness(root: Path, here: Path, there: Path) -> tuple[bool, int]:
+    """Return whether two folders are of one split, and how many folder names their paths have in common."""
     own, other = here.relative_to(root), there.relative_to(root)
-    shared = len(set(own.parts) & set(other.parts)) - (own == other != Path())  # it is not nearer than those beside it
-    return split_of(own) == split_of(other), shared
+    shared = len(set(own.parts) & set(other.parts))
+    if own == other and own != Path():
+        shared -= 1  # a folder is not nearer to itself than the folders beside it
+    return get_split(own) == get_split(other), shared
 
 
 def _list_endings(names: list[str]) -> list[str]:
@@ -273,7 +313,7 @@ def _count_colors(path: Path) -> int:
         raise UserError(f"{path} cannot be read: {error}") from error
 
 
-def split_of(path: Path) -> str:
+def get_split(path: Path) -> str:
     """Return ``train``, ``val`` or ``test`` where a part of the path says so, the last one first; else nothing."""
     found = next(filter(None, map(SPLIT.search, reversed(path.parts))), None)
     return {"dev": "val"}.get(found[1].lower(), found[1].lower()) if found else ""

@@ -1,4 +1,4 @@
-"""Which splits the folders and lists of an unknown tree make, as dataset.yaml has them."""
+"""Find the splits of an unknown tree, and write them as dataset.yaml has them."""
 
 import re
 from collections.abc import Collection, Sequence
@@ -6,7 +6,7 @@ from pathlib import Path, PurePath
 
 from datasets.files import IMAGE_SUFFIXES, clean_name, read_list
 from datasets.folder_pairs import find_folders
-from scripts.data.folder_layout import Match, split_of
+from scripts.data.folder_layout import Match, get_split
 from utils.files import decode_text
 from utils.pictures import read_content
 
@@ -24,8 +24,7 @@ def find_splits(
     """Find splits by the names of folders and lists; without validation, make lists that take it from training images.
 
     own_lists: lists that an earlier call wrote; they are passed over. remarks: those on what a person should know are
-    added. Returns the splits, and the lists to be written: file name ->
-    names of images.
+    added. Returns the splits, and the lists to be written: file name -> names of images.
 
     Raises:
         UserError: a list cannot be read.
@@ -38,29 +37,49 @@ def find_splits(
         splits[name] = {"images": images, "labels": labels}
         bases[name] = _list_bases(root, name, group, "*" in images, remarks)
         if "*" in images and len(find_folders(root, images, labels)) > len(group):
-            splits[name]["list"] = name_list(name)
-            written[name_list(name)] = bases[name]
+            splits[name]["list"] = make_list_name(name)
+            written[make_list_name(name)] = bases[name]
     if list(splits) == ["train"]:
         names = {Path(base).name for base in bases["train"]}
         lists = _find_lists(root, names | {Path(name).stem for name in names}, own_lists, remarks)
         if lists and "train" not in lists:
             others = [root / path for path in lists.values()]
-            lists["train"] = name_list("train")
+            lists["train"] = make_list_name("train")
             written[lists["train"]] = _leave_out(bases["train"], others)
             remarks.append("no list of training images: they are those in no other list")
         splits = {name: splits["train"] | {"list": path} for name, path in lists.items()} or splits
-    if "val" in splits or "train" not in splits:
-        return splits, written
-    listed = splits["train"].get("list")
-    names = bases["train"] if listed in (None, *written) else read_list(root / listed)
-    parts = {"train": [n for i, n in enumerate(names) if i % HELD_OUT], "val": names[::HELD_OUT]}
-    taken = f"no validation split: every {HELD_OUT}th image is taken for it, by lists of names"
-    remarks.append(f"{taken}; of a video, whose neighbouring frames are nearly the same, take whole sequences instead")
-    more = {name: {**splits["train"], "list": name_list(name)} for name in parts}
-    return splits | more, written | {name_list(name): part for name, part in parts.items()}
+    if "train" in splits and "val" not in splits:
+        _take_validation(root, splits, bases["train"], written)
+        remarks.append(
+            f"no validation split: every {HELD_OUT}th image is taken for it, by lists of names; of a video, whose "
+            "neighbouring frames are nearly the same, take whole sequences instead"
+        )
+    return splits, written
 
 
-def name_list(split: str) -> str:
+def _take_validation(root: Path, splits: Splits, bases: list[str], written: dict[str, list[str]]) -> None:
+    """Split the training images into lists for training and validation. Changes ``splits`` and ``written``.
+
+    bases: the names of all training images. They count where no list of the user's names the training images.
+
+    Raises:
+        UserError: the user's list cannot be read.
+    """
+    train = splits["train"]
+    listed = train.get("list")
+    names = bases
+    if listed is not None and listed not in written:
+        names = read_list(root / listed)
+    parts = {
+        "train": [name for i, name in enumerate(names) if i % HELD_OUT],
+        "val": names[::HELD_OUT],
+    }
+    for split, part in parts.items():
+        splits[split] = {**train, "list": make_list_name(split)}
+        written[make_list_name(split)] = part
+
+
+def make_list_name(split: str) -> str:
     """Return the name of the list of images that is written for a split."""
     return f"{split}_names.txt"
 
@@ -71,7 +90,7 @@ def _group_by_split(root: Path, matches: list[Match]) -> dict[str, list[Match]]:
     for match in sorted(matches, key=lambda match: -len(match.bases)):
         images = match.images.relative_to(root)
         labels = match.labels.relative_to(root)
-        split = split_of(images) or split_of(labels) or "train"
+        split = get_split(images) or get_split(labels) or "train"
         groups.setdefault(split, []).append(match)
     return groups
 
@@ -155,7 +174,7 @@ def _find_lists(root: Path, bases: set[str], own_lists: Collection[Path], remark
     """
     found: list[tuple[int, str, str]] = []
     for path in filter(Path.is_file, sorted(root.rglob("*"))):
-        split = split_of(Path(path.stem))
+        split = get_split(Path(path.stem))
         if not split or path.suffix.lower() not in LIST_SUFFIXES or path in own_lists:
             continue
         data = read_content(path)

@@ -1,4 +1,4 @@
-"""Which ids or colours the labels of an unknown folder hold, and which of them are probably no class."""
+"""Count the ids or colours in label files, and find values that are no class."""
 
 from collections import Counter
 from collections.abc import Sequence

@@ -59,6 +59,8 @@ ARCHIVES = {
 
 @dataclass(frozen=True)
 class PrepareConfig:
+    """Hold the settings of prepare.py."""
+
     dataset: str = option("", f"data set: {', '.join(ARCHIVES)}", positional=True)
     archives: tuple[str, ...] = option((), "the archives, or folders that hold them")
     data: str = option("", "root folder of the data set to make")
@@ -94,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     root = Path(config.data).expanduser()
     for archive in archives:
         if archive.name in found:
-            extract(found[archive.name], root, (archive.pattern, archive.target))
+            extract(found[archive.name], root, archive)
     if config.dataset in FINISH:
         FINISH[config.dataset](root)
     print(f"{root} is ready: scripts/data/check_data.py reads all of it")

@@ -32,13 +32,15 @@ LISTS = (".txt", ".lst", ".csv", ".yaml", ".yml")
 
 @dataclass(frozen=True)
 class ShrinkConfig:
+    """Hold the settings of shrink_dataset.py."""
+
     dataset: str = option("", "data set")
     source: str = option("", "its root folder")
     data: str = option("", "root folder of the copy to make")
     factor: float = option(2.0, "how many times smaller each side becomes", minimum=1)
 
 
-def every_pair(name: str, source: str) -> list[Pair]:
+def list_all_pairs(name: str, source: str) -> list[Pair]:
     """Return the image and label files of all splits that are there. Print of the others what is wrong.
 
     Raises:
@@ -94,7 +96,7 @@ def find_pairs(config: ShrinkConfig, source: Path) -> list[Pair]:
     Raises:
         UserError: there are none, or one of them lies outside the data set's folder.
     """
-    pairs = every_pair(config.dataset, str(source))
+    pairs = list_all_pairs(config.dataset, str(source))
     if not pairs:
         raise UserError(f"--source {config.source} has no images of {config.dataset}")
     outside = [path for pair in pairs for path in pair if path and not path.is_relative_to(source)]

@@ -35,7 +35,7 @@ from engine.metrics import Metrics, confusion_matrix
 from models.checkpoints.loading import Loaded, load_one_of_several
 from models.label_noise import LabelNoise, list_fitting_codes
 from models.prediction import Predictor
-from scripts.deploy.predict import appearance, segment
+from scripts.deploy.predict import get_class_appearance, segment
 from scripts.study.analysis.robustness import Condition, corrupt
 from utils.colors import blend_classes, choose_strongest_plane, colorize, paint_diverging
 from utils.errors import UserError, run_main
@@ -55,6 +55,8 @@ DEFAULT_CODE_STD = 0.1  # of codes "near", for a teacher that was trained on oth
 
 @dataclass(frozen=True)
 class DemoConfig:
+    """Hold the settings of demo.py."""
+
     pretrained: tuple[str, ...] = option(
         ("camvid_fpn",), "checkpoints of image-only networks; the first stands beside the teacher"
     )
@@ -107,7 +109,7 @@ class SegmentTab:
         predict = Predictor(loaded.model, loaded.convention, resize=resize)
         ids = segment(Path(image), pixels, predict, torch.device("cpu"))
         seconds = time.perf_counter() - began
-        names, palette = appearance(loaded.card)
+        names, palette = get_class_appearance(loaded.card)
         shares = np.bincount(ids.ravel(), minlength=len(names)) / ids.size
         text = f"{width}x{height} pixels in {seconds:.2f} s on the CPU (threads: {torch.get_num_threads()})"
         return np.asarray(blend_classes(pixels, ids, palette)), make_legend(names, palette, shares), text
@@ -130,7 +132,7 @@ def make_hex(color: Rgb) -> str:
 
 
 class TeacherView(NamedTuple):
-    """What the second tab shows of one image: pictures ``[H, W, 3]``, uint8, and a text in Markdown."""
+    """Hold what the second tab shows of one image: pictures ``[H, W, 3]``, uint8, and a text in Markdown."""
 
     image: np.ndarray
     label: np.ndarray

@@ -29,7 +29,7 @@ require_packages()
 
 from tqdm import tqdm
 
-from scripts.deploy.manifest import Entry, problem, read_manifest
+from scripts.deploy.manifest import Entry, find_problem, read_manifest
 from utils.errors import UserError, nearest, run_main
 from utils.options import option, parse_flags
 
@@ -38,6 +38,8 @@ ROW = "{:52} {:16} {:>6}  {:34} {}"  # of the list
 
 @dataclass(frozen=True)
 class DownloadConfig:
+    """Hold the settings of download_checkpoints.py."""
+
     fetch: tuple[str, ...] = option((), "names or patterns to download", positional=True)
     verify: bool = option(False, "compare the files on disk with the manifest")
     folder: str = option(str(ROOT / "checkpoints"), "where the files are")
@@ -53,7 +55,7 @@ def fetch(entry: Entry, folder: Path) -> Path:
     path = folder / entry.file
     part = folder / f"{entry.file}.part"
     if path.exists():
-        if wrong := problem(entry, path):
+        if wrong := find_problem(entry, path):
             raise UserError(f"{path} is not the published file ({wrong}): delete it and fetch again")
         return path
     if not entry.url:
@@ -61,7 +63,7 @@ def fetch(entry: Entry, folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         download(entry.url, entry.file, part)
-        if wrong := problem(entry, part):
+        if wrong := find_problem(entry, part):
             raise UserError(f"{entry.url} is not the published file ({wrong}); nothing was kept: run again")
         os.replace(part, path)
     except urllib.error.HTTPError as error:
@@ -103,9 +105,15 @@ def verify(entries: list[Entry], folder: Path) -> None:
     Raises:
         UserError: a file is not what the manifest says.
     """
-    found = [(entry, problem(entry, folder / entry.file)) for entry in entries if (folder / entry.file).exists()]
+    found = [(entry, find_problem(entry, folder / entry.file)) for entry in entries if (folder / entry.file).exists()]
     for entry, wrong in found:
-        print(f"{entry.file}: {f'WRONG, {wrong}' if wrong else 'ok' if entry.hash else 'no published hash'}")
+        if wrong:
+            state = f"WRONG, {wrong}"
+        elif entry.hash:
+            state = "ok"
+        else:
+            state = "no published hash"
+        print(f"{entry.file}: {state}")
     print(f"{len(found)} of {len(entries)} files are in {folder}")
     count = sum(wrong is not None for _, wrong in found)
     if count:

@@ -52,7 +52,7 @@ from scripts.deploy.onnx_int8 import (
     read_dataset,
     read_files,
 )
-from scripts.deploy.onnx_sizes import replace_pools, simple_same_padding, use_new_maps
+from scripts.deploy.onnx_sizes import make_pools_exportable, use_new_maps, use_simple_same_padding
 from utils.errors import UserError, first_line, run_main
 from utils.files import write
 from utils.options import get_flag, option, parse_flags
@@ -69,6 +69,8 @@ TIE = 1e-5  # two logits are as good as equal if they differ by this share of th
 
 @dataclass(frozen=True)
 class ExportConfig:
+    """Hold the settings of export_onnx.py."""
+
     pretrained: str = option("", "checkpoint of an image-only network")
     model: str = option("", "package.module:function, where the checkpoint holds a network of your own")
     output: str = option("", "file to write (*.onnx)")
@@ -100,7 +102,7 @@ class PixelsToLogits(nn.Module):
         return F.interpolate(logits, image.shape[-2:], mode="bilinear", align_corners=self.align_corners)
 
 
-def export(network: nn.Module, size: tuple[int, int] | None) -> Any:
+def export_network(network: nn.Module, size: tuple[int, int] | None) -> Any:
     """Export a network as an ONNX program for one fixed ``size``, or for every size where it is None.
 
     Raises:
@@ -108,7 +110,7 @@ def export(network: nn.Module, size: tuple[int, int] | None) -> Any:
     """
     free = {0: "batch"} if size else {0: "batch", 2: "height", 3: "width"}
     shape = (2, 3, *(size or TRACED_SIZE))
-    with warnings.catch_warnings(), simple_same_padding():
+    with warnings.catch_warnings(), use_simple_same_padding():
         warnings.simplefilter("ignore")  # of the exporter about itself
         return torch.onnx.export(
             network,
@@ -121,7 +123,7 @@ def export(network: nn.Module, size: tuple[int, int] | None) -> Any:
         )
 
 
-def metadata(card: Card, source: str) -> dict[str, str]:
+def make_metadata(card: Card, source: str) -> dict[str, str]:
     """Return what the ONNX file says of its network, texts by name.
 
     crop_size: height and width of the training crops as JSON, null where the checkpoint does not say; objects should
@@ -137,7 +139,7 @@ def metadata(card: Card, source: str) -> dict[str, str]:
     }
 
 
-def compare(path: Path, network: nn.Module, images: dict[str, Tensor]) -> dict[str, float]:
+def compare_with_network(path: Path, network: nn.Module, images: dict[str, Tensor]) -> dict[str, float]:
     """Compare an ONNX file with its network. Return the share of pixels of equal class for each image.
 
     A pixel counts as equal, too, if the two classes have almost the same logit, so that rounding decides between them.
@@ -166,7 +168,7 @@ def compare(path: Path, network: nn.Module, images: dict[str, Tensor]) -> dict[s
     return same
 
 
-def check_images(files: Sequence[str], size: tuple[int, int] | None) -> dict[str, Tensor]:
+def make_check_images(files: Sequence[str], size: tuple[int, int] | None) -> dict[str, Tensor]:
     """Make pictures of random pixels in several sizes, and read the user's images.
 
     Where the file has a fixed size, all have that size; the user's images are scaled to it.
@@ -214,7 +216,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if loaded.noise is not None:
         reads = f"--pretrained {config.pretrained} reads the label"
         raise UserError(f"{reads}: a teacher cannot be deployed; export a student")
-    images = check_images(config.image, config.size)  # first, so that a bad file is reported at once
+    images = make_check_images(config.image, config.size)  # first, so that a bad file is reported at once
     int8_inputs = open_int8_inputs(config, loaded) if config.int8 else None
     write_onnx(config, loaded, images)
     if int8_inputs is not None:
@@ -229,11 +231,11 @@ def write_onnx(config: ExportConfig, loaded: Loaded, images: dict[str, Tensor]) 
     """
     network = PixelsToLogits(loaded.model, loaded.convention).eval()
     exportable = copy.deepcopy(network)
-    replace_pools(exportable)
+    make_pools_exportable(exportable)
     use_new_maps(exportable)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:
-        program = export(exportable, config.size)
+        program = export_network(exportable, config.size)
     except torch.onnx.OnnxExporterError as error:
         name = f"{loaded.card.arch['arch']} on {loaded.card.arch['backbone']}"
         hint = "" if config.size else " (--size H W fixes the size, which is easier to write)"
@@ -242,9 +244,9 @@ def write_onnx(config: ExportConfig, loaded: Loaded, images: dict[str, Tensor]) 
     path = Path(config.output).expanduser()
     with TemporaryDirectory() as folder:
         file = Path(folder) / path.name
-        program.model.metadata_props.update(metadata(loaded.card, config.pretrained))
+        program.model.metadata_props.update(make_metadata(loaded.card, config.pretrained))
         program.save(str(file), external_data=False)  # one file, weights inside
-        same = compare(file, network, images)
+        same = compare_with_network(file, network, images)
         worst = min(same, key=same.get)
         if same[worst] < AGREEMENT:
             raise UserError(f"onnxruntime and PyTorch differ on {worst}: {config.output} is not kept")
@@ -261,13 +263,13 @@ class Int8Inputs(NamedTuple):
     training: SegmentationDataset | None
     validation: SegmentationDataset | None
 
-    def calibration(self) -> Iterator[Sample]:
+    def read_calibration_images(self) -> Iterator[Sample]:
         """Read the images that show the range of every map: the files, or else training images."""
         if self.files:
             return read_files(self.files, self.sizes)
         return read_dataset(self.training, choose_evenly(len(self.training)), self.sizes)
 
-    def comparison(self) -> Iterator[Sample]:
+    def read_comparison_images(self) -> Iterator[Sample]:
         """Read the images that the two files are compared on: all validation images, or else the files."""
         if self.validation is None:
             return read_files(self.files, self.sizes)
@@ -306,8 +308,9 @@ def write_int8(config: ExportConfig, loaded: Loaded, inputs: Int8Inputs) -> None
     path = float_file.with_suffix(".int8.onnx")
     with TemporaryDirectory() as folder:
         file = Path(folder) / path.name
-        quantise(float_file, file, inputs.calibration())
-        agreement = compare_files(float_file, file, inputs.comparison(), loaded.model.supervision[0].align_corners)
+        quantise(float_file, file, inputs.read_calibration_images())
+        align_corners = loaded.model.supervision[0].align_corners
+        agreement = compare_files(float_file, file, inputs.read_comparison_images(), align_corners)
         write(path, lambda output: output.write(file.read_bytes()))
     print(describe(agreement, inputs.describe()))
     print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB): as {float_file.name}, with weights and maps of 8 bits")

@@ -38,6 +38,8 @@ FILES = {"recipe", *list_file_settings(StudentConfig)}  # settings that name fil
 
 @dataclass(frozen=True)
 class ExportConfig:
+    """Hold the settings of export_safetensors.py."""
+
     pretrained: str = option("", "checkpoint to export")
     export: str = option("", f"file to write (*{SUFFIX})")
     half: bool = option(False, "weights in half precision: half the size; the network still computes in float32")
@@ -47,7 +49,7 @@ class ExportConfig:
 
 
 def write_safetensors(path: str | Path, weights: Mapping[str, Tensor], card: Mapping[str, Any]) -> None:
-    """Weights, and the card as JSON in the metadata; whole or not at all.
+    """Write weights, with the card as JSON in the metadata. The file is written whole or not at all.
 
     Raises:
         UserError: the file cannot be written.

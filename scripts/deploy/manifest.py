@@ -65,12 +65,12 @@ class Entry(NamedTuple):
         return f"{shlex.join(words)}  # {protocol}"
 
 
-def git_blob(path: Path) -> str:
+def compute_git_blob_id(path: Path) -> str:
     """Return the id that git gives a file: SHA-1 of "blob <size>\\0" and the content."""
     return compute_digest(path, hashlib.sha1(f"blob {path.stat().st_size}\0".encode()))
 
 
-HASHES: dict[str, Callable[[Path], str]] = {"sha256": compute_digest, "git-blob": git_blob}
+HASHES: dict[str, Callable[[Path], str]] = {"sha256": compute_digest, "git-blob": compute_git_blob_id}
 
 
 def read_manifest(path: Path) -> list[Entry]:
@@ -123,7 +123,7 @@ def check_hash(entry: Entry, path: Path) -> None:
         raise UserError(f"manifest {path}: {entry.name}: {entry.hash!r} has not the 8 digits a hash needs")
 
 
-def problem(entry: Entry, path: Path) -> str | None:
+def find_problem(entry: Entry, path: Path) -> str | None:
     """Return what is wrong with a file on disk, or None. A manifest's hash may be the first digits of the whole."""
     if entry.size is not None and path.stat().st_size != entry.size:
         return f"{path.stat().st_size} bytes instead of {entry.size}"

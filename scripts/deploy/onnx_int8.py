@@ -28,7 +28,7 @@ class Sample(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """How images are brought to size: all to one ``fixed`` height and width, or to ``fit`` a long and a short side."""
+    """Bring images to one ``fixed`` height and width, or make them ``fit`` a long and a short side."""
 
     fixed: tuple[int, int] | None = None
     fit: tuple[int, int] | None = None
@@ -44,7 +44,7 @@ class Sizes(NamedTuple):
 
 
 class Agreement(NamedTuple):
-    """How an 8-bit file compares with its float file: the share of pixels of equal class, and the mIoU of both.
+    """Hold how an 8-bit file compares with its float file: the share of pixels of equal class, and the mIoU of both.
 
     The mIoU is NaN without labels.
     """

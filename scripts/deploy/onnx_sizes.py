@@ -41,7 +41,7 @@ def pad_same(
 
 
 @contextmanager
-def simple_same_padding() -> Iterator[None]:
+def use_simple_same_padding() -> Iterator[None]:
     """Let timm's networks of TensorFlow's kind (``tf_*``) pad by ``pad_same`` of this module."""
     originals = [module.pad_same for module in PADDING_MODULES]
     for module in PADDING_MODULES:
@@ -85,13 +85,13 @@ def use_new_maps(module: nn.Module) -> None:
             part.inplace = False
 
 
-def replace_pools(module: nn.Module) -> None:
+def make_pools_exportable(module: nn.Module) -> None:
     """Replace every adaptive pooling inside ``module`` by ``BinMeans``, which computes the same."""
     for name, child in module.named_children():
         if isinstance(child, nn.AdaptiveAvgPool2d):
             setattr(module, name, BinMeans(child.output_size))
         elif isinstance(child, PSPBlock):
-            replace_pools(child)
+            make_pools_exportable(child)
             setattr(module, name, PyramidBranch(child.pool))
         else:
-            replace_pools(child)
+            make_pools_exportable(child)

@@ -40,6 +40,8 @@ from utils.types import Rgb
 
 @dataclass(frozen=True)
 class PredictConfig:
+    """Hold the settings of predict.py."""
+
     images: tuple[str, ...] = option((), "image files and folders", positional=True)
     pretrained: str = option("", "checkpoint of an image-only network")
     model: str = option("", "package.module:function, where the checkpoint holds a network of your own")
@@ -56,7 +58,7 @@ class PredictConfig:
     device: str = option("auto", "where to run", choices=("auto", "cpu", "cuda"))
 
 
-def appearance(card: Card) -> tuple[list[str], list[Rgb]]:
+def get_class_appearance(card: Card) -> tuple[list[str], list[Rgb]]:
     """Return names and colours of the classes; made up where the checkpoint does not know them."""
     count = card.num_classes
     named = len(card.class_names) == count
@@ -126,7 +128,7 @@ def segment(path: Path, image: np.ndarray, predict: Predictor, device: torch.dev
         return predict.predict_classes(pixels, no_label, ())[0].to(torch.uint8).cpu().numpy()
 
 
-def legend(names: Sequence[str], palette: Sequence[Rgb], pixels: np.ndarray) -> str:
+def make_legend(names: Sequence[str], palette: Sequence[Rgb], pixels: np.ndarray) -> str:
     """Write one line a class, the most frequent first, with its share of all predicted pixels."""
     width = max(map(len, names))
     total = max(int(pixels.sum()), 1)
@@ -146,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     loaded = from_checkpoint(config.pretrained, model=config.model)
     if loaded.noise is not None:
         raise UserError(f"--pretrained {config.pretrained} is a label-assisted teacher: it needs labels; use a student")
-    names, palette = appearance(loaded.card)
+    names, palette = get_class_appearance(loaded.card)
     pixels = np.zeros(len(names), np.int64)
     failed = 0
     with start_runtime(config) as runtime:
@@ -168,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 save_png(blend_classes(image, ids, palette), file)
             print(f"{path} -> {', '.join(map(str, files[path]))}")
     if failed < len(images):
-        print(legend(names, palette, pixels))
+        print(make_legend(names, palette, pixels))
         if size := loaded.card.crop_size:
             print("trained on crops of {}x{} (height x width): --resize brings images to a like scale".format(*size))
     if failed:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -33,7 +34,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from datasets import build_train_and_val
-from datasets.base import TrainStream
+from datasets.base import AUGMENTATION_STREAM, TrainStream
 from datasets.transforms import SCALE_RANGE, list_scales, pad
 from engine.logger import describe_environment
 from engine.metrics import confusion_matrix
@@ -44,7 +45,7 @@ from models import build_model
 from models.label_noise import LabelNoise
 from models.segmentor import Segmentor
 from scripts.study import as_released
-from scripts.study.analysis.style import save_json
+from scripts.study.analysis.output import save_json
 from train_student import StudentStep
 from train_teacher import TeacherStep
 from utils.bilinear import upsample_argmax
@@ -66,6 +67,8 @@ Loss = Callable[[int], Tensor]  # of iteration i
 
 @dataclass(frozen=True)
 class BenchmarkConfig:
+    """Hold the settings of benchmark.py."""
+
     only: tuple[str, ...] = option((), "comparisons to run (default: all)", positional=True)
     rounds: int = option(5, "alternating rounds of each way", minimum=3)
     device: str = option("cpu", "where labels, steps and metric are computed", choices=("auto", "cpu", "cuda"))
@@ -80,7 +83,10 @@ class BenchmarkConfig:
 
 @dataclass
 class Comparison:
-    """``seconds[way]``: medians a sample; ratios are against the first way. ``check``: how the results agree."""
+    """Hold the times of several ways, and how well their results agree.
+
+    seconds: the median time of a sample by way; ratios are against the first way. check: measures of the agreement.
+    """
 
     what: str
     seconds: dict[str, float]
@@ -201,11 +207,11 @@ def write_voc_like(root: Path) -> None:
 def load_as_released(stream: TrainStream, position: int) -> tuple[np.ndarray, np.ndarray]:
     """Load a sample in the order of the LAD release (dataset/voc.py): decode, resize all, subtract the mean, pad, crop.
 
-    The draws are those of ``datasets.transforms.cirkd`` from the same generator. Float32: the image ``[3, H, W]``, BGR
-    minus the mean, and the label.
+    The draws are those of ``datasets.transforms.augment_cirkd`` from the same generator. Both results are float32: the
+    image ``[3, H, W]``, BGR minus the mean, and the label.
     """
     image_path, label_path = stream.dataset.pairs[stream.index(position)]
-    rng = np.random.default_rng(derive_seed(stream.seed, 4, position))
+    rng = np.random.default_rng(derive_seed(stream.seed, AUGMENTATION_STREAM, position))
     image = cv2.imread(str(image_path), cv2.IMREAD_COLOR)
     label = cv2.imread(str(label_path), cv2.IMREAD_GRAYSCALE).astype(np.int32)
     label[label == 11] = IGNORE_INDEX  # CamVid's void
@@ -303,20 +309,26 @@ class Batch:
         return run
 
 
-def compare_losses(
-    what: str, ours: Loss, given: Loss, modules: list, config: BenchmarkConfig, runtime: Runtime
-) -> float:
-    """Return the relative difference of both losses. Networks are left as they were.
+class Way(NamedTuple):
+    """Hold a way of training: its loss, and the module whose parameters it trains."""
+
+    loss: Loss
+    module: nn.Module
+
+
+def compare_losses(what: str, ours: Way, plain: Way, config: BenchmarkConfig, runtime: Runtime) -> float:
+    """Return the relative difference of both losses at iteration 0. Networks are left as they were.
 
     Raises:
         UserError: the losses differ by more than rounding, in float32.
     """
+    modules = (ours.module, plain.module)
     states = [copy.deepcopy(module.state_dict()) for module in modules]
     allows_tf32 = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False  # its rounding would hide an error
     # with gradients, though they are not needed: what is compiled here is what the steps run
-    our_value = ours(0).item()
-    plain_value = given(0).item()
+    our_value = ours.loss(0).item()
+    plain_value = plain.loss(0).item()
     torch.backends.cudnn.allow_tf32 = allows_tf32
     for module, state in zip(modules, states, strict=True):
         module.load_state_dict(state)  # running statistics
@@ -328,27 +340,38 @@ def compare_losses(
 
 
 def compare_steps(
-    what: str, ours: Loss, plain: Loss, given: Loss, modules: list, config: BenchmarkConfig, runtime: Runtime
-):
-    """Check that both losses are equal, ``given`` being the plain way on our draws; then time both steps in turn."""
-    difference = compare_losses(what, ours, given, modules, config, runtime)
-    ways = {"as released": make_step(plain, modules[1]), "ours": make_step(ours, modules[0], fused=True)}
-    times = measure_medians(ways, config.rounds, 1, runtime.device)
+    what: str, ours: Way, plain: Way, plain_with_our_draws: Loss, config: BenchmarkConfig, runtime: Runtime
+) -> Comparison:
+    """Check that both ways have equal losses, then time both steps in turn.
+
+    plain_with_our_draws: the loss of the plain way with the random numbers of ours. With its own the losses differ.
+
+    Raises:
+        UserError: the losses differ by more than rounding, in float32.
+    """
+    difference = compare_losses(what, ours, Way(plain_with_our_draws, plain.module), config, runtime)
+    steps = {
+        "as released": make_step(plain.loss, plain.module),
+        "ours": make_step(ours.loss, ours.module, fused=True),
+    }
+    times = measure_medians(steps, config.rounds, 1, runtime.device)
     check = {"relative difference of the losses": difference}
     # the counter takes backward passes of grouped convolutions for dense
-    if not any(isinstance(part, nn.Conv2d) and part.groups > 1 for part in modules[1].modules()):
+    if not any(isinstance(part, nn.Conv2d) and part.groups > 1 for part in plain.module.modules()):
         with FlopCounterMode(display=False) as counter:
-            plain(0).backward()
+            plain.loss(0).backward()
         matrix = torch.randn(2048, 2048, device=runtime.device)
         product = measure_medians({"": lambda _: matrix @ matrix}, 10, 1, runtime.device)[""]
-        check["GFLOP of a step"] = work = counter.get_total_flops() / 1e9
+        work = counter.get_total_flops() / 1e9
+        check["GFLOP of a step"] = work
         check |= {f"GFLOP/s, {name}": work / seconds for name, seconds in times.items()}
         check["GFLOP/s of a product of matrices"] = 2 * 2.048**3 / product
-    for name in ways if runtime.device.type == "cuda" else ():
-        held = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        ways[name](0)
-        check[f"MiB at most besides both networks, {name}"] = (torch.cuda.max_memory_allocated() - held) / 2**20
+    if runtime.device.type == "cuda":
+        for name, step in steps.items():
+            held = torch.cuda.memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
+            step(0)
+            check[f"MiB at most besides both networks, {name}"] = (torch.cuda.max_memory_allocated() - held) / 2**20
     return Comparison(what, times, check)
 
 
@@ -367,12 +390,12 @@ def compare_teachers(
         planes = [as_released.noised_label(batch.target, num_classes, 0.03, *source) for source in sources]
         return as_released.teacher_loss(plain, batch.plain_image, batch.target, planes)
 
-    def given(i: int) -> Tensor:
+    def loss_with_our_draws(i: int) -> Tensor:
         return loss(i, [repeat_draws(noise, batch.label, Draw(i), path) for path in (0, 1)])
 
     what = f"teacher step, {backbone}, {batch.what}"
-    modules = [ours, plain]
-    return compare_steps(what, batch.loss(ours, runtime), loss, given, modules, config, runtime)
+    our_way = Way(batch.loss(ours, runtime), ours)
+    return compare_steps(what, our_way, Way(loss, plain), loss_with_our_draws, config, runtime)
 
 
 def compare_students(num_classes: int, config: BenchmarkConfig, device: torch.device) -> Comparison:
@@ -386,7 +409,10 @@ def compare_students(num_classes: int, config: BenchmarkConfig, device: torch.de
     plain_teacher = copy.deepcopy(assisted).to(device).eval().requires_grad_(False)
     widened = plain.state_dict()  # the fourth channel sees zeros, its weights do not matter
     for key, weight in model.state_dict().items():
-        widened[key][:, :3].copy_(weight) if weight.shape != widened[key].shape else widened[key].copy_(weight)
+        if weight.shape == widened[key].shape:
+            widened[key].copy_(weight)
+        else:
+            widened[key][:, :3].copy_(weight)
     plain = plain.to(device).train()
     kd = build_kd("cwd=3", **CWD, num_classes=num_classes)
     ours = runtime.prepare(StudentStep(model, TaskLoss(model.supervision, 0.02), assisted, noise, kd)).train()
@@ -395,12 +421,12 @@ def compare_students(num_classes: int, config: BenchmarkConfig, device: torch.de
         plane = as_released.noised_label(batch.target, num_classes, 0.02, code, pixels)
         return as_released.student_loss(plain, plain_teacher, batch.plain_image, batch.target, plane)
 
-    def given(i: int) -> Tensor:
+    def loss_with_our_draws(i: int) -> Tensor:
         return loss(i, *repeat_draws(noise, batch.label, Draw(i), 0))
 
     what = f"student step, {batch.what}"
-    modules = [ours, plain]
-    return compare_steps(what, batch.loss(ours, runtime), loss, given, modules, config, runtime)
+    our_way = Way(batch.loss(ours, runtime), ours)
+    return compare_steps(what, our_way, Way(loss, plain), loss_with_our_draws, config, runtime)
 
 
 LIGHT = ("tf_efficientnet_lite0", "mobilenetv2_100")

@@ -9,6 +9,7 @@ has all of it in one page, with robustness.json of teachers (teacher_robustness.
 """
 
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,22 +26,25 @@ import numpy as np
 from scripts.study.analysis import charts, page, style
 from scripts.study.analysis.charts import Groups
 from scripts.study.analysis.groups import read_groups
-from scripts.study.analysis.paired import align, bootstrap, p_over_seeds
+from scripts.study.analysis.output import save_json, save_text
+from scripts.study.analysis.paired import align, bootstrap, compute_p_over_seeds
 from scripts.study.analysis.report import (
     describe_pictures,
     draw_changes,
     draw_confusions,
     draw_robustness_of_teachers,
-    file_name,
-    report,
+    make_file_name,
+    make_report,
 )
-from scripts.study.analysis.runs import View
+from scripts.study.analysis.runs import View, list_scored_runs
 from utils.errors import UserError, lookup, run_main
 from utils.options import option, parse_flags
 
 
 @dataclass(frozen=True)
 class CompareConfig:
+    """Hold the settings of compare.py."""
+
     runs: tuple[str, ...] = option(
         (), "run folders or record files; those that differ in seed are a group", positional=True
     )
@@ -57,9 +61,11 @@ def list_views(groups: Groups) -> list[View]:
 
     The best checkpoint was chosen by its score on these very images. So its score is too high.
     """
-    views = dict.fromkeys(view for runs in groups.values() for run in runs for view in run.scores)
-    count = {view: sum(any(view in run.scores for run in runs) for runs in groups.values()) for view in views}
-    return sorted(views, key=lambda v: (-count[v], v.checkpoint != "last", v))
+    counts: Counter[View] = Counter()
+    for runs in groups.values():
+        views = {view for run in runs for view in run.scores}
+        counts.update(view for view in views if list_scored_runs(runs, view))
+    return sorted(counts, key=lambda v: (-counts[v], v.checkpoint != "last", v))
 
 
 def make_row(name: str, groups: Groups, view: View, config: CompareConfig, notes: list[str]) -> dict[str, Any] | None:
@@ -68,7 +74,7 @@ def make_row(name: str, groups: Groups, view: View, config: CompareConfig, notes
     Return None where no run of the group has a score. A network that reads the label has no gain over one that does
     not. notes: takes a line for each gain or test that is missing, and why.
     """
-    runs = [run for run in groups[name] if view in run.scores and run.scores[view]["miou"] is not None]
+    runs = list_scored_runs(groups[name], view)
     if not runs:
         return None
     scores = [run.scores[view] for run in runs]
@@ -83,7 +89,10 @@ def make_row(name: str, groups: Groups, view: View, config: CompareConfig, notes
     }
     if not config.baseline or name == config.baseline:
         return result
-    base = [run for run in groups[config.baseline] if view in run.scores and run.assisted(view) == assisted]
+    base = []
+    for run in list_scored_runs(groups[config.baseline], view):
+        if run.assisted(view) == assisted:
+            base.append(run)
     if not base:
         what = "reads the label" if assisted else f"{config.baseline} has no such score"
         notes.append(f"{name}, {view.checkpoint}, {view.protocol}: no gain: {what}")
@@ -91,7 +100,7 @@ def make_row(name: str, groups: Groups, view: View, config: CompareConfig, notes
     own, other = ({run.seed: run.scores[view]["miou"] for run in side} for side in (runs, base))
     result["gain"] = float(np.mean(result["miou"]) - np.mean(list(other.values())))
     result["gain_by_seed"] = {seed: own[seed] - other[seed] for seed in sorted(own.keys() & other.keys())}
-    result["p_over_seeds"] = p_over_seeds(list(result["gain_by_seed"].values()))
+    result["p_over_seeds"] = compute_p_over_seeds(list(result["gain_by_seed"].values()))
     areas = [[run.areas[view] for run in side if view in run.areas] for side in (runs, base)]
     try:
         if not all(areas):
@@ -114,8 +123,8 @@ def collect_pictures(
     files = {
         "IoU by class": ["per_class.png"],
         "Training curves": ["curves.png"] if has_curves else [],
-        "Pixels gained and lost": [f"gained_lost-{file_name(name)}.png" for name in result["gained_lost"]],
-        "Confusions": [f"confusion-{file_name(name)}.png" for name in result["top_confusions"]],
+        "Pixels gained and lost": [f"gained_lost-{make_file_name(name)}.png" for name in result["gained_lost"]],
+        "Confusions": [f"confusion-{make_file_name(name)}.png" for name in result["top_confusions"]],
     }
     captions = describe_pictures(result, groups, view)
     of_teachers = draw_robustness_of_teachers(groups, output)
@@ -160,12 +169,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         "top_confusions": top_confusions,
         "notes": notes,
     }
-    text = report(result, views, config.samples)
-    style.save_json(result, output / "compare.json")
-    style.save_text(text, output / "compare.md")
+    text = make_report(result, views, config.samples)
+    save_json(result, output / "compare.json")
+    save_text(text, output / "compare.md")
     if config.html:
         pictures = collect_pictures(result, groups, views[0], output, has_curves=curves is not None)
-        style.save_text(page.html(text, pictures), Path(config.html).expanduser())
+        save_text(page.html(text, pictures), Path(config.html).expanduser())
     print(text)
 
 

@@ -25,7 +25,7 @@ from utils.environment import require_packages
 
 require_packages()
 
-from scripts.study.analysis import style
+from scripts.study.analysis.text import markdown, spread
 from scripts.study.experiments.tables import Table
 from utils.errors import UserError, run_main
 from utils.files import write_text
@@ -34,6 +34,8 @@ from utils.options import option, parse_flags
 
 @dataclass(frozen=True)
 class CompareConfig:
+    """Hold the settings of compare_with_smp.py."""
+
     dataset: str = option("camvid", "data set")
     data: str = option("", "root folder of the data set")
     crop_size: tuple[int, int] = option((160, 192), "height and width of a training crop", minimum=32)
@@ -96,7 +98,7 @@ def make_table(ways: Mapping[str, Sequence[Trained]]) -> Table:
         ahead = "" if name == recipe else f"{statistics.mean(gains):+.2f} ({', '.join(f'{g:+.2f}' for g in gains)})"
         iterations = statistics.mean(one.iterations for one in trained)
         minutes = statistics.mean(one.seconds for one in trained) / 60
-        score = f"{style.spread([one.miou for one in trained])} ({len(trained)})"
+        score = f"{spread([one.miou for one in trained])} ({len(trained)})"
         rows.append([name, score, f"{iterations:.0f}", f"{minutes:.1f}", ahead])
     head = ["training", "mIoU % (seeds)", "iterations", "minutes of one core", "the recipe is ahead by (each seed)"]
     return head, rows
@@ -125,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for decoder in config.decoders:
             other = train_plain(config, decoder, seed, own.seconds, output / f"{decoder}-{seed}.json")
             ways.setdefault(f"plain loop, {decoder}", []).append(other)
-    print(style.markdown(*make_table(ways)), end="")
+    print(markdown(*make_table(ways)), end="")
     trained = {name: [one._asdict() for one in several] for name, several in ways.items()}
     record = {"config": asdict(config), "ways": trained}
     write_text(output / "record.json", json.dumps(record, indent=1) + "\n")

@@ -39,7 +39,7 @@ from scripts.study.experiments.definition import Experiment, read_experiment
 from scripts.study.experiments.jobs import ROOT, Job, Outcome, execute, find_outcome, launch_words
 from scripts.study.experiments.plan import Machine, Places, plan_jobs
 from scripts.study.experiments.slurm import Standing, read_standings, submit_jobs
-from scripts.study.experiments.stop import Stop
+from scripts.study.experiments.stop import StopCondition
 from scripts.study.pack_records import check_record_file
 from scripts.study.results_table import show_tables
 from utils.errors import UserError, run_main
@@ -49,6 +49,8 @@ from utils.options import option, parse_flags
 
 @dataclass(frozen=True)
 class RunnerConfig:
+    """Hold the settings of experiment.py."""
+
     experiment: str = option("", "name of a file in scripts/study/experiments, or a path", positional=True)
     data: str = option("", "root folder of the data set")
     data_root: str = option("", "folder with a root folder for each data set, by its name; in place of --data")
@@ -159,7 +161,7 @@ def run(config: RunnerConfig, experiment: Experiment, places: Places, jobs: Mapp
             pack_runs(check_record_file(config.records), [job.folder])
 
     check_data(experiment, places)
-    with closing(lock_output(config, places.output)), Stop(config.max_minutes) as stop:
+    with closing(lock_output(config, places.output)), StopCondition(config.max_minutes) as stop:
         ended = execute(jobs, make_slots(config), stop, keep_records, say)
     left = {name: outcome for name, outcome in ended.items() if not outcome.done}
     say(f"{len(ended) - len(left)} of {len(ended)} runs done")
@@ -167,14 +169,14 @@ def run(config: RunnerConfig, experiment: Experiment, places: Places, jobs: Mapp
         print(f"  {name}: {outcome.text}")
     if len(left) < len(ended):
         print("\n" + show_tables(experiment, places.output))
-    print(next_step(config, experiment, places.output, left))
+    print(describe_next_step(config, experiment, places.output, left))
     if any(outcome.failed for outcome in left.values()):
         raise SystemExit(1)
     if left:
         raise SystemExit(STOPPED_STATUS)
 
 
-def next_step(config: RunnerConfig, experiment: Experiment, output: Path, left: Mapping[str, Outcome]) -> str:
+def describe_next_step(config: RunnerConfig, experiment: Experiment, output: Path, left: Mapping[str, Outcome]) -> str:
     """Return the command that comes after this one."""
     if left:
         return "next: the same command does what is left"

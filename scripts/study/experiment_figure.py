@@ -32,6 +32,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class FigureConfig:
+    """Hold the settings of experiment_figure.py."""
+
     experiment: str = option("", "name of a file in scripts/study/experiments, or a path", positional=True)
     records: str = option("", "record file, or folder of runs (default: results/<experiment>.zip)")
     output: str = option("", "folder of the pictures (default: figures)")

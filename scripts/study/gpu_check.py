@@ -21,6 +21,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from scripts.study.analysis.text import markdown
 from utils.environment import require_packages
 
 require_packages()
@@ -28,7 +29,6 @@ require_packages()
 import torch
 
 from engine.logger import describe_environment
-from scripts.study.analysis.style import markdown
 from utils.errors import UserError, lookup, run_main
 from utils.files import read_bytes, write_text
 from utils.options import option, parse_flags
@@ -48,6 +48,8 @@ OUT_OF_TIME = "not run: the time is used up (--minutes)"
 
 @dataclass(frozen=True)
 class CheckConfig:
+    """Hold the settings of gpu_check.py."""
+
     parts: tuple[str, ...] = option((), "parts to run: tests, training, benchmark (default: all)", positional=True)
     device: str = option("cuda", "cpu tries the check itself", choices=("cuda", "cpu"))
     iterations: int = option(200, "of each training run", minimum=4)
@@ -59,7 +61,7 @@ class CheckConfig:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a command ended: its last line, and what was wrong, or ""."""
+    """Hold the last line that a command printed, and its error, or ""."""
 
     last_line: str
     error: str = ""

@@ -37,6 +37,8 @@ WIDTH, HEIGHT = 12.0, 4.6  # of each panel, in the units of its axis
 
 @dataclass(frozen=True)
 class FigureConfig:
+    """Hold the settings of method_figure.py."""
+
     output: str = option("figures/method.png", "file for the picture")
 
 

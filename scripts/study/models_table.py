@@ -43,6 +43,8 @@ HEADER = ("model", "backbone", "role", "parameters", "GFLOPs", "stride")
 
 @dataclass(frozen=True)
 class TableConfig:
+    """Hold the settings of models_table.py."""
+
     crop_size: tuple[int, int] = option((512, 1024), "height and width of the image", minimum=32)
     num_classes: int = option(19, "classes", minimum=2)
     only: tuple[str, ...] = option((), "architectures or backbones to list (default: all)")
@@ -51,7 +53,7 @@ class TableConfig:
 
 
 @torch.inference_mode()
-def row(arch: str, backbone: str, role: str, config: TableConfig, devices: list[str]) -> tuple[str, ...]:
+def make_row(arch: str, backbone: str, role: str, config: TableConfig, devices: list[str]) -> tuple[str, ...]:
     channels = ROLES[role]
     (height, width) = config.crop_size
     with torch.device("meta"):
@@ -84,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     height, width = config.crop_size
     speeds = [f"images/s, {name}" for name in devices.values()] if config.repeats else []
     print(f"{height}x{width}, {config.num_classes} classes, torch {torch.__version__}\n")
-    rows = (row(arch, backbone, role, config, list(devices)) for arch, backbone in networks for role in ROLES)
+    rows = (make_row(arch, backbone, role, config, list(devices)) for arch, backbone in networks for role in ROLES)
     for cells in chain(((*HEADER, *speeds), ["---"] * (len(HEADER) + len(speeds))), rows):
         print("| " + " | ".join(cells) + " |", flush=True)
 

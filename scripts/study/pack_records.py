@@ -26,6 +26,8 @@ from utils.options import option, parse_flags
 
 @dataclass(frozen=True)
 class PackConfig:
+    """Hold the settings of pack_records.py."""
+
     runs: tuple[str, ...] = option((), "folders of finished runs", positional=True)
     records: str = option("", "the record file to add them to, results/NAME.zip")
 

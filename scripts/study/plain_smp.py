@@ -26,9 +26,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from datasets import Data, build_train_and_val
+from datasets.base import TrainStream
 from models.checkpoints.formats import translate_backbone
 from models.checkpoints.imagenet import find_package_file
-from utils.errors import run_main
+from utils.errors import UserError, run_main
 from utils.files import write_text
 from utils.options import option, parse_flags
 
@@ -40,6 +41,8 @@ IGNORED = 255
 
 @dataclass(frozen=True)
 class PlainConfig:
+    """Hold the settings of plain_smp.py."""
+
     dataset: str = option("camvid", "data set")
     data: str = option("", "root folder of the data set")
     decoder: str = option("fpn", "the library's name of a decoder")
@@ -63,19 +66,40 @@ def normalise(image: Tensor) -> Tensor:
     return (image.float() / 255 - 0.5) / 0.5
 
 
+def read_batch(stream: TrainStream, start: int) -> tuple[Tensor, Tensor]:
+    """Return BATCH_SIZE samples from a position on: images uint8 ``[B, 3, h, w]`` and labels uint8 ``[B, h, w]``.
+
+    Raises:
+        UserError: an image or its label cannot be read.
+    """
+    images = []
+    labels = []
+    for position in range(start, start + BATCH_SIZE):
+        sample = stream[position]
+        if isinstance(sample, UserError):
+            raise sample
+        image, label = sample
+        images.append(image)
+        labels.append(label)
+    return torch.stack(images), torch.stack(labels)
+
+
 def train(model: torch.nn.Module, data: Data, config: PlainConfig) -> int:
-    """Train until the processor time is over. Return the number of iterations."""
+    """Train until the processor time is over. Return the number of iterations.
+
+    Raises:
+        UserError: an image or its label cannot be read.
+    """
     optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE)
     begin = time.process_time()
     iteration = 0
     model.train()
     while (share := (time.process_time() - begin) / config.seconds) < 1:
-        positions = range(iteration * BATCH_SIZE, (iteration + 1) * BATCH_SIZE)
-        images, labels = zip(*(data.train[position] for position in positions), strict=True)
+        images, labels = read_batch(data.train, iteration * BATCH_SIZE)
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * (1 - share) ** 0.9
-        x = normalise(torch.stack(images)).contiguous(memory_format=torch.channels_last)
-        loss = F.cross_entropy(model(x), torch.stack(labels).long(), ignore_index=IGNORED)
+        x = normalise(images).contiguous(memory_format=torch.channels_last)
+        loss = F.cross_entropy(model(x), labels.long(), ignore_index=IGNORED)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

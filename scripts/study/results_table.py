@@ -32,7 +32,7 @@ require_packages()
 from scripts.study import compare_with_smp
 from scripts.study.analysis.record_files import Folder, open_folder
 from scripts.study.analysis.runs import KINDS, read_score
-from scripts.study.analysis.style import markdown, percent
+from scripts.study.analysis.text import markdown, percent
 from scripts.study.experiments.definition import Experiment, read_experiment
 from scripts.study.experiments.knowledge import list_knowledge
 from scripts.study.experiments.tables import (
@@ -116,13 +116,13 @@ def rewrite(text: str, results: Path, link: str = "results") -> str:
     """Return a text with every marked table made anew. ``link`` leads from the text's folder to ``results``."""
 
     def make(match: re.Match[str]) -> str:
-        rows = markdown(*marked_table(match["what"], results)).replace("](results/", f"]({link}/")
+        rows = markdown(*make_marked_table(match["what"], results)).replace("](results/", f"]({link}/")
         return f"<!-- table: {match['what']} -->\n{rows}<!-- end -->"
 
     return re.sub(r"<!-- table: (?P<what>[^\n]+?) -->\n.*?<!-- end -->", make, text, flags=re.DOTALL)
 
 
-def marked_table(what: str, results: Path) -> Table:
+def make_marked_table(what: str, results: Path) -> Table:
     """Make the table that a mark asks for: ``EXPERIMENT KIND``, ``files FILE..`` or ``smp FILE``.
 
     Raises:

@@ -1,4 +1,4 @@
-"""How close a teacher's probabilities come to those it should teach.
+"""Measure how close a teacher's probabilities come to those of reference networks.
 
     python scripts/study/teacher_knowledge.py --teacher runs/camvid_fpn_short/{baseline,teacher_assisted}-[0-9] \
         --reference runs/camvid_fpn_short/baseline_long-[0-9] --save
@@ -21,6 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from scripts.study.analysis.text import markdown
 from utils.environment import require_packages
 
 require_packages()
@@ -33,7 +34,6 @@ from datasets import build_dataset_for_network
 from datasets.base import SegmentationDataset
 from models.checkpoints.loading import Loaded, load_one_of_several
 from models.prediction import Predictor
-from scripts.study.analysis.style import markdown
 from utils.errors import UserError, run_main
 from utils.files import write_text
 from utils.options import option, parse_flags
@@ -45,6 +45,8 @@ STUDENT_PHASE = {"codes": "fixed", "pixel_std": 0.02}  # what the recipes show a
 
 @dataclass(frozen=True)
 class KnowledgeConfig:
+    """Hold the settings of teacher_knowledge.py."""
+
     teacher: tuple[str, ...] = option((), "runs or checkpoints of teachers")
     reference: tuple[str, ...] = option((), "runs or checkpoints of image-only networks, the best there are")
     model: str = option("", "package.module:function, where they hold a network of your own")
@@ -78,7 +80,7 @@ def measure(log_p: Tensor, log_reference: Tensor, label: Tensor) -> Tensor:
     return torch.stack([entropy, likelihood, divergence, labelled.sum().float()]).double()
 
 
-def study(
+def measure_teachers(
     teachers: dict[str, Predictor], references: list[Predictor], dataset: SegmentationDataset, limit: int
 ) -> dict[str, dict[str, float]]:
     """Return each teacher's means over the labelled pixels of evenly spaced images."""
@@ -95,7 +97,7 @@ def study(
     return {name: dict(zip(keys, (total[:3] / total[3]).tolist(), strict=True)) for name, total in sums.items()}
 
 
-def run_folder(path: str) -> Path:
+def get_run_folder(path: str) -> Path:
     """Return the folder of a run, given by itself or by a checkpoint in it."""
     given = Path(path).expanduser()
     return (given if given.is_dir() else given.parent).resolve()
@@ -103,10 +105,10 @@ def run_folder(path: str) -> Path:
 
 def save(result: dict[str, dict[str, float]], config: KnowledgeConfig, images: int) -> None:
     """Write what was measured of each teacher into its folder, with what it was measured on."""
-    references = [run_folder(path).name for path in config.reference]
+    references = [get_run_folder(path).name for path in config.reference]
     where = {"split": config.split, "images": images, "references": references}
     for path in config.teacher:
-        folder = run_folder(path)
+        folder = get_run_folder(path)
         write_text(folder / "knowledge.json", json.dumps({**where, **result[folder.name]}, indent=1) + "\n")
 
 
@@ -126,10 +128,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     for path, network in zip((*config.teacher, *config.reference), (*loaded.values(), *references), strict=True):
         if network.card.num_classes != first.num_classes:
             raise UserError(f"{path} has {network.card.num_classes} classes, {config.teacher[0]} {first.num_classes}")
-    teachers = {run_folder(path).name: make_predictor(network) for path, network in loaded.items()}
+    teachers = {get_run_folder(path).name: make_predictor(network) for path, network in loaded.items()}
     if len(teachers) < len(config.teacher):
         raise UserError("--teacher: two of them lie in folders of the same name")
-    result = study(teachers, [make_predictor(reference) for reference in references], dataset, config.limit)
+    result = measure_teachers(teachers, [make_predictor(reference) for reference in references], dataset, config.limit)
     head = ["teacher", "entropy", "negative log-likelihood", "divergence from the references"]
     print(markdown(head, [[name, *(f"{value:.4f}" for value in row.values())] for name, row in result.items()]), end="")
     if config.save:

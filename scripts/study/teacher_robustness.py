@@ -1,4 +1,4 @@
-"""How much a label-assisted teacher reads the label, and how it stands noise and wrong labels.
+"""Measure how a label-assisted teacher reacts to noise and to wrong labels.
 
     python scripts/study/teacher_robustness.py --teacher runs/teacher/last.pth
     python scripts/study/teacher_robustness.py --teacher runs/dual/last.pth runs/single/last.pth --limit 100 --draws 4
@@ -32,7 +32,9 @@ from models.checkpoints.loading import Loaded, load_one_of_several
 from models.label_noise import LabelNoise, list_fitting_codes
 from models.prediction import Predictor
 from scripts.study.analysis import style
+from scripts.study.analysis.output import save_json, save_text
 from scripts.study.analysis.robustness import CORRUPTIONS, Condition, Tally, corrupt, draw_robustness
+from scripts.study.analysis.text import markdown, percent, spread
 from utils.errors import UserError, run_main
 from utils.options import option, parse_flags
 from utils.seeding import derive_seed
@@ -41,6 +43,8 @@ from utils.types import Draw
 
 @dataclass(frozen=True)
 class RobustnessConfig:
+    """Hold the settings of teacher_robustness.py."""
+
     teacher: tuple[str, ...] = option((), "checkpoints of label-assisted teachers")
     model: str = option("", "package.module:function, where they hold a network of your own")
     dataset: str = option("", "data set (default: the first checkpoint's)")
@@ -69,16 +73,22 @@ def list_conditions(config: RobustnessConfig, trained: LabelNoise) -> list[Condi
     num_classes = len(trained.table) - 1
     own = trained.config.get("code_std")
     as_trained = partial(Condition, codes=codes, pixel_std=pixel_std, code_std=own)
+    strength = codes if own is None else f"{codes} {own:g}"
+    conditions = [as_trained("as trained", f"{strength}, {pixel_std:g}")]
+    for std in sorted({*config.noise, pixel_std}):
+        conditions.append(as_trained("pixel noise", f"{std:g}", pixel_std=std))
     kinds = list_fitting_codes(num_classes, trained.planes)
-    near = sorted(config.near) if "near" in kinds else ()
-    return [
-        as_trained("as trained", f"{codes}{'' if own is None else f' {own:g}'}, {pixel_std:g}"),
-        *(as_trained("pixel noise", f"{std:g}", pixel_std=std) for std in sorted({*config.noise, pixel_std})),
-        *(Condition("codes", kind, kind, pixel_std) for kind in kinds if kind != "near"),
-        *(Condition("codes", f"near {std:g}", "near", pixel_std, code_std=std) for std in near),
-        as_trained("no label", "zero plane", plane=0.0),
-        *(as_trained(k, f"{100 * share:g} %", share=share) for k in CORRUPTIONS for share in sorted(config.wrong)),
-    ]
+    for kind in kinds:
+        if kind != "near":
+            conditions.append(Condition("codes", kind, kind, pixel_std))
+    if "near" in kinds:
+        for std in sorted(config.near):
+            conditions.append(Condition("codes", f"near {std:g}", "near", pixel_std, code_std=std))
+    conditions.append(as_trained("no label", "zero plane", plane=0.0))
+    for kind in CORRUPTIONS:
+        for share in sorted(config.wrong):
+            conditions.append(as_trained(kind, f"{100 * share:g} %", share=share))
+    return conditions
 
 
 def measure(
@@ -120,9 +130,9 @@ def make_tables(results: dict[str, list[dict[str, Any]]]) -> str:
     for name, records in results.items():
         rows = []
         for r in records:
-            shares = style.percent(r["agreement"]), f"{r['kl']:.4f}", style.percent(r["follows_wrong"], 1)
-            rows.append([r["name"], r["value"], style.spread(r["miou"]), *shares])
-        parts.append(f"## {name}\n\n{style.markdown(header, rows)}")
+            shares = percent(r["agreement"]), f"{r['kl']:.4f}", percent(r["follows_wrong"], 1)
+            rows.append([r["name"], r["value"], spread(r["miou"]), *shares])
+        parts.append(f"## {name}\n\n{markdown(header, rows)}")
     return "\n".join(parts)
 
 
@@ -137,7 +147,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not config.teacher:
         raise UserError("--teacher FILE is missing: the checkpoint of a label-assisted teacher")
     names = [Path(path).resolve().parent.name for path in config.teacher]
-    files = dict(zip(names if len(set(names)) == len(names) else config.teacher, config.teacher, strict=True))
+    if len(set(names)) < len(names):
+        names = config.teacher
+    files = dict(zip(names, config.teacher, strict=True))
     if len(files) < len(config.teacher):
         raise UserError("--teacher: the same file twice")
     teachers = {name: load_one_of_several(path, assisted=True, model=config.model) for name, path in files.items()}
@@ -154,9 +166,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     output = Path(config.output).expanduser()
     what = f"{data_name} {config.split}, {count} of {len(dataset)} images, {config.draws} draws"
     text = f"# Robustness of label-assisted teachers\n\n{what}\n\n{make_tables(results)}\n{EXPLANATION}\n"
-    style.save_json({"data": what, "teachers": files, "results": results}, output / "robustness.json")
+    save_json({"data": what, "teachers": files, "results": results}, output / "robustness.json")
     style.save_figure(draw_robustness(results, what), output / "robustness.png")
-    style.save_text(text, output / "robustness.md")
+    save_text(text, output / "robustness.md")
     print(text)
 
 

@@ -36,6 +36,8 @@ from utils.types import IGNORE_INDEX, Draw
 
 @dataclass(frozen=True)
 class GridConfig:
+    """Hold the settings of visualize.py."""
+
     teacher: str = option("", "checkpoint of a teacher, label-assisted or not")
     student: tuple[str, ...] = option((), "checkpoints of image-only networks")
     model: str = option("", "package.module:function, where they hold a network of your own")
@@ -47,7 +49,7 @@ class GridConfig:
     output: str = option("grid.png", "picture to write (.png or .pdf)")
 
 
-def networks(config: GridConfig) -> dict[str, Loaded]:
+def load_networks(config: GridConfig) -> dict[str, Loaded]:
     """Load the networks, by the titles of their columns.
 
     Raises:
@@ -64,7 +66,9 @@ def networks(config: GridConfig) -> dict[str, Loaded]:
         raise UserError("give --teacher FILE, --student FILE.. or both")
     if len(files) < len(config.student) + bool(config.teacher):
         raise UserError("--student: the same file twice")
-    found = {title: load_one_of_several(path, model=config.model) for title, path in files.items()}
+    found = {}
+    for title, path in files.items():
+        found[title] = load_one_of_several(path, assisted=title == "teacher", model=config.model)
     for title, loaded in found.items():
         if loaded.card.num_classes != next(iter(found.values())).card.num_classes:
             raise UserError(f"--student {files[title]} has other classes than the first network")
@@ -73,7 +77,7 @@ def networks(config: GridConfig) -> dict[str, Loaded]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     config = GridConfig(**parse_flags(GridConfig, __doc__, argv))
-    columns = networks(config)
+    columns = load_networks(config)
     card = next(iter(columns.values())).card
     where = config.dataset or card.dataset, config.data or card.data, config.split
     _, dataset = build_dataset_for_network(card, *where, config.teacher or config.student[0])
@@ -92,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def cells(
     image: Tensor, label: Tensor, columns: dict[str, Loaded], spec: DatasetSpec, draw: Draw, present: set[int]
 ) -> dict[str, style.Cell]:
-    """Picture and caption by column title, for one image; ``present`` collects the classes."""
+    """Make the picture and caption of each column for one image. ``present`` collects the classes."""
     truth = label.numpy()
     row = {"image": (image.permute(1, 2, 0).numpy(), ""), "label": (colorize(truth, spec.palette), "")}
     predictions = {}

@@ -8,8 +8,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from scripts.study.analysis.runs import Run, View
-from scripts.study.analysis.style import color, line, wrap
+from scripts.study.analysis.runs import Run, View, list_scored_runs
+from scripts.study.analysis.style import color, line
+from scripts.study.analysis.text import wrap
 
 MAX_BARS, MAX_CELLS, ANNOTATED = 40, 40, 15  # classes that still read well
 NOT_A_TERM = {"event", "iteration", "images_per_second", "cpu_seconds", "memory_gb"}
@@ -30,7 +31,7 @@ class ClassScores(NamedTuple):
 
 def read_class_scores(groups: Groups, view: View) -> tuple[list[str], dict[str, ClassScores]]:
     """Return the names of the classes, and the scores of each group that has some in this view."""
-    scored = {name: [run for run in runs if view in run.scores] for name, runs in groups.items()}
+    scored = {name: list_scored_runs(runs, view) for name, runs in groups.items()}
     scored = {name: runs for name, runs in scored.items() if runs}
     names = list(dict.fromkeys(k for runs in scored.values() for run in runs for k in run.scores[view]["iou"]))
     found = {}

@@ -1,4 +1,7 @@
-"""Where one network is right and another wrong, from the predictions that eval.py --save-pred left in their folders."""
+"""Count and draw where one network is right and another is wrong.
+
+The predictions are those that eval.py --save-pred left in the folders of the runs.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -64,7 +64,7 @@ def bootstrap(group: np.ndarray, baseline: np.ndarray, samples: int, seed: int) 
     return Gain(float(difference), float(low), float(high), p, images, samples)
 
 
-def p_over_seeds(differences: Sequence[float]) -> float | None:
+def compute_p_over_seeds(differences: Sequence[float]) -> float | None:
     """Return the p value of a paired t-test: how often would seeds alone give so large a mean difference?
 
     differences: one a seed. Return None where there are not two different ones.

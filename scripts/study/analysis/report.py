@@ -1,4 +1,4 @@
-"""What scripts/study/compare.py says in words and tables, and its pictures."""
+"""Write the words and tables of scripts/study/compare.py, and draw its pictures."""
 
 import json
 from collections.abc import Sequence
@@ -11,23 +11,22 @@ import numpy as np
 from datasets import build_dataset
 from scripts.study.analysis import charts, gained_lost, robustness, style
 from scripts.study.analysis.charts import Groups
-from scripts.study.analysis.runs import Run, View
+from scripts.study.analysis.runs import Run, View, list_scored_runs
+from scripts.study.analysis.text import markdown, percent, spread
 from utils.errors import UserError
 
 CONFUSIONS_SHOWN = 3  # of a group
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
+def make_table(rows: Sequence[dict[str, Any]]) -> str:
     """Return the table of one view in markdown: a row a group of runs."""
     lines = []
     for row in rows:
         name = row["group"] + (" (LABEL-ASSISTED)" if row["label_assisted"] else "")
         seeds = len(row["miou"])
         p = row.get("p_over_seeds")
-        lines.append(
-            [name, str(seeds), style.spread(row["miou"]), describe_gain(row), "-" if p is None else f"{p:.2g}"]
-        )
-    return style.markdown(["group", "seeds", "mIoU %", "gain", "p over seeds"], lines)
+        lines.append([name, str(seeds), spread(row["miou"]), describe_gain(row), "-" if p is None else f"{p:.2g}"])
+    return markdown(["group", "seeds", "mIoU %", "gain", "p over seeds"], lines)
 
 
 def describe_gain(row: dict[str, Any]) -> str:
@@ -38,15 +37,15 @@ def describe_gain(row: dict[str, Any]) -> str:
     if not paired:
         return f"{100 * row['gain']:+.2f} (no seed in common)"
     shared = "" if len(paired) == len(row["miou"]) else f" (seeds in common: {len(paired)})"
-    return style.spread(paired, "+") + shared
+    return spread(paired, "+") + shared
 
 
-def report(result: dict[str, Any], views: Sequence[View], samples: int) -> str:
+def make_report(result: dict[str, Any], views: Sequence[View], samples: int) -> str:
     """Return the content of compare.md: a table a view, changes, confusions, and what was left out."""
     parts = ["# Comparison of runs\n"]
     baseline = result["baseline"]
     for view in views:
-        text = table([row for row in result["rows"] if row["view"] == view._asdict()])
+        text = make_table([row for row in result["rows"] if row["view"] == view._asdict()])
         parts.append(f"## {view.dataset} {view.split}, {view.checkpoint} checkpoint, {view.protocol}\n\n{text}")
     parts.append("mIoU: mean ± standard deviation over the seeds, in percent.")
     if baseline:
@@ -60,12 +59,12 @@ def report(result: dict[str, Any], views: Sequence[View], samples: int) -> str:
         kinds = list(gained_lost.CHANGES)[:4]
         cells = []
         for name, found in result["gained_lost"].items():
-            cells.append([name, *(style.percent(found[kind]) for kind in kinds)])
+            cells.append([name, *(percent(found[kind]) for kind in kinds)])
         header = ["group", *(f"{kind} %" for kind in kinds)]
-        parts.append("## Pixels gained and lost\n\n" + style.markdown(header, cells))
+        parts.append("## Pixels gained and lost\n\n" + markdown(header, cells))
     if result["top_confusions"]:
         cells = [[name, describe_confusions(pairs)] for name, pairs in result["top_confusions"].items()]
-        parts.append("## Confusions\n\n" + style.markdown(["group", "largest, in % of the label's pixels"], cells))
+        parts.append("## Confusions\n\n" + markdown(["group", "largest, in % of the label's pixels"], cells))
     if result["notes"]:
         parts.append("## Left out\n\n" + "\n".join(f"- {note}" for note in result["notes"]))
     return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
@@ -74,7 +73,7 @@ def report(result: dict[str, Any], views: Sequence[View], samples: int) -> str:
 def describe_confusions(pairs: Sequence[dict[str, Any]]) -> str:
     """Return the largest confusions of a group in words. pairs: of ``charts.list_top_confusions``."""
     shown = pairs[:CONFUSIONS_SHOWN]
-    return "; ".join(f"{p['label']} taken for {p['prediction']} {style.percent(p['share'], 1)}" for p in shown)
+    return "; ".join(f"{p['label']} taken for {p['prediction']} {percent(p['share'], 1)}" for p in shown)
 
 
 def describe_pictures(result: dict[str, Any], groups: Groups, view: View) -> dict[str, str]:
@@ -85,14 +84,14 @@ def describe_pictures(result: dict[str, Any], groups: Groups, view: View) -> dic
         "per_class.png": describe_classes(result, groups, view),
     }
     for name, found in result["gained_lost"].items():
-        captions[f"gained_lost-{file_name(name)}.png"] = (
-            f"{name} is right where {result['baseline']} is wrong in {style.percent(found['gained'])} % of the pixels "
-            f"(blue), and wrong where it is right in {style.percent(found['lost'])} % (vermilion). "
+        captions[f"gained_lost-{make_file_name(name)}.png"] = (
+            f"{name} is right where {result['baseline']} is wrong in {percent(found['gained'])} % of the pixels "
+            f"(blue), and wrong where it is right in {percent(found['lost'])} % (vermilion). "
             f"Runs: {found['run']} and {found['baseline']}."
         )
     for name, pairs in result["top_confusions"].items():
         said = f" Largest: {describe_confusions(pairs)} %." if pairs else ""
-        captions[f"confusion-{file_name(name)}.png"] = f"{name}: rows are labels, columns predictions.{said}"
+        captions[f"confusion-{make_file_name(name)}.png"] = f"{name}: rows are labels, columns predictions.{said}"
     return captions
 
 
@@ -121,7 +120,7 @@ def describe_classes(result: dict[str, Any], groups: Groups, view: View) -> str:
 
 def mean_iou(runs: Sequence[Run], view: View) -> dict[str, float]:
     """Return the mean IoU over the runs of each class that occurs in all of them."""
-    tables = [run.scores[view]["iou"] for run in runs if view in run.scores]
+    tables = [run.scores[view]["iou"] for run in list_scored_runs(runs, view)]
     names = [k for k in (tables[0] if tables else ()) if all(table.get(k) is not None for table in tables)]
     return {k: sum(table[k] for table in tables) / len(tables) for k in names}
 
@@ -154,7 +153,7 @@ def draw_changes(
             if scored is not None and abs(scored - right) > 1e-9:
                 notes.append(f"{r.name}: pred/ (accuracy {100 * right:.2f} %) is of another evaluation than the scores")
         figure = gained_lost.draw_changes(changes, maps, run.name, base.name)
-        style.save_figure(figure, output / f"gained_lost-{file_name(name)}.png")
+        style.save_figure(figure, output / f"gained_lost-{make_file_name(name)}.png")
         shares[name] = {"run": run.name, "baseline": base.name, "images": len(dataset), **changes.shares()}
     return shares
 
@@ -169,7 +168,7 @@ def draw_confusions(groups: Groups, view: View, output: Path) -> dict[str, list[
         total = np.sum([score["confusion"] for score in scores], 0)
         names = list(scores[0]["iou"])
         title = f"{name}: {view.dataset} {view.split}, {view.checkpoint} checkpoint"
-        style.save_figure(charts.draw_confusion(total, names, title), output / f"confusion-{file_name(name)}.png")
+        style.save_figure(charts.draw_confusion(total, names, title), output / f"confusion-{make_file_name(name)}.png")
         named[name] = charts.list_top_confusions(total, names)
     return named
 
@@ -192,7 +191,7 @@ def draw_robustness_of_teachers(groups: Groups, output: Path) -> dict[str, str]:
                 caption = describe_robustness(run.name, content["results"])
             except (ValueError, KeyError, TypeError, IndexError) as error:
                 raise UserError(f"{path} is not what teacher_robustness.py writes: {error!r}") from error
-            name = f"robustness-{file_name(run.name)}.png"
+            name = f"robustness-{make_file_name(run.name)}.png"
             captions[name] = caption
             style.save_figure(figure, output / name)
     return captions
@@ -201,10 +200,10 @@ def draw_robustness_of_teachers(groups: Groups, output: Path) -> dict[str, str]:
 def describe_robustness(run: str, results: dict[str, list[dict[str, Any]]]) -> str:
     """Say how much a teacher's score depends on its label. results: records by teacher, of teacher_robustness.py."""
     (records,) = list(results.values())[:1]
-    scores = {record["name"]: style.spread(record["miou"]) for record in records}
+    scores = {record["name"]: spread(record["miou"]) for record in records}
     return f"{run} has {scores['as trained']} % mIoU with its label and {scores['no label']} % with a plane of zeros."
 
 
-def file_name(name: str) -> str:
+def make_file_name(name: str) -> str:
     """Turn the name of a group into one that a file may have."""
     return "".join(c if c.isalnum() or c in "-_." else "_" for c in name)

@@ -1,4 +1,4 @@
-"""Wrong labels, and what a teacher makes of them."""
+"""Make wrong labels, and measure and draw what a teacher makes of them."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -14,13 +14,14 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from engine.metrics import Metrics, confusion_matrix
-from scripts.study.analysis.style import color, marker, wrap
+from scripts.study.analysis.style import color, marker
+from scripts.study.analysis.text import wrap
 from utils.types import IGNORE_INDEX
 
 
 @dataclass(frozen=True)
 class Condition:
-    """How a label plane is made. ``name`` is the axis of the experiment it belongs to."""
+    """Describe how a label plane is made. ``name`` is the axis of the experiment that it belongs to."""
 
     name: str
     value: str  # its place on that axis, in words

@@ -3,7 +3,7 @@
 import io
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,7 +54,7 @@ def read_score(content: Any, path: Folder, keys: Iterable[str]) -> dict[str, Any
 
 
 class View(NamedTuple):
-    """What a score is of: scores of different views are not compared."""
+    """Identify what a score was measured on. Scores of different views are not compared."""
 
     checkpoint: str  # "last", "best", or another file's stem
     dataset: str
@@ -83,8 +83,17 @@ class Run:
         return self.config.get("seed", 0)
 
     def assisted(self, view: View) -> bool:
-        """Whether the score is that of a network that reads the label."""
+        """Return whether the score is that of a network that reads the label."""
         return bool(self.scores.get(view, {}).get("label_assisted"))
+
+
+def list_scored_runs(runs: Sequence[Run], view: View) -> list[Run]:
+    """List the runs that have an mIoU in a view. eval.py gives none where no pixel is labelled."""
+    scored = []
+    for run in runs:
+        if view in run.scores and run.scores[view]["miou"] is not None:
+            scored.append(run)
+    return scored
 
 
 def read_config(path: Folder) -> dict[str, Any]:
@@ -155,8 +164,11 @@ def _take_logged_scores(curves: dict[str, list[dict[str, Any]]], config: dict[st
     iou = {record["iteration"]: record for record in curves.get("val_iou", ())}
     rows = [record for record in curves.get("val", ()) if record.get("miou") is not None]
     assisted = any(record.get("card", {}).get("label_noise") for record in curves.get("start", ()))
+    if not rows:
+        return {}
+    best = max(rows, key=lambda row: row["miou"])
     scores = {}
-    for stem, row in (("last", rows[-1]), ("best", max(rows, key=lambda r: r["miou"]))) if rows else ():
+    for stem, row in (("last", rows[-1]), ("best", best)):
         classes = {k.removeprefix("iou/"): v for k, v in iou.get(row["iteration"], {}).items() if k.startswith("iou/")}
         view = View(stem, str(config.get("dataset", "")), "val", "validation during training")
         scores[view] = {"miou": row["miou"], "pixel_accuracy": row.get("pixel_accuracy"), "iou": classes}
@@ -183,7 +195,10 @@ def _read_areas(
             names = [f"{i} {name}" for i, name in enumerate(names)]
         areas = dict(zip(names, counts.astype(np.int64), strict=True))
         value = miou(counts.sum(0))
-        matching = [view for view, score in scores.items() if score["miou"] and abs(score["miou"] - value) < 1e-9]
+        matching = []
+        for view, score in scores.items():
+            if score["miou"] is not None and abs(score["miou"] - value) < 1e-9:
+                matching.append(view)
         if not matching:
             notes.append(f"{path.name} (mIoU {100 * value:.2f} %) is of none of the scores: left out")
         found |= dict.fromkeys(matching, areas)

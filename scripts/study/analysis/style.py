@@ -1,11 +1,7 @@
-"""One look for all plots, and files that are written or complained about."""
+"""Give all plots one look, and write them."""
 
-import json
-import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from statistics import mean, stdev
-from typing import Any
 
 import matplotlib
 
@@ -16,8 +12,9 @@ from cycler import cycler
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from scripts.study.analysis.text import wrap
 from utils.errors import lookup
-from utils.files import write, write_text
+from utils.files import write
 from utils.types import Rgb
 
 Cell = tuple[np.ndarray, str]  # a picture and its caption
@@ -54,30 +51,6 @@ def line(index: int) -> str:
     return LINES[index // len(COLORS) % len(LINES)]
 
 
-def percent(value: float | None, digits: int = 2) -> str:
-    """Show a fraction in percent; a score that is not defined or was not measured is a dash."""
-    return "-" if value is None else f"{100 * value:.{digits}f}"
-
-
-def spread(values: list[float], sign: str = "", scale: float = 100, digits: int = 2) -> str:
-    """Show ``mean ± standard deviation``, fractions in percent; one value has no ±.
-
-    sign: "+" for differences. scale: 1 for numbers that are no fractions.
-    """
-    std = f" ± {scale * stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{scale * mean(values):{sign}.{digits}f}{std}"
-
-
-def wrap(text: str, width: int = 26) -> str:
-    """Break a text into lines of at most ``width`` characters, for the title of a narrow column."""
-    return "\n".join(textwrap.wrap(text, width))
-
-
-def markdown(header: list[str], rows: list[list[str]]) -> str:
-    cells = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(row) + " |" for row in cells) + "\n"
-
-
 def grid(rows: Sequence[Mapping[str, Cell]], *legends: Sequence[Patch]) -> Figure:
     """Draw a table of pictures: rows by column title, each picture with its caption below, above the legends."""
     titles = list(rows[0])
@@ -101,7 +74,7 @@ def grid(rows: Sequence[Mapping[str, Cell]], *legends: Sequence[Patch]) -> Figur
 
 
 def patches(colors: Iterable[tuple[str, Rgb]]) -> list[Patch]:
-    """Entries of a legend."""
+    """Make the entries of a legend."""
     return [Patch(facecolor=np.array(c) / 255, edgecolor="0.6", linewidth=0.5, label=name) for name, c in colors]
 
 
@@ -116,22 +89,3 @@ def save_figure(figure: Figure, path: Path) -> None:
     write(path, lambda file: figure.savefig(file, dpi=130, format=kind))
     plt.close(figure)
     print(f"wrote {path}")
-
-
-def save_text(text: str, path: Path) -> None:
-    """Write text.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
-    write_text(path, text)
-    print(f"wrote {path}")
-
-
-def save_json(content: Any, path: Path) -> None:
-    """Write plain values as JSON.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
-    save_text(json.dumps(content, indent=1) + "\n", path)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from engine.recipes import load_recipe
 from engine.settings import ROLES
 from scripts.study.analysis.runs import CHECKPOINT_SETTINGS
-from scripts.study.experiments.files import find_experiment, merged
+from scripts.study.experiments.files import find_experiment, read_with_include
 from train_student import RECIPES
 from utils.errors import UserError, lookup
 from utils.options import convert
@@ -51,8 +51,8 @@ class Arm:
 class Experiment:
     """An experiment file.
 
-    arms: in the order of the file, each after those it starts from. asked: the names of those trained at every seed;
-    the others are trained only where one of these starts from them.
+    arms: in the order of the file, each after those it starts from. trained_runs: the names of those trained at every
+    seed; the others are trained only where one of these starts from them.
     baseline: the arm without distillation that gains are counted from. equal_time: the arm without distillation that
     trained for a teacher's time too. Both are "" where there is none.
     compare: pairs of arms whose difference is reported, besides every student's gain over the baseline.
@@ -63,7 +63,7 @@ class Experiment:
     title: str
     seeds: tuple[int, ...]
     arms: Mapping[str, Arm]
-    asked: tuple[str, ...]
+    trained_runs: tuple[str, ...]
     baseline: str = ""
     equal_time: str = ""
     compare: tuple[tuple[str, str], ...] = ()
@@ -74,12 +74,6 @@ class Experiment:
     @property
     def name(self) -> str:
         return self.path.stem
-
-    @property
-    def students(self) -> dict[str, Arm]:
-        """Return the baseline, and the students that no other arm starts from or learns from."""
-        sources = {origin.run for arm in self.arms.values() for origin in arm.origins.values()} - {self.baseline}
-        return {name: arm for name, arm in self.arms.items() if arm.train == "student" and name not in sources}
 
     def next_seed(self, seed: int, shift: int) -> int:
         """Return the seed ``shift`` places further on in the circle of seeds; the sum for a seed outside of them."""
@@ -100,28 +94,28 @@ def read_experiment(name: str) -> Experiment:
         UserError: no such file, an unknown key, flag or run, a bad value, or a run that starts from itself.
     """
     path = find_experiment(name)
-    content = merged(path)
+    content = read_with_include(path)
     _require_entries(path, content)
     seeds = _read_seeds(path, content["seeds"])
-    every = {key: _read_arm(path, key, content) for key in content["runs"]}
-    asked = tuple(content.get("only", every))
-    arms = _choose_arms(path, every, asked)
+    all_arms = {key: _read_arm(path, key, content) for key in content["runs"]}
+    trained_runs = tuple(content.get("only", all_arms))
+    arms = _choose_arms(path, all_arms, trained_runs)
     _check_shifts(path, arms, seeds)
     baseline = content.get("baseline", "")
     if baseline:
         _check_student(path, "baseline", lookup(arms, baseline, f"baseline among the runs of {path}"))
     equal_time = content.get("equal_time", "")
     if equal_time:
-        _check_student(path, "equal_time", lookup(every, equal_time, f"run in {path}: equal_time:"))
+        _check_student(path, "equal_time", lookup(all_arms, equal_time, f"run in {path}: equal_time:"))
     return Experiment(
         path=path,
         title=content.get("title", path.stem),
         seeds=seeds,
         arms=arms,
-        asked=asked,
+        trained_runs=trained_runs,
         baseline=baseline,
         equal_time=equal_time if equal_time in arms else "",
-        compare=_read_pairs(path, content.get("compare", []), arms, every),
+        compare=_read_pairs(path, content.get("compare", []), arms, all_arms),
         robustness_images=content.get("robustness_images", Experiment.robustness_images),
         columns=tuple(map(str, content.get("columns", ()))),
         source=content.get("source", ""),
@@ -218,29 +212,29 @@ def _read_origin(value: Any, runs: Mapping[str, Any]) -> Origin | None:
     return Origin(match[1], int(match[2] or 0), match[3] or "last")
 
 
-def _choose_arms(path: Path, every: Mapping[str, Arm], asked: tuple[str, ...]) -> dict[str, Arm]:
+def _choose_arms(path: Path, all_arms: Mapping[str, Arm], trained_runs: tuple[str, ...]) -> dict[str, Arm]:
     """Return the runs that are asked for, each after those that it starts from.
 
     Raises:
         UserError: a run is unknown or starts from itself, or two have the same title.
     """
     arms: dict[str, Arm] = {}
-    for name in asked:
-        lookup(every, str(name), f"run in {path}: only:")
-        _add_after_origins(path, every, name, arms, ())
+    for name in trained_runs:
+        lookup(all_arms, str(name), f"run in {path}: only:")
+        _add_after_origins(path, all_arms, name, arms, ())
     _check_titles(path, arms)
     return arms
 
 
 def _add_after_origins(
-    path: Path, every: Mapping[str, Arm], name: str, arms: dict[str, Arm], above: tuple[str, ...]
+    path: Path, all_arms: Mapping[str, Arm], name: str, arms: dict[str, Arm], above: tuple[str, ...]
 ) -> None:
     """Add a run to ``arms`` after all that it starts from."""
     if name in above:
         raise UserError(f"{path}: {' -> '.join((*above, name))}: a run cannot start from itself")
-    for origin in every[name].origins.values():
-        _add_after_origins(path, every, origin.run, arms, (*above, name))
-    arms.setdefault(name, every[name])
+    for origin in all_arms[name].origins.values():
+        _add_after_origins(path, all_arms, origin.run, arms, (*above, name))
+    arms.setdefault(name, all_arms[name])
 
 
 def _check_titles(path: Path, arms: Mapping[str, Arm]) -> None:
@@ -265,7 +259,7 @@ def _check_student(path: Path, key: str, arm: Arm) -> None:
 
 
 def _read_pairs(
-    path: Path, pairs: list, arms: Mapping[str, Arm], every: Mapping[str, Arm]
+    path: Path, pairs: list, arms: Mapping[str, Arm], all_arms: Mapping[str, Arm]
 ) -> tuple[tuple[str, str], ...]:
     """Return the pairs of ``compare`` of which both are among the runs that were picked."""
     found = []
@@ -273,7 +267,7 @@ def _read_pairs(
         if not isinstance(pair, list) or len(pair) != 2:
             raise UserError(f"{path}: compare: {pair!r} is no pair of runs")
         for name in pair:
-            if lookup(every, str(name), f"run in {path}: compare:").train != "student":
+            if lookup(all_arms, str(name), f"run in {path}: compare:").train != "student":
                 raise UserError(f"{path}: compare: {name} reads the label: its score is no segmentation result")
         if set(pair) <= arms.keys():
             found.append(tuple(pair))

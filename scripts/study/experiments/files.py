@@ -52,7 +52,7 @@ def find_experiment(name: str) -> Path:
     return path
 
 
-def merged(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+def read_with_include(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Return the content of a file, merged over what it includes. Each file is checked by itself.
 
     Raises:
@@ -71,7 +71,7 @@ def merged(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     if include is None:
         return content
     beside = path.parent / (include if include.endswith((".yaml", ".yml")) else f"{include}.yaml")
-    base = merged(beside if beside.is_file() else find_experiment(include), (*seen, path.resolve()))
+    base = read_with_include(beside if beside.is_file() else find_experiment(include), (*seen, path.resolve()))
     return _merge(base, content)
 
 

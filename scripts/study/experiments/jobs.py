@@ -13,14 +13,13 @@ from typing import NamedTuple
 
 from engine.lockstep import STOPPED_STATUS
 from engine.settings import TrainConfig, list_loader_settings
-from scripts.study.experiments.stop import Stop
+from scripts.study.experiments.stop import StopCondition
 from utils.files import write_text
 from utils.options import get_flag
 
 ROOT = Path(__file__).resolve().parents[3]
-VOLATILE = {
-    get_flag(name) for name in list_loader_settings(TrainConfig)
-}  # flags with a value that change nothing computed
+# flags that change nothing that is computed; each has one value
+VOLATILE = {get_flag(name) for name in list_loader_settings(TrainConfig)}
 DIVIDED = ("train_teacher.py", "train_student.py", "eval.py")  # scripts that several processes run together
 
 
@@ -44,10 +43,21 @@ class Job:
 
     def lasting_commands(self) -> list[list[str]]:
         """Return the commands without the flags that change nothing that is computed."""
-        return [
-            [part for i, part in enumerate(command) if part not in VOLATILE and command[i - 1] not in VOLATILE]
-            for command in self.commands
-        ]
+        return [remove_volatile_flags(command) for command in self.commands]
+
+
+def remove_volatile_flags(command: Sequence[str]) -> list[str]:
+    """Return a command without the flags of VOLATILE and their values."""
+    lasting = []
+    is_value = False  # of a flag that is left out
+    for word in command:
+        if word in VOLATILE:
+            is_value = True
+        elif is_value:
+            is_value = False
+        else:
+            lasting.append(word)
+    return lasting
 
 
 def launch_words(command: Sequence[str], processes: int, root: str) -> list[str]:
@@ -60,7 +70,7 @@ def launch_words(command: Sequence[str], processes: int, root: str) -> list[str]
 
 
 class Outcome(NamedTuple):
-    """How a job ended; one that is neither done nor failed is continued when the runner is started again."""
+    """Say how a job ended. A job that is neither done nor failed is continued at the next start."""
 
     done: bool
     failed: bool
@@ -162,7 +172,7 @@ class Worker:
 def execute(
     jobs: Mapping[str, Job],
     slots: Sequence[Mapping[str, str]],
-    stop: Stop,
+    stop: StopCondition,
     on_done: Callable[[Job], None] = lambda job: None,
     say: Callable[[str], None] = print,
 ) -> dict[str, Outcome]:
@@ -185,13 +195,13 @@ def execute(
 
 
 class Queue:
-    """The state of ``execute``: which jobs wait, which run in which slot, and how the others ended."""
+    """Keep which jobs wait, which run in which slot, and how the others ended."""
 
     def __init__(
         self,
         jobs: Mapping[str, Job],
         slots: Sequence[Mapping[str, str]],
-        stop: Stop,
+        stop: StopCondition,
         on_done: Callable[[Job], None],
         say: Callable[[str], None],
     ) -> None:
@@ -216,7 +226,7 @@ class Queue:
             if lost:
                 failed = any(self.ended[need].failed for need in lost)
                 self.ended[name] = Outcome(False, failed, f"not begun: {lost[0]} is not done")
-            elif self.stop:
+            elif self.stop.is_met():
                 self.ended[name] = Outcome(False, False, "not begun")
             if name in self.ended:
                 self.waiting.remove(name)
@@ -234,7 +244,7 @@ class Queue:
     def collect_ended(self) -> None:
         """Note how the jobs ended that did. After a stop, ask the others to end."""
         for slot, worker in list(self.running.items()):
-            if self.stop:
+            if self.stop.is_met():
                 worker.stop()
             outcome = worker.poll()
             if outcome is None:

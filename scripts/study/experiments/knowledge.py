@@ -1,4 +1,4 @@
-"""What the teachers of an experiment know, beside what their students gain: a table and a picture.
+"""Show what the teachers of an experiment know, beside what their students gain: a table and a picture.
 
 It is read from knowledge.json of each teacher, which teacher_knowledge.py --save writes.
 """
@@ -13,14 +13,15 @@ from matplotlib.figure import Figure
 from scripts.study.analysis import style
 from scripts.study.analysis.record_files import Folder
 from scripts.study.analysis.runs import Run
+from scripts.study.analysis.text import spread
 from scripts.study.experiments.definition import Arm, Experiment
-from scripts.study.experiments.tables import NOT_RUN, Table, read_records, scores
+from scripts.study.experiments.tables import NOT_RUN, Table, get_scores_by_seed, read_records
 from utils.errors import UserError
 
 
 @dataclass(frozen=True)
 class Knowledge:
-    """What teacher_knowledge.py measured of one teacher: means over labelled pixels, in nats.
+    """Hold what teacher_knowledge.py measured of one teacher: means over labelled pixels, in nats.
 
     measured_on: the images and the reference networks. Numbers measured on others are not compared.
     """
@@ -79,7 +80,7 @@ def list_knowledge(experiment: Experiment, folder: Folder) -> Table:
                 [knowledge.negative_log_likelihood for knowledge in measured],
                 [knowledge.divergence for knowledge in measured],
             )
-            shown = [style.spread(values, scale=1, digits=3) for values in columns]
+            shown = [spread(values, scale=1, digits=3) for values in columns]
             rows.append([f"{experiment.arms[name].title} ({len(measured)})", *shown])
     header = ["network (seeds)", "entropy", "negative log-likelihood", "divergence from the references"]
     return header, rows or [[NOT_RUN, "", "", ""]]
@@ -134,8 +135,8 @@ def list_points(
     control = find_control(experiment, arm)
     if teacher is None or not control:
         return []
-    own = scores(records[arm.name], "last")
-    base = scores(records[control], "last")
+    own = get_scores_by_seed(records[arm.name], "last")
+    base = get_scores_by_seed(records[control], "last")
     points = []
     for seed in sorted(own.keys() & base.keys()):
         knowledge = known[teacher.run].get(experiment.next_seed(seed, teacher.shift))

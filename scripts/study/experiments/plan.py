@@ -12,7 +12,7 @@ from utils.errors import UserError, lookup
 
 @dataclass(frozen=True)
 class Places:
-    """Where a run finds its data and weights, and where it goes.
+    """Hold the folders of data, weights and output.
 
     data: the root folder of the only data set. data_root: a folder that holds one for each data set, by its name.
     bases: a folder of ImageNet weights, ``<backbone>.pth``; "" leaves the choice to the settings.
@@ -122,7 +122,7 @@ def plan_jobs(
     datasets = sorted({arm.dataset for arm in experiment.arms.values()})
     if places.data and len(datasets) > 1:
         raise UserError(f"--data {places.data}: {experiment.name} has {len(datasets)} data sets: give --data-root DIR")
-    wanted = only or experiment.asked
+    wanted = only or experiment.trained_runs
     plan = Plan(experiment, places, machine)
     for seed in seeds or experiment.seeds:
         for name, arm in experiment.arms.items():

@@ -20,7 +20,7 @@ FINISH = "scripts/study/experiments/finish.py"
 
 
 class Standing(NamedTuple):
-    """Where a run stands.
+    """Say where a run stands.
 
     text: in words. job: the number of its last job, or "". active: it is queued or running. blocked: it ended without
     getting done, or cannot be submitted; runs that need it cannot start.

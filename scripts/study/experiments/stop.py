@@ -1,4 +1,4 @@
-"""When the runner of experiments ends."""
+"""Stop the runner of experiments at a deadline or a signal."""
 
 import signal
 import time
@@ -6,14 +6,14 @@ import time
 from engine.lockstep import handle_stop_signals
 
 
-class Stop:
-    """True from the deadline or a signal on, while it is entered."""
+class StopCondition:
+    """Say when to stop: from the deadline on, and after a signal that arrives while this is entered."""
 
     def __init__(self, max_minutes: float | None = None) -> None:
         self.deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
         self.signalled = False
 
-    def __enter__(self) -> "Stop":
+    def __enter__(self) -> "StopCondition":
         self.before = handle_stop_signals(self._signal)
         return self
 
@@ -24,5 +24,5 @@ class Stop:
     def _signal(self, number: int, frame: object) -> None:
         self.signalled = True
 
-    def __bool__(self) -> bool:
+    def is_met(self) -> bool:
         return self.signalled or (self.deadline is not None and time.monotonic() >= self.deadline)

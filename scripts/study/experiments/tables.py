@@ -9,10 +9,10 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from scripts.study.analysis import style
-from scripts.study.analysis.paired import p_over_seeds
+from scripts.study.analysis.paired import compute_p_over_seeds
 from scripts.study.analysis.record_files import Folder, list_runs
 from scripts.study.analysis.runs import Run, View, read_run
+from scripts.study.analysis.text import spread
 from scripts.study.experiments.definition import Arm, Experiment
 from utils.errors import lookup
 
@@ -32,18 +32,18 @@ def read_records(experiment: Experiment, folder: Folder) -> dict[str, list[Run]]
     return records
 
 
-def view_of(run: Run, checkpoint: str) -> View | None:
+def find_view(run: Run, checkpoint: str) -> View | None:
     """Return the view of a run's last or best checkpoint in which eval.py scored it; None where it did not."""
     return next((view for view in run.scores if view.checkpoint == checkpoint and view in run.areas), None)
 
 
-def scores(runs: Sequence[Run], checkpoint: str) -> dict[int, float]:
+def get_scores_by_seed(runs: Sequence[Run], checkpoint: str) -> dict[int, float]:
     """Return the mIoU of one kind of checkpoint by seed."""
-    views = {run.seed: (run, view_of(run, checkpoint)) for run in runs}
+    views = {run.seed: (run, find_view(run, checkpoint)) for run in runs}
     return {seed: run.scores[view]["miou"] for seed, (run, view) in views.items() if view}
 
 
-def training_minutes(run: Run) -> float | None:
+def compute_training_minutes(run: Run) -> float | None:
     """Return the time of a training from the speeds in its log; None where the log has none.
 
     Validation, and iterations that an interruption lost, do not count. For a run on one thread of a CPU it is the
@@ -69,7 +69,7 @@ def training_minutes(run: Run) -> float | None:
 
 def gains_by_seed(runs: Sequence[Run], base: Sequence[Run]) -> list[float]:
     """Return the difference of the last checkpoints' mIoU for each seed that both sides have."""
-    own, other = scores(runs, "last"), scores(base, "last")
+    own, other = get_scores_by_seed(runs, "last"), get_scores_by_seed(base, "last")
     return [own[seed] - other[seed] for seed in sorted(own.keys() & other.keys())]
 
 
@@ -80,7 +80,7 @@ def list_students(experiment: Experiment, folder: Folder) -> Table:
     for arm in experiment.arms.values():
         if arm.train == "student":
             runs = records[arm.name]
-            shown = [show_scores(scores(runs, checkpoint)) for checkpoint in ("last", "best")]
+            shown = [show_scores(get_scores_by_seed(runs, checkpoint)) for checkpoint in ("last", "best")]
             rows.append([link_records(experiment, arm.name, runs), arm.title, *shown, show_minutes(runs)])
     return ["run", "training", f"last {MIOU}", f"best {MIOU}", name_minutes(records)], rows
 
@@ -93,7 +93,7 @@ def list_published(experiment: Experiment, folder: Folder) -> Table:
         if arm.row:
             runs = records[arm.name]
             printed = "none" if arm.published is None else f"{arm.published:.2f}"
-            shown = [show_scores(scores(runs, checkpoint)) for checkpoint in ("last", "best")]
+            shown = [show_scores(get_scores_by_seed(runs, checkpoint)) for checkpoint in ("last", "best")]
             rows.append([", ".join(arm.row), printed, *shown, link_records(experiment, arm.name, runs)])
     header = [", ".join(experiment.columns), "published mIoU %", f"our last {MIOU}", f"our best {MIOU}", "run"]
     return header, rows
@@ -110,13 +110,13 @@ def summarise_students(experiment: Experiment, folder: Folder) -> Table:
     times = {}
     bases = experiment.baseline, experiment.equal_time
     for arm in experiment.arms.values():
-        if arm.train == "student" and (found := scores(records[arm.name], "last")):
+        if arm.train == "student" and (found := get_scores_by_seed(records[arm.name], "last")):
             times[arm.name] = show_total_minutes(experiment, records, arm.name, found)
             gains = [show_gain(records, arm.name, base) for base in bases]
             rows.append([arm.title, show_scores(found), *gains, times[arm.name]])
     over = [f"points over the {times.get(base, 'unknown')}-minute baseline" for base in bases]
     total = name_minutes(records).replace("minutes", "minutes, teacher included", 1)
-    return _filled(["student", MIOU, *over, total], rows)
+    return _add_placeholder_row(["student", MIOU, *over, total], rows)
 
 
 def find_arms(experiment: Experiment, names: Sequence[str]) -> list[Arm]:
@@ -137,9 +137,9 @@ def list_briefly(experiment: Experiment, folder: Folder, names: Sequence[str]) -
     records = read_records(experiment, folder)
     rows = []
     for arm in find_arms(experiment, names):
-        if found := scores(records[arm.name], "last"):
+        if found := get_scores_by_seed(records[arm.name], "last"):
             rows.append([arm.title, show_scores(found), show_total_minutes(experiment, records, arm.name, found)])
-    return _filled(["training", MIOU, "minutes of one core, teacher included"], rows)
+    return _add_placeholder_row(["training", MIOU, "minutes of one core, teacher included"], rows)
 
 
 def list_progress(experiment: Experiment, folder: Folder, names: Sequence[str]) -> Table:
@@ -158,7 +158,7 @@ def list_progress(experiment: Experiment, folder: Folder, names: Sequence[str]) 
             shown = [show_score_on_the_way(runs, quarter / 4) for quarter in (1, 2, 3, 4)]
             rows.append([f"{arm.title} ({len(runs)})", *shown])
     header = ["training (seeds)", "mIoU % after a quarter", "after half", "after three quarters", "at the end"]
-    return _filled(header, rows)
+    return _add_placeholder_row(header, rows)
 
 
 def show_score_on_the_way(runs: Sequence[Run], share: float) -> str:
@@ -167,22 +167,22 @@ def show_score_on_the_way(runs: Sequence[Run], share: float) -> str:
     for run in runs:
         on_the_way = {record["iteration"]: record["miou"] for record in run.curves["val"]}
         values.append(on_the_way.get(share * run.config["max_iterations"]))
-    return "-" if None in values else style.spread(values)
+    return "-" if None in values else spread(values)
 
 
 def show_total_minutes(experiment: Experiment, records: dict[str, list[Run]], name: str, seeds: Iterable[int]) -> str:
     """Show the mean time of a run with all that it starts from."""
-    minutes = [total_minutes(experiment, records, name, seed) for seed in seeds]
+    minutes = [compute_total_minutes(experiment, records, name, seed) for seed in seeds]
     known = [value for value in minutes if value is not None]
     return f"{np.mean(known):.0f}" if known else NOT_RUN
 
 
-def total_minutes(experiment: Experiment, records: dict[str, list[Run]], name: str, seed: int) -> float | None:
+def compute_total_minutes(experiment: Experiment, records: dict[str, list[Run]], name: str, seed: int) -> float | None:
     """Return the time of a run and of every run it starts from; None where one is not there."""
     run = next((run for run in records[name] if run.seed == seed), None)
-    own = run and training_minutes(run)
+    own = run and compute_training_minutes(run)
     origins = experiment.arms[name].origins.values()
-    below = [total_minutes(experiment, records, o.run, experiment.next_seed(seed, o.shift)) for o in origins]
+    below = [compute_total_minutes(experiment, records, o.run, experiment.next_seed(seed, o.shift)) for o in origins]
     return None if own is None or None in below else own + sum(below)
 
 
@@ -191,7 +191,7 @@ def show_gain(records: dict[str, list[Run]], name: str, base: str) -> str:
     if name == base:
         return ""
     differences = gains_by_seed(records[name], records[base]) if base else []
-    return style.spread(differences, "+") if differences else NOT_RUN
+    return spread(differences, "+") if differences else NOT_RUN
 
 
 def list_gains(experiment: Experiment, folder: Folder) -> Table:
@@ -207,7 +207,7 @@ def list_gains(experiment: Experiment, folder: Folder) -> Table:
     for name, base in (*every, *experiment.compare):
         if name != base and (base, name) not in pairs:
             pairs[name, base] = None
-    return _filled(GAINS_HEADER, _list_differences(experiment, folder, pairs))
+    return _add_placeholder_row(GAINS_HEADER, _list_differences(experiment, folder, pairs))
 
 
 def list_pairs(experiment: Experiment, folder: Folder, pairs: Sequence[str]) -> Table:
@@ -221,7 +221,7 @@ def list_pairs(experiment: Experiment, folder: Folder, pairs: Sequence[str]) -> 
         name, _, base = pair.partition(":")
         find_arms(experiment, (name, base))  # raises where there is none
         named.append((name, base))
-    return _filled(GAINS_HEADER, _list_differences(experiment, folder, named))
+    return _add_placeholder_row(GAINS_HEADER, _list_differences(experiment, folder, named))
 
 
 def _list_differences(experiment: Experiment, folder: Folder, pairs: Iterable[tuple[str, str]]) -> list[list[str]]:
@@ -233,19 +233,20 @@ def _list_differences(experiment: Experiment, folder: Folder, pairs: Iterable[tu
         differences = gains_by_seed(records[name], records[base])
         if differences:
             by_seed = ", ".join(f"{100 * value:+.2f}" for value in differences)
-            p = p_over_seeds(differences)
-            cells = [style.spread(differences, "+"), by_seed, "one seed" if p is None else f"{p:.2g}"]
+            p = compute_p_over_seeds(differences)
+            cells = [spread(differences, "+"), by_seed, "one seed" if p is None else f"{p:.2g}"]
             rows.append([arms[name].title, arms[base].title, *cells])
     return rows
 
 
-def _filled(header: list[str], rows: list[list[str]]) -> Table:
+def _add_placeholder_row(header: list[str], rows: list[list[str]]) -> Table:
+    """Return a table, with one row "not run" where it has none."""
     return header, rows or [[NOT_RUN, *[""] * (len(header) - 1)]]
 
 
 def show_scores(values: dict[int, float]) -> str:
     """Show mean and standard deviation over seeds, and how many seeds there are."""
-    return f"{style.spread(list(values.values()))} ({len(values)})" if values else NOT_RUN
+    return f"{spread(list(values.values()))} ({len(values)})" if values else NOT_RUN
 
 
 def name_minutes(records: dict[str, list[Run]]) -> str:
@@ -263,7 +264,7 @@ def name_minutes(records: dict[str, list[Run]]) -> str:
 
 def show_minutes(runs: Sequence[Run]) -> str:
     """Show the mean training time."""
-    known = [minutes for run in runs if (minutes := training_minutes(run)) is not None]
+    known = [minutes for run in runs if (minutes := compute_training_minutes(run)) is not None]
     return f"{np.mean(known):.1f}" if known else NOT_RUN
 
 

@@ -1,4 +1,4 @@
-"""What teachers score with their label, without it, and with a wrong one."""
+"""List what teachers score with their label, without it, and with a wrong one."""
 
 import json
 import re
@@ -6,16 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from scripts.study.analysis import style
 from scripts.study.analysis.record_files import Folder
+from scripts.study.analysis.text import spread
 from scripts.study.experiments.definition import Experiment
 from scripts.study.experiments.tables import (
     MIOU,
     NOT_RUN,
     Table,
+    get_scores_by_seed,
     link_records,
     read_records,
-    scores,
     show_scores,
 )
 from utils.errors import UserError
@@ -40,8 +40,8 @@ def list_teachers(experiment: Experiment, folder: Folder) -> Table:
         # of pixels whose whole region was shown as another class, the share predicted as the shown class
         whole = [r["follows_wrong"] for r in probes if r["name"] == "wrong regions" and r["share"] == 1]
         followed = [share for share in whole if share is not None]
-        cells = [style.spread(values) if values else NOT_RUN for values in (shown, without, followed)]
-        seen = show_scores(scores(runs, "last"))
+        cells = [spread(values) if values else NOT_RUN for values in (shown, without, followed)]
+        seen = show_scores(get_scores_by_seed(runs, "last"))
         rows.append([f"{arm.title}: {link_records(experiment, arm.name, runs)}", seen, *cells])
     if len(images) > 1:
         raise UserError(f"{folder}: robustness of different images: {'; '.join(sorted(images))}")
