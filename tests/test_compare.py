@@ -301,6 +301,15 @@ def test_a_score_that_eval_does_not_write_is_named(tmp_path, key, value, message
         read_groups([run])
 
 
+def test_a_group_of_one_run_is_found_without_its_seed(tmp_path):
+    runs = [
+        make_run(tmp_path / "base-0", areas=make_areas()),
+        make_run(tmp_path / "other-0", areas=make_areas(), lr=0.2),
+    ]
+    assert compare.find_group(read_groups(runs), "base") == "base-0"
+    assert compare.find_group(read_groups(runs), "base-0") == "base-0"
+
+
 def test_refusals(tmp_path):
     run = make_run(tmp_path / "base", areas=make_areas())
     with pytest.raises(UserError, match="unknown group in --baseline 'bass'; did you mean 'base'"):

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -653,6 +654,27 @@ def test_runs_are_added_to_a_record_file_one_by_one(tmp_path, capsys):
     pack_records.main(line)
     assert (open_folder(archive) / "a-0/metrics.jsonl").read_bytes() == b""
     assert (open_folder(archive) / "b-0/config.yaml").is_file()
+
+
+def test_damaged_record_files_are_refused(tmp_path):
+    archive = tmp_path / "x.zip"
+    make_run(tmp_path / "a-0")
+    pack_records.main([str(tmp_path / "a-0"), "--records", str(archive)])
+    whole = archive.read_bytes()
+    with zipfile.ZipFile(archive) as file:
+        info = file.getinfo("a-0/config.yaml")
+    middle = info.header_offset + 30 + len(info.filename) + info.compress_size // 2
+    archive.write_bytes(whole[:middle] + bytes(byte ^ 255 for byte in whole[middle : middle + 6]) + whole[middle + 6 :])
+    with pytest.raises(UserError, match=r"x\.zip is damaged: a-0/config\.yaml"):
+        open_folder(archive / "a-0")
+    archive.write_bytes(whole[:-200])
+    cut = archive.read_bytes()
+    message = r"x\.zip is no record file: it is no zip file, or cut off"
+    with pytest.raises(UserError, match=message):
+        open_folder(archive)
+    with pytest.raises(UserError, match=message):
+        pack_records.main([str(tmp_path / "a-0"), "--records", str(archive)])
+    assert archive.read_bytes() == cut
 
 
 def test_record_files_that_are_none(tmp_path):

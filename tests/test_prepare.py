@@ -225,6 +225,21 @@ def test_a_smaller_copy(name, factor, tmp_path):
     assert not (root / "half").exists()
 
 
+def test_labels_of_a_smaller_copy_keep_their_colours(tmp_path):
+    """WebP loses unless it is told not to."""
+    for folder, seed in (("images", 0), ("masks", 1)):
+        (tmp_path / "tree" / folder).mkdir(parents=True)
+        colors = 255 * np.random.default_rng(seed).integers(0, 2, (8, 8, 1), dtype=np.uint8).repeat(3, 2)
+        Image.fromarray(colors).save(tmp_path / "tree" / folder / "a.webp", lossless=True)
+    lines = ["colors: {a: [0, 0, 0], b: [255, 255, 255]}", "label_suffix: .webp", "splits:"]
+    lines.append("  train: {images: images, labels: masks}")
+    (tmp_path / "tree/dataset.yaml").write_text("\n".join(lines))
+    shrink_dataset.main(["--dataset", "folder", "--source", str(tmp_path / "tree"), "--data", str(tmp_path / "made")])
+    large, small = (build_dataset("folder", str(tmp_path / name), "train").read_label(0) for name in ("tree", "made"))
+    squares = large.reshape(4, 2, 4, 2)
+    assert (squares == small[:, None, :, None]).any((1, 3)).all()
+
+
 def test_what_cannot_be_made_smaller(tmp_path):
     for flags, message in (
         (["--dataset", "toy", "--source", str(tmp_path), "--data", "x"], "has no files"),

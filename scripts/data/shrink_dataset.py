@@ -69,8 +69,11 @@ def shrink(array: np.ndarray, factor: float, resampling: Image.Resampling, path:
     if kind is None:
         raise UserError(f"{path} would be no picture: scripts/data/prepare.py makes PNG of MATLAB labels")
     picture = Image.fromarray(array).resize(size, resampling)
+    options = {"quality": 95, "subsampling": 0}  # of JPEG
+    if resampling == Image.Resampling.NEAREST:
+        options = {"lossless": True}  # of WebP; a label must not change
     try:
-        write(path, lambda file: picture.save(file, kind, quality=95, subsampling=0), durable=False)  # of JPEG
+        write(path, lambda file: picture.save(file, kind, **options), durable=False)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be written: {error}") from error
 

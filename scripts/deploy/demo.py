@@ -65,7 +65,7 @@ class DemoConfig:
     dataset: str = option("", "data set of the second tab (default: the teacher's)")
     data: str = option("", "root folder of the data set (default: the teacher's)")
     split: str = option("val", "part of the data set")
-    port: int = option(7860, "port of the page on this machine", minimum=1)
+    port: int = option(7860, "port of the page on this machine", minimum=1, maximum=65535)
 
 
 class SegmentTab:

@@ -42,7 +42,7 @@ class Entry(NamedTuple):
     def file(self) -> str:
         if not self.url:
             return f"{self.name}.safetensors"
-        return unquote(urlsplit(self.url).path.rsplit("/", 1)[1])
+        return unquote(urlsplit(self.url).path.rsplit("/", 1)[-1])
 
     def describe_use(self, path: Path) -> str:
         """Return the command that measures the network as its authors did, or for a backbone the flag that takes it.

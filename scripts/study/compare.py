@@ -11,7 +11,7 @@ has all of it in one page, with robustness.json of teachers (teacher_robustness.
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,19 @@ def list_views(groups: Groups) -> list[View]:
         views = {view for run in runs for view in run.scores}
         counts.update(view for view in views if list_scored_runs(runs, view))
     return sorted(counts, key=lambda v: (-counts[v], v.checkpoint != "last", v))
+
+
+def find_group(groups: Groups, name: str) -> str:
+    """Return the group of this name. A group of one run, called student-0, is also found as student.
+
+    Raises:
+        UserError: there is none.
+    """
+    for group, runs in groups.items():
+        if name not in groups and all(run.name == f"{name}-{run.seed}" for run in runs):
+            return group
+    lookup(groups, name, "group in --baseline")
+    return name
 
 
 def make_row(name: str, groups: Groups, view: View, config: CompareConfig, notes: list[str]) -> dict[str, Any] | None:
@@ -140,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = CompareConfig(**parse_flags(CompareConfig, __doc__, argv))
     groups = read_groups(config.runs)
     if config.baseline:
-        lookup(groups, config.baseline, "group in --baseline")
+        config = replace(config, baseline=find_group(groups, config.baseline))
     views = list_views(groups)
     if not views:
         raise UserError("none of the runs has a score: eval.py --json RUN/eval.json, or a training log with validation")

@@ -7,6 +7,7 @@ are appended, and what is there keeps its bytes, so that a version-control syste
 import io
 import json
 import zipfile
+import zlib
 from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
@@ -25,6 +26,8 @@ RECORDS = (
     "knowledge.json",
 )
 Folder = Path | zipfile.Path  # of a run, on the disk or in a record file
+END_MARK = b"PK\x05\x06"  # begins the record that ends a zip file
+END_SIZE = 22  # of that record, without a comment
 MADE = (1980, 1, 1, 0, 0, 0)  # the date of every member: the same content is to give the same bytes
 
 
@@ -37,10 +40,8 @@ def open_folder(path: Path) -> Folder:
     for place in (path, *path.parents):
         if place.suffix == ".zip" and place.is_file():
             inside = path.relative_to(place).as_posix()
-            try:
-                whole = zipfile.Path(zipfile.ZipFile(place))
-            except (OSError, zipfile.BadZipFile) as error:
-                raise UserError(f"{place} is no record file: {error}") from error
+            _read_members(place, read_bytes(place))  # checks them all
+            whole = zipfile.Path(zipfile.ZipFile(place))
             return whole if inside == "." else whole / f"{inside}/"
     return path
 
@@ -77,7 +78,7 @@ def pack_runs(archive: Path, runs: Iterable[Path]) -> list[str]:
         UserError: a folder is no run, the record file is damaged or cannot be written.
     """
     old = read_bytes(archive) if archive.exists() else b""
-    kept = _read_members(archive, old)
+    kept = _read_members(archive, old) if old else {}
     new = {run.name: _read_records(run) for run in runs}
     changed = {name for name, files in new.items() if files != _of_run(kept, name)}
     if not changed:
@@ -99,13 +100,25 @@ def _read_records(run: Path) -> dict[str, bytes]:
 
 
 def _read_members(archive: Path, content: bytes) -> dict[str, bytes]:
-    if not content:
-        return {}
+    """Return all files in a record file, by name.
+
+    content: of the file ``archive``.
+
+    Raises:
+        UserError: the record file, or a file in it, is damaged.
+    """
+    if content[-END_SIZE:][: len(END_MARK)] != END_MARK:  # zipfile would find that of an npz file in it
+        raise UserError(f"{archive} is no record file: it is no zip file, or cut off")
+    members = {}
+    name = ""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as file:
-            return {info.filename: file.read(info) for info in file.infolist()}
-    except (OSError, zipfile.BadZipFile) as error:
-        raise UserError(f"{archive} is no record file: {error}") from error
+            for info in file.infolist():
+                name = info.filename
+                members[name] = file.read(info)
+    except (OSError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"{archive} is damaged: {name}: {error}") from error
+    return members
 
 
 def _of_run(members: dict[str, bytes], run: str) -> dict[str, bytes]:
