@@ -33,7 +33,8 @@ from models.checkpoints.loading import Loaded, from_checkpoint
 from models.checkpoints.reading import list_checkpoint_files
 from models.prediction import Predictor
 from utils.colors import blend_classes, make_palette_picture, save_png
-from utils.errors import UserError, run_main
+from utils.entry import run_main
+from utils.errors import UserError
 from utils.files import require_apart, require_writable, write, write_text
 from utils.options import COMPUTING, NOTHING, RESULT, convert, option, parse_flags
 
@@ -102,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             return
         names = dataset.spec.names
         result = make_result(config, loaded, name, names, scores)
-        print(scores[0].table(names))
+        print(scores[0].format_table(names))
         print_result(result)
         if config.per_image:
             save_areas(Path(config.per_image).expanduser(), scores[0].areas, dataset)

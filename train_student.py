@@ -35,7 +35,8 @@ from models.checkpoints.loading import Loaded, from_checkpoint, read_network_nam
 from models.label_noise import LabelNoise
 from models.segmentor import Segmentor
 from models.user_networks import is_user_network
-from utils.errors import UserError, run_main
+from utils.entry import run_main
+from utils.errors import UserError
 from utils.options import get_flag, parse_flags
 from utils.pixels import CONVENTIONS, PixelConvention
 from utils.types import Draw, Output

@@ -32,7 +32,7 @@ from losses.task import TaskLoss
 from models import build_model
 from models.label_noise import LabelNoise
 from models.segmentor import Segmentor
-from utils.errors import run_main
+from utils.entry import run_main
 from utils.options import parse_flags
 from utils.pixels import CONVENTIONS
 from utils.types import Draw

@@ -15,7 +15,7 @@ from datasets.network_classes import Classes, require_classes
 from datasets.toy import TOY
 from datasets.transforms import AUGMENTATIONS, SCALE_RANGE, list_scales
 from datasets.voc import VOC
-from utils.errors import UserError, lookup
+from utils.errors import UserError, lookup, require_known
 from utils.types import Rgb
 
 # Name of a data set -> its spec, or a function that makes the spec from a file in the data set's root folder.
@@ -56,7 +56,7 @@ def build_dataset(
         UserError: the data set or split is unknown, no root is given, or files are missing below it.
     """
     spec = dataset_spec(name, root, classes)
-    lookup(spec.splits, split, f"split of {name}")
+    require_known(split, spec.splits, f"split of {name}")
     folder = _find_root(name, root) if spec.needs_root else Path()
     return SegmentationDataset(spec, folder, split, cache_gb)
 

@@ -239,14 +239,14 @@ class TrainStream(Dataset):
         self.transform = transform
         self.seed = seed
 
-    def index(self, position: int) -> int:
+    def get_index(self, position: int) -> int:
         """Return the index in the data set of the sample at a position of the stream."""
         epoch, position_in_epoch = divmod(position, len(self.dataset))
         return int(_shuffle_indices(len(self.dataset), self.seed, epoch)[position_in_epoch])
 
-    def source(self, position: int) -> Path:
+    def get_image_path(self, position: int) -> Path:
         """Return the image file of the sample at a position of the stream."""
-        return self.dataset.pairs[self.index(position)][0]
+        return self.dataset.pairs[self.get_index(position)][0]
 
     def __getitem__(self, position: int) -> tuple[Tensor, Tensor] | UserError:
         """Return image uint8 ``[3, h, w]`` and label uint8 ``[h, w]`` of crop size, or the error that says why not.
@@ -254,7 +254,7 @@ class TrainStream(Dataset):
         The error is returned because the DataLoader would wrap a raised one in the worker's traceback.
         """
         try:
-            image, label = self.dataset.read(self.index(position))
+            image, label = self.dataset.read(self.get_index(position))
         except UserError as error:
             return error
         rng = np.random.default_rng(derive_seed(self.seed, AUGMENTATION_STREAM, position))

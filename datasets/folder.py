@@ -33,7 +33,7 @@ from datasets.base import DatasetSpec, make_voc_colors
 from datasets.files import read_files
 from datasets.folder_pairs import list_folder_pairs
 from datasets.ids import MAX_CLASSES, IdMap
-from utils.errors import UserError, nearest
+from utils.errors import UserError, suggest_nearest
 from utils.files import is_color, is_list, read_yaml
 from utils.types import IGNORE_INDEX
 
@@ -89,7 +89,9 @@ class DatasetFile(NamedTuple):
             raise UserError(f"{path} must hold 'key: value' lines (see datasets/folder.py)")
         for key in content:
             if key not in KEYS:
-                raise UserError(f"{path}: unknown key {str(key)!r}{nearest(str(key), KEYS)} (keys: {', '.join(KEYS)})")
+                raise UserError(
+                    f"{path}: unknown key {str(key)!r}{suggest_nearest(str(key), KEYS)} (keys: {', '.join(KEYS)})"
+                )
         required = ("splits",) if content.get("colors") else ("names", "splits")
         for key in required:
             if key not in content:
@@ -196,7 +198,9 @@ def _read_classes_of_ids(file: DatasetFile, ids: Any, names: list[str]) -> dict[
         elif isinstance(name, bool):  # what yaml makes of the words yes, no, on and off
             file.require("ids", False, f"of classes in names: {raw}: {name} is none (yes, no, on, off in quotes)")
         else:
-            file.require("ids", False, f"of classes in names: {raw}: {name!r} is none{nearest(str(name), names)}")
+            file.require(
+                "ids", False, f"of classes in names: {raw}: {name!r} is none{suggest_nearest(str(name), names)}"
+            )
     used = set(classes.values())
     unused = [name for k, name in enumerate(names) if k not in used]
     file.require("ids", not unused, f"an id for each class: {', '.join(unused)} has none")

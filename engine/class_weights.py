@@ -13,7 +13,7 @@ from engine.loader import count_default_workers
 from engine.run_folder import read_saved_settings
 from engine.runtime import Runtime
 from engine.settings import TrainConfig
-from utils.errors import UserError, nearest
+from utils.errors import UserError, suggest_nearest
 from utils.files import read_yaml
 
 C = TypeVar("C", bound=TrainConfig)
@@ -127,7 +127,7 @@ def _order_by_class(content: Mapping[Any, Any], names: Sequence[str], path: Path
     given = {str(name): value for name, value in content.items()}
     unknown = [name for name in given if name not in names]
     if unknown:
-        raise UserError(f"--class-weights {path}: {unknown[0]!r} is no class{nearest(unknown[0], names)}")
+        raise UserError(f"--class-weights {path}: {unknown[0]!r} is no class{suggest_nearest(unknown[0], names)}")
     missing = [name for name in names if name not in given]
     if missing:
         raise UserError(f"--class-weights {path}: no weight for {', '.join(missing)}")
@@ -152,7 +152,7 @@ def _require_weights(values: Sequence[Any], names: Sequence[str], where: str) ->
 
 
 def _is_number(value: Any) -> bool:
-    """Whether a value of a file is a number; yaml reads 1e-4 as text."""
+    """Return whether a value of a file is a number; yaml reads 1e-4 as text."""
     if isinstance(value, bool):
         return False
     try:

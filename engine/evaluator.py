@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from engine.loader import load_eval_batches
 from engine.lockstep import Lockstep
-from engine.metrics import ASSISTED, Metrics, confusion_matrix
+from engine.metrics import ASSISTED, Metrics, count_confusions
 from engine.runtime import Runtime
 from models.prediction import Predictor
 from utils.distributed import all_reduce
@@ -69,7 +69,7 @@ class Scores:
 
     def add(self, index: int, prediction: Tensor, label: Tensor) -> None:
         """Count the pixels of one image."""
-        counts = confusion_matrix(prediction, label, len(self.confusion))
+        counts = count_confusions(prediction, label, len(self.confusion))
         self.confusion += counts
         self.areas[index] = torch.stack([counts.diagonal(), counts.sum(1), counts.sum(0)])
 

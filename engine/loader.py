@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from engine.lockstep import STOP_SIGNALS
 from engine.runtime import Runtime
 from utils.descriptors import require_descriptors, require_sockets
-from utils.errors import UserError, first_line
+from utils.errors import UserError, get_first_line
 
 MAX_WORKERS = 4
 START_SECONDS = 60  # in which workers begin; they need a few milliseconds
@@ -40,22 +40,25 @@ def load_train_batches(
     ``stream[position]`` is sample number ``position`` of an endless training sequence. Iteration i of a global batch
     of B takes positions i*B .. i*B + B - 1, split over the ranks in order.
     """
-    share = batch_size // runtime.size
-    firsts = range(start * batch_size + runtime.rank * share, stop * batch_size, batch_size)
-    return _load(stream, [range(first, first + share) for first in firsts], workers, runtime.device)
+    images = batch_size // runtime.size  # of this rank
+    firsts = range(start * batch_size + runtime.rank * images, stop * batch_size, batch_size)
+    batches = [range(first, first + images) for first in firsts]
+    return _iterate_batches(stream, batches, workers, runtime.device)
 
 
 def load_eval_batches(dataset: Dataset, workers: int | None, runtime: Runtime, batch_size: int = 1) -> Generator:
-    """Yield ``(image, label, indices)`` of every ``size``-th image from ``rank``, the indices on the host.
+    """Yield ``(image, label, indices)`` of this rank's images, which are every ``runtime.size``-th.
 
-    Of ``batch_size`` successive images, those of equal size come together.
+    Of ``batch_size`` successive images, those of equal size come together. The indices stay on the host.
     """
     own = range(runtime.rank, len(dataset), runtime.size)
     batches = [own[first : first + batch_size] for first in range(0, len(own), batch_size)]
-    return _load(dataset, batches, workers, runtime.device)
+    return _iterate_batches(dataset, batches, workers, runtime.device)
 
 
-def _load(dataset: Dataset, batches: Sequence[Iterable[int]], workers: int | None, device: torch.device) -> Generator:
+def _iterate_batches(
+    dataset: Dataset, batches: Sequence[Iterable[int]], workers: int | None, device: torch.device
+) -> Generator:
     """Yield the samples of each batch, collated, on the device.
 
     Raises:
@@ -65,9 +68,9 @@ def _load(dataset: Dataset, batches: Sequence[Iterable[int]], workers: int | Non
     workers = min(count_default_workers() if workers is None else workers, len(batches))
     require_descriptors(workers)
     require_sockets(workers)
-    iterator = _start(dataset, batches, workers, pin_memory=device.type == "cuda")
+    iterator = _start_workers(dataset, batches, workers, pin_memory=device.type == "cuda")
     try:
-        while groups := _receive(iterator):
+        while groups := _receive_batches(iterator):
             if isinstance(groups, Exception):
                 raise groups
             for image, label, *rest in groups:
@@ -78,7 +81,7 @@ def _load(dataset: Dataset, batches: Sequence[Iterable[int]], workers: int | Non
             _end_workers(iterator)
 
 
-def _start(dataset: Dataset, batches: Sequence[Iterable[int]], workers: int, pin_memory: bool) -> Iterator:
+def _start_workers(dataset: Dataset, batches: Sequence[Iterable[int]], workers: int, pin_memory: bool) -> Iterator:
     """Start the workers, and return the iterator over their collated batches.
 
     Workers are forked: they share the image cache, and start quickly. A forked process inherits the locks of all
@@ -146,25 +149,25 @@ def _end_workers(iterator: Iterator, at_once: bool = False) -> None:
     at_once: kill them without asking. They have done nothing yet.
     """
     if at_once or not all(worker.is_alive() for worker in iterator._workers):
-        _kill(iterator._workers)
+        _kill_workers(iterator._workers)
         iterator._workers_done_event = threading.Event()  # a dead one may hold the lock of theirs for ever
     iterator._shutdown_workers()
-    _kill(iterator._workers)
+    _kill_workers(iterator._workers)
 
 
-def _kill(workers: Sequence[BaseProcess]) -> None:
+def _kill_workers(workers: Sequence[BaseProcess]) -> None:
     """End processes, which ignore SIGTERM."""
     for worker in workers:
         worker.kill()
         worker.join()
 
 
-def _receive(iterator: Iterator) -> object:
+def _receive_batches(iterator: Iterator) -> object:
     """Return the next item, or None at the end. Raise one clear error if a loader worker has died."""
     try:
         return next(iterator, None)
     except (ConnectionError, EOFError) as error:  # its socket is closed before the system calls it dead
-        raise RuntimeError(f"DataLoader worker: {first_line(error)}") from error
+        raise RuntimeError(f"DataLoader worker: {get_first_line(error)}") from error
 
 
 def _collate(samples: list[object]) -> object:

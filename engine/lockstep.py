@@ -22,16 +22,16 @@ class LossNotFinite(UserError):
 
 
 class Stopped(SystemExit):
-    """A signal asked to stop."""
+    """End the run, because a signal asked for it."""
 
 
 class Watched(NamedTuple):
-    """The terms of an iteration on their way from the device. copied: the event of their arrival, None on the CPU."""
+    """Hold the terms of an iteration while they are copied from the device."""
 
     iteration: int
     names: list[str]
     values: Tensor
-    copied: torch.cuda.Event | None
+    copied: torch.cuda.Event | None  # the end of the copy; None on the CPU
 
 
 class FiniteWatch:
@@ -123,7 +123,7 @@ class StopRequest:
         self.received = True
 
     def __call__(self) -> bool:
-        """Whether this process was asked to stop."""
+        """Return whether this process was asked to stop."""
         return self.received or self.agent not in (None, os.getppid())
 
     def end_agent(self) -> None:

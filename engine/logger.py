@@ -191,7 +191,7 @@ class RunLogger:
 
 
 def is_kept(line: str, start: int, validated: int) -> bool:
-    """Whether a resumed run keeps a record of its log: those of later iterations and damaged lines are dropped."""
+    """Return whether a resumed run keeps a record of its log. It drops damaged ones and those of later iterations."""
     try:
         record = json.loads(line)
         return record["iteration"] <= (validated if record["event"] in ("val", "val_iou") else start)

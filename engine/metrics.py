@@ -11,7 +11,7 @@ CLASS_SCORES = ("precision", "recall", "f1")  # what is computed for each class 
 ASSISTED = " LABEL-ASSISTED"  # the mark of a score or prediction by a network that reads the label
 
 
-def confusion_matrix(prediction: Tensor, label: Tensor, num_classes: int) -> Tensor:
+def count_confusions(prediction: Tensor, label: Tensor, num_classes: int) -> Tensor:
     """Count pixels by label and prediction: int64 ``[K, K]``, rows = label, columns = prediction.
 
     prediction: integers 0..K-1 of any shape. label: the same shape, with IGNORE_INDEX, whose pixels are left out. One
@@ -28,7 +28,7 @@ def confusion_matrix(prediction: Tensor, label: Tensor, num_classes: int) -> Ten
 
 @dataclass(frozen=True)
 class Metrics:
-    """Scores of a confusion matrix, as fractions.
+    """Compute scores from a confusion matrix, as fractions.
 
     confusion: int64 ``[K, K]``, rows = label, columns = prediction.
     areas: int64 ``[images, 3, K]``, for every image and class the pixels of the intersection, label and prediction.
@@ -108,7 +108,7 @@ class Metrics:
             "confusion": self.confusion.tolist(),
         }
 
-    def table(self, names: tuple[str, ...]) -> str:
+    def format_table(self, names: tuple[str, ...]) -> str:
         """Return IoU, precision, recall and F1 of each class in percent, as lines of text."""
         width = max(map(len, names))
         rows = [
@@ -116,7 +116,10 @@ class Metrics:
         ]
         columns = (self.iou, self.precision, self.recall, self.f1, self.confusion.sum(1))
         for name, *scores, pixels in zip(names, *columns, strict=True):
-            iou, precision, recall, f1 = ("absent" if np.isnan(score) else f"{100 * score:.2f}" for score in scores)
+            cells = []
+            for score in scores:
+                cells.append("absent" if np.isnan(score) else f"{100 * score:.2f}")
+            iou, precision, recall, f1 = cells
             rows.append(f"{name:<{width}}  {iou:>6}  {precision:>11}  {recall:>8}  {f1:>6}  {pixels:>14,}")
         return "\n".join(rows)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from engine.settings import ROLES, TRAINED
-from utils.errors import UserError, lookup, nearest
+from utils.errors import UserError, require_known, suggest_nearest
 from utils.files import read_yaml
 from utils.options import REQUIRED, convert
 
@@ -39,11 +39,11 @@ def load_recipe(name: str, role: str, recipes: Path) -> dict[str, Any]:
     plain: dict[str, Any] = {}
     of_role: dict[str, Any] = {}
     of_method: dict[str, Any] = {}
-    methods: dict[str, None] = {}
+    methods: list[str] = []
     for text, value in read_recipe(path).items():
         key = parse_recipe_key(str(text), path)
-        if key.method:
-            methods[key.method] = None
+        if key.method and key.method not in methods:
+            methods.append(key.method)
         if key.setting not in settings or key.role not in ("", role) or key.method not in ("", method):
             continue
         if value != REQUIRED:
@@ -55,7 +55,7 @@ def load_recipe(name: str, role: str, recipes: Path) -> dict[str, Any]:
         else:
             plain[key.setting] = value
     if method:
-        lookup(methods, method, f"method of {path}")
+        require_known(method, methods, f"method of {path}")
     return {**plain, **of_role, **of_method}
 
 
@@ -75,7 +75,7 @@ def find_recipe(name: str, recipes: Path) -> tuple[Path, str]:
         path = Path(name).expanduser()
     if not path.is_file():
         known = sorted(file.stem for file in recipes.glob("*.yaml"))
-        raise UserError(f"recipe not found: {path}{nearest(name, known)} (recipes: {', '.join(known)})")
+        raise UserError(f"recipe not found: {path}{suggest_nearest(name, known)} (recipes: {', '.join(known)})")
     return path, method
 
 
@@ -123,4 +123,4 @@ def parse_recipe_key(text: str, path: Path) -> RecipeKey:
         return RecipeKey(head, method=rest)
     for role in ROLES:
         known |= {f"{role}.{setting}" for setting in list_recipe_settings(role)}
-    raise UserError(f"{path}: unknown key {text!r}{nearest(text, known)}")
+    raise UserError(f"{path}: unknown key {text!r}{suggest_nearest(text, known)}")

@@ -46,7 +46,7 @@ class RunFolder:
 
     @property
     def is_source(self) -> bool:
-        """Whether the run continues in the folder that its checkpoint lies in."""
+        """Return whether the run continues in the folder that its checkpoint lies in."""
         return self.source is not None and self.source.parent == self.path
 
     def take_lock(self) -> None:
@@ -266,7 +266,7 @@ def locate_checkpoint(resume: str) -> Path:
 
 
 def is_barely_started(folder: Path, files: list[str], resumes: bool) -> bool:
-    """Whether a folder holds the log of a run that ended before its first checkpoint, and nothing of value.
+    """Return whether a folder holds the log of a run that ended before its first checkpoint, and nothing of value.
 
     resumes: whether the run is to be resumed. It then starts again, so that records of training have no value either.
     """

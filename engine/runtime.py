@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Runtime:
-    """How and where a process computes; without arguments one process on the CPU, in float32.
+    """Hold the device, the ranks and the precision of this process. Without arguments: one rank on the CPU, float32.
 
     size: the world size. amp: a key of PRECISIONS. channels_last: the memory layout of networks. tf32: for float32
     convolutions on CUDA.
@@ -45,7 +45,7 @@ class Runtime:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is rank 0, which writes and prints for all ranks."""
+        """Return whether this is rank 0, which writes and prints for all ranks."""
         return self.rank == 0
 
     @property

@@ -528,7 +528,7 @@ class Trainer:
         """Return the message for a loss or gradient that is not finite, with the images of the batch."""
         first = iteration * self.settings.batch_size + self.runtime.rank * self.images_per_rank
         positions = range(first, first + self.images_per_rank)
-        files = ", ".join(str(self.data.train.source(position)) for position in positions)
+        files = ", ".join(str(self.data.train.get_image_path(position)) for position in positions)
         values = ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
         folder = self.folder.path
         return f"{what} at iteration {iteration + 1} ({values}); nothing of it is saved in {folder}; images: {files}"

@@ -13,7 +13,7 @@ from engine.runtime import Runtime
 from engine.settings import TrainConfig
 from engine.step import Step
 from utils import checkpoint
-from utils.errors import UserError, first_line
+from utils.errors import UserError, get_first_line
 from utils.files import is_list
 
 UNCLEAR_PROGRESS = "it is damaged: it does not say how its run began and how far it was"
@@ -58,7 +58,7 @@ class TrainingState:
         except torch.OutOfMemoryError:  # a RuntimeError, but the checkpoint is not to blame
             raise
         except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            raise UserError(f"it is damaged: {first_line(error)}") from error
+            raise UserError(f"it is damaged: {get_first_line(error)}") from error
         self._restore_progress(content)
 
     def _restore_losses(self, saved: Mapping[str, Any]) -> None:

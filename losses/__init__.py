@@ -25,7 +25,7 @@ from losses.nfd import NFD
 from losses.skd import SKD
 from losses.user_losses import load_user_loss
 from losses.weighted import WeightedLosses, get_part_weights
-from utils.errors import UserError, lookup, nearest
+from utils.errors import UserError, lookup, suggest_nearest
 
 LOSSES: dict[str, type[nn.Module]] = {
     "kd": KD,
@@ -135,7 +135,7 @@ def _require_known_options(name: str, options: list[str], text: str, flag: str) 
     known = arguments[3:]  # after the student's channels, the teacher's channels and the number of classes
     for option in options:
         if option not in known:
-            raise UserError(f"{flag} {text}: {name} has no option {option!r}{nearest(option, known)}")
+            raise UserError(f"{flag} {text}: {name} has no option {option!r}{suggest_nearest(option, known)}")
         if options.count(option) > 1:
             raise UserError(f"{flag} {text}: the option {option} of {name} is given twice")
 

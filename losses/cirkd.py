@@ -25,6 +25,7 @@ def relation_kl(
 
 
 def _relation_kl(s: Tensor, s_contrasts: Tensor, t: Tensor, t_contrasts: Tensor, tau: float) -> Tensor:
+    """Compute ``relation_kl`` without checkpointing."""
     log_s = F.log_softmax(s @ s_contrasts.t() / tau, 1)
     log_t = F.log_softmax(t @ t_contrasts.t() / tau, 1)
     return F.kl_div(log_s, log_t, reduction="none", log_target=True).sum(1)

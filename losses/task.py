@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from losses.upsampled_cross_entropy import upsampled_cross_entropy
 from utils.distributed import all_reduce
-from utils.errors import UserError, lookup
+from utils.errors import UserError, require_known
 from utils.precision import widen_to_float32
 from utils.types import IGNORE_INDEX, Output, Supervision
 
@@ -207,7 +207,7 @@ class TaskLoss(nn.Module):
             supervision = _replace_criterion(supervision, criterion)
         for item in supervision:
             for kind in item.kind.split("+"):
-                lookup(CRITERIA, kind, "criterion")
+                require_known(kind, CRITERIA, "criterion")
         self.supervision = tuple(supervision)
         self.aux_weights = tuple(s.weight if aux_weight is None else aux_weight for s in self.supervision[1:])
         weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
@@ -274,5 +274,5 @@ def _replace_criterion(supervision: Sequence[Supervision], criterion: str) -> li
         UserError: it is not a sum of CLASS_CRITERIA.
     """
     for part in criterion.split("+"):
-        lookup(dict.fromkeys(CLASS_CRITERIA), part, "loss in --task-loss")
+        require_known(part, CLASS_CRITERIA, "loss in --task-loss")
     return [s._replace(kind=criterion) if s.kind in CLASS_CRITERIA else s for s in supervision]

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from utils.errors import UserError, lookup
+from utils.errors import UserError, require_known
 from utils.types import IGNORE_INDEX, Draw
 
 DROPOUT_STREAM = 100  # a stream of random numbers; path p uses the streams 2 p (codes) and 2 p + 1 (pixel noise)
@@ -115,7 +115,7 @@ class LabelNoise(nn.Module):
             UserError: the kind of codes is unknown, or it is "near" and ``code_std`` is missing or negative.
         """
         super().__init__()
-        lookup(CODES, codes, "label codes")
+        require_known(codes, CODES, "label codes")
         self.config = {"codes": codes, "pixel_std": pixel_std, "scale": scale}
         if codes == "near":
             if code_std is None or not 0 <= code_std < math.inf:

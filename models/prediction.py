@@ -196,8 +196,10 @@ class Predictor:
         x = self.convention.normalize(image)
         if self.noise is None:
             return x
-        samples = zip(x.split(1), label.split(1), draws, strict=True)
-        return torch.cat([self.noise.add_planes(image, label, draw) for image, label, draw in samples])
+        inputs = []
+        for one_x, one_label, draw in zip(x.split(1), label.split(1), draws, strict=True):
+            inputs.append(self.noise.add_planes(one_x, one_label, draw))
+        return torch.cat(inputs)
 
     def _compute_view_logits(self, x: Tensor, scale: float) -> Tensor:
         """Compute the logits at a scale. They have the head's resolution; with windows or ``resize`` the input's."""

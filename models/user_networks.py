@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from models.layers import freeze_unused
 from models.segmentor import Segmentor
-from utils.errors import UserError, first_line
+from utils.errors import UserError, get_first_line
 from utils.types import Output, Supervision
 from utils.user_code import import_user_object
 
@@ -195,7 +195,7 @@ def _gives_features(output: Output) -> bool:
 
 
 def _describe_error(error: BaseException) -> str:
-    return f"{type(error).__name__}: {first_line(error)}"
+    return f"{type(error).__name__}: {get_first_line(error)}"
 
 
 def _describe_kind(value: object) -> str:

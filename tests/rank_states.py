@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 import train_student
-from utils.errors import run_main
+from utils.entry import run_main
 
 train = train_student.train
 

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from engine.norms import SyncedNorm
-from utils.errors import run_main
+from utils.entry import run_main
 
 ACROSS = (0, 2, 3)
 

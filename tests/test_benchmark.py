@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from engine.metrics import Metrics, confusion_matrix
+from engine.metrics import Metrics, count_confusions
 from models.label_noise import LabelNoise
 from scripts.study import as_released
 from scripts.study.benchmark import make_label_maps, mark_ignored, repeat_draws
@@ -27,5 +27,5 @@ def test_scores():
         logits = 3 * torch.randn(1, 5, 6, 8, generator=generator)
         logits[:, 4] = -100
         plain = as_released.evaluate(logits, mark_ignored(truth), score)
-        confusion += confusion_matrix(upsample_argmax(logits, truth.shape[-2:], True), truth, 5)
+        confusion += count_confusions(upsample_argmax(logits, truth.shape[-2:], True), truth, 5)
     assert Metrics(confusion.numpy(), 3).miou(absent_as_zero=True) == pytest.approx(plain, abs=1e-6)

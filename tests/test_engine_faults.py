@@ -26,7 +26,8 @@ from tests.conftest import ENVIRONMENT, ROOT, TINY
 from tests.networks import write_checkpoint
 from tests.test_engine import assert_equal, assert_same, crash_at, records, train
 from utils import checkpoint
-from utils.errors import UserError, run_main
+from utils.entry import run_main
+from utils.errors import UserError
 
 SHORT = ["--max-iterations", "4", "--save-per-iters", "1", "--skip-val"]
 

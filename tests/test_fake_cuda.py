@@ -10,7 +10,7 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from engine.metrics import confusion_matrix
+from engine.metrics import count_confusions
 from engine.runtime import PRECISIONS
 from losses import LOSSES, build_kd
 from losses.task import TaskLoss, compute_pixel_divisor
@@ -101,7 +101,7 @@ def test_evaluation_and_metrics(cuda, codes):
     with torch.no_grad():  # inference mode's tensors and pretended ones do not mix
         x = Predictor(model, CONVENTIONS["bgr_mean"], noise)._make_input(image, label, [Draw(0), Draw(1)])
         classes = upsample_argmax(model(x, with_aux=False).logits, x.shape[-2:], True)
-        counts = confusion_matrix(classes, label, K)
+        counts = count_confusions(classes, label, K)
     assert (counts.device.type, counts.dtype, counts.shape) == ("cuda", torch.int64, (K, K))
 
 

@@ -582,7 +582,7 @@ FAILING = """
 import os, sys
 sys.path.insert(0, {root!r})
 import torch, train_teacher
-from utils.errors import run_main
+from utils.entry import run_main
 forward, calls = train_teacher.TeacherStep.forward, []
 def fail(self, *args):
     calls.append(1)

@@ -17,7 +17,8 @@ from datasets.base import read_sample
 from datasets.camvid import CAMVID
 from datasets.files import read_list
 from utils import checkpoint, files
-from utils.errors import UserError, explain_error, run_main
+from utils.entry import run_main
+from utils.errors import UserError, explain_error
 from utils.jpeg import collect_complaints
 from utils.pictures import read_image
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine.metrics import Metrics, confusion_matrix
+from engine.metrics import Metrics, count_confusions
 
 
 def pixels(classes=5, seed=0):
@@ -15,7 +15,7 @@ def pixels(classes=5, seed=0):
 
 def test_confusion_matrix_by_counting():
     prediction, label = pixels()
-    counts = confusion_matrix(torch.from_numpy(prediction), torch.from_numpy(label).to(torch.uint8), 5).numpy()
+    counts = count_confusions(torch.from_numpy(prediction), torch.from_numpy(label).to(torch.uint8), 5).numpy()
     expected = [[((label == a) & (prediction == b)).sum() for b in range(5)] for a in range(5)]
     assert counts.dtype == np.int64
     assert counts.tolist() == expected
@@ -23,7 +23,7 @@ def test_confusion_matrix_by_counting():
 
 def test_scores_by_sets():
     prediction, label = pixels()
-    metrics = Metrics(confusion_matrix(torch.from_numpy(prediction), torch.from_numpy(label), 5).numpy(), 3)
+    metrics = Metrics(count_confusions(torch.from_numpy(prediction), torch.from_numpy(label), 5).numpy(), 3)
     valid = label != 255
     iou = []
     for k in range(5):
@@ -41,7 +41,7 @@ def test_absent_classes_are_left_out_or_count_as_zero():
     plain = metrics.as_dict(("a", "b", "c"))
     assert plain["iou"] == {"a": 1.0, "b": None, "c": 1.0}
     assert plain["absent"] == ["b"]
-    assert "absent" in metrics.table(("a", "b", "c"))
+    assert "absent" in metrics.format_table(("a", "b", "c"))
 
 
 def test_a_class_only_predicted_counts_as_zero():
@@ -50,7 +50,7 @@ def test_a_class_only_predicted_counts_as_zero():
 
 
 def test_no_labelled_pixel_is_defined():
-    counts = confusion_matrix(torch.zeros(1, 4, 4, dtype=torch.long), torch.full((1, 4, 4), 255), 3)
+    counts = count_confusions(torch.zeros(1, 4, 4, dtype=torch.long), torch.full((1, 4, 4), 255), 3)
     metrics = Metrics(counts.numpy(), 1)
     assert np.isnan(metrics.miou())
     plain = metrics.as_dict(("a", "b", "c"))
@@ -68,14 +68,14 @@ def test_torchmetrics_agrees_where_every_class_occurs():
 
     prediction, label = (torch.from_numpy(x) for x in pixels())
     oracle = MulticlassJaccardIndex(5, average=None, ignore_index=255)
-    metrics = Metrics(confusion_matrix(prediction, label, 5).numpy(), 3)
+    metrics = Metrics(count_confusions(prediction, label, 5).numpy(), 3)
     np.testing.assert_allclose(metrics.iou, oracle(prediction, label).numpy(), rtol=1e-6)
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_precision_recall_and_f1_by_counting_right_and_wrong_pixels(seed):
     prediction, label = pixels(seed=seed)
-    metrics = Metrics(confusion_matrix(torch.from_numpy(prediction), torch.from_numpy(label), 5).numpy(), 3)
+    metrics = Metrics(count_confusions(torch.from_numpy(prediction), torch.from_numpy(label), 5).numpy(), 3)
     valid = label != 255
     for k in range(5):
         right = int(((prediction == k) & (label == k)).sum())
@@ -102,6 +102,6 @@ def test_absent_classes_have_no_precision_and_others_have_a_number():
     assert plain["precision"] == {"a": 0.4, "b": 0.0, "c": 0.0, "d": None}
     assert plain["mean_recall"] == pytest.approx(0.5 / 3)
     assert metrics.as_dict(("a", "b", "c", "d"), absent_as_zero=True)["mean_recall"] == pytest.approx(0.5 / 4)
-    line = metrics.table(("a", "b", "c", "d")).splitlines()[1]
+    line = metrics.format_table(("a", "b", "c", "d")).splitlines()[1]
     assert line.split() == ["a", "28.57", "40.00", "50.00", "44.44", "4"]
     assert Metrics(np.zeros((2, 2), np.int64), 0).as_dict(("a", "b"))["mean_f1"] is None

@@ -20,7 +20,8 @@ from engine.runtime import Runtime
 from engine.settings import TeacherConfig
 from tests.conftest import ENVIRONMENT, ROOT, TINY
 from utils import checkpoint
-from utils.errors import UserError, explain_error, run_main
+from utils.entry import run_main
+from utils.errors import UserError, explain_error
 
 
 def test_rank_0_decides_and_its_error_is_everybodys():
@@ -89,7 +90,7 @@ def test_a_process_that_failed_in_a_group_says_so_and_ends_at_once(error, status
 
 ENDING = """
 import atexit, sys
-from utils.errors import run_main
+from utils.entry import run_main
 
 class LivesOn:
     def __del__(self):
@@ -119,7 +120,7 @@ def test_the_status_does_not_depend_on_who_reads_the_output(status, launched):
     environment.pop("PYTHONUNBUFFERED", None)
     code = f"""
 import sys
-from utils.errors import run_main
+from utils.entry import run_main
 def main():
     sys.stdout.write("this stays in the buffer")
     if {status}:

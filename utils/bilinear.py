@@ -16,7 +16,7 @@ def resize(x: Tensor, size: Sequence[int], align_corners: bool = False) -> Tenso
 
 
 class Neighbours(NamedTuple):
-    """For each position along a side of the large map: the two positions of the small map that it mixes."""
+    """Hold, for each position along a side of the large map, the two positions of the small map that it mixes."""
 
     first: Tensor  # int64 [side]
     second: Tensor  # int64 [side]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from utils import files
-from utils.errors import UserError, first_line
+from utils.errors import UserError, get_first_line
 
 
 class DoesNotFit(UserError):
@@ -60,7 +60,7 @@ def read(path: str | Path) -> dict[str, Any]:
     except UserError:
         raise
     except Exception as error:  # of broken bytes torch.load raises nearly anything
-        raise UserError(f"{path} is damaged or no checkpoint: {first_line(error)}") from error
+        raise UserError(f"{path} is damaged or no checkpoint: {get_first_line(error)}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, not a checkpoint's dictionary")
     return content

@@ -8,7 +8,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from utils.errors import UserError, nearest
+from utils.errors import UserError, suggest_nearest
 
 NO_SCRIPTS: Mapping[str, type] = types.MappingProxyType({})
 BARE = "bare "  # begins the parser's name of a value that was given without its flag
@@ -167,7 +167,7 @@ def convert(config_class: type, name: str, value: Any, where: str) -> Any:
         result = _convert_scalar(kind, value, where)
     choices = field.metadata["choices"]
     if choices and result not in choices:
-        raise UserError(f"{where}: {result!r}{nearest(str(result), choices)} (choices: {', '.join(choices)})")
+        raise UserError(f"{where}: {result!r}{suggest_nearest(str(result), choices)} (choices: {', '.join(choices)})")
     minimum = field.metadata["minimum"]
     maximum = field.metadata["maximum"]
     for item in result if isinstance(result, tuple) else (result,):
@@ -249,4 +249,4 @@ class _Parser(argparse.ArgumentParser):
         for script, config_class in self.other_scripts.items():
             if positive in {get_flag(field.name) for field in dataclasses.fields(config_class)}:
                 return f"{flag} is a flag of {script}; {self.prog} does not have it"
-        return f"unknown flag {given}{nearest(given, self._option_string_actions)}"
+        return f"unknown flag {given}{suggest_nearest(given, self._option_string_actions)}"

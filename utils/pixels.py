@@ -9,6 +9,8 @@ from utils.types import Rgb
 
 
 class PixelConvention(NamedTuple):
+    """Describe how a uint8 RGB image becomes the input of a network."""
+
     channels: tuple[int, int, int]  # order in which the network sees the RGB planes
     mean: tuple[float, float, float]  # RGB, 0..255
     std: tuple[float, float, float]  # RGB, 0..255

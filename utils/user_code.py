@@ -7,7 +7,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-from utils.errors import UserError, first_line, nearest
+from utils.errors import UserError, get_first_line, suggest_nearest
 
 
 def import_user_object(name: str, where: str, example: str, is_candidate: Callable[[Any], bool]) -> Any:
@@ -27,7 +27,7 @@ def import_user_object(name: str, where: str, example: str, is_candidate: Callab
     if found is None:
         candidates = [key for key, value in vars(module).items() if is_candidate(value)]
         file = getattr(module, "__file__", None) or path
-        raise UserError(f"{where}: {file} has no {object_name}{nearest(object_name, candidates)}")
+        raise UserError(f"{where}: {file} has no {object_name}{suggest_nearest(object_name, candidates)}")
     return found
 
 
@@ -54,5 +54,5 @@ def _import_module(path: str, where: str) -> ModuleType:
             if path.endswith(".py"):
                 reason += f"; a module is named without .py: {path.removesuffix('.py')}"
         else:
-            reason = f"{path} cannot be imported: {type(error).__name__}: {first_line(error)}"
+            reason = f"{path} cannot be imported: {type(error).__name__}: {get_first_line(error)}"
         raise UserError(f"{where}: {reason}") from error

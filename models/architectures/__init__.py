@@ -14,7 +14,7 @@ from models.architectures.stdc import build_stdc
 from models.backbones import DILATED, PYRAMID, build_backbone, prepare_stem
 from models.segmentor import Segmentor
 from models.user_networks import UserNetwork, build_user_network, is_user_network
-from utils.errors import UserError, lookup
+from utils.errors import UserError, lookup, require_known
 from utils.types import IGNORE_INDEX
 
 # Name -> function (backbone, number of classes, widths by keyword) that builds the network. Suffixes mark variants of
@@ -64,7 +64,7 @@ def build_model(
         return build_user_network(arch, backbone, num_classes, in_channels)
     build = _find_architecture(arch)
     for name in widths:
-        lookup(dict.fromkeys(list_widths(arch)), name, f"width of {arch}")
+        require_known(name, list_widths(arch), f"width of {arch}")
     if arch in DECODERS:
         model = build(backbone, num_classes, **widths)  # the library builds the encoder together with the decoder
         prepare_stem(model.backbone, backbone, in_channels)

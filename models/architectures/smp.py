@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from models.layers import Pool, freeze_unused
 from models.segmentor import Segmentor
 from utils.bilinear import resize
-from utils.errors import UserError, first_line, nearest
+from utils.errors import UserError, get_first_line, suggest_nearest
 from utils.types import Output, Supervision
 
 # architecture -> the library's name
@@ -76,7 +76,7 @@ def find_encoder_name(backbone: str) -> str:
             f"backbone {backbone!r} is an encoder of segmentation_models_pytorch: write {OWN_PREFIX + own!r} "
             f"(only for --model smp_...)"
         )
-    hint = nearest(backbone, [*(OWN_PREFIX + name for name in encoders), *timm.list_models()])
+    hint = suggest_nearest(backbone, [*(OWN_PREFIX + name for name in encoders), *timm.list_models()])
     raise UserError(f"unknown backbone {backbone!r}{hint} (a timm name, or smp-NAME for an encoder of the library)")
 
 
@@ -109,7 +109,9 @@ def build_smp(arch: str, backbone: str, num_classes: int, **options: Any) -> "Pa
         freeze_unused(network, logits.sum())  # layers of the encoder that the decoder does not read
         network.check_upsampling(logits, getattr(model.segmentation_head[1], "scale_factor", 1))
     except BUILD_FAILURES as error:
-        reason = first_line(error) if str(error) else "timm does not build it with the stride that this decoder needs"
+        reason = (
+            get_first_line(error) if str(error) else "timm does not build it with the stride that this decoder needs"
+        )
         raise UserError(
             f"{arch} cannot be built on backbone {backbone!r}: {reason}; it needs maps at strides 2 or 4 to "
             f"32 for images of any size, such as those of resnet18 or tf_efficientnet_lite0"

@@ -8,7 +8,7 @@ from torch import nn
 
 from models.backbones.hrnet import Fusion
 from models.backbones.stdc import BLOCKS, build_stdc_backbone
-from utils.errors import UserError, first_line, nearest
+from utils.errors import UserError, get_first_line, suggest_nearest
 
 # output strides: of backbones whose last stages are dilated, and of those without dilation
 DILATED = 8
@@ -83,7 +83,7 @@ def _build_timm_backbone(name: str, output_stride: int) -> nn.Module:
             if _has_usable_maps(backbone, output_stride):
                 return backbone
         except TIMM_FAILURES as error:
-            reason = first_line(error)
+            reason = get_first_line(error)
         else:
             reason = f"its maps have strides {', '.join(map(str, backbone.strides))}, or another layout"
     raise UserError(
@@ -143,7 +143,7 @@ def build_backbone(name: str, in_channels: int = 3, output_stride: int = DILATED
     elif name.startswith("smp-"):
         raise UserError(f"backbone {name!r}: encoders of segmentation_models_pytorch are for --model smp_... only")
     else:
-        hint = nearest(name, [*BACKBONES, *timm.list_models()])
+        hint = suggest_nearest(name, [*BACKBONES, *timm.list_models()])
         raise UserError(f"unknown backbone {name!r}{hint} (choices: {', '.join(BACKBONES)}, or a timm name)")
     prepare_stem(backbone, name, in_channels)
     return backbone

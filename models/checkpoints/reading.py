@@ -8,7 +8,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from utils import checkpoint
-from utils.errors import UserError, first_line, nearest
+from utils.errors import UserError, get_first_line, suggest_nearest
 from utils.files import open_regular
 
 SUFFIX = ".safetensors"
@@ -110,7 +110,7 @@ def _suggest_shipped(path: Path) -> str:
     shipped = sorted(file.stem for file in SHIPPED.glob(f"*{SUFFIX}"))
     if not is_bare_name or not shipped:
         return ""
-    return f"{nearest(path.name, shipped)}; the project comes with {', '.join(shipped)}"
+    return f"{suggest_nearest(path.name, shipped)}; the project comes with {', '.join(shipped)}"
 
 
 def _is_safetensors(path: Path) -> bool:
@@ -130,7 +130,7 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
             weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  not a dict
             card = json.loads((file.metadata() or {}).get(CARD, "{}"))
     except (SafetensorError, OSError, RecursionError, ValueError) as error:
-        raise UserError(f"{path} is damaged or no safetensors file: {first_line(error)}") from error
+        raise UserError(f"{path} is damaged or no safetensors file: {get_first_line(error)}") from error
     if not isinstance(card, dict):
         raise UserError(f"{path}: its card is no JSON object")
     if not card and (path.parent / SMP_CONFIG).is_file():
@@ -147,5 +147,5 @@ def _read_smp_config(path: Path) -> dict[str, Any] | None:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, RecursionError, ValueError) as error:
-        raise UserError(f"{path} is damaged: {first_line(error)}") from error
+        raise UserError(f"{path} is damaged: {get_first_line(error)}") from error
     return config if isinstance(config, dict) and "_model_class" in config else None

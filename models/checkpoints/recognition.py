@@ -53,7 +53,7 @@ CHANNEL_ORDER = re.compile(r"\b(?:bgr_to_rgb|to_rgb)=False")
 
 
 class Recognised(NamedTuple):
-    """What is needed to build a network of another project here."""
+    """Hold what ``build_model`` needs for a network of another project."""
 
     format: str  # a key of FORMATS: a code base and an architecture
     config: dict[str, Any]  # arguments of build_model

@@ -31,7 +31,8 @@ from datasets.base import MAX_LISTED, DatasetSpec, convert_label, find_missing_f
 from datasets.files import IMAGE_SUFFIXES, Pair
 from scripts.data.pool import map_in_processes
 from utils.descriptors import require_descriptors
-from utils.errors import UserError, lookup, run_main
+from utils.entry import run_main
+from utils.errors import UserError, require_known
 from utils.files import compute_digest, write_text
 from utils.options import option, parse_flags
 from utils.pictures import read_orientation
@@ -241,7 +242,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     root = Path(config.data).expanduser()
     spec = dataset_spec(config.dataset, config.data, config.classes)
     if config.split:
-        lookup(spec.splits, config.split, f"split of {config.dataset}")
+        require_known(config.split, spec.splits, f"split of {config.dataset}")
     if spec.needs_root and not (config.data and root.is_dir()):
         raise UserError(f"--data {config.data or 'ROOT'}: no such folder")
     require_descriptors(config.workers)  # here, since a split that cannot be read is reported as a problem of the data

@@ -30,7 +30,8 @@ from datasets.ids import MAX_CLASSES
 from scripts.data.folder_layout import Match, find_matches
 from scripts.data.folder_splits import find_splits, make_list_name
 from scripts.data.label_values import LabelValues, Value
-from utils.errors import UserError, run_main
+from utils.entry import run_main
+from utils.errors import UserError
 from utils.files import write_text
 from utils.options import option, parse_flags
 from utils.types import IGNORE_INDEX

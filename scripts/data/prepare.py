@@ -20,7 +20,8 @@ require_packages()
 
 from datasets.files import read_list
 from scripts.data.archives import Archive, convert_mat, extract
-from utils.errors import UserError, lookup, run_main
+from utils.entry import run_main
+from utils.errors import UserError, lookup
 from utils.options import option, parse_flags
 
 ADE20K = "http://data.csail.mit.edu/places/ADEchallenge"

@@ -23,7 +23,8 @@ from tqdm import tqdm
 
 from datasets import build_dataset, dataset_spec
 from datasets.files import Pair
-from utils.errors import UserError, run_main
+from utils.entry import run_main
+from utils.errors import UserError
 from utils.files import write
 from utils.options import option, parse_flags
 

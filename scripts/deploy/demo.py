@@ -31,14 +31,15 @@ from matplotlib.colors import to_hex
 
 from datasets import build_dataset_for_network
 from datasets.base import SegmentationDataset
-from engine.metrics import Metrics, confusion_matrix
+from engine.metrics import Metrics, count_confusions
 from models.checkpoints.loading import Loaded, load_one_of_several
 from models.label_noise import LabelNoise, list_fitting_codes
 from models.prediction import Predictor
 from scripts.deploy.predict import get_class_appearance, segment
 from scripts.study.analysis.robustness import Condition, corrupt
 from utils.colors import blend_classes, choose_strongest_plane, colorize, paint_diverging
-from utils.errors import UserError, run_main
+from utils.entry import run_main
+from utils.errors import UserError
 from utils.options import option, parse_flags
 from utils.pictures import read_image
 from utils.seeding import derive_seed
@@ -228,7 +229,7 @@ class TeacherTab:
     def score(self, classes: np.ndarray, label: np.ndarray) -> float:
         """Return the mIoU of one image."""
         count = self.teacher.card.num_classes
-        confusion = confusion_matrix(torch.from_numpy(classes), torch.from_numpy(label), count)
+        confusion = count_confusions(torch.from_numpy(classes), torch.from_numpy(label), count)
         return Metrics(confusion.numpy(), 1).miou()
 
 

@@ -30,7 +30,8 @@ require_packages()
 from tqdm import tqdm
 
 from scripts.deploy.manifest import Entry, find_problem, read_manifest
-from utils.errors import UserError, nearest, run_main
+from utils.entry import run_main
+from utils.errors import UserError, suggest_nearest
 from utils.options import option, parse_flags
 
 ROW = "{:52} {:16} {:>6}  {:34} {}"  # of the list
@@ -128,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     matching = {pattern: fnmatch.filter(by_name, pattern) for pattern in config.fetch}
     for pattern, names in matching.items():
         if not names:
-            near = nearest(pattern, by_name)
+            near = suggest_nearest(pattern, by_name)
             raise UserError(f"--fetch {pattern}: no such checkpoint{near} (run without a name: a list)")
     for entry in (by_name[name] for name in dict.fromkeys(chain.from_iterable(matching.values()))):
         path = fetch(entry, folder)

@@ -53,7 +53,8 @@ from scripts.deploy.onnx_int8 import (
     read_files,
 )
 from scripts.deploy.onnx_sizes import make_pools_exportable, use_new_maps, use_simple_same_padding
-from utils.errors import UserError, first_line, run_main
+from utils.entry import run_main
+from utils.errors import UserError, get_first_line
 from utils.files import write
 from utils.options import get_flag, option, parse_flags
 from utils.pictures import read_image
@@ -164,7 +165,7 @@ def compare_with_network(path: Path, network: nn.Module, images: dict[str, Tenso
             logits = f"logits up to {largest:.3g} differ by at most {difference:.1e}"
             print(f"{what}: {logits}, equal classes {100 * same[what]:.4f} %")
     except Exception as error:  # onnxruntime's kinds have no base of their own
-        raise UserError(f"onnxruntime fails on {what}: {first_line(error)} (--size H W fixes the size)") from error
+        raise UserError(f"onnxruntime fails on {what}: {get_first_line(error)} (--size H W fixes the size)") from error
     return same
 
 
@@ -239,7 +240,7 @@ def write_onnx(config: ExportConfig, loaded: Loaded, images: dict[str, Tensor]) 
     except torch.onnx.OnnxExporterError as error:
         name = f"{loaded.card.arch['arch']} on {loaded.card.arch['backbone']}"
         hint = "" if config.size else " (--size H W fixes the size, which is easier to write)"
-        raise UserError(f"{name} cannot be written as ONNX: {first_line(error)}{hint}") from error
+        raise UserError(f"{name} cannot be written as ONNX: {get_first_line(error)}{hint}") from error
 
     path = Path(config.output).expanduser()
     with TemporaryDirectory() as folder:

@@ -28,7 +28,8 @@ from engine.settings import StudentConfig, list_file_settings
 from models.checkpoints.card import Card
 from models.checkpoints.loading import from_checkpoint
 from models.checkpoints.reading import CARD, SUFFIX, list_checkpoint_files
-from utils.errors import UserError, run_main
+from utils.entry import run_main
+from utils.errors import UserError
 from utils.files import require_apart, write
 from utils.options import option, parse_flags
 

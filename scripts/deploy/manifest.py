@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from utils.errors import UserError, lookup
+from utils.errors import UserError, require_known
 from utils.files import compute_digest, read_yaml
 
 TEST_SERVER = "test server"
@@ -118,7 +118,7 @@ def check_hash(entry: Entry, path: Path) -> None:
     if entry.hash is None:
         return
     kind, _, digits = entry.hash.partition(":")
-    lookup(HASHES, kind, f"hash of {entry.name}")
+    require_known(kind, HASHES, f"hash of {entry.name}")
     if not re.fullmatch(r"[0-9a-f]{8,64}", digits):
         raise UserError(f"manifest {path}: {entry.name}: {entry.hash!r} has not the 8 digits a hash needs")
 

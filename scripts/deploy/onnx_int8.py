@@ -11,10 +11,10 @@ import torch
 
 from datasets.base import SegmentationDataset
 from datasets.files import IMAGE_SUFFIXES, walk_images
-from engine.metrics import Metrics, confusion_matrix
+from engine.metrics import Metrics, count_confusions
 from models.prediction import resize_to_fit
 from utils.bilinear import upsample_argmax
-from utils.errors import UserError, first_line
+from utils.errors import UserError, get_first_line
 from utils.pictures import read_image
 
 MOST_IMAGES = 100  # that a file is calibrated with, evenly spaced over those that are given
@@ -136,7 +136,7 @@ def quantise(file: Path, target: Path, samples: Iterator[Sample]) -> None:
         except UserError:
             raise
         except Exception as error:  # onnxruntime's kinds have no base of their own
-            raise UserError(f"--int8: onnxruntime cannot quantise the network: {first_line(error)}") from error
+            raise UserError(f"--int8: onnxruntime cannot quantise the network: {get_first_line(error)}") from error
 
 
 def find_upsampling(graph: Any) -> list[str]:
@@ -172,7 +172,7 @@ def compare_files(file: Path, int8_file: Path, samples: Iterable[Sample], align_
             prediction = upsample_argmax(torch.from_numpy(logits), size, align_corners)[0]
             predictions.append(prediction)
             if label is not None:
-                confusion += confusion_matrix(prediction, torch.from_numpy(label.copy()), classes)
+                confusion += count_confusions(prediction, torch.from_numpy(label.copy()), classes)
         equal += int((predictions[0] == predictions[1]).sum())
         pixels += predictions[0].numel()
     float_miou, int8_miou = (Metrics(confusion.numpy(), 0).miou() for confusion in confusions)

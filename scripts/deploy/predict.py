@@ -31,7 +31,8 @@ from models.checkpoints.card import Card
 from models.checkpoints.loading import from_checkpoint
 from models.prediction import Predictor
 from utils.colors import blend_classes, make_palette_picture, save_png
-from utils.errors import UserError, explain_out_of_memory, run_main
+from utils.entry import run_main
+from utils.errors import UserError, explain_out_of_memory
 from utils.files import require_apart
 from utils.options import option, parse_flags
 from utils.pictures import read_image

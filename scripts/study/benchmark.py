@@ -37,7 +37,7 @@ from datasets import build_train_and_val
 from datasets.base import AUGMENTATION_STREAM, TrainStream
 from datasets.transforms import SCALE_RANGE, list_scales, pad
 from engine.logger import describe_environment
-from engine.metrics import confusion_matrix
+from engine.metrics import count_confusions
 from engine.runtime import Runtime, start_runtime
 from losses import build_kd
 from losses.task import TaskLoss, compute_pixel_divisor
@@ -49,7 +49,8 @@ from scripts.study.analysis.output import save_json
 from train_student import StudentStep
 from train_teacher import TeacherStep
 from utils.bilinear import upsample_argmax
-from utils.errors import UserError, lookup, run_main
+from utils.entry import run_main
+from utils.errors import UserError, require_known
 from utils.options import option, parse_flags
 from utils.pixels import CONVENTIONS
 from utils.seeding import derive_seed
@@ -177,7 +178,7 @@ def compare_scores(num_classes: int, config: BenchmarkConfig, device: torch.devi
 
     def ours(_: int) -> None:
         classes = upsample_argmax(logits, label.shape[-2:], True)
-        confusion.add_(confusion_matrix(classes, label, num_classes))
+        confusion.add_(count_confusions(classes, label, num_classes))
 
     def plain(_: int) -> float:
         return as_released.evaluate(logits, target, score)
@@ -210,7 +211,7 @@ def load_as_released(stream: TrainStream, position: int) -> tuple[np.ndarray, np
     The draws are those of ``datasets.transforms.augment_cirkd`` from the same generator. Both results are float32: the
     image ``[3, H, W]``, BGR minus the mean, and the label.
     """
-    image_path, label_path = stream.dataset.pairs[stream.index(position)]
+    image_path, label_path = stream.dataset.pairs[stream.get_index(position)]
     rng = np.random.default_rng(derive_seed(stream.seed, AUGMENTATION_STREAM, position))
     image = cv2.imread(str(image_path), cv2.IMREAD_COLOR)
     label = cv2.imread(str(label_path), cv2.IMREAD_GRAYSCALE).astype(np.int32)
@@ -445,7 +446,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     known = dict.fromkeys(name.partition("-")[0] for name in COMPARISONS) | COMPARISONS  # "teacher" is all of them
     for item in config.only:
-        lookup(known, item, "comparison")
+        require_known(item, known, "comparison")
     wanted = set(config.only or COMPARISONS)
     results = {}
     with start_runtime(config) as runtime:

@@ -37,7 +37,8 @@ from scripts.study.analysis.report import (
     make_report,
 )
 from scripts.study.analysis.runs import View, list_scored_runs
-from utils.errors import UserError, lookup, run_main
+from utils.entry import run_main
+from utils.errors import UserError, require_known
 from utils.options import option, parse_flags
 
 
@@ -77,7 +78,7 @@ def find_group(groups: Groups, name: str) -> str:
     for group, runs in groups.items():
         if name not in groups and all(run.name == f"{name}-{run.seed}" for run in runs):
             return group
-    lookup(groups, name, "group in --baseline")
+    require_known(name, groups, "group in --baseline")
     return name
 
 

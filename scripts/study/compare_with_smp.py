@@ -27,7 +27,8 @@ require_packages()
 
 from scripts.study.analysis.text import markdown, spread
 from scripts.study.experiments.tables import Table
-from utils.errors import UserError, run_main
+from utils.entry import run_main
+from utils.errors import UserError
 from utils.files import write_text
 from utils.options import option, parse_flags
 

@@ -42,7 +42,8 @@ from scripts.study.experiments.slurm import Standing, read_standings, submit_job
 from scripts.study.experiments.stop import StopCondition
 from scripts.study.pack_records import check_record_file
 from scripts.study.results_table import show_tables
-from utils.errors import UserError, run_main
+from utils.entry import run_main
+from utils.errors import UserError
 from utils.files import require_writable
 from utils.options import option, parse_flags
 

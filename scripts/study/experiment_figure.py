@@ -24,7 +24,8 @@ from scripts.study.analysis.record_files import open_folder
 from scripts.study.experiments.definition import read_experiment
 from scripts.study.experiments.figures import draw_dial
 from scripts.study.experiments.knowledge import draw_knowledge
-from utils.errors import UserError, run_main
+from utils.entry import run_main
+from utils.errors import UserError
 from utils.options import option, parse_flags
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -29,7 +29,8 @@ require_packages()
 import torch
 
 from engine.logger import describe_environment
-from utils.errors import UserError, lookup, run_main
+from utils.entry import run_main
+from utils.errors import UserError, require_known
 from utils.files import read_bytes, write_text
 from utils.options import option, parse_flags
 
@@ -261,7 +262,7 @@ def describe_result(result: Mapping[str, Any]) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     config = CheckConfig(**parse_flags(CheckConfig, __doc__, argv))
     for name in config.parts:
-        lookup(PARTS, name, "part")
+        require_known(name, PARTS, "part")
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UserError("this check needs a GPU, and torch finds none; --device cpu tries the check itself")
     check = Check(config)

@@ -27,7 +27,7 @@ from datasets.toy import TOY, draw_sample
 from models.label_noise import LabelNoise
 from scripts.study.analysis import style
 from utils.colors import colorize, paint_diverging
-from utils.errors import run_main
+from utils.entry import run_main
 from utils.options import option, parse_flags
 from utils.types import Draw
 

@@ -27,7 +27,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from engine.logger import get_device_name
 from models import build_model
-from utils.errors import UserError, run_main
+from utils.entry import run_main
+from utils.errors import UserError
 from utils.options import option, parse_flags
 
 NETWORKS = (

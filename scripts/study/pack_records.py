@@ -20,7 +20,8 @@ from utils.environment import require_packages
 require_packages()
 
 from scripts.study.analysis.record_files import is_finished, pack_runs
-from utils.errors import UserError, run_main
+from utils.entry import run_main
+from utils.errors import UserError
 from utils.options import option, parse_flags
 
 

@@ -29,7 +29,8 @@ from datasets import Data, build_train_and_val
 from datasets.base import TrainStream
 from models.checkpoints.formats import translate_backbone
 from models.checkpoints.imagenet import find_package_file
-from utils.errors import UserError, run_main
+from utils.entry import run_main
+from utils.errors import UserError
 from utils.files import write_text
 from utils.options import option, parse_flags
 

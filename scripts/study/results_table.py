@@ -46,7 +46,8 @@ from scripts.study.experiments.tables import (
     summarise_students,
 )
 from scripts.study.experiments.teachers_table import list_teachers
-from utils.errors import UserError, lookup, run_main
+from utils.entry import run_main
+from utils.errors import UserError, lookup
 from utils.files import write_text
 
 TABLES = {

@@ -34,7 +34,8 @@ from datasets import build_dataset_for_network
 from datasets.base import SegmentationDataset
 from models.checkpoints.loading import Loaded, load_one_of_several
 from models.prediction import Predictor
-from utils.errors import UserError, run_main
+from utils.entry import run_main
+from utils.errors import UserError
 from utils.files import write_text
 from utils.options import option, parse_flags
 from utils.seeding import derive_seed

@@ -35,7 +35,8 @@ from scripts.study.analysis import style
 from scripts.study.analysis.output import save_json, save_text
 from scripts.study.analysis.robustness import CORRUPTIONS, Condition, Tally, corrupt, draw_robustness
 from scripts.study.analysis.text import markdown, percent, spread
-from utils.errors import UserError, run_main
+from utils.entry import run_main
+from utils.errors import UserError
 from utils.options import option, parse_flags
 from utils.seeding import derive_seed
 from utils.types import Draw

@@ -23,12 +23,13 @@ from torch import Tensor
 
 from datasets import build_dataset_for_network
 from datasets.base import DatasetSpec
-from engine.metrics import Metrics, confusion_matrix
+from engine.metrics import Metrics, count_confusions
 from models.checkpoints.loading import Loaded, load_one_of_several
 from models.prediction import Predictor
 from scripts.study.analysis import style
 from utils.colors import ERROR_COLORS, IGNORE_COLOR, choose_strongest_plane, colorize, draw_error_map, paint_diverging
-from utils.errors import UserError, run_main
+from utils.entry import run_main
+from utils.errors import UserError
 from utils.options import option, parse_flags
 from utils.seeding import derive_seed
 from utils.types import IGNORE_INDEX, Draw
@@ -109,7 +110,7 @@ def cells(
         classes = Predictor(loaded.model, loaded.convention, loaded.noise).predict_classes(
             image[None], label[None], [draw]
         )[0]
-        miou = Metrics(confusion_matrix(classes, label, len(spec.names)).numpy(), 1).miou()
+        miou = Metrics(count_confusions(classes, label, len(spec.names)).numpy(), 1).miou()
         predictions[title] = classes.numpy()
         row[title] = colorize(classes.numpy(), spec.palette), f"mIoU {100 * miou:.0f} %{caption}"
     students = {title: classes for title, classes in predictions.items() if title != "teacher"}

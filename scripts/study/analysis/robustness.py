@@ -13,7 +13,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from engine.metrics import Metrics, confusion_matrix
+from engine.metrics import Metrics, count_confusions
 from scripts.study.analysis.style import color, marker
 from scripts.study.analysis.text import wrap
 from utils.types import IGNORE_INDEX
@@ -98,7 +98,7 @@ class Tally:
         truth = torch.from_numpy(label)
         classes = logits.argmax(1)
         for d, prediction in enumerate(classes):
-            self.confusion[d] += confusion_matrix(prediction, truth, logits.shape[1]).numpy()
+            self.confusion[d] += count_confusions(prediction, truth, logits.shape[1]).numpy()
         valid = truth != IGNORE_INDEX
         log_p = logits.permute(0, 2, 3, 1)[:, valid].log_softmax(2)
         classes = classes[:, valid]

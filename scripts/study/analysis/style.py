@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from scripts.study.analysis.text import wrap
-from utils.errors import lookup
+from utils.errors import require_known
 from utils.files import write
 from utils.types import Rgb
 
@@ -85,7 +85,7 @@ def save_figure(figure: Figure, path: Path) -> None:
         UserError: the file cannot be written, or there is no such format.
     """
     kind = path.suffix[1:].lower() or "png"
-    lookup(figure.canvas.get_supported_filetypes(), kind, f"kind of picture for {path}:")
+    require_known(kind, figure.canvas.get_supported_filetypes(), f"kind of picture for {path}:")
     write(path, lambda file: figure.savefig(file, dpi=130, format=kind))
     plt.close(figure)
     print(f"wrote {path}")

@@ -11,7 +11,7 @@ from engine.settings import ROLES
 from scripts.study.analysis.runs import CHECKPOINT_SETTINGS
 from scripts.study.experiments.files import find_experiment, read_with_include
 from train_student import RECIPES
-from utils.errors import UserError, lookup
+from utils.errors import UserError, lookup, require_known
 from utils.options import convert
 
 SCRIPTS = {role: ROLES[role] for role in ("teacher", "student")}
@@ -191,7 +191,7 @@ def _read_settings(
             raise UserError(f"{where}: {key!r} is no setting of a run: {own_fields[key].metadata['instead']}")
         if key not in known and key not in own and key in elsewhere:
             continue  # a shared setting of the other script
-        lookup(known, str(key), f"setting in {where}:")
+        require_known(str(key), known, f"setting in {where}:")
         origin = _read_origin(value, runs) if key in CHECKPOINT_SETTINGS else None
         if origin is not None:
             origins[key] = origin
@@ -200,7 +200,7 @@ def _read_settings(
             raise UserError(f"{where}: {key}: one value, not {value!r}")
         settings[key] = convert(config_class, key, value, f"{where}: {key}")
         if key in CHECKPOINT_SETTINGS and value and not Path(settings[key]).suffix:
-            lookup(runs, settings[key], f"run in {where}: {key}:")
+            require_known(settings[key], runs, f"run in {where}: {key}:")
     return settings, origins
 
 
@@ -220,7 +220,7 @@ def _choose_arms(path: Path, all_arms: Mapping[str, Arm], trained_runs: tuple[st
     """
     arms: dict[str, Arm] = {}
     for name in trained_runs:
-        lookup(all_arms, str(name), f"run in {path}: only:")
+        require_known(str(name), all_arms, f"run in {path}: only:")
         _add_after_origins(path, all_arms, name, arms, ())
     _check_titles(path, arms)
     return arms

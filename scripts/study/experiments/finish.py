@@ -13,7 +13,8 @@ from utils.environment import require_packages
 require_packages()
 
 from scripts.study.experiments.slurm import finish_run
-from utils.errors import UserError, run_main
+from utils.entry import run_main
+from utils.errors import UserError
 
 
 def main() -> None:

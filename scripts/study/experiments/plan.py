@@ -7,7 +7,7 @@ from typing import Any
 from models.user_networks import is_user_network
 from scripts.study.experiments.definition import Arm, Experiment
 from scripts.study.experiments.jobs import Job
-from utils.errors import UserError, lookup
+from utils.errors import UserError, require_known
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def plan_jobs(
         UserError: ``only`` names an unknown run, or ``places.data`` is one folder for several data sets.
     """
     for name in only:
-        lookup(experiment.arms, name, "run in --only")  # raises where there is none
+        require_known(name, experiment.arms, "run in --only")
     datasets = sorted({arm.dataset for arm in experiment.arms.values()})
     if places.data and len(datasets) > 1:
         raise UserError(f"--data {places.data}: {experiment.name} has {len(datasets)} data sets: give --data-root DIR")
