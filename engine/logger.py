@@ -2,46 +2,22 @@
 
 import errno
 import json
-import platform
-import resource
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
 from datetime import timedelta
-from importlib.metadata import version
 from pathlib import Path
-from shutil import which
 from typing import Any
 
-import cv2
 import numpy as np
-import torch
 from tqdm import tqdm
 
+from engine.machine import measure_peak_memory_gb
 from engine.metrics import ASSISTED
 from utils.errors import UserError
 from utils.files import read_bytes, write_text
 
 MACHINE = ("images_per_second", "cpu_seconds", "memory_gb")  # terms that say something of the machine, not the training
-RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes
-
-
-def get_device_name(device: torch.device) -> str:
-    """Return the name of the GPU or the processor."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def measure_peak_memory_gb() -> float:
-    """Return the most this process has held so far, in 10^9 bytes: on its GPU if it uses one, else in RAM."""
-    if torch.cuda.is_initialized():
-        return torch.cuda.max_memory_allocated() / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT / 1e9
 
 
 def get_assisted_mark(card: Mapping[str, Any]) -> str:
@@ -49,37 +25,22 @@ def get_assisted_mark(card: Mapping[str, Any]) -> str:
     return ASSISTED if card.get("label_noise") else ""
 
 
-def describe_environment(device: torch.device) -> dict[str, Any]:
-    """Return versions, device and git revision, for the first record of a run."""
-    return {
-        "python": platform.python_version(),
-        **{package: version(package) for package in ("torch", "torchvision", "timm", "numpy")},
-        "opencv-python": cv2.__version__,  # or opencv-python-headless
-        "device": f"{device.type}: {get_device_name(device)}",
-        "threads": torch.get_num_threads(),
-        "git": read_git_revision() or "unknown",
-    }
-
-
-def read_git_revision() -> str:
-    """Return the commit of this code, marked where files have changed since; "" where git does not say."""
-    if not which("git"):
-        return ""
-    root = Path(__file__).resolve().parent.parent
-    describe = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    return subprocess.run(describe, cwd=root, capture_output=True, text=True, check=False).stdout.strip()
-
-
 class RunLogger:
     """Write the records of one run to ``folder``. On other ranks than 0 every method does nothing."""
 
     def __init__(
-        self, folder: Path, enabled: bool, start: int, validated: int, stop: int, header: Mapping[str, Any]
+        self,
+        folder: Path,
+        enabled: bool,
+        first_iteration: int,
+        validated: int,
+        max_iterations: int,
+        header: Mapping[str, Any],
     ) -> None:
         """Open the log, and drop the records of an interrupted run that are later than its checkpoint.
 
-        start: the iteration that the run continues from. validated: the last iteration whose validation is finished.
-        stop: the last iteration. header: the content of the first record.
+        first_iteration: the iteration that the run continues from. validated: the last iteration whose validation is
+        finished. header: the content of the first record.
         """
         self.enabled = enabled
         if not enabled:
@@ -87,18 +48,24 @@ class RunLogger:
         from torch.utils.tensorboard import SummaryWriter  # costs half a second
 
         path = folder / "metrics.jsonl"
-        lines = read_bytes(path).decode(errors="replace").splitlines() if start and path.exists() else []
-        write_text(path, "".join(line + "\n" for line in lines if is_kept(line, start, validated)))
+        lines = []
+        if first_iteration and path.exists():
+            lines = read_bytes(path).decode(errors="replace").splitlines()
+        write_text(path, "".join(line + "\n" for line in lines if is_kept(line, first_iteration, validated)))
         self.file = path.open("a", buffering=1)
-        self.writer = SummaryWriter(str(folder), purge_step=start + 1 if start else None)
-        self.stop = stop
+        self.writer = SummaryWriter(str(folder), purge_step=first_iteration + 1 if first_iteration else None)
+        self.max_iterations = max_iterations
         self.mark = get_assisted_mark(header["card"])
         self.first_time: float | None = None  # of the first record of training, which took longer than others
-        self.first_iteration = start
+        self.first_iteration = first_iteration
         self.bar = tqdm(
-            total=stop, initial=start, desc=folder.name, disable=not sys.stderr.isatty(), dynamic_ncols=True
+            total=max_iterations,
+            initial=first_iteration,
+            desc=folder.name,
+            disable=not sys.stderr.isatty(),
+            dynamic_ncols=True,
         )
-        self.write_record({"event": "start", "iteration": start, **header})
+        self.write_record({"event": "start", "iteration": first_iteration, **header})
 
     def write_record(self, values: Mapping[str, Any]) -> None:
         """Write one line of metrics.jsonl.
@@ -132,9 +99,11 @@ class RunLogger:
             self.writer.add_scalar(f"{self.mark_tag(tag)}/{name}", value, iteration)
         terms = "".join(f" {name} {value:.4g}" for name, value in numbers.items() if name not in MACHINE)
         if tag == "train":
-            self.print_line(f"train {iteration}/{self.stop}:{terms} | {self.describe_pace(record)}", quiet=True)
+            self.print_line(
+                f"train {iteration}/{self.max_iterations}:{terms} | {self.describe_pace(record)}", quiet=True
+            )
         else:
-            self.print_line(f"{tag} {iteration}/{self.stop}:{self.mark}{terms}")
+            self.print_line(f"{tag} {iteration}/{self.max_iterations}:{self.mark}{terms}")
 
     def describe_pace(self, record: Mapping[str, Any]) -> str:
         """Return the speed, the time that is left, and the memory, for the terminal."""
@@ -145,7 +114,7 @@ class RunLogger:
             self.first_iteration = iteration
         else:
             seconds_each = (time.monotonic() - self.first_time) / (iteration - self.first_iteration)
-            parts.append(f"{timedelta(seconds=round(seconds_each * (self.stop - iteration)))} left")
+            parts.append(f"{timedelta(seconds=round(seconds_each * (self.max_iterations - iteration)))} left")
         parts.append(f"{record['memory_gb']:.1f} GB")
         return ", ".join(parts)
 

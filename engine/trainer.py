@@ -16,7 +16,8 @@ from engine.evaluator import evaluate, switch_to_eval
 from engine.finish import FinishEstimate, describe_finish
 from engine.loader import load_train_batches
 from engine.lockstep import FiniteWatch, Lockstep, LossNotFinite, Stopped, StopRequest
-from engine.logger import RunLogger, describe_environment, get_assisted_mark
+from engine.logger import RunLogger, get_assisted_mark
+from engine.machine import describe_environment
 from engine.metrics import Metrics, make_json_number
 from engine.preview import make_preview
 from engine.run_folder import BEST, LAST, RunFolder, open_run_folder

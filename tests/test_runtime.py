@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 import train_teacher
 from datasets import cache
-from engine import logger, run_folder, runtime
+from engine import machine, run_folder, runtime
 from engine.lockstep import FiniteWatch, Stopped
 from engine.runtime import Runtime
 from engine.settings import TeacherConfig
@@ -209,7 +209,7 @@ def test_neither_git_nor_locks_nor_memory_are_taken_for_granted(tmp_path, monkey
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(FileNotFoundError):
         subprocess.run(["git"], check=False)
-    assert logger.describe_environment(torch.device("cpu"))["git"] == "unknown"
+    assert machine.describe_environment(torch.device("cpu"))["git"] == "unknown"
 
     def no_lock(file, flags):
         raise OSError(errno.ENOLCK, "No locks available")

@@ -36,7 +36,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from datasets import build_train_and_val
 from datasets.base import AUGMENTATION_STREAM, TrainStream
 from datasets.transforms import SCALE_RANGE, list_scales, pad
-from engine.logger import describe_environment
+from engine.machine import describe_environment
 from engine.metrics import count_confusions
 from engine.runtime import Runtime, start_runtime
 from losses import build_kd

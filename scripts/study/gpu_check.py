@@ -28,7 +28,7 @@ require_packages()
 
 import torch
 
-from engine.logger import describe_environment
+from engine.machine import describe_environment
 from utils.entry import run_main
 from utils.errors import UserError, require_known
 from utils.files import read_bytes, write_text

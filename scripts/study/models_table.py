@@ -25,7 +25,7 @@ import torch
 from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
-from engine.logger import get_device_name
+from engine.machine import get_device_name
 from models import build_model
 from utils.entry import run_main
 from utils.errors import UserError
