@@ -227,3 +227,18 @@ def test_a_label_with_an_orientation_is_named(tmp_path, monkeypatch):
     status, result = check(monkeypatch, tmp_path, "--dataset", "folder", "--data", tmp_path, "--split", "train")
     assert status == 0
     assert result["warnings"] == [f"{tmp_path}/masks/a.png is a label with EXIF orientation 3, which is not applied"]
+
+
+def test_a_data_set_without_a_train_split_is_warned_of(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    TREES["folder"][1](tmp_path)
+    path = tmp_path / "dataset.yaml"
+    path.write_text(path.read_text().replace("train: {", "test: {"))
+    flags = ["--dataset", "folder", "--data", str(tmp_path), "--workers", "0"]
+    check_data.main([*flags, "--json", "found.json"])
+    assert f"warning: {tmp_path} has no train split (only test, val)" in capsys.readouterr().out
+    found = json.loads(Path("found.json").read_text())
+    assert found["problems"] == []
+    assert "no train split" in found["warnings"][0]
+    check_data.main([*flags, "--split", "val"])
+    assert "warning" not in capsys.readouterr().out

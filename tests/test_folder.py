@@ -688,3 +688,163 @@ def test_sixteen_bits_are_not_few_colours(tmp_path):
         deep.parent.mkdir(exist_ok=True)
         Image.fromarray(1000 + 256 * draw(range(9), n).astype(np.uint16)).save(deep)
     assert describe(tmp_path)["splits"]["train"]["labels"] == "semantic"
+
+
+def read_pairs(root: Path, content: dict) -> dict[str, str]:
+    """Read the pairs of all splits, by their places below the root. All of their files exist."""
+    pairs = {}
+    for split in content["splits"]:
+        for image, label in build_dataset("folder", str(root), split).pairs:
+            pairs[str(image.relative_to(root))] = str(label.relative_to(root))
+    return pairs
+
+
+def write_places(root: Path, folders: tuple[str, ...], count: int, image: str, label: str) -> dict[str, str]:
+    """Write images and labels to places with the folder and a number. Return the place of each image's label."""
+    pairs = {}
+    for k, folder in enumerate(folders):
+        for n in range(count):
+            place = image.format(folder=folder, n=n)
+            pairs[place] = label.format(folder=folder, n=n)
+            picture(root / place, 100 * k + n)
+            save(root / pairs[place], draw(range(3), 100 * k + n), "ids")
+    return pairs
+
+
+@pytest.mark.parametrize("count", [3, 6, 12])
+@pytest.mark.parametrize("folders", [("day", "night"), ("train", "val"), ("a/x", "a/y", "b/x"), ("s", "s/more")])
+def test_sequences_of_the_same_names_have_their_own_masks_beside_them(folders, count, tmp_path):
+    for label in ("_mask.png", "_L.png"):
+        root = tmp_path / label
+        pairs = write_places(root, folders, count, "{folder}/frame{n}.jpg", "{folder}/frame{n}" + label)
+        content = describe(root)
+        if folders == ("s", "s/more"):  # no pattern names both, which a remark says
+            assert "# left out: s/more" in (root / "dataset.yaml").read_text()
+            pairs = {image: pairs[image] for image in pairs if "more" not in image}
+        assert read_pairs(root, content) == pairs
+        assert content["label_suffix"] == label
+
+
+def test_a_sequence_without_masks_has_not_those_of_another(tmp_path):
+    pairs = write_places(tmp_path, ("day",), 6, "{folder}/{n}.jpg", "{folder}/{n}_mask.png")
+    for n in range(6):
+        picture(tmp_path / f"night/{n}.jpg", 50 + n)
+    assert read_pairs(tmp_path, describe(tmp_path)) == pairs
+
+
+@pytest.mark.parametrize("masks", ["masks", "x"])
+def test_previews_beside_labels_are_no_images(masks, tmp_path):
+    pairs = write_places(tmp_path, (masks,), 6, "images/{n}.jpg", "{folder}/{n}.png")
+    for n in range(6):
+        picture(tmp_path / masks / f"{n}.jpg", 50 + n)
+    assert read_pairs(tmp_path, describe(tmp_path)) == pairs
+
+
+@pytest.mark.parametrize("label", ["label_{n}.png", "mask{n}.png"])
+def test_numbered_images_are_not_one_image_a_folder(label, tmp_path):
+    for count, folders in ((3, ("train", "val")), (1, ("test",))):
+        write_places(tmp_path, folders, count, "{folder}/{n}.jpg", "{folder}/" + label)
+    with pytest.raises(UserError, match="no folder of labels found"):
+        describe(tmp_path)
+
+
+@pytest.mark.parametrize("other", ["depth.png", "normals.png", "a_viz.png"])
+def test_the_image_of_a_folder_is_told_from_other_pictures(other, tmp_path):
+    folders = tuple(f"scene{n}" for n in range(5))
+    pairs = write_places(tmp_path, folders, 1, "{folder}/image.jpg", "{folder}/mask.png")
+    for n, folder in enumerate(folders):
+        noise = np.random.default_rng(n).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(tmp_path / folder / other)  # it has more colours than the image
+    assert read_pairs(tmp_path, describe(tmp_path)) == pairs
+
+
+def test_a_folder_with_several_possible_images_or_labels_is_refused(tmp_path):
+    folders = tuple(f"scene{n}" for n in range(5))
+    write_places(tmp_path / "images", folders, 1, "{folder}/left.jpg", "{folder}/mask.png")
+    write_places(tmp_path / "labels", folders, 1, "{folder}/image.jpg", "{folder}/mask_car.png")
+    for n, folder in enumerate(folders):
+        picture(tmp_path / f"images/{folder}/right.jpg", 50 + n)
+        save(tmp_path / f"labels/{folder}/mask_road.png", draw(range(3), 50 + n), "ids")
+    with pytest.raises(UserError, match=r"scene0 has several .* the image of its label \(left\.jpg, right\.jpg\)"):
+        describe(tmp_path / "images")
+    with pytest.raises(UserError, match=r"scene0 has several .* \(mask_car\.png, mask_road\.png\)"):
+        describe(tmp_path / "labels")
+
+
+COLOURED_BESIDE = {
+    "flat": (("all",), "images/{n}_img.png", "gt/{n}_labelIds.png"),
+    "stems": (("all",), "images/{n}.jpg", "gt/{n}_labelIds.png"),
+    "cityscapes": (
+        ("train/aachen", "train/ulm", "val/bonn"),
+        "leftImg8bit/{folder}/{n}_leftImg8bit.png",
+        "gtFine/{folder}/{n}_gtFine_labelIds.png",
+    ),
+    "sequences": (("day", "night"), "{folder}/rgb/{n}.png", "{folder}/gt/{n}_labelIds.png"),
+    "in one folder": (("all",), "d/{n}.jpg", "d/{n}_labelIds.png"),
+    "beside, in sequences": (("day", "night"), "{folder}/{n}.jpg", "{folder}/{n}_labelIds.png"),
+}
+
+
+@pytest.mark.parametrize("layout", COLOURED_BESIDE)
+def test_ids_colours_and_instances_side_by_side(layout, tmp_path):
+    folders, image, label = COLOURED_BESIDE[layout]
+    pairs = write_places(tmp_path, folders, 6, image, label)
+    for seed, place in enumerate(pairs.values()):
+        save(tmp_path / place.replace("_labelIds", "_color"), draw(range(3), seed))
+        instances = 1000 * draw(range(3), seed).astype(np.uint16) + np.arange(SIZE[1], dtype=np.uint16)
+        Image.fromarray(instances).save(tmp_path / place.replace("_labelIds", "_instanceIds"))
+    content = describe(tmp_path)
+    assert read_pairs(tmp_path, content) == pairs
+    assert len(content["names"]) == 3
+
+
+def test_labels_of_classes_go_before_those_of_objects(tmp_path):
+    pairs = write_places(tmp_path, ("all",), 6, "JPEGImages/{n}.jpg", "SegmentationClass/{n}.png")
+    for n in range(6):
+        save(tmp_path / f"SegmentationObject/{n}.png", draw(range(2), n), "ids")
+    assert read_pairs(tmp_path, describe(tmp_path)) == pairs
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_the_only_split_is_taken_for_training(split, tmp_path):
+    pairs = write_places(tmp_path, (f"{split}_a", f"{split}_b"), 4, "{folder}/images/{n}.jpg", "{folder}/masks/{n}.png")
+    content = describe(tmp_path)
+    assert list(content["splits"]) == ["train", "val"]
+    assert read_pairs(tmp_path, content) == pairs
+    assert f"# no training split: all folders are called {split}" in (tmp_path / "dataset.yaml").read_text()
+
+
+def test_splits_without_one_for_training_are_refused(tmp_path):
+    write_places(tmp_path / "folders", ("val", "test"), 4, "{folder}/images/{n}.jpg", "{folder}/masks/{n}.png")
+    with pytest.raises(
+        UserError, match=r"all folders are for test or val .*: rename the folder of the training images"
+    ):
+        describe(tmp_path / "folders")
+    write_photos(tmp_path / "lists", 4)
+    (tmp_path / "lists/val.txt").write_text("0\n1\n2\n3\n")
+    with pytest.raises(UserError, match=r"val\.txt name all images of .*: write a list of the training images"):
+        describe(tmp_path / "lists")
+
+
+def test_one_image_cannot_be_split(tmp_path):
+    write_photos(tmp_path, 1)
+    with pytest.raises(UserError, match="at least two images are needed"):
+        describe(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "masks"]
+
+
+@pytest.mark.parametrize("folders", [(".",), ("a", "b"), (" a", "b")])
+@pytest.mark.parametrize("name", ["pic {n} ", " pic {n}", " {n} "])
+def test_lists_keep_blanks_at_the_ends_of_names(name, folders, tmp_path):
+    pairs = write_places(tmp_path, folders, 6, f"{{folder}}/images/{name}.jpg", f"{{folder}}/masks/{name}.png")
+    pairs = {image.removeprefix("./"): label.removeprefix("./") for image, label in pairs.items()}
+    assert read_pairs(tmp_path, describe(tmp_path)) == pairs
+
+
+def test_a_name_that_no_list_can_hold_is_refused(tmp_path):
+    write_places(tmp_path / "no splits", ("all",), 6, "images/a\\{n}.jpg", "masks/a\\{n}.png")
+    with pytest.raises(UserError, match="cannot be named in a list: rename it"):
+        describe(tmp_path / "no splits")
+    root = tmp_path / "splits"
+    pairs = write_places(root, ("train", "val"), 3, "{folder}/images/a\\{n}.jpg", "{folder}/masks/a\\{n}.png")
+    assert read_pairs(root, describe(root)) == pairs

@@ -4,7 +4,8 @@
     python scripts/data/check_data.py --dataset cityscapes --data cityscapes --split val --workers 8 --json val.json
 
 Without --split: train and val, and other splits where they are. Problems: a line for each kind, with its count and
-first files, and exit status 1; --json has every one. Warnings: what a person has to look at, file by file.
+first files, and exit status 1; --json has every one. Warnings: what a person has to look at, file by file; and a
+data set of your own that has no train split.
 """
 
 import json
@@ -68,7 +69,7 @@ class Report:
     official: tuple[int, ...] = ()
     pixels: np.ndarray = field(default_factory=lambda: np.zeros(IGNORE_INDEX + 1, np.int64))
     problems: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)  # on single pictures; of the total also on the splits
     contents: dict[str, Path] = field(default_factory=dict)  # the images by what they hold
 
     def as_dict(self, names: tuple[str, ...]) -> dict[str, object]:
@@ -235,6 +236,14 @@ def print_class_shares(total: Report, spec: DatasetSpec) -> None:
         print(f"  {name:<{width}} {count:>16,} {100 * count / max(total.pixels.sum(), 1):7.3f} %")
 
 
+def print_warnings(warnings: Sequence[str], advice: str = "") -> None:
+    """Print a line for each warning. If there is any, print the advice on what to do about them, too."""
+    for line in warnings:
+        print(f"warning: {line}")
+    if warnings and advice:
+        print(advice)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     config = CheckConfig(**parse_flags(CheckConfig, __doc__, argv))
     if not config.dataset:
@@ -259,10 +268,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     print_class_shares(total, spec)
     for line in describe_kinds(total.problems):
         print(f"problem: {line}")
-    for line in total.warnings:
-        print(f"warning: {line}")
-    if total.warnings:
-        print(TURNED_ADVICE)
+    print_warnings(total.warnings, advice=TURNED_ADVICE)
+    if not config.split and "train" not in spec.splits:
+        warning = f"{root} has no train split (only {', '.join(spec.splits)}): nothing can be trained on it"
+        print_warnings([warning])
+        total.warnings.append(warning)
     if config.json:
         result = {"dataset": config.dataset, "data": config.data, "split": config.split or None}
         result |= total.as_dict(spec.names)

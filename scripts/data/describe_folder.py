@@ -4,7 +4,8 @@
 
 It looks for folders (or one folder) of images and labels that go by the same names, for splits in the names of
 folders or in lists, and for the ids or colours of the labels, with their counts. Without a validation split every fifth
-training image is taken out for it, by two lists that are written. See datasets/folder.py for the keys.
+training image is taken out for it, by two lists that are written. A single split of another name is taken for training.
+See datasets/folder.py for the keys.
 """
 
 import shlex

@@ -20,6 +20,10 @@ from utils.pictures import read_content
 # Words that only begin like a split are none: valley, value, valve, device.
 SPLIT = re.compile(r"(?<![a-z])(train|val|dev|test)(?!ley|ue|ve|ice)", re.IGNORECASE)
 LABEL_WORD = re.compile(r"mask|label|annot|(?<![a-z])(gt|seg|ann|target)|ids|class", re.IGNORECASE)
+# of label files that number objects, or that are drawn for people to look at
+OTHER_LABEL_WORD = re.compile(r"instance|object|colou?r|(?<![a-z])vi[sz]", re.IGNORECASE)
+IMAGE_WORD = re.compile(r"image|img|photo|picture|frame|(?<![a-z])rgb", re.IGNORECASE)
+NO_IMAGE_WORD = re.compile(r"depth|disp|normal|flow|thermal|infrared|overlay|(?<![a-z])vi[sz](?!ible)", re.IGNORECASE)
 KIND = 0.2  # share of a folder's files that an ending must have to be a kind of them
 COVERED = 0.5  # share of a folder's images that must have a label
 ALIKE = 0.8  # share of the folders that must have a picture's name where each folder holds one image
@@ -35,7 +39,8 @@ class Match(NamedTuple):
     labels: Path
     label_suffix: str  # the end of all label names, as in dataset.yaml
     bases: tuple[str, ...]  # what a list calls the images that have a label
-    label_names: tuple[str, ...]  # of those images
+    image_names: tuple[str, ...]  # the files of those images
+    label_names: tuple[str, ...]  # and of their labels
     unlabelled: tuple[str, ...]  # names of images of this form without such a label
     hint: bool  # whether the labels are called so
     merit: tuple[object, ...]
@@ -55,14 +60,12 @@ def find_matches(root: Path) -> list[Match]:
     if single := _match_single_images(folders):
         return single
     found = _match_by_nearness(root, folders)
-    forms: Counter[tuple[str, str]] = Counter()
-    for match in found:
-        forms[match.form] += len(match.bases)
-    form = max(forms, key=lambda form: (forms[form], form[0] == ""), default=None)
     label_folders = {match.labels for match in found if match.images != match.labels}
+    usable = [match for match in found if match.images not in label_folders]
+    form = _choose_form(usable)
     best: dict[Path, Match] = {}
-    for match in sorted(found, key=lambda match: match.merit):
-        if match.form == form and match.images not in label_folders:
+    for match in sorted(usable, key=lambda match: match.merit):
+        if match.form == form:
             best[match.images] = match
     if not best:
         places = ", ".join(sorted(str(folder.relative_to(root)) for folder in folders)[:6]) or "there are none"
@@ -82,10 +85,40 @@ def find_matches(root: Path) -> list[Match]:
     return matches
 
 
+def _choose_form(matches: list[Match]) -> tuple[str, str] | None:
+    """Return the form of names that most images have. Of several, return the one that most looks like it.
+
+    Such forms are Cityscapes' ``_labelIds.png``, ``_color.png`` and ``_instanceIds.png``.
+    """
+    counts: Counter[tuple[str, str]] = Counter()
+    first: dict[tuple[str, str], Match] = {}
+    for match in matches:
+        counts[match.form] += len(match.bases)
+        first.setdefault(match.form, match)
+
+    def judge(form: tuple[str, str]) -> tuple[object, ...]:
+        image_suffix, label_suffix = form
+        match = first[form]
+        return (
+            counts[form],
+            image_suffix == "",
+            NO_IMAGE_WORD.search(image_suffix) is None,
+            LABEL_WORD.search(label_suffix) is not None,
+            OTHER_LABEL_WORD.search(label_suffix) is None,
+            _count_colors(match.images / match.image_names[0]),
+            -_count_colors(match.labels / match.label_names[0]),
+        )
+
+    return max(counts, key=judge, default=None)
+
+
 def _match_single_images(folders: dict[Path, list[str]]) -> list[Match]:
     """Match image and label where each folder holds one of them under the same names, as labelme's converter does.
 
     Returns an empty list where the tree is none of that kind.
+
+    Raises:
+        UserError: each folder has several pictures that may be its image, or several that may be its label.
     """
     counts = Counter(name for names in folders.values() for name in names)
     names = sorted(name for name, count in counts.items() if count > 1 and count >= ALIKE * len(folders))
@@ -94,12 +127,80 @@ def _match_single_images(folders: dict[Path, list[str]]) -> list[Match]:
     images = [name for name in names if not LABEL_WORD.search(name)]
     if not (labels and images) or len(homes) < ALIKE * len(folders):
         return []
-    label = min(labels, key=lambda name: (_count_colors(homes[0] / name), len(name)))
-    image = max(images, key=lambda name: _count_colors(homes[0] / name))
+    if any(_hold_several_pairs(folders[home]) for home in homes):
+        return []
+    image = _choose_image(homes[0], images)
+    label = _choose_label(homes[0], labels)
     if label.startswith(Path(image).stem):
         return []  # photo.jpg and photo_mask.png, of which there may be several in a folder
     _require_same_names(homes)
-    return [Match(home, image, home, label, (image,), (label,), (), True, ()) for home in sorted(homes)]
+    return [
+        Match(
+            images=home,
+            image_suffix=image,
+            labels=home,
+            label_suffix=label,
+            bases=(image,),
+            image_names=(image,),
+            label_names=(label,),
+            unlabelled=(),
+            hint=True,
+            merit=(),
+        )
+        for home in sorted(homes)
+    ]
+
+
+def _hold_several_pairs(names: list[str]) -> bool:
+    """Return whether the names in a folder are those of several images, each with a label of its own.
+
+    Such names are 0.jpg, 1.jpg, 0_mask.png and 1_mask.png, or left.jpg, right.jpg, mask_left.png and mask_right.png.
+    """
+    labels = [name for name in names if LABEL_WORD.search(name)]
+    images = [name for name in names if not LABEL_WORD.search(name)]
+    if len(images) < 2:
+        return False
+    without_digits = {re.sub(r"\d+", "", name) for name in images}
+    return len(without_digits) < len(images) or any(
+        Path(image).stem in Path(label).stem for image, label in product(images, labels)
+    )
+
+
+def _choose_image(home: Path, names: list[str]) -> str:
+    """Return the one of several pictures in a folder that is the image, not its depth or another drawing.
+
+    Raises:
+        UserError: neither the names nor the numbers of colours tell which.
+    """
+    candidates = [name for name in names if not NO_IMAGE_WORD.search(name)] or names
+    candidates = [name for name in candidates if IMAGE_WORD.search(name)] or candidates
+    most = max(_count_colors(home / name) for name in candidates)
+    candidates = [name for name in candidates if 2 * _count_colors(home / name) > most]
+    if len(candidates) > 1:
+        raise UserError(
+            f"{home} has several pictures that may be the image of its label ({', '.join(candidates)}), and so have "
+            "the other folders: call the image image.* or rgb.*, or move the other pictures out of the tree"
+        )
+    return candidates[0]
+
+
+def _choose_label(home: Path, names: list[str]) -> str:
+    """Return the one of several pictures in a folder that is the label, not its coloured version or a preview.
+
+    Raises:
+        UserError: another picture has about as few colours, and shows other regions.
+    """
+    candidates = [name for name in names if not OTHER_LABEL_WORD.search(name)] or names
+    label = min(candidates, key=lambda name: (_count_colors(home / name), len(name)))
+    few_colors = 2 * _count_colors(home / label)
+    others = [name for name in candidates if name != label and _count_colors(home / name) <= few_colors]
+    others = [name for name in others if not _show_same_regions(home / label, home / name)]
+    if others:
+        raise UserError(
+            f"{home} has several pictures that may be the label of its image ({', '.join(sorted([label, *others]))}), "
+            "and so have the other folders: move all but one out of the tree; merge masks of one class each"
+        )
+    return label
 
 
 def _require_same_names(homes: Sequence[Path]) -> None:
@@ -119,6 +220,7 @@ def _require_same_names(homes: Sequence[Path]) -> None:
 
 def _match_by_nearness(root: Path, folders: dict[Path, list[str]]) -> list[Match]:
     """Match folders with those near them; what is further away is looked at where nothing nearer is called labels."""
+    beside = {folder: list(_match_folders(root, folders, folder, folder)) for folder in folders}
     ranked = {}
     for here in folders:
         near = {there: _measure_nearness(root, here, there) for there in folders}
@@ -128,8 +230,26 @@ def _match_by_nearness(root: Path, folders: dict[Path, list[str]]) -> list[Match
         done = {folder for match in found if match.hint for folder in (match.images, match.labels)}
         for here in [folder for folder in folders if folder not in done]:
             for there in ranked[here][rank] if rank < len(ranked[here]) else ():
-                found += _match_folders(root, folders, here, there)
+                for match in _match_folders(root, folders, here, there):
+                    if here == there or not _belong_to_others(root, match, beside):
+                        found.append(match)
     return found
+
+
+def _belong_to_others(root: Path, match: Match, beside: dict[Path, list[Match]]) -> bool:
+    """Return whether the labels of a match are those of the images that lie beside them.
+
+    Sequences often have images of the same names, each with its mask beside it: day/0.jpg and night/0.jpg.
+
+    beside: the matches of each folder within itself.
+    """
+    image_parts, label_parts = set(match.images.relative_to(root).parts), set(match.labels.relative_to(root).parts)
+    label_folder_is_named_so = any(map(LABEL_WORD.search, label_parts - image_parts))
+    image_folder_is_named_so = any(map(LABEL_WORD.search, image_parts - label_parts))
+    if label_folder_is_named_so and not image_folder_is_named_so:
+        return False  # then what lies beside the labels is a preview
+    has_own_labels = any(own.form == match.form for own in beside[match.images])
+    return any(own.form == match.form and (own.hint or has_own_labels) for own in beside[match.labels])
 
 
 def _match_folders(root: Path, folders: dict[Path, list[str]], here: Path, there: Path) -> Iterator[Match]:
@@ -137,17 +257,20 @@ def _match_folders(root: Path, folders: dict[Path, list[str]], here: Path, there
     image_split, label_split = get_split(here.relative_to(root)), get_split(there.relative_to(root))
     if image_split and label_split and image_split != label_split:
         return
-    for image_suffix, label_suffix in _list_forms(folders[here], folders[there]):
+    for image_suffix, label_suffix in _list_forms(folders[here], folders[there], here == there):
         match = _match_form(root, folders, here, there, image_suffix, label_suffix)
         if match is not None:
             yield match
 
 
-def _list_forms(image_names: list[str], label_names: list[str]) -> list[tuple[str, str]]:
-    """List the pairs of an image suffix and a label suffix that the names in two folders may have."""
+def _list_forms(image_names: list[str], label_names: list[str], are_beside: bool) -> list[tuple[str, str]]:
+    """List the pairs of an image suffix and a label suffix that the names in two folders may have.
+
+    are_beside: the two folders are the same. Then a file suffix such as .jpg may tell images from other pictures.
+    """
     image_suffixes = [""]
     for ending in _list_endings(image_names):
-        if ending.lower() not in IMAGE_SUFFIXES:
+        if are_beside or ending.lower() not in IMAGE_SUFFIXES:
             image_suffixes.append(ending)
     label_endings = _list_endings(label_names)
     forms = list(product(image_suffixes, label_endings))
@@ -169,6 +292,8 @@ def _match_form(
     bases = tuple(sorted(images.keys() & labels.keys()))
     if not bases or len(bases) < COVERED * len(images):
         return None
+    if all(_have_plain_images(folders[folder], image_suffix, bases) for folder in (here, there)):
+        return None
 
     image_place, label_place = here.relative_to(root), there.relative_to(root)
     image_words = {*image_place.parts, image_suffix}
@@ -184,6 +309,7 @@ def _match_form(
         return None
 
     same_split, shared = _measure_nearness(root, here, there)
+    is_of_classes = not any(map(OTHER_LABEL_WORD.search, label_words - image_words))
     alike = SequenceMatcher(None, str(image_place), str(label_place)).ratio()
     return Match(
         images=here,
@@ -191,11 +317,23 @@ def _match_form(
         labels=there,
         label_suffix=label_suffix,
         bases=bases,
+        image_names=tuple(images[base] for base in bases),
         label_names=tuple(labels[base] for base in bases),
         unlabelled=tuple(images[base] for base in sorted(images.keys() - labels.keys())),
         hint=label_is_named_so,
-        merit=(same_split, label_is_named_so, shared, len(bases), -label_colors, alike),
+        merit=(same_split, label_is_named_so, shared, len(bases), is_of_classes, -label_colors, alike),
     )
+
+
+def _have_plain_images(names: Sequence[str], image_suffix: str, bases: Sequence[str]) -> bool:
+    """Return whether pictures called after the bases alone are the images, not those with a suffix such as _color.png.
+
+    names: of all pictures in the folder.
+    """
+    if image_suffix == "" or image_suffix.lower() in IMAGE_SUFFIXES:
+        return False
+    plain = {Path(name).stem for name in names}
+    return len(plain.intersection(bases)) >= COVERED * len(bases)
 
 
 def _name_images(names: Sequence[str], beside: Sequence[str], image_suffix: str, label_suffix: str) -> dict[str, str]:
@@ -294,12 +432,18 @@ def _list_endings(names: list[str]) -> list[str]:
 
 
 def _show_same_regions(one: Path, other: Path) -> bool:
-    """Return whether two pictures of two colours show the same regions, as a label and its coloured version do."""
+    """Return whether two pictures show the same regions, as a label and its coloured version do.
+
+    One of them may have finer regions, such as the objects of a class.
+    """
     codes = []
     for path in (one, other):
         with Image.open(path) as file:
             codes.append(np.asarray(file.convert("RGB"), np.int64).reshape(-1, 3) @ (1, 256, 65536))
-    return len(codes[0]) == len(codes[1]) and len(np.unique(np.stack(codes), axis=1).T) <= 2
+    if len(codes[0]) != len(codes[1]):
+        return False
+    together = np.unique(np.stack(codes), axis=1).shape[1]
+    return together == max(len(np.unique(code)) for code in codes)
 
 
 @lru_cache

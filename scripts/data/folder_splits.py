@@ -7,6 +7,7 @@ from pathlib import Path, PurePath
 from datasets.files import IMAGE_SUFFIXES, clean_name, read_list
 from datasets.folder_pairs import find_folders
 from scripts.data.folder_layout import Match, get_split
+from utils.errors import UserError
 from utils.files import decode_text
 from utils.pictures import read_content
 
@@ -27,12 +28,15 @@ def find_splits(
     added. Returns the splits, and the lists to be written: file name -> names of images.
 
     Raises:
-        UserError: a list cannot be read.
+        UserError: a list cannot be read, or there are no images for training or none for validation.
     """
     splits: Splits = {}
     bases: dict[str, list[str]] = {}
     written: dict[str, list[str]] = {}
-    for name, group in _group_by_split(root, matches).items():
+    groups = _group_by_split(root, matches)
+    if "train" not in groups:
+        groups = {"train": _take_only_split(root, groups, remarks)}
+    for name, group in groups.items():
         images, labels = _join_folders(root, group)
         splits[name] = {"images": images, "labels": labels}
         bases[name] = _list_bases(root, name, group, "*" in images, remarks)
@@ -46,15 +50,39 @@ def find_splits(
             others = [root / path for path in lists.values()]
             lists["train"] = make_list_name("train")
             written[lists["train"]] = _leave_out(bases["train"], others)
+            if not written[lists["train"]]:
+                raise UserError(
+                    f"no images for training: {', '.join(sorted(map(str, others)))} name all images of {root}: write a "
+                    "list of the training images, train.txt, or take their names out of the other lists"
+                )
             remarks.append("no list of training images: they are those in no other list")
         splits = {name: splits["train"] | {"list": path} for name, path in lists.items()} or splits
-    if "train" in splits and "val" not in splits:
+    if "val" not in splits:
         _take_validation(root, splits, bases["train"], written)
         remarks.append(
             f"no validation split: every {HELD_OUT}th image is taken for it, by lists of names; of a video, whose "
             "neighbouring frames are nearly the same, take whole sequences instead"
         )
+    for lines in written.values():
+        _require_readable(lines)
     return splits, written
+
+
+def _take_only_split(root: Path, groups: dict[str, list[Match]], remarks: list[str]) -> list[Match]:
+    """Return the folders of the only split, and add a remark that they are taken for training.
+
+    Raises:
+        UserError: there are several splits, so that it is not clear which is for training.
+    """
+    if len(groups) > 1:
+        places = ", ".join(str(group[0].images.relative_to(root)) for group in groups.values())
+        raise UserError(
+            f"--data {root}: no images for training: by their names, all folders are for {' or '.join(groups)} "
+            f"({places}): rename the folder of the training images to train"
+        )
+    [(split, group)] = groups.items()
+    remarks.append(f"no training split: all folders are called {split}, and are taken for training")
+    return group
 
 
 def _take_validation(root: Path, splits: Splits, bases: list[str], written: dict[str, list[str]]) -> None:
@@ -63,13 +91,18 @@ def _take_validation(root: Path, splits: Splits, bases: list[str], written: dict
     bases: the names of all training images. They count where no list of the user's names the training images.
 
     Raises:
-        UserError: the user's list cannot be read.
+        UserError: the user's list cannot be read, or there is one image only.
     """
     train = splits["train"]
     listed = train.get("list")
     names = bases
     if listed is not None and listed not in written:
         names = read_list(root / listed)
+    if len(names) < 2:
+        raise UserError(
+            f"--data {root}: {len(names)} image with a label for training and none for validation: at least two images "
+            "are needed, one for each"
+        )
     parts = {
         "train": [name for i, name in enumerate(names) if i % HELD_OUT],
         "val": names[::HELD_OUT],
@@ -106,10 +139,33 @@ def _list_bases(root: Path, split: str, group: list[Match], takes_all: bool, rem
         if i and not takes_all:
             remarks.append(f"left out: {place} ({len(match.bases)} images): a second folder for {split}")
             continue
-        bases += [str(place / base) if takes_all else base for base in match.bases]
+        folder = place if takes_all else Path()
+        for base, image_name in zip(match.bases, match.image_names, strict=True):
+            bases.append(_write_line(str(folder / base), str(folder / image_name)))
         if match.unlabelled:
             remarks.append(f"{len(match.unlabelled)} images of {place} have no label called NAME{match.label_suffix}")
     return bases
+
+
+def _write_line(base: str, image: str) -> str:
+    """Return the line of a list that names an image: its base, or more where blanks at its ends would be lost."""
+    return next((line for line in (base, image, f"./{image}") if _can_be_read(line)), base)
+
+
+def _can_be_read(line: str) -> bool:
+    """Return whether a name that is written into a list is the same when the list is read."""
+    return [clean_name(part) for part in line.splitlines()] == [line]
+
+
+def _require_readable(lines: Sequence[str]) -> None:
+    """Check the lines of a list that is to be written.
+
+    Raises:
+        UserError: a name of an image cannot be in a list.
+    """
+    for line in lines:
+        if not _can_be_read(line):
+            raise UserError(f"the image {line!r} cannot be named in a list: rename it, without line breaks and \\")
 
 
 def _join_folders(root: Path, group: list[Match]) -> tuple[str, str]:
