@@ -32,7 +32,7 @@ DATASETS: dict[str, DatasetSpec | Callable[[Path], DatasetSpec]] = {
 }
 
 
-def dataset_spec(name: str, root: str = "", classes: int | None = None) -> DatasetSpec:
+def get_dataset_spec(name: str, root: str = "", classes: int | None = None) -> DatasetSpec:
     """Return the spec of a data set. ``classes`` chooses the variant with that many classes.
 
     Raises:
@@ -55,7 +55,7 @@ def build_dataset(
     Raises:
         UserError: the data set or split is unknown, no root is given, or files are missing below it.
     """
-    spec = dataset_spec(name, root, classes)
+    spec = get_dataset_spec(name, root, classes)
     require_known(split, spec.splits, f"split of {name}")
     folder = _find_root(name, root) if spec.needs_root else Path()
     return SegmentationDataset(spec, folder, split, cache_gb)
@@ -88,7 +88,7 @@ def build_train_and_val(
     Raises:
         UserError: as ``build_dataset``; the augmentation is unknown; or the scales are no range of tenths.
     """
-    spec = dataset_spec(name, root, classes)
+    spec = get_dataset_spec(name, root, classes)
     augment = lookup(AUGMENTATIONS, augmentation, "augmentation")
     list_scales(*scale_range)  # to refuse a bad range here, not in a loader worker
     transform = partial(
@@ -113,7 +113,7 @@ def build_dataset_for_network(
     if not dataset:
         raise UserError(f"{source} does not say its data set: give --dataset and --data")
     name = _choose_variant(dataset, network.num_classes)
-    require_classes(network, dataset_spec(name, data), name, source, allow_other_names)
+    require_classes(network, get_dataset_spec(name, data), name, source, allow_other_names)
     return name, build_dataset(name, data, split)
 
 

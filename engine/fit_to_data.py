@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from datasets import build_dataset, dataset_spec
+from datasets import build_dataset, get_dataset_spec
 from engine.run_folder import read_saved_settings
 from engine.runtime import Runtime
 from engine.settings import TrainConfig
@@ -33,7 +33,7 @@ def fit_to_data(settings: C, given: Collection[str], runtime: Runtime) -> C:
     Raises:
         UserError: the data set cannot be read, or the config.yaml of a resumed run holds a wrong value.
     """
-    if not settings.fit_to_data or not dataset_spec(settings.dataset, settings.data, settings.classes).needs_root:
+    if not settings.fit_to_data or not get_dataset_spec(settings.dataset, settings.data, settings.classes).needs_root:
         return settings
     return replace(settings, **runtime.agree(lambda: _find_fitted_settings(settings, given, runtime.size)))
 

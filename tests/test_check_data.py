@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets import dataset_spec
+from datasets import get_dataset_spec
 from scripts.data import check_data
 from scripts.data.pool import map_in_processes
 from tests.conftest import ENVIRONMENT, ROOT
@@ -44,7 +44,7 @@ def test_counts_of_an_official_layout(tree, tmp_path, monkeypatch):
     expected = make(root)
     status, result = check(monkeypatch, tmp_path, "--dataset", name, "--data", root)
     assert (status, result["problems"]) == (0, [])
-    names = dataset_spec(name, str(root)).names
+    names = get_dataset_spec(name, str(root)).names
     for split, labels in expected.items():
         found = result["splits"][split]
         assert found["images"] == len(labels)
@@ -56,7 +56,7 @@ def test_counts_of_an_official_layout(tree, tmp_path, monkeypatch):
 
 def test_one_split_in_worker_processes(tmp_path):
     TREES["camvid"][1](tmp_path)
-    alone, shared = (check_data.check(dataset_spec("camvid"), tmp_path, "val", workers) for workers in (0, 2))
+    alone, shared = (check_data.check(get_dataset_spec("camvid"), tmp_path, "val", workers) for workers in (0, 2))
     assert list(alone) == list(shared) == ["val"]
     assert (alone["val"].images, shared["val"].images, shared["val"].problems) == (1, 1, [])
     assert np.array_equal(alone["val"].pixels, shared["val"].pixels)

@@ -11,7 +11,7 @@ from PIL import Image
 import eval as evaluation
 import train_student
 import train_teacher
-from datasets import build_dataset, dataset_spec
+from datasets import build_dataset, get_dataset_spec
 from datasets.toy import TOY
 from models.checkpoints.loading import from_checkpoint
 from tests.conftest import BACKBONE, TINY
@@ -70,7 +70,7 @@ def test_scores_are_those_of_the_saved_predictions(runs, tmp_path):
 
 def test_no_score_without_a_label(runs, tmp_path, capsys):
     picture(tmp_path / "test/a.jpg")
-    names = ", ".join(dataset_spec("toy").names)
+    names = ", ".join(get_dataset_spec("toy").names)
     (tmp_path / "dataset.yaml").write_text(f"names: [{names}]\nsplits: {{test: {{images: test, labels: none}}}}\n")
     flags = ["--dataset", "folder", "--data", str(tmp_path), "--split", "test", "--draws", "2"]
     result = score(runs, tmp_path, "teacher", *flags)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from datasets import DATASETS, build_dataset, dataset_spec
+from datasets import DATASETS, build_dataset, get_dataset_spec
 from datasets.coco_stuff import UNUSED, USED
 from datasets.files import read_label, read_list
 from datasets.ids import IdMap
@@ -87,10 +87,10 @@ def test_164k_train_ids_of_mmseg_for_171_and_182_classes(tmp_path):
 
 
 def test_classes_pick_a_variant():
-    assert len(dataset_spec("coco_stuff_164k", classes=182).names) == 182
-    assert dataset_spec("voc", classes=21) is DATASETS["voc"]
+    assert len(get_dataset_spec("coco_stuff_164k", classes=182).names) == 182
+    assert get_dataset_spec("voc", classes=21) is DATASETS["voc"]
     with pytest.raises(UserError, match="voc has 21 classes, not 22"):
-        dataset_spec("voc", classes=22)
+        get_dataset_spec("voc", classes=22)
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_a_wrong_root_is_an_error_of_one_line(name, tmp_path):
 
 def test_unknown_names():
     with pytest.raises(UserError, match="did you mean 'cityscapes'"):
-        dataset_spec("cityscape")
+        get_dataset_spec("cityscape")
     with pytest.raises(UserError, match="unknown split of voc 'trian'; did you mean 'train'"):
         build_dataset("voc", "/", "trian")
 
@@ -387,7 +387,7 @@ def test_255_may_be_a_class(tmp_path):
     picture(tmp_path / "i/a.png", 0)
     split = "splits: {train: {images: i, labels: m}}\n"
     (tmp_path / "dataset.yaml").write_text("names: [sea, ship]\nids: {0: sea, 255: ship}\n" + split)
-    assert dataset_spec("folder", str(tmp_path)).ids(np.array([[0, 255]], np.uint8)).tolist() == [[0, 1]]
+    assert get_dataset_spec("folder", str(tmp_path)).ids(np.array([[0, 255]], np.uint8)).tolist() == [[0, 1]]
 
 
 @pytest.mark.parametrize(
@@ -412,4 +412,4 @@ def test_folder_says_what_is_wrong_with_its_yaml(old, new, problem, tmp_path):
     path = tmp_path / "dataset.yaml"
     path.write_text(path.read_text().replace(old, new))
     with pytest.raises(UserError, match=problem):
-        dataset_spec("folder", str(tmp_path))
+        get_dataset_spec("folder", str(tmp_path))

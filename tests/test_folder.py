@@ -10,7 +10,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from datasets import build_dataset, dataset_spec
+from datasets import build_dataset, get_dataset_spec
 from datasets.base import convert_label, read_sample
 from datasets.files import read_label
 from scripts.data import describe_folder, shrink_dataset
@@ -119,7 +119,7 @@ def test_unknown_colours_are_refused_with_their_counts(tmp_path):
 
 def test_what_holds_no_colours_is_refused(tmp_path):
     tree(tmp_path, COLORED)
-    spec = dataset_spec("folder", str(tmp_path))
+    spec = get_dataset_spec("folder", str(tmp_path))
     deep, image = tmp_path / "deep.png", tmp_path / "val/a.jpg"
     Image.fromarray(np.full(SIZE, 300, np.uint16)).save(deep)
     with pytest.raises(UserError, match=r"deep.png: a label of colours must be an 8-bit picture, found mode I;16"):
@@ -151,7 +151,7 @@ def test_what_holds_no_colours_is_refused(tmp_path):
 def test_a_description_of_colours_that_is_wrong(text, problem, tmp_path):
     tree(tmp_path, text)
     with pytest.raises(UserError, match=problem):
-        dataset_spec("folder", str(tmp_path))
+        get_dataset_spec("folder", str(tmp_path))
 
 
 def test_a_list_picks_images_by_name(tmp_path):
@@ -162,7 +162,7 @@ def test_a_list_picks_images_by_name(tmp_path):
     path = tmp_path / "dataset.yaml"
     path.write_text(path.read_text().replace("labels: trainannot}", "labels: trainannot, list: some.txt}"))
     (tmp_path / "some.txt").write_text("train/c.jpg\nb\n")
-    pairs = dataset_spec("folder", str(tmp_path)).pairs(tmp_path, "train")
+    pairs = get_dataset_spec("folder", str(tmp_path)).pairs(tmp_path, "train")
     assert [(image.name, label.name) for image, label in pairs] == [("b.jpg", "b.png"), ("c.jpg", "c.png")]
     (tmp_path / "some.txt").write_text("b\nnone\n")
     with pytest.raises(UserError, match=r"1 of 2 image and label pairs are incomplete; first missing: .*train/none"):
@@ -190,7 +190,7 @@ def test_a_star_is_any_name(tmp_path):
         entry = {"images": images, "labels": labels} | ({"list": "some.txt"} if lines else {})
         (tmp_path / "some.txt").write_text(lines)
         (tmp_path / "dataset.yaml").write_text(yaml.safe_dump({"names": ["x", "y"], "splits": {"train": entry}}))
-        found = dataset_spec("folder", str(tmp_path)).pairs(tmp_path, "train")
+        found = get_dataset_spec("folder", str(tmp_path)).pairs(tmp_path, "train")
         assert all(image.parent.parent == label.parent.parent for image, label in found)
         return [f"{image.parent.parent.name}{image.stem}{label.stem}" for image, label in found]
 
@@ -333,7 +333,7 @@ def test_lists_in_utf_16_are_splits(tmp_path):
     (tmp_path / "val.txt").write_bytes("1\r\n3\r\n".encode("utf-16-le"))
     splits = describe(tmp_path)["splits"]
     assert {name: entry["list"] for name, entry in splits.items()} == {"train": "train.txt", "val": "val.txt"}
-    assert len(dataset_spec("folder", str(tmp_path)).pairs(tmp_path, "val")) == 2
+    assert len(get_dataset_spec("folder", str(tmp_path)).pairs(tmp_path, "val")) == 2
     (tmp_path / "train.txt").write_bytes(b"0\n\0\0\0\n2\n")
     with pytest.raises(UserError, match=r"train\.txt is no text file: zero bytes, the first in line 2"):
         describe(tmp_path, "--overwrite")
@@ -384,7 +384,7 @@ def test_every_pair_is_found(layout, tmp_path):
         picture(tmp_path / "scene3_json/label_viz.png", 9)
         picture(tmp_path / "overview/map.jpg", 9)  # which is no such folder
     content = describe(tmp_path)
-    spec = dataset_spec("folder", str(tmp_path))
+    spec = get_dataset_spec("folder", str(tmp_path))
     assert dict(pair for split in content["splits"] for pair in spec.pairs(tmp_path, split)) == pairs
     assert "left out" not in (tmp_path / "dataset.yaml").read_text()
 
@@ -405,7 +405,7 @@ def test_a_list_names_images_whose_labels_have_their_suffix(tmp_path):
         "train": "train.txt",
         "val": "val.txt",
     }
-    labels = [label.name for _, label in dataset_spec("folder", str(tmp_path)).pairs(tmp_path, "train")]
+    labels = [label.name for _, label in get_dataset_spec("folder", str(tmp_path)).pairs(tmp_path, "train")]
     assert labels == ["scene0.jpg.png", "scene1.png.png", "scene2.jpg.png"]
 
 
@@ -539,7 +539,7 @@ def test_stray_colours(tmp_path):
     assert list(content["colors"].values()) == [[0, 128, 0], [128, 0, 0]]
     assert len(content["ignore"]) > 2
     path = tmp_path / "masks/4.png"
-    label = convert_label(dataset_spec("folder", str(tmp_path)), read_label(path, False, colored=True), path)
+    label = convert_label(get_dataset_spec("folder", str(tmp_path)), read_label(path, False, colored=True), path)
     assert np.unique(label).tolist() == [0, 1, 255]
 
 
@@ -566,7 +566,7 @@ def test_the_command_that_describes_a_folder_can_be_copied(tmp_path):
     root = tmp_path / "my photos"
     root.mkdir()
     with pytest.raises(UserError) as raised:
-        dataset_spec("folder", str(root))
+        get_dataset_spec("folder", str(root))
     assert shlex.split(str(raised.value))[-1] == str(root)
 
 

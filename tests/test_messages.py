@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import eval as evaluation
-from datasets import DATASETS, cityscapes, dataset_spec
+from datasets import DATASETS, cityscapes, get_dataset_spec
 from datasets.base import SegmentationDataset
 from datasets.files import read_list
 from datasets.matlab import read_mat_field
@@ -112,7 +112,7 @@ MESSAGES = {
     "no runs": (lambda t: experiment_figure.main(["toy", "--records", str(t)]), "holds no scored runs of toy"),
     "network": (lambda t: models_table.main(["--only", "x"]), "--only x: no such network"),
     "no lines": (
-        lambda t: dataset_spec("folder", str(garbage(t, "dataset.yaml", b"3").parent)),
+        lambda t: get_dataset_spec("folder", str(garbage(t, "dataset.yaml", b"3").parent)),
         "'key: value' lines",
     ),
     "too large": (lambda t: parse_flags(TrainConfig, "", ["--label-smoothing", "2"]), r"2\.0 is too large: at most 1"),

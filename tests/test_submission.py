@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 import eval
-from datasets import dataset_spec
+from datasets import get_dataset_spec
 from tests.networks import write_checkpoint
 from tests.trees import SIZE, TREES
 from utils.errors import UserError
@@ -22,7 +22,7 @@ def test_submission_of_unlabelled_images(name, tmp_path):
     split = {"cityscapes": "test", "ade20k": "val"}[name]
     if split == "test":
         shutil.rmtree(data / "gtFine/test")
-    spec = dataset_spec(name)
+    spec = get_dataset_spec(name)
     network = write_checkpoint(tmp_path / "model.pth", spec=spec, dataset=name, data=str(data))
     for folder, flags in (("shown", []), ("sent", ["--submission"])):
         out = ["--save-pred", str(tmp_path / folder), "--json", str(tmp_path / f"{folder}.json")]
@@ -62,7 +62,7 @@ def test_submission_of_unlabelled_images(name, tmp_path):
 def test_predictions_take_no_place_of_labels_or_of_each_other(flags, message, tmp_path, monkeypatch):
     TREES["ade20k"][1](tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
-    spec = dataset_spec("ade20k")
+    spec = get_dataset_spec("ade20k")
     write_checkpoint(tmp_path / "model.pth", spec=spec, dataset="ade20k", data=str(tmp_path))
     (tmp_path / "taken").touch()
     monkeypatch.chdir(tmp_path)

@@ -27,7 +27,7 @@ require_packages()
 import numpy as np
 from tqdm import tqdm
 
-from datasets import dataset_spec
+from datasets import get_dataset_spec
 from datasets.base import MAX_LISTED, DatasetSpec, convert_label, find_missing_files, read_sample
 from datasets.files import IMAGE_SUFFIXES, Pair
 from scripts.data.pool import map_in_processes
@@ -249,7 +249,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not config.dataset:
         raise UserError("--dataset NAME is missing")
     root = Path(config.data).expanduser()
-    spec = dataset_spec(config.dataset, config.data, config.classes)
+    spec = get_dataset_spec(config.dataset, config.data, config.classes)
     if config.split:
         require_known(config.split, spec.splits, f"split of {config.dataset}")
     if spec.needs_root and not (config.data and root.is_dir()):

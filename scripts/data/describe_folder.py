@@ -23,7 +23,7 @@ require_packages()
 
 import yaml
 
-from datasets import dataset_spec
+from datasets import get_dataset_spec
 from datasets.base import MAX_LISTED, find_missing_files
 from datasets.files import walk_images
 from datasets.folder import FILE
@@ -183,7 +183,7 @@ def require_new(files: Iterable[Path]) -> None:
 
 def print_splits(root: Path, splits: Sequence[str]) -> None:
     """Print how many images each split has by the dataset.yaml that was written, and how many files are missing."""
-    spec = dataset_spec("folder", str(root))
+    spec = get_dataset_spec("folder", str(root))
     for split in splits:
         pairs = spec.pairs(root, split)
         missing = len(find_missing_files(pairs))

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from datasets import build_dataset, dataset_spec
+from datasets import build_dataset, get_dataset_spec
 from datasets.files import Pair
 from utils.entry import run_main
 from utils.errors import UserError
@@ -47,7 +47,7 @@ def list_all_pairs(name: str, source: str) -> list[Pair]:
     Raises:
         UserError: the data set is unknown, or is not made of files.
     """
-    spec = dataset_spec(name, source)
+    spec = get_dataset_spec(name, source)
     if not spec.needs_root:
         raise UserError(f"--dataset {name} has no files to make smaller")
     pairs: set[Pair] = set()
@@ -111,7 +111,7 @@ def find_pairs(config: ShrinkConfig, source: Path) -> list[Pair]:
 
 def shrink_pairs(config: ShrinkConfig, pairs: Sequence[Pair], source: Path, target: Path) -> None:
     """Write smaller pictures of all pairs below ``target``, each where it lies below ``source``."""
-    spec = dataset_spec(config.dataset, str(source))
+    spec = get_dataset_spec(config.dataset, str(source))
     ways = (Image.Resampling.BOX, Image.Resampling.NEAREST)
     for pair in tqdm(pairs, "pictures", disable=None):
         for path, array, way in zip(pair, spec.read(*pair), ways, strict=True):
