@@ -87,7 +87,7 @@ def measure_teachers(
     """Return each teacher's means over the labelled pixels of evenly spaced images."""
     sums = {name: torch.zeros(4, dtype=torch.float64) for name in teachers}
     count = min(limit, len(dataset))
-    for i in tqdm([len(dataset) * n // count for n in range(count)], leave=False):
+    for i in tqdm([len(dataset) * n // count for n in range(count)], leave=False, disable=None):
         image, label = dataset.load_sample(i)
         batch = image[None], label[None], [Draw(derive_seed(0, i))]
         probabilities = torch.stack([reference(*batch)[0].softmax(0) for reference in references])
