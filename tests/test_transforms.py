@@ -167,7 +167,7 @@ def test_a_sample_is_a_function_of_seed_and_position(augmentation):
 def test_every_image_once_an_epoch():
     s = stream()
     n = len(s.dataset)
-    first, second = [s.index(i) for i in range(n)], [s.index(i) for i in range(n, 2 * n)]
+    first, second = [s.get_index(i) for i in range(n)], [s.get_index(i) for i in range(n, 2 * n)]
     assert sorted(first) == sorted(second) == list(range(n))
     assert first != second
 
@@ -186,7 +186,7 @@ def test_workers_and_processes_do_not_change_the_samples(workers, size):
 
 def test_a_late_start_reads_nothing_of_the_past():
     read, s = [], stream()
-    s.index = lambda position, index=s.index: (read.append(position), index(position))[1]
+    s.get_index = lambda position, index=s.get_index: (read.append(position), index(position))[1]
     assert len(list(load_train_batches(s, 30000, 30002, 4, 0, Runtime()))) == 2
     assert read == list(range(120000, 120008))
 

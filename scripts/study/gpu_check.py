@@ -21,7 +21,6 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from scripts.study.analysis.text import markdown
 from utils.environment import require_packages
 
 require_packages()
@@ -29,6 +28,7 @@ require_packages()
 import torch
 
 from engine.machine import describe_environment
+from scripts.study.analysis.text import markdown
 from utils.entry import run_main
 from utils.errors import UserError, require_known
 from utils.files import read_bytes, write_text

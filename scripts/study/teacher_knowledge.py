@@ -21,7 +21,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from scripts.study.analysis.text import markdown
 from utils.environment import require_packages
 
 require_packages()
@@ -34,6 +33,7 @@ from datasets import build_dataset_for_network
 from datasets.base import SegmentationDataset
 from models.checkpoints.loading import Loaded, load_one_of_several
 from models.prediction import Predictor
+from scripts.study.analysis.text import markdown
 from utils.entry import run_main
 from utils.errors import UserError
 from utils.files import write_text
