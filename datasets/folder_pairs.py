@@ -114,17 +114,11 @@ def _choose_listed(path: Path, names: dict[Path, set[str]], folders: list[Path])
     for image, names_of_image in names.items():
         for name in names_of_image:
             images_by_name.setdefault(name, []).append(image)
-    parts = [set(folder.parts) for folder in folders]
-    telling = set.union(*parts) - set.intersection(*parts)  # what tells the folders of images apart
     lines = read_list(path)
     chosen = set()
     for line in lines:
         *line_folders, name = Path(line).parts
-        wanted = telling.intersection(line_folders)
-        candidates = [image for image in images_by_name.get(name, []) if wanted.issubset(image.parts)]
-        if not candidates:
-            missing_in = next((folder for folder in folders if wanted.issubset(folder.parts)), folders[0])
-            candidates = [missing_in / name]
+        candidates = _select_candidates(images_by_name.get(name, []), folders, line_folders, name)
         ranked = sorted((_count_shared(line_folders, image), image) for image in candidates)
         best_count, best = ranked[-1]
         if len(ranked) > 1:
@@ -135,6 +129,25 @@ def _choose_listed(path: Path, names: dict[Path, set[str]], folders: list[Path])
     if len(chosen) < len(lines):
         raise UserError(f"{path} has {len(lines)} lines for {len(chosen)} images of {folders[0]}")
     return sorted(chosen)
+
+
+def _select_candidates(images: list[Path], folders: list[Path], line_folders: list[str], name: str) -> list[Path]:
+    """Select the images that a line of a list may mean. If there is none, return where the image should be.
+
+    A line may name a folder that tells the folders of images apart. Then images of the other folders do not count.
+
+    images: those of the name. folders: all folders of images. line_folders, name: the parts of the line.
+    """
+    parts = [set(folder.parts) for folder in folders]
+    names_that_differ = set.union(*parts) - set.intersection(*parts)
+    wanted = names_that_differ.intersection(line_folders)
+    found = [image for image in images if wanted.issubset(image.parts)]
+    if found:
+        return found
+    for folder in folders:
+        if wanted.issubset(folder.parts):
+            return [folder / name]
+    return [folders[0] / name]
 
 
 def _count_shared(folders: list[str], image: Path) -> int:

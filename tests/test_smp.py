@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import segmentation_models_pytorch as library
@@ -35,6 +36,13 @@ def their_model(arch: str, encoder: str = f"tu-{SMALL}", **options: object) -> t
 
 def full_size(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return F.interpolate(logits, size, mode="bilinear", align_corners=True)
+
+
+def check_same_logits(folder: Path, theirs: torch.nn.Module) -> None:
+    """Check that the network that is read from a folder gives the library's logits."""
+    image = torch.randn(1, 3, 64, 96)
+    logits = full_size(from_checkpoint(folder).model(image).logits, (64, 96))
+    torch.testing.assert_close(logits, theirs(image), rtol=1e-5, atol=1e-5)
 
 
 def test_every_decoder_of_the_library_is_known_but_dpt():
@@ -150,9 +158,7 @@ def test_options_under_their_older_names(arch, older, tmp_path):
 def test_older_names_of_timms_networks(encoder, tmp_path):
     theirs = their_model("smp_fpn", encoder)
     theirs.save_pretrained(tmp_path)
-    image = torch.randn(1, 3, 64, 96)
-    logits = full_size(from_checkpoint(tmp_path).model(image).logits, (64, 96))
-    torch.testing.assert_close(logits, theirs(image), rtol=1e-5, atol=1e-5)
+    check_same_logits(tmp_path, theirs)
 
 
 @pytest.mark.parametrize("encoder", ["timm-regnetx_002", "timm-gernet_s"])
@@ -167,9 +173,7 @@ def test_older_keys_of_timms_networks(encoder, tmp_path):
         key = key.replace("encoder.model.", "encoder.")
         older[key.replace(".stages_", ".stages.") if "gernet" in encoder else key] = value
     save_file(older, tmp_path / "model.safetensors")
-    image = torch.randn(1, 3, 64, 96)
-    logits = full_size(from_checkpoint(tmp_path).model(image).logits, (64, 96))
-    torch.testing.assert_close(logits, theirs(image), rtol=1e-5, atol=1e-5)
+    check_same_logits(tmp_path, theirs)
     torch.save(older, tmp_path / "plain.pth")
     backbone = encoder.removeprefix("timm-")
     assert from_checkpoint(tmp_path / "plain.pth", backbone=backbone).card.arch["backbone"] == backbone

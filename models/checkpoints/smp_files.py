@@ -39,6 +39,11 @@ KEY_TABLE: Table = (
     (r"^classification_head\.", None),  # classifies whole images: no part of a segmentation network
 )
 # until version 0.4 DeepLabV3's decoder was a Sequential
+# keys of the library's own copies of timm's encoders, which older releases had (``stages`` is of GERNet)
+OLD_TIMM_ENCODERS: Table = (
+    (r"^encoder\.stages\.", "encoder.model.stages_"),
+    (r"^encoder\.", "encoder.model."),
+)
 OLD_DEEPLABV3: Table = (
     (r"^decoder\.0\.", "decoder.aspp."),
     (r"^decoder\.1\.", "decoder.conv."),
@@ -99,7 +104,9 @@ def recognise_smp(
     if saved:
         backbone = _read_backbone_name(saved, source)
     backbone = backbone or _recognise_backbone(weights, source)
-    weights = _rename_encoder(weights, backbone)
+    is_of_timm = not backbone.startswith(OWN_PREFIX)
+    if is_of_timm and not any(key.startswith("encoder.model.") for key in weights):
+        weights = rename(weights, OLD_TIMM_ENCODERS)
     weights = rename(weights, KEY_TABLE)
     _require_classes(weights, saved, source)
     weights = complete_single_logit(weights, source)
@@ -179,20 +186,6 @@ def _read_backbone_name(saved: Mapping[str, Any], source: str) -> str:
     if is_equivalent_to_timm_universal(name):  # an older name of timm's network
         name = name.replace("timm-", "tu-tf_" if "mobilenetv3" in name else "tu-")
     return name.removeprefix("tu-") if name.startswith("tu-") else OWN_PREFIX + name
-
-
-def _rename_encoder(weights: Mapping[str, Tensor], backbone: str) -> dict[str, Tensor]:
-    """Return the weights with today's keys of timm's encoders. Older releases of the library had their own copies."""
-    is_old = not any(key.startswith("encoder.model.") for key in weights)
-    if backbone.startswith(OWN_PREFIX) or not is_old:
-        return dict(weights)
-    renamed = {}
-    for key, value in weights.items():
-        new = re.sub(r"^encoder\.", "encoder.model.", key)
-        if "gernet" in backbone:
-            new = new.replace(".stages.", ".stages_")
-        renamed[new] = value
-    return renamed
 
 
 def _recognise_backbone(weights: Mapping[str, Tensor], source: str) -> str:

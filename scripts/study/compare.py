@@ -75,9 +75,10 @@ def find_group(groups: Groups, name: str) -> str:
     Raises:
         UserError: there is none.
     """
-    for group, runs in groups.items():
-        if name not in groups and all(run.name == f"{name}-{run.seed}" for run in runs):
-            return group
+    if name not in groups:
+        for group, runs in groups.items():
+            if all(run.name == f"{name}-{run.seed}" for run in runs):
+                return group
     require_known(name, groups, "group in --baseline")
     return name
 
