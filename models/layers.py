@@ -1,5 +1,6 @@
 """Layers that several architectures share."""
 
+import os
 from typing import Any
 
 import torch
@@ -13,7 +14,25 @@ def make_conv_norm_act(*args: Any, **kwargs: Any) -> nn.Module:
     """
     from mmcv.cnn import ConvModule  # its import takes a second; not every start of a program needs it
 
+    _make_mmengine_logger()
     return ConvModule(*args, **{"norm_cfg": {"type": "BN"}, "act_cfg": {"type": "ReLU"}, **kwargs})
+
+
+def _make_mmengine_logger() -> None:
+    """Make the logger that mmcv's registry of layers writes to, if there is none yet.
+
+    mmengine looks up LOCAL_RANK in the list CUDA_VISIBLE_DEVICES for the name of a log file, which is not written here.
+    That fails for a process whose number is beyond the list: where SLURM shows each process one GPU, or where processes
+    share a GPU. The first entry is always there.
+    """
+    from mmengine.logging import MMLogger
+
+    local_rank = os.environ.pop("LOCAL_RANK", None)
+    try:
+        MMLogger.get_current_instance()
+    finally:
+        if local_rank is not None:
+            os.environ["LOCAL_RANK"] = local_rank
 
 
 def compute_bin_means(x: Tensor, bins: int | tuple[int, int]) -> Tensor:

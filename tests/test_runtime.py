@@ -6,11 +6,13 @@ import os
 import socket
 import subprocess
 import sys
+from collections import OrderedDict
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.distributed as dist
+from mmengine.logging import MMLogger
 
 import train_teacher
 from datasets import cache
@@ -18,6 +20,7 @@ from engine import machine, run_folder, runtime
 from engine.lockstep import FiniteWatch, Stopped
 from engine.runtime import Runtime
 from engine.settings import TeacherConfig
+from models.layers import make_conv_norm_act
 from tests.conftest import ENVIRONMENT, ROOT, TINY
 from utils import checkpoint
 from utils.entry import run_main
@@ -224,3 +227,12 @@ def test_neither_git_nor_locks_nor_memory_are_taken_for_granted(tmp_path, monkey
     monkeypatch.setattr(cache.os, "posix_fallocate", full)
     with pytest.raises(UserError, match=r"do not fit in /dev/shm .*No space left"):
         cache._allocate_shared(10)
+
+
+def test_layers_can_be_made_by_a_process_beyond_the_visible_gpus(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(MMLogger, "_instance_dict", OrderedDict())
+    assert isinstance(make_conv_norm_act(3, 4, 1).bn, torch.nn.BatchNorm2d)
+    assert os.environ["LOCAL_RANK"] == "1"
