@@ -53,7 +53,7 @@ class CheckConfig:
 
     parts: tuple[str, ...] = option((), "parts to run: tests, training, benchmark (default: all)", positional=True)
     device: str = option("cuda", "cpu tries the check itself", choices=("cuda", "cpu"))
-    iterations: int = option(200, "of each training run", minimum=4)
+    iterations: int = option(60, "of each training run", minimum=4)
     rounds: int = option(5, "alternating rounds of each step of the benchmark", minimum=3)
     minutes: float = option(9.5, "time for all parts; what does not fit is left out, and said", minimum=0)
     folder: str = option("runs/gpu_check", "where training runs and the output of commands go")
