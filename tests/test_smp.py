@@ -247,6 +247,13 @@ def test_saved_networks_that_cannot_be_read(changes, message, tmp_path):
         from_checkpoint(tmp_path)
 
 
+def test_another_backbone_than_that_of_a_saved_network_is_refused(tmp_path):
+    their_model("smp_fpn").save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=f"--backbone resnet18: the encoder of .* is {SMALL}, says its config.json"):
+        from_checkpoint(tmp_path, backbone="resnet18")
+    assert from_checkpoint(tmp_path, backbone=SMALL).card.arch["backbone"] == SMALL
+
+
 def test_a_deep_config_is_damaged(tmp_path):
     their_model("smp_fpn").save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text("[" * 100000)

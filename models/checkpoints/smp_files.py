@@ -38,12 +38,12 @@ KEY_TABLE: Table = (
     (r"^segmentation_head\.0\.", "main.classifier."),
     (r"^classification_head\.", None),  # classifies whole images: no part of a segmentation network
 )
-# until version 0.4 DeepLabV3's decoder was a Sequential
 # keys of the library's own copies of timm's encoders, which older releases had (``stages`` is of GERNet)
 OLD_TIMM_ENCODERS: Table = (
     (r"^encoder\.stages\.", "encoder.model.stages_"),
     (r"^encoder\.", "encoder.model."),
 )
+# until version 0.4 DeepLabV3's decoder was a Sequential
 OLD_DEEPLABV3: Table = (
     (r"^decoder\.0\.", "decoder.aspp."),
     (r"^decoder\.1\.", "decoder.conv."),
@@ -94,7 +94,8 @@ def recognise_smp(
     files whose keys do not tell it.
 
     Raises:
-        UserError: the decoder or encoder is unknown, or the network was built with an unknown setting.
+        UserError: the decoder or encoder is unknown, or not ``backbone``, or the network was built with an unknown
+        setting.
     """
     saved = _rename_options(saved or {})
     _require_rgb(weights, saved, source)
@@ -102,7 +103,10 @@ def recognise_smp(
     if arch == "smp_deeplabv3":
         weights = rename(weights, OLD_DEEPLABV3)
     if saved:
-        backbone = _read_backbone_name(saved, source)
+        saved_backbone = _read_backbone_name(saved, source)
+        if backbone not in ("", saved_backbone):
+            raise UserError(f"--backbone {backbone}: the encoder of {source} is {saved_backbone}, says its config.json")
+        backbone = saved_backbone
     backbone = backbone or _recognise_backbone(weights, source)
     is_of_timm = not backbone.startswith(OWN_PREFIX)
     if is_of_timm and not any(key.startswith("encoder.model.") for key in weights):
