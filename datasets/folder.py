@@ -12,6 +12,8 @@ ignore: [0, 255, [0, 0, 0]]            # optional: ids and colours without a cla
 label_suffix: _mask.png                # optional: the label is called <stem> + this; .png otherwise
                                        # "{suffix}.png": photo.jpg has photo.jpg.png, photo.png has photo.png.png
 image_suffix: _sat.jpg                 # optional: images are called <stem> + this; any image file otherwise
+label_prefix: mask_                    # optional: the label is called this + <stem>; 01.jpg has mask_01.png
+image_prefix: img_                     # optional: images are called this + <stem>; img_01.jpg has mask_01.png
 
 For labels that are coloured pictures, write ``colors`` instead of ``ids``; ``names`` is then optional. Every label file
 is then read by its colours, also one with a palette or grey levels. Alpha is not used.
@@ -31,14 +33,14 @@ import numpy as np
 
 from datasets.base import DatasetSpec, make_voc_colors
 from datasets.files import read_files
-from datasets.folder_pairs import list_folder_pairs
+from datasets.folder_pairs import NameForm, list_folder_pairs
 from datasets.ids import MAX_CLASSES, IdMap
 from utils.errors import UserError, suggest_nearest
 from utils.files import is_color, is_list, read_yaml
 from utils.types import IGNORE_INDEX
 
 FILE = "dataset.yaml"
-KEYS = ("names", "splits", "palette", "ids", "colors", "ignore", "label_suffix", "image_suffix")
+KEYS = ("names", "splits", "palette", "ids", "colors", "ignore", *NameForm._fields)
 
 
 def make_folder_spec(root: Path) -> DatasetSpec:
@@ -50,16 +52,14 @@ def make_folder_spec(root: Path) -> DatasetSpec:
     file = DatasetFile.read(root / FILE)
     names = file.check_names()
     file.check_splits()
-    file.check_suffixes()
+    form = file.read_name_form()
     file.check_palette(names)
     ids = make_color_map(file, names) if file.has_colors else make_id_map(file, names)
     splits = file.content["splits"]
-    label_suffix = file.content.get("label_suffix", ".png")
-    image_suffix = file.content.get("image_suffix", "")
     return DatasetSpec(
         names=tuple(names),
         palette=tuple(tuple(color) for color in _choose_palette(file, names, ids)),
-        pairs=partial(list_folder_pairs, splits, label_suffix, image_suffix),
+        pairs=partial(list_folder_pairs, splits, form),
         splits=dict.fromkeys(splits, ()),
         ids=ids,
         read=partial(read_files, indexed=not file.has_colors, colored=bool(ids.colors)),
@@ -130,11 +130,15 @@ class DatasetFile(NamedTuple):
         wanted = "train: {images: FOLDER, labels: FOLDER} and so on, a * in both or none"
         self.require("splits", _are_splits(self.content["splits"]), wanted)
 
-    def check_suffixes(self) -> None:
-        """Check the keys ``label_suffix`` and ``image_suffix``."""
-        for key in ("label_suffix", "image_suffix"):
-            is_text = isinstance(self.content.get(key, ""), str)
-            self.require(key, is_text, "the end of a file name, such as _mask.png")
+    def read_name_form(self) -> NameForm:
+        """Check the prefixes and suffixes of images and labels, and return them."""
+        form = NameForm(**{key: self.content[key] for key in NameForm._fields if key in self.content})
+        for key, part in form._asdict().items():
+            example = "the beginning of a file name, such as mask_"
+            if key.endswith("suffix"):
+                example = "the end of a file name, such as _mask.png"
+            self.require(key, isinstance(part, str), example)
+        return form
 
     def check_palette(self, names: list[str]) -> None:
         """Check the key ``palette``."""

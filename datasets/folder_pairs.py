@@ -2,6 +2,7 @@
 
 import glob
 import re
+from collections.abc import Iterable
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
@@ -11,6 +12,46 @@ from utils.errors import UserError
 IMAGE_SUFFIX_FIELD = "{suffix}"  # begins a label_suffix that contains the image's own suffix: photo.jpg.png
 
 
+class NameForm(NamedTuple):
+    """How images and labels are called: a prefix, the base that both have in common, and a suffix.
+
+    The fields are keys of dataset.yaml. An ``image_suffix`` of "" is the suffix of any image file. A ``label_suffix``
+    may contain IMAGE_SUFFIX_FIELD.
+    """
+
+    image_prefix: str = ""
+    image_suffix: str = ""
+    label_prefix: str = ""
+    label_suffix: str = ".png"
+
+    def get_base(self, image: str) -> str:
+        """Return what the name of an image has in common with that of its label, without suffixes."""
+        base = image.removeprefix(self.image_prefix)
+        return base.removesuffix(self.image_suffix) if self.image_suffix else PurePath(base).stem
+
+    def name_label(self, image: str) -> str:
+        """Return the name of the label of an image."""
+        suffix = self.label_suffix.replace(IMAGE_SUFFIX_FIELD, PurePath(image).suffix)
+        return f"{self.label_prefix}{self.get_base(image)}{suffix}"
+
+    def select_images(self, names: Iterable[str], are_labels_beside: bool) -> list[str]:
+        """Return the images of this form among the pictures in a folder.
+
+        are_labels_beside: the labels are in the same folder.
+        """
+        images = [name for name in names if name.startswith(self.image_prefix) and name.endswith(self.image_suffix)]
+        if not are_labels_beside:
+            return images
+        if IMAGE_SUFFIX_FIELD in self.label_suffix:
+            labels = {self.name_label(name) for name in images}
+            return [name for name in images if name not in labels]
+        return [name for name in images if not self.may_be_label(name)]
+
+    def may_be_label(self, name: str) -> bool:
+        """Return whether a name has the prefix and the suffix of labels."""
+        return name.startswith(self.label_prefix) and name.endswith(self.label_suffix)
+
+
 class FolderPair(NamedTuple):
     """A folder of images and the folder of their labels, which may be the same."""
 
@@ -18,14 +59,10 @@ class FolderPair(NamedTuple):
     labels: Path
 
 
-def list_folder_pairs(
-    splits: dict[str, dict[str, str]], label_suffix: str, image_suffix: str, root: Path, split: str
-) -> list[Pair]:
+def list_folder_pairs(splits: dict[str, dict[str, str]], form: NameForm, root: Path, split: str) -> list[Pair]:
     """List the images and labels of a split, sorted. A label is listed whether or not its file exists.
 
-    splits, label_suffix, image_suffix: the values of these keys in dataset.yaml.
-
-    split: a key of ``splits``.
+    splits: the value of this key in dataset.yaml. split: a key of it.
 
     Raises:
         UserError: no folder matches, a folder or list is missing or cannot be read, a list is ambiguous, or two images
@@ -36,36 +73,20 @@ def list_folder_pairs(
     bases: dict[Path, str] = {}  # the name of each image without its suffix
     labels: dict[Path, Path] = {}
     for folder in folders:
-        for image in _list_folder_images(folder, label_suffix, image_suffix):
-            base = image.name.removesuffix(image_suffix) if image_suffix else image.stem
-            bases[image] = base
-            labels[image] = folder.labels / f"{base}{label_suffix.replace(IMAGE_SUFFIX_FIELD, image.suffix)}"
+        pictures = [path.name for path in list_images(folder.images)]
+        for name in form.select_images(pictures, folder.images == folder.labels):
+            image = folder.images / name
+            bases[image] = form.get_base(name)
+            labels[image] = folder.labels / form.name_label(name)
     chosen = sorted(labels)
     if "list" in entry:
         names = {image: {image.name, base, labels[image].name} for image, base in bases.items()}
         chosen = _choose_listed(root / entry["list"], names, [folder.images for folder in folders])
         for image in chosen:
             # a listed image that does not exist gets a label as well, so that the pair is reported as incomplete
-            missing_label = f"{image.name}{label_suffix.removeprefix(IMAGE_SUFFIX_FIELD)}"
+            missing_label = f"{image.name}{form.label_suffix.removeprefix(IMAGE_SUFFIX_FIELD)}"
             labels.setdefault(image, folders[0].labels / missing_label)
     return pair_labels(chosen, lambda image: [labels[image]], "set image_suffix in dataset.yaml to select one of them")
-
-
-def _list_folder_images(folder: FolderPair, label_suffix: str, image_suffix: str) -> list[Path]:
-    """List the images of a folder, without the labels that may lie beside them."""
-    images = [path for path in list_images(folder.images) if path.name.endswith(image_suffix)]
-    if folder.images != folder.labels:
-        return images
-    names = {path.name for path in images}
-    return [path for path in images if not _is_label(path.name, names, label_suffix)]
-
-
-def _is_label(name: str, names: set[str], label_suffix: str) -> bool:
-    """Return whether a picture that lies beside the images ``names`` is the label of one of them."""
-    if label_suffix.startswith(IMAGE_SUFFIX_FIELD):
-        ending = label_suffix.removeprefix(IMAGE_SUFFIX_FIELD)
-        return name.endswith(ending) and name.removesuffix(ending) in names
-    return name.endswith(label_suffix)
 
 
 def find_folders(root: Path, images: str, labels: str) -> list[FolderPair]:

@@ -188,6 +188,18 @@ def test_labels_without_image_of_long_names(tmp_path, monkeypatch):
     assert (status, result["problems"]) == (1, [f"label without image: {found}"])
 
 
+def test_a_label_without_image_of_names_with_prefixes(tmp_path, monkeypatch):
+    for n in range(3):
+        picture(tmp_path / f"img_{n}.png")
+    for n in range(4):
+        label(tmp_path / f"mask_{n}.png", np.arange(600, dtype=np.uint8).reshape(20, 30) % 2)
+    (tmp_path / "dataset.yaml").write_text(
+        "names: [a, b]\nimage_prefix: img_\nlabel_prefix: mask_\nsplits: {train: {images: ., labels: .}}\n"
+    )
+    status, result = check(monkeypatch, tmp_path, "--dataset", "folder", "--data", tmp_path, "--split", "train")
+    assert (status, result["problems"]) == (1, [f"label without image: {tmp_path / 'mask_3.png'}"])
+
+
 def photograph(root: Path, name: str, orientation: int, size: tuple[int, int], labelled_size: tuple[int, int]) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation

@@ -145,6 +145,7 @@ def test_what_holds_no_colours_is_refused(tmp_path):
         ("colors: {a: [0, 0, 0], b: [0, 0, 1]}\nignore: [[0, 0, 1]]\n", "ignore must be colours"),
         ("colors: {a: [0, 0, 0], b: [0, 0, 1]}\nignore: 255\n", "ignore must be colours"),
         ("names: [a, b]\nimage_suffix: 3\n", "image_suffix must be the end of a file name"),
+        ("names: [a, b]\nlabel_prefix: 3\n", "label_prefix must be the beginning of a file name"),
         ("label_suffix: .png\n", "lacks the key 'names'"),
     ],
 )
@@ -742,8 +743,32 @@ def test_previews_beside_labels_are_no_images(masks, tmp_path):
 
 @pytest.mark.parametrize("label", ["label_{n}.png", "mask{n}.png"])
 def test_numbered_images_are_not_one_image_a_folder(label, tmp_path):
+    pairs = {}
     for count, folders in ((3, ("train", "val")), (1, ("test",))):
-        write_places(tmp_path, folders, count, "{folder}/{n}.jpg", "{folder}/" + label)
+        pairs |= write_places(tmp_path, folders, count, "{folder}/{n}.jpg", "{folder}/" + label)
+    assert read_pairs(tmp_path, describe(tmp_path)) == pairs
+
+
+@pytest.mark.parametrize(
+    ("image", "label"),
+    [
+        ("images/img_{n}.jpg", "masks/mask_{n}.png"),
+        ("all/image-{n}.png", "all/label-{n}.png"),
+        ("a/frame{n}.jpg", "b/seg_mask{n}.png"),
+        ("a/{n}.jpg", "a/gt_{n}.png"),
+        ("a/photo_{n}.jpg", "b/{n}.png"),
+        ("a/img_{n}.jpg", "a/mask_{n}_l.png"),
+    ],
+)
+def test_images_and_labels_may_differ_in_a_word_in_front(image, label, tmp_path):
+    pairs = write_places(tmp_path, ("train", "val"), 6, "{folder}/" + image, "{folder}/" + label)
+    content = describe(tmp_path)
+    assert {"image_prefix", "label_prefix"} & set(content)
+    assert read_pairs(tmp_path, content) == pairs
+
+
+def test_other_words_in_front_tell_sequences_apart(tmp_path):
+    write_places(tmp_path, ("train", "val"), 6, "{folder}/rgb/left_{n}.jpg", "{folder}/gt/right_{n}.png")
     with pytest.raises(UserError, match="no folder of labels found"):
         describe(tmp_path)
 

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from difflib import SequenceMatcher
 from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
@@ -181,13 +182,27 @@ def find_labels_without_image(pairs: list[Pair]) -> Iterator[Path]:
     for image, label in {(image.parent, label.parent): (image, label) for image, label in pairs}.values():
         if not (image.parent.is_dir() and label.parent.is_dir()):
             continue
-        letters = zip(image.stem, label.name, strict=False)
-        shared = next((i for i, (a, b) in enumerate(letters) if a != b), len(image.stem))
-        image_end, label_end = image.stem[shared:], label.name[shared:]
+        shared = find_shared_part(image.stem, label.name)
+        if not shared:
+            continue
+        image_start, _, image_end = image.stem.partition(shared)
+        label_start, _, label_end = label.name.partition(shared)
         stems = {path.stem for path in image.parent.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES}
-        for path in sorted(label.parent.glob(f"*{label_end}")):
-            if not path.name.startswith(".") and path.name.removesuffix(label_end) + image_end not in stems:
+        for path in sorted(label.parent.iterdir()):
+            is_label = path.name.startswith(label_start) and path.name.endswith(label_end)
+            base = path.name.removeprefix(label_start).removesuffix(label_end)
+            if is_label and not path.name.startswith(".") and image_start + base + image_end not in stems:
                 yield path
+
+
+def find_shared_part(image_stem: str, label_name: str) -> str:
+    """Return what both names begin with; if that is nothing, as in img_01 and mask_01.png, what else they share."""
+    blocks = SequenceMatcher(None, image_stem, label_name, autojunk=False).get_matching_blocks()
+    first = blocks[0]
+    if (first.a, first.b) == (0, 0) and first.size:
+        return image_stem[: first.size]
+    longest = max(blocks, key=lambda block: block.size)
+    return image_stem[longest.a : longest.a + longest.size]
 
 
 def check(spec: DatasetSpec, root: Path, split: str, workers: int) -> dict[str, Report]:

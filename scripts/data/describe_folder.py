@@ -27,6 +27,7 @@ from datasets import get_dataset_spec
 from datasets.base import MAX_LISTED, find_missing_files
 from datasets.files import walk_images
 from datasets.folder import FILE
+from datasets.folder_pairs import NameForm
 from datasets.ids import MAX_CLASSES
 from scripts.data.folder_layout import Match, find_matches
 from scripts.data.folder_splits import find_splits, make_list_name
@@ -150,10 +151,10 @@ def describe(root: Path, most_labels: int) -> Description:
     for name in SPLITS:
         if name in splits:
             lines.append(f"  {name}: {to_yaml(splits[name])}")
-    if first.label_suffix != ".png":
-        lines.append(f"label_suffix: {to_yaml(first.label_suffix)}")
-    if first.image_suffix:
-        lines.append(f"image_suffix: {to_yaml(first.image_suffix)}")
+    defaults = NameForm()._asdict()
+    for key, part in first.form._asdict().items():
+        if part != defaults[key]:
+            lines.append(f"{key}: {to_yaml(part)}")
     files = {root / FILE: [*lines, *classes]}
     for name, image_names in lists.items():
         files[root / name] = image_names

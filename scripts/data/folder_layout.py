@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from datasets.files import IMAGE_SUFFIXES, walk_images
-from datasets.folder_pairs import IMAGE_SUFFIX_FIELD
+from datasets.folder_pairs import IMAGE_SUFFIX_FIELD, NameForm
 from utils.errors import UserError
 from utils.pictures import read_content
 
@@ -35,19 +35,14 @@ class Match(NamedTuple):
     """A folder of images and the folder of their labels; images and labels have names of one form."""
 
     images: Path
-    image_suffix: str  # the end of all image names; "" is any suffix
     labels: Path
-    label_suffix: str  # the end of all label names, as in dataset.yaml
+    form: NameForm
     bases: tuple[str, ...]  # what a list calls the images that have a label
     image_names: tuple[str, ...]  # the files of those images
     label_names: tuple[str, ...]  # and of their labels
     unlabelled: tuple[str, ...]  # names of images of this form without such a label
     hint: bool  # whether the labels are called so
     merit: tuple[object, ...]
-
-    @property
-    def form(self) -> tuple[str, str]:
-        return self.image_suffix, self.label_suffix
 
 
 def find_matches(root: Path) -> list[Match]:
@@ -79,32 +74,36 @@ def find_matches(root: Path) -> list[Match]:
     for match in found:
         if match.hint and match.images not in (best.keys() | label_folders):
             raise UserError(
-                f"labels of two forms: {matches[0].labels} calls them NAME{matches[0].label_suffix}, {match.labels} "
-                f"NAME{match.label_suffix}; {match.images} would be left out: name all of them in one way"
+                f"labels of two forms: {matches[0].labels} calls them {show_label_name(form)}, {match.labels} "
+                f"{show_label_name(match.form)}; {match.images} would be left out: name all of them in one way"
             )
     return matches
 
 
-def _choose_form(matches: list[Match]) -> tuple[str, str] | None:
+def show_label_name(form: NameForm) -> str:
+    """Return what the label of the image NAME is called, for messages."""
+    return f"{form.label_prefix}NAME{form.label_suffix}"
+
+
+def _choose_form(matches: list[Match]) -> NameForm | None:
     """Return the form of names that most images have. Of several, return the one that most looks like it.
 
     Such forms are Cityscapes' ``_labelIds.png``, ``_color.png`` and ``_instanceIds.png``.
     """
-    counts: Counter[tuple[str, str]] = Counter()
-    first: dict[tuple[str, str], Match] = {}
+    counts: Counter[NameForm] = Counter()
+    first: dict[NameForm, Match] = {}
     for match in matches:
         counts[match.form] += len(match.bases)
         first.setdefault(match.form, match)
 
-    def judge(form: tuple[str, str]) -> tuple[object, ...]:
-        image_suffix, label_suffix = form
+    def judge(form: NameForm) -> tuple[object, ...]:
         match = first[form]
         return (
             counts[form],
-            image_suffix == "",
-            NO_IMAGE_WORD.search(image_suffix) is None,
-            LABEL_WORD.search(label_suffix) is not None,
-            OTHER_LABEL_WORD.search(label_suffix) is None,
+            form.image_suffix == "",
+            NO_IMAGE_WORD.search(form.image_suffix) is None,
+            LABEL_WORD.search(form.label_suffix) is not None,
+            OTHER_LABEL_WORD.search(form.label_suffix) is None,
             _count_colors(match.images / match.image_names[0]),
             -_count_colors(match.labels / match.label_names[0]),
         )
@@ -137,9 +136,8 @@ def _match_single_images(folders: dict[Path, list[str]]) -> list[Match]:
     return [
         Match(
             images=home,
-            image_suffix=image,
             labels=home,
-            label_suffix=label,
+            form=NameForm(image_suffix=image, label_suffix=label),
             bases=(image,),
             image_names=(image,),
             label_names=(label,),
@@ -257,14 +255,16 @@ def _match_folders(root: Path, folders: dict[Path, list[str]], here: Path, there
     image_split, label_split = get_split(here.relative_to(root)), get_split(there.relative_to(root))
     if image_split and label_split and image_split != label_split:
         return
-    for image_suffix, label_suffix in _list_forms(folders[here], folders[there], here == there):
-        match = _match_form(root, folders, here, there, image_suffix, label_suffix)
-        if match is not None:
-            yield match
+    forms = _list_forms(folders[here], folders[there], here == there)
+    matches = [_match_form(root, folders, here, there, form) for form in forms]
+    if not any(matches):
+        forms = _list_forms_with_prefixes(folders[here], folders[there])
+        matches = [_match_form(root, folders, here, there, form) for form in forms]
+    yield from filter(None, matches)
 
 
-def _list_forms(image_names: list[str], label_names: list[str], are_beside: bool) -> list[tuple[str, str]]:
-    """List the pairs of an image suffix and a label suffix that the names in two folders may have.
+def _list_forms(image_names: list[str], label_names: list[str], are_beside: bool) -> list[NameForm]:
+    """List the forms without prefixes that the names in two folders may have.
 
     are_beside: the two folders are the same. Then a file suffix such as .jpg may tell images from other pictures.
     """
@@ -273,31 +273,45 @@ def _list_forms(image_names: list[str], label_names: list[str], are_beside: bool
         if are_beside or ending.lower() not in IMAGE_SUFFIXES:
             image_suffixes.append(ending)
     label_endings = _list_endings(label_names)
-    forms = list(product(image_suffixes, label_endings))
+    forms = [NameForm("", image_suffix, "", ending) for image_suffix, ending in product(image_suffixes, label_endings)]
     for ending in label_endings:
-        forms.append(("", IMAGE_SUFFIX_FIELD + ending))
+        forms.append(NameForm(label_suffix=IMAGE_SUFFIX_FIELD + ending))
     return forms
 
 
-def _match_form(
-    root: Path, folders: dict[Path, list[str]], here: Path, there: Path, image_suffix: str, label_suffix: str
-) -> Match | None:
+def _list_forms_with_prefixes(image_names: list[str], label_names: list[str]) -> list[NameForm]:
+    """List forms such as img_01.jpg and mask_01.png, where the word in front says which of them is the label.
+
+    Two other words may tell two sequences apart, such as left_01.jpg and right_01.png.
+    """
+    forms = []
+    image_prefixes = ["", *_list_beginnings(image_names)]
+    label_prefixes = ["", *_list_beginnings(label_names)]
+    for image_prefix, label_prefix in product(image_prefixes, label_prefixes):
+        if LABEL_WORD.search(label_prefix) or (IMAGE_WORD.search(image_prefix) and not label_prefix):
+            for ending in _list_endings(label_names):
+                forms.append(NameForm(image_prefix, "", label_prefix, ending))
+    return forms
+
+
+def _match_form(root: Path, folders: dict[Path, list[str]], here: Path, there: Path, form: NameForm) -> Match | None:
     """Match the images of one folder with labels in another by names of one form.
 
     Return None where too few images have such a label, or where the labels do not look like labels.
     """
-    images = _name_images(folders[here], folders[there] if here == there else [], image_suffix, label_suffix)
-    ending = label_suffix.removeprefix(IMAGE_SUFFIX_FIELD)
-    labels = {name.removesuffix(ending): name for name in folders[there] if name.endswith(ending)}
-    bases = tuple(sorted(images.keys() & labels.keys()))
+    selected = form.select_images(folders[here], are_labels_beside=here == there)
+    images = {_name_in_list(name, form): name for name in selected}
+    present = set(folders[there])
+    labels = {base: form.name_label(name) for base, name in images.items() if form.name_label(name) in present}
+    bases = tuple(sorted(labels))
     if not bases or len(bases) < COVERED * len(images):
         return None
-    if all(_have_plain_images(folders[folder], image_suffix, bases) for folder in (here, there)):
+    if all(_have_plain_images(folders[folder], form.image_suffix, bases) for folder in (here, there)):
         return None
 
     image_place, label_place = here.relative_to(root), there.relative_to(root)
-    image_words = {*image_place.parts, image_suffix}
-    label_words = {*label_place.parts, label_suffix}
+    image_words = {*image_place.parts, form.image_prefix, form.image_suffix}
+    label_words = {*label_place.parts, form.label_prefix, form.label_suffix}
     label_is_named_so = any(map(LABEL_WORD.search, label_words - image_words))
     image_is_named_so = any(map(LABEL_WORD.search, image_words - label_words))
     image_colors = _count_colors(here / images[bases[0]])
@@ -313,9 +327,8 @@ def _match_form(
     alike = SequenceMatcher(None, str(image_place), str(label_place)).ratio()
     return Match(
         images=here,
-        image_suffix=image_suffix,
         labels=there,
-        label_suffix=label_suffix,
+        form=form,
         bases=bases,
         image_names=tuple(images[base] for base in bases),
         label_names=tuple(labels[base] for base in bases),
@@ -336,19 +349,9 @@ def _have_plain_images(names: Sequence[str], image_suffix: str, bases: Sequence[
     return len(plain.intersection(bases)) >= COVERED * len(bases)
 
 
-def _name_images(names: Sequence[str], beside: Sequence[str], image_suffix: str, label_suffix: str) -> dict[str, str]:
-    """Return the images of a folder by what their label's name begins with.
-
-    beside: the pictures of the label folder, where it is the same one.
-    """
-    if label_suffix.startswith(IMAGE_SUFFIX_FIELD):
-        ending = label_suffix.removeprefix(IMAGE_SUFFIX_FIELD)
-        labels = {name + ending for name in beside}
-        return {name: name for name in names if name not in labels}
-    images = [name for name in names if name.endswith(image_suffix)]
-    if beside:
-        images = [name for name in images if not name.endswith(label_suffix)]
-    return {name.removesuffix(image_suffix) if image_suffix else Path(name).stem: name for name in images}
+def _name_in_list(image: str, form: NameForm) -> str:
+    """Return what a list calls an image: the base, or the whole name where the label has the image's suffix, too."""
+    return image if IMAGE_SUFFIX_FIELD in form.label_suffix else form.get_base(image)
 
 
 def _require_one_form(folders: dict[Path, list[str]], match: Match) -> None:
@@ -357,7 +360,7 @@ def _require_one_form(folders: dict[Path, list[str]], match: Match) -> None:
     Raises:
         UserError: an image has no label of the match's form, but probably one of another form, or reverse.
     """
-    ending = match.label_suffix.removeprefix(IMAGE_SUFFIX_FIELD)
+    form = match.form
     labels = set(folders[match.labels])
     spare = sorted(labels - set(match.label_names))
     pictures = set(folders[match.images])
@@ -365,17 +368,16 @@ def _require_one_form(folders: dict[Path, list[str]], match: Match) -> None:
         spare = [name for name in spare if name not in match.unlabelled and not _is_image(match, name)]
     _require_one_label(match, spare)
     for image in match.unlabelled:
-        base = image.removesuffix(match.image_suffix) if match.image_suffix else Path(image).stem
-        if label := _first_that_begins_with(base, spare):
-            count = f"{len(match.unlabelled)} images of {match.images} have no label called NAME{match.label_suffix}"
+        if label := _first_that_begins_with(form.label_prefix + form.get_base(image), spare):
+            count = f"{len(match.unlabelled)} images of {match.images} have no label called {show_label_name(form)}"
             raise UserError(f"{count}, but {match.labels} has {label} for {image}: name all labels in one way")
     for label in spare:
-        if match.image_suffix and label.endswith(ending):
-            others = sorted(name for name in pictures - labels if not name.endswith(match.image_suffix))
-            if image := _first_that_begins_with(label.removesuffix(ending), others):
+        if form.image_suffix and form.may_be_label(label):
+            others = sorted(name for name in pictures - labels if not name.endswith(form.image_suffix))
+            if image := _first_that_begins_with(label.removesuffix(form.label_suffix), others):
                 raise UserError(
                     f"{match.labels / label} is probably the label of {match.images / image}, which is not called "
-                    f"NAME{match.image_suffix} as the other images are: name all images in one way"
+                    f"NAME{form.image_suffix} as the other images are: name all images in one way"
                 )
 
 
@@ -387,7 +389,7 @@ def _require_one_label(match: Match, spare: Sequence[str]) -> None:
     Raises:
         UserError: beside a label of two values lie others that are called like it.
     """
-    ending = match.label_suffix.removeprefix(IMAGE_SUFFIX_FIELD)
+    ending = match.form.label_suffix.removeprefix(IMAGE_SUFFIX_FIELD)
     label = match.label_names[0]
     base = label.removesuffix(ending)
     others = [name for name in spare if re.match(rf"{re.escape(base)}[_\-. ]", name)]
@@ -407,8 +409,8 @@ def _require_one_label(match: Match, spare: Sequence[str]) -> None:
 
 def _is_image(match: Match, name: str) -> bool:
     """Say whether a picture beside its label is an image of the match."""
-    base = name.removesuffix(match.image_suffix) if match.image_suffix else Path(name).stem
-    return name.endswith(match.image_suffix) and (base in match.bases or name in match.bases)
+    is_of_form = name.startswith(match.form.image_prefix) and name.endswith(match.form.image_suffix)
+    return is_of_form and (match.form.get_base(name) in match.bases or name in match.bases)
 
 
 def _first_that_begins_with(base: str, names: Sequence[str]) -> str:
@@ -429,6 +431,14 @@ def _list_endings(names: list[str]) -> list[str]:
     """List what several of the names end with, from a mark on."""
     counts = Counter(name[mark.start() :] for name in names for mark in re.finditer(r"(?<=.)[_\-.]", name))
     return [ending for ending, count in counts.items() if count >= KIND * len(names)]
+
+
+def _list_beginnings(names: list[str]) -> list[str]:
+    """List the words that several of the names begin with, with the mark after them: img_ of img_01.jpg."""
+    words = [re.match(r"[^\W\d_]+[_\-. ]*", name) for name in names]  # the first word
+    words += [re.match(r"\D+(?=\d)", name) for name in names]  # all before the first number
+    counts = Counter(word[0] for word in filter(None, words))
+    return [word for word, count in counts.items() if count >= KIND * len(names)]
 
 
 def _show_same_regions(one: Path, other: Path) -> bool:

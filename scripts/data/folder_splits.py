@@ -6,7 +6,7 @@ from pathlib import Path, PurePath
 
 from datasets.files import IMAGE_SUFFIXES, clean_name, read_list
 from datasets.folder_pairs import find_folders
-from scripts.data.folder_layout import Match, get_split
+from scripts.data.folder_layout import Match, get_split, show_label_name
 from utils.errors import UserError
 from utils.files import decode_text
 from utils.pictures import read_content
@@ -143,7 +143,9 @@ def _list_bases(root: Path, split: str, group: list[Match], takes_all: bool, rem
         for base, image_name in zip(match.bases, match.image_names, strict=True):
             bases.append(_write_line(str(folder / base), str(folder / image_name)))
         if match.unlabelled:
-            remarks.append(f"{len(match.unlabelled)} images of {place} have no label called NAME{match.label_suffix}")
+            remarks.append(
+                f"{len(match.unlabelled)} images of {place} have no label called {show_label_name(match.form)}"
+            )
     return bases
 
 
