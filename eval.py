@@ -97,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = compute_as_trained(config, loaded.card)
     with start_runtime(config) as runtime:
         name, dataset = open_dataset(config, loaded)
-        runtime.agree(lambda: check_outputs(config, dataset))
+        runtime.on_rank0(check_outputs, config, dataset)
         scores = score_network(config, loaded, dataset, runtime)
         if not runtime.is_main:
             return

@@ -33,7 +33,7 @@ def resolve_class_weights(config: C, dataset: Any, runtime: Runtime) -> C:
     """
     if not config.class_weights:
         return config
-    return replace(config, class_weights=runtime.agree(lambda: _find_class_weights(config, dataset)))
+    return replace(config, class_weights=runtime.on_rank0(_find_class_weights, config, dataset))
 
 
 def parse_class_weights(setting: str) -> list[float] | None:

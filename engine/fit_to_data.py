@@ -35,7 +35,7 @@ def fit_to_data(settings: C, given: Collection[str], runtime: Runtime) -> C:
     """
     if not settings.fit_to_data or not get_dataset_spec(settings.dataset, settings.data, settings.classes).needs_root:
         return settings
-    return replace(settings, **runtime.agree(lambda: _find_fitted_settings(settings, given, runtime.size)))
+    return replace(settings, **runtime.on_rank0(_find_fitted_settings, settings, given, runtime.size))
 
 
 def _find_fitted_settings(settings: TrainConfig, given: Collection[str], ranks: int) -> dict[str, Any]:
@@ -45,20 +45,29 @@ def _find_fitted_settings(settings: TrainConfig, given: Collection[str], ranks: 
         where = "config.yaml of the run that is resumed"
         fitted = {name: convert(type(settings), name, saved[name], f"{where}: {name}") for name in FITTED}
     else:
-        fitted = compute_fitted_settings(settings, measure_images(settings), ranks)
+        fitted = compute_fitted_settings(settings, measure_images(settings), ranks, given)
     fitted = {name: value for name, value in fitted.items() if name not in given}
     text = " ".join(f"{get_flag(name)} {_format_value(value)}" for name, value in fitted.items())
     print(f"fitted to the training images of {settings.data or settings.dataset}: {text}")
     return fitted
 
 
-def compute_fitted_settings(settings: TrainConfig, sizes: Mapping[str, Any], ranks: int = 1) -> dict[str, Any]:
-    """Compute the fitted settings. sizes: as ``measure_images`` returns them."""
+def compute_fitted_settings(
+    settings: TrainConfig, sizes: Mapping[str, Any], ranks: int = 1, given: Collection[str] = ()
+) -> dict[str, Any]:
+    """Compute the fitted settings.
+
+    sizes: as ``measure_images`` returns them. given: the settings that flags give. The length follows from a given
+    batch size, and the intervals from a given length.
+    """
     height, width = settings.crop_size
     crop_size = (fit_side(height, sizes["height"]), fit_side(width, sizes["width"]))
-    batch_size = fit_batch_size(settings, sizes["count"], ranks)
-    length = max(SHORTEST, EPOCHS * sizes["count"] // batch_size)
-    max_iterations = min(settings.max_iterations, length)
+    batch_size = settings.batch_size
+    if "batch_size" not in given:
+        batch_size = fit_batch_size(settings, sizes["count"], ranks)
+    max_iterations = settings.max_iterations
+    if "max_iterations" not in given:
+        max_iterations = min(max_iterations, max(SHORTEST, EPOCHS * sizes["count"] // batch_size))
     interval = max(1, max_iterations // VALIDATIONS)
     return {
         "crop_size": crop_size,

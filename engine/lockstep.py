@@ -1,13 +1,11 @@
-"""Stop a run. Signals and failed loads end all ranks at the same batch; a non-finite loss ends its own rank."""
+"""Stop a run: signals and failed loads end all ranks at the same batch."""
 
-import math
 import os
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from utils.distributed import all_reduce
 from utils.errors import ANOTHER, UserError
@@ -17,83 +15,8 @@ STOPPED_STATUS = 3  # exit status of a run that a signal stopped after saving it
 DONE, MORE, STOP, FAILED = range(4)  # the votes of a rank before each batch; the largest of all ranks decides
 
 
-class LossNotFinite(UserError):
-    """A loss or gradient is not finite: training cannot go on, and nothing of it may be saved."""
-
-
 class Stopped(SystemExit):
     """End the run, because a signal asked for it."""
-
-
-class Watched(NamedTuple):
-    """Hold the terms of an iteration while they are copied from the device."""
-
-    iteration: int
-    names: list[str]
-    values: Tensor
-    copied: torch.cuda.Event | None  # the end of the copy; None on the CPU
-
-
-class FiniteWatch:
-    """Stop this rank at a non-finite loss of its own. Ranks do not communicate about it.
-
-    On CUDA ``watch`` looks one iteration late, so that the host does not wait for the device. ``check`` looks at once,
-    before anything is validated or saved.
-    """
-
-    def __init__(self, explain: Callable[[str, int, Mapping[str, float]], str]) -> None:
-        """explain: makes the message from what is not finite, the iteration, and its terms."""
-        self.explain = explain
-        self.pending: Watched | None = None
-        self.last_iteration = 0
-        self.last_terms: dict[str, float] = {}
-
-    def watch(self, iteration: int, terms: Mapping[str, Tensor]) -> None:
-        """Note the terms of an iteration.
-
-        Raises:
-            LossNotFinite: its loss, or on CUDA that of the iteration before, is not finite.
-        """
-        values = torch.stack([term.detach().float() for term in terms.values()])
-        if not values.is_cuda:
-            self.pending = Watched(iteration, list(terms), values, None)
-            self.check()
-            return
-        values = values.to("cpu", non_blocking=True)
-        copied = torch.cuda.Event()
-        copied.record()
-        self.check()
-        self.pending = Watched(iteration, list(terms), values, copied)
-
-    def check(self, tensors: Sequence[Tensor] = ()) -> None:
-        """Check the last watched loss, and tensors that would be saved: a bad gradient has ruined them.
-
-        Raises:
-            LossNotFinite: the loss or a tensor is not finite.
-        """
-        self._check_pending()
-        if not tensors:
-            return
-        largest = torch.stack(torch._foreach_norm(tensors, math.inf))
-        if not largest.isfinite().all():
-            raise LossNotFinite(self.explain("the gradient is not finite", self.last_iteration, self.last_terms))
-
-    def _check_pending(self) -> None:
-        """Check the loss that was watched last.
-
-        Raises:
-            LossNotFinite: it is not finite.
-        """
-        if self.pending is None:
-            return
-        iteration, names, values, copied = self.pending
-        self.pending = None
-        if copied is not None:
-            copied.synchronize()
-        self.last_iteration = iteration
-        self.last_terms = dict(zip(names, values.tolist(), strict=True))
-        if not math.isfinite(self.last_terms["loss"]):
-            raise LossNotFinite(self.explain("the loss is not finite", iteration, self.last_terms))
 
 
 def handle_stop_signals(handler: Callable[[int, Any], None]) -> dict[int, Any]:
@@ -133,7 +56,10 @@ class StopRequest:
         if is_first and agent_restarts and self.agent == os.getppid():
             os.kill(self.agent, signal.SIGTERM)
 
-    def restore_handlers(self) -> None:
+    def __enter__(self) -> "StopRequest":
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """Give the signals back to their handlers."""
         for number, handler in self.previous_handlers.items():
             signal.signal(number, handler)
@@ -168,13 +94,7 @@ class Lockstep:
             UserError: another rank failed. This rank's own failure is raised as it is.
         """
         while True:
-            batch = None
-            failure = self.failure
-            if failure is None:
-                try:
-                    batch = next(self.batches, None)
-                except Exception as error:
-                    failure = error
+            batch, failure = self._fetch()
             vote = torch.tensor(float(self._vote(batch, failure)))
             decision = int(all_reduce(vote, "max"))
             if decision == DONE:
@@ -182,12 +102,19 @@ class Lockstep:
             self.left_together = decision in (STOP, FAILED)
             if decision == STOP:
                 raise Stopped(STOPPED_STATUS)
-            if failure is not None:
-                raise failure
             if decision == FAILED:
-                raise UserError(f"{ANOTHER} failed; its own message says why")
+                raise failure or UserError(f"{ANOTHER} failed; its own message says why")
             if batch is not None:
                 yield batch
+
+    def _fetch(self) -> tuple[Any, Exception | None]:
+        """Return the next batch, None after the last, and this rank's failure, None if there is none."""
+        if self.failure is not None:
+            return None, self.failure
+        try:
+            return next(self.batches, None), None
+        except Exception as error:
+            return None, error
 
     def _vote(self, batch: object, failure: Exception | None) -> int:
         """Return what this rank tells the others. A rank without a batch does not ask to stop."""

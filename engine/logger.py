@@ -3,8 +3,8 @@
 import errno
 import json
 import sys
-import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,6 @@ from engine.machine import measure_peak_memory_gb
 from engine.metrics import ASSISTED
 from utils.errors import UserError
 from utils.files import read_bytes, write_text
-
-MACHINE = ("images_per_second", "cpu_seconds", "memory_gb")  # terms that say something of the machine, not the training
 
 
 def get_assisted_mark(card: Mapping[str, Any]) -> str:
@@ -56,8 +54,7 @@ class RunLogger:
         self.writer = SummaryWriter(str(folder), purge_step=first_iteration + 1 if first_iteration else None)
         self.max_iterations = max_iterations
         self.mark = get_assisted_mark(header["card"])
-        self.first_time: float | None = None  # of the first record of training, which took longer than others
-        self.first_iteration = first_iteration
+        self.val_tag = "val" + self.mark.replace(" ", "_")
         self.bar = tqdm(
             total=max_iterations,
             initial=first_iteration,
@@ -80,72 +77,75 @@ class RunLogger:
         except OSError as error:
             raise UserError(f"{self.file.name} cannot be written: {error.strerror}") from error
 
-    def log_scalars(self, tag: str, values: Mapping[str, float | None], iteration: int) -> None:
-        """Write a record, TensorBoard curves ``tag/name``, and one line on the terminal.
+    def log_training(
+        self, terms: Mapping[str, float | None], speed: Mapping[str, float], seconds_left: float | None, iteration: int
+    ) -> None:
+        """Write the record, the TensorBoard curves and the line of an iteration of training.
 
-        A record of training ("train") also says how much memory was used. A record of validation ("val") also says if
-        the network reads the label.
+        terms: the losses and the learning rate. speed: ``images_per_second`` and ``cpu_seconds``. The memory in use is
+        measured here.
         """
         if not self.enabled:
             return
-        if tag == "train":
-            values = {**values, "memory_gb": measure_peak_memory_gb()}
-        record = {"event": tag, "iteration": iteration, **values}
-        if tag == "val" and self.mark:
+        values = {**terms, **speed, "memory_gb": measure_peak_memory_gb()}
+        self.write_record({"event": "train", "iteration": iteration, **values})
+        self._add_curves("train", values, iteration)
+        pace = [f"{speed['images_per_second']:.1f} images/s"]
+        if seconds_left is not None:
+            pace.append(f"{timedelta(seconds=round(seconds_left))} left")
+        pace.append(f"{values['memory_gb']:.1f} GB")
+        text = f"{format_terms(terms)} | {', '.join(pace)}"
+        with ignore_lost_terminal():
+            if self.bar.disable:
+                print(f"train {iteration}/{self.max_iterations}: {text}", flush=True)
+            else:
+                self.bar.set_postfix_str(text)
+
+    def log_scores(self, scores: Mapping[str, float | None], iteration: int) -> None:
+        """Write the record, the TensorBoard curves and the line of a validation.
+
+        All of them say if the network reads the label.
+        """
+        if not self.enabled:
+            return
+        record = {"event": "val", "iteration": iteration, **scores}
+        if self.mark:
             record["label_assisted"] = True
         self.write_record(record)
-        numbers = {name: value for name, value in values.items() if value is not None}
-        for name, value in numbers.items():
-            self.writer.add_scalar(f"{self.mark_tag(tag)}/{name}", value, iteration)
-        terms = "".join(f" {name} {value:.4g}" for name, value in numbers.items() if name not in MACHINE)
-        if tag == "train":
-            self.print_line(
-                f"train {iteration}/{self.max_iterations}:{terms} | {self.describe_pace(record)}", quiet=True
-            )
-        else:
-            self.print_line(f"{tag} {iteration}/{self.max_iterations}:{self.mark}{terms}")
+        self._add_curves(self.val_tag, scores, iteration)
+        self.print_line(f"val {iteration}/{self.max_iterations}:{self.mark} {format_terms(scores)}")
 
-    def describe_pace(self, record: Mapping[str, Any]) -> str:
-        """Return the speed, the time that is left, and the memory, for the terminal."""
-        parts = [f"{record['images_per_second']:.1f} images/s"]
-        iteration = record["iteration"]
-        if self.first_time is None:
-            self.first_time = time.monotonic()
-            self.first_iteration = iteration
-        else:
-            seconds_each = (time.monotonic() - self.first_time) / (iteration - self.first_iteration)
-            parts.append(f"{timedelta(seconds=round(seconds_each * (self.max_iterations - iteration)))} left")
-        parts.append(f"{record['memory_gb']:.1f} GB")
-        return ", ".join(parts)
+    def _add_curves(self, tag: str, values: Mapping[str, float | None], iteration: int) -> None:
+        """Add a point to each TensorBoard curve ``tag/name``."""
+        for name, value in values.items():
+            if value is not None:
+                self.writer.add_scalar(f"{tag}/{name}", value, iteration)
 
-    def mark_tag(self, tag: str) -> str:
-        """Return a TensorBoard tag. A tag of validation gets the mark of a network that reads the label."""
-        return tag.replace("val", "val" + self.mark.replace(" ", "_"), 1)
-
-    def log_image(self, tag: str, image: np.ndarray, iteration: int) -> None:
-        """Show an image, RGB uint8 ``[H, W, 3]``, in TensorBoard."""
+    def log_prediction(self, picture: np.ndarray, iteration: int) -> None:
+        """Show predictions of a validation, RGB uint8 ``[H, W, 3]``, in TensorBoard."""
         if self.enabled:
-            self.writer.add_image(self.mark_tag(tag), image, iteration, dataformats="HWC")
+            self.writer.add_image(f"{self.val_tag}/prediction", picture, iteration, dataformats="HWC")
 
     def advance(self, iteration: int) -> None:
         """Move the bar to an iteration."""
         if self.enabled:
             self.bar.update(iteration - self.bar.n)
 
-    def print_line(self, text: str, quiet: bool = False) -> None:
-        """Print a line on the terminal. Where there is a bar, a quiet line becomes the text behind it."""
+    def print_line(self, text: str) -> None:
+        """Print a line on the terminal, above the bar if there is one."""
         if not self.enabled:
             return
-        try:
+        with ignore_lost_terminal():
             if self.bar.disable:
                 print(text, flush=True)
-            elif quiet:
-                self.bar.set_postfix_str(text.partition(": ")[2])
             else:
                 self.bar.write(text)
-        except OSError as error:
-            if error.errno != errno.EIO:
-                raise  # EIO: the terminal is gone (ssh was closed); the run and its files go on
+
+    def __enter__(self) -> "RunLogger":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Close the files and the bar. What cannot be written any more must not hide why the run ends."""
@@ -157,6 +157,21 @@ class RunLogger:
                 file.close()
             except OSError as error:
                 print(f"warning: the last {what} are lost: {error.strerror}", file=sys.stderr)
+
+
+@contextmanager
+def ignore_lost_terminal() -> Iterator[None]:
+    """Let a run go on whose terminal is gone, as when ssh was closed. Its files go on, too."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+
+
+def format_terms(terms: Mapping[str, float | None]) -> str:
+    """Write the terms that have a value in one line, such as "loss 0.52 lr 0.001"."""
+    return " ".join(f"{name} {value:.4g}" for name, value in terms.items() if value is not None)
 
 
 def is_kept(line: str, start: int, validated: int) -> bool:

@@ -25,7 +25,8 @@ BEST = "best.pth"
 LOG = "metrics.jsonl"
 DAMAGED = "damaged.pth"  # the name of an unusable last.pth after the previous one has taken its place
 UNUSED = "unused.pth"  # the name of a last.pth after --resume has named another checkpoint of the same folder
-RUN_FILES = (BEST, LOG, "events.out.tfevents.*", PREVIOUS, LAST)  # patterns of the files that a run writes
+# patterns of the files that a run writes
+RUN_FILES = (BEST, LOG, "events.out.tfevents.*", DAMAGED, UNUSED, PREVIOUS, LAST)
 MAX_LISTED = 5  # files that an error lists
 
 
@@ -42,10 +43,11 @@ class RunFolder:
         self.inputs = inputs
         self.source = source
         self.lock: FolderLock | None = None  # rank 0's; the other ranks have none
-        self.last_was_unusable = False  # missing, damaged, or without training state; the previous one was restored
+        # last.pth is missing, damaged, or without training state, so that previous.pth was restored
+        self.fell_back_to_previous = False
 
     @property
-    def is_source(self) -> bool:
+    def resumes_in_place(self) -> bool:
         """Return whether the run continues in the folder that its checkpoint lies in."""
         return self.source is not None and self.source.parent == self.path
 
@@ -71,7 +73,7 @@ class RunFolder:
         problems: list[UserError] = []
         for path in candidates:
             try:
-                content = self.runtime.agree(lambda path=path: read_resumable(path, settings, self.inputs))
+                content = self.runtime.on_rank0(read_resumable, path, settings, self.inputs)
                 state.restore(content)
             except OtherRun:
                 raise
@@ -79,7 +81,7 @@ class RunFolder:
                 problems.append(error if str(path) in str(error) else UserError(f"{path}: {error}"))
                 continue
             self.source = path
-            self.last_was_unusable = bool(problems)
+            self.fell_back_to_previous = bool(problems)
             if self.runtime.is_main:
                 warn_about_resume(path, problems, content.get("world_size"), self.runtime.size)
             return
@@ -87,30 +89,30 @@ class RunFolder:
 
     def _explain_failure(self, candidates: list[Path], problems: list[UserError]) -> str:
         """Say why no checkpoint can be used, and what could be done instead."""
-        if not self.runtime.agree(candidates[-1].exists):
+        if not self.runtime.on_rank0(candidates[-1].exists):
             problems = problems[:1]
         best = candidates[0].with_name(BEST)
         message = f"--resume: {'; '.join(map(str, problems))}"
-        if self.runtime.agree(best.exists):
+        if self.runtime.on_rank0(best.exists):
             message += f"; --pretrained {best} starts a new run from the best weights"
         return message
 
     def prepare_for_writing(self, settings: TrainConfig) -> None:
         """Delete another run's files and, when resuming from a different folder, copy this run's files here."""
-        self.runtime.agree(lambda: self._prepare_for_writing(settings))
+        self.runtime.on_rank0(self._prepare_for_writing, settings)
 
     def _prepare_for_writing(self, settings: TrainConfig) -> None:
         """Prepare the folder, on rank 0. Afterwards ``last.pth`` is what the run continues from, if it is there."""
-        if not self.is_source:
+        if not self.resumes_in_place:
             for pattern in RUN_FILES:
                 for path in self.path.glob(pattern):
                     path.unlink()
             if self.source is not None:
                 self._copy_from_source()
-        elif self.last_was_unusable:
+        elif self.fell_back_to_previous:
             self._rename_last(DAMAGED)
         elif self.source.name != LAST:
-            self._make_source_the_last()
+            self._replace_last_by_source()
         save_yaml(settings, self.path / "config.yaml")
 
     def _rename_last(self, name: str) -> None:
@@ -118,7 +120,7 @@ class RunFolder:
         if (self.path / LAST).exists():
             os.replace(self.path / LAST, self.path / name)
 
-    def _make_source_the_last(self) -> None:
+    def _replace_last_by_source(self) -> None:
         """Put a copy of the source in the place of ``last.pth``.
 
         Without that, a run that is killed before its first save would go on from the wrong checkpoint. And the first
@@ -165,9 +167,9 @@ def open_run_folder(settings: TrainConfig, runtime: Runtime, inputs: Mapping[str
     """
     path = Path(settings.save_dir).expanduser()
     folder = RunFolder(path, runtime, inputs)
-    runtime.agree(folder.take_lock)
+    runtime.on_rank0(folder.take_lock)
     try:
-        folder.source = runtime.agree(lambda: find_resume_source(adapt_to_restart(settings, path), path))
+        folder.source = runtime.on_rank0(find_resume_source, settings, path)
     except UserError:
         folder.close()
         raise
@@ -186,13 +188,14 @@ def adapt_to_restart(settings: TrainConfig, folder: Path) -> TrainConfig:
 def find_resume_source(settings: TrainConfig, folder: Path) -> Path | None:
     """Decide whether a run resumes, and from which checkpoint. Return None if it starts anew. Nothing is changed here.
 
-    If a folder holds only ``previous.pth``, the result still names ``last.pth``. ``RunFolder.restore`` then takes
-    ``previous.pth``.
+    A job that torchrun restarts continues its run (``adapt_to_restart``). If a folder holds only ``previous.pth``, the
+    result still names ``last.pth``. ``RunFolder.restore`` then takes ``previous.pth``.
 
     Raises:
         UserError: ``--resume`` names a checkpoint that does not exist. Or the folder holds files of a run that would be
             replaced, and ``--overwrite`` is not given. Or one of them is an input of the new run.
     """
+    settings = adapt_to_restart(settings, folder)
     files = [path.name for pattern in RUN_FILES for path in sorted(folder.glob(pattern))]
     is_resumable = LAST in files or PREVIOUS in files
     source = None
@@ -232,17 +235,16 @@ def require_inputs_elsewhere(settings: TrainConfig, folder: Path, files: Sequenc
 
 
 def read_saved_settings(settings: TrainConfig) -> dict[str, Any]:
-    """Read the config.yaml of the run that is resumed. Return {} if no run is resumed or the file is damaged."""
-    starts_anew = settings.resume == "auto" and settings.overwrite
-    if not settings.resume or starts_anew:
-        return {}
-    folder = Path(settings.save_dir if settings.resume == "auto" else settings.resume).expanduser()
-    if not folder.is_dir():
-        folder = folder.parent
-    if not any((folder / name).exists() for name in (LAST, PREVIOUS)):
+    """Read the config.yaml of the run that is resumed. Return {} if no run is resumed or the file is damaged.
+
+    Raises:
+        UserError: as ``find_resume_source``.
+    """
+    source = find_resume_source(settings, Path(settings.save_dir).expanduser())
+    if source is None:
         return {}
     try:
-        saved = read_yaml(folder / "config.yaml")
+        saved = read_yaml(source.parent / "config.yaml")
     except UserError:
         return {}
     return saved if isinstance(saved, dict) else {}
@@ -270,7 +272,7 @@ def is_barely_started(folder: Path, files: list[str], resumes: bool) -> bool:
 
     resumes: whether the run is to be resumed. It then starts again, so that records of training have no value either.
     """
-    if LOG not in files or {LAST, PREVIOUS, BEST} & {*files}:
+    if LOG not in files or {LAST, PREVIOUS, BEST, DAMAGED, UNUSED} & {*files}:
         return False
     worthless = {"start", "train"} if resumes else {"start"}
     return read_events(folder / LOG) <= worthless

@@ -47,7 +47,7 @@ def agree_on_inputs(settings: TrainConfig, data: Data, runtime: Runtime) -> dict
         UserError: this rank has other files than rank 0.
     """
     own = describe_inputs(settings, data)
-    inputs = runtime.agree(lambda: own)
+    inputs = runtime.broadcast(own)
     differing = [f"{k}: {own[k]}, rank 0: {inputs[k]}" for k in own if k in inputs and own[k] != inputs[k]]
     if differing:
         where = f"rank {runtime.rank} on {platform.node()}"

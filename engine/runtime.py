@@ -88,7 +88,7 @@ class Runtime:
         """Return the loss scaler, which is enabled in fp16 only."""
         return torch.amp.GradScaler(self.device.type, enabled=self.amp == "fp16")
 
-    def agree(self, compute: Callable[[], T]) -> T:
+    def on_rank0(self, function: Callable[..., T], *arguments: Any) -> T:
         """Call a function on rank 0 alone, and return its result on every rank. Its error is raised on every rank.
 
         An error that ``explain_error`` does not know is raised on rank 0 only.
@@ -96,7 +96,7 @@ class Runtime:
         result = failure = None
         if self.is_main:
             try:
-                result = compute()
+                result = function(*arguments)
             except Exception as error:
                 failure = explain_error(error)
                 if failure is None:
@@ -110,6 +110,10 @@ class Runtime:
         if failure is not None:
             raise failure
         return result
+
+    def broadcast(self, value: T) -> T:
+        """Return rank 0's value on every rank."""
+        return self.on_rank0(lambda: value)
 
     def barrier(self) -> None:
         """Wait for the other ranks."""

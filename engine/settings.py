@@ -174,9 +174,7 @@ class TrainConfig:
     device: str = machine_option("auto", "where to run", choices=("auto", "cpu", "cuda"))
     backend: str = machine_option("auto", "between processes: gloo lets them share a GPU", choices=("auto", "gloo"))
     amp: str = machine_option("none", "autocast", choices=("none", "bf16", "fp16"), affects=RESULT)
-    channels_last: bool | None = machine_option(
-        None, "memory layout of the networks (default: what is fast on the device)"
-    )
+    channels_last: bool | None = machine_option(None, "memory layout of the networks (default: on)")
     tf32: bool = machine_option(True, "TF32 in float32 convolutions on CUDA")
     deterministic: bool = machine_option(False, "the same bits in every run on CUDA too, slower")
     compile: bool = machine_option(False, "compile the networks by torch.compile")

@@ -1,11 +1,9 @@
 """Train a Step: polynomial decay, logs, validation, checkpoints, resume."""
 
 import math
-import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 
 import torch
@@ -13,13 +11,14 @@ from torch import Tensor, nn
 
 from datasets import Data, build_train_and_val
 from engine.evaluator import evaluate, switch_to_eval
-from engine.finish import FinishEstimate, describe_finish
+from engine.finite import FiniteWatch, LossNotFinite
 from engine.loader import load_train_batches
-from engine.lockstep import FiniteWatch, Lockstep, LossNotFinite, Stopped, StopRequest
+from engine.lockstep import Lockstep, Stopped, StopRequest
 from engine.logger import RunLogger, get_assisted_mark
 from engine.machine import describe_environment
 from engine.metrics import Metrics, make_json_number
 from engine.preview import make_preview
+from engine.progress import Progress, describe_finish
 from engine.run_folder import BEST, LAST, RunFolder, open_run_folder
 from engine.run_inputs import agree_on_inputs, make_plain
 from engine.runtime import Runtime
@@ -39,6 +38,7 @@ from utils.types import Draw
 
 INPUT_BYTES = 3 * 4 + 8 + 1  # of a pixel: normalised image, label, weight
 COUNT_PIXELS = "scripts/data/check_data.py counts the pixels of each"
+LONGEST_WAIT = 20.0  # seconds after the first iteration until the expected end of a run is printed
 MAX_SKIPPED = 20  # successive steps that the fp16 loss scaler may skip: from 2^16 it is then below 1
 
 
@@ -125,12 +125,14 @@ class Trainer:
         self.runtime = runtime
         self.images_per_rank = settings.batch_size // runtime.size
         self.convention = CONVENTIONS[settings.pixels]
+        self.environment = describe_environment(runtime.device)
         self.card = make_card(state, data, settings)
         self.predictor = Predictor(self.step.model, self.convention, self.step.label_noise, precision=runtime.precision)
         self.first_iteration = state.iteration
         self.saved_iteration = state.iteration
         self.is_between_steps = True
-        self.skipped_steps = 0
+        self.skipped_steps = 0  # successive updates that the loss scaler has skipped, the last one included
+        self.has_printed_end = False
         self.labelled_pixels = torch.zeros((), device=runtime.device)
         self.metrics: Metrics | None = None
         self.finite = FiniteWatch(self.explain_not_finite)
@@ -145,19 +147,19 @@ class Trainer:
         """
         must_validate = self.owes_validation()
         if self.state.iteration >= self.settings.max_iterations and not must_validate:
-            if not self.folder.is_source:  # a complete run that is resumed in another folder is copied there
+            if not self.folder.resumes_in_place:  # a complete run that is resumed in another folder is copied there
                 self.folder.prepare_for_writing(self.settings)
             self.print_already_complete()
             return None
         self.folder.prepare_for_writing(self.settings)
-        with ExitStack() as resources:  # closes them at the end, the last first
-            self.stop_request = StopRequest()
-            resources.callback(self.stop_request.restore_handlers)
-            self.start_logging()
-            resources.callback(self.logger.close)
+        with (
+            StopRequest() as self.stop_request,
+            self.open_logger() as self.logger,
+            closing(self.load_batches()) as batches,
+        ):
+            self.print_start()
             self.report_memory()
-            self.open_batches()
-            resources.callback(self.loader.close)
+            self.batches = Lockstep(batches, self.stop_request)
             self.train_and_save(must_validate)
         return self.metrics
 
@@ -191,16 +193,16 @@ class Trainer:
         mark = get_assisted_mark(self.card)
         print(f"{self.folder.path} is finished: {self.state.iteration} iterations, best mIoU {best}{mark}")
 
-    def start_logging(self) -> None:
+    def open_logger(self) -> RunLogger:
         """Open the log of the run, with a first record of what it is."""
         header = {
             "world_size": self.runtime.size,
-            **describe_environment(self.runtime.device),
+            **self.environment,
             "runtime": self.runtime.describe(),
             "config": make_plain(asdict(self.settings)),
             "card": self.card,
         }
-        self.logger = RunLogger(
+        return RunLogger(
             self.folder.path,
             self.runtime.is_main,
             self.first_iteration,
@@ -208,12 +210,15 @@ class Trainer:
             self.settings.max_iterations,
             header,
         )
+
+    def print_start(self) -> None:
+        """Print where the run starts from, and how it computes."""
         origin = f"from {self.state.start}"
         if self.first_iteration:
             origin = f"continues after iteration {self.first_iteration}"
         self.logger.print_line(f"{self.folder.path}: {origin}")
-        options = ", ".join(f"{key} {value}" for key, value in header["runtime"].items())
-        self.logger.print_line(f"{header['device']}: {options}")
+        options = ", ".join(f"{key} {value}" for key, value in self.runtime.describe().items())
+        self.logger.print_line(f"{self.environment['device']}: {options}")
 
     def report_memory(self) -> None:
         """Print how much memory a step will need, and warn where that is more than is free."""
@@ -235,9 +240,9 @@ class Trainer:
             advice = "take a smaller --batch-size or --crop-size, or --accumulate"
             self.logger.print_line(f"warning: {free / GIB:.1f} GiB are free, which may be too little: {advice}")
 
-    def open_batches(self) -> None:
-        """Start the loader at the first iteration that is not done."""
-        self.loader = load_train_batches(
+    def load_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Return the batches from the first iteration on that is not done. The loader starts with the first of them."""
+        return load_train_batches(
             self.data.train,
             self.first_iteration,
             self.settings.max_iterations,
@@ -245,14 +250,12 @@ class Trainer:
             self.settings.workers,
             self.runtime,
         )
-        self.batches = Lockstep(self.loader, self.stop_request)
 
     def train_all_batches(self) -> None:
         """Train on every batch that is left; log, validate and save where that is due."""
         self.state.set_train_mode()
         torch.backends.cudnn.benchmark = not self.runtime.deterministic  # all crops have one size
-        self.pace = Pace(self.state.iteration)
-        self.finish = FinishEstimate(self.state.iteration, self.settings.max_iterations)
+        self.progress = Progress(self.state.iteration, self.settings.max_iterations, self.settings.batch_size)
         for image, label in self.batches:
             self.is_between_steps = False
             terms = self.train_step(image, label)
@@ -261,7 +264,7 @@ class Trainer:
                 self.finite.watch(self.state.iteration - 1, terms)
             self.log_iteration(terms)
             if self.is_validation_due():
-                with self.pace.pause(), self.finish.pause():
+                with self.progress.pause():
                     self.validate()
             elif self.state.iteration % self.settings.save_per_iters == 0:
                 self.save()
@@ -386,7 +389,9 @@ class Trainer:
         A failure ends the run before the next batch, on all ranks together, so that the work so far can be saved.
         """
         try:
+            self.progress.note_iteration(self.state.iteration)
             if self.is_log_due():
+                self.check_labels()
                 self.log_terms(terms)
             self.print_expected_end()
             self.logger.advance(self.state.iteration)
@@ -396,19 +401,26 @@ class Trainer:
     def log_terms(self, terms: Mapping[str, Tensor]) -> None:
         """Log the terms of the iteration just done, averaged over the ranks."""
         done = self.state.iteration
-        self.check_labels()
         values = all_reduce(torch.stack([term.float() for term in terms.values()]), "mean").tolist()
         means = dict(zip(terms, map(make_json_number, values), strict=True))  # None for what is not finite
-        speed = self.pace.measure(done, self.settings.batch_size)  # now that a GPU has done all of it
-        lr = compute_learning_rate(self.settings, done - 1)
-        self.logger.log_scalars("train", {**means, "lr": lr, **speed}, done)
-        self.pace.restart(done)
+        means["lr"] = compute_learning_rate(self.settings, done - 1)
+        speed = self.progress.measure_interval(done)  # now that a GPU has done all of it
+        self.logger.log_training(means, speed, self.progress.estimate_seconds_left(done), done)
+        self.progress.start_interval(done)
 
     def print_expected_end(self) -> None:
-        """Print once when the run is expected to end, early in the run."""
-        seconds = self.finish.estimate(self.state.iteration, self.is_log_due())
-        if seconds is not None:
-            self.logger.print_line(describe_finish(seconds, self.runtime.device.type == "cpu"))
+        """Print once when the run is expected to end, early in the run.
+
+        That is after an iteration that is logged, when a GPU has surely done its work, or after LONGEST_WAIT seconds.
+        """
+        done = self.state.iteration
+        seconds = self.progress.estimate_seconds_left(done)
+        if self.has_printed_end or seconds is None:
+            return
+        if self.is_log_due() or self.progress.get_seconds_since_first() >= LONGEST_WAIT:
+            self.has_printed_end = True
+            if done < self.settings.max_iterations:
+                self.logger.print_line(describe_finish(seconds, self.runtime.device.type == "cpu"))
 
     def check_labels(self) -> None:
         """Check that the training labels hold a class, once every image was seen or at the end of the run.
@@ -454,7 +466,7 @@ class Trainer:
             self.state.best_iteration = self.state.iteration
             self.save(BEST)
         with switch_to_eval(self.step.model):
-            self.runtime.agree(self.log_preview)
+            self.runtime.on_rank0(self.log_preview)
         self.state.set_train_mode()
 
     def log_scores(self, miou: float | None) -> None:
@@ -464,7 +476,7 @@ class Trainer:
             reason = f"no pixel of the validation labels has a class: {COUNT_PIXELS}"
             self.logger.print_line(f"warning: no score, no {BEST}: {reason}")
         accuracy = make_json_number(self.metrics.pixel_accuracy)
-        self.logger.log_scalars("val", {"miou": miou, "pixel_accuracy": accuracy}, iteration)
+        self.logger.log_scores({"miou": miou, "pixel_accuracy": accuracy}, iteration)
         per_class = {}
         for name, iou in zip(self.card["class_names"], self.metrics.iou.tolist(), strict=True):
             per_class[f"iou/{name}"] = make_json_number(iou)
@@ -473,7 +485,7 @@ class Trainer:
     def log_preview(self) -> None:
         """Show predictions of a few validation images in TensorBoard."""
         picture = make_preview(self.predictor, self.data.val, self.card["palette"])
-        self.logger.log_image("val/prediction", picture, self.state.iteration)
+        self.logger.log_prediction(picture, self.state.iteration)
 
     def save(self, name: str = LAST) -> None:
         """Write a checkpoint. Every rank takes part, and takes over rank 0's running statistics and buffers.
@@ -485,7 +497,7 @@ class Trainer:
         self.finite.check(self.state.list_tensors_to_check())
         broadcast_values(self.state.list_buffers_changed_by_forward())
         keep_previous = name == LAST and self.saved_iteration != self.state.iteration
-        self.runtime.agree(partial(self.write_checkpoint, name, keep_previous))
+        self.runtime.on_rank0(self.write_checkpoint, name, keep_previous)
         if name == LAST:
             self.saved_iteration = self.state.iteration
 
@@ -549,33 +561,3 @@ def make_card(state: TrainingState, data: Data, settings: TrainConfig) -> dict[s
         start=state.start,
     )
     return card.entries()
-
-
-class Pace:
-    """Measure the speed of training between two log records, without the validations."""
-
-    def __init__(self, iteration: int) -> None:
-        self.restart(iteration)
-
-    def restart(self, iteration: int) -> None:
-        """Measure from here on."""
-        self.iteration = iteration
-        self.clock = time.perf_counter()
-        self.processor = time.process_time()
-
-    def measure(self, iteration: int, batch_size: int) -> dict[str, float]:
-        """Return images a second, and processor seconds, since the restart."""
-        images = batch_size * (iteration - self.iteration)
-        return {
-            "images_per_second": images / (time.perf_counter() - self.clock),
-            "cpu_seconds": time.process_time() - self.processor,
-        }
-
-    @contextmanager
-    def pause(self) -> Iterator[None]:
-        """Leave out the time that is spent inside."""
-        clock = time.perf_counter()
-        processor = time.process_time()
-        yield
-        self.clock += time.perf_counter() - clock
-        self.processor += time.process_time() - processor

@@ -21,9 +21,10 @@ from datasets import DATASETS, build_train_and_val
 from datasets.base import SegmentationDataset
 from datasets.ids import IdMap
 from engine import evaluator, lockstep, trainer
+from engine.finite import FiniteWatch
 from engine.folder_lock import FolderLock
 from engine.loader import load_train_batches
-from engine.lockstep import STOPPED_STATUS, FiniteWatch, Lockstep, Stopped
+from engine.lockstep import STOPPED_STATUS, Lockstep, Stopped
 from engine.logger import RunLogger
 from engine.run_folder import RunFolder
 from engine.run_inputs import agree_on_inputs, describe_inputs
@@ -87,6 +88,13 @@ def test_a_run_does_not_delete_what_it_starts_from(run):
     with pytest.raises(UserError, match=r"--pretrained .*last\.pth lies in --save-dir and would be deleted: give"):
         teach(run, "--pretrained", str(run / "last.pth"), "--overwrite")
     assert content(run) == before
+
+
+def test_overwrite_leaves_nothing_of_the_run_before(run):
+    for name in ("damaged.pth", "unused.pth"):
+        (run / name).write_bytes(b"of the run before")
+    teach(run, "--overwrite", "--max-iterations", "1")
+    assert not {"damaged.pth", "unused.pth", "previous.pth"} & set(content(run))
 
 
 def test_a_job_that_is_started_again_goes_on(run, monkeypatch, capsys):
@@ -296,12 +304,13 @@ def test_a_failure_between_steps_ends_all_ranks_before_the_next_batch():
     assert batches.left_together
 
 
-@pytest.mark.parametrize("method", ["print_line", "write_record"])
+@pytest.mark.parametrize("method", ["log_training", "write_record"])
 def test_a_log_that_cannot_be_written_costs_no_work(method, tmp_path, monkeypatch):
     write = getattr(RunLogger, method)
 
     def fail(logger, what, *more, **options):
-        if "train" in (what["event"] if method == "write_record" else what) and (tmp_path / "last.pth").exists():
+        is_training = method == "log_training" or what["event"] == "train"
+        if is_training and (tmp_path / "last.pth").exists():
             raise BrokenPipeError(errno.EPIPE, "Broken pipe")
         return write(logger, what, *more, **options)
 
@@ -453,7 +462,7 @@ def test_a_rank_with_other_files_is_refused(monkeypatch):
     config = StudentConfig()
     inputs = describe_inputs(config, data)
     assert agree_on_inputs(config, data, Runtime()) == inputs
-    monkeypatch.setattr(Runtime, "agree", lambda self, value: inputs | {"training": "5 images, 1234"})
+    monkeypatch.setattr(Runtime, "broadcast", lambda self, value: inputs | {"training": "5 images, 1234"})
     with pytest.raises(UserError, match=r"rank 1 on .* other files than rank 0 \(training: 6 images, \w+, rank 0: 5"):
         agree_on_inputs(config, data, Runtime(rank=1, size=2))
 
@@ -529,7 +538,7 @@ def test_a_terminal_that_is_gone_does_not_end_a_run(tmp_path, monkeypatch):
 
     logger = RunLogger(tmp_path, True, 0, 0, 3, {"card": {}})
     monkeypatch.setattr("builtins.print", gone)
-    logger.log_scalars("train", {"loss": 1.0, "images_per_second": 1.0}, 1)
+    logger.log_training({"loss": 1.0}, {"images_per_second": 1.0}, None, 1)
     logger.close()
     assert losses(tmp_path) == [(1, 1.0)]
 

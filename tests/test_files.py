@@ -92,7 +92,6 @@ def test_yaml_that_is_no_recipe(tmp_path, text, message):
     [
         (RuntimeError("DataLoader worker (pid 3) is killed by signal: Killed."), "fewer --workers"),
         (RuntimeError("Caught X in DataLoader worker process 0.\nTraceback\nX: No space left on device"), "--shm-size"),
-        (RuntimeError("[gloo/pair.cc:1] Connection closed by peer [::1]:3"), "another process"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "out of memory: a smaller --batch-size"),
         (
             RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be"),
@@ -110,6 +109,14 @@ def test_yaml_that_is_no_recipe(tmp_path, text, message):
 )
 def test_failures_of_the_machine_have_names(error, message):
     assert message in str(explain_error(error))
+
+
+def test_only_a_process_of_a_group_has_peers(monkeypatch):
+    error = RuntimeError("[gloo/pair.cc:1] Connection closed by peer [::1]:3")
+    assert explain_error(error) is None
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "another process" in str(explain_error(error))
 
 
 def test_an_image_too_small_for_a_network():

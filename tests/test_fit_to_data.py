@@ -35,6 +35,15 @@ def test_the_rule(sizes, crop_size, batch_size, max_iterations):
     assert fitted["val_per_iters"] == fitted["save_per_iters"] == max_iterations // 10
 
 
+def test_the_intervals_follow_a_given_length_and_the_length_a_given_batch():
+    sizes = {"count": 100, "height": 300, "width": 300}
+    settings = replace(SETTINGS, max_iterations=4000, batch_size=4)
+    fitted = compute_fitted_settings(settings, sizes, given=("max_iterations",))
+    assert (fitted["max_iterations"], fitted["val_per_iters"]) == (4000, 400)
+    fitted = compute_fitted_settings(replace(settings, batch_size=200), sizes, given=("batch_size",))
+    assert (fitted["batch_size"], fitted["max_iterations"]) == (200, 500)
+
+
 @pytest.mark.parametrize(
     ("count", "ranks", "accumulate", "batch_size"), [(5, 2, 1, 4), (3, 1, 2, 2), (1, 2, 1, 2), (100, 2, 1, 4)]
 )
@@ -58,7 +67,7 @@ def write_folder(root, count=6, size=(96, 128)):
     (root / "dataset.yaml").write_text("\n".join(lines))
 
 
-def test_a_run_fits_once(tmp_path, capsys):
+def test_a_run_fits_once(tmp_path, capsys, monkeypatch):
     write_folder(tmp_path / "data")
     assert measure_images(replace(SETTINGS, dataset="folder", data=str(tmp_path / "data"))) == {
         "count": 6,
@@ -78,6 +87,11 @@ def test_a_run_fits_once(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "--val-per-iters 3 " in out  # taken from the run, not fitted anew
     assert "is finished: 2 iterations" in out
+
+    with monkeypatch.context() as patch:
+        patch.setenv("TORCHELASTIC_RESTART_COUNT", "1")  # torchrun starts the job again, with the same flags
+        train_student.main([*flags, "--max-iterations", "2"])
+    assert "--val-per-iters 3 " in capsys.readouterr().out
 
     (tmp_path / "run/config.yaml").write_text(text.replace("batch_size: 6", "batch_size: a"))
     with pytest.raises(UserError, match=r"config\.yaml of the run that is resumed: batch_size: 'a' is not a int"):

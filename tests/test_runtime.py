@@ -17,7 +17,8 @@ from mmengine.logging import MMLogger
 import train_teacher
 from datasets import cache
 from engine import machine, run_folder, runtime
-from engine.lockstep import FiniteWatch, Stopped
+from engine.finite import FiniteWatch
+from engine.lockstep import Stopped
 from engine.runtime import Runtime
 from engine.settings import TeacherConfig
 from models.layers import make_conv_norm_act
@@ -28,13 +29,14 @@ from utils.errors import UserError, explain_error
 
 
 def test_rank_0_decides_and_its_error_is_everybodys():
-    assert Runtime().agree(lambda: 3) == 3
+    assert Runtime().on_rank0(pow, 2, 3) == 8
+    assert Runtime().broadcast(3) == 3
 
     def fail():
         raise UserError("no such file")
 
     with pytest.raises(UserError, match="no such file"):
-        Runtime().agree(fail)
+        Runtime().on_rank0(fail)
 
 
 def test_an_explained_error_of_rank_0_keeps_its_cause():
@@ -44,7 +46,7 @@ def test_an_explained_error_of_rank_0_keeps_its_cause():
         raise full
 
     with pytest.raises(UserError, match="No space left") as raised:
-        Runtime().agree(fail)
+        Runtime().on_rank0(fail)
     assert raised.value.__cause__ is full
 
 
@@ -157,7 +159,9 @@ def test_a_message_in_place_of_a_status_is_printed(monkeypatch, capsys):
         (None, "another process of the job ended or does not"),
     ],
 )
-def test_nccls_own_failures_are_told_from_those_of_others(cause, said):
+def test_nccls_own_failures_are_told_from_those_of_others(cause, said, monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     text = "NCCL error in: ProcessGroupNCCL.cpp:94, unhandled system error (run with NCCL_DEBUG=INFO for details)"
     text += "" if cause is None else f"\nncclSystemError: System call failed.\nLast error:{cause}"
     assert said in str(explain_error(dist.DistBackendError(text)))

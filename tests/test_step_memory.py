@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 import train_teacher
-from engine import finish, trainer
-from engine.finish import FinishEstimate, describe_finish
+from engine import progress, trainer
+from engine.progress import Progress, describe_finish
 from engine.runtime import Runtime
 from engine.settings import TeacherConfig
 from engine.step import Step
@@ -85,32 +85,42 @@ def test_a_loss_that_looks_at_values_has_no_estimate():
     assert estimate_step_memory(Looks(), TeacherConfig(batch_size=1, crop_size=(32, 32)), Runtime()) is None
 
 
-def test_the_finish_is_told_once_and_the_first_iteration_is_not_counted(monkeypatch):
-    times = iter([100.0, 102.0, 104.0, 106.0])
-    monkeypatch.setattr(finish.time, "monotonic", lambda: next(times))
-    estimate = FinishEstimate(10, 1010)
-    assert estimate.estimate(11, True) is None
-    assert estimate.estimate(12, False) is None
-    assert estimate.estimate(13, True) == 2.0 * (1010 - 13)
-    assert estimate.estimate(14, True) is None
+def test_the_first_iteration_is_not_counted(monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    measured = Progress(10, 1010, batch_size=4)
+    now += 50
+    measured.note_iteration(11)
+    assert measured.estimate_seconds_left(11) is None
+    now += 4
+    measured.note_iteration(13)
+    assert measured.estimate_seconds_left(13) == 2.0 * (1010 - 13)
+    assert measured.measure_interval(13)["images_per_second"] == 4 * 3 / 54
+    measured.start_interval(13)
+    now += 2
+    assert measured.measure_interval(14)["images_per_second"] == 2
 
 
-def test_slow_iterations_do_not_wait_for_a_log_record(monkeypatch):
-    times = iter([100.0, 160.0])
-    monkeypatch.setattr(finish.time, "monotonic", lambda: next(times))
-    estimate = FinishEstimate(0, 40_000)
-    assert estimate.estimate(1, True) is None
-    assert estimate.estimate(2, False) == 60.0 * (40_000 - 2)
+def test_the_time_of_validations_is_left_out(monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    measured = Progress(0, 1000, batch_size=4)
+    measured.note_iteration(1)
+    measured.start_interval(1)
+    with measured.pause():
+        now += 50
+    now += 4
+    assert measured.get_seconds_since_first() == 4
+    assert measured.estimate_seconds_left(3) == 2.0 * (1000 - 3)
+    assert measured.measure_interval(3)["images_per_second"] == 2
 
 
-def test_the_time_of_validations_is_left_out_of_the_finish(monkeypatch):
-    times = iter([100.0, 102.0, 152.0, 154.0])
-    monkeypatch.setattr(finish.time, "monotonic", lambda: next(times))
-    estimate = FinishEstimate(0, 1000)
-    assert estimate.estimate(1, True) is None
-    with estimate.pause():
-        pass
-    assert estimate.estimate(3, True) == 2.0 * (1000 - 3)
+@pytest.mark.parametrize(("interval", "wait", "lines"), [(1, 1e9, 1), (50, 1e9, 0), (50, 0.0, 1)])
+def test_the_end_is_told_once_at_a_record_or_after_a_while(interval, wait, lines, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(trainer, "LONGEST_WAIT", wait)
+    flags = [*TINY, "--max-iterations", "5", "--log-iter", str(interval)]
+    train_teacher.main([*flags, "--save-dir", str(tmp_path)])
+    assert capsys.readouterr().out.count("expected to finish in") == lines
 
 
 def test_days_on_a_cpu_are_warned_about():

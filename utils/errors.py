@@ -12,6 +12,8 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
+from utils.distributed import is_launched
+
 T = TypeVar("T")
 
 
@@ -65,12 +67,12 @@ TOO_MANY_FILES = "too many open files: a higher limit (ulimit -n 4096), or fewer
 OUT_OF_MEMORY = "out of memory: a smaller --batch-size or --crop-size, --accumulate, or fewer --workers"
 CPU_MEMORY = "DefaultCPUAllocator|std::bad_alloc|[Cc]annot allocate memory|Storage size calculation overflowed"
 GPU_MEMORY = "CUDA error: out of memory|CU(BLAS|DNN)_STATUS_ALLOC_FAILED"  # not raised as torch.OutOfMemoryError
+PEER = "Connection (closed|reset)|peer|Broken pipe|NCCL|Gloo|Timed out|TCPStore|ProcessGroup"  # where there are peers
 # a pattern of a RuntimeError's message -> what it means, and what to do
 MEANINGS = {
     "DataLoader worker|Pin memory thread|process pool": "a loader process was killed, most likely for want of memory: "
     "fewer --workers, no --cache-gb, or more shared memory (docker: --shm-size)",
-    "Connection (closed|reset)|peer|Broken pipe|NCCL|Gloo|Timed out|TCPStore|ProcessGroup": f"{ANOTHER} "
-    "ended or does not answer; its own message says why",
+    PEER: f"{ANOTHER} ended or does not answer; its own message says why",
     f"{CPU_MEMORY}|{GPU_MEMORY}": OUT_OF_MEMORY,
     "Kernel size can't be greater": "an image, or a part of one, is too small for this network: 32 pixels a side are "
     "enough for most",
@@ -129,6 +131,8 @@ def _explain_runtime_error(error: RuntimeError) -> UserError | None:
     else:
         text = get_first_line(error)
     for pattern, meaning in MEANINGS.items():
+        if pattern == PEER and not is_launched():
+            continue
         if re.search(pattern, text):
             return UserError(f"{meaning} ({text})")
     if cause:  # its own failure, not that of a peer
