@@ -38,7 +38,6 @@ from utils.errors import UserError
 from utils.files import require_apart, require_writable, write, write_text
 from utils.options import COMPUTING, NOTHING, RESULT, convert, option, parse_flags
 
-RECIPES = Path(__file__).resolve().parent / "scripts" / "recipes"
 # keys of the JSON file -> how the means are called where they are printed
 CLASS_MEANS = {"mean_precision": "precision", "mean_recall": "recall", "mean_f1": "F1"}
 
@@ -87,7 +86,7 @@ class EvalConfig(Protocol):
 def main(argv: Sequence[str] | None = None) -> None:
     """Score a checkpoint, print the scores, and write what the flags ask for."""
     flags = parse_flags(EvalConfig, __doc__, argv)
-    recipe = load_recipe(flags["recipe"], "eval", RECIPES) if flags.get("recipe") else {}
+    recipe = load_recipe(flags["recipe"], "eval") if flags.get("recipe") else {}
     config = EvalConfig(**recipe | flags)
     if not config.pretrained:
         raise UserError("--pretrained FILE is missing: the checkpoint to evaluate")

@@ -13,7 +13,6 @@ from utils.environment import require_packages
 require_packages()
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +20,8 @@ from torch import Tensor, nn
 from datasets.base import DatasetSpec
 from datasets.network_classes import require_classes
 from engine.class_weights import resolve_class_weights
-from engine.command_line import TRAINING_SCRIPTS, make_settings
 from engine.fit_to_data import fit_to_data
+from engine.resolve_settings import TRAINING_SCRIPTS, make_settings
 from engine.runtime import start_runtime
 from engine.settings import StudentConfig
 from engine.step import Step
@@ -42,7 +41,6 @@ from utils.pixels import CONVENTIONS, PixelConvention
 from utils.types import Draw, Output
 
 LABEL_FLAGS = ("label_codes", "label_std", "label_scale", "code_std")  # what an assisted teacher is shown
-RECIPES = Path(__file__).resolve().parent / "scripts" / "recipes"
 
 
 class StudentStep(Step):
@@ -173,7 +171,7 @@ def build_step(config: StudentConfig, spec: DatasetSpec, label_flags: Sequence[s
 
 def main(argv: Sequence[str] | None = None) -> None:
     flags = parse_flags(StudentConfig, __doc__, argv, TRAINING_SCRIPTS)
-    settings = make_settings(StudentConfig, "student", flags, RECIPES)
+    settings = make_settings(StudentConfig, "student", flags)
     label_flags = [get_flag(name) for name in LABEL_FLAGS if name in flags]
     with start_runtime(settings) as runtime:
         torch.manual_seed(settings.seed)

@@ -12,15 +12,14 @@ from utils.environment import require_packages
 require_packages()
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from datasets.base import DatasetSpec
 from engine.class_weights import resolve_class_weights
-from engine.command_line import TRAINING_SCRIPTS, make_settings
 from engine.fit_to_data import fit_to_data
+from engine.resolve_settings import TRAINING_SCRIPTS, make_settings
 from engine.runtime import start_runtime
 from engine.settings import TeacherConfig
 from engine.step import Step
@@ -36,8 +35,6 @@ from utils.entry import run_main
 from utils.options import parse_flags
 from utils.pixels import CONVENTIONS
 from utils.types import Draw
-
-RECIPES = Path(__file__).resolve().parent / "scripts" / "recipes"
 
 
 class TeacherStep(Step):
@@ -113,7 +110,7 @@ def build_step(config: TeacherConfig, spec: DatasetSpec) -> TeacherStep:
 
 def main(argv: Sequence[str] | None = None) -> None:
     flags = parse_flags(TeacherConfig, __doc__, argv, TRAINING_SCRIPTS)
-    settings = make_settings(TeacherConfig, "teacher", flags, RECIPES)
+    settings = make_settings(TeacherConfig, "teacher", flags)
     with start_runtime(settings) as runtime:
         torch.manual_seed(settings.seed)
         settings = fit_to_data(settings, flags, runtime)

@@ -9,6 +9,7 @@ from utils.errors import UserError, require_known, suggest_nearest
 from utils.files import read_yaml
 from utils.options import REQUIRED, convert
 
+RECIPES = Path(__file__).resolve().parents[1] / "scripts" / "recipes"  # those that are known by name
 INCLUDE = "include"  # the key of a recipe that names another
 
 
@@ -25,16 +26,16 @@ def list_recipe_settings(role: str) -> set[str]:
     return {field.name for field in dataclasses.fields(ROLES[role])} - {"recipe"}
 
 
-def load_recipe(name: str, role: str, recipes: Path) -> dict[str, Any]:
+def load_recipe(name: str, role: str) -> dict[str, Any]:
     """Return the values of a recipe that apply to ``role``.
 
-    name: of a file in the folder ``recipes``, or a path to one. ``NAME:METHOD`` also takes the values for a method.
+    name: of a file in the folder RECIPES, or a path to one. ``NAME:METHOD`` also takes the values for a method.
     Keys for a role (``student.lr``) win over plain ones, keys for the method (``kd.METHOD``) over both.
 
     Raises:
         UserError: no such recipe or method, no flat mapping, an unknown key, a bad value.
     """
-    path, method = find_recipe(name, recipes)
+    path, method = find_recipe(name)
     settings = list_recipe_settings(role)
     plain: dict[str, Any] = {}
     of_role: dict[str, Any] = {}
@@ -59,8 +60,10 @@ def load_recipe(name: str, role: str, recipes: Path) -> dict[str, Any]:
     return {**plain, **of_role, **of_method}
 
 
-def find_recipe(name: str, recipes: Path) -> tuple[Path, str]:
+def find_recipe(name: str, folder: Path = RECIPES) -> tuple[Path, str]:
     """Return the file of a recipe, and the method that is asked for, or "".
+
+    folder: of the recipes that are known by name.
 
     Raises:
         UserError: there is no such file.
@@ -70,11 +73,11 @@ def find_recipe(name: str, recipes: Path) -> tuple[Path, str]:
     if colon and not name.endswith((".yaml", ".yml")):
         name = base
         method = rest
-    path = recipes / f"{name}.yaml"
+    path = folder / f"{name}.yaml"
     if name.endswith((".yaml", ".yml")):
         path = Path(name).expanduser()
     if not path.is_file():
-        known = sorted(file.stem for file in recipes.glob("*.yaml"))
+        known = sorted(file.stem for file in folder.glob("*.yaml"))
         raise UserError(f"recipe not found: {path}{suggest_nearest(name, known)} (recipes: {', '.join(known)})")
     return path, method
 

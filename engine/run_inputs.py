@@ -10,7 +10,7 @@ from typing import Any
 
 from datasets import Data
 from engine.runtime import Runtime
-from engine.settings import TrainConfig, list_file_settings, list_resumable_settings
+from engine.settings import TrainConfig, is_baseline, list_file_settings, list_resumable_settings
 from models.checkpoints.reading import list_checkpoint_files
 from utils import files
 from utils.errors import UserError
@@ -106,7 +106,7 @@ def name_role(settings: Mapping[str, Any]) -> str:
     """Return the role that has these settings: "teacher", "student" or "baseline"."""
     if "single_path" in settings:
         return "teacher"
-    return "baseline" if str(settings.get("kd", "")).strip() == "none" else "student"
+    return "baseline" if is_baseline(str(settings.get("kd", ""))) else "student"
 
 
 def name_resumed(settings: TrainConfig) -> str:

@@ -260,6 +260,11 @@ def list_resumable_settings(config_class: type) -> set[str]:
     return list_marked(config_class, "may_differ")
 
 
+def is_baseline(kd: str) -> bool:
+    """Return whether the setting ``kd`` says that a student learns without a teacher."""
+    return kd.strip() == "none"
+
+
 def list_loader_settings(config_class: type) -> set[str]:
     """Return the names of the settings that say how much of the machine the loader may use."""
     fields = dataclasses.fields(config_class)

@@ -12,9 +12,8 @@ import pytest
 import torch
 
 from datasets import toy
-from engine.command_line import TRAINING_SCRIPTS, make_settings
+from engine.resolve_settings import TRAINING_SCRIPTS, make_settings
 from tests.small_toy import IMAGES
-from train_student import RECIPES
 from utils.options import parse_flags
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,7 +31,7 @@ torch.set_num_threads(1)  # as in the processes that tests start, so that both c
 
 def parse_settings(config_class: type, role: str, argv: list[str]) -> object:
     """Return the settings that a training script makes of its command line."""
-    return make_settings(config_class, role, parse_flags(config_class, "", argv, TRAINING_SCRIPTS), RECIPES)
+    return make_settings(config_class, role, parse_flags(config_class, "", argv, TRAINING_SCRIPTS))
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -16,7 +16,6 @@ from engine.settings import (
 from eval import EvalConfig
 from models.label_noise import CODES
 from tests.conftest import parse_settings
-from train_student import RECIPES
 from utils.errors import UserError
 from utils.options import option, parse_flags
 from utils.pixels import CONVENTIONS
@@ -92,11 +91,11 @@ def test_a_key_may_be_for_one_method(recipe):
 )
 def test_a_bad_recipe_is_explained(recipe, text, message):
     with pytest.raises(UserError, match=message):
-        load_recipe(recipe(text), "eval" if text.startswith("eval") else "teacher", RECIPES)
+        load_recipe(recipe(text), "eval" if text.startswith("eval") else "teacher")
 
 
 def test_numbers_yaml_reads_as_text(recipe):
-    assert load_recipe(recipe("weight_decay: 1e-4"), "teacher", RECIPES) == {"weight_decay": 1e-4}
+    assert load_recipe(recipe("weight_decay: 1e-4"), "teacher") == {"weight_decay": 1e-4}
 
 
 def test_what_only_the_user_can_give_is_asked_for(recipe):

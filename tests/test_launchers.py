@@ -12,7 +12,6 @@ import pytest
 from engine.recipes import load_recipe
 from tests.conftest import BACKBONE, ENVIRONMENT, ROOT
 from tests.test_engine import records
-from train_student import RECIPES
 
 TINY_FLAGS = [
     *("--crop-size", "32", "32", "--batch-size", "4", "--workers", "0", "--device", "cpu", "--max-iterations", "2"),
@@ -42,7 +41,7 @@ def test_teacher_student_and_score_in_the_folder_of_the_caller(tmp_path):
         start = records(tmp_path / role, "start")[0]
         assert start["world_size"] == int(processes)
         assert start["config"]["model"] == "fcn"
-        assert start["config"]["lr"] == load_recipe("toy", role, RECIPES)["lr"]
+        assert start["config"]["lr"] == load_recipe("toy", role)["lr"]
     done = bash("eval.sh", "student/last.pth", "--device", "cpu", "--json", "s.json", cwd=tmp_path, NGPUS="1")
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "s.json").read_text())["images"] == 60

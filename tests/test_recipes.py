@@ -4,11 +4,10 @@ import pytest
 import yaml
 
 from datasets import DATASETS
-from engine.recipes import load_recipe
+from engine.recipes import RECIPES, load_recipe
 from engine.settings import TRAINED
 from losses import parse_losses
 from scripts.study.experiments.definition import read_experiment
-from train_student import RECIPES
 from utils.errors import UserError
 
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
@@ -17,7 +16,7 @@ NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("role", TRAINED)
 def test_a_recipe_loads_for_every_role(name, role):
-    values = load_recipe(name, role, RECIPES)
+    values = load_recipe(name, role)
     assert values["dataset"] in DATASETS
     assert {"model", "backbone", "crop_size", "batch_size", "max_iterations", "lr"} <= values.keys()
 
@@ -33,22 +32,21 @@ def test_every_value_has_a_source(name):
 def test_the_methods_of_a_recipe_are_losses(name):
     keys = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
     for method in (key.partition(".")[2] for key in keys if key.startswith("kd.")):
-        kd = load_recipe(f"{name}:{method}", "student", RECIPES)["kd"]
-        assert kd == keys[f"kd.{method}"] != load_recipe(name, "student", RECIPES)["kd"]
+        kd = load_recipe(f"{name}:{method}", "student")["kd"]
+        assert kd == keys[f"kd.{method}"] != load_recipe(name, "student")["kd"]
         assert parse_losses(kd)
 
 
 def test_the_published_weights_of_cirkd_s_comparison():
     weights = {
-        m: load_recipe(f"cityscapes:{m}", "student", RECIPES)["kd"]
-        for m in ("skd", "ifvd", "cwd", "dsd", "at", "fitnet")
+        m: load_recipe(f"cityscapes:{m}", "student")["kd"] for m in ("skd", "ifvd", "cwd", "dsd", "at", "fitnet")
     }
     assert weights["skd"] == "kd=1,skd=10,adv=0.001"
     assert weights["ifvd"] == "kd=1,ifvd=20,adv=0.001"
     assert weights["cwd"] == "kd=1,cwd_feat=50,cwd=3,adv=0.001"
     assert weights["dsd"] == "dsd=1:psd=1000:csd=10"
     assert (weights["at"], weights["fitnet"]) == ("kd=1,at=10000", "kd=1,fitnet=10")
-    assert "cirkd_pixel=0.01,cirkd_region=0.01" in load_recipe("voc:cirkd", "student", RECIPES)["kd"]
+    assert "cirkd_pixel=0.01,cirkd_region=0.01" in load_recipe("voc:cirkd", "student")["kd"]
 
 
 def test_every_data_set_of_the_paper_has_a_recipe():
@@ -56,7 +54,7 @@ def test_every_data_set_of_the_paper_has_a_recipe():
 
 
 def test_voc_is_the_lad_release():
-    teacher, student, baseline = (load_recipe("voc", role, RECIPES) for role in ("teacher", "student", "baseline"))
+    teacher, student, baseline = (load_recipe("voc", role) for role in ("teacher", "student", "baseline"))
     assert (teacher["lr"], teacher["aux_weight"], teacher["consistency"]) == (0.001, 0.4, "cwd=5")
     assert (student["lr"], student["aux_weight"], student["kd"], student["pretrained"]) == (0.001, 0.02, "cwd=3", "?")
     assert (baseline["lr"], baseline["max_iterations"], baseline["batch_size"]) == (0.02, 40000, 16)
@@ -76,7 +74,7 @@ def test_the_paper_has_five_data_sets_by_five_models():
 def test_every_run_of_a_table_gets_what_its_recipe_asks_for(table):
     for arm in read_experiment(table).arms.values():
         role = "baseline" if arm.settings.get("kd") == "none" else arm.train
-        for name, value in load_recipe(arm.recipe, role, RECIPES).items():
+        for name, value in load_recipe(arm.recipe, role).items():
             given = name in arm.settings or name in arm.origins
             assert value != "?" or given, f"{arm.name}: {name} is asked for by the recipe"
 
@@ -85,7 +83,7 @@ def test_a_recipe_may_include_another():
     """The recipe of one's own images is the light one; its own lines win."""
     own = {"dataset": "folder", "fit_to_data": True}
     for role in TRAINED:
-        assert load_recipe("folder", role, RECIPES) == load_recipe("light", role, RECIPES) | own
+        assert load_recipe("folder", role) == load_recipe("light", role) | own
 
 
 def test_an_included_recipe_is_looked_for_beside_the_file(tmp_path):
@@ -93,8 +91,8 @@ def test_an_included_recipe_is_looked_for_beside_the_file(tmp_path):
     (tmp_path / "own.yaml").write_text("include: base\nlr: 0.25\n")
     (tmp_path / "twice.yaml").write_text("include: own\n")
     (tmp_path / "missing.yaml").write_text("include: bass\n")
-    assert load_recipe("own", "teacher", tmp_path) == {"lr": 0.25, "model": "fcn"}
+    assert load_recipe(f"{tmp_path}/own.yaml", "teacher") == {"lr": 0.25, "model": "fcn"}
     with pytest.raises(UserError, match="include: own includes another recipe itself"):
-        load_recipe("twice", "teacher", tmp_path)
+        load_recipe(f"{tmp_path}/twice.yaml", "teacher")
     with pytest.raises(UserError, match=r"recipe not found: .*; did you mean 'base'"):
-        load_recipe("missing", "teacher", tmp_path)
+        load_recipe(f"{tmp_path}/missing.yaml", "teacher")

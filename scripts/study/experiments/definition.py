@@ -10,7 +10,6 @@ from engine.recipes import load_recipe
 from engine.settings import ROLES
 from scripts.study.analysis.runs import CHECKPOINT_SETTINGS
 from scripts.study.experiments.files import find_experiment, read_with_include
-from train_student import RECIPES
 from utils.errors import UserError, lookup, require_known
 from utils.options import convert
 
@@ -161,7 +160,7 @@ def _read_arm(path: Path, name: str, content: Mapping[str, Any]) -> Arm:
     if row and len(row) != len(content.get("columns", ())):
         raise UserError(f"{where}: row: {len(row)} cells, but columns: has {len(content.get('columns', ()))}")
     title = run.get("title", ", ".join(row) or name)
-    whole = {**load_recipe(recipe, train, RECIPES), **settings}
+    whole = {**load_recipe(recipe, train), **settings}
     dataset = whole.get("dataset", config_class.dataset)
     backbone = whole.get("backbone", config_class.backbone)
     return Arm(name, title, train, recipe, dataset, backbone, settings, origins, row, run.get("published"))

@@ -1,13 +1,15 @@
-"""Find the settings of a run: default < recipe < flag."""
+"""Find the settings of a run.
+
+The later wins: default, recipe, what the chosen ImageNet weights need, flag.
+"""
 
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, TypeVar
 
 from engine.recipes import load_recipe
 from engine.run_name import make_run_name
-from engine.settings import StudentConfig, TeacherConfig
+from engine.settings import StudentConfig, TeacherConfig, is_baseline
 from models.checkpoints.imagenet import get_implied_settings
 from utils.errors import UserError
 from utils.options import REQUIRED, get_flag
@@ -17,22 +19,20 @@ C = TypeVar("C")
 TRAINING_SCRIPTS = {"train_teacher.py": TeacherConfig, "train_student.py": StudentConfig}
 
 
-def make_settings(config_class: type[C], role: str, flags: Mapping[str, Any], recipes: Path) -> C:
+def make_settings(config_class: type[C], role: str, flags: Mapping[str, Any]) -> C:
     """Return the settings of a run of train_teacher.py or train_student.py.
 
     A student without distillation takes the recipe's baseline values.
 
-    role: "teacher" or "student". flags: the values that ``parse_flags`` returns. recipes: the folder of the recipes
-    that are known by name.
+    role: "teacher" or "student". flags: the values that ``parse_flags`` returns.
 
     Raises:
         UserError: a recipe, method or recipe key is unknown, a recipe cannot be read, or a value is wrong or missing.
     """
-    role, recipe = choose_recipe(role, flags, recipes)
-    given = {**dataclasses.asdict(config_class()), **recipe, **flags}
-    without_flags = {**recipe, **get_implied_settings(given)}
-    values = {**without_flags, **flags}
-    settings = config_class(**values)
+    role, recipe = choose_recipe(role, flags)
+    requested = {**dataclasses.asdict(config_class()), **recipe, **flags}
+    without_flags = {**recipe, **get_implied_settings(requested)}
+    settings = config_class(**{**without_flags, **flags})
     require_values(settings, without_flags, flags)
     settings = settle_code_strength(settings, flags)
     if settings.save_dir:
@@ -54,18 +54,16 @@ def settle_code_strength(settings: C, flags: Mapping[str, Any]) -> C:
     return dataclasses.replace(settings, code_std=None)
 
 
-def choose_recipe(role: str, flags: Mapping[str, Any], recipes: Path) -> tuple[str, dict[str, Any]]:
+def choose_recipe(role: str, flags: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """Return the role, which is "baseline" for a student without distillation, and its recipe's values."""
-    if role == "student" and flags.get("kd", "").strip() == "none":
-        role = "baseline"
-    if not flags.get("recipe"):
-        return role, {}
-    recipe = load_recipe(flags["recipe"], role, recipes)
-    if role == "student" and "kd" not in flags and recipe.get("kd", "").strip() == "none":
-        recipe = load_recipe(flags["recipe"], "baseline", recipes)
+    name = flags.get("recipe")
+    recipe = load_recipe(name, role) if name else {}
+    if not is_baseline(flags.get("kd", recipe.get("kd", ""))):
+        return role, recipe
+    recipe = load_recipe(name, "baseline") if name else {}
+    if "kd" not in flags:
         recipe["kd"] = "none"
-        return "baseline", recipe
-    return role, recipe
+    return "baseline", recipe
 
 
 def require_values(settings: Any, without_flags: Mapping[str, Any], flags: Mapping[str, Any]) -> None:
