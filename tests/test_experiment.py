@@ -18,15 +18,15 @@ import numpy as np
 import pytest
 import yaml
 
-from engine.settings import ROLES
+from engine.settings import ROLES, TrainConfig, list_settings_without_effect
 from scripts.study import experiment, experiment_figure, pack_records
 from scripts.study.analysis.record_files import list_runs, open_folder
 from scripts.study.analysis.runs import read_run
 from scripts.study.experiment import RunnerConfig, check_data, lock_output
-from scripts.study.experiments.definition import Origin, read_experiment
+from scripts.study.experiments.definition import SET_ELSEWHERE, Origin, read_experiment
 from scripts.study.experiments.figures import draw_dial, list_dial_points
 from scripts.study.experiments.files import EXPERIMENTS
-from scripts.study.experiments.jobs import Job, execute
+from scripts.study.experiments.jobs import VOLATILE, Job, execute
 from scripts.study.experiments.plan import Machine, Places, plan_jobs
 from scripts.study.experiments.stop import StopCondition
 from scripts.study.experiments.tables import (
@@ -40,7 +40,7 @@ from scripts.study.experiments.teachers_table import list_teachers
 from tests.conftest import ENVIRONMENT, ROOT, TINY
 from tests.test_compare import make_areas, make_run
 from utils.errors import UserError
-from utils.options import parse_flags
+from utils.options import get_flag, parse_flags
 
 SMALL = {
     "recipe": "toy",
@@ -160,6 +160,11 @@ def test_what_is_wrong_with_a_file_is_said(tmp_path, changes, message):
     path = write(tmp_path / "small.yaml", **changes)
     with pytest.raises(UserError, match=message):
         read_experiment(path)
+
+
+def test_listed_settings_exist_and_volatile_ones_change_no_result():
+    assert SET_ELSEWHERE.keys() <= TrainConfig.__dataclass_fields__.keys()
+    assert {get_flag(name) for name in list_settings_without_effect(TrainConfig)} >= VOLATILE
 
 
 def test_missing_and_broken_files(tmp_path):
