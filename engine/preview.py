@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import cv2
 import numpy as np
 
+from datasets import choose_evenly
 from datasets.base import SegmentationDataset
 from engine.evaluator import predict_within_memory
 from models.prediction import Predictor
@@ -23,8 +24,8 @@ def make_preview(
     Raises:
         UserError: an image cannot be read, or does not fit in memory.
     """
-    indices = np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int)
-    return tile([make_row(predictor, dataset, index, palette) for index in indices.tolist()])
+    indices = choose_evenly(len(dataset), count)
+    return tile([make_row(predictor, dataset, index, palette) for index in indices])
 
 
 def make_row(

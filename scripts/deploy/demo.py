@@ -36,7 +36,7 @@ from models.checkpoints.loading import Loaded, load_one_of_several
 from models.label_noise import LabelNoise, list_fitting_codes
 from models.prediction import Predictor
 from scripts.deploy.predict import get_class_appearance, segment
-from scripts.study.analysis.robustness import Condition, corrupt
+from scripts.study.analysis.robustness import corrupt
 from utils.colors import blend_classes, choose_strongest_plane, colorize, paint_diverging
 from utils.entry import run_main
 from utils.errors import UserError
@@ -190,8 +190,8 @@ class TeacherTab:
     def make_shown_label(self, index: int, label: np.ndarray, shown: str) -> np.ndarray:
         """Return the label that the teacher's plane is made of, uint8 ``[H, W]``."""
         if shown == WRONG_LABEL:
-            everywhere = Condition("wrong regions", "", "", 0.0, share=1.0)
-            return corrupt(label, everywhere, self.teacher.card.num_classes, np.random.default_rng(index))
+            rng = np.random.default_rng(index)
+            return corrupt(label, "wrong regions", 1.0, self.teacher.card.num_classes, rng)
         if shown == OTHER_LABEL:
             other = self.read((index + 1) % len(self.dataset))[1]
             resized = torch.from_numpy(other)[None, None].float()
@@ -247,8 +247,13 @@ def load_teacher_tab(config: DemoConfig, plain: Loaded) -> TeacherTab | None:
     if plain.card.num_classes != teacher.card.num_classes:
         counts = f"{plain.card.num_classes} classes, the teacher {teacher.card.num_classes}"
         raise UserError(f"--pretrained {config.pretrained[0]} has {counts}: give a network of the same data set first")
-    where = config.dataset or teacher.card.dataset, config.data or teacher.card.data, config.split
-    _, dataset = build_dataset_for_network(teacher.card, *where, f"--teacher {config.teacher}")
+    _, dataset = build_dataset_for_network(
+        teacher.card,
+        dataset=config.dataset or teacher.card.dataset,
+        data=config.data or teacher.card.data,
+        split=config.split,
+        source=f"--teacher {config.teacher}",
+    )
     return TeacherTab(teacher, plain, dataset)
 
 

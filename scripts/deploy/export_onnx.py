@@ -37,14 +37,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datasets import build_dataset_for_network
+from datasets import build_dataset_for_network, choose_evenly
 from datasets.base import SegmentationDataset
 from models.checkpoints.card import Card
 from models.checkpoints.loading import Loaded, from_checkpoint
 from scripts.deploy.onnx_int8 import (
+    MOST_IMAGES,
     Sample,
     Sizes,
-    choose_evenly,
     compare_files,
     describe,
     find_files,
@@ -268,7 +268,7 @@ class Int8Inputs(NamedTuple):
         """Read the images that show the range of every map: the files, or else training images."""
         if self.files:
             return read_files(self.files, self.sizes)
-        return read_dataset(self.training, choose_evenly(len(self.training)), self.sizes)
+        return read_dataset(self.training, choose_evenly(len(self.training), MOST_IMAGES), self.sizes)
 
     def read_comparison_images(self) -> Iterator[Sample]:
         """Read the images that the two files are compared on: all validation images, or else the files."""
@@ -290,12 +290,14 @@ def open_int8_inputs(config: ExportConfig, loaded: Loaded) -> Int8Inputs:
         UserError: there are none, or the data set has other classes than the network.
     """
     files = find_files(config.calibration)
-    training, validation = None, None
+    training = None
+    validation = None
     if config.data or config.dataset:
-        where = (config.dataset or loaded.card.dataset, config.data or loaded.card.data)
-        _, validation = build_dataset_for_network(loaded.card, *where, "val", config.pretrained)
+        dataset = config.dataset or loaded.card.dataset
+        data = config.data or loaded.card.data
+        _, validation = build_dataset_for_network(loaded.card, dataset, data, "val", config.pretrained)
         if not files:
-            _, training = build_dataset_for_network(loaded.card, *where, "train", config.pretrained)
+            _, training = build_dataset_for_network(loaded.card, dataset, data, "train", config.pretrained)
     return Int8Inputs(Sizes(config.size, config.resize), files, training, validation)
 
 
