@@ -51,7 +51,7 @@ TURNED_ADVICE = (
 
 
 @dataclass(frozen=True)
-class CheckConfig:
+class DataCheckConfig:
     """Hold the settings of check_data.py."""
 
     dataset: str = option("", "data set")
@@ -260,7 +260,7 @@ def print_warnings(warnings: Sequence[str], advice: str = "") -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    config = CheckConfig(**parse_flags(CheckConfig, __doc__, argv))
+    config = DataCheckConfig(**parse_flags(DataCheckConfig, __doc__, argv))
     if not config.dataset:
         raise UserError("--dataset NAME is missing")
     root = Path(config.data).expanduser()

@@ -69,7 +69,7 @@ TIE = 1e-5  # two logits are as good as equal if they differ by this share of th
 
 
 @dataclass(frozen=True)
-class ExportConfig:
+class OnnxConfig:
     """Hold the settings of export_onnx.py."""
 
     pretrained: str = option("", "checkpoint of an image-only network")
@@ -186,7 +186,7 @@ def make_check_images(files: Sequence[str], size: tuple[int, int] | None) -> dic
     return images
 
 
-def check_config(config: ExportConfig) -> None:
+def check_config(config: OnnxConfig) -> None:
     """Check what can be checked before the checkpoint is read.
 
     Raises:
@@ -211,7 +211,7 @@ def check_config(config: ExportConfig) -> None:
 
 @torch.inference_mode()
 def main(argv: Sequence[str] | None = None) -> None:
-    config = ExportConfig(**parse_flags(ExportConfig, __doc__, argv))
+    config = OnnxConfig(**parse_flags(OnnxConfig, __doc__, argv))
     check_config(config)
     loaded = from_checkpoint(config.pretrained, model=config.model)
     if loaded.noise is not None:
@@ -224,7 +224,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_int8(config, loaded, int8_inputs)
 
 
-def write_onnx(config: ExportConfig, loaded: Loaded, images: dict[str, Tensor]) -> None:
+def write_onnx(config: OnnxConfig, loaded: Loaded, images: dict[str, Tensor]) -> None:
     """Write the network, if the file agrees with it on ``images``.
 
     Raises:
@@ -283,7 +283,7 @@ class Int8Inputs(NamedTuple):
         return f"{len(self.validation)} validation images"
 
 
-def open_int8_inputs(config: ExportConfig, loaded: Loaded) -> Int8Inputs:
+def open_int8_inputs(config: OnnxConfig, loaded: Loaded) -> Int8Inputs:
     """Find the images for ``--int8``.
 
     Raises:
@@ -301,7 +301,7 @@ def open_int8_inputs(config: ExportConfig, loaded: Loaded) -> Int8Inputs:
     return Int8Inputs(Sizes(config.size, config.resize), files, training, validation)
 
 
-def write_int8(config: ExportConfig, loaded: Loaded, inputs: Int8Inputs) -> None:
+def write_int8(config: OnnxConfig, loaded: Loaded, inputs: Int8Inputs) -> None:
     """Write NAME.int8.onnx beside NAME.onnx, and say how the two compare.
 
     Raises:

@@ -90,7 +90,7 @@ def _prediction(path: Path, shape: tuple[int, int]) -> np.ndarray:
     return ids
 
 
-def draw_changes(changes: Changes, count: int, new_name: str, old_name: str) -> Figure:
+def draw_change_grid(changes: Changes, count: int, new_name: str, old_name: str) -> Figure:
     """Draw a row for each of ``count`` images: image, label, both predictions and the map of changes."""
     spec = changes.dataset.spec
     rows = []

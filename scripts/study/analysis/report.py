@@ -125,7 +125,7 @@ def mean_iou(runs: Sequence[Run], view: View) -> dict[str, float]:
     return {k: sum(table[k] for table in tables) / len(tables) for k in names}
 
 
-def draw_changes(
+def draw_gained_lost_maps(
     groups: Groups, view: View, baseline: str, maps: int, output: Path, notes: list[str]
 ) -> dict[str, Any]:
     """Draw gained/lost maps of every group against the baseline. Return the shares of pixels by group.
@@ -152,7 +152,7 @@ def draw_changes(
             scored = r.scores.get(view, {}).get("pixel_accuracy")
             if scored is not None and abs(scored - right) > 1e-9:
                 notes.append(f"{r.name}: pred/ (accuracy {100 * right:.2f} %) is of another evaluation than the scores")
-        figure = gained_lost.draw_changes(changes, maps, run.name, base.name)
+        figure = gained_lost.draw_change_grid(changes, maps, run.name, base.name)
         style.save_figure(figure, output / f"gained_lost-{make_file_name(name)}.png")
         shares[name] = {"run": run.name, "baseline": base.name, "images": len(dataset), **changes.shares()}
     return shares
