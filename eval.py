@@ -24,7 +24,7 @@ from PIL import Image
 from datasets import build_dataset_for_network
 from datasets.base import SegmentationDataset
 from engine.evaluator import evaluate
-from engine.metrics import Metrics
+from engine.metrics import ASSISTED, Metrics
 from engine.protocol import Protocol
 from engine.recipes import load_recipe
 from engine.runtime import Runtime, start_runtime
@@ -243,7 +243,7 @@ def describe_protocol(config: EvalConfig, is_assisted: bool) -> str:
     if config.amp != "none":
         parts.append(config.amp)
     if is_assisted:
-        parts.append("LABEL-ASSISTED")
+        parts.append(ASSISTED)
     if config.without_label:
         parts.append("zero label plane")
     return ", ".join(parts)
@@ -294,7 +294,7 @@ def save_areas(path: Path, areas: np.ndarray, dataset: SegmentationDataset) -> N
 def print_result(result: dict[str, Any]) -> None:
     """Print the scores, how they were made, and what to know about them."""
     miou = result["miou"]
-    mark = "  LABEL-ASSISTED" if result["label_assisted"] else ""
+    mark = f"  {ASSISTED}" if result["label_assisted"] else ""
     if miou is None:
         print("mIoU is not defined: no labelled pixel")
     else:

@@ -21,8 +21,8 @@ MACHINE = ("images_per_second", "cpu_seconds", "memory_gb")  # terms that say so
 
 
 def get_assisted_mark(card: Mapping[str, Any]) -> str:
-    """Return the mark of a network that reads the label, for its scores and predictions. It is empty for others."""
-    return ASSISTED if card.get("label_noise") else ""
+    """Return the mark of a network that reads the label, after a space. It is empty for others."""
+    return f" {ASSISTED}" if card.get("label_noise") else ""
 
 
 class RunLogger:

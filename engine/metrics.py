@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 CLASS_SCORES = ("precision", "recall", "f1")  # what is computed for each class beside the IoU
-ASSISTED = " LABEL-ASSISTED"  # the mark of a score or prediction by a network that reads the label
+ASSISTED = "LABEL-ASSISTED"  # the mark of a score or prediction by a network that reads the label
 
 
 def count_confusions(prediction: Tensor, label: Tensor, num_classes: int) -> Tensor:

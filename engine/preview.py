@@ -8,6 +8,7 @@ import numpy as np
 from datasets import choose_evenly
 from datasets.base import SegmentationDataset
 from engine.evaluator import predict_within_memory
+from engine.metrics import ASSISTED
 from models.prediction import Predictor
 from utils.colors import choose_strongest_plane, colorize, draw_error_map, paint_diverging
 from utils.seeding import derive_seed
@@ -40,7 +41,7 @@ def make_row(
     row = {"image": image.permute(1, 2, 0).numpy(), "label": colorize(label.numpy(), palette)}
     title = "prediction"
     if predictor.noise is not None:
-        title = "prediction, LABEL-ASSISTED"
+        title = f"prediction, {ASSISTED}"
         plane = predictor.noise(labels, draw)[0].cpu().numpy()
         row["noised label"] = paint_diverging(choose_strongest_plane(plane))
     row[title] = colorize(prediction, palette)

@@ -29,6 +29,7 @@ from utils.environment import require_packages
 
 require_packages()
 
+from engine.metrics import ASSISTED
 from scripts.study import compare_with_smp
 from scripts.study.analysis.record_files import Folder, open_folder
 from scripts.study.analysis.runs import KINDS, read_score
@@ -105,7 +106,7 @@ def make_files_table(files: list[Path]) -> Table:
     rows = []
     for file in files:
         result = read(file, KINDS.keys() - {"checkpoint", "iou"})
-        seen = "image + label (LABEL-ASSISTED)" if result["label_assisted"] else "image"
+        seen = f"image + label ({ASSISTED})" if result["label_assisted"] else "image"
         network = f"{result['model']['arch']} on {result['model']['backbone']}, {result['iteration']} iterations"
         where = f"{result['dataset']} {result['split']}, {result['images']} images, {result['protocol']}"
         scores = [percent(result[key]) for key in ("miou", "pixel_accuracy")]

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from datasets import build_dataset_for_network, choose_evenly
 from datasets.base import DatasetSpec
-from engine.metrics import Metrics, count_confusions
+from engine.metrics import ASSISTED, Metrics, count_confusions
 from models.checkpoints.loading import Loaded, load_one_of_several
 from models.prediction import Predictor
 from scripts.study.analysis import style
@@ -110,7 +110,7 @@ def cells(
         if loaded.noise is not None:
             plane = choose_strongest_plane(loaded.noise(label[None], draw)[0].numpy())
             row["noised label"] = paint_diverging(plane), f"{plane.min():.0f} .. {plane.max():.0f}"
-            caption = "\nLABEL-ASSISTED"
+            caption = f"\n{ASSISTED}"
         classes = Predictor(loaded.model, loaded.convention, loaded.noise).predict_classes(
             image[None], label[None], [draw]
         )[0]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from datasets import build_dataset
+from engine.metrics import ASSISTED
 from scripts.study.analysis import charts, gained_lost, robustness, style
 from scripts.study.analysis.charts import Groups
 from scripts.study.analysis.runs import Run, View, list_scored_runs
@@ -22,7 +23,7 @@ def make_table(rows: Sequence[dict[str, Any]]) -> str:
     """Return the table of one view in markdown: a row a group of runs."""
     lines = []
     for row in rows:
-        name = row["group"] + (" (LABEL-ASSISTED)" if row["label_assisted"] else "")
+        name = row["group"] + (f" ({ASSISTED})" if row["label_assisted"] else "")
         seeds = len(row["miou"])
         p = row.get("p_over_seeds")
         lines.append([name, str(seeds), spread(row["miou"]), describe_gain(row), "-" if p is None else f"{p:.2g}"])
