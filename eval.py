@@ -115,7 +115,7 @@ def check_outputs(config: EvalConfig, dataset: SegmentationDataset) -> None:
     """Check that everything that is asked for can be written, before the network is scored.
 
     Raises:
-        UserError: it cannot, two outputs would go to one place, or one would overwrite the checkpoint or the data.
+        UserError: an output cannot be written, two outputs have the same place, or one would overwrite an input.
     """
     files = {"--json": config.json, "--per-image": config.per_image}
     folders = {"--save-pred": config.save_pred, "--blend": config.blend}
@@ -141,7 +141,7 @@ def load_network(config: EvalConfig) -> Loaded:
     """Load the checkpoint, and replace its label noise by what the flags say.
 
     Raises:
-        UserError: it cannot be read, or there are label flags for a network that does not read the label.
+        UserError: the checkpoint cannot be read, or label flags are given for a network that does not read the label.
     """
     noise = {"codes": config.label_codes or None, "pixel_std": config.label_std, "code_std": config.code_std}
     if config.without_label:
@@ -163,7 +163,7 @@ def compute_as_trained(config: EvalConfig, card: Card) -> EvalConfig:
     The score is then the one of the validation, to the last digit.
 
     Raises:
-        UserError: the file holds a value that such a setting cannot have.
+        UserError: the checkpoint holds a value that such a setting cannot have.
     """
     trained = {"amp": "none", **card.training.get("config", {})}
     changes: dict[str, Any] = {}
@@ -256,7 +256,7 @@ class PredictionWriter:
         """Check that no picture would overwrite a file.
 
         Raises:
-            UserError: one would overwrite a file of the data set, or another picture.
+            UserError: a picture would overwrite a file of the data set, or another picture.
         """
         self.config = config
         self.dataset = dataset

@@ -153,7 +153,7 @@ def check_split(spec: DatasetSpec, root: Path, split: str, workers: int) -> Repo
     """Read every pair of a split, and report what was found.
 
     Raises:
-        UserError: there is no such split.
+        UserError: the data set has no such split.
     """
     pairs = spec.pairs(root, split)
     report = Report(len(pairs), spec.splits[split])

@@ -73,10 +73,10 @@ class SegmentTab:
     """Segment images with one of several networks."""
 
     def __init__(self, files: Sequence[str], model: str = "") -> None:
-        """Load the networks. model: the function of those that are the user's own, as in ``from_checkpoint``.
+        """Load the networks. model: package.module:function that builds those that are the user's own.
 
         Raises:
-            UserError: no file, a file twice, one that cannot be read, or a network that reads the label.
+            UserError: no file is given, a file is given twice or cannot be read, or a network reads the label.
         """
         if not files:
             raise UserError("--pretrained FILE.. is missing: checkpoints of image-only networks")
@@ -95,7 +95,7 @@ class SegmentTab:
         as HTML, and a sentence on the time.
 
         Raises:
-            UserError: there is no image, or it cannot be read or does not fit in memory.
+            UserError: no image is uploaded, or the image cannot be read or does not fit in memory.
         """
         if image is None:
             raise UserError("upload an image first")
@@ -154,8 +154,8 @@ class TeacherTab:
     def ask(self, index: float, shown: str, codes: str, code_std: float, pixel_std: float) -> TeacherView:
         """Ask both networks about an image.
 
-        index: of the image in the data set. shown: one of SHOWN_LABELS. codes, code_std, pixel_std: as the arguments
-        of ``LabelNoise``.
+        index: of the image in the data set. shown: one of SHOWN_LABELS. codes, code_std, pixel_std: the arguments of
+        these names of ``LabelNoise``.
 
         Raises:
             UserError: the image or its label cannot be read.
@@ -182,7 +182,7 @@ class TeacherTab:
         """Return an image, uint8 ``[3, H, W]``, and its label, uint8 ``[H, W]``.
 
         Raises:
-            UserError: one of them cannot be read.
+            UserError: the image or its label cannot be read.
         """
         image, label = self.dataset.load_sample(index)
         return image, label.numpy()

@@ -287,7 +287,7 @@ def open_int8_inputs(config: OnnxConfig, loaded: Loaded) -> Int8Inputs:
     """Find the images for ``--int8``.
 
     Raises:
-        UserError: there are none, or the data set has other classes than the network.
+        UserError: an image, a folder or the data set is not found, or the data set has other classes than the network.
     """
     files = find_files(config.calibration)
     training = None

@@ -73,7 +73,7 @@ def find_group(groups: Groups, name: str) -> str:
     """Return the group of this name. A group of one run, called student-0, is also found as student.
 
     Raises:
-        UserError: there is none.
+        UserError: no group has this name.
     """
     if name not in groups:
         for group, runs in groups.items():

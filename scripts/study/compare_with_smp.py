@@ -58,7 +58,7 @@ def run(script: str, *flags: object) -> None:
     """Run a script of this project on one thread.
 
     Raises:
-        UserError: it failed; its own message is above.
+        UserError: the script failed. Its own message is above.
     """
     command = [sys.executable, str(ROOT / script), *map(str, flags)]
     if subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}).returncode:

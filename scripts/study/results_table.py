@@ -128,7 +128,7 @@ def make_marked_table(what: str, results: Path) -> Table:
     """Make the table that a mark asks for: ``EXPERIMENT KIND``, ``files FILE..`` or ``smp FILE``.
 
     Raises:
-        UserError: the mark says none of them.
+        UserError: the mark has another form, or an unknown experiment or kind.
     """
     first, *others = what.split()
     if first == "files":
@@ -150,7 +150,7 @@ def read(file: Path, keys: Iterable[str]) -> dict[str, Any]:
     """Read a JSON file of eval.py.
 
     Raises:
-        UserError: it is none, or lacks one of the keys.
+        UserError: the file cannot be read, is no result of eval.py, or lacks a key.
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))

@@ -54,7 +54,7 @@ def load_networks(config: GridConfig) -> dict[str, Loaded]:
     """Load the networks, by the titles of their columns.
 
     Raises:
-        UserError: none is given, a file is given twice, or the networks have different classes.
+        UserError: no network is given, a file is given twice, or the networks have different classes.
     """
     titles = [Path(path).absolute().parent.name for path in config.student]
     if len(titles) == 1:

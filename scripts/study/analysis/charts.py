@@ -190,9 +190,9 @@ def divide_by_rows(confusion: np.ndarray) -> np.ndarray:
 
 
 def list_top_confusions(confusion: np.ndarray, names: Sequence[str], count: int = 5) -> list[dict[str, object]]:
-    """List the ``count`` most frequent confusions.
+    """List the ``count`` largest confusions, as shares of the label's pixels.
 
-    Each has the names of label and prediction, the share of the label's pixels, and the number of pixels.
+    Each has the names of label and prediction, the share, and the number of pixels.
     """
     share = np.nan_to_num(divide_by_rows(confusion))
     np.fill_diagonal(share, 0)

@@ -44,7 +44,7 @@ def read_score(content: Any, path: Folder, keys: Iterable[str]) -> dict[str, Any
     path: the file, for the message.
 
     Raises:
-        UserError: one of them is missing, or something else.
+        UserError: a key is missing, or its value is of another kind.
     """
     for key in sorted(keys):
         if not isinstance(content, dict) or key not in content:

@@ -102,7 +102,7 @@ def read_experiment(name: str) -> Experiment:
     ``NAME+1`` that of the next seed (so that a teacher is no twin of its student).
 
     Raises:
-        UserError: no such file, an unknown key, flag or run, a bad value, or a run that starts from itself.
+        UserError: the file does not exist, a key, flag or run is unknown, a value is bad, or a run starts from itself.
     """
     path = find_experiment(name)
     content = read_with_include(path)
@@ -137,7 +137,7 @@ def _require_entries(path: Path, content: Mapping[str, Any]) -> None:
     """Check that an experiment has seeds and runs, and at least one image to measure a teacher's robustness on.
 
     Raises:
-        UserError: it does not.
+        UserError: seeds or runs are missing, or the number of images is below 1.
     """
     for key in ("seeds", "runs"):
         if not content.get(key):

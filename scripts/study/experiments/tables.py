@@ -237,7 +237,7 @@ def list_pairs(experiment: Experiment, folder: Folder, pairs: Sequence[str]) -> 
     named = []
     for pair in pairs:
         name, _, base = pair.partition(":")
-        find_arms(experiment, (name, base))  # raises where there is none
+        find_arms(experiment, (name, base))  # raises where a name is unknown
         named.append((name, base))
     return _add_placeholder_row(GAINS_HEADER, _list_differences(experiment, folder, named))
 
