@@ -59,7 +59,9 @@ class EvalConfig(Protocol):
     other_class_names: bool = data_option(False, "score a network none of whose class names is one of the data set's")
     split: str = data_option("val", "part of the data set")
     batch_size: int = machine_option(1, "successive images of equal size in one forward pass", minimum=1)
-    draws: int = network_option(1, "independent label noises an assisted teacher is scored with", minimum=1)
+    draws: int = network_option(
+        1, "label noises an assisted teacher is scored with, of seeds --seed, --seed + 1, ...", minimum=1
+    )
     absent_as_zero: bool = output_option(False, "count a class that never occurs as IoU 0, as the LAD release does")
     label_codes: str = network_option("", "label codes an assisted teacher sees (default: those of its training)")
     label_std: float | None = network_option(None, "pixel noise it sees (default: that of its training)", minimum=0)

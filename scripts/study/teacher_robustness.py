@@ -52,7 +52,7 @@ class RobustnessConfig:
     data: str = option("", "root folder of the data set (default: the first checkpoint's)")
     split: str = option("val", "part of the data set")
     limit: int | None = option(None, "images, evenly spaced over the split (default: all)", minimum=1)
-    draws: int = option(2, "independent label noises an image is shown with", minimum=2)
+    draws: int = option(2, "label noises an image is shown with, of seeds --seed, --seed + 1, ...", minimum=2)
     noise: tuple[float, ...] = option((0.0, 0.03, 0.1, 0.3, 1.0), "pixel-noise levels, before scaling", minimum=0)
     near: tuple[float, ...] = option((0.1, 0.3, 1.0), "strengths of codes 'near'", minimum=0)
     wrong: tuple[float, ...] = option((0.1, 0.3, 1.0), "shares of pixels or regions shown a wrong class", minimum=0)
