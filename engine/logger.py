@@ -71,7 +71,7 @@ class RunLogger:
         """Write one line of metrics.jsonl.
 
         Raises:
-            UserError: it cannot be written.
+            UserError: the line cannot be written.
         """
         if not self.enabled:
             return

@@ -18,7 +18,7 @@ class Step(nn.Module):
     task: nn.Module
 
     def compute_pixel_divisor(self, label: Tensor) -> Tensor:
-        """Compute the divisor of the task loss, whose sum is over this rank's pixels."""
+        """Compute the divisor of the task loss, whose sum is over this rank's pixels; see ``losses.task.TaskLoss``."""
         return self.task.compute_pixel_divisor(label)
 
     @property
