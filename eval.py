@@ -24,7 +24,7 @@ from PIL import Image
 from datasets import build_dataset_for_network
 from datasets.base import SegmentationDataset
 from engine.evaluator import evaluate
-from engine.metrics import Metrics
+from engine.metrics import ASSISTED, Metrics
 from engine.protocol import Protocol
 from engine.recipes import load_recipe
 from engine.runtime import Runtime, start_runtime
@@ -58,7 +58,9 @@ class EvalConfig(Protocol):
     other_class_names: bool = data_option(False, "score a network none of whose class names is one of the data set's")
     split: str = data_option("val", "part of the data set")
     batch_size: int = machine_option(1, "successive images of equal size in one forward pass", minimum=1)
-    draws: int = network_option(1, "independent label noises an assisted teacher is scored with", minimum=1)
+    draws: int = network_option(
+        1, "label noises an assisted teacher is scored with, of seeds --seed, --seed + 1, ...", minimum=1
+    )
     absent_as_zero: bool = output_option(False, "count a class that never occurs as IoU 0, as the LAD release does")
     label_codes: str = network_option("", "label codes an assisted teacher sees (default: those of its training)")
     label_std: float | None = network_option(None, "pixel noise it sees (default: that of its training)", minimum=0)
@@ -114,7 +116,7 @@ def check_outputs(config: EvalConfig, dataset: SegmentationDataset) -> None:
     """Check that everything that is asked for can be written, before the network is scored.
 
     Raises:
-        UserError: it cannot, two outputs would go to one place, or one would overwrite the checkpoint or the data.
+        UserError: an output cannot be written, two outputs have the same place, or one would overwrite an input.
     """
     files = {"--json": config.json, "--per-image": config.per_image}
     folders = {"--save-pred": config.save_pred, "--blend": config.blend}
@@ -140,7 +142,7 @@ def load_network(config: EvalConfig) -> Loaded:
     """Load the checkpoint, and replace its label noise by what the flags say.
 
     Raises:
-        UserError: it cannot be read, or there are label flags for a network that does not read the label.
+        UserError: the checkpoint cannot be read, or label flags are given for a network that does not read the label.
     """
     noise = {"codes": config.label_codes or None, "pixel_std": config.label_std, "code_std": config.code_std}
     if config.without_label:
@@ -162,7 +164,7 @@ def compute_as_trained(config: EvalConfig, card: Card) -> EvalConfig:
     The score is then the one of the validation, to the last digit.
 
     Raises:
-        UserError: the file holds a value that such a setting cannot have.
+        UserError: the checkpoint holds a value that such a setting cannot have.
     """
     trained = {"amp": "none", **card.training.get("config", {})}
     changes: dict[str, Any] = {}
@@ -242,7 +244,7 @@ def describe_protocol(config: EvalConfig, is_assisted: bool) -> str:
     if config.amp != "none":
         parts.append(config.amp)
     if is_assisted:
-        parts.append("LABEL-ASSISTED")
+        parts.append(ASSISTED)
     if config.without_label:
         parts.append("zero label plane")
     return ", ".join(parts)
@@ -255,7 +257,7 @@ class PredictionWriter:
         """Check that no picture would overwrite a file.
 
         Raises:
-            UserError: one would overwrite a file of the data set, or another picture.
+            UserError: a picture would overwrite a file of the data set, or another picture.
         """
         self.config = config
         self.dataset = dataset
@@ -293,7 +295,7 @@ def save_areas(path: Path, areas: np.ndarray, dataset: SegmentationDataset) -> N
 def print_result(result: dict[str, Any]) -> None:
     """Print the scores, how they were made, and what to know about them."""
     miou = result["miou"]
-    mark = "  LABEL-ASSISTED" if result["label_assisted"] else ""
+    mark = f"  {ASSISTED}" if result["label_assisted"] else ""
     if miou is None:
         print("mIoU is not defined: no labelled pixel")
     else:

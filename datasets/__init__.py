@@ -5,6 +5,8 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from datasets.ade20k import ADE20K
 from datasets.base import DatasetSpec, SegmentationDataset, TrainStream
 from datasets.camvid import CAMVID
@@ -115,6 +117,11 @@ def build_dataset_for_network(
     name = _choose_variant(dataset, network.num_classes)
     require_classes(network, get_dataset_spec(name, data), name, source, allow_other_names)
     return name, build_dataset(name, data, split)
+
+
+def choose_evenly(count: int, limit: int) -> list[int]:
+    """Choose at most ``limit`` of ``count`` samples, evenly spaced from the first to the last. Return their indices."""
+    return np.linspace(0, count - 1, min(count, limit)).round().astype(int).tolist()
 
 
 def _choose_variant(name: str, classes: int | None) -> str:

@@ -57,7 +57,7 @@ def read_class_weights(path: Path, names: Sequence[str]) -> list[float]:
     """Read weights from a file: K numbers (yaml, JSON, or text with one a line), or ``name: number`` for each class.
 
     Raises:
-        UserError: see ``resolve_class_weights``. The message names the file.
+        UserError: the file cannot be read, or does not give each class one number of 0 or more, not all 0.
     """
     content = read_yaml(path)
     if isinstance(content, dict):
@@ -70,11 +70,7 @@ def read_class_weights(path: Path, names: Sequence[str]) -> list[float]:
 
 
 def _find_class_weights(config: TrainConfig, dataset: Any) -> str:
-    """Return the resolved setting, e.g. "0.5,1,2" or "auto=0.5,1.25".
-
-    Raises:
-        UserError: see ``resolve_class_weights``.
-    """
+    """Return the resolved setting, e.g. "0.5,1,2" or "auto=0.5,1.25"."""
     setting = config.class_weights.strip()
     names = dataset.spec.names
     if setting == AUTO:
@@ -138,7 +134,7 @@ def _require_weights(values: Sequence[Any], names: Sequence[str], where: str) ->
     """Return the values as floats.
 
     Raises:
-        UserError: there is not one for each class, one is not a finite number of 0 or more, or all are 0.
+        UserError: the values are not one for each class, one is not a finite number of 0 or more, or all are 0.
     """
     if len(values) != len(names):
         raise UserError(f"--class-weights {where}: {len(values)} numbers for {len(names)} classes")

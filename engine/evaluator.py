@@ -45,7 +45,7 @@ def evaluate(
         Stopped: a rank was asked to stop.
         UserError: this or another rank cannot read an image, or an image does not fit in the memory of this rank.
     """
-    mark = ASSISTED if predictor.noise is not None else ""
+    mark = f" {ASSISTED}" if predictor.noise is not None else ""
     scores = Scores(len(dataset), num_classes, runtime.device)
     batches = load_eval_batches(dataset, workers, runtime, batch_size)
     with closing(batches), switch_to_eval(predictor.model), make_bar(dataset, runtime, progress) as bar:

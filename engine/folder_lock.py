@@ -45,7 +45,7 @@ class FolderLock:
         """Take the lock again if its file or the folder was removed. Call this before anything is written.
 
         Raises:
-            UserError: somebody else has taken it since.
+            UserError: somebody else has taken the lock since.
         """
         try:
             held = os.path.samestat(os.fstat(self.file.fileno()), (self.folder / NAME).stat())

@@ -89,7 +89,7 @@ def _start_workers(dataset: Dataset, batches: Sequence[Iterable[int]], workers: 
     taking a lock of the interpreter (CPython issue 112275). Such workers never begin, and are started again.
 
     Raises:
-        UserError: they did not begin START_ATTEMPTS times in a row.
+        UserError: the workers did not begin, START_ATTEMPTS times in a row.
     """
     make_loader = partial(DataLoader, dataset, batch_sampler=batches, collate_fn=_collate, pin_memory=pin_memory)
     if not workers:

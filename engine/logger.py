@@ -19,8 +19,8 @@ from utils.files import read_bytes, write_text
 
 
 def get_assisted_mark(card: Mapping[str, Any]) -> str:
-    """Return the mark of a network that reads the label, for its scores and predictions. It is empty for others."""
-    return ASSISTED if card.get("label_noise") else ""
+    """Return the mark of a network that reads the label, after a space. It is empty for others."""
+    return f" {ASSISTED}" if card.get("label_noise") else ""
 
 
 class RunLogger:
@@ -68,7 +68,7 @@ class RunLogger:
         """Write one line of metrics.jsonl.
 
         Raises:
-            UserError: it cannot be written.
+            UserError: the line cannot be written.
         """
         if not self.enabled:
             return

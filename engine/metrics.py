@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 CLASS_SCORES = ("precision", "recall", "f1")  # what is computed for each class beside the IoU
-ASSISTED = " LABEL-ASSISTED"  # the mark of a score or prediction by a network that reads the label
+ASSISTED = "LABEL-ASSISTED"  # the mark of a score or prediction by a network that reads the label
 
 
 def count_confusions(prediction: Tensor, label: Tensor, num_classes: int) -> Tensor:
@@ -47,17 +47,26 @@ class Metrics:
 
     @property
     def precision(self) -> np.ndarray:
-        """Return the share of the pixels predicted as a class that are of it ``[K]``; see ``_share_of``."""
+        """Return the share of the pixels predicted as a class that are of it ``[K]``.
+
+        NaN for a class in neither labels nor predictions; 0 for a class that is in labels but never predicted.
+        """
         return self._share_of(self.confusion.sum(0))
 
     @property
     def recall(self) -> np.ndarray:
-        """Return the share of the pixels of a class that are predicted as it ``[K]``; see ``_share_of``."""
+        """Return the share of the pixels of a class that are predicted as it ``[K]``.
+
+        NaN for a class in neither labels nor predictions; 0 for a class that is predicted but in no label.
+        """
         return self._share_of(self.confusion.sum(1))
 
     @property
     def f1(self) -> np.ndarray:
-        """Return the harmonic mean of precision and recall ``[K]``, which is Dice's coefficient; see ``_share_of``."""
+        """Return the harmonic mean of precision and recall ``[K]``, which is Dice's coefficient.
+
+        NaN for a class in neither labels nor predictions.
+        """
         return self._share_of((self.confusion.sum(0) + self.confusion.sum(1)) / 2)
 
     def _share_of(self, pixels: np.ndarray) -> np.ndarray:
@@ -70,7 +79,10 @@ class Metrics:
         return np.where(np.isnan(self.iou), np.nan, share)
 
     def miou(self, absent_as_zero: bool = False) -> float:
-        """Return the mean IoU over the classes that occur; see ``mean``."""
+        """Return the mean IoU over the classes that occur; NaN when no pixel has a label.
+
+        absent_as_zero: average over all classes, absent ones as 0.
+        """
         return self.mean(self.iou, absent_as_zero)
 
     def mean(self, scores: np.ndarray, absent_as_zero: bool = False) -> float:

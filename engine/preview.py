@@ -5,8 +5,10 @@ from collections.abc import Mapping, Sequence
 import cv2
 import numpy as np
 
+from datasets import choose_evenly
 from datasets.base import SegmentationDataset
 from engine.evaluator import predict_within_memory
+from engine.metrics import ASSISTED
 from models.prediction import Predictor
 from utils.colors import choose_strongest_plane, colorize, draw_error_map, paint_diverging
 from utils.seeding import derive_seed
@@ -23,8 +25,8 @@ def make_preview(
     Raises:
         UserError: an image cannot be read, or does not fit in memory.
     """
-    indices = np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int)
-    return tile([make_row(predictor, dataset, index, palette) for index in indices.tolist()])
+    indices = choose_evenly(len(dataset), count)
+    return tile([make_row(predictor, dataset, index, palette) for index in indices])
 
 
 def make_row(
@@ -39,7 +41,7 @@ def make_row(
     row = {"image": image.permute(1, 2, 0).numpy(), "label": colorize(label.numpy(), palette)}
     title = "prediction"
     if predictor.noise is not None:
-        title = "prediction, LABEL-ASSISTED"
+        title = f"prediction, {ASSISTED}"
         plane = predictor.noise(labels, draw)[0].cpu().numpy()
         row["noised label"] = paint_diverging(choose_strongest_plane(plane))
     row[title] = colorize(prediction, palette)

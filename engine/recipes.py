@@ -86,7 +86,7 @@ def read_recipe(path: Path) -> dict[Any, Any]:
     """Read the lines of a recipe. ``include: NAME`` puts those of another recipe of its folder before them.
 
     Raises:
-        UserError: it is no flat mapping, or includes a recipe that is not there or includes another.
+        UserError: the file is no flat mapping, or the recipe that it includes does not exist or includes another.
     """
     content = read_flat_yaml(path)
     if INCLUDE not in content:
@@ -102,7 +102,7 @@ def read_flat_yaml(path: Path) -> dict[Any, Any]:
     """Read ``key: value`` lines.
 
     Raises:
-        UserError: it is no flat mapping.
+        UserError: the file is no flat mapping.
     """
     content = read_yaml(path) or {}
     if not isinstance(content, dict):
@@ -114,7 +114,7 @@ def parse_recipe_key(text: str, path: Path) -> RecipeKey:
     """Split a key: ``lr``, ``student.lr`` (for a role) or ``lr.cwd`` (for a method).
 
     Raises:
-        UserError: there is no such setting; the nearest one is named.
+        UserError: the setting is unknown. The message names the nearest one.
     """
     head, _, rest = text.partition(".")
     if head in ROLES and rest in list_recipe_settings(head):

@@ -65,7 +65,7 @@ class RunFolder:
         Fall back to ``previous.pth`` if ``last.pth`` cannot be used. What a failed attempt has loaded is overwritten.
 
         Raises:
-            UserError: neither can be used, or the checkpoint is of a run with other settings or inputs.
+            UserError: neither file can be used, or the checkpoint is of a run with other settings or inputs.
         """
         candidates = [self.source]
         if self.source.name == LAST:
@@ -224,7 +224,7 @@ def require_inputs_elsewhere(settings: TrainConfig, folder: Path, files: Sequenc
     files: the names of the files in the folder that will be deleted.
 
     Raises:
-        UserError: a setting names one of them.
+        UserError: a setting names a file that will be deleted.
     """
     deleted = {(folder / name).resolve() for name in files}
     for name in sorted(list_file_settings(type(settings))):
@@ -256,7 +256,7 @@ def locate_checkpoint(resume: str) -> Path:
     The result may be a ``last.pth`` that does not exist, if ``previous.pth`` lies beside it.
 
     Raises:
-        UserError: there is neither.
+        UserError: neither file exists.
     """
     path = Path(resume).expanduser()
     if path.is_dir():
@@ -291,8 +291,8 @@ def read_resumable(path: Path, settings: TrainConfig, inputs: Mapping[str, str])
     """Read a checkpoint to continue from.
 
     Raises:
-        OtherRun: it is of a run with other settings or inputs.
-        UserError: it is damaged, or holds weights only.
+        OtherRun: the checkpoint is of a run with other settings or inputs.
+        UserError: the checkpoint is damaged, or holds weights only.
     """
     content = checkpoint.read(path)
     if "optimizer" not in content:

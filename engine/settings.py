@@ -77,9 +77,7 @@ def describe_models() -> dict[str, str]:
 class TrainConfig:
     """Hold the settings that both training scripts have. Where CIRKD has such a flag, it has the same name."""
 
-    recipe: str = output_option(
-        "", "name of a file in scripts/recipes, or a path to a yaml file", instead="write recipe: beside settings:"
-    )
+    recipe: str = output_option("", "name of a file in scripts/recipes, or a path to a yaml file")
     model: str = network_option(
         "deeplabv3",
         "architecture, or your own network: package.module:function (docs/networks.md)",
@@ -87,13 +85,7 @@ class TrainConfig:
     )
     backbone: str = network_option("resnet18_v1s", "backbone: a name of models.BACKBONES or a timm name")
     dataset: str = data_option("toy", "data set", examples=describe_datasets())
-    data: str = data_option(
-        "",
-        "root folder of the data set",
-        may_differ=True,
-        names_run=False,
-        instead="give --data or --data-root to experiment.py",
-    )
+    data: str = data_option("", "root folder of the data set", may_differ=True, names_run=False)
     classes: int | None = data_option(None, "number of classes, where the data set has variants", minimum=2)
     augmentation: str = data_option("cirkd", "augmentation of the training images: cirkd or mmseg")
     cache_gb: float = data_option(
@@ -101,7 +93,6 @@ class TrainConfig:
         "keep decoded images in memory, up to so many GB a process",
         minimum=0,
         affects=NOTHING,
-        instead="give --cache-gb to experiment.py",
     )
     crop_size: tuple[int, int] = data_option((512, 512), "height and width of a training crop", minimum=32)
     scale_range: tuple[float, float] = data_option(
@@ -149,12 +140,10 @@ class TrainConfig:
         "loader workers of each rank (default: 4, or fewer where cores are few)",
         minimum=0,
         affects=NOTHING,
-        instead="give --workers to experiment.py",
     )
     save_dir: str = output_option(
         "",
         "folder of the run (default: runs/<role>-<dataset>-<model>-<backbone>-<what differs>)",
-        instead="give --output to experiment.py",
     )
     save_per_iters: int = output_option(800, "iterations between checkpoints", minimum=1)
     val_per_iters: int = output_option(800, "iterations between validations", minimum=1)
@@ -163,14 +152,9 @@ class TrainConfig:
     resume: str = output_option(
         "",
         "a run's folder or last.pth to continue, or 'auto': continue save_dir if it holds a run",
-        instead="experiment.py continues what it finds",
     )
-    overwrite: bool = output_option(
-        False, "start anew in a save_dir that holds a run", instead="remove the run's folder to do it again"
-    )
-    seed: int = optimisation_option(
-        0, "seed of every random draw", minimum=0, instead="write it into the list seeds: of the file"
-    )
+    overwrite: bool = output_option(False, "start anew in a save_dir that holds a run")
+    seed: int = optimisation_option(0, "seed of every random draw", minimum=0)
     device: str = machine_option("auto", "where to run", choices=("auto", "cpu", "cuda"))
     backend: str = machine_option("auto", "between processes: gloo lets them share a GPU", choices=("auto", "gloo"))
     amp: str = machine_option("none", "autocast", choices=("none", "bf16", "fp16"), affects=RESULT)
@@ -263,12 +247,6 @@ def list_resumable_settings(config_class: type) -> set[str]:
 def is_baseline(kd: str) -> bool:
     """Return whether the setting ``kd`` says that a student learns without a teacher."""
     return kd.strip() == "none"
-
-
-def list_loader_settings(config_class: type) -> set[str]:
-    """Return the names of the settings that say how much of the machine the loader may use."""
-    fields = dataclasses.fields(config_class)
-    return {f.name for f in fields if f.metadata["group"] == "data" and f.metadata["affects"] == NOTHING}
 
 
 def list_file_settings(config_class: type) -> set[str]:

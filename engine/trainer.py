@@ -61,7 +61,8 @@ def train(step: Step, data: Data, settings: TrainConfig, runtime: Runtime) -> Me
     """Train a step in its run's folder, from the start or from the folder's checkpoint.
 
     Raises:
-        UserError: the batch cannot be divided, the folder cannot be used, or as ``Trainer.run``.
+        UserError: the batch cannot be divided, the folder cannot be used, a loss is not finite, a file cannot be read
+            or written, or the data cannot be trained on.
         Stopped: a signal asked to stop. Everything done so far has been saved.
     """
     check_batch(settings, runtime)
@@ -141,8 +142,7 @@ class Trainer:
         """Train from the current iteration. Return the metrics of the last validation, None if the run was complete.
 
         Raises:
-            UserError: a loss is not finite, a file cannot be read or written, or the data cannot be trained on. See the
-                methods below.
+            UserError: a loss is not finite, a file cannot be read or written, or the data cannot be trained on.
             Stopped: a signal asked to stop. Everything done so far has been saved. This is a SystemExit.
         """
         must_validate = self.owes_validation()

@@ -65,7 +65,7 @@ class TrainingState:
         """Load the projectors and queues of the losses.
 
         Raises:
-            UserError: the checkpoint has those of other losses.
+            UserError: the checkpoint has the state of other losses.
         """
         if saved.keys() != self.step.get_loss_state().keys():
             raise UserError("it was trained with other losses")

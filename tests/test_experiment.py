@@ -18,18 +18,19 @@ import numpy as np
 import pytest
 import yaml
 
-from engine.settings import ROLES
+from engine.settings import ROLES, TrainConfig, list_settings_without_effect
 from scripts.study import experiment, experiment_figure, pack_records
 from scripts.study.analysis.record_files import list_runs, open_folder
 from scripts.study.analysis.runs import read_run
 from scripts.study.experiment import RunnerConfig, check_data, lock_output
-from scripts.study.experiments.definition import Origin, read_experiment
+from scripts.study.experiments.definition import SET_ELSEWHERE, Origin, read_experiment
 from scripts.study.experiments.figures import draw_dial, list_dial_points
 from scripts.study.experiments.files import EXPERIMENTS
-from scripts.study.experiments.jobs import Job, execute
+from scripts.study.experiments.jobs import VOLATILE, Job, execute
 from scripts.study.experiments.plan import Machine, Places, plan_jobs
 from scripts.study.experiments.stop import StopCondition
 from scripts.study.experiments.tables import (
+    compute_total_minutes,
     compute_training_minutes,
     list_gains,
     list_students,
@@ -40,7 +41,7 @@ from scripts.study.experiments.teachers_table import list_teachers
 from tests.conftest import ENVIRONMENT, ROOT, TINY
 from tests.test_compare import make_areas, make_run
 from utils.errors import UserError
-from utils.options import parse_flags
+from utils.options import get_flag, parse_flags
 
 SMALL = {
     "recipe": "toy",
@@ -160,6 +161,11 @@ def test_what_is_wrong_with_a_file_is_said(tmp_path, changes, message):
     path = write(tmp_path / "small.yaml", **changes)
     with pytest.raises(UserError, match=message):
         read_experiment(path)
+
+
+def test_listed_settings_exist_and_volatile_ones_change_no_result():
+    assert SET_ELSEWHERE.keys() <= TrainConfig.__dataclass_fields__.keys()
+    assert {get_flag(name) for name in list_settings_without_effect(TrainConfig)} >= VOLATILE
 
 
 def test_missing_and_broken_files(tmp_path):
@@ -567,6 +573,25 @@ def test_the_summary_counts_the_teachers_time_and_compares_twice(tmp_path):
         assert rows["lad"][column].startswith("+")
     with pytest.raises(UserError, match="equal_time: teacher reads the label"):
         read_experiment(write(tmp_path / "f.yaml", equal_time="teacher"))
+
+
+def test_minutes_count_a_run_once_that_teacher_and_student_start_from(tmp_path):
+    runs = {
+        "base": {"settings": {"kd": "none"}},
+        "teacher": {"train": "teacher", "settings": {"pretrained": "base/best"}},
+        "lad": {"settings": {"pretrained": "base/best", "teacher_pretrained": "teacher"}},
+        "other": {"settings": {"pretrained": "base+1", "teacher_pretrained": "teacher"}},
+    }
+    path = write(tmp_path / "e.yaml", runs=runs)
+    for name, seed in (("base", 0), ("base", 1), ("teacher", 0), ("lad", 0), ("other", 0)):
+        make_run(tmp_path / f"records/{name}-{seed}", seed, make_areas(), batch_size=4)
+    for log in tmp_path.glob("records/*/metrics.jsonl"):  # 30 iterations of 4 images: a minute each
+        log.write_text(log.read_text().replace('"ce"', '"images_per_second": 2.0, "ce"'))
+    found = read_experiment(path)
+    records = read_records(found, tmp_path / "records")
+    assert compute_total_minutes(found, records, "lad", 0) == pytest.approx(3)
+    assert compute_total_minutes(found, records, "other", 0) == pytest.approx(4)  # its start has another seed
+    assert compute_total_minutes(found, records, "lad", 1) is None
 
 
 def test_the_dial_pairs_every_strength_with_its_first_student(tmp_path):

@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from datasets import choose_evenly
 from models.checkpoints.loading import from_checkpoint
 from scripts.deploy import export_onnx
 from scripts.deploy.onnx_int8 import (
@@ -13,7 +14,6 @@ from scripts.deploy.onnx_int8 import (
     Agreement,
     Sample,
     Sizes,
-    choose_evenly,
     compare_files,
     describe,
     find_files,
@@ -134,9 +134,9 @@ def test_images_are_found_chosen_evenly_and_brought_to_size(tmp_path):
     assert shapes == {(1, 3, 15, 20)}
     assert next(read_files(files, Sizes(fixed=(32, 64)))).image.shape == (1, 3, 32, 64)
     assert next(read_files(files, Sizes())).image[0, :, 0, 0].tolist() == [10, 20, 30]
-    assert choose_evenly(3) == [0, 1, 2]
-    assert len(choose_evenly(1000)) == MOST_IMAGES
-    assert choose_evenly(1000)[-1] == 999
+    assert choose_evenly(3, MOST_IMAGES) == [0, 1, 2]
+    assert len(choose_evenly(1000, MOST_IMAGES)) == MOST_IMAGES
+    assert choose_evenly(1000, MOST_IMAGES)[-1] == 999
 
 
 @needs_onnx

@@ -8,7 +8,7 @@ import torch
 
 from scripts.study import gpu_check
 from scripts.study.benchmark import Comparison
-from scripts.study.gpu_check import Check, CheckConfig, compare_records, list_failures, make_speed_rows
+from scripts.study.gpu_check import Check, GpuCheckConfig, compare_records, list_failures, make_speed_rows
 from tests.conftest import BACKBONE, TINY
 from utils.errors import UserError
 
@@ -60,10 +60,10 @@ def test_rows_of_the_table():
 
 
 def test_commands_that_fail_or_find_no_time_are_said(tmp_path):
-    check = Check(CheckConfig(folder=str(tmp_path)))
+    check = Check(GpuCheckConfig(folder=str(tmp_path)))
     assert check.run_python("good", "-c", "print('2 passed')").last_line == "2 passed"
     assert "status 3: it broke" in check.run_python("bad", "-c", "print('it broke'); raise SystemExit(3)").error
-    late = Check(CheckConfig(folder=str(tmp_path), minutes=0))
+    late = Check(GpuCheckConfig(folder=str(tmp_path), minutes=0))
     assert "time is used up" in late.run_python("late", "-c", "").error
 
 

@@ -8,7 +8,7 @@ import torch
 
 import eval as evaluation
 from scripts.study import teacher_robustness
-from scripts.study.analysis.robustness import Condition, Tally, corrupt
+from scripts.study.analysis.robustness import Tally, corrupt
 from tests.networks import write_checkpoint
 from utils.errors import UserError
 
@@ -16,8 +16,7 @@ LABEL = np.repeat(np.repeat(np.array([[0, 1, 2], [3, 255, 0]], np.uint8), 40, 0)
 
 
 def wrong(kind, share, seed=0, num_classes=4):
-    condition = Condition(kind, "", "random", 0.03, share)
-    return corrupt(LABEL, condition, num_classes, np.random.default_rng(seed))
+    return corrupt(LABEL, kind, share, num_classes, np.random.default_rng(seed))
 
 
 @pytest.mark.parametrize("kind", ["wrong pixels", "wrong regions"])

@@ -33,15 +33,13 @@ def option(
     names_run: bool = True,
     is_file: bool = False,
     examples: Mapping[str, str] | None = None,
-    instead: str = "",
 ) -> Any:
     """Declare a field of a settings record.
 
     positional: the flag's name may be left out. group: the heading of ``--help`` that the flag stands under. affects:
     RESULT, COMPUTING or NOTHING. may_differ: the setting may differ when a run is resumed though it affects the
     result. names_run: a value that is not the usual one is part of the run's name, if it affects the result. is_file:
-    the setting names a file. examples: what ``--help`` says about some values; others are allowed. instead: what to
-    write in an experiment file, which may not hold this setting.
+    the setting names a file. examples: what ``--help`` says about some values; others are allowed.
     """
     metadata = {
         "help": text,
@@ -55,7 +53,6 @@ def option(
         "names_run": names_run and affects == RESULT,
         "is_file": is_file,
         "examples": examples,
-        "instead": instead,
     }
     return dataclasses.field(default=default, metadata=metadata)
 

@@ -37,7 +37,7 @@ def extract(file: Path, root: Path, archive: Archive) -> None:
     leads out of that folder, devices, and links to elsewhere.
 
     Raises:
-        UserError: the archive is damaged, is refused, or has no such member; or it cannot be written.
+        UserError: the archive is damaged, is refused, or has no such member; or a file cannot be written.
     """
     pattern = re.compile(rf"(?:.*/)?{archive.pattern}")
     root.mkdir(parents=True, exist_ok=True)

@@ -51,7 +51,7 @@ TURNED_ADVICE = (
 
 
 @dataclass(frozen=True)
-class CheckConfig:
+class DataCheckConfig:
     """Hold the settings of check_data.py."""
 
     dataset: str = option("", "data set")
@@ -153,7 +153,7 @@ def check_split(spec: DatasetSpec, root: Path, split: str, workers: int) -> Repo
     """Read every pair of a split, and report what was found.
 
     Raises:
-        UserError: there is no such split.
+        UserError: the data set has no such split.
     """
     pairs = spec.pairs(root, split)
     report = Report(len(pairs), spec.splits[split])
@@ -260,7 +260,7 @@ def print_warnings(warnings: Sequence[str], advice: str = "") -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    config = CheckConfig(**parse_flags(CheckConfig, __doc__, argv))
+    config = DataCheckConfig(**parse_flags(DataCheckConfig, __doc__, argv))
     if not config.dataset:
         raise UserError("--dataset NAME is missing")
     root = Path(config.data).expanduser()

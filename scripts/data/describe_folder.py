@@ -175,7 +175,7 @@ def require_new(files: Iterable[Path]) -> None:
     """Check that none of the files exists.
 
     Raises:
-        UserError: one of them does.
+        UserError: a file exists.
     """
     for file in files:
         if file.exists():

@@ -228,7 +228,7 @@ def _find_lists(root: Path, bases: set[str], own_lists: Collection[Path], remark
     another form are added.
 
     Raises:
-        UserError: such a list cannot be read.
+        UserError: a text file that is called after a split cannot be read.
     """
     found: list[tuple[int, str, str]] = []
     for path in filter(Path.is_file, sorted(root.rglob("*"))):

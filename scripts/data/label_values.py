@@ -67,7 +67,7 @@ class LabelValues:
         """Check that the ids of a palette picture have the colours that they have in the other files.
 
         Raises:
-            UserError: one has another: the tool that made the files numbered the colours of each file anew.
+            UserError: an id has another colour: the tool that made the files numbered the colours of each file anew.
         """
         if path.suffix == ".mat":
             return

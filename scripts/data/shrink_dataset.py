@@ -98,7 +98,7 @@ def find_pairs(config: ShrinkConfig, source: Path) -> list[Pair]:
     """Return the image and label files to make smaller.
 
     Raises:
-        UserError: there are none, or one of them lies outside the data set's folder.
+        UserError: the data set has no files, or a file lies outside the data set's folder.
     """
     pairs = list_all_pairs(config.dataset, str(source))
     if not pairs:

@@ -36,7 +36,7 @@ from models.checkpoints.loading import Loaded, load_one_of_several
 from models.label_noise import LabelNoise, list_fitting_codes
 from models.prediction import Predictor
 from scripts.deploy.predict import get_class_appearance, segment
-from scripts.study.analysis.robustness import Condition, corrupt
+from scripts.study.analysis.robustness import corrupt
 from utils.colors import blend_classes, choose_strongest_plane, colorize, paint_diverging
 from utils.entry import run_main
 from utils.errors import UserError
@@ -73,10 +73,10 @@ class SegmentTab:
     """Segment images with one of several networks."""
 
     def __init__(self, files: Sequence[str], model: str = "") -> None:
-        """Load the networks. model: the function of those that are the user's own, as in ``from_checkpoint``.
+        """Load the networks. model: package.module:function that builds those that are the user's own.
 
         Raises:
-            UserError: no file, a file twice, one that cannot be read, or a network that reads the label.
+            UserError: no file is given, a file is given twice or cannot be read, or a network reads the label.
         """
         if not files:
             raise UserError("--pretrained FILE.. is missing: checkpoints of image-only networks")
@@ -95,7 +95,7 @@ class SegmentTab:
         as HTML, and a sentence on the time.
 
         Raises:
-            UserError: there is no image, or it cannot be read or does not fit in memory.
+            UserError: no image is uploaded, or the image cannot be read or does not fit in memory.
         """
         if image is None:
             raise UserError("upload an image first")
@@ -154,8 +154,8 @@ class TeacherTab:
     def ask(self, index: float, shown: str, codes: str, code_std: float, pixel_std: float) -> TeacherView:
         """Ask both networks about an image.
 
-        index: of the image in the data set. shown: one of SHOWN_LABELS. codes, code_std, pixel_std: as the arguments
-        of ``LabelNoise``.
+        index: of the image in the data set. shown: one of SHOWN_LABELS. codes, code_std, pixel_std: the arguments of
+        these names of ``LabelNoise``.
 
         Raises:
             UserError: the image or its label cannot be read.
@@ -182,7 +182,7 @@ class TeacherTab:
         """Return an image, uint8 ``[3, H, W]``, and its label, uint8 ``[H, W]``.
 
         Raises:
-            UserError: one of them cannot be read.
+            UserError: the image or its label cannot be read.
         """
         image, label = self.dataset.load_sample(index)
         return image, label.numpy()
@@ -190,8 +190,8 @@ class TeacherTab:
     def make_shown_label(self, index: int, label: np.ndarray, shown: str) -> np.ndarray:
         """Return the label that the teacher's plane is made of, uint8 ``[H, W]``."""
         if shown == WRONG_LABEL:
-            everywhere = Condition("wrong regions", "", "", 0.0, share=1.0)
-            return corrupt(label, everywhere, self.teacher.card.num_classes, np.random.default_rng(index))
+            rng = np.random.default_rng(index)
+            return corrupt(label, "wrong regions", 1.0, self.teacher.card.num_classes, rng)
         if shown == OTHER_LABEL:
             other = self.read((index + 1) % len(self.dataset))[1]
             resized = torch.from_numpy(other)[None, None].float()
@@ -247,8 +247,13 @@ def load_teacher_tab(config: DemoConfig, plain: Loaded) -> TeacherTab | None:
     if plain.card.num_classes != teacher.card.num_classes:
         counts = f"{plain.card.num_classes} classes, the teacher {teacher.card.num_classes}"
         raise UserError(f"--pretrained {config.pretrained[0]} has {counts}: give a network of the same data set first")
-    where = config.dataset or teacher.card.dataset, config.data or teacher.card.data, config.split
-    _, dataset = build_dataset_for_network(teacher.card, *where, f"--teacher {config.teacher}")
+    _, dataset = build_dataset_for_network(
+        teacher.card,
+        dataset=config.dataset or teacher.card.dataset,
+        data=config.data or teacher.card.data,
+        split=config.split,
+        source=f"--teacher {config.teacher}",
+    )
     return TeacherTab(teacher, plain, dataset)
 
 

@@ -89,7 +89,8 @@ def download(url: str, name: str, path: Path) -> None:
     """Download a file, with a bar.
 
     Raises:
-        OSError: it cannot be reached or written; a ContentTooShortError if it ends early.
+        OSError: the address cannot be reached, or the file cannot be written.
+        ContentTooShortError: the download ended early. This is an OSError.
     """
     with tqdm(desc=name, unit="B", unit_scale=True, disable=None) as bar:
 

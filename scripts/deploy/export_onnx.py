@@ -37,14 +37,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datasets import build_dataset_for_network
+from datasets import build_dataset_for_network, choose_evenly
 from datasets.base import SegmentationDataset
 from models.checkpoints.card import Card
 from models.checkpoints.loading import Loaded, from_checkpoint
 from scripts.deploy.onnx_int8 import (
+    MOST_IMAGES,
     Sample,
     Sizes,
-    choose_evenly,
     compare_files,
     describe,
     find_files,
@@ -69,7 +69,7 @@ TIE = 1e-5  # two logits are as good as equal if they differ by this share of th
 
 
 @dataclass(frozen=True)
-class ExportConfig:
+class OnnxConfig:
     """Hold the settings of export_onnx.py."""
 
     pretrained: str = option("", "checkpoint of an image-only network")
@@ -186,7 +186,7 @@ def make_check_images(files: Sequence[str], size: tuple[int, int] | None) -> dic
     return images
 
 
-def check_config(config: ExportConfig) -> None:
+def check_config(config: OnnxConfig) -> None:
     """Check what can be checked before the checkpoint is read.
 
     Raises:
@@ -211,7 +211,7 @@ def check_config(config: ExportConfig) -> None:
 
 @torch.inference_mode()
 def main(argv: Sequence[str] | None = None) -> None:
-    config = ExportConfig(**parse_flags(ExportConfig, __doc__, argv))
+    config = OnnxConfig(**parse_flags(OnnxConfig, __doc__, argv))
     check_config(config)
     loaded = from_checkpoint(config.pretrained, model=config.model)
     if loaded.noise is not None:
@@ -224,7 +224,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_int8(config, loaded, int8_inputs)
 
 
-def write_onnx(config: ExportConfig, loaded: Loaded, images: dict[str, Tensor]) -> None:
+def write_onnx(config: OnnxConfig, loaded: Loaded, images: dict[str, Tensor]) -> None:
     """Write the network, if the file agrees with it on ``images``.
 
     Raises:
@@ -268,7 +268,7 @@ class Int8Inputs(NamedTuple):
         """Read the images that show the range of every map: the files, or else training images."""
         if self.files:
             return read_files(self.files, self.sizes)
-        return read_dataset(self.training, choose_evenly(len(self.training)), self.sizes)
+        return read_dataset(self.training, choose_evenly(len(self.training), MOST_IMAGES), self.sizes)
 
     def read_comparison_images(self) -> Iterator[Sample]:
         """Read the images that the two files are compared on: all validation images, or else the files."""
@@ -283,23 +283,25 @@ class Int8Inputs(NamedTuple):
         return f"{len(self.validation)} validation images"
 
 
-def open_int8_inputs(config: ExportConfig, loaded: Loaded) -> Int8Inputs:
+def open_int8_inputs(config: OnnxConfig, loaded: Loaded) -> Int8Inputs:
     """Find the images for ``--int8``.
 
     Raises:
-        UserError: there are none, or the data set has other classes than the network.
+        UserError: an image, a folder or the data set is not found, or the data set has other classes than the network.
     """
     files = find_files(config.calibration)
-    training, validation = None, None
+    training = None
+    validation = None
     if config.data or config.dataset:
-        where = (config.dataset or loaded.card.dataset, config.data or loaded.card.data)
-        _, validation = build_dataset_for_network(loaded.card, *where, "val", config.pretrained)
+        dataset = config.dataset or loaded.card.dataset
+        data = config.data or loaded.card.data
+        _, validation = build_dataset_for_network(loaded.card, dataset, data, "val", config.pretrained)
         if not files:
-            _, training = build_dataset_for_network(loaded.card, *where, "train", config.pretrained)
+            _, training = build_dataset_for_network(loaded.card, dataset, data, "train", config.pretrained)
     return Int8Inputs(Sizes(config.size, config.resize), files, training, validation)
 
 
-def write_int8(config: ExportConfig, loaded: Loaded, inputs: Int8Inputs) -> None:
+def write_int8(config: OnnxConfig, loaded: Loaded, inputs: Int8Inputs) -> None:
     """Write NAME.int8.onnx beside NAME.onnx, and say how the two compare.
 
     Raises:

@@ -38,7 +38,7 @@ FILES = {"recipe", *list_file_settings(StudentConfig)}  # settings that name fil
 
 
 @dataclass(frozen=True)
-class ExportConfig:
+class SafetensorsConfig:
     """Hold the settings of export_safetensors.py."""
 
     pretrained: str = option("", "checkpoint to export")
@@ -77,7 +77,7 @@ def remove_folders(card: Card) -> Card:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    config = ExportConfig(**parse_flags(ExportConfig, __doc__, argv))
+    config = SafetensorsConfig(**parse_flags(SafetensorsConfig, __doc__, argv))
     if not config.pretrained:
         raise UserError("--pretrained FILE is missing: the checkpoint to export")
     if not config.export.endswith(SUFFIX):

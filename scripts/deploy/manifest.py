@@ -77,7 +77,8 @@ def read_manifest(path: Path) -> list[Entry]:
     """Read the list of published checkpoints.
 
     Raises:
-        UserError: no such file, no yaml, an entry that is incomplete, a name or file twice, an unsafe address.
+        UserError: the file does not exist or is no yaml, an entry is incomplete or has an unsafe address, or a name or
+            file is there twice.
     """
     try:
         entries = [Entry(**item) for item in read_yaml(path)]
@@ -102,7 +103,7 @@ def check_address(entry: Entry, path: Path) -> None:
     """Check that an entry of the manifest ``path`` is fetched by http, and that its file has a plain name.
 
     Raises:
-        UserError: it is not, or has none.
+        UserError: the address is not one of http, or the file has no plain name.
     """
     is_web = not entry.url or urlsplit(entry.url).scheme in ("http", "https")
     if not is_web or not re.fullmatch(r"\w[\w.+-]*", entry.file):

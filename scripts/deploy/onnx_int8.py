@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import torch
 
+from datasets import choose_evenly
 from datasets.base import SegmentationDataset
 from datasets.files import IMAGE_SUFFIXES, walk_images
 from engine.metrics import Metrics, count_confusions
@@ -74,14 +75,9 @@ def find_files(given: Sequence[str]) -> list[Path]:
     return found
 
 
-def choose_evenly(count: int) -> list[int]:
-    """Return the indices of at most MOST_IMAGES of ``count`` images, evenly spaced."""
-    return np.linspace(0, count - 1, min(count, MOST_IMAGES)).round().astype(int).tolist()
-
-
 def read_files(files: Sequence[Path], sizes: Sizes) -> Iterator[Sample]:
     """Read image files one after another, at most MOST_IMAGES of them."""
-    for index in choose_evenly(len(files)):
+    for index in choose_evenly(len(files), MOST_IMAGES):
         yield Sample(sizes.apply(read_image(files[index], behind="white")))
 
 

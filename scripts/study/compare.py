@@ -30,8 +30,8 @@ from scripts.study.analysis.output import save_json, save_text
 from scripts.study.analysis.paired import align, bootstrap, compute_p_over_seeds
 from scripts.study.analysis.report import (
     describe_pictures,
-    draw_changes,
     draw_confusions,
+    draw_gained_lost_maps,
     draw_robustness_of_teachers,
     make_file_name,
     make_report,
@@ -73,7 +73,7 @@ def find_group(groups: Groups, name: str) -> str:
     """Return the group of this name. A group of one run, called student-0, is also found as student.
 
     Raises:
-        UserError: there is none.
+        UserError: no group has this name.
     """
     if name not in groups:
         for group, runs in groups.items():
@@ -175,7 +175,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     gained_lost = {}
     top_confusions = draw_confusions(groups, views[0], output)
     if config.baseline:
-        gained_lost = draw_changes(groups, views[0], config.baseline, config.maps, output, notes)
+        gained_lost = draw_gained_lost_maps(groups, views[0], config.baseline, config.maps, output, notes)
     result = {
         "groups": {name: [str(run.folder) for run in runs] for name, runs in groups.items()},
         "baseline": config.baseline or None,

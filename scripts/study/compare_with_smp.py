@@ -34,7 +34,7 @@ from utils.options import option, parse_flags
 
 
 @dataclass(frozen=True)
-class CompareConfig:
+class SmpComparisonConfig:
     """Hold the settings of compare_with_smp.py."""
 
     dataset: str = option("camvid", "data set")
@@ -58,14 +58,14 @@ def run(script: str, *flags: object) -> None:
     """Run a script of this project on one thread.
 
     Raises:
-        UserError: it failed; its own message is above.
+        UserError: the script failed. Its own message is above.
     """
     command = [sys.executable, str(ROOT / script), *map(str, flags)]
     if subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}).returncode:
         raise UserError(f"{script} failed: {' '.join(command[1:])}")
 
 
-def train_recipe(config: CompareConfig, seed: int, folder: Path) -> Trained:
+def train_recipe(config: SmpComparisonConfig, seed: int, folder: Path) -> Trained:
     """Train the recipe, if that is not done."""
     flags = ["--recipe", "light", "--dataset", config.dataset, "--data", config.data, "--kd", "none"]
     flags += ["--crop-size", *config.crop_size, "--max-iterations", config.iterations, "--skip-val"]
@@ -77,7 +77,7 @@ def train_recipe(config: CompareConfig, seed: int, folder: Path) -> Trained:
     return Trained(scores[-1], config.iterations, seconds)
 
 
-def train_plain(config: CompareConfig, decoder: str, seed: int, seconds: float, file: Path) -> Trained:
+def train_plain(config: SmpComparisonConfig, decoder: str, seed: int, seconds: float, file: Path) -> Trained:
     """Train the plain loop, if that is not done."""
     if not file.is_file():
         flags = ["--dataset", config.dataset, "--data", config.data, "--crop-size", *config.crop_size]
@@ -119,7 +119,7 @@ def make_table_of_record(file: Path) -> Table:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    config = CompareConfig(**parse_flags(CompareConfig, __doc__, argv))
+    config = SmpComparisonConfig(**parse_flags(SmpComparisonConfig, __doc__, argv))
     output = Path(config.output or f"runs/smp_{config.dataset}").expanduser()
     ways: dict[str, list[Trained]] = {}
     for seed in config.seeds:

@@ -97,7 +97,7 @@ def check_flags(config: RunnerConfig) -> None:
     """Refuse flags that contradict each other.
 
     Raises:
-        UserError: such flags are given.
+        UserError: two flags contradict each other.
     """
     if config.gpus and config.jobs > 1:
         raise UserError("--jobs is for the CPU; --gpus and --processes say how many runs go on at a time")
@@ -154,7 +154,7 @@ def run(config: RunnerConfig, experiment: Experiment, places: Places, jobs: Mapp
 
     Raises:
         SystemExit: a run failed, or is left to be continued.
-        UserError: something that would go wrong after hours is wrong already.
+        UserError: a data folder is missing, a folder cannot be written, or another runner is in the output folder.
     """
 
     def keep_records(job: Job) -> None:
@@ -191,7 +191,7 @@ def check_data(experiment: Experiment, places: Places) -> None:
     """Refuse data folders that are missing.
 
     Raises:
-        UserError: there are such.
+        UserError: the folder of a data set is not given, or does not exist.
     """
     for arm in experiment.arms.values():
         spec = DATASETS.get(arm.dataset)
@@ -207,7 +207,7 @@ def lock_output(config: RunnerConfig, output: Path) -> FolderLock:
     """Make the folder of the runs and lock it. Try whether it and that of the records can be written.
 
     Raises:
-        UserError: one of them cannot be written, or another runner is in ``output``.
+        UserError: a folder cannot be written, or another runner is in ``output``.
     """
     folders = {"--output": output}
     if config.records:

@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
-class FigureConfig:
+class ExperimentFigureConfig:
     """Hold the settings of experiment_figure.py."""
 
     experiment: str = option("", "name of a file in scripts/study/experiments, or a path", positional=True)
@@ -41,7 +41,7 @@ class FigureConfig:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    config = FigureConfig(**parse_flags(FigureConfig, __doc__, argv))
+    config = ExperimentFigureConfig(**parse_flags(ExperimentFigureConfig, __doc__, argv))
     experiment = read_experiment(config.experiment)
     records = Path(config.records).expanduser() if config.records else ROOT / f"results/{experiment.name}.zip"
     output = Path(config.output).expanduser() if config.output else ROOT / "figures"

@@ -48,7 +48,7 @@ OUT_OF_TIME = "not run: the time is used up (--minutes)"
 
 
 @dataclass(frozen=True)
-class CheckConfig:
+class GpuCheckConfig:
     """Hold the settings of gpu_check.py."""
 
     parts: tuple[str, ...] = option((), "parts to run: tests, training, benchmark (default: all)", positional=True)
@@ -71,7 +71,7 @@ class Outcome:
 class Check:
     """Run the parts of the check, one after another, until the time is used up."""
 
-    def __init__(self, config: CheckConfig) -> None:
+    def __init__(self, config: GpuCheckConfig) -> None:
         self.config = config
         self.folder = Path(config.folder)
         self.end = time.monotonic() + 60 * config.minutes
@@ -260,7 +260,7 @@ def describe_result(result: Mapping[str, Any]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    config = CheckConfig(**parse_flags(CheckConfig, __doc__, argv))
+    config = GpuCheckConfig(**parse_flags(GpuCheckConfig, __doc__, argv))
     for name in config.parts:
         require_known(name, PARTS, "part")
     if config.device == "cuda" and not torch.cuda.is_available():

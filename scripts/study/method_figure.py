@@ -36,7 +36,7 @@ WIDTH, HEIGHT = 12.0, 4.6  # of each panel, in the units of its axis
 
 
 @dataclass(frozen=True)
-class FigureConfig:
+class MethodFigureConfig:
     """Hold the settings of method_figure.py."""
 
     output: str = option("figures/method.png", "file for the picture")
@@ -127,7 +127,7 @@ def compose() -> Figure:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    config = FigureConfig(**parse_flags(FigureConfig, __doc__, argv))
+    config = MethodFigureConfig(**parse_flags(MethodFigureConfig, __doc__, argv))
     style.save_figure(compose(), Path(config.output))
 
 

@@ -51,7 +51,7 @@ def check_record_file(name: str) -> Path:
     """Return the path of a record file.
 
     Raises:
-        UserError: it has no name, or one of another kind.
+        UserError: the name is empty, or does not end in .zip.
     """
     if not name.endswith(".zip"):
         raise UserError(f"--records {name or 'FILE is missing'}: a record file is called NAME.zip")

@@ -29,6 +29,7 @@ from utils.environment import require_packages
 
 require_packages()
 
+from engine.metrics import ASSISTED
 from scripts.study import compare_with_smp
 from scripts.study.analysis.record_files import Folder, open_folder
 from scripts.study.analysis.runs import KINDS, read_score
@@ -105,7 +106,7 @@ def make_files_table(files: list[Path]) -> Table:
     rows = []
     for file in files:
         result = read(file, KINDS.keys() - {"checkpoint", "iou"})
-        seen = "image + label (LABEL-ASSISTED)" if result["label_assisted"] else "image"
+        seen = f"image + label ({ASSISTED})" if result["label_assisted"] else "image"
         network = f"{result['model']['arch']} on {result['model']['backbone']}, {result['iteration']} iterations"
         where = f"{result['dataset']} {result['split']}, {result['images']} images, {result['protocol']}"
         scores = [percent(result[key]) for key in ("miou", "pixel_accuracy")]
@@ -127,7 +128,7 @@ def make_marked_table(what: str, results: Path) -> Table:
     """Make the table that a mark asks for: ``EXPERIMENT KIND``, ``files FILE..`` or ``smp FILE``.
 
     Raises:
-        UserError: the mark says none of them.
+        UserError: the mark has another form, or an unknown experiment or kind.
     """
     first, *others = what.split()
     if first == "files":
@@ -149,7 +150,7 @@ def read(file: Path, keys: Iterable[str]) -> dict[str, Any]:
     """Read a JSON file of eval.py.
 
     Raises:
-        UserError: it is none, or lacks one of the keys.
+        UserError: the file cannot be read, is no result of eval.py, or lacks a key.
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from datasets import build_dataset_for_network
+from datasets import build_dataset_for_network, choose_evenly
 from datasets.base import SegmentationDataset
 from engine.runtime import start_runtime
 from models.checkpoints.loading import Loaded, load_one_of_several
@@ -52,7 +52,7 @@ class RobustnessConfig:
     data: str = option("", "root folder of the data set (default: the first checkpoint's)")
     split: str = option("val", "part of the data set")
     limit: int | None = option(None, "images, evenly spaced over the split (default: all)", minimum=1)
-    draws: int = option(2, "independent label noises an image is shown with", minimum=2)
+    draws: int = option(2, "label noises an image is shown with, of seeds --seed, --seed + 1, ...", minimum=2)
     noise: tuple[float, ...] = option((0.0, 0.03, 0.1, 0.3, 1.0), "pixel-noise levels, before scaling", minimum=0)
     near: tuple[float, ...] = option((0.1, 0.3, 1.0), "strengths of codes 'near'", minimum=0)
     wrong: tuple[float, ...] = option((0.1, 0.3, 1.0), "shares of pixels or regions shown a wrong class", minimum=0)
@@ -107,15 +107,21 @@ def measure(
     model = loaded.model.to(device)
     records = []
     for condition in tqdm(list_conditions(config, trained), "conditions", leave=False, disable=None):
-        kind = condition.codes, condition.pixel_std, trained.scale * condition.plane, condition.code_std
-        predict = Predictor(model, loaded.convention, LabelNoise(classes, *kind).to(device))
+        noise = LabelNoise(
+            classes,
+            codes=condition.codes,
+            pixel_std=condition.pixel_std,
+            scale=trained.scale * condition.plane,
+            code_std=condition.code_std,
+        )
+        predict = Predictor(model, loaded.convention, noise.to(device))
         tally = Tally(classes, config.draws)
         for i in chosen:
             image, label = dataset.load_sample(i)
             image = image[None].to(device)
             label = label.numpy()
             rng = np.random.default_rng(derive_seed(config.seed, 5, i))
-            shown = corrupt(label, condition, classes, rng)
+            shown = corrupt(label, condition.name, condition.share, classes, rng)
             draws = [Draw(derive_seed(config.seed + d, i)) for d in range(config.draws)]
             planes = torch.from_numpy(shown).to(device).expand(config.draws, -1, -1)
             logits = predict(image.expand(config.draws, -1, -1, -1), planes, draws)
@@ -155,17 +161,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError("--teacher: the same file twice")
     teachers = {name: load_one_of_several(path, assisted=True, model=config.model) for name, path in files.items()}
     card = next(iter(teachers.values())).card
-    where = config.dataset or card.dataset, config.data or card.data, config.split
     for name, loaded in teachers.items():
         if loaded.noise is None:
             raise UserError(f"--teacher {files[name]} sees the image only: there is no label to be robust against")
-        data_name, dataset = build_dataset_for_network(loaded.card, *where, f"--teacher {files[name]}")
-    count = min(config.limit or len(dataset), len(dataset))
-    chosen = np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist()
+        data_name, dataset = build_dataset_for_network(
+            loaded.card,
+            dataset=config.dataset or card.dataset,
+            data=config.data or card.data,
+            split=config.split,
+            source=f"--teacher {files[name]}",
+        )
+    chosen = choose_evenly(len(dataset), config.limit or len(dataset))
     with start_runtime(config) as runtime:
         results = {name: measure(t, dataset, chosen, config, runtime.device) for name, t in teachers.items()}
     output = Path(config.output).expanduser()
-    what = f"{data_name} {config.split}, {count} of {len(dataset)} images, {config.draws} draws"
+    what = f"{data_name} {config.split}, {len(chosen)} of {len(dataset)} images, {config.draws} draws"
     text = f"# Robustness of label-assisted teachers\n\n{what}\n\n{make_tables(results)}\n{EXPLANATION}\n"
     save_json({"data": what, "teachers": files, "results": results}, output / "robustness.json")
     style.save_figure(draw_robustness(results, what), output / "robustness.png")

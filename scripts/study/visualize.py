@@ -21,9 +21,9 @@ require_packages()
 import numpy as np
 from torch import Tensor
 
-from datasets import build_dataset_for_network
+from datasets import build_dataset_for_network, choose_evenly
 from datasets.base import DatasetSpec
-from engine.metrics import Metrics, count_confusions
+from engine.metrics import ASSISTED, Metrics, count_confusions
 from models.checkpoints.loading import Loaded, load_one_of_several
 from models.prediction import Predictor
 from scripts.study.analysis import style
@@ -54,7 +54,7 @@ def load_networks(config: GridConfig) -> dict[str, Loaded]:
     """Load the networks, by the titles of their columns.
 
     Raises:
-        UserError: none is given, a file is given twice, or the networks have different classes.
+        UserError: no network is given, a file is given twice, or the networks have different classes.
     """
     titles = [Path(path).absolute().parent.name for path in config.student]
     if len(titles) == 1:
@@ -80,12 +80,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = GridConfig(**parse_flags(GridConfig, __doc__, argv))
     columns = load_networks(config)
     card = next(iter(columns.values())).card
-    where = config.dataset or card.dataset, config.data or card.data, config.split
-    _, dataset = build_dataset_for_network(card, *where, config.teacher or config.student[0])
-    chosen = np.linspace(0, len(dataset) - 1, min(config.count, len(dataset))).round().astype(int).tolist()
+    _, dataset = build_dataset_for_network(
+        card,
+        dataset=config.dataset or card.dataset,
+        data=config.data or card.data,
+        split=config.split,
+        source=config.teacher or config.student[0],
+    )
     rows = []
     present = set()
-    for i in chosen:
+    for i in choose_evenly(len(dataset), config.count):
         image, label = dataset.load_sample(i)
         rows.append(cells(image, label, columns, dataset.spec, Draw(derive_seed(config.seed, i)), present))
     classes = [(dataset.spec.names[k], dataset.spec.palette[k]) for k in sorted(present - {IGNORE_INDEX})]
@@ -106,7 +110,7 @@ def cells(
         if loaded.noise is not None:
             plane = choose_strongest_plane(loaded.noise(label[None], draw)[0].numpy())
             row["noised label"] = paint_diverging(plane), f"{plane.min():.0f} .. {plane.max():.0f}"
-            caption = "\nLABEL-ASSISTED"
+            caption = f"\n{ASSISTED}"
         classes = Predictor(loaded.model, loaded.convention, loaded.noise).predict_classes(
             image[None], label[None], [draw]
         )[0]

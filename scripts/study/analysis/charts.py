@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
+from engine.metrics import ASSISTED
 from scripts.study.analysis.runs import Run, View, list_scored_runs
 from scripts.study.analysis.style import color, line
 from scripts.study.analysis.text import wrap
@@ -80,7 +81,7 @@ def draw_class_bars(groups: Groups, view: View, baseline: str) -> Figure:
             label += f", {len(group.table)} seeds"
             whisker = 100 * group.table.std(0, ddof=1)[order]
         if group.assisted:
-            label += " (LABEL-ASSISTED)"
+            label += f" ({ASSISTED})"
         values = 100 * np.nan_to_num(group.means()[order])
         axis.barh(at + offset, values, height, xerr=whisker, error_kw=style, color=color(i), label=wrap(label, 48))
         axis.axvline(total, color=color(i), linestyle="--", linewidth=1)
@@ -189,9 +190,9 @@ def divide_by_rows(confusion: np.ndarray) -> np.ndarray:
 
 
 def list_top_confusions(confusion: np.ndarray, names: Sequence[str], count: int = 5) -> list[dict[str, object]]:
-    """List the ``count`` most frequent confusions.
+    """List the ``count`` largest confusions, as shares of the label's pixels.
 
-    Each has the names of label and prediction, the share of the label's pixels, and the number of pixels.
+    Each has the names of label and prediction, the share, and the number of pixels.
     """
     share = np.nan_to_num(divide_by_rows(confusion))
     np.fill_diagonal(share, 0)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from datasets import choose_evenly
 from datasets.base import SegmentationDataset
 from datasets.files import read_label
 from scripts.study.analysis import style
@@ -57,7 +58,7 @@ class Changes:
         """Choose images evenly spaced over their ranking by net gain: the most gained first, the most lost last."""
         net = (self.counts[:, 0] - self.counts[:, 1]) / np.maximum(self.counts[:, :4].sum(1), 1)
         order = np.argsort(-net, kind="stable")
-        return order[np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int)].tolist()
+        return [int(order[place]) for place in choose_evenly(len(order), count)]
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Return an image, its label, and its new and old prediction."""
@@ -89,7 +90,7 @@ def _prediction(path: Path, shape: tuple[int, int]) -> np.ndarray:
     return ids
 
 
-def draw_changes(changes: Changes, count: int, new_name: str, old_name: str) -> Figure:
+def draw_change_grid(changes: Changes, count: int, new_name: str, old_name: str) -> Figure:
     """Draw a row for each of ``count`` images: image, label, both predictions and the map of changes."""
     spec = changes.dataset.spec
     rows = []

@@ -19,7 +19,7 @@ def read_groups(folders: Sequence[str]) -> dict[str, list[Run]]:
     folders: run folders, record files, or runs in one: ``results/camvid_lite.zip/lad-0``.
 
     Raises:
-        UserError: no runs are given, or one is given twice.
+        UserError: no runs are given, or a run is given twice.
     """
     paths: list[Folder] = []
     for folder in folders:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from datasets import build_dataset
+from engine.metrics import ASSISTED
 from scripts.study.analysis import charts, gained_lost, robustness, style
 from scripts.study.analysis.charts import Groups
 from scripts.study.analysis.runs import Run, View, list_scored_runs
@@ -22,7 +23,7 @@ def make_table(rows: Sequence[dict[str, Any]]) -> str:
     """Return the table of one view in markdown: a row a group of runs."""
     lines = []
     for row in rows:
-        name = row["group"] + (" (LABEL-ASSISTED)" if row["label_assisted"] else "")
+        name = row["group"] + (f" ({ASSISTED})" if row["label_assisted"] else "")
         seeds = len(row["miou"])
         p = row.get("p_over_seeds")
         lines.append([name, str(seeds), spread(row["miou"]), describe_gain(row), "-" if p is None else f"{p:.2g}"])
@@ -125,7 +126,7 @@ def mean_iou(runs: Sequence[Run], view: View) -> dict[str, float]:
     return {k: sum(table[k] for table in tables) / len(tables) for k in names}
 
 
-def draw_changes(
+def draw_gained_lost_maps(
     groups: Groups, view: View, baseline: str, maps: int, output: Path, notes: list[str]
 ) -> dict[str, Any]:
     """Draw gained/lost maps of every group against the baseline. Return the shares of pixels by group.
@@ -152,7 +153,7 @@ def draw_changes(
             scored = r.scores.get(view, {}).get("pixel_accuracy")
             if scored is not None and abs(scored - right) > 1e-9:
                 notes.append(f"{r.name}: pred/ (accuracy {100 * right:.2f} %) is of another evaluation than the scores")
-        figure = gained_lost.draw_changes(changes, maps, run.name, base.name)
+        figure = gained_lost.draw_change_grid(changes, maps, run.name, base.name)
         style.save_figure(figure, output / f"gained_lost-{make_file_name(name)}.png")
         shares[name] = {"run": run.name, "baseline": base.name, "images": len(dataset), **changes.shares()}
     return shares

@@ -27,7 +27,7 @@ class Condition:
     value: str  # its place on that axis, in words
     codes: str
     pixel_std: float
-    share: float = 0.0  # of pixels or regions that show a wrong class; ``name`` is then a key of CORRUPTIONS
+    share: float = 0.0  # of pixels or regions that show a wrong class, where ``name`` is a key of CORRUPTIONS
     plane: float = 1.0  # factor on the finished plane; 0 takes the label away
     code_std: float | None = None  # of codes "near"
 
@@ -58,18 +58,18 @@ CORRUPTIONS: dict[str, Callable[[np.ndarray], tuple[np.ndarray, int]]] = {
 }
 
 
-def corrupt(label: np.ndarray, condition: Condition, num_classes: int, rng: np.random.Generator) -> np.ndarray:
-    """Return a label ``[H, W]`` in which a share of the pixels or regions has a wrong class.
+def corrupt(label: np.ndarray, kind: str, share: float, num_classes: int, rng: np.random.Generator) -> np.ndarray:
+    """Return a label, uint8 ``[H, W]``, in which a share of the pixels or regions has a wrong class.
 
-    Every other class is as likely. Ignored pixels stay ignored. Where the condition corrupts nothing, or there is only
-    one class, the label comes back as it was.
+    kind: a key of CORRUPTIONS; of any other kind, or with only one class, the label comes back as it was. share: of
+    the pixels or regions, 0 to 1. Every wrong class is equally likely. Ignored pixels stay ignored.
     """
-    if condition.name not in CORRUPTIONS or num_classes < 2:
+    if kind not in CORRUPTIONS or num_classes < 2:
         return label
-    part, count = CORRUPTIONS[condition.name](label)
-    where = (rng.random(count) < condition.share)[part] & (label != IGNORE_INDEX)
+    part, count = CORRUPTIONS[kind](label)
+    is_wrong = (rng.random(count) < share)[part] & (label != IGNORE_INDEX)
     shift = rng.integers(1, num_classes, count)[part]
-    return np.where(where, (label.astype(np.int64) + shift) % num_classes, label).astype(np.uint8)
+    return np.where(is_wrong, (label.astype(np.int64) + shift) % num_classes, label).astype(np.uint8)
 
 
 # the results that are ratios: the names of the sum above and of the sum below the line

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from engine.metrics import ASSISTED
 from scripts.study.analysis.record_files import Folder, list_files
 from utils.errors import UserError
 from utils.files import parse_yaml
@@ -43,7 +44,7 @@ def read_score(content: Any, path: Folder, keys: Iterable[str]) -> dict[str, Any
     path: the file, for the message.
 
     Raises:
-        UserError: one of them is missing, or something else.
+        UserError: a key is missing, or its value is of another kind.
     """
     for key in sorted(keys):
         if not isinstance(content, dict) or key not in content:
@@ -153,7 +154,7 @@ def _read_scores(folder: Folder) -> dict[View, dict[str, Any]]:
         if isinstance(content, dict) and content.keys() >= EVAL_KEYS:
             # a teacher's mark is told by "label_assisted"; without it the score stands next to the students'
             read_score(content, path, EVAL_KEYS | {"label_assisted"})
-            protocol = ", ".join(part for part in content["protocol"].split(", ") if part != "LABEL-ASSISTED")
+            protocol = ", ".join(part for part in content["protocol"].split(", ") if part != ASSISTED)
             stem = Path(content["checkpoint"]).stem
             scores[View(stem, content["dataset"], content["split"], protocol)] = content
     return scores

@@ -14,6 +14,17 @@ from utils.errors import UserError, lookup, require_known
 from utils.options import convert
 
 SCRIPTS = {role: ROLES[role] for role in ("teacher", "student")}
+# settings of the training scripts that a run of an experiment file may not hold -> what to do instead
+SET_ELSEWHERE = {
+    "recipe": "write recipe: beside settings:",
+    "data": "give --data or --data-root to experiment.py",
+    "cache_gb": "give --cache-gb to experiment.py",
+    "workers": "give --workers to experiment.py",
+    "save_dir": "give --output to experiment.py",
+    "resume": "experiment.py continues what it finds",
+    "overwrite": "remove the run's folder to do it again",
+    "seed": "write it into the list seeds: of the file",
+}
 
 
 class Origin(NamedTuple):
@@ -90,7 +101,7 @@ def read_experiment(name: str) -> Experiment:
     ``NAME+1`` that of the next seed (so that a teacher is no twin of its student).
 
     Raises:
-        UserError: no such file, an unknown key, flag or run, a bad value, or a run that starts from itself.
+        UserError: the file does not exist, a key, flag or run is unknown, a value is bad, or a run starts from itself.
     """
     path = find_experiment(name)
     content = read_with_include(path)
@@ -125,7 +136,7 @@ def _require_entries(path: Path, content: Mapping[str, Any]) -> None:
     """Check that an experiment has seeds and runs, and at least one image to measure a teacher's robustness on.
 
     Raises:
-        UserError: it does not.
+        UserError: seeds or runs are missing, or the number of images is below 1.
     """
     for key in ("seeds", "runs"):
         if not content.get(key):
@@ -181,13 +192,13 @@ def _read_settings(
     runs = content["runs"]
     shared = content.get("settings", {})
     own_fields = {field.name: field for field in fields(config_class)}
-    known = {name: field for name, field in own_fields.items() if not field.metadata["instead"]}
+    known = {name: field for name, field in own_fields.items() if name not in SET_ELSEWHERE}
     elsewhere = {field.name for script in SCRIPTS.values() for field in fields(script)}
     settings = {}
     origins = {}
     for key, value in {**shared, **own}.items():
-        if key in own_fields and key not in known:
-            raise UserError(f"{where}: {key!r} is no setting of a run: {own_fields[key].metadata['instead']}")
+        if key in SET_ELSEWHERE:
+            raise UserError(f"{where}: {key!r} is no setting of a run: {SET_ELSEWHERE[key]}")
         if key not in known and key not in own and key in elsewhere:
             continue  # a shared setting of the other script
         require_known(str(key), known, f"setting in {where}:")

@@ -12,14 +12,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from engine.lockstep import STOPPED_STATUS
-from engine.settings import TrainConfig, list_loader_settings
 from scripts.study.experiments.stop import StopCondition
 from utils.files import write_text
-from utils.options import get_flag
 
 ROOT = Path(__file__).resolve().parents[3]
-# flags that change nothing that is computed; each has one value
-VOLATILE = {get_flag(name) for name in list_loader_settings(TrainConfig)}
+VOLATILE = {"--workers", "--cache-gb"}  # flags that change nothing that is computed; each has one value
 DIVIDED = ("train_teacher.py", "train_student.py", "eval.py")  # scripts that several processes run together
 
 

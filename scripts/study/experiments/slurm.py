@@ -115,7 +115,7 @@ def _submit(job: Job, needs: Sequence[str], arguments: Sequence[str], processes:
 
 
 def _read_standing(job: Job, queued: Mapping[str, str]) -> Standing:
-    """Return where a job stands. queued: see ``_read_queue``."""
+    """Return where a job stands. queued: the state of each job that is queued or running, by its number."""
     outcome = find_outcome(job)
     if outcome and outcome.done:
         return Standing("done", done=True)
@@ -150,7 +150,7 @@ def _call(words: Sequence[str], environment: Mapping[str, str] | None = None) ->
     """Return what one of SLURM's commands prints.
 
     Raises:
-        UserError: it is not there, or it fails.
+        UserError: the command is missing or fails.
     """
     try:
         done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)

@@ -178,12 +178,30 @@ def show_total_minutes(experiment: Experiment, records: dict[str, list[Run]], na
 
 
 def compute_total_minutes(experiment: Experiment, records: dict[str, list[Run]], name: str, seed: int) -> float | None:
-    """Return the time of a run and of every run it starts from; None where one is not there."""
-    run = next((run for run in records[name] if run.seed == seed), None)
-    own = run and compute_training_minutes(run)
-    origins = experiment.arms[name].origins.values()
-    below = [compute_total_minutes(experiment, records, o.run, experiment.next_seed(seed, o.shift)) for o in origins]
-    return None if own is None or None in below else own + sum(below)
+    """Return the time of a run and of every run it starts from, each counted once; None where one is not there."""
+    total = 0.0
+    for needed_name, needed_seed in _list_with_origins(experiment, name, seed):
+        run = next((run for run in records[needed_name] if run.seed == needed_seed), None)
+        minutes = None if run is None else compute_training_minutes(run)
+        if minutes is None:
+            return None
+        total += minutes
+    return total
+
+
+def _list_with_origins(experiment: Experiment, name: str, seed: int) -> list[tuple[str, int]]:
+    """List a run and all that it starts from, directly or through others, by name and seed. Each is listed once."""
+    found: list[tuple[str, int]] = []
+    waiting = [(name, seed)]
+    while waiting:
+        current = waiting.pop()
+        if current in found:  # a teacher and its student may start from the same run
+            continue
+        found.append(current)
+        current_name, current_seed = current
+        for origin in experiment.arms[current_name].origins.values():
+            waiting.append((origin.run, experiment.next_seed(current_seed, origin.shift)))
+    return found
 
 
 def show_gain(records: dict[str, list[Run]], name: str, base: str) -> str:
@@ -219,7 +237,7 @@ def list_pairs(experiment: Experiment, folder: Folder, pairs: Sequence[str]) -> 
     named = []
     for pair in pairs:
         name, _, base = pair.partition(":")
-        find_arms(experiment, (name, base))  # raises where there is none
+        find_arms(experiment, (name, base))  # raises where a name is unknown
         named.append((name, base))
     return _add_placeholder_row(GAINS_HEADER, _list_differences(experiment, folder, named))
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from engine.metrics import ASSISTED
 from scripts.study.analysis.record_files import Folder
 from scripts.study.analysis.text import spread
 from scripts.study.experiments.definition import Experiment
@@ -50,7 +51,7 @@ def list_teachers(experiment: Experiment, folder: Folder) -> Table:
         data = next(iter(images))
         count = re.search(r"\d+ of \d+ images", data)
         part = count[0] if count else data
-    header = ["teacher", f"LABEL-ASSISTED last {MIOU}", f"LABEL-ASSISTED mIoU %, {part}"]
+    header = ["teacher", f"{ASSISTED} last {MIOU}", f"{ASSISTED} mIoU %, {part}"]
     return [*header, "mIoU % shown zeros, same images", "follows wrong labels, % of pixels"], rows
 
 
