@@ -84,12 +84,16 @@ def assemble_mmseg_network(
     return assemble_mmseg_branches(backbone, main, aux)
 
 
-def assemble_mmseg_branches(backbone: nn.Module, main: Branch, aux: list[Branch]) -> Segmentor:
+def assemble_mmseg_branches(
+    backbone: nn.Module, main: Branch, aux: list[Branch], network: type[Segmentor] = Segmentor
+) -> Segmentor:
     """Assemble a network of given branches, initialised as in MMSegmentation.
 
     Classifiers are drawn from N(0, 0.01^2). The other convolutions have mmcv's Kaiming initialisation already.
+
+    network: the class of the result.
     """
     for branch in (main, *aux):
         nn.init.normal_(branch.classifier.weight, 0, 0.01)
         nn.init.zeros_(branch.classifier.bias)
-    return Segmentor(backbone, main, aux)
+    return network(backbone, main, aux)
