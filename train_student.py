@@ -50,8 +50,8 @@ class StudentStep(Step):
 
     L = CE(z_S, y) + aux_weight * CE(a_S, y) + sum over losses i of w_i * KD_i(z_S, z_T)
 
-    where z_T = teacher(image, noise(y)) in eval mode without gradient, or teacher(image) when it has no ``noise``.
-    Without a teacher it is the baseline.
+    where z_T = teacher(image, noise(y)) in eval mode without gradient, or teacher(image) where the teacher sees the
+    image only. Without a teacher it is the baseline.
     """
 
     def __init__(
@@ -59,18 +59,20 @@ class StudentStep(Step):
         model: Segmentor,
         task: TaskLoss,
         teacher: Segmentor | None = None,
-        noise: LabelNoise | None = None,
+        teacher_noise: LabelNoise | None = None,
         kd: WeightedLosses | None = None,
         pixels: PixelConvention | None = None,
         teacher_pixels: PixelConvention | None = None,
     ) -> None:
-        """noise: makes the planes that the teacher sees beside the image. pixels, teacher_pixels: the conventions of
-        the student's and of the teacher's input. Without them the teacher sees the same image.
+        """Freeze the teacher and hold the losses.
+
+        teacher_noise: makes the label planes that the teacher sees beside the image. pixels, teacher_pixels: the
+        conventions of the student's and of the teacher's input. Without them the teacher sees the same image.
         """
         super().__init__()
         self.model = model
         self.task = task
-        self.noise = noise
+        self.teacher_noise = teacher_noise
         self.kd = kd
         self.pixels = pixels
         self.teacher_pixels = teacher_pixels
@@ -115,9 +117,9 @@ class StudentStep(Step):
         """Return the teacher's output for a batch, in its own pixel convention and with its label noise."""
         if self.pixels is not None:
             image = self.pixels.translate(image, self.teacher_pixels)
-        if self.noise is not None:
+        if self.teacher_noise is not None:
             draw = draw or Draw(int(torch.randint(2**62, ())))
-            image = self.noise.add_planes(image, label, draw)
+            image = self.teacher_noise.add_planes(image, label, draw)
         return self.teacher(image, with_aux=self.needs_teacher_aux)
 
 

@@ -61,18 +61,13 @@ class TeacherStep(Step):
         """label_dropout: the share of images whose label plane is zero, in both paths."""
         super().__init__()
         self.model = model
-        self.noise = noise
+        self.label_noise = noise
         self.task = task
         self.label_dropout = label_dropout
         self.paths = 1 if single_path else 2
         self.consistency = None
         if self.paths == 2 and distance.weights:
             self.consistency = Consistency(distance)
-
-    @property
-    def label_noise(self) -> LabelNoise:
-        """Return what turns labels into the planes that the teacher sees beside the image."""
-        return self.noise
 
     def forward(
         self, image: Tensor, label: Tensor, draw: Draw | None = None, pixel_divisor: Tensor | None = None
@@ -83,7 +78,9 @@ class TeacherStep(Step):
         global random state. pixel_divisor: see ``TaskLoss``.
         """
         draw = draw or Draw(int(torch.randint(2**62, ())))
-        inputs = [self.noise.add_planes(image, label, draw, path, self.label_dropout) for path in range(self.paths)]
+        inputs = [
+            self.label_noise.add_planes(image, label, draw, path, self.label_dropout) for path in range(self.paths)
+        ]
         outputs = [self.model(x) for x in inputs]
         terms = {f"task{p}": self.task(z, label, pixel_divisor)["task"] for p, z in enumerate(outputs, 1)}
         loss = sum(terms.values())

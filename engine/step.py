@@ -17,14 +17,14 @@ class Step(nn.Module):
     model: nn.Module
     task: nn.Module
 
+    def __init__(self) -> None:
+        super().__init__()
+        # Turns labels into input planes of ``model``. A subclass sets it; None is for a network that sees images only.
+        self.label_noise: nn.Module | None = None
+
     def compute_pixel_divisor(self, label: Tensor) -> Tensor:
         """Compute the divisor of the task loss, whose sum is over this rank's pixels; see ``losses.task.TaskLoss``."""
         return self.task.compute_pixel_divisor(label)
-
-    @property
-    def label_noise(self) -> nn.Module | None:
-        """Return the module that turns labels into input planes of ``model``; None for an image-only network."""
-        return None
 
     def list_networks(self) -> list[nn.Module]:
         """Return ``model`` and the frozen networks that help it."""

@@ -384,7 +384,7 @@ def compare_teachers(
     runtime = config.runtime(device)
     made = build_teacher_step(num_classes, backbone)
     plain = copy.deepcopy(made.model).to(device)
-    noise = made.noise
+    noise = made.label_noise
     ours = runtime.prepare(made).train()
 
     def loss(_: int, sources=((), ())) -> Tensor:
