@@ -97,14 +97,13 @@ class StudentStep(Step):
     def forward(
         self, image: Tensor, label: Tensor, draw: Draw | None = None, pixel_divisor: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Return loss, the terms of ``TaskLoss`` but for its sum, and each KD term as ``name`` and ``name_weighted``.
+        """Return loss, the terms of ``TaskLoss``, and each KD term as ``name`` and ``name_weighted``.
 
         image: normalised, ``[B, 3, H, W]``. label: ``[B, H, W]``. draw: where the noise comes from, instead of torch's
         global random state. pixel_divisor: see ``TaskLoss``.
         """
         output = self.model(image)
-        task_terms = self.task(output, label, pixel_divisor)
-        loss = task_terms.pop("task")
+        loss, task_terms = self.task(output, label, pixel_divisor)
         if self.teacher is None:
             return {"loss": loss, **task_terms}
         teacher_output = self.teach(image, label, draw)

@@ -82,7 +82,7 @@ class TeacherStep(Step):
             self.label_noise.add_planes(image, label, draw, path, self.label_dropout) for path in range(self.paths)
         ]
         outputs = [self.model(x) for x in inputs]
-        terms = {f"task{p}": self.task(z, label, pixel_divisor)["task"] for p, z in enumerate(outputs, 1)}
+        terms = {f"task{p}": self.task(z, label, pixel_divisor)[0] for p, z in enumerate(outputs, 1)}
         loss = sum(terms.values())
         if self.consistency is not None:
             weighted, terms["consistency"] = self.consistency(*outputs, label)

@@ -1,6 +1,6 @@
 """The supervised loss: cross entropy, OHEM, Dice or STDC's boundary loss of logits upsampled to label size."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -205,13 +205,11 @@ class TaskLoss(nn.Module):
         self.ignored_in_mean = ignored_in_mean
         if criterion:
             supervision = _replace_criterion(supervision, criterion)
-        for item in supervision:
-            for kind in item.kind.split("+"):
-                require_known(kind, CRITERIA, "criterion")
         self.supervision = tuple(supervision)
+        self.criteria = tuple(_split_criteria(item.kind, CRITERIA, "criterion") for item in self.supervision)
         self.aux_weights = tuple(s.weight if aux_weight is None else aux_weight for s in self.supervision[1:])
         weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
-        if weights is not None and not set(self.supervision[0].kind.split("+")) & set(PIXEL_CRITERIA):
+        if weights is not None and not set(self.criteria[0]) & set(PIXEL_CRITERIA):
             reason = "every class has the same weight in it already"
             raise UserError(f"--class-weights has no effect on the task loss {self.supervision[0].kind}: {reason}")
         # not persistent: the setting holds them, and runs of before there were weights have no such key
@@ -224,8 +222,12 @@ class TaskLoss(nn.Module):
         """
         return compute_pixel_divisor(label, self.class_weights)
 
-    def forward(self, output: Output, label: Tensor, pixel_divisor: Tensor | None = None) -> dict[str, Tensor]:
-        """Return ``{"task": main + sum of weight * auxiliary, "ce": main, "aux": unweighted auxiliary sum}``.
+    def forward(
+        self, output: Output, label: Tensor, pixel_divisor: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return main + sum of weight * auxiliary, and the terms ``{"ce": main, "aux": unweighted auxiliary sum}``.
+
+        A network without auxiliary maps has no term "aux".
 
         label: ``[B, H, W]``.
         pixel_divisor: the divisor of the sum of the cross entropy over the pixels of ``label``. It is the number of
@@ -244,26 +246,28 @@ class TaskLoss(nn.Module):
             pixel_divisor = torch.full_like(pixel_divisor, label.numel())
         maps = (output.logits, *output.aux)
         losses = [
-            self._compute_loss(supervision, logits, label, pixel_divisor)
-            for supervision, logits in zip(self.supervision, maps, strict=True)
+            self._compute_loss(criteria, supervision.align_corners, logits, label, pixel_divisor)
+            for criteria, supervision, logits in zip(self.criteria, self.supervision, maps, strict=True)
         ]
         main = losses[0]
         auxiliary = losses[1:]
         if not auxiliary:
-            return {"task": main, "ce": main}
+            return main, {"ce": main}
         weighted = sum(w * a for w, a in zip(self.aux_weights, auxiliary, strict=True))
-        return {"task": main + weighted, "ce": main, "aux": sum(auxiliary)}
+        return main + weighted, {"ce": main, "aux": sum(auxiliary)}
 
-    def _compute_loss(self, supervision: Supervision, logits: Tensor, label: Tensor, pixel_divisor: Tensor) -> Tensor:
+    def _compute_loss(
+        self, criteria: Sequence[str], align_corners: bool, logits: Tensor, label: Tensor, pixel_divisor: Tensor
+    ) -> Tensor:
         """Sum the criteria of one logit map."""
         losses = []
-        for kind in supervision.kind.split("+"):
+        for kind in criteria:
             options: dict[str, Any] = {}
             if kind in PIXEL_CRITERIA:
                 options |= {"smoothing": self.label_smoothing, "class_weights": self.class_weights}
             if kind == "ce":
                 options["pixel_divisor"] = pixel_divisor
-            losses.append(CRITERIA[kind](logits, label, supervision.align_corners, **options))
+            losses.append(CRITERIA[kind](logits, label, align_corners, **options))
         return sum(losses)
 
 
@@ -273,6 +277,19 @@ def _replace_criterion(supervision: Sequence[Supervision], criterion: str) -> li
     Raises:
         UserError: it is not a sum of CLASS_CRITERIA.
     """
-    for part in criterion.split("+"):
-        require_known(part, CLASS_CRITERIA, "loss in --task-loss")
+    _split_criteria(criterion, CLASS_CRITERIA, "loss in --task-loss")
     return [s._replace(kind=criterion) if s.kind in CLASS_CRITERIA else s for s in supervision]
+
+
+def _split_criteria(text: str, known: Collection[str], what: str) -> tuple[str, ...]:
+    """Split a sum of criteria, such as "ce+dice", into its parts.
+
+    what: the noun for a part, for the message.
+
+    Raises:
+        UserError: a part is not in ``known``.
+    """
+    parts = tuple(text.split("+"))
+    for part in parts:
+        require_known(part, known, what)
+    return parts

@@ -85,7 +85,7 @@ def test_weights_of_one_are_the_same_bits_as_none(criterion, smoothing, ignored_
     for weights in (None, [1.0] * K):
         logits, label = batch(torch.float32)
         task = TaskLoss([Supervision()], None, smoothing, criterion, ignored_in_mean, weights)
-        loss = task(Output(logits, (), logits), label)["task"]
+        loss, _ = task(Output(logits, (), logits), label)
         loss.backward()
         results.append((loss, logits.grad))
     for one, other in zip(*results, strict=True):
@@ -96,12 +96,12 @@ def test_weights_apply_to_auxiliary_maps_of_classes_and_not_to_dice():
     logits, label = batch()
     maps = Supervision("ce"), Supervision("ce", weight=0.5)
     weights = WEIGHTS.tolist()
-    terms = TaskLoss(maps, class_weights=weights)(Output(logits, (logits,), logits), label)
+    _, terms = TaskLoss(maps, class_weights=weights)(Output(logits, (logits,), logits), label)
     expected = cross_entropy(logits, label, False, class_weights=WEIGHTS)
     torch.testing.assert_close(terms["ce"], expected, rtol=1e-6, atol=0)
     torch.testing.assert_close(terms["aux"], expected, rtol=1e-6, atol=0)
-    plain = TaskLoss(maps[:1], criterion="dice")(Output(logits, (), logits), label)["ce"]
-    both = TaskLoss(maps[:1], criterion="ce+dice", class_weights=weights)(Output(logits, (), logits), label)["ce"]
+    plain, _ = TaskLoss(maps[:1], criterion="dice")(Output(logits, (), logits), label)
+    both, _ = TaskLoss(maps[:1], criterion="ce+dice", class_weights=weights)(Output(logits, (), logits), label)
     torch.testing.assert_close(both, expected + plain, rtol=1e-6, atol=0)
 
 

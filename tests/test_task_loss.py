@@ -116,9 +116,10 @@ def test_task_loss_adds_up_by_kind_and_weight(reference, label):
     parts = [
         CRITERIA[s.kind](x, label, s.align_corners) for s, x in zip(kinds, (output.logits, *output.aux), strict=True)
     ]
-    terms = TaskLoss(kinds)(output, label)
-    torch.testing.assert_close(terms["task"], parts[0] + 0.5 * parts[1] + parts[2])
-    torch.testing.assert_close(TaskLoss(kinds, 0.1)(output, label)["task"], parts[0] + 0.1 * (parts[1] + parts[2]))
+    total, _ = TaskLoss(kinds)(output, label)
+    torch.testing.assert_close(total, parts[0] + 0.5 * parts[1] + parts[2])
+    total, _ = TaskLoss(kinds, 0.1)(output, label)
+    torch.testing.assert_close(total, parts[0] + 0.1 * (parts[1] + parts[2]))
 
 
 def test_unknown_criterion_names_the_nearest():
@@ -165,16 +166,16 @@ def test_soft_dice_by_hand():
 def test_a_named_task_loss_replaces_those_over_classes_only(reference, label):
     maps = Supervision("ce", True), Supervision("ohem", True, 0.4), Supervision("detail", True, 0.5)
     logits, detail = reference["seg_logits"], reference["detail_logits"]
-    terms = TaskLoss(maps, criterion="ce+dice")(Output(logits, (logits, detail), logits), label)
+    total, terms = TaskLoss(maps, criterion="ce+dice")(Output(logits, (logits, detail), logits), label)
     both = cross_entropy(logits, label, True) + dice_loss(logits, label, True)
     torch.testing.assert_close(terms["ce"], both)
     expected = both + 0.4 * both + 0.5 * detail_loss(detail, label, True)
-    torch.testing.assert_close(terms["task"], expected)
+    torch.testing.assert_close(total, expected)
     with pytest.raises(UserError, match="unknown loss in --task-loss 'dize'; did you mean 'dice'"):
         TaskLoss(maps, criterion="ce+dize")
 
 
 def test_cross_entropy_over_all_pixels_is_mmsegmentations(reference, label):
     logits = reference["seg_logits"]
-    terms = TaskLoss([Supervision("ce", True)], ignored_in_mean=True)(Output(logits, (), logits), label)
+    _, terms = TaskLoss([Supervision("ce", True)], ignored_in_mean=True)(Output(logits, (), logits), label)
     torch.testing.assert_close(terms["ce"], reference["plain_ce_loss"], rtol=1e-6, atol=1e-6)
