@@ -39,7 +39,8 @@ from utils.entry import run_main
 from utils.errors import UserError
 from utils.options import get_flag, parse_flags
 from utils.pixels import CONVENTIONS, PixelConvention
-from utils.types import Draw, Output
+from utils.seeding import RowGenerator
+from utils.types import Output
 
 LABEL_FLAGS = ("label_codes", "label_std", "label_scale", "code_std")  # what an assisted teacher is shown
 RECIPES = Path(__file__).resolve().parent / "scripts" / "recipes"
@@ -95,30 +96,35 @@ class StudentStep(Step):
         return self
 
     def forward(
-        self, image: Tensor, label: Tensor, draw: Draw | None = None, pixel_divisor: Tensor | None = None
+        self,
+        image: Tensor,
+        label: Tensor,
+        generator: RowGenerator | None = None,
+        pixel_divisor: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Return loss, the terms of ``TaskLoss``, and each KD term as ``name`` and ``name_weighted``.
 
-        image: normalised, ``[B, 3, H, W]``. label: ``[B, H, W]``. draw: where the noise comes from, instead of torch's
-        global random state. pixel_divisor: see ``TaskLoss``.
+        image: normalised, ``[B, 3, H, W]``. label: ``[B, H, W]``. generator: draws the label noise. None: one is made
+        from torch's global random state. pixel_divisor: see ``TaskLoss``.
         """
         output = self.model(image)
         loss, task_terms = self.task(output, label, pixel_divisor)
         if self.teacher is None:
             return {"loss": loss, **task_terms}
-        teacher_output = self.teach(image, label, draw)
+        teacher_output = self.teach(image, label, generator)
         distilled, kd_terms = self.kd(output, teacher_output, label)
         weighted_terms = self.kd.apply_weights(kd_terms)
         return {"loss": loss + distilled, **task_terms, **kd_terms, **weighted_terms}
 
     @torch.no_grad()
-    def teach(self, image: Tensor, label: Tensor, draw: Draw | None) -> Output:
+    def teach(self, image: Tensor, label: Tensor, generator: RowGenerator | None) -> Output:
         """Return the teacher's output for a batch, in its own pixel convention and with its label noise."""
         if self.pixels is not None:
             image = self.pixels.translate(image, self.teacher_pixels)
         if self.teacher_noise is not None:
-            draw = draw or Draw(int(torch.randint(2**62, ())))
-            image = self.teacher_noise.add_planes(image, label, draw)
+            if generator is None:
+                generator = RowGenerator.from_global_state()
+            image = self.teacher_noise.add_planes(image, label, generator)
         return self.teacher(image, with_aux=self.needs_teacher_aux)
 
 

@@ -35,7 +35,7 @@ from models.segmentor import Segmentor
 from utils.entry import run_main
 from utils.options import parse_flags
 from utils.pixels import CONVENTIONS
-from utils.types import Draw
+from utils.seeding import RowGenerator
 
 RECIPES = Path(__file__).resolve().parent / "scripts" / "recipes"
 
@@ -70,16 +70,21 @@ class TeacherStep(Step):
             self.consistency = Consistency(distance)
 
     def forward(
-        self, image: Tensor, label: Tensor, draw: Draw | None = None, pixel_divisor: Tensor | None = None
+        self,
+        image: Tensor,
+        label: Tensor,
+        generator: RowGenerator | None = None,
+        pixel_divisor: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Return loss, task1, task2 and consistency (unweighted) of one batch.
 
-        image: normalised, ``[B, 3, H, W]``. label: ``[B, H, W]``. draw: where the noise comes from, instead of torch's
-        global random state. pixel_divisor: see ``TaskLoss``.
+        image: normalised, ``[B, 3, H, W]``. label: ``[B, H, W]``. generator: draws the label noise. None: one is made
+        from torch's global random state. pixel_divisor: see ``TaskLoss``.
         """
-        draw = draw or Draw(int(torch.randint(2**62, ())))
+        if generator is None:
+            generator = RowGenerator.from_global_state()
         inputs = [
-            self.label_noise.add_planes(image, label, draw, path, self.label_dropout) for path in range(self.paths)
+            self.label_noise.add_planes(image, label, generator, path, self.label_dropout) for path in range(self.paths)
         ]
         outputs = [self.model(x) for x in inputs]
         terms = {f"task{p}": self.task(z, label, pixel_divisor)[0] for p, z in enumerate(outputs, 1)}

@@ -17,14 +17,12 @@ from datasets.cache import SampleCache
 from datasets.files import Arrays, Pair, make_exists_check, read_files
 from datasets.ids import INVALID, IdMap, list_most_frequent
 from utils.errors import UserError
-from utils.seeding import derive_seed
+from utils.seeding import AUGMENTATION_STREAM, SHUFFLE_STREAM, derive_seed
 from utils.types import IGNORE_INDEX, Rgb
 
 Transform = Callable[[np.ndarray, np.ndarray, np.random.Generator], Arrays]
 MAX_LISTED = 5  # files or ids that an error message names; it counts the others
 # These numbers keep the random draws of the shuffle and of the augmentation apart.
-SHUFFLE_STREAM = 3
-AUGMENTATION_STREAM = 4
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 class Step(nn.Module):
     """Compute the losses of one training step. The step holds the network ``model`` that is trained, and the losses.
 
-    ``forward(image, label, draw, pixel_divisor)`` takes a normalised image ``[B, 3, H, W]``, its label ``[B, H, W]``,
-    the source of random numbers, and the divisor that ``losses.task.TaskLoss`` explains. It returns
-    ``{"loss": ..., named terms}``. DDP wraps the whole step. So losses with parameters are synchronised and optimised
-    with the network.
+    ``forward(image, label, generator, pixel_divisor)`` takes a normalised image ``[B, 3, H, W]``, its label
+    ``[B, H, W]``, the ``RowGenerator`` of the label noise, and the divisor that ``losses.task.TaskLoss`` explains. It
+    returns ``{"loss": ..., named terms}``. DDP wraps the whole step. So losses with parameters are synchronised and
+    optimised with the network.
     """
 
     model: nn.Module

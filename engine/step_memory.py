@@ -16,13 +16,13 @@ from engine.settings import TrainConfig
 from engine.step import Step
 from utils.distributed import without_peers
 from utils.pixels import CONVENTIONS
-from utils.types import Draw
+from utils.seeding import RowGenerator
 
 SMALL = 2**18  # pixels a step: with fewer it fits into any memory, and the estimate would take longer than the step
 
 
-class EmptyDraw(Draw):
-    """A draw for tensors without content: nothing is drawn."""
+class EmptyRowGenerator(RowGenerator):
+    """A generator for tensors without content: it draws nothing."""
 
     def normal(self, values: Tensor, stream: int) -> Tensor:
         """Return the values as they are."""
@@ -117,5 +117,5 @@ def run_first_parts(counted: nn.Module, image: Tensor, label: Tensor, settings: 
     for x, y in first_parts:
         with runtime.autocast():
             inputs = CONVENTIONS[settings.pixels].normalize(x)
-            terms = counted(inputs, y.long(), EmptyDraw(0), pixel_divisor)
+            terms = counted(inputs, y.long(), EmptyRowGenerator(0), pixel_divisor)
         terms["loss"].backward()

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from utils.errors import UserError, require_known
-from utils.types import IGNORE_INDEX, Draw
+from utils.seeding import RowGenerator
+from utils.types import IGNORE_INDEX
 
-DROPOUT_STREAM = 100  # a stream of random numbers; path p uses the streams 2 p (codes) and 2 p + 1 (pixel noise)
+LABEL_DROPOUT_STREAM = 100  # of a RowGenerator; path p uses its streams 2 p (codes) and 2 p + 1 (pixel noise)
 
 
 def make_fixed_table(num_classes: int) -> Tensor:
@@ -122,17 +123,19 @@ class LabelNoise(nn.Module):
         self.scale = scale
         self.code_std = code_std or 0.0
         self.register_buffer("table", make_fixed_table(num_classes), persistent=False)
-        self.planes = self.draw_codes(self.table, 1, Draw(0), 0).numel() // (num_classes + 1)
+        self.planes = self.draw_codes(self.table, 1, RowGenerator(0), 0).numel() // (num_classes + 1)
 
-    def forward(self, label: Tensor, draw: Draw, path: int = 0) -> Tensor:
+    def forward(self, label: Tensor, generator: RowGenerator, path: int = 0) -> Tensor:
         """Make the planes of labels ``[B, H, W]``: float32 ``[B, planes, H, W]``.
 
-        draw: where the random numbers come from. path: each path of one ``draw`` has independent noise.
+        generator: where the random numbers come from. path: each path of one generator has independent noise.
         """
         no_image = torch.empty(len(label), 0, *label.shape[1:], device=label.device)
-        return self.add_planes(no_image, label, draw, path)
+        return self.add_planes(no_image, label, generator, path)
 
-    def add_planes(self, image: Tensor, label: Tensor, draw: Draw, path: int = 0, dropout: float = 0.0) -> Tensor:
+    def add_planes(
+        self, image: Tensor, label: Tensor, generator: RowGenerator, path: int = 0, dropout: float = 0.0
+    ) -> Tensor:
         """Return ``[B, C + planes, H, W]``: the channels of ``image [B, C, H, W]``, then the label planes.
 
         The planes are written directly into the result; ``torch.cat`` would copy them.
@@ -142,17 +145,17 @@ class LabelNoise(nn.Module):
         channels = image.shape[1]
         x = image.new_empty(len(image), channels + self.planes, *image.shape[2:])
         x[:, :channels] = image
-        codes = self.draw_codes(self.table.to(x.dtype), len(x), draw, path)
-        noise = draw.normal(x[:, channels:], 2 * path + 1)
+        codes = self.draw_codes(self.table.to(x.dtype), len(x), generator, path)
+        noise = generator.normal(x[:, channels:], 2 * path + 1)
         compute_noised_planes(label, codes, noise, self.pixel_std, self.scale, out=noise)
         if dropout:
-            keeps_label = draw.uniform(len(x), DROPOUT_STREAM, x.device) >= dropout
+            keeps_label = generator.uniform(len(x), LABEL_DROPOUT_STREAM, x.device) >= dropout
             x[:, channels:].mul_(keeps_label.view(-1, 1, 1, 1))
         return x
 
-    def draw_codes(self, table: Tensor, batch: int, draw: Draw, path: int) -> Tensor:
+    def draw_codes(self, table: Tensor, batch: int, generator: RowGenerator, path: int) -> Tensor:
         """Draw the codes of a batch: ``[B, K + 1]``, or ``[B, planes, K + 1]``. ``table`` has the fixed codes."""
-        normal = draw.normal(table.new_empty(batch, len(table)), 2 * path)  # some kinds of codes do not use it
+        normal = generator.normal(table.new_empty(batch, len(table)), 2 * path)  # some kinds of codes do not use it
         codes = CODES[self.config["codes"]](table, normal, self.code_std)
         return codes.expand(batch, *codes.shape[1:])
 

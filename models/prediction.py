@@ -19,7 +19,7 @@ from utils.bilinear import resize, upsample_argmax
 from utils.errors import UserError
 from utils.pictures import convert_to_rgb, read_image
 from utils.pixels import CONVENTIONS, PixelConvention
-from utils.types import Draw
+from utils.seeding import RowGenerator
 
 ImageLike = str | Path | Image.Image | np.ndarray
 
@@ -116,9 +116,8 @@ class Loaded(NamedTuple):
 class Predictor:
     """Predict the logits or classes of images. Teacher and student are called with the same arguments.
 
-    image: uint8 RGB ``[B, 3, H, W]``. label: ``[B, H, W]``; a student ignores its values. draws: for each image, where
-    the random numbers of the label noise come from; a student may be given none. The caller puts the model into
-    evaluation mode.
+    image: uint8 RGB ``[B, 3, H, W]``. label: ``[B, H, W]``; a student ignores its values. generators: one for each
+    image, which draws its label noise; a student may be given none. The caller puts the model into evaluation mode.
     """
 
     def __init__(
@@ -165,9 +164,9 @@ class Predictor:
         self.align_corners = model.supervision[0].align_corners
 
     @torch.inference_mode()
-    def __call__(self, image: Tensor, label: Tensor, draws: Sequence[Draw]) -> Tensor:
+    def __call__(self, image: Tensor, label: Tensor, generators: Sequence[RowGenerator]) -> Tensor:
         """Predict the logits, averaged over scales and mirror images: float32 ``[B, K, H, W]``."""
-        x = self._make_input(image, label, draws)
+        x = self._make_input(image, label, generators)
         total = None
         for scale, is_mirrored in self.views:
             view = x.flip(3) if is_mirrored else x
@@ -178,18 +177,18 @@ class Predictor:
         return total / len(self.views) if len(self.views) > 1 else total
 
     @torch.inference_mode()
-    def predict_classes(self, image: Tensor, label: Tensor, draws: Sequence[Draw]) -> Tensor:
+    def predict_classes(self, image: Tensor, label: Tensor, generators: Sequence[RowGenerator]) -> Tensor:
         """Predict the class of each pixel: int64 ``[B, H, W]``.
 
         With one view, and neither windows nor ``resize``, full-size logits are never stored.
         """
         if len(self.views) > 1:
-            return self(image, label, draws).argmax(1)
+            return self(image, label, generators).argmax(1)
         scale, _ = self.views[0]
-        logits = self._compute_view_logits(self._make_input(image, label, draws), scale)
+        logits = self._compute_view_logits(self._make_input(image, label, generators), scale)
         return upsample_argmax(logits, image.shape[-2:], self.align_corners)
 
-    def _make_input(self, image: Tensor, label: Tensor, draws: Sequence[Draw]) -> Tensor:
+    def _make_input(self, image: Tensor, label: Tensor, generators: Sequence[RowGenerator]) -> Tensor:
         """Make the network's input at scale 1: normalised images, and the label planes of an assisted teacher."""
         if self.resize:
             image, label = resize_to_fit(image, label, self.resize)
@@ -197,8 +196,8 @@ class Predictor:
         if self.noise is None:
             return x
         inputs = []
-        for one_x, one_label, draw in zip(x.split(1), label.split(1), draws, strict=True):
-            inputs.append(self.noise.add_planes(one_x, one_label, draw))
+        for one_x, one_label, generator in zip(x.split(1), label.split(1), generators, strict=True):
+            inputs.append(self.noise.add_planes(one_x, one_label, generator))
         return torch.cat(inputs)
 
     def _compute_view_logits(self, x: Tensor, scale: float) -> Tensor:

@@ -42,8 +42,8 @@ from utils.entry import run_main
 from utils.errors import UserError
 from utils.options import option, parse_flags
 from utils.pictures import read_image
-from utils.seeding import derive_seed
-from utils.types import IGNORE_INDEX, Draw, Rgb
+from utils.seeding import RowGenerator, derive_seed
+from utils.types import IGNORE_INDEX, Rgb
 
 # what a label plane can be made of
 OWN_LABEL = "the image's own label"
@@ -162,12 +162,12 @@ class TeacherTab:
         """
         index = min(int(index), len(self.dataset) - 1)  # a slider has two ends, a data set may have one image
         image, label = self.read(index)
-        draw = Draw(derive_seed(0, index))
+        generator = RowGenerator(derive_seed(0, index))
         given = self.make_shown_label(index, label, shown)
         noise = self.make_noise(shown, codes, code_std, pixel_std)
-        plane = noise(torch.from_numpy(given)[None], draw)[0].numpy()
-        by_teacher = self.predict(self.teacher, image, given, noise, draw)
-        by_plain = self.predict(self.plain, image, label, None, draw)
+        plane = noise(torch.from_numpy(given)[None], generator)[0].numpy()
+        by_teacher = self.predict(self.teacher, image, given, noise, generator)
+        by_plain = self.predict(self.plain, image, label, None, generator)
         palette = self.dataset.spec.palette
         return TeacherView(
             image=image.permute(1, 2, 0).numpy(),
@@ -204,11 +204,11 @@ class TeacherTab:
         return LabelNoise(self.teacher.card.num_classes, codes, pixel_std, scale, code_std)
 
     def predict(
-        self, loaded: Loaded, image: torch.Tensor, label: np.ndarray, noise: LabelNoise | None, draw: Draw
+        self, loaded: Loaded, image: torch.Tensor, label: np.ndarray, noise: LabelNoise | None, generator: RowGenerator
     ) -> np.ndarray:
         """Return the class of every pixel, uint8 ``[H, W]``."""
         predictor = Predictor(loaded.model, loaded.convention, noise)
-        return predictor.predict_classes(image[None], torch.from_numpy(label)[None], [draw])[0].byte().numpy()
+        return predictor.predict_classes(image[None], torch.from_numpy(label)[None], [generator])[0].byte().numpy()
 
     def describe(
         self, label: np.ndarray, given: np.ndarray, by_teacher: np.ndarray, by_plain: np.ndarray, shown: str

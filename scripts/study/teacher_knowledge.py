@@ -38,8 +38,8 @@ from utils.entry import run_main
 from utils.errors import UserError
 from utils.files import write_text
 from utils.options import option, parse_flags
-from utils.seeding import derive_seed
-from utils.types import IGNORE_INDEX, Draw
+from utils.seeding import RowGenerator, derive_seed
+from utils.types import IGNORE_INDEX
 
 STUDENT_PHASE = {"codes": "fixed", "pixel_std": 0.02}  # what the recipes show an assisted teacher of a student
 
@@ -89,7 +89,7 @@ def measure_teachers(
     count = min(limit, len(dataset))
     for i in tqdm([len(dataset) * n // count for n in range(count)], leave=False, disable=None):
         image, label = dataset.load_sample(i)
-        batch = image[None], label[None], [Draw(derive_seed(0, i))]
+        batch = image[None], label[None], [RowGenerator(derive_seed(0, i))]
         probabilities = torch.stack([reference(*batch)[0].softmax(0) for reference in references])
         log_reference = probabilities.mean(0).clamp_min(1e-12).log()
         for name, teacher in teachers.items():

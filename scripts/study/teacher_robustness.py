@@ -38,8 +38,7 @@ from scripts.study.analysis.text import markdown, percent, spread
 from utils.entry import run_main
 from utils.errors import UserError
 from utils.options import option, parse_flags
-from utils.seeding import derive_seed
-from utils.types import Draw
+from utils.seeding import WRONG_LABELS_STREAM, RowGenerator, derive_seed
 
 
 @dataclass(frozen=True)
@@ -114,11 +113,11 @@ def measure(
             image, label = dataset.load_sample(i)
             image = image[None].to(device)
             label = label.numpy()
-            rng = np.random.default_rng(derive_seed(config.seed, 5, i))
+            rng = np.random.default_rng(derive_seed(config.seed, WRONG_LABELS_STREAM, i))
             shown = corrupt(label, condition, classes, rng)
-            draws = [Draw(derive_seed(config.seed + d, i)) for d in range(config.draws)]
+            generators = [RowGenerator(derive_seed(config.seed + d, i)) for d in range(config.draws)]
             planes = torch.from_numpy(shown).to(device).expand(config.draws, -1, -1)
-            logits = predict(image.expand(config.draws, -1, -1, -1), planes, draws)
+            logits = predict(image.expand(config.draws, -1, -1, -1), planes, generators)
             tally.add(logits.cpu(), label, shown)
         records.append(asdict(condition) | tally.result())
     return records

@@ -31,8 +31,8 @@ from utils.colors import ERROR_COLORS, IGNORE_COLOR, choose_strongest_plane, col
 from utils.entry import run_main
 from utils.errors import UserError
 from utils.options import option, parse_flags
-from utils.seeding import derive_seed
-from utils.types import IGNORE_INDEX, Draw
+from utils.seeding import RowGenerator, derive_seed
+from utils.types import IGNORE_INDEX
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     present = set()
     for i in chosen:
         image, label = dataset.load_sample(i)
-        rows.append(cells(image, label, columns, dataset.spec, Draw(derive_seed(config.seed, i)), present))
+        rows.append(cells(image, label, columns, dataset.spec, RowGenerator(derive_seed(config.seed, i)), present))
     classes = [(dataset.spec.names[k], dataset.spec.palette[k]) for k in sorted(present - {IGNORE_INDEX})]
     errors = [(f"error map: {name}", color) for name, color in ERROR_COLORS.items()]
     legend = style.patches([*classes, ("ignored (label)", IGNORE_COLOR), *errors])
@@ -95,7 +95,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def cells(
-    image: Tensor, label: Tensor, columns: dict[str, Loaded], spec: DatasetSpec, draw: Draw, present: set[int]
+    image: Tensor,
+    label: Tensor,
+    columns: dict[str, Loaded],
+    spec: DatasetSpec,
+    generator: RowGenerator,
+    present: set[int],
 ) -> dict[str, style.Cell]:
     """Make the picture and caption of each column for one image. ``present`` collects the classes."""
     truth = label.numpy()
@@ -104,11 +109,11 @@ def cells(
     for title, loaded in columns.items():
         caption = ""
         if loaded.noise is not None:
-            plane = choose_strongest_plane(loaded.noise(label[None], draw)[0].numpy())
+            plane = choose_strongest_plane(loaded.noise(label[None], generator)[0].numpy())
             row["noised label"] = paint_diverging(plane), f"{plane.min():.0f} .. {plane.max():.0f}"
             caption = "\nLABEL-ASSISTED"
         classes = Predictor(loaded.model, loaded.convention, loaded.noise).predict_classes(
-            image[None], label[None], [draw]
+            image[None], label[None], [generator]
         )[0]
         miou = Metrics(count_confusions(classes, label, len(spec.names)).numpy(), 1).miou()
         predictions[title] = classes.numpy()
