@@ -100,15 +100,15 @@ class StudentStep(Step):
         image: Tensor,
         label: Tensor,
         generator: RowGenerator | None = None,
-        pixel_divisor: Tensor | None = None,
+        avg_factor: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Return loss, the terms of ``TaskLoss``, and each KD term as ``name`` and ``name_weighted``.
 
         image: normalised, ``[B, 3, H, W]``. label: ``[B, H, W]``. generator: draws the label noise. None: one is made
-        from torch's global random state. pixel_divisor: see ``TaskLoss``.
+        from torch's global random state. avg_factor: see ``TaskLoss``.
         """
         output = self.model(image)
-        loss, task_terms = self.task(output, label, pixel_divisor)
+        loss, task_terms = self.task(output, label, avg_factor)
         if self.teacher is None:
             return {"loss": loss, **task_terms}
         teacher_output = self.teach(image, label, generator)

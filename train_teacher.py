@@ -74,12 +74,12 @@ class TeacherStep(Step):
         image: Tensor,
         label: Tensor,
         generator: RowGenerator | None = None,
-        pixel_divisor: Tensor | None = None,
+        avg_factor: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Return loss, task1, task2 and consistency (unweighted) of one batch.
 
         image: normalised, ``[B, 3, H, W]``. label: ``[B, H, W]``. generator: draws the label noise. None: one is made
-        from torch's global random state. pixel_divisor: see ``TaskLoss``.
+        from torch's global random state. avg_factor: see ``TaskLoss``.
         """
         if generator is None:
             generator = RowGenerator.from_global_state()
@@ -87,7 +87,7 @@ class TeacherStep(Step):
             self.label_noise.add_planes(image, label, generator, path, self.label_dropout) for path in range(self.paths)
         ]
         outputs = [self.model(x) for x in inputs]
-        terms = {f"task{p}": self.task(z, label, pixel_divisor)[0] for p, z in enumerate(outputs, 1)}
+        terms = {f"task{p}": self.task(z, label, avg_factor)[0] for p, z in enumerate(outputs, 1)}
         loss = sum(terms.values())
         if self.consistency is not None:
             weighted, terms["consistency"] = self.consistency(*outputs, label)

@@ -329,8 +329,8 @@ class Trainer:
             UserError: BatchNorm sees a single value per channel.
         """
         parts = self.settings.accumulate
-        pixel_divisor = self.step.compute_pixel_divisor(label) / parts
-        self.labelled_pixels.add_(pixel_divisor)
+        avg_factor = self.step.task.compute_avg_factor(label) / parts
+        self.labelled_pixels.add_(avg_factor)
         seed = derive_seed(self.settings.seed, LABEL_NOISE_STREAM, self.state.iteration)
         row = self.runtime.rank * self.images_per_rank
         means: dict[str, Tensor] = {}
@@ -338,7 +338,7 @@ class Trainer:
             generator = RowGenerator(seed, row + part * len(x))
             with self.delay_gradient_sync(is_last=part + 1 == parts):
                 with self.runtime.autocast():
-                    terms = self.forward(x, y, generator, pixel_divisor)
+                    terms = self.forward(x, y, generator, avg_factor)
                 self.state.scaler.scale(terms["loss"] / parts).backward()
             for name, term in terms.items():
                 means[name] = means.get(name, 0) + term.detach() / parts
@@ -350,16 +350,14 @@ class Trainer:
             return nullcontext()
         return self.wrapped.no_sync()
 
-    def forward(
-        self, image: Tensor, label: Tensor, generator: RowGenerator, pixel_divisor: Tensor
-    ) -> dict[str, Tensor]:
+    def forward(self, image: Tensor, label: Tensor, generator: RowGenerator, avg_factor: Tensor) -> dict[str, Tensor]:
         """Compute the terms of a part of the batch.
 
         Raises:
             UserError: BatchNorm sees a single value per channel.
         """
         try:
-            return self.wrapped(self.convention.normalize(image), label.long(), generator, pixel_divisor)
+            return self.wrapped(self.convention.normalize(image), label.long(), generator, avg_factor)
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise

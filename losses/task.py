@@ -14,8 +14,10 @@ from utils.precision import widen_to_float32
 from utils.types import IGNORE_INDEX, Output, Supervision
 
 
-def compute_pixel_divisor(label: Tensor, class_weights: Tensor | None = None) -> Tensor:
+def compute_avg_factor(label: Tensor, class_weights: Tensor | None = None) -> Tensor:
     """Return the number of labelled pixels of the global batch over the world size: float32, on the device.
+
+    MMSegmentation calls the divisor of a sum over pixels ``avg_factor``, too.
 
     When each rank divides its sum over pixels by this number, the mean of the ranks' gradients is the gradient of the
     mean over the global batch. Every rank must call this, because the ranks add up their counts.
@@ -36,22 +38,22 @@ def cross_entropy(
     label: Tensor,
     align_corners: bool,
     smoothing: float = 0.0,
-    pixel_divisor: Tensor | None = None,
+    avg_factor: Tensor | None = None,
     class_weights: Tensor | None = None,
 ) -> Tensor:
     """Average the cross entropy of bilinearly upsampled logits over the labelled pixels (LAD, CIRKD: losses/task).
 
     logits ``[B, K, h, w]``, label ``[B, H, W]``. The mean is over the labelled pixels of the global batch. For that,
-    each rank divides its sum by ``compute_pixel_divisor(label)``. The mean of the ranks' gradients is then the gradient
+    each rank divides its sum by ``compute_avg_factor(label)``. The mean of the ranks' gradients is then the gradient
     of one process. A batch without a labelled pixel has loss 0.
 
     class_weights w ``[K]``: the loss is the weighted mean, sum(w_y * loss) / sum(w_y), as of ``F.cross_entropy``. With
-    weights, ``pixel_divisor`` must be ``compute_pixel_divisor(label, class_weights)``.
+    weights, ``avg_factor`` must be ``compute_avg_factor(label, class_weights)``.
     """
     total = upsampled_cross_entropy(logits, label, align_corners, smoothing, class_weights)
-    if pixel_divisor is None:
-        pixel_divisor = compute_pixel_divisor(label, class_weights)
-    return total / torch.where(pixel_divisor > 0, pixel_divisor, 1)
+    if avg_factor is None:
+        avg_factor = compute_avg_factor(label, class_weights)
+    return total / torch.where(avg_factor > 0, avg_factor, 1)
 
 
 def _upsample(logits: Tensor, label: Tensor, align_corners: bool) -> Tensor:
@@ -215,24 +217,24 @@ class TaskLoss(nn.Module):
         # not persistent: the setting holds them, and runs of before there were weights have no such key
         self.register_buffer("class_weights", weights, persistent=False)
 
-    def compute_pixel_divisor(self, label: Tensor) -> Tensor:
-        """Return ``pixel_divisor`` of ``forward`` for a batch in one part. ``label`` is this rank's share of it.
+    def compute_avg_factor(self, label: Tensor) -> Tensor:
+        """Return the ``avg_factor`` of a batch in one part. ``label`` is this rank's share of the batch.
 
-        This is ``losses.task.compute_pixel_divisor`` with the class weights. Every rank must call it.
+        This is ``losses.task.compute_avg_factor`` with the class weights. Every rank must call it.
         """
-        return compute_pixel_divisor(label, self.class_weights)
+        return compute_avg_factor(label, self.class_weights)
 
     def forward(
-        self, output: Output, label: Tensor, pixel_divisor: Tensor | None = None
+        self, output: Output, label: Tensor, avg_factor: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return main + sum of weight * auxiliary, and the terms ``{"ce": main, "aux": unweighted auxiliary sum}``.
 
         A network without auxiliary maps has no term "aux".
 
         label: ``[B, H, W]``.
-        pixel_divisor: the divisor of the sum of the cross entropy over the pixels of ``label``. It is the number of
+        avg_factor: the divisor of the sum of the cross entropy over the pixels of ``label``. It is the number of
         labelled pixels of the global batch (with class weights, their weight) / world size / parts of the batch. There
-        are several parts where gradients are accumulated. None: ``self.compute_pixel_divisor(label)``, for which the
+        are several parts where gradients are accumulated. None: ``self.compute_avg_factor(label)``, for which the
         ranks wait for each other.
 
         Raises:
@@ -240,13 +242,13 @@ class TaskLoss(nn.Module):
         """
         if self.class_weights is not None and len(self.class_weights) != output.logits.shape[1]:
             raise UserError(f"{len(self.class_weights)} class weights for {output.logits.shape[1]} classes")
-        if pixel_divisor is None:
-            pixel_divisor = self.compute_pixel_divisor(label)
+        if avg_factor is None:
+            avg_factor = self.compute_avg_factor(label)
         if self.ignored_in_mean:
-            pixel_divisor = torch.full_like(pixel_divisor, label.numel())
+            avg_factor = torch.full_like(avg_factor, label.numel())
         maps = (output.logits, *output.aux)
         losses = [
-            self._compute_loss(criteria, supervision.align_corners, logits, label, pixel_divisor)
+            self._compute_loss(criteria, supervision.align_corners, logits, label, avg_factor)
             for criteria, supervision, logits in zip(self.criteria, self.supervision, maps, strict=True)
         ]
         main = losses[0]
@@ -257,7 +259,7 @@ class TaskLoss(nn.Module):
         return main + weighted, {"ce": main, "aux": sum(auxiliary)}
 
     def _compute_loss(
-        self, criteria: Sequence[str], align_corners: bool, logits: Tensor, label: Tensor, pixel_divisor: Tensor
+        self, criteria: Sequence[str], align_corners: bool, logits: Tensor, label: Tensor, avg_factor: Tensor
     ) -> Tensor:
         """Sum the criteria of one logit map."""
         losses = []
@@ -266,7 +268,7 @@ class TaskLoss(nn.Module):
             if kind in PIXEL_CRITERIA:
                 options |= {"smoothing": self.label_smoothing, "class_weights": self.class_weights}
             if kind == "ce":
-                options["pixel_divisor"] = pixel_divisor
+                options["avg_factor"] = avg_factor
             losses.append(CRITERIA[kind](logits, label, align_corners, **options))
         return sum(losses)
 

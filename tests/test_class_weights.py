@@ -123,12 +123,10 @@ def test_misuse_of_the_task_loss_is_explained():
 
 def test_a_pixel_counts_as_the_weight_of_its_class():
     _, label = batch()
-    count = TaskLoss([Supervision()], class_weights=WEIGHTS.tolist()).compute_pixel_divisor(label)
+    count = TaskLoss([Supervision()], class_weights=WEIGHTS.tolist()).compute_avg_factor(label)
     assert count.item() == pytest.approx(WEIGHTS[label[label != 255]].sum().item(), rel=1e-6)
     byte_label = label.to(torch.uint8)  # as the engine counts it
-    assert torch.equal(
-        count, TaskLoss([Supervision()], class_weights=WEIGHTS.tolist()).compute_pixel_divisor(byte_label)
-    )
+    assert torch.equal(count, TaskLoss([Supervision()], class_weights=WEIGHTS.tolist()).compute_avg_factor(byte_label))
 
 
 def test_the_weights_are_no_entry_of_a_state_dict():

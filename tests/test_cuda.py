@@ -7,7 +7,7 @@ import torch
 import train_teacher
 from engine.runtime import Runtime
 from losses import build_kd
-from losses.task import TaskLoss, compute_pixel_divisor
+from losses.task import TaskLoss, compute_avg_factor
 from models import build_model
 from models.label_noise import LabelNoise
 from tests.conftest import TINY
@@ -34,7 +34,7 @@ def test_a_step_never_waits_for_the_device(amp):
         try:
             with runtime.autocast():
                 x = CONVENTIONS["imagenet"].normalize(image)
-                loss = step(x, label.long(), RowGenerator(0), compute_pixel_divisor(label))["loss"]
+                loss = step(x, label.long(), RowGenerator(0), compute_avg_factor(label))["loss"]
             loss.backward()
         finally:
             torch.cuda.set_sync_debug_mode("default")

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from engine.metrics import count_confusions
 from engine.runtime import PRECISIONS
 from losses import LOSSES, build_kd
-from losses.task import TaskLoss, compute_pixel_divisor
+from losses.task import TaskLoss, compute_avg_factor
 from losses.upsampled_cross_entropy import upsampled_cross_entropy
 from models import build_model
 from models.label_noise import LabelNoise
@@ -84,12 +84,12 @@ def test_steps(cuda, arch, amp):
     teach = TeacherStep(teacher, noise, TaskLoss(teacher.supervision), build_kd("cwd=5", widths[1], widths[1], K))
     learn = StudentStep(student, TaskLoss(student.supervision), teacher, noise, kd)
     image, label = batch()
-    pixel_divisor = compute_pixel_divisor(label)
+    avg_factor = compute_avg_factor(label)
     x = CONVENTIONS["imagenet"].normalize(image)
     with torch.no_grad(), torch.autocast("cuda", PRECISIONS[amp], enabled=amp != "none"):
         assert student(x).logits.dtype == (PRECISIONS[amp] or torch.float32)
         for step in (teach.train(), learn.train()):
-            for name, term in step(x, label.long(), RowGenerator(0), pixel_divisor).items():
+            for name, term in step(x, label.long(), RowGenerator(0), avg_factor).items():
                 assert (term.device.type, term.dtype, term.shape) == ("cuda", torch.float32, ()), name
 
 

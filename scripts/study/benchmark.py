@@ -40,7 +40,7 @@ from engine.machine import describe_environment
 from engine.metrics import count_confusions
 from engine.runtime import Runtime, start_runtime
 from losses import build_kd
-from losses.task import TaskLoss, compute_pixel_divisor
+from losses.task import TaskLoss, compute_avg_factor
 from models import build_model
 from models.label_noise import LabelNoise
 from models.segmentor import Segmentor
@@ -307,7 +307,7 @@ class Batch:
         def run(i: int) -> Tensor:
             with runtime.autocast():
                 x = self.convention.normalize(self.image)
-                return wrapped(x, self.label.long(), RowGenerator(i), compute_pixel_divisor(self.label))["loss"]
+                return wrapped(x, self.label.long(), RowGenerator(i), compute_avg_factor(self.label))["loss"]
 
         return run
 
