@@ -31,7 +31,7 @@ from engine.trainer import load_data, train
 from losses import WeightedLosses, build_kd, parse_losses
 from losses.task import TaskLoss
 from models import build_model
-from models.checkpoints.loading import Loaded, from_checkpoint, read_network_name
+from models.checkpoints.loading import LoadedNetwork, from_checkpoint, read_network_name
 from models.label_noise import LabelNoise
 from models.segmentor import Segmentor
 from models.user_networks import is_user_network
@@ -128,7 +128,7 @@ class StudentStep(Step):
         return self.teacher(image, with_aux=self.needs_teacher_aux)
 
 
-def load_teacher(config: StudentConfig, spec: DatasetSpec, label_flags: Sequence[str]) -> Loaded:
+def load_teacher(config: StudentConfig, spec: DatasetSpec, label_flags: Sequence[str]) -> LoadedNetwork:
     """Load the teacher; an assisted one gets the label noise of the student phase.
 
     label_flags: the flags of the label plane that the user gave.
@@ -145,9 +145,9 @@ def load_teacher(config: StudentConfig, spec: DatasetSpec, label_flags: Sequence
         teacher_model = config.model
     teacher = from_checkpoint(path, assisted=True, model=teacher_model, model_flag="--teacher-model")
     require_classes(teacher.card, spec, config.dataset, f"--teacher-pretrained {path}", config.other_class_names)
-    if teacher.card.label_noise is None and label_flags:
+    if not teacher.card.reads_label and label_flags:
         raise UserError(f"{', '.join(label_flags)}: --teacher-pretrained {path} sees the image only: leave them out")
-    if teacher.card.label_noise is None:
+    if not teacher.card.reads_label:
         return teacher
     return teacher.with_label_noise(
         codes=config.label_codes,
@@ -175,7 +175,8 @@ def build_step(config: StudentConfig, spec: DatasetSpec, label_flags: Sequence[s
     loaded = load_teacher(config, spec, label_flags)
     teacher = loaded.model
     kd = build_kd(config.kd, model.feature_channels, teacher.feature_channels, len(spec.names))
-    return StudentStep(model, task, teacher, loaded.noise, kd, CONVENTIONS[config.pixels], loaded.convention)
+    teacher_noise = loaded.build_label_noise()
+    return StudentStep(model, task, teacher, teacher_noise, kd, CONVENTIONS[config.pixels], loaded.convention)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,9 +1,7 @@
 """Predict the classes of images: from a file, picture or array to a class for each of its pixels."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -12,13 +10,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from models.checkpoints.card import Card
-from models.label_noise import LabelNoise, list_fitting_codes
-from models.segmentor import Segmentor
 from utils.bilinear import resize, upsample_argmax
 from utils.errors import UserError
 from utils.pictures import convert_to_rgb, read_image
-from utils.pixels import CONVENTIONS, PixelConvention
+from utils.pixels import PixelConvention
 from utils.seeding import RowGenerator
 
 ImageLike = str | Path | Image.Image | np.ndarray
@@ -42,75 +37,6 @@ def read_rgb(image: ImageLike) -> np.ndarray:
     if not isinstance(image, Image.Image):
         raise UserError(f"an image is a path, a PIL image or an array, not {type(image).__name__}")
     return convert_to_rgb("the image", image, "white")
-
-
-class Loaded(NamedTuple):
-    """A network from a file, and what the file says about it.
-
-    ``predict`` takes an image and returns its classes. ``model(x)`` takes normalised input and returns an ``Output`` at
-    the head's resolution.
-    """
-
-    model: Segmentor
-    card: Card
-
-    @property
-    def convention(self) -> PixelConvention:
-        """Return how the network's images are normalised."""
-        return CONVENTIONS[self.card.pixels]
-
-    @property
-    def noise(self) -> LabelNoise | None:
-        """Return the label noise of an assisted teacher, or None for a network that sees the image only.
-
-        Raises:
-            UserError: the card's label codes make more or fewer planes than the network reads.
-        """
-        config = self.card.label_noise
-        if not config:
-            return None
-        classes = self.card.num_classes
-        noise = LabelNoise(classes, **config)
-        expected_planes = self.model.config["in_channels"] - 3
-        if noise.planes != expected_planes:
-            fitting = list_fitting_codes(classes, expected_planes)
-            problem = (
-                f"label codes {config['codes']!r} make {noise.planes} planes, this teacher reads {expected_planes}"
-            )
-            raise UserError(f"{problem}: --label-codes {' or '.join(fitting) or '(none fits)'}")
-        return noise
-
-    def with_label_noise(self, **changes: Any) -> "Loaded":
-        """Return the same teacher with another label noise.
-
-        changes: arguments of ``LabelNoise``; those that are left out or None stay as they are.
-        """
-        given = {key: value for key, value in changes.items() if value is not None}
-        card = replace(self.card, label_noise={**self.card.label_noise, **given})
-        return self._replace(card=card)
-
-    def predict(
-        self, image: ImageLike, probabilities: bool = False, resize: tuple[int, int] | None = None
-    ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
-        """Predict the class of each pixel: uint8 ``[H, W]``, at the image's size. The model's device is used.
-
-        image: as in ``read_rgb``. probabilities: also return the probability of each class, float32 ``[K, H, W]``.
-        resize: long and short side that the image is resized to fit first, as by ``eval.py --resize``.
-
-        Raises:
-            UserError: the image cannot be read, or the network reads the label.
-        """
-        if self.card.label_noise:
-            raise UserError("a label-assisted teacher cannot predict from an image alone: use a student")
-        pixels = torch.from_numpy(read_rgb(image).transpose(2, 0, 1).copy())[None]
-        pixels = pixels.to(next(self.model.parameters()).device)
-        no_label = pixels[:, 0]  # has the shape of a label; a student does not look at it
-        predictor = Predictor(self.model, self.convention, resize=resize)
-        if not probabilities:
-            classes = predictor.predict_classes(pixels, no_label, ())[0]
-            return classes.to(torch.uint8).cpu().numpy()
-        shares = predictor(pixels, no_label, ())[0].softmax(0)
-        return shares.argmax(0).to(torch.uint8).cpu().numpy(), shares.cpu().numpy()
 
 
 class Predictor:

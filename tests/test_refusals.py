@@ -15,7 +15,7 @@ from engine.run_inputs import OtherRun, check_same_run, make_plain
 from engine.settings import StudentConfig, TeacherConfig
 from models import build_model
 from models.checkpoints.card import Card
-from models.prediction import Loaded
+from models.checkpoints.loading import LoadedNetwork
 from tests.conftest import BACKBONE, TINY
 from utils.errors import UserError
 
@@ -100,7 +100,7 @@ def test_label_flags_are_for_assisted_teachers(flags, monkeypatch):
     def load(path, assisted, **names):
         noise = NOISE if assisted_teacher else None
         model = build_model("fcn", BACKBONE, 7, in_channels=4 if noise else 3)
-        return Loaded(model.eval(), Card(model.config, TOY.names, pixels="bgr_mean", label_noise=noise))
+        return LoadedNetwork(model.eval(), Card(model.config, TOY.names, pixels="bgr_mean", label_noise=noise))
 
     monkeypatch.setattr(train_student, "from_checkpoint", load)
     assisted_teacher = False

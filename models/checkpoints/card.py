@@ -78,6 +78,11 @@ class Card:
         return self.arch["num_classes"]
 
     @property
+    def reads_label(self) -> bool:
+        """Return whether the network is a label-assisted teacher."""
+        return bool(self.label_noise)
+
+    @property
     def crop_size(self) -> tuple[int, int] | None:
         """Return height and width of the crops the network was trained on, or None if the file does not say."""
         config = self.training.get("config", {})

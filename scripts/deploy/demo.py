@@ -32,7 +32,7 @@ from matplotlib.colors import to_hex
 from datasets import build_dataset_for_network
 from datasets.base import SegmentationDataset
 from engine.metrics import Metrics, count_confusions
-from models.checkpoints.loading import Loaded, load_one_of_several
+from models.checkpoints.loading import LoadedNetwork, load_one_of_several
 from models.label_noise import LabelNoise, list_fitting_codes
 from models.prediction import Predictor
 from scripts.deploy.predict import get_class_appearance, segment
@@ -84,7 +84,7 @@ class SegmentTab:
             raise UserError("--pretrained: the same file twice")
         self.networks = {file: load_one_of_several(file, model=model) for file in files}
         for file, loaded in self.networks.items():
-            if loaded.noise is not None:
+            if loaded.card.reads_label:
                 raise UserError(f"--pretrained {file} is a label-assisted teacher: give it to --teacher")
 
     def segment_upload(self, file: str, image: str | None, long_side: float) -> tuple[np.ndarray, str, str]:
@@ -146,8 +146,9 @@ class TeacherView(NamedTuple):
 class TeacherTab:
     """Show a teacher images with label planes of all kinds, beside a network that sees the image only."""
 
-    def __init__(self, teacher: Loaded, plain: Loaded, dataset: SegmentationDataset) -> None:
+    def __init__(self, teacher: LoadedNetwork, plain: LoadedNetwork, dataset: SegmentationDataset) -> None:
         self.teacher = teacher
+        self.trained_noise = teacher.build_label_noise()
         self.plain = plain
         self.dataset = dataset
 
@@ -200,11 +201,16 @@ class TeacherTab:
 
     def make_noise(self, shown: str, codes: str, code_std: float, pixel_std: float) -> LabelNoise:
         """Return the label noise of the page's settings. Without a label its plane is zero."""
-        scale = 0.0 if shown == NO_LABEL else self.teacher.noise.scale
+        scale = 0.0 if shown == NO_LABEL else self.trained_noise.scale
         return LabelNoise(self.teacher.card.num_classes, codes, pixel_std, scale, code_std)
 
     def predict(
-        self, loaded: Loaded, image: torch.Tensor, label: np.ndarray, noise: LabelNoise | None, generator: RowGenerator
+        self,
+        loaded: LoadedNetwork,
+        image: torch.Tensor,
+        label: np.ndarray,
+        noise: LabelNoise | None,
+        generator: RowGenerator,
     ) -> np.ndarray:
         """Return the class of every pixel, uint8 ``[H, W]``."""
         predictor = Predictor(loaded.model, loaded.convention, noise)
@@ -233,7 +239,7 @@ class TeacherTab:
         return Metrics(confusion.numpy(), 1).miou()
 
 
-def load_teacher_tab(config: DemoConfig, plain: Loaded) -> TeacherTab | None:
+def load_teacher_tab(config: DemoConfig, plain: LoadedNetwork) -> TeacherTab | None:
     """Load the teacher and its data set, or return None where no teacher is given.
 
     Raises:
@@ -242,7 +248,7 @@ def load_teacher_tab(config: DemoConfig, plain: Loaded) -> TeacherTab | None:
     if not config.teacher:
         return None
     teacher = load_one_of_several(config.teacher, assisted=True, model=config.model)
-    if teacher.noise is None:
+    if not teacher.card.reads_label:
         raise UserError(f"--teacher {config.teacher} sees the image only: give it to --pretrained")
     if plain.card.num_classes != teacher.card.num_classes:
         counts = f"{plain.card.num_classes} classes, the teacher {teacher.card.num_classes}"
@@ -303,8 +309,8 @@ def add_segment_tab(gr: Any, tab: SegmentTab, show_error: Any) -> None:
 
 def add_teacher_tab(gr: Any, tab: TeacherTab, show_error: Any) -> None:
     """Lay out the second tab."""
-    kinds = list_fitting_codes(tab.teacher.card.num_classes, tab.teacher.noise.planes)
-    trained = tab.teacher.noise.config
+    kinds = list_fitting_codes(tab.teacher.card.num_classes, tab.trained_noise.planes)
+    trained = tab.trained_noise.config
     kind = trained["codes"]
     pixel_noise = trained["pixel_std"]
     gr.Markdown(f"The teacher was trained with label codes `{kind}` and pixel noise {pixel_noise:g}.")

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from datasets import build_dataset_for_network
 from datasets.base import SegmentationDataset
 from engine.runtime import start_runtime
-from models.checkpoints.loading import Loaded, load_one_of_several
+from models.checkpoints.loading import LoadedNetwork, load_one_of_several
 from models.label_noise import LabelNoise, list_fitting_codes
 from models.prediction import Predictor
 from scripts.study.analysis import style
@@ -92,7 +92,11 @@ def list_conditions(config: RobustnessConfig, trained: LabelNoise) -> list[Condi
 
 
 def measure(
-    loaded: Loaded, dataset: SegmentationDataset, chosen: Sequence[int], config: RobustnessConfig, device: torch.device
+    loaded: LoadedNetwork,
+    dataset: SegmentationDataset,
+    chosen: Sequence[int],
+    config: RobustnessConfig,
+    device: torch.device,
 ) -> list[dict[str, Any]]:
     """Score one teacher on the chosen images. Return a record for each condition.
 
@@ -102,7 +106,7 @@ def measure(
         UserError: an image or its label cannot be read.
     """
     classes = loaded.card.num_classes
-    trained = loaded.noise
+    trained = loaded.build_label_noise()
     model = loaded.model.to(device)
     records = []
     for condition in tqdm(list_conditions(config, trained), "conditions", leave=False, disable=None):
@@ -156,7 +160,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     card = next(iter(teachers.values())).card
     where = config.dataset or card.dataset, config.data or card.data, config.split
     for name, loaded in teachers.items():
-        if loaded.noise is None:
+        if not loaded.card.reads_label:
             raise UserError(f"--teacher {files[name]} sees the image only: there is no label to be robust against")
         data_name, dataset = build_dataset_for_network(loaded.card, *where, f"--teacher {files[name]}")
     count = min(config.limit or len(dataset), len(dataset))

@@ -24,7 +24,7 @@ from torch import Tensor
 from datasets import build_dataset_for_network
 from datasets.base import DatasetSpec
 from engine.metrics import Metrics, count_confusions
-from models.checkpoints.loading import Loaded, load_one_of_several
+from models.checkpoints.loading import LoadedNetwork, load_one_of_several
 from models.prediction import Predictor
 from scripts.study.analysis import style
 from utils.colors import ERROR_COLORS, IGNORE_COLOR, choose_strongest_plane, colorize, draw_error_map, paint_diverging
@@ -50,7 +50,7 @@ class GridConfig:
     output: str = option("grid.png", "picture to write (.png or .pdf)")
 
 
-def load_networks(config: GridConfig) -> dict[str, Loaded]:
+def load_networks(config: GridConfig) -> dict[str, LoadedNetwork]:
     """Load the networks, by the titles of their columns.
 
     Raises:
@@ -97,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def cells(
     image: Tensor,
     label: Tensor,
-    columns: dict[str, Loaded],
+    columns: dict[str, LoadedNetwork],
     spec: DatasetSpec,
     generator: RowGenerator,
     present: set[int],
@@ -108,11 +108,12 @@ def cells(
     predictions = {}
     for title, loaded in columns.items():
         caption = ""
-        if loaded.noise is not None:
-            plane = choose_strongest_plane(loaded.noise(label[None], generator)[0].numpy())
+        noise = loaded.build_label_noise()
+        if noise is not None:
+            plane = choose_strongest_plane(noise(label[None], generator)[0].numpy())
             row["noised label"] = paint_diverging(plane), f"{plane.min():.0f} .. {plane.max():.0f}"
             caption = "\nLABEL-ASSISTED"
-        classes = Predictor(loaded.model, loaded.convention, loaded.noise).predict_classes(
+        classes = Predictor(loaded.model, loaded.convention, noise).predict_classes(
             image[None], label[None], [generator]
         )[0]
         miou = Metrics(count_confusions(classes, label, len(spec.names)).numpy(), 1).miou()
