@@ -65,7 +65,7 @@ def ohem_loss(
     logits: Tensor,
     label: Tensor,
     align_corners: bool,
-    threshold: float | None = 0.7,
+    threshold: float = 0.7,
     min_kept: int = 10_000,
     smoothing: float = 0.0,
     class_weights: Tensor | None = None,
@@ -73,8 +73,7 @@ def ohem_loss(
     """Sum the cross entropy of hard pixels and divide by the number of all pixels (MMSegmentation: OHEMPixelSampler).
 
     A pixel is hard if the probability of its true class is below ``threshold``; the ``min_kept`` * B hardest pixels
-    are hard in any case. Without a threshold exactly these are. Label smoothing and class weights do not change which
-    pixels are hard.
+    are hard in any case. Label smoothing and class weights do not change which pixels are hard.
 
     logits ``[B, K, h, w]``, label ``[B, H, W]`` of one rank. class_weights ``[K]``: factors of the pixels' losses; the
     sum is still divided by the number of all pixels.
@@ -96,23 +95,23 @@ def ohem_loss(
     return (loss * hard).mean()
 
 
-def select_hard_pixels(loss: Tensor, label: Tensor, threshold: float | None, min_kept: int) -> Tensor:
+def select_hard_pixels(loss: Tensor, label: Tensor, threshold: float, min_kept: int) -> Tensor:
     """Find the labelled pixels whose true class has a probability below OHEM's limit; boolean ``[B, H, W]``.
 
-    The probability is exp(-loss). The limit is ``threshold``, or the probability at rank ``min_kept`` (from 0) if that
-    is higher; with fewer labelled pixels, the highest probability. Without a threshold, the ``min_kept`` labelled
-    pixels of the largest loss are returned. All numbers stay on the device, so that the host does not wait.
+    loss: the cross entropy of each pixel, ``[B, H, W]``; the probability is exp(-loss).
+
+    The limit is ``threshold``, or the probability at rank ``min_kept`` (from 0) if that is higher. If there are fewer
+    labelled pixels, the highest probability takes the place of the latter. All numbers stay on the device, so that the
+    host does not wait.
     """
     labelled = label != IGNORE_INDEX
-    if threshold is None:  # sorted by loss, because the probabilities of very hard pixels are all 0
-        losses = loss.masked_fill(~labelled, -torch.inf).flatten()
-        hardest = losses.topk(min(min_kept, losses.numel()), sorted=False).indices
-        return labelled & torch.zeros_like(labelled).flatten().index_fill(0, hardest, True).view_as(labelled)
     probability = (-loss).exp().masked_fill(~labelled, torch.inf)
-    lowest = min(min_kept + 1, probability.numel())
-    limit = probability.flatten().topk(lowest, largest=False, sorted=False).values.amax()  # kthvalue is slow on CUDA
+    count = min(min_kept + 1, probability.numel())
+    kept_limit = probability.flatten().topk(count, largest=False, sorted=False).values.amax()  # kthvalue: slow on CUDA
     highest = probability.masked_fill(~labelled, -torch.inf).amax()
-    return (probability < torch.where(limit.isinf(), highest, limit).clamp(min=threshold)) & labelled
+    limit = torch.where(kept_limit.isinf(), highest, kept_limit)  # infinite: fewer labelled pixels than min_kept
+    limit = limit.clamp(min=threshold)
+    return labelled & (probability < limit)
 
 
 def find_boundaries(label: Tensor) -> Tensor:
