@@ -25,7 +25,7 @@ from datasets import build_dataset_for_network
 from datasets.base import SegmentationDataset
 from engine.evaluator import evaluate
 from engine.metrics import Metrics
-from engine.protocol import Protocol
+from engine.protocol import EvalProtocol
 from engine.recipes import load_recipe
 from engine.runtime import Runtime, start_runtime
 from models.checkpoints.card import Card
@@ -49,7 +49,7 @@ machine_option = partial(option, group="machine", affects=COMPUTING)
 
 
 @dataclass(frozen=True)
-class EvalConfig(Protocol):
+class EvalConfig(EvalProtocol):
     pretrained: str = network_option("", "checkpoint to evaluate", positional=True)
     model: str = network_option("", "package.module:function, where the checkpoint holds a network of your own")
     backbone: str = network_option("", "encoder of a file of segmentation_models_pytorch whose keys do not tell it")
@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if config.submission and not config.save_pred:
         raise UserError("--submission needs --save-pred DIR: where the predictions go")
     loaded = load_network(config)
-    config = compute_as_trained(config, loaded.card)
+    config = take_precision_from_training(config, loaded.card)
     with start_runtime(config) as runtime:
         name, dataset = open_dataset(config, loaded)
         runtime.agree(lambda: check_outputs(config, dataset))
@@ -157,7 +157,7 @@ def load_network(config: EvalConfig) -> LoadedNetwork:
     return loaded.with_label_noise(**noise)
 
 
-def compute_as_trained(config: EvalConfig, card: Card) -> EvalConfig:
+def take_precision_from_training(config: EvalConfig, card: Card) -> EvalConfig:
     """Take precision, memory layout and compilation from the network's training where no flag says otherwise.
 
     The score is then the one of the validation, to the last digit.

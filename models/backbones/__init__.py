@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from models.backbones.hrnet import Fusion
+from models.backbones.hrnet import HRModule
 from models.backbones.stdc import BLOCKS, build_stdc_backbone
 from utils.errors import UserError, get_first_line, suggest_nearest
 
@@ -64,7 +64,7 @@ def _build_hrnet(name: str, output_stride: int) -> nn.Module:
     backbone = _create_timm_network(name, feature_location="")
     for stage in (backbone.stage2, backbone.stage3, backbone.stage4):
         for i, module in enumerate(stage):
-            stage[i] = Fusion(module)
+            stage[i] = HRModule(module)
     if output_stride == FULL_OUTPUT_STRIDE:
         # Only the maps from stride 8 on are read, so these layers get no gradient, for which DDP would wait.
         backbone.stage4[-1].fuse_layers[0].requires_grad_(False)

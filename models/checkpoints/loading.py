@@ -39,7 +39,7 @@ from utils.user_code import is_user_name
 RELEASE_NOISE = {"codes": "random", "pixel_std": 0.03, "scale": CONVENTIONS["bgr_mean"].label_scale}
 NO_OPTIONS = "a plain state dict does not say the options of its decoder and encoder"  # of segmentation_models_pytorch
 # what build_model raises for arguments of wrong kinds or out of range
-BUILD_FAILURES = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+ARGUMENT_FAILURES = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 class LoadedNetwork(NamedTuple):
@@ -203,7 +203,7 @@ def _load_own_file(content: dict[str, Any], path: str | Path, model_flag: str) -
             model = build_user_network(**card.arch, flag=model_flag)
         else:
             model = build_model(**card.arch)
-    except BUILD_FAILURES as error:
+    except ARGUMENT_FAILURES as error:
         raise UserError(f"{path} does not say which network it holds: {error}") from error
     checkpoint.load_weights(model, content["model"], path)
     return LoadedNetwork(model.eval(), card)

@@ -26,7 +26,7 @@ RESNETS = {
 }
 STDCS = {blocks: name for name, blocks in BLOCKS.items()}
 # keys of the convolution that sees the image, without the backbone's prefix
-STEMS = ("conv1.0.weight", "conv1.weight", "conv_stem.weight", "encoder.stages.0.conv.weight")
+BACKBONE_STEM_KEYS = ("conv1.0.weight", "conv1.weight", "conv_stem.weight", "encoder.stages.0.conv.weight")
 CLASSIFIER = "main.classifier.weight"
 AUX_CLASSIFIER = "aux.0.classifier.weight"
 CLASSIFIER_KEY = re.compile(r"(main|aux\.0)\.classifier\.(weight|bias)")
@@ -81,7 +81,7 @@ def recognise_network(weights: Mapping[str, Tensor], source: str) -> Recognised:
     ours = drop_unrelated_auxiliary(ours, source)
     _require_convolutions(ours, format_name, source)
     body = _strip_prefix(ours, "backbone.")
-    stem = next((body[key] for key in STEMS if key in body), None)
+    stem = next((body[key] for key in BACKBONE_STEM_KEYS if key in body), None)
     if stem is None:
         known = "ResNet, STDC, HRNet, CIRKD's MobileNetV2"
         raise UserError(f"{source}: this {format_name} file is incomplete, or its backbone is none of {known}")
@@ -123,7 +123,7 @@ def _require_convolutions(weights: Mapping[str, Tensor], name: str, source: str)
         UserError: one of them does not have four dimensions.
     """
     width_keys = [key for key, _ in WIDTHS.values()]
-    for key in (*(f"backbone.{stem}" for stem in STEMS), *width_keys):
+    for key in (*(f"backbone.{stem}" for stem in BACKBONE_STEM_KEYS), *width_keys):
         if key in weights and weights[key].ndim != 4:
             raise UserError(f"{source} is damaged: {key} of this {name} file is not the weight of a convolution")
 

@@ -16,7 +16,8 @@ from utils.errors import UserError, lookup
 SOURCE = "segmentation_models_pytorch"
 ADVICE = "--backbone NAME says it, in eval.py or once in scripts/deploy/export_safetensors.py"
 
-STEMS = ("encoder.conv1.weight", "encoder.patch_embed1.proj.weight")  # of the library's ResNets and Mix Transformers
+# keys of the convolution that sees the image, in the library's ResNets and Mix Transformers
+ENCODER_STEM_KEYS = ("encoder.conv1.weight", "encoder.patch_embed1.proj.weight")
 # beginning of a key -> the decoder that has such a key; the first that matches is taken
 DECODER_KEYS = {
     "decoder.blocks.x_0_0.": "smp_unetplusplus",
@@ -107,7 +108,7 @@ def recognise_smp(
         if backbone not in ("", saved_backbone):
             raise UserError(f"--backbone {backbone}: the encoder of {source} is {saved_backbone}, says its config.json")
         backbone = saved_backbone
-    backbone = backbone or _recognise_backbone(weights, source)
+    backbone = backbone or _recognise_encoder(weights, source)
     is_of_timm = not backbone.startswith(OWN_PREFIX)
     if is_of_timm and not any(key.startswith("encoder.model.") for key in weights):
         weights = rename(weights, OLD_TIMM_ENCODERS)
@@ -126,7 +127,7 @@ def _require_rgb(weights: Mapping[str, Tensor], saved: Mapping[str, Any], source
         UserError: it sees more or fewer.
     """
     channels = saved.get("in_channels", 3)
-    for key in STEMS:
+    for key in ENCODER_STEM_KEYS:
         if key in weights and weights[key].ndim == 4:
             channels = weights[key].shape[1]
     if channels != 3:
@@ -192,7 +193,7 @@ def _read_backbone_name(saved: Mapping[str, Any], source: str) -> str:
     return name.removeprefix("tu-") if name.startswith("tu-") else OWN_PREFIX + name
 
 
-def _recognise_backbone(weights: Mapping[str, Tensor], source: str) -> str:
+def _recognise_encoder(weights: Mapping[str, Tensor], source: str) -> str:
     """Return this project's name of the encoder, from its keys and shapes.
 
     Raises:
