@@ -66,14 +66,14 @@ def test_value_and_gradient_are_pytorch_s(smoothing, deterministic):
     torch.testing.assert_close(logits.grad, gradient, rtol=1e-6, atol=1e-12)
 
 
-@pytest.mark.parametrize("threshold", [0.7, None])
-def test_ohem_weights_the_pixels_that_are_hard_without_weights(threshold):
+@pytest.mark.parametrize(("threshold", "min_kept"), [(0.7, 1), (0.0, 100)])
+def test_ohem_weights_the_pixels_that_are_hard_without_weights(threshold, min_kept):
     logits, label = batch()
     log_p, y = log_softmax_at_label_size(logits, label), label[label != 255].numpy()
     losses = -log_p[np.arange(len(y)), y]
     hard = losses > -np.log(0.7) if threshold else losses >= np.sort(losses)[-200]
     assert 0 < hard.sum() < len(y)
-    loss = ohem_loss(logits, label, False, threshold, 100 if threshold is None else 1, class_weights=WEIGHTS)
+    loss = ohem_loss(logits, label, False, threshold, min_kept, class_weights=WEIGHTS)
     assert loss.item() == pytest.approx((WEIGHTS.numpy()[y] * losses * hard).sum() / label.numel(), rel=1e-9)
 
 
