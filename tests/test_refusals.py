@@ -69,7 +69,7 @@ def test_other_settings_are_listed_in_a_sentence():
 
 
 def network(names):
-    return SimpleNamespace(num_classes=len(names), class_names=names)
+    return SimpleNamespace(num_classes=len(names), class_names=names, has_single_logit=False)
 
 
 def test_a_teacher_of_other_classes_is_refused(capsys):
@@ -86,7 +86,7 @@ def test_names_of_another_spelling_are_listed_and_no_error(capsys):
     told = "warning: T has other class names than camvid (2: 'column_pole', here 'pole')\n"
     assert capsys.readouterr().err == told
     for known in (CAMVID.names, [], [name.upper() for name in CAMVID.names]):
-        same = SimpleNamespace(num_classes=11, class_names=known)
+        same = SimpleNamespace(num_classes=11, class_names=known, has_single_logit=False)
         require_classes(same, CAMVID, "camvid", "T", allow_other_names=False)
     assert capsys.readouterr().err == ""
 

@@ -13,17 +13,11 @@ from torch import Tensor
 from models.architectures import build_model
 from models.backbones import find_stem_convs, narrow_stem, widen_stem
 from models.checkpoints import reading
-from models.checkpoints.card import Card, read_card
+from models.checkpoints.card import SINGLE_LOGIT, Card, read_card
 from models.checkpoints.formats import FORMATS, MMSEG, unwrap
 from models.checkpoints.imagenet import load_base
-from models.checkpoints.recognition import (
-    CLASSIFIER,
-    OPTIONAL,
-    MmsegRecord,
-    describe_single_logit,
-    read_mmseg_record,
-    recognise_network,
-)
+from models.checkpoints.mmseg_meta import MmsegRecord, read_mmseg_record
+from models.checkpoints.recognition import CLASSIFIER, OPTIONAL, recognise_network
 from models.checkpoints.smp_files import SOURCE as SMP_SOURCE
 from models.checkpoints.smp_files import is_smp, recognise_smp
 from models.label_noise import LabelNoise, list_fitting_codes
@@ -217,15 +211,16 @@ def _load_foreign_file(content: Mapping[str, Any], source: str, assisted: bool, 
         return _load_smp(weights, smp_config, source, backbone)
     if CLASSIFIER in weights:
         raise UserError(f"{source} holds bare weights of this project; use the whole checkpoint (last.pth, best.pth)")
-    form, config, weights = recognise_network(weights, source)
-    family = FORMATS[form].family
+    network = recognise_network(weights, source)
+    config = network.config
+    family = FORMATS[network.format].family
     record = MmsegRecord(align_corners=False, class_names=[], palette=[])
     if family is MMSEG:
         record = read_mmseg_record(content, config, source)
     if record.align_corners:
         config["align_corners"] = True
     model = build_model(**config)
-    _load_complete(model, weights, source)
+    _load_complete(model, network.weights, source)
     if config["in_channels"] == 4 and not assisted:
         narrow_stem(model.backbone)
         model.config["in_channels"] = 3
@@ -235,8 +230,8 @@ def _load_foreign_file(content: Mapping[str, Any], source: str, assisted: bool, 
         record.palette,
         pixels=family.pixels,
         label_noise=RELEASE_NOISE if model.config["in_channels"] == 4 else None,
-        source=form,
-        training=describe_single_logit(weights),
+        source=network.format,
+        training={SINGLE_LOGIT: True} if network.has_single_logit else {},
     )
     return LoadedNetwork(model.eval(), card)
 
@@ -277,7 +272,7 @@ def _load_smp(
         dict(model.config),
         pixels=network.pixels,
         source=SMP_SOURCE,
-        training=describe_single_logit(network.weights),
+        training={SINGLE_LOGIT: True} if network.has_single_logit else {},
     )
     return LoadedNetwork(model.eval(), card)
 

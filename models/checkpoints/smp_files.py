@@ -75,6 +75,7 @@ class SmpNetwork(NamedTuple):
     config: dict[str, Any]  # arguments of build_model
     weights: dict[str, Tensor]  # under this project's keys
     pixels: str  # the pixel convention that is assumed
+    has_single_logit: bool  # the classifier had one logit, of which two classes were made
 
 
 def is_smp(weights: Mapping[str, Tensor], saved: Mapping[str, Any] | None) -> bool:
@@ -114,10 +115,10 @@ def recognise_smp(
         weights = rename(weights, OLD_TIMM_ENCODERS)
     weights = rename(weights, KEY_TABLE)
     _require_classes(weights, saved, source)
-    weights = complete_single_logit(weights, source)
+    weights, has_single_logit = complete_single_logit(weights, source)
     classifier = weights[CLASSIFIER]
     config = {"arch": arch, "backbone": backbone, "num_classes": len(classifier), **_read_options(arch, saved, source)}
-    return SmpNetwork(config, weights, assume_pixels(backbone))
+    return SmpNetwork(config, weights, assume_pixels(backbone), has_single_logit)
 
 
 def _require_rgb(weights: Mapping[str, Tensor], saved: Mapping[str, Any], source: str) -> None:
