@@ -123,7 +123,7 @@ class SegmentationDataset(Dataset):
         """Read a label without its image: uint8 ``[H, W]``.
 
         Raises:
-            UserError: as ``read``.
+            UserError: the label cannot be read, or has an id that is no class.
         """
         image_path, label_path = self.pairs[index]
         # A missing label takes its size from the image, and a computed label is drawn together with its image.
@@ -138,7 +138,7 @@ class SegmentationDataset(Dataset):
         workers: number of threads that read files; at least one is used.
 
         Raises:
-            UserError: as ``read``.
+            UserError: a label cannot be read, or has an id that is no class.
         """
         classes = len(self.spec.names)
 
@@ -152,7 +152,7 @@ class SegmentationDataset(Dataset):
         """Return an image, uint8 ``[3, H, W]``, and its label, uint8 ``[H, W]``, as tensors of their own.
 
         Raises:
-            UserError: as ``read``.
+            UserError: a file cannot be read, image and label differ in size, or the label has an id that is no class.
         """
         return _copy_to_tensors(*self.read(index))
 

@@ -50,7 +50,11 @@ def require_classes(
 
 
 def _check_single_logit(network: Classes, spec: DatasetSpec, name: str, source: str, allow_other_names: bool) -> None:
-    """Warn about or refuse a network of one logit whose file has no class names. The arguments are those above."""
+    """Warn about or refuse a network of one logit whose file has no class names.
+
+    Raises:
+        UserError: there is such a network, and ``allow_other_names`` is false.
+    """
     if not network.has_single_logit or network.class_names:
         return
     first, second = spec.names[:2]

@@ -276,7 +276,7 @@ def _replace_criterion(supervision: Sequence[Supervision], criterion: str) -> li
     """Give every map of classes the criterion of ``--task-loss``.
 
     Raises:
-        UserError: it is not a sum of CLASS_CRITERIA.
+        UserError: the criterion is not a sum of CLASS_CRITERIA.
     """
     _split_criteria(criterion, CLASS_CRITERIA, "loss in --task-loss")
     return [s._replace(kind=criterion) if s.kind in CLASS_CRITERIA else s for s in supervision]

@@ -93,7 +93,7 @@ def _find_architecture(name: str) -> Callable[..., Segmentor]:
     """Return the function of an architecture.
 
     Raises:
-        UserError: there is none of this name; the message names the nearest one.
+        UserError: no architecture has this name. The message names the nearest one.
     """
     if name in ARCHITECTURES:
         return ARCHITECTURES[name]

@@ -96,7 +96,7 @@ def list_decoder_options(arch: str) -> tuple[str, ...]:
 def build_smp(arch: str, backbone: str, num_classes: int, **options: Any) -> "PaddedSegmentor":
     """Build a decoder of the library on one of its encoders, with random weights and three input channels.
 
-    options: see ``list_decoder_options``.
+    options: arguments of the library's constructor that ``list_decoder_options`` names.
 
     Raises:
         UserError: the backbone is unknown, this decoder cannot read it, or an option is wrong.

@@ -138,7 +138,8 @@ def load_one_of_several(path: str | Path, assisted: bool = False, model: str = "
     without it.
 
     Raises:
-        UserError: as ``from_checkpoint``.
+        UserError: the file is missing, damaged or unknown, its weights do not fit, or ``model`` is not the function
+            that it names.
     """
     needs_function = is_user_network(read_network_name(path))
     return from_checkpoint(path, assisted, model=model if needs_function else "")
@@ -190,7 +191,14 @@ def _require_same_network(held: str, path: str | Path, model: str, flag: str) ->
 
 
 def _load_own_file(content: dict[str, Any], path: str | Path, model_flag: str) -> LoadedNetwork:
-    """Load a checkpoint of this project. See ``from_checkpoint``, also for what it raises."""
+    """Load a checkpoint of this project.
+
+    content: of the file ``path``. model_flag: the flag that names a user's function, for messages.
+
+    Raises:
+        UserError: the checkpoint is of another version or incomplete, its network cannot be built, or its weights do
+            not fit.
+    """
     card = read_card(content, path)
     try:
         if is_user_network(card.arch.get("arch")):
@@ -204,7 +212,13 @@ def _load_own_file(content: dict[str, Any], path: str | Path, model_flag: str) -
 
 
 def _load_foreign_file(content: Mapping[str, Any], source: str, assisted: bool, backbone: str) -> LoadedNetwork:
-    """Load another project's file. See ``from_checkpoint``, also for what it raises."""
+    """Load another project's file.
+
+    content: of the file. source: the file, for messages. assisted, backbone: the arguments of ``from_checkpoint``.
+
+    Raises:
+        UserError: the format or the network is unknown, or the weights do not fit.
+    """
     weights = unwrap(content, source)
     smp_config = content.get(reading.SMP_ENTRY)
     if is_smp(weights, smp_config):
@@ -254,7 +268,10 @@ def _load_smp(
 ) -> LoadedNetwork:
     """Load a network of segmentation_models_pytorch. Print what is assumed because its files do not say it.
 
-    The arguments are those of ``recognise_smp``, also for what it raises.
+    weights, saved, source, backbone: the arguments of ``recognise_smp``.
+
+    Raises:
+        UserError: decoder, encoder or a setting of the network is unknown, or the weights do not fit.
     """
     network = recognise_smp(weights, saved, source, backbone)
     model = build_model(**network.config)
@@ -280,8 +297,8 @@ def _load_smp(
 def initialise(model: Segmentor | UserNetwork, pretrained_base: str, pretrained: str, pixels: str) -> str:
     """Load the weights from which a training starts. Return in words which they are.
 
-    pretrained: a checkpoint of the whole network. pretrained_base: weights of the backbone, see ``load_base``. If both
-    are empty, the network keeps its random weights. pixels: the pixel convention of the run.
+    pretrained: a checkpoint of the whole network. pretrained_base: weights of the backbone, the argument of
+    ``load_base``. If both are empty, the network keeps its random weights. pixels: the pixel convention of the run.
 
     Raises:
         UserError: the file is of another network, other classes or another pixel convention.
@@ -298,9 +315,10 @@ def initialise(model: Segmentor | UserNetwork, pretrained_base: str, pretrained:
 
 
 def _load_whole_network(model: Segmentor, pretrained: str, pixels: str) -> None:
-    """Load a checkpoint into a network. See ``initialise``, also for what it raises.
+    """Load a checkpoint into a network. Label planes that the checkpoint does not read keep their random weights.
 
-    If the network reads label planes and the checkpoint does not, the planes keep their random weights.
+    Raises:
+        UserError: the checkpoint is of another network, other classes or another pixel convention.
     """
     needs_planes = model.config["in_channels"] > 3
     loaded = from_checkpoint(pretrained, assisted=needs_planes, backbone=model.config["backbone"])
@@ -318,7 +336,7 @@ def _require_same_config(own: Mapping[str, Any], other: Mapping[str, Any], pretr
     """Check that two networks differ in nothing but their input channels.
 
     Raises:
-        UserError: they differ in something else.
+        UserError: the networks have another architecture, backbone, width or number of classes.
     """
     # CIRKD's DeepLabV3 differs from LAD's in dropout alone, which has no weights
     own = {**own, "arch": own["arch"].removesuffix("_cirkd1")}
@@ -335,7 +353,7 @@ def _require_pixels(card: Card, pretrained: str, pixels: str) -> None:
     """Check that a checkpoint was trained on the pixel convention of this run.
 
     Raises:
-        UserError: it was trained on another one.
+        UserError: the checkpoint was trained on another pixel convention.
     """
     if card.pixels != pixels:
         raise UserError(f"--pretrained {pretrained} was trained on other pixels: use --pixels {card.pixels}")

@@ -63,7 +63,7 @@ def _require_known_settings(text: str, source: str) -> None:
     """Check the settings in MMSegmentation's configuration that change a network but no shape.
 
     Raises:
-        UserError: SHAPELESS_SETTINGS does not have the value of one.
+        UserError: a setting has a value that is not in SHAPELESS_SETTINGS.
     """
     for setting, known in SHAPELESS_SETTINGS.items():
         for value in re.findall(rf"\b{setting}=\(?([\d, ]+)", text):
@@ -77,7 +77,7 @@ def _require_known_pixels(text: str, source: str) -> None:
     """Check that MMSegmentation's configuration normalises images with ImageNet's mean and deviation, as RGB.
 
     Raises:
-        UserError: it has other numbers, or another order of channels.
+        UserError: the configuration has another mean or deviation, or BGR channels.
     """
     for setting, known in PIXEL_SETTINGS.items():
         for value in re.findall(rf"\b{setting}=[\[(]([\d.,\s]+)[\])]", text):

@@ -93,7 +93,7 @@ def _find_format(weights: Mapping[str, Tensor], source: str) -> str:
     """Return the key of FORMATS whose marker is in the file.
 
     Raises:
-        UserError: there is none.
+        UserError: the file has no marker of a known format.
     """
     for name, form in FORMATS.items():
         if form.marker in weights:
@@ -110,7 +110,7 @@ def _require_convolutions(weights: Mapping[str, Tensor], name: str, source: str)
     """Check that the weights whose shapes are read below are those of convolutions.
 
     Raises:
-        UserError: one of them does not have four dimensions.
+        UserError: such a weight does not have four dimensions.
     """
     width_keys = [key for key, _ in WIDTHS.values()]
     for key in (*(f"backbone.{stem}" for stem in BACKBONE_STEM_KEYS), *width_keys):
@@ -123,7 +123,7 @@ def _choose_config(config: dict[str, Any], archs: tuple[str, ...], weights: Mapp
 
     If none does, this is the first one, with widths read from the file.
 
-    config: the arguments without architecture and widths. archs: the candidates, see ``Format``.
+    config: the arguments without architecture and widths. archs: the architectures that the file may hold.
     """
     candidates = [{"arch": arch, **config} for arch in archs]
     shapes = _list_shapes(weights)
@@ -203,7 +203,7 @@ def _recognise_backbone(weights: Mapping[str, Tensor], family: Family, stem_widt
     """Return the name of a backbone. ``weights`` have no prefix; ``stem_width`` is the width of the first convolution.
 
     Raises:
-        UserError: its numbers of blocks or its stem are those of no network here.
+        UserError: the numbers of blocks or the stem of the backbone are those of no network here.
     """
     if "blocks.0.0.conv_dw.weight" in weights:
         return "mobilenetv2_100"
@@ -231,7 +231,7 @@ def _look_up(table: Mapping[Any, Any], key: Any, description: str, source: str) 
     """Return ``table[key]``.
 
     Raises:
-        UserError: there is no such key; ``description`` says in words what the file has.
+        UserError: the table has no such key. ``description`` says in words what the file has, for the message.
     """
     if key not in table:
         raise UserError(f"{source} has {description}: incomplete, or not a network this project has")

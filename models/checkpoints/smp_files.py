@@ -125,7 +125,7 @@ def _require_rgb(weights: Mapping[str, Tensor], saved: Mapping[str, Any], source
     """Check that the network sees three channels, by config.json or by the first convolution of usual encoders.
 
     Raises:
-        UserError: it sees more or fewer.
+        UserError: the network sees more or fewer channels.
     """
     channels = saved.get("in_channels", 3)
     for key in ENCODER_STEM_KEYS:
@@ -139,7 +139,7 @@ def _require_classes(weights: Mapping[str, Tensor], saved: Mapping[str, Any], so
     """Check that config.json and the classifier have the same number of classes.
 
     Raises:
-        UserError: they have not, or there is no classifier.
+        UserError: the numbers differ, or there is no classifier.
     """
     if CLASSIFIER not in weights:
         raise UserError(f"{source} is incomplete: a network of {SOURCE} without its classifier")
@@ -198,7 +198,7 @@ def _recognise_encoder(weights: Mapping[str, Tensor], source: str) -> str:
     """Return this project's name of the encoder, from its keys and shapes.
 
     Raises:
-        UserError: they do not tell the encoder.
+        UserError: keys and shapes do not tell the encoder.
     """
     if any(key.startswith("encoder.model.") for key in weights):
         raise UserError(f"{source} does not say which of timm's networks its encoder is: {ADVICE}")
