@@ -25,11 +25,11 @@ from datasets import build_dataset_for_network
 from datasets.base import SegmentationDataset
 from engine.evaluator import evaluate
 from engine.metrics import ASSISTED, Metrics
-from engine.protocol import Protocol
+from engine.protocol import EvalProtocol
 from engine.recipes import load_recipe
 from engine.runtime import Runtime, start_runtime
 from models.checkpoints.card import Card
-from models.checkpoints.loading import Loaded, from_checkpoint
+from models.checkpoints.loading import LoadedNetwork, from_checkpoint
 from models.checkpoints.reading import list_checkpoint_files
 from models.prediction import Predictor
 from utils.colors import blend_classes, make_palette_picture, save_png
@@ -48,7 +48,7 @@ machine_option = partial(option, group="machine", affects=COMPUTING)
 
 
 @dataclass(frozen=True)
-class EvalConfig(Protocol):
+class EvalConfig(EvalProtocol):
     pretrained: str = network_option("", "checkpoint to evaluate", positional=True)
     model: str = network_option("", "package.module:function, where the checkpoint holds a network of your own")
     backbone: str = network_option("", "encoder of a file of segmentation_models_pytorch whose keys do not tell it")
@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if config.submission and not config.save_pred:
         raise UserError("--submission needs --save-pred DIR: where the predictions go")
     loaded = load_network(config)
-    config = compute_as_trained(config, loaded.card)
+    config = take_precision_from_training(config, loaded.card)
     with start_runtime(config) as runtime:
         name, dataset = open_dataset(config, loaded)
         runtime.on_rank0(check_outputs, config, dataset)
@@ -138,7 +138,7 @@ def check_outputs(config: EvalConfig, dataset: SegmentationDataset) -> None:
         require_writable(path.parent if flag in files else path, f"{flag} {given}")
 
 
-def load_network(config: EvalConfig) -> Loaded:
+def load_network(config: EvalConfig) -> LoadedNetwork:
     """Load the checkpoint, and replace its label noise by what the flags say.
 
     Raises:
@@ -151,14 +151,14 @@ def load_network(config: EvalConfig) -> Loaded:
     loaded = from_checkpoint(config.pretrained, assisted=bool(noise), backbone=config.backbone, model=config.model)
     if not noise:
         return loaded
-    if not loaded.card.label_noise:
+    if not loaded.card.reads_label:
         raise UserError(
             f"--label-codes, --label-std, --code-std and --without-label: {config.pretrained} sees the image only"
         )
     return loaded.with_label_noise(**noise)
 
 
-def compute_as_trained(config: EvalConfig, card: Card) -> EvalConfig:
+def take_precision_from_training(config: EvalConfig, card: Card) -> EvalConfig:
     """Take precision, memory layout and compilation from the network's training where no flag says otherwise.
 
     The score is then the one of the validation, to the last digit.
@@ -175,14 +175,14 @@ def compute_as_trained(config: EvalConfig, card: Card) -> EvalConfig:
     return replace(config, **changes)
 
 
-def open_dataset(config: EvalConfig, loaded: Loaded) -> tuple[str, SegmentationDataset]:
+def open_dataset(config: EvalConfig, loaded: LoadedNetwork) -> tuple[str, SegmentationDataset]:
     """Return the name and the images of the data set that the network is scored on.
 
     Raises:
         UserError: flags or data set do not fit the network.
     """
     card = loaded.card
-    if config.draws > 1 and loaded.noise is None:
+    if config.draws > 1 and not card.reads_label:
         raise UserError(f"--draws: {config.pretrained} sees the image only")
     if config.classes not in (None, card.num_classes):
         raise UserError(f"--classes {config.classes}: {config.pretrained} has {card.num_classes}")
@@ -191,12 +191,14 @@ def open_dataset(config: EvalConfig, loaded: Loaded) -> tuple[str, SegmentationD
     return build_dataset_for_network(card, dataset, data, config.split, config.pretrained, config.other_class_names)
 
 
-def score_network(config: EvalConfig, loaded: Loaded, dataset: SegmentationDataset, runtime: Runtime) -> list[Metrics]:
+def score_network(
+    config: EvalConfig, loaded: LoadedNetwork, dataset: SegmentationDataset, runtime: Runtime
+) -> list[Metrics]:
     """Score the network once for each draw of label noise; write the predictions of the first, if that is asked for."""
     model = runtime.place(loaded.model)
     if runtime.compile:
         model.compile()
-    noise = loaded.noise
+    noise = loaded.build_label_noise()
     if noise is not None:
         noise = runtime.place(noise)
     predictor = Predictor(model, loaded.convention, noise, **config.get_view_options(), precision=runtime.precision)
@@ -219,7 +221,7 @@ def score_network(config: EvalConfig, loaded: Loaded, dataset: SegmentationDatas
 
 
 def make_result(
-    config: EvalConfig, loaded: Loaded, dataset: str, names: Sequence[str], scores: Sequence[Metrics]
+    config: EvalConfig, loaded: LoadedNetwork, dataset: str, names: Sequence[str], scores: Sequence[Metrics]
 ) -> dict[str, Any]:
     """Return what the JSON file holds."""
     card = loaded.card
@@ -229,8 +231,8 @@ def make_result(
         "model": card.arch,
         "dataset": dataset,
         "split": config.split,
-        "protocol": describe_protocol(config, loaded.noise is not None),
-        "label_assisted": loaded.noise is not None,
+        "protocol": describe_protocol(config, card.reads_label),
+        "label_assisted": card.reads_label,
         **scores[0].as_dict(names, config.absent_as_zero),
     }
     if len(scores) > 1 and result["miou"] is not None:

@@ -30,7 +30,7 @@ from engine.trainer import load_data, train
 from losses import WeightedLosses, build_kd, parse_losses
 from losses.task import TaskLoss
 from models import build_model
-from models.checkpoints.loading import Loaded, from_checkpoint, read_network_name
+from models.checkpoints.loading import LoadedNetwork, from_checkpoint, read_network_name
 from models.label_noise import LabelNoise
 from models.segmentor import Segmentor
 from models.user_networks import is_user_network
@@ -38,7 +38,8 @@ from utils.entry import run_main
 from utils.errors import UserError
 from utils.options import get_flag, parse_flags
 from utils.pixels import CONVENTIONS, PixelConvention
-from utils.types import Draw, Output
+from utils.seeding import RowGenerator
+from utils.types import Output
 
 LABEL_FLAGS = ("label_codes", "label_std", "label_scale", "code_std")  # what an assisted teacher is shown
 
@@ -48,8 +49,8 @@ class StudentStep(Step):
 
     L = CE(z_S, y) + aux_weight * CE(a_S, y) + sum over losses i of w_i * KD_i(z_S, z_T)
 
-    where z_T = teacher(image, noise(y)) in eval mode without gradient, or teacher(image) when it has no ``noise``.
-    Without a teacher it is the baseline.
+    where z_T = teacher(image, noise(y)) in eval mode without gradient, or teacher(image) where the teacher sees the
+    image only. Without a teacher it is the baseline.
     """
 
     def __init__(
@@ -57,18 +58,20 @@ class StudentStep(Step):
         model: Segmentor,
         task: TaskLoss,
         teacher: Segmentor | None = None,
-        noise: LabelNoise | None = None,
+        teacher_noise: LabelNoise | None = None,
         kd: WeightedLosses | None = None,
         pixels: PixelConvention | None = None,
         teacher_pixels: PixelConvention | None = None,
     ) -> None:
-        """noise: makes the planes that the teacher sees beside the image. pixels, teacher_pixels: the conventions of
-        the student's and of the teacher's input. Without them the teacher sees the same image.
+        """Freeze the teacher and hold the losses.
+
+        teacher_noise: makes the label planes that the teacher sees beside the image. pixels, teacher_pixels: the
+        conventions of the student's and of the teacher's input. Without them the teacher sees the same image.
         """
         super().__init__()
         self.model = model
         self.task = task
-        self.noise = noise
+        self.teacher_noise = teacher_noise
         self.kd = kd
         self.pixels = pixels
         self.teacher_pixels = teacher_pixels
@@ -91,35 +94,39 @@ class StudentStep(Step):
         return self
 
     def forward(
-        self, image: Tensor, label: Tensor, draw: Draw | None = None, pixel_divisor: Tensor | None = None
+        self,
+        image: Tensor,
+        label: Tensor,
+        generator: RowGenerator | None = None,
+        avg_factor: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Return loss, the terms of ``TaskLoss`` but for its sum, and each KD term as ``name`` and ``name_weighted``.
+        """Return loss, the terms of ``TaskLoss``, and each KD term as ``name`` and ``name_weighted``.
 
-        image: normalised, ``[B, 3, H, W]``. label: ``[B, H, W]``. draw: where the noise comes from, instead of torch's
-        global random state. pixel_divisor: see ``TaskLoss``.
+        image: normalised, ``[B, 3, H, W]``. label: ``[B, H, W]``. generator: draws the label noise. None: one is made
+        from torch's global random state. avg_factor: see ``TaskLoss``.
         """
         output = self.model(image)
-        task_terms = self.task(output, label, pixel_divisor)
-        loss = task_terms.pop("task")
+        loss, task_terms = self.task(output, label, avg_factor)
         if self.teacher is None:
             return {"loss": loss, **task_terms}
-        teacher_output = self.teach(image, label, draw)
+        teacher_output = self.teach(image, label, generator)
         distilled, kd_terms = self.kd(output, teacher_output, label)
         weighted_terms = self.kd.apply_weights(kd_terms)
         return {"loss": loss + distilled, **task_terms, **kd_terms, **weighted_terms}
 
     @torch.no_grad()
-    def teach(self, image: Tensor, label: Tensor, draw: Draw | None) -> Output:
+    def teach(self, image: Tensor, label: Tensor, generator: RowGenerator | None) -> Output:
         """Return the teacher's output for a batch, in its own pixel convention and with its label noise."""
         if self.pixels is not None:
             image = self.pixels.translate(image, self.teacher_pixels)
-        if self.noise is not None:
-            draw = draw or Draw(int(torch.randint(2**62, ())))
-            image = self.noise.add_planes(image, label, draw)
+        if self.teacher_noise is not None:
+            if generator is None:
+                generator = RowGenerator.from_global_state()
+            image = self.teacher_noise.add_planes(image, label, generator)
         return self.teacher(image, with_aux=self.needs_teacher_aux)
 
 
-def load_teacher(config: StudentConfig, spec: DatasetSpec, label_flags: Sequence[str]) -> Loaded:
+def load_teacher(config: StudentConfig, spec: DatasetSpec, label_flags: Sequence[str]) -> LoadedNetwork:
     """Load the teacher; an assisted one gets the label noise of the student phase.
 
     label_flags: the flags of the label plane that the user gave.
@@ -136,9 +143,9 @@ def load_teacher(config: StudentConfig, spec: DatasetSpec, label_flags: Sequence
         teacher_model = config.model
     teacher = from_checkpoint(path, assisted=True, model=teacher_model, model_flag="--teacher-model")
     require_classes(teacher.card, spec, config.dataset, f"--teacher-pretrained {path}", config.other_class_names)
-    if teacher.card.label_noise is None and label_flags:
+    if not teacher.card.reads_label and label_flags:
         raise UserError(f"{', '.join(label_flags)}: --teacher-pretrained {path} sees the image only: leave them out")
-    if teacher.card.label_noise is None:
+    if not teacher.card.reads_label:
         return teacher
     return teacher.with_label_noise(
         codes=config.label_codes,
@@ -166,7 +173,8 @@ def build_step(config: StudentConfig, spec: DatasetSpec, label_flags: Sequence[s
     loaded = load_teacher(config, spec, label_flags)
     teacher = loaded.model
     kd = build_kd(config.kd, model.feature_channels, teacher.feature_channels, len(spec.names))
-    return StudentStep(model, task, teacher, loaded.noise, kd, CONVENTIONS[config.pixels], loaded.convention)
+    teacher_noise = loaded.build_label_noise()
+    return StudentStep(model, task, teacher, teacher_noise, kd, CONVENTIONS[config.pixels], loaded.convention)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

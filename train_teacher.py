@@ -34,7 +34,7 @@ from models.segmentor import Segmentor
 from utils.entry import run_main
 from utils.options import parse_flags
 from utils.pixels import CONVENTIONS
-from utils.types import Draw
+from utils.seeding import RowGenerator
 
 
 class TeacherStep(Step):
@@ -58,7 +58,7 @@ class TeacherStep(Step):
         """label_dropout: the share of images whose label plane is zero, in both paths."""
         super().__init__()
         self.model = model
-        self.noise = noise
+        self.label_noise = noise
         self.task = task
         self.label_dropout = label_dropout
         self.paths = 1 if single_path else 2
@@ -66,23 +66,25 @@ class TeacherStep(Step):
         if self.paths == 2 and distance.weights:
             self.consistency = Consistency(distance)
 
-    @property
-    def label_noise(self) -> LabelNoise:
-        """Return what turns labels into the planes that the teacher sees beside the image."""
-        return self.noise
-
     def forward(
-        self, image: Tensor, label: Tensor, draw: Draw | None = None, pixel_divisor: Tensor | None = None
+        self,
+        image: Tensor,
+        label: Tensor,
+        generator: RowGenerator | None = None,
+        avg_factor: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Return loss, task1, task2 and consistency (unweighted) of one batch.
 
-        image: normalised, ``[B, 3, H, W]``. label: ``[B, H, W]``. draw: where the noise comes from, instead of torch's
-        global random state. pixel_divisor: see ``TaskLoss``.
+        image: normalised, ``[B, 3, H, W]``. label: ``[B, H, W]``. generator: draws the label noise. None: one is made
+        from torch's global random state. avg_factor: see ``TaskLoss``.
         """
-        draw = draw or Draw(int(torch.randint(2**62, ())))
-        inputs = [self.noise.add_planes(image, label, draw, path, self.label_dropout) for path in range(self.paths)]
+        if generator is None:
+            generator = RowGenerator.from_global_state()
+        inputs = [
+            self.label_noise.add_planes(image, label, generator, path, self.label_dropout) for path in range(self.paths)
+        ]
         outputs = [self.model(x) for x in inputs]
-        terms = {f"task{p}": self.task(z, label, pixel_divisor)["task"] for p, z in enumerate(outputs, 1)}
+        terms = {f"task{p}": self.task(z, label, avg_factor)[0] for p, z in enumerate(outputs, 1)}
         loss = sum(terms.values())
         if self.consistency is not None:
             weighted, terms["consistency"] = self.consistency(*outputs, label)

@@ -88,7 +88,8 @@ def build_train_and_val(
     pad_color: RGB colour of a crop beyond the image. cache_gb: memory for decoded training samples.
 
     Raises:
-        UserError: as ``build_dataset``; the augmentation is unknown; or the scales are no range of tenths.
+        UserError: the data set or its files are not there, the augmentation is unknown, or the scales are no range of
+            tenths.
     """
     spec = get_dataset_spec(name, root, classes)
     augment = lookup(AUGMENTATIONS, augmentation, "augmentation")
@@ -110,7 +111,7 @@ def build_dataset_for_network(
     from, for messages. allow_other_names: as in ``require_classes``.
 
     Raises:
-        UserError: no data set is named, or its classes are not the network's; or as ``build_dataset``.
+        UserError: no data set is named, its classes are not the network's, or its files are not there.
     """
     if not dataset:
         raise UserError(f"{source} does not say its data set: give --dataset and --data")

@@ -17,14 +17,12 @@ from datasets.cache import SampleCache
 from datasets.files import Arrays, Pair, make_exists_check, read_files
 from datasets.ids import INVALID, IdMap, list_most_frequent
 from utils.errors import UserError
-from utils.seeding import derive_seed
+from utils.seeding import AUGMENTATION_STREAM, SHUFFLE_STREAM, derive_seed
 from utils.types import IGNORE_INDEX, Rgb
 
 Transform = Callable[[np.ndarray, np.ndarray, np.random.Generator], Arrays]
 MAX_LISTED = 5  # files or ids that an error message names; it counts the others
 # These numbers keep the random draws of the shuffle and of the augmentation apart.
-SHUFFLE_STREAM = 3
-AUGMENTATION_STREAM = 4
 
 
 @dataclass(frozen=True)
@@ -125,7 +123,7 @@ class SegmentationDataset(Dataset):
         """Read a label without its image: uint8 ``[H, W]``.
 
         Raises:
-            UserError: as ``read``.
+            UserError: the label cannot be read, or has an id that is no class.
         """
         image_path, label_path = self.pairs[index]
         # A missing label takes its size from the image, and a computed label is drawn together with its image.
@@ -140,7 +138,7 @@ class SegmentationDataset(Dataset):
         workers: number of threads that read files; at least one is used.
 
         Raises:
-            UserError: as ``read``.
+            UserError: a label cannot be read, or has an id that is no class.
         """
         classes = len(self.spec.names)
 
@@ -154,7 +152,7 @@ class SegmentationDataset(Dataset):
         """Return an image, uint8 ``[3, H, W]``, and its label, uint8 ``[H, W]``, as tensors of their own.
 
         Raises:
-            UserError: as ``read``.
+            UserError: a file cannot be read, image and label differ in size, or the label has an id that is no class.
         """
         return _copy_to_tensors(*self.read(index))
 

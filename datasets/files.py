@@ -54,7 +54,7 @@ def read_label(path: Path, indexed: bool = True, colored: bool = False) -> np.nd
     indexed: read grey and palette pictures as ids. colored: read other pictures as colours; otherwise they are refused.
 
     Raises:
-        UserError: as ``read_files``.
+        UserError: the file is missing, damaged, or of a kind that cannot be read exactly.
     """
     if path.suffix == ".mat" and indexed:
         return read_mat_field(path, "S").astype(np.int64)
@@ -149,7 +149,7 @@ def list_images(folder: Path, suffixes: Iterable[str] = IMAGE_SUFFIXES) -> list[
     """List the image files of a folder, sorted by name. Hidden files are left out.
 
     Raises:
-        UserError: there is no such folder.
+        UserError: the folder does not exist.
     """
     if not folder.is_dir():
         raise UserError(f"folder not found: {folder}")

@@ -189,7 +189,7 @@ def _read_classes_of_ids(file: DatasetFile, ids: Any, names: list[str]) -> dict[
     """Check the value of the key ``ids``. Return the class of each id.
 
     Raises:
-        UserError: it is no table of ids, names an unknown class, or leaves a class without an id.
+        UserError: the value is no table of ids, names an unknown class, or leaves a class without an id.
     """
     are_ids = isinstance(ids, dict) and all(map(_is_id, ids))
     file.require("ids", are_ids, "{id in the files, 0..65535: class, ...}")

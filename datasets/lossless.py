@@ -16,12 +16,12 @@ JPEG2000_TRANSFORM = 13  # bytes from that marker to the kind of wavelets, 0 for
 
 
 def require_lossless(path: Path, file: Image.Image, data: bytes) -> None:
-    """Check that a label's pixels are stored as they were.
+    """Check that a label is stored without loss.
 
     file: as PIL opened it. data: the file's content.
 
     Raises:
-        UserError: they are not.
+        UserError: the label is stored with loss (JPEG, lossy WebP, lossy JPEG 2000, ...).
     """
     kind = _find_loss(file, data)
     if kind:
@@ -29,7 +29,7 @@ def require_lossless(path: Path, file: Image.Image, data: bytes) -> None:
 
 
 def _find_loss(file: Image.Image, data: bytes) -> str:
-    """Return the name of what loses, or ""."""
+    """Return the name of the lossy compression of a picture, or "" if there is none."""
     if file.format in LOSSY_FORMATS:
         return LOSSY_FORMATS[file.format]
     if file.format == "TIFF":

@@ -15,6 +15,7 @@ class Classes(Protocol):
 
     num_classes: int
     class_names: Sequence[str]  # empty where the file lacks them
+    has_single_logit: bool  # its two classes were made of one logit
 
 
 def require_classes(
@@ -49,9 +50,12 @@ def require_classes(
 
 
 def _check_single_logit(network: Classes, spec: DatasetSpec, name: str, source: str, allow_other_names: bool) -> None:
-    """Warn about or refuse a network of one logit whose file has no class names. The arguments are those above."""
-    has_single_logit = getattr(network, "training", {}).get("single_logit")
-    if not has_single_logit or network.class_names:
+    """Warn about or refuse a network of one logit whose file has no class names.
+
+    Raises:
+        UserError: there is such a network, and ``allow_other_names`` is false.
+    """
+    if not network.has_single_logit or network.class_names:
         return
     first, second = spec.names[:2]
     problem = (

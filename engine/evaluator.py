@@ -16,8 +16,7 @@ from engine.runtime import Runtime
 from models.prediction import Predictor
 from utils.distributed import all_reduce
 from utils.errors import OutOfMemory, explain_out_of_memory
-from utils.seeding import derive_seed
-from utils.types import Draw
+from utils.seeding import RowGenerator, derive_seed
 
 
 def evaluate(
@@ -50,8 +49,8 @@ def evaluate(
     batches = load_eval_batches(dataset, workers, runtime, batch_size)
     with closing(batches), switch_to_eval(predictor.model), make_bar(dataset, runtime, progress) as bar:
         for image, label, indices in Lockstep(batches, should_stop):
-            draws = [Draw(derive_seed(seed, index)) for index in indices.tolist()]
-            predictions = predict_within_memory(predictor, image, label, draws)
+            generators = [RowGenerator(derive_seed(seed, index)) for index in indices.tolist()]
+            predictions = predict_within_memory(predictor, image, label, generators)
             for index, prediction, truth in zip(indices.tolist(), predictions, label, strict=True):
                 scores.add(index, prediction, truth)
                 if on_prediction is not None:
@@ -115,7 +114,9 @@ def update_bar(bar: tqdm, images: int, scores: Scores, mark: str) -> None:
         bar.set_postfix_str(f"mIoU so far {miou:.2f} %{mark}")
 
 
-def predict_within_memory(predictor: Predictor, image: Tensor, label: Tensor, draws: Sequence[Draw]) -> Tensor:
+def predict_within_memory(
+    predictor: Predictor, image: Tensor, label: Tensor, generators: Sequence[RowGenerator]
+) -> Tensor:
     """Predict the classes of a batch. If it does not fit in memory, predict one image after another.
 
     Raises:
@@ -125,12 +126,12 @@ def predict_within_memory(predictor: Predictor, image: Tensor, label: Tensor, dr
     message = f"out of memory for one image of {size}: --amp bf16, or eval.py's --window H W"
     try:
         with explain_out_of_memory(message):
-            return predictor.predict_classes(image, label, draws)
+            return predictor.predict_classes(image, label, generators)
     except OutOfMemory:
         pass  # the next attempt comes after this block, which still holds tensors of the failed one
     torch.cuda.empty_cache()
     classes = []
     with explain_out_of_memory(message):
-        for x, y, draw in zip(image.split(1), label.split(1), draws, strict=True):
-            classes.append(predictor.predict_classes(x, y, [draw]))
+        for x, y, generator in zip(image.split(1), label.split(1), generators, strict=True):
+            classes.append(predictor.predict_classes(x, y, [generator]))
         return torch.cat(classes)

@@ -10,10 +10,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 gather_into_tensor = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 
-def find_trained_norms(module: nn.Module) -> dict[str, _BatchNorm]:
-    """Return the BatchNorm layers that learn (not those of a frozen teacher), by name.
+def find_learnable_norms(module: nn.Module) -> dict[str, _BatchNorm]:
+    """Return the BatchNorm layers that learn, by name. They are those to replace by layers of another kind.
 
-    A layer without parameters is one of them: nothing says that it is frozen.
+    A layer whose parameters are frozen is left out, in a frozen teacher or where a user's network has frozen it. A
+    layer without parameters is one of them: nothing says that it is frozen. ``find_norms_in_training`` of
+    ``training_state`` asks something else: whose running statistics a forward pass changes.
     """
     norms = {name: part for name, part in module.named_modules() if isinstance(part, _BatchNorm)}
     return {
@@ -32,10 +34,12 @@ def has_trained_statistics(norm: _BatchNorm) -> bool:
 
 def replace_norms(module: nn.Module, kind: type[_BatchNorm]) -> None:
     """Replace the BatchNorm layers that learn by layers of ``kind``, with the same parameters and buffers."""
-    for name, norm in find_trained_norms(module).items():
+    for name, norm in find_learnable_norms(module).items():
         new = kind(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
-        for part in ("_parameters", "_buffers", "_modules"):
-            setattr(new, part, getattr(norm, part))
+        # the same tensors, so that the optimizer and the state dict keep them; timm's layers hold modules, too
+        new._parameters = norm._parameters
+        new._buffers = norm._buffers
+        new._modules = norm._modules
         parent, _, attribute = name.rpartition(".")
         setattr(module.get_submodule(parent), attribute, new.train(norm.training))
 

@@ -11,8 +11,8 @@ from engine.evaluator import predict_within_memory
 from engine.metrics import ASSISTED
 from models.prediction import Predictor
 from utils.colors import choose_strongest_plane, colorize, draw_error_map, paint_diverging
-from utils.seeding import derive_seed
-from utils.types import Draw, Rgb
+from utils.seeding import RowGenerator, derive_seed
+from utils.types import Rgb
 
 
 def make_preview(
@@ -36,13 +36,13 @@ def make_row(
     image, label = dataset.load_sample(index)
     device = next(predictor.model.parameters()).device
     labels = label[None].to(device)
-    draw = Draw(derive_seed(0, index))
-    prediction = predict_within_memory(predictor, image[None].to(device), labels, [draw])[0].cpu().numpy()
+    generator = RowGenerator(derive_seed(0, index))
+    prediction = predict_within_memory(predictor, image[None].to(device), labels, [generator])[0].cpu().numpy()
     row = {"image": image.permute(1, 2, 0).numpy(), "label": colorize(label.numpy(), palette)}
     title = "prediction"
     if predictor.noise is not None:
         title = f"prediction, {ASSISTED}"
-        plane = predictor.noise(labels, draw)[0].cpu().numpy()
+        plane = predictor.noise(labels, generator)[0].cpu().numpy()
         row["noised label"] = paint_diverging(choose_strongest_plane(plane))
     row[title] = colorize(prediction, palette)
     row["error"] = draw_error_map(prediction, label.numpy())

@@ -9,7 +9,7 @@ view_option = partial(option, group="evaluation")
 
 
 @dataclass(frozen=True)
-class Protocol:
+class EvalProtocol:
     """Hold the settings of evaluation that a recipe may give: the data set, and the others as ``eval.<name>``."""
 
     dataset: str = option("", "data set (default: the checkpoint's)", group="data")

@@ -16,7 +16,7 @@ import yaml
 
 from datasets import DATASETS
 from datasets.base import DatasetSpec
-from engine.protocol import Protocol
+from engine.protocol import EvalProtocol
 from models.architectures import ARCHITECTURES
 from utils.files import write_text
 from utils.options import COMPUTING, NOTHING, RESULT, list_marked, option
@@ -225,7 +225,7 @@ class StudentConfig(TrainConfig):
 
 # A recipe may prefix a key with the role it is for: "student.lr: 0.001".
 TRAINED = {"teacher": TeacherConfig, "student": StudentConfig, "baseline": StudentConfig}
-ROLES: dict[str, type] = {**TRAINED, "eval": Protocol}
+ROLES: dict[str, type] = {**TRAINED, "eval": EvalProtocol}
 
 
 def list_settings_without_effect(config_class: type) -> set[str]:

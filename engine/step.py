@@ -2,29 +2,25 @@
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 
 class Step(nn.Module):
     """Compute the losses of one training step. The step holds the network ``model`` that is trained, and the losses.
 
-    ``forward(image, label, draw, pixel_divisor)`` takes a normalised image ``[B, 3, H, W]``, its label ``[B, H, W]``,
-    the source of random numbers, and the divisor that ``losses.task.TaskLoss`` explains. It returns
-    ``{"loss": ..., named terms}``. DDP wraps the whole step. So losses with parameters are synchronised and optimised
-    with the network.
+    ``forward(image, label, generator, avg_factor)`` takes a normalised image ``[B, 3, H, W]``, its label
+    ``[B, H, W]``, the ``RowGenerator`` of the label noise, and the divisor that ``losses.task.TaskLoss`` explains. It
+    returns ``{"loss": ..., named terms}``. DDP wraps the whole step. So losses with parameters are synchronised and
+    optimised with the network.
     """
 
     model: nn.Module
-    task: nn.Module
+    task: nn.Module  # a ``losses.task.TaskLoss``
 
-    def compute_pixel_divisor(self, label: Tensor) -> Tensor:
-        """Compute the divisor of the task loss, whose sum is over this rank's pixels; see ``losses.task.TaskLoss``."""
-        return self.task.compute_pixel_divisor(label)
-
-    @property
-    def label_noise(self) -> nn.Module | None:
-        """Return the module that turns labels into input planes of ``model``; None for an image-only network."""
-        return None
+    def __init__(self) -> None:
+        super().__init__()
+        # Turns labels into input planes of ``model``. A subclass sets it; None is for a network that sees images only.
+        self.label_noise: nn.Module | None = None
 
     def list_networks(self) -> list[nn.Module]:
         """Return ``model`` and the frozen networks that help it."""

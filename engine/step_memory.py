@@ -16,13 +16,13 @@ from engine.settings import TrainConfig
 from engine.step import Step
 from utils.distributed import without_peers
 from utils.pixels import CONVENTIONS
-from utils.types import Draw
+from utils.seeding import RowGenerator
 
 SMALL = 2**18  # pixels a step: with fewer it fits into any memory, and the estimate would take longer than the step
 
 
-class EmptyDraw(Draw):
-    """A draw for tensors without content: nothing is drawn."""
+class EmptyRowGenerator(RowGenerator):
+    """A generator for tensors without content: it draws nothing."""
 
     def normal(self, values: Tensor, stream: int) -> Tensor:
         """Return the values as they are."""
@@ -112,10 +112,10 @@ def measure_passing_bytes(step: Step, tensors: list[Tensor], settings: TrainConf
 def run_first_parts(counted: nn.Module, image: Tensor, label: Tensor, settings: TrainConfig, runtime: Runtime) -> None:
     """Compute gradients of the first two parts of a batch. Later parts need as much memory as the second."""
     parts = settings.accumulate
-    pixel_divisor = counted.compute_pixel_divisor(label) / parts
+    avg_factor = counted.task.compute_avg_factor(label) / parts
     first_parts = list(zip(image.chunk(parts), label.chunk(parts), strict=True))[:2]
     for x, y in first_parts:
         with runtime.autocast():
             inputs = CONVENTIONS[settings.pixels].normalize(x)
-            terms = counted(inputs, y.long(), EmptyDraw(0), pixel_divisor)
+            terms = counted(inputs, y.long(), EmptyRowGenerator(0), avg_factor)
         terms["loss"].backward()

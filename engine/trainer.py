@@ -33,8 +33,7 @@ from utils.distributed import all_reduce, broadcast_values
 from utils.errors import UserError
 from utils.memory import GIB, count_sharers, get_free_memory, require_memory
 from utils.pixels import CONVENTIONS
-from utils.seeding import derive_seed
-from utils.types import Draw
+from utils.seeding import DROPOUT_STREAM, LABEL_NOISE_STREAM, RowGenerator, derive_seed
 
 INPUT_BYTES = 3 * 4 + 8 + 1  # of a pixel: normalised image, label, weight
 COUNT_PIXELS = "scripts/data/check_data.py counts the pixels of each"
@@ -280,7 +279,7 @@ class Trainer:
         """
         state = self.state
         self.set_learning_rate()
-        torch.manual_seed(derive_seed(self.settings.seed, 1, state.iteration, self.runtime.rank))  # dropout
+        torch.manual_seed(derive_seed(self.settings.seed, DROPOUT_STREAM, state.iteration, self.runtime.rank))
         state.optimizer.zero_grad(set_to_none=True)
         if not state.scaler.is_enabled():
             terms = self.backward_in_parts(image, label)
@@ -333,16 +332,16 @@ class Trainer:
             UserError: BatchNorm sees a single value per channel.
         """
         parts = self.settings.accumulate
-        pixel_divisor = self.step.compute_pixel_divisor(label) / parts
-        self.labelled_pixels.add_(pixel_divisor)
-        seed = derive_seed(self.settings.seed, 2, self.state.iteration)
+        avg_factor = self.step.task.compute_avg_factor(label) / parts
+        self.labelled_pixels.add_(avg_factor)
+        seed = derive_seed(self.settings.seed, LABEL_NOISE_STREAM, self.state.iteration)
         row = self.runtime.rank * self.images_per_rank
         means: dict[str, Tensor] = {}
         for part, (x, y) in enumerate(zip(image.chunk(parts), label.chunk(parts), strict=True)):
-            draw = Draw(seed, row + part * len(x))
+            generator = RowGenerator(seed, row + part * len(x))
             with self.delay_gradient_sync(is_last=part + 1 == parts):
                 with self.runtime.autocast():
-                    terms = self.forward(x, y, draw, pixel_divisor)
+                    terms = self.forward(x, y, generator, avg_factor)
                 self.state.scaler.scale(terms["loss"] / parts).backward()
             for name, term in terms.items():
                 means[name] = means.get(name, 0) + term.detach() / parts
@@ -354,14 +353,14 @@ class Trainer:
             return nullcontext()
         return self.wrapped.no_sync()
 
-    def forward(self, image: Tensor, label: Tensor, draw: Draw, pixel_divisor: Tensor) -> dict[str, Tensor]:
+    def forward(self, image: Tensor, label: Tensor, generator: RowGenerator, avg_factor: Tensor) -> dict[str, Tensor]:
         """Compute the terms of a part of the batch.
 
         Raises:
             UserError: BatchNorm sees a single value per channel.
         """
         try:
-            return self.wrapped(self.convention.normalize(image), label.long(), draw, pixel_divisor)
+            return self.wrapped(self.convention.normalize(image), label.long(), generator, avg_factor)
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise

@@ -173,7 +173,11 @@ def choose_frozen_norms(step: Step) -> list[str]:
 
 
 def find_norms_in_training(step: Step) -> dict[str, _BatchNorm]:
-    """Find the BatchNorm layers of the step by name, without those of frozen networks."""
+    """Find the BatchNorm layers whose running statistics a forward pass changes, by name.
+
+    They are those outside the frozen networks. One whose parameters a user's network has frozen is among them, because
+    its statistics change nevertheless; ``find_learnable_norms`` of ``norms`` leaves it out.
+    """
     frozen_networks = [network for network in step.list_networks() if network is not step.model]
     frozen = {id(module) for network in frozen_networks for module in network.modules()}
     modules = step.named_modules()

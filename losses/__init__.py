@@ -65,7 +65,7 @@ def find_loss_class(name: str, flag: str) -> type[nn.Module]:
     """Return the class of a loss in LOSSES, or import a user's loss ``package.module:Class``.
 
     Raises:
-        UserError: the name is unknown, or see ``load_user_loss``.
+        UserError: the name is unknown, or the user's class cannot be imported or used as a distillation loss.
     """
     if ":" in name:
         return load_user_loss(name, flag)
@@ -148,8 +148,9 @@ def build_kd(
     The channels are those of the networks' ``feat``, and None for a network that gives logits alone.
 
     Raises:
-        UserError: as ``parse_losses``. A loss refuses the value of an option, or reads features that a network does not
-            give. A term has the name of something else in the training log.
+        UserError: a loss or an option is unknown or given twice, or a value is not a number. A loss refuses the value
+            of an option, or reads features that a network does not give. A term has the name of something else in the
+            training log.
     """
     parsed = parse_losses(text, flag)
     without_features = []

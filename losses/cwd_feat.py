@@ -3,7 +3,6 @@
 The release of CIRKD runs ``kd=1,cwd_feat=50,cwd=3,adv=0.001``.
 """
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from losses.cwd import cwd_loss
@@ -11,21 +10,20 @@ from losses.feature_maps import build_alignment
 from utils.types import Output
 
 
-def cwd_feat_loss(student: Tensor, teacher: Tensor, kernel: Tensor | None = None, tau: float = 4.0) -> Tensor:
-    """Compute ``cwd_loss`` of the mapped student features, divided by B C_S instead of B C_T.
+def cwd_feat_loss(aligned: Tensor, teacher: Tensor, student_channels: int, tau: float = 4.0) -> Tensor:
+    """Compute ``cwd_loss`` of the aligned student features, divided by B C_S instead of B C_T.
 
-    student: ``[B, C_S, h, w]``. teacher: ``[B, C_T, h, w]``, gets no gradient. kernel: ``[C_T, C_S, 1, 1]`` of a 1x1
-    convolution that maps the student, where the channels differ.
+    aligned: the student's features with the teacher's number of channels, ``[B, C_T, h, w]``. teacher:
+    ``[B, C_T, h, w]``, gets no gradient. student_channels: C_S, the channels before the alignment.
 
     The paper divides by the channels that are compared. CIRKD's losses/cwd.py counts the channels before its
     convolution, and the published weight 50 goes with that.
     """
-    mapped = student if kernel is None else F.conv2d(student, kernel)
-    return cwd_loss(mapped, teacher, tau) * (teacher.shape[1] / student.shape[1])
+    return cwd_loss(aligned, teacher, tau) * (teacher.shape[1] / student_channels)
 
 
 class CWDFeat(nn.Module):
-    """Apply ``cwd_feat_loss`` with a learned kernel, or with none where the channels are equal. Options: tau."""
+    """Apply ``cwd_feat_loss``, with a learned 1x1 convolution where the channels differ. Options: tau."""
 
     def __init__(self, student_channels: int, teacher_channels: int, num_classes: int, tau: float = 4.0) -> None:
         super().__init__()
@@ -33,5 +31,4 @@ class CWDFeat(nn.Module):
         self.align = build_alignment(student_channels, teacher_channels)
 
     def forward(self, student: Output, teacher: Output, label: Tensor) -> Tensor:
-        kernel = None if self.align is None else self.align.weight
-        return cwd_feat_loss(student.feat, teacher.feat, kernel, self.tau)
+        return cwd_feat_loss(self.align(student.feat), teacher.feat, student.feat.shape[1], self.tau)

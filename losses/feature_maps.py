@@ -14,8 +14,8 @@ def shrink_label(label: Tensor, feat: Tensor) -> Tensor:
     return F.interpolate(label.unsqueeze(1).float(), feat.shape[-2:], mode="nearest").flatten(1).long()
 
 
-def build_alignment(student_channels: int, teacher_channels: int, bias: bool = False) -> nn.Conv2d | None:
-    """Build a 1x1 convolution from student to teacher channels. Return None where the numbers are equal."""
+def build_alignment(student_channels: int, teacher_channels: int, bias: bool = False) -> nn.Module:
+    """Build a 1x1 convolution from student to teacher channels, or an identity where the numbers are equal."""
     if student_channels == teacher_channels:
-        return None
+        return nn.Identity()
     return nn.Conv2d(student_channels, teacher_channels, 1, bias=bias)

@@ -6,21 +6,21 @@ from torch import Tensor, nn
 from utils.types import Output
 
 
-def fitnet_loss(student: Tensor, teacher: Tensor, kernel: Tensor) -> Tensor:
-    """Compute the mean squared difference of the mapped student features and the teacher's (CIRKD: losses/fitnet.py).
+def fitnet_loss(regressed: Tensor, teacher: Tensor) -> Tensor:
+    """Compute the mean squared difference of the regressed features and the teacher's (CIRKD: losses/fitnet.py).
 
-    student: ``[B, C_S, h, w]``. teacher: ``[B, C_T, h, w]``, gets no gradient. kernel: ``[C_T, C_S, 1, 1]`` of the 1x1
-    convolution that maps the student.
+    regressed: what the regressor makes of the student's features, ``[B, C_T, h, w]``. teacher: ``[B, C_T, h, w]``, gets
+    no gradient.
     """
-    return F.mse_loss(F.conv2d(student, kernel), teacher.detach())
+    return F.mse_loss(regressed, teacher.detach())
 
 
 class FitNet(nn.Module):
-    """Apply ``fitnet_loss`` to the features. The kernel is learned, also where the channels are equal."""
+    """Apply ``fitnet_loss`` to the features. The regressor is learned, also where the channels are equal."""
 
     def __init__(self, student_channels: int, teacher_channels: int, num_classes: int) -> None:
         super().__init__()
         self.regressor = nn.Conv2d(student_channels, teacher_channels, 1, bias=False)
 
     def forward(self, student: Output, teacher: Output, label: Tensor) -> Tensor:
-        return fitnet_loss(student.feat, teacher.feat, self.regressor.weight)
+        return fitnet_loss(self.regressor(student.feat), teacher.feat)

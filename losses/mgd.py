@@ -45,9 +45,7 @@ class Generator(nn.Module):
         )
 
     def forward(self, feat: Tensor) -> Tensor:
-        if self.align is not None:
-            feat = self.align(feat)
-        return self.generation(mask_pixels(feat, self.ratio))
+        return self.generation(mask_pixels(self.align(feat), self.ratio))
 
 
 class MGD(nn.Module):

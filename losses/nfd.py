@@ -19,25 +19,22 @@ def standardise_channels(feat: Tensor, eps: float) -> Tensor:
     return centred / (centred.square().mean((2, 3), keepdim=True) + eps).sqrt()
 
 
-def nfd_loss(student: Tensor, teacher: Tensor, kernel: Tensor | None = None, eps: float = 1e-5) -> Tensor:
+def nfd_loss(aligned: Tensor, teacher: Tensor, eps: float = 1e-5) -> Tensor:
     """Compute the mean squared difference of the normalised features.
 
-    student: ``[B, C_S, h, w]``.
+    aligned: the student's features with the teacher's number of channels, ``[B, C_T, h, w]``.
     teacher: ``[B, C_T, h, w]``. It gets no gradient.
-    kernel: ``[C_T, C_S, 1, 1]`` of a 1x1 convolution that maps the student first, where the channels differ.
     eps: is added to the variances, so that a dead channel stays 0.
     """
-    mapped = student if kernel is None else F.conv2d(student, kernel)
-    return F.mse_loss(standardise_channels(mapped, eps), standardise_channels(teacher.detach(), eps))
+    return F.mse_loss(standardise_channels(aligned, eps), standardise_channels(teacher.detach(), eps))
 
 
 class NFD(nn.Module):
-    """Apply ``nfd_loss`` to the features with a learned kernel, or with none where the channels are equal."""
+    """Apply ``nfd_loss`` to the features, with a learned 1x1 convolution where the channels differ."""
 
     def __init__(self, student_channels: int, teacher_channels: int, num_classes: int) -> None:
         super().__init__()
         self.align = build_alignment(student_channels, teacher_channels)
 
     def forward(self, student: Output, teacher: Output, label: Tensor) -> Tensor:
-        kernel = None if self.align is None else self.align.weight
-        return nfd_loss(student.feat, teacher.feat, kernel)
+        return nfd_loss(self.align(student.feat), teacher.feat)

@@ -7,7 +7,7 @@ def require_whole_number(option: str, value: float) -> int:
     """Return the value of ``option`` as an int.
 
     Raises:
-        UserError: it is not a positive whole number.
+        UserError: the value is not a positive whole number.
     """
     if not (value >= 1 and value % 1 == 0):
         raise UserError(f"{option}={value:g}: give a positive whole number")

@@ -1,6 +1,6 @@
 """The supervised loss: cross entropy, OHEM, Dice or STDC's boundary loss of logits upsampled to label size."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -14,8 +14,10 @@ from utils.precision import widen_to_float32
 from utils.types import IGNORE_INDEX, Output, Supervision
 
 
-def compute_pixel_divisor(label: Tensor, class_weights: Tensor | None = None) -> Tensor:
+def compute_avg_factor(label: Tensor, class_weights: Tensor | None = None) -> Tensor:
     """Return the number of labelled pixels of the global batch over the world size: float32, on the device.
+
+    MMSegmentation calls the divisor of a sum over pixels ``avg_factor``, too.
 
     When each rank divides its sum over pixels by this number, the mean of the ranks' gradients is the gradient of the
     mean over the global batch. Every rank must call this, because the ranks add up their counts.
@@ -36,22 +38,22 @@ def cross_entropy(
     label: Tensor,
     align_corners: bool,
     smoothing: float = 0.0,
-    pixel_divisor: Tensor | None = None,
+    avg_factor: Tensor | None = None,
     class_weights: Tensor | None = None,
 ) -> Tensor:
     """Average the cross entropy of bilinearly upsampled logits over the labelled pixels (LAD, CIRKD: losses/task).
 
     logits ``[B, K, h, w]``, label ``[B, H, W]``. The mean is over the labelled pixels of the global batch. For that,
-    each rank divides its sum by ``compute_pixel_divisor(label)``. The mean of the ranks' gradients is then the gradient
+    each rank divides its sum by ``compute_avg_factor(label)``. The mean of the ranks' gradients is then the gradient
     of one process. A batch without a labelled pixel has loss 0.
 
     class_weights w ``[K]``: the loss is the weighted mean, sum(w_y * loss) / sum(w_y), as of ``F.cross_entropy``. With
-    weights, ``pixel_divisor`` must be ``compute_pixel_divisor(label, class_weights)``.
+    weights, ``avg_factor`` must be ``compute_avg_factor(label, class_weights)``.
     """
     total = upsampled_cross_entropy(logits, label, align_corners, smoothing, class_weights)
-    if pixel_divisor is None:
-        pixel_divisor = compute_pixel_divisor(label, class_weights)
-    return total / torch.where(pixel_divisor > 0, pixel_divisor, 1)
+    if avg_factor is None:
+        avg_factor = compute_avg_factor(label, class_weights)
+    return total / torch.where(avg_factor > 0, avg_factor, 1)
 
 
 def _upsample(logits: Tensor, label: Tensor, align_corners: bool) -> Tensor:
@@ -63,7 +65,7 @@ def ohem_loss(
     logits: Tensor,
     label: Tensor,
     align_corners: bool,
-    threshold: float | None = 0.7,
+    threshold: float = 0.7,
     min_kept: int = 10_000,
     smoothing: float = 0.0,
     class_weights: Tensor | None = None,
@@ -71,8 +73,7 @@ def ohem_loss(
     """Sum the cross entropy of hard pixels and divide by the number of all pixels (MMSegmentation: OHEMPixelSampler).
 
     A pixel is hard if the probability of its true class is below ``threshold``; the ``min_kept`` * B hardest pixels
-    are hard in any case. Without a threshold exactly these are. Label smoothing and class weights do not change which
-    pixels are hard.
+    are hard in any case. Label smoothing and class weights do not change which pixels are hard.
 
     logits ``[B, K, h, w]``, label ``[B, H, W]`` of one rank. class_weights ``[K]``: factors of the pixels' losses; the
     sum is still divided by the number of all pixels.
@@ -94,23 +95,23 @@ def ohem_loss(
     return (loss * hard).mean()
 
 
-def select_hard_pixels(loss: Tensor, label: Tensor, threshold: float | None, min_kept: int) -> Tensor:
+def select_hard_pixels(loss: Tensor, label: Tensor, threshold: float, min_kept: int) -> Tensor:
     """Find the labelled pixels whose true class has a probability below OHEM's limit; boolean ``[B, H, W]``.
 
-    The probability is exp(-loss). The limit is ``threshold``, or the probability at rank ``min_kept`` (from 0) if that
-    is higher; with fewer labelled pixels, the highest probability. Without a threshold, the ``min_kept`` labelled
-    pixels of the largest loss are returned. All numbers stay on the device, so that the host does not wait.
+    loss: the cross entropy of each pixel, ``[B, H, W]``; the probability is exp(-loss).
+
+    The limit is ``threshold``, or the probability at rank ``min_kept`` (from 0) if that is higher. If there are fewer
+    labelled pixels, the highest probability takes the place of the latter. All numbers stay on the device, so that the
+    host does not wait.
     """
     labelled = label != IGNORE_INDEX
-    if threshold is None:  # sorted by loss, because the probabilities of very hard pixels are all 0
-        losses = loss.masked_fill(~labelled, -torch.inf).flatten()
-        hardest = losses.topk(min(min_kept, losses.numel()), sorted=False).indices
-        return labelled & torch.zeros_like(labelled).flatten().index_fill(0, hardest, True).view_as(labelled)
     probability = (-loss).exp().masked_fill(~labelled, torch.inf)
-    lowest = min(min_kept + 1, probability.numel())
-    limit = probability.flatten().topk(lowest, largest=False, sorted=False).values.amax()  # kthvalue is slow on CUDA
+    count = min(min_kept + 1, probability.numel())
+    kept_limit = probability.flatten().topk(count, largest=False, sorted=False).values.amax()  # kthvalue: slow on CUDA
     highest = probability.masked_fill(~labelled, -torch.inf).amax()
-    return (probability < torch.where(limit.isinf(), highest, limit).clamp(min=threshold)) & labelled
+    limit = torch.where(kept_limit.isinf(), highest, kept_limit)  # infinite: fewer labelled pixels than min_kept
+    limit = limit.clamp(min=threshold)
+    return labelled & (probability < limit)
 
 
 def find_boundaries(label: Tensor) -> Tensor:
@@ -205,32 +206,34 @@ class TaskLoss(nn.Module):
         self.ignored_in_mean = ignored_in_mean
         if criterion:
             supervision = _replace_criterion(supervision, criterion)
-        for item in supervision:
-            for kind in item.kind.split("+"):
-                require_known(kind, CRITERIA, "criterion")
         self.supervision = tuple(supervision)
+        self.criteria = tuple(_split_criteria(item.kind, CRITERIA, "criterion") for item in self.supervision)
         self.aux_weights = tuple(s.weight if aux_weight is None else aux_weight for s in self.supervision[1:])
         weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
-        if weights is not None and not set(self.supervision[0].kind.split("+")) & set(PIXEL_CRITERIA):
+        if weights is not None and not set(self.criteria[0]) & set(PIXEL_CRITERIA):
             reason = "every class has the same weight in it already"
             raise UserError(f"--class-weights has no effect on the task loss {self.supervision[0].kind}: {reason}")
         # not persistent: the setting holds them, and runs of before there were weights have no such key
         self.register_buffer("class_weights", weights, persistent=False)
 
-    def compute_pixel_divisor(self, label: Tensor) -> Tensor:
-        """Return ``pixel_divisor`` of ``forward`` for a batch in one part. ``label`` is this rank's share of it.
+    def compute_avg_factor(self, label: Tensor) -> Tensor:
+        """Return the ``avg_factor`` of a batch in one part. ``label`` is this rank's share of the batch.
 
-        This is ``losses.task.compute_pixel_divisor`` with the class weights. Every rank must call it.
+        This is ``losses.task.compute_avg_factor`` with the class weights. Every rank must call it.
         """
-        return compute_pixel_divisor(label, self.class_weights)
+        return compute_avg_factor(label, self.class_weights)
 
-    def forward(self, output: Output, label: Tensor, pixel_divisor: Tensor | None = None) -> dict[str, Tensor]:
-        """Return ``{"task": main + sum of weight * auxiliary, "ce": main, "aux": unweighted auxiliary sum}``.
+    def forward(
+        self, output: Output, label: Tensor, avg_factor: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return main + sum of weight * auxiliary, and the terms ``{"ce": main, "aux": unweighted auxiliary sum}``.
+
+        A network without auxiliary maps has no term "aux".
 
         label: ``[B, H, W]``.
-        pixel_divisor: the divisor of the sum of the cross entropy over the pixels of ``label``. It is the number of
+        avg_factor: the divisor of the sum of the cross entropy over the pixels of ``label``. It is the number of
         labelled pixels of the global batch (with class weights, their weight) / world size / parts of the batch. There
-        are several parts where gradients are accumulated. None: ``self.compute_pixel_divisor(label)``, for which the
+        are several parts where gradients are accumulated. None: ``self.compute_avg_factor(label)``, for which the
         ranks wait for each other.
 
         Raises:
@@ -238,32 +241,34 @@ class TaskLoss(nn.Module):
         """
         if self.class_weights is not None and len(self.class_weights) != output.logits.shape[1]:
             raise UserError(f"{len(self.class_weights)} class weights for {output.logits.shape[1]} classes")
-        if pixel_divisor is None:
-            pixel_divisor = self.compute_pixel_divisor(label)
+        if avg_factor is None:
+            avg_factor = self.compute_avg_factor(label)
         if self.ignored_in_mean:
-            pixel_divisor = torch.full_like(pixel_divisor, label.numel())
+            avg_factor = torch.full_like(avg_factor, label.numel())
         maps = (output.logits, *output.aux)
         losses = [
-            self._compute_loss(supervision, logits, label, pixel_divisor)
-            for supervision, logits in zip(self.supervision, maps, strict=True)
+            self._compute_loss(criteria, supervision.align_corners, logits, label, avg_factor)
+            for criteria, supervision, logits in zip(self.criteria, self.supervision, maps, strict=True)
         ]
         main = losses[0]
         auxiliary = losses[1:]
         if not auxiliary:
-            return {"task": main, "ce": main}
+            return main, {"ce": main}
         weighted = sum(w * a for w, a in zip(self.aux_weights, auxiliary, strict=True))
-        return {"task": main + weighted, "ce": main, "aux": sum(auxiliary)}
+        return main + weighted, {"ce": main, "aux": sum(auxiliary)}
 
-    def _compute_loss(self, supervision: Supervision, logits: Tensor, label: Tensor, pixel_divisor: Tensor) -> Tensor:
+    def _compute_loss(
+        self, criteria: Sequence[str], align_corners: bool, logits: Tensor, label: Tensor, avg_factor: Tensor
+    ) -> Tensor:
         """Sum the criteria of one logit map."""
         losses = []
-        for kind in supervision.kind.split("+"):
+        for kind in criteria:
             options: dict[str, Any] = {}
             if kind in PIXEL_CRITERIA:
                 options |= {"smoothing": self.label_smoothing, "class_weights": self.class_weights}
             if kind == "ce":
-                options["pixel_divisor"] = pixel_divisor
-            losses.append(CRITERIA[kind](logits, label, supervision.align_corners, **options))
+                options["avg_factor"] = avg_factor
+            losses.append(CRITERIA[kind](logits, label, align_corners, **options))
         return sum(losses)
 
 
@@ -271,8 +276,21 @@ def _replace_criterion(supervision: Sequence[Supervision], criterion: str) -> li
     """Give every map of classes the criterion of ``--task-loss``.
 
     Raises:
-        UserError: it is not a sum of CLASS_CRITERIA.
+        UserError: the criterion is not a sum of CLASS_CRITERIA.
     """
-    for part in criterion.split("+"):
-        require_known(part, CLASS_CRITERIA, "loss in --task-loss")
+    _split_criteria(criterion, CLASS_CRITERIA, "loss in --task-loss")
     return [s._replace(kind=criterion) if s.kind in CLASS_CRITERIA else s for s in supervision]
+
+
+def _split_criteria(text: str, known: Collection[str], what: str) -> tuple[str, ...]:
+    """Split a sum of criteria, such as "ce+dice", into its parts.
+
+    what: the noun for a part, for the message.
+
+    Raises:
+        UserError: a part is not in ``known``.
+    """
+    parts = tuple(text.split("+"))
+    for part in parts:
+        require_known(part, known, what)
+    return parts

@@ -12,8 +12,8 @@ def load_user_loss(name: str, flag: str) -> type[nn.Module]:
     """Import the class ``package.module:Class`` from the import path or the current folder.
 
     Raises:
-        UserError: it cannot be imported, does not exist, or is not built and called as a distillation loss is. The
-            message begins with ``flag`` and the name.
+        UserError: the class cannot be imported, does not exist, or is not built and called as a distillation loss is.
+            The message begins with ``flag`` and the name.
     """
     where = f"{flag} {name}"
     example = "package.module:Class, e.g. my_losses:Huber for Huber in my_losses.py"
@@ -30,7 +30,7 @@ def _require_signature(found: type[nn.Module], method: str, arguments: str, wher
     """Check that a class defines ``method`` and that it takes ``arguments``.
 
     Raises:
-        UserError: it takes others, or the class only inherits torch's own method, which takes anything.
+        UserError: the method takes other arguments, or the class only inherits torch's own, which takes anything.
     """
     call = getattr(found, method)
     signature = inspect.signature(call)

@@ -93,7 +93,7 @@ def _require_number(name: str, value: object) -> None:
     """Check that the value of a loss is a single number.
 
     Raises:
-        UserError: it is not a tensor without dimensions.
+        UserError: the value is not a tensor without dimensions.
     """
     if isinstance(value, Tensor) and value.ndim == 0:
         return

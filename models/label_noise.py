@@ -11,12 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from utils.errors import UserError, require_known
-from utils.types import IGNORE_INDEX, Draw
+from utils.seeding import RowGenerator
+from utils.types import IGNORE_INDEX
 
-DROPOUT_STREAM = 100  # a stream of random numbers; path p uses the streams 2 p (codes) and 2 p + 1 (pixel noise)
-
-# function that draws standard normal numbers [B, K + 1]
-DrawNormal = Callable[[], Tensor]
+LABEL_DROPOUT_STREAM = 100  # of a RowGenerator; path p uses its streams 2 p (codes) and 2 p + 1 (pixel noise)
 
 
 def make_fixed_table(num_classes: int) -> Tensor:
@@ -30,30 +28,30 @@ def make_fixed_table(num_classes: int) -> Tensor:
     return (k * 21 / num_classes - 11) / 10
 
 
-def draw_random_codes(table: Tensor, draw_normal: DrawNormal, code_std: float) -> Tensor:
-    """Draw a code for each class of each image from N(0, 1). LAD trains its teacher with these."""
-    return draw_normal()
+def give_random_codes(table: Tensor, normal: Tensor, code_std: float) -> Tensor:
+    """Return a code from N(0, 1) for each class of each image. LAD trains its teacher with these."""
+    return normal
 
 
-def draw_near_codes(table: Tensor, draw_normal: DrawNormal, code_std: float) -> Tensor:
-    """Draw codes near the table: its codes plus ``code_std`` times N(0, 1).
+def compute_near_codes(table: Tensor, normal: Tensor, code_std: float) -> Tensor:
+    """Compute codes near the table: its codes plus ``code_std`` times N(0, 1).
 
     This is a dial of this project. At 0 the teacher can copy the label; at a large value it learns only its regions.
     """
-    return table + code_std * draw_normal()
+    return table + code_std * normal
 
 
-def give_fixed_codes(table: Tensor, draw_normal: DrawNormal, code_std: float) -> Tensor:
+def give_fixed_codes(table: Tensor, normal: Tensor, code_std: float) -> Tensor:
     """Return the same codes, those of the table, for every image. LAD trains its student with these."""
     return table[None]
 
 
-def shuffle_codes(table: Tensor, draw_normal: DrawNormal, code_std: float) -> Tensor:
+def shuffle_codes(table: Tensor, normal: Tensor, code_std: float) -> Tensor:
     """Shuffle the table for each image. The release has this, but commented out."""
-    return table[draw_normal().argsort(1)]
+    return table[normal.argsort(1)]
 
 
-def make_onehot_codes(table: Tensor, draw_normal: DrawNormal, code_std: float) -> Tensor:
+def make_onehot_codes(table: Tensor, normal: Tensor, code_std: float) -> Tensor:
     """Make a plane for each class, which is 1 where the class is. Ignored pixels are 0 in every plane.
 
     This is an ablation of this project.
@@ -61,11 +59,11 @@ def make_onehot_codes(table: Tensor, draw_normal: DrawNormal, code_std: float) -
     return torch.ones_like(table).diag()[None, :-1]
 
 
-# kind of codes -> function (table of K + 1 codes, function that draws N(0, 1), code_std) that returns the codes:
+# kind of codes -> function (table of K + 1 codes, standard normal numbers [B, K + 1], code_std) that returns the codes:
 # [B, K + 1], or [1, K + 1] for the same codes in every image, or [1, P, K + 1] for P planes
-CODES: dict[str, Callable[[Tensor, DrawNormal, float], Tensor]] = {
-    "random": draw_random_codes,
-    "near": draw_near_codes,
+CODES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
+    "random": give_random_codes,
+    "near": compute_near_codes,
     "fixed": give_fixed_codes,
     "shuffled": shuffle_codes,
     "onehot": make_onehot_codes,
@@ -125,17 +123,19 @@ class LabelNoise(nn.Module):
         self.scale = scale
         self.code_std = code_std or 0.0
         self.register_buffer("table", make_fixed_table(num_classes), persistent=False)
-        self.planes = self.draw_codes(self.table, 1, Draw(0), 0).numel() // (num_classes + 1)
+        self.planes = self.draw_codes(self.table, 1, RowGenerator(0), 0).numel() // (num_classes + 1)
 
-    def forward(self, label: Tensor, draw: Draw, path: int = 0) -> Tensor:
+    def forward(self, label: Tensor, generator: RowGenerator, path: int = 0) -> Tensor:
         """Make the planes of labels ``[B, H, W]``: float32 ``[B, planes, H, W]``.
 
-        draw: where the random numbers come from. path: each path of one ``draw`` has independent noise.
+        generator: where the random numbers come from. path: each path of one generator has independent noise.
         """
         no_image = torch.empty(len(label), 0, *label.shape[1:], device=label.device)
-        return self.add_planes(no_image, label, draw, path)
+        return self.add_planes(no_image, label, generator, path)
 
-    def add_planes(self, image: Tensor, label: Tensor, draw: Draw, path: int = 0, dropout: float = 0.0) -> Tensor:
+    def add_planes(
+        self, image: Tensor, label: Tensor, generator: RowGenerator, path: int = 0, dropout: float = 0.0
+    ) -> Tensor:
         """Return ``[B, C + planes, H, W]``: the channels of ``image [B, C, H, W]``, then the label planes.
 
         The planes are written directly into the result; ``torch.cat`` would copy them.
@@ -145,21 +145,18 @@ class LabelNoise(nn.Module):
         channels = image.shape[1]
         x = image.new_empty(len(image), channels + self.planes, *image.shape[2:])
         x[:, :channels] = image
-        codes = self.draw_codes(self.table.to(x.dtype), len(x), draw, path)
-        noise = draw.normal(x[:, channels:], 2 * path + 1)
+        codes = self.draw_codes(self.table.to(x.dtype), len(x), generator, path)
+        noise = generator.normal(x[:, channels:], 2 * path + 1)
         compute_noised_planes(label, codes, noise, self.pixel_std, self.scale, out=noise)
         if dropout:
-            keeps_label = draw.uniform(len(x), DROPOUT_STREAM, x.device) >= dropout
+            keeps_label = generator.uniform(len(x), LABEL_DROPOUT_STREAM, x.device) >= dropout
             x[:, channels:].mul_(keeps_label.view(-1, 1, 1, 1))
         return x
 
-    def draw_codes(self, table: Tensor, batch: int, draw: Draw, path: int) -> Tensor:
+    def draw_codes(self, table: Tensor, batch: int, generator: RowGenerator, path: int) -> Tensor:
         """Draw the codes of a batch: ``[B, K + 1]``, or ``[B, planes, K + 1]``. ``table`` has the fixed codes."""
-
-        def draw_normal() -> Tensor:
-            return draw.normal(table.new_empty(batch, len(table)), 2 * path)
-
-        codes = CODES[self.config["codes"]](table, draw_normal, self.code_std)
+        normal = generator.normal(table.new_empty(batch, len(table)), 2 * path)  # some kinds of codes do not use it
+        codes = CODES[self.config["codes"]](table, normal, self.code_std)
         return codes.expand(batch, *codes.shape[1:])
 
 

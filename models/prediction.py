@@ -1,9 +1,7 @@
 """Predict the classes of images: from a file, picture or array to a class for each of its pixels."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -12,14 +10,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from models.checkpoints.card import Card
-from models.label_noise import LabelNoise, list_fitting_codes
-from models.segmentor import Segmentor
 from utils.bilinear import resize, upsample_argmax
 from utils.errors import UserError
 from utils.pictures import convert_to_rgb, read_image
-from utils.pixels import CONVENTIONS, PixelConvention
-from utils.types import Draw
+from utils.pixels import PixelConvention
+from utils.seeding import RowGenerator
 
 ImageLike = str | Path | Image.Image | np.ndarray
 
@@ -44,81 +39,11 @@ def read_rgb(image: ImageLike) -> np.ndarray:
     return convert_to_rgb("the image", image, "white")
 
 
-class Loaded(NamedTuple):
-    """A network from a file, and what the file says about it.
-
-    ``predict`` takes an image and returns its classes. ``model(x)`` takes normalised input and returns an ``Output`` at
-    the head's resolution.
-    """
-
-    model: Segmentor
-    card: Card
-
-    @property
-    def convention(self) -> PixelConvention:
-        """Return how the network's images are normalised."""
-        return CONVENTIONS[self.card.pixels]
-
-    @property
-    def noise(self) -> LabelNoise | None:
-        """Return the label noise of an assisted teacher, or None for a network that sees the image only.
-
-        Raises:
-            UserError: the card's label codes make more or fewer planes than the network reads.
-        """
-        config = self.card.label_noise
-        if not config:
-            return None
-        classes = self.card.num_classes
-        noise = LabelNoise(classes, **config)
-        expected_planes = self.model.config["in_channels"] - 3
-        if noise.planes != expected_planes:
-            fitting = list_fitting_codes(classes, expected_planes)
-            problem = (
-                f"label codes {config['codes']!r} make {noise.planes} planes, this teacher reads {expected_planes}"
-            )
-            raise UserError(f"{problem}: --label-codes {' or '.join(fitting) or '(none fits)'}")
-        return noise
-
-    def with_label_noise(self, **changes: Any) -> "Loaded":
-        """Return the same teacher with another label noise.
-
-        changes: arguments of ``LabelNoise``; those that are left out or None stay as they are.
-        """
-        given = {key: value for key, value in changes.items() if value is not None}
-        card = replace(self.card, label_noise={**self.card.label_noise, **given})
-        return self._replace(card=card)
-
-    def predict(
-        self, image: ImageLike, probabilities: bool = False, resize: tuple[int, int] | None = None
-    ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
-        """Predict the class of each pixel: uint8 ``[H, W]``, at the image's size. The model's device is used.
-
-        image: as in ``read_rgb``. probabilities: also return the probability of each class, float32 ``[K, H, W]``.
-        resize: long and short side that the image is resized to fit first, as by ``eval.py --resize``.
-
-        Raises:
-            UserError: the image cannot be read, or the network reads the label.
-        """
-        if self.card.label_noise:
-            raise UserError("a label-assisted teacher cannot predict from an image alone: use a student")
-        pixels = torch.from_numpy(read_rgb(image).transpose(2, 0, 1).copy())[None]
-        pixels = pixels.to(next(self.model.parameters()).device)
-        no_label = pixels[:, 0]  # has the shape of a label; a student does not look at it
-        predictor = Predictor(self.model, self.convention, resize=resize)
-        if not probabilities:
-            classes = predictor.predict_classes(pixels, no_label, ())[0]
-            return classes.to(torch.uint8).cpu().numpy()
-        shares = predictor(pixels, no_label, ())[0].softmax(0)
-        return shares.argmax(0).to(torch.uint8).cpu().numpy(), shares.cpu().numpy()
-
-
 class Predictor:
     """Predict the logits or classes of images. Teacher and student are called with the same arguments.
 
-    image: uint8 RGB ``[B, 3, H, W]``. label: ``[B, H, W]``; a student ignores its values. draws: for each image, where
-    the random numbers of the label noise come from; a student may be given none. The caller puts the model into
-    evaluation mode.
+    image: uint8 RGB ``[B, 3, H, W]``. label: ``[B, H, W]``; a student ignores its values. generators: one for each
+    image, which draws its label noise; a student may be given none. The caller puts the model into evaluation mode.
     """
 
     def __init__(
@@ -165,9 +90,9 @@ class Predictor:
         self.align_corners = model.supervision[0].align_corners
 
     @torch.inference_mode()
-    def __call__(self, image: Tensor, label: Tensor, draws: Sequence[Draw]) -> Tensor:
+    def __call__(self, image: Tensor, label: Tensor, generators: Sequence[RowGenerator]) -> Tensor:
         """Predict the logits, averaged over scales and mirror images: float32 ``[B, K, H, W]``."""
-        x = self._make_input(image, label, draws)
+        x = self._make_input(image, label, generators)
         total = None
         for scale, is_mirrored in self.views:
             view = x.flip(3) if is_mirrored else x
@@ -178,18 +103,18 @@ class Predictor:
         return total / len(self.views) if len(self.views) > 1 else total
 
     @torch.inference_mode()
-    def predict_classes(self, image: Tensor, label: Tensor, draws: Sequence[Draw]) -> Tensor:
+    def predict_classes(self, image: Tensor, label: Tensor, generators: Sequence[RowGenerator]) -> Tensor:
         """Predict the class of each pixel: int64 ``[B, H, W]``.
 
         With one view, and neither windows nor ``resize``, full-size logits are never stored.
         """
         if len(self.views) > 1:
-            return self(image, label, draws).argmax(1)
+            return self(image, label, generators).argmax(1)
         scale, _ = self.views[0]
-        logits = self._compute_view_logits(self._make_input(image, label, draws), scale)
+        logits = self._compute_view_logits(self._make_input(image, label, generators), scale)
         return upsample_argmax(logits, image.shape[-2:], self.align_corners)
 
-    def _make_input(self, image: Tensor, label: Tensor, draws: Sequence[Draw]) -> Tensor:
+    def _make_input(self, image: Tensor, label: Tensor, generators: Sequence[RowGenerator]) -> Tensor:
         """Make the network's input at scale 1: normalised images, and the label planes of an assisted teacher."""
         if self.resize:
             image, label = resize_to_fit(image, label, self.resize)
@@ -197,8 +122,8 @@ class Predictor:
         if self.noise is None:
             return x
         inputs = []
-        for one_x, one_label, draw in zip(x.split(1), label.split(1), draws, strict=True):
-            inputs.append(self.noise.add_planes(one_x, one_label, draw))
+        for one_x, one_label, generator in zip(x.split(1), label.split(1), generators, strict=True):
+            inputs.append(self.noise.add_planes(one_x, one_label, generator))
         return torch.cat(inputs)
 
     def _compute_view_logits(self, x: Tensor, scale: float) -> Tensor:

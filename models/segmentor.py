@@ -17,9 +17,8 @@ class Branch(nn.Module):
     ) -> None:
         """Build a branch with a new classifier.
 
-        head: a module with the attribute ``out_channels``. If its ``coarse_to_fine`` is true, it also receives the
-        logits of the first auxiliary branch (OCRNet's soft regions). index: which of the backbone's maps to read.
-        Several are resized to the size of the first and concatenated.
+        head: a module with the attribute ``out_channels``. index: which of the backbone's maps to read. Several are
+        resized to the size of the first and concatenated.
         """
         super().__init__()
         self.index = (index,) if isinstance(index, int) else index
@@ -30,7 +29,7 @@ class Branch(nn.Module):
     def forward(self, features: Sequence[Tensor], *coarse: Tensor) -> tuple[Tensor, Tensor]:
         """Return the logits ``[B, K, h, w]`` and the classifier's input ``[B, C, h, w]``.
 
-        features: the backbone's maps. coarse: the coarse logits, for a head that wants them.
+        features: the backbone's maps. coarse: the coarse logits, for the head of a ``CascadeSegmentor`` alone.
         """
         maps = [features[i] for i in self.index]
         if len(maps) == 1:
@@ -77,10 +76,6 @@ class Segmentor(nn.Module):
     def forward(self, x: Tensor, with_aux: bool = True) -> Output:
         """Return the logits of all branches. ``with_aux=False`` leaves out auxiliary maps that only training needs."""
         features = self.backbone(x)
-        needs_coarse = getattr(self.main.head, "coarse_to_fine", False)
-        aux = ()
-        if with_aux or needs_coarse:
-            aux = tuple(branch(features)[0] for branch in self.aux)
-        coarse = aux[:1] if needs_coarse else ()
-        logits, feat = self.main(features, *coarse)
+        aux = tuple(branch(features)[0] for branch in self.aux) if with_aux else ()
+        logits, feat = self.main(features)
         return Output(logits, aux, feat)

@@ -56,7 +56,7 @@ def _require_arguments(function: Callable[..., Any], arch: str, where: str) -> N
     """Check that a function can be called with ARGUMENTS by keyword.
 
     Raises:
-        UserError: it is no function, or takes other arguments.
+        UserError: the object is no function, or takes other arguments.
     """
     name = arch.rpartition(":")[2]
     if not callable(function):
@@ -113,7 +113,7 @@ class UserNetwork(nn.Module):
         """Return what the network returned as an ``Output``.
 
         Raises:
-            UserError: it is neither that nor a tensor.
+            UserError: ``returned`` is neither an ``Output`` nor a tensor.
         """
         if isinstance(returned, Output):
             return returned
@@ -178,7 +178,7 @@ class UserNetwork(nn.Module):
         """Check one map of an output: ``[B, K, h, w]`` of logits, ``[B, C, h, w]`` of features.
 
         Raises:
-            UserError: it is no such tensor.
+            UserError: the map is no float tensor of that shape.
         """
         classes = self.config["num_classes"]
         is_map = isinstance(value, Tensor) and value.ndim == 4 and len(value) == len(image)

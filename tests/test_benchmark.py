@@ -8,15 +8,17 @@ from models.label_noise import LabelNoise
 from scripts.study import as_released
 from scripts.study.benchmark import make_label_maps, mark_ignored, repeat_draws
 from utils.bilinear import upsample_argmax
-from utils.types import Draw
+from utils.seeding import RowGenerator
 
 
 @pytest.mark.parametrize("codes", ["random", "fixed"])
 def test_label_planes(codes):
     label, noise = make_label_maps(3, (24, 32), 21), LabelNoise(21, codes, 0.03, 100.0)
     for path in (0, 1):
-        plane = as_released.noised_label(mark_ignored(label), 21, 0.03, *repeat_draws(noise, label, Draw(4), path))
-        torch.testing.assert_close(noise(label, Draw(4), path), plane, rtol=1e-5, atol=1e-4)
+        plane = as_released.noised_label(
+            mark_ignored(label), 21, 0.03, *repeat_draws(noise, label, RowGenerator(4), path)
+        )
+        torch.testing.assert_close(noise(label, RowGenerator(4), path), plane, rtol=1e-5, atol=1e-4)
 
 
 def test_scores():

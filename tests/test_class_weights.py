@@ -66,14 +66,14 @@ def test_value_and_gradient_are_pytorch_s(smoothing, deterministic):
     torch.testing.assert_close(logits.grad, gradient, rtol=1e-6, atol=1e-12)
 
 
-@pytest.mark.parametrize("threshold", [0.7, None])
-def test_ohem_weights_the_pixels_that_are_hard_without_weights(threshold):
+@pytest.mark.parametrize(("threshold", "min_kept"), [(0.7, 1), (0.0, 100)])
+def test_ohem_weights_the_pixels_that_are_hard_without_weights(threshold, min_kept):
     logits, label = batch()
     log_p, y = log_softmax_at_label_size(logits, label), label[label != 255].numpy()
     losses = -log_p[np.arange(len(y)), y]
     hard = losses > -np.log(0.7) if threshold else losses >= np.sort(losses)[-200]
     assert 0 < hard.sum() < len(y)
-    loss = ohem_loss(logits, label, False, threshold, 100 if threshold is None else 1, class_weights=WEIGHTS)
+    loss = ohem_loss(logits, label, False, threshold, min_kept, class_weights=WEIGHTS)
     assert loss.item() == pytest.approx((WEIGHTS.numpy()[y] * losses * hard).sum() / label.numel(), rel=1e-9)
 
 
@@ -85,7 +85,7 @@ def test_weights_of_one_are_the_same_bits_as_none(criterion, smoothing, ignored_
     for weights in (None, [1.0] * K):
         logits, label = batch(torch.float32)
         task = TaskLoss([Supervision()], None, smoothing, criterion, ignored_in_mean, weights)
-        loss = task(Output(logits, (), logits), label)["task"]
+        loss, _ = task(Output(logits, (), logits), label)
         loss.backward()
         results.append((loss, logits.grad))
     for one, other in zip(*results, strict=True):
@@ -96,12 +96,12 @@ def test_weights_apply_to_auxiliary_maps_of_classes_and_not_to_dice():
     logits, label = batch()
     maps = Supervision("ce"), Supervision("ce", weight=0.5)
     weights = WEIGHTS.tolist()
-    terms = TaskLoss(maps, class_weights=weights)(Output(logits, (logits,), logits), label)
+    _, terms = TaskLoss(maps, class_weights=weights)(Output(logits, (logits,), logits), label)
     expected = cross_entropy(logits, label, False, class_weights=WEIGHTS)
     torch.testing.assert_close(terms["ce"], expected, rtol=1e-6, atol=0)
     torch.testing.assert_close(terms["aux"], expected, rtol=1e-6, atol=0)
-    plain = TaskLoss(maps[:1], criterion="dice")(Output(logits, (), logits), label)["ce"]
-    both = TaskLoss(maps[:1], criterion="ce+dice", class_weights=weights)(Output(logits, (), logits), label)["ce"]
+    plain, _ = TaskLoss(maps[:1], criterion="dice")(Output(logits, (), logits), label)
+    both, _ = TaskLoss(maps[:1], criterion="ce+dice", class_weights=weights)(Output(logits, (), logits), label)
     torch.testing.assert_close(both, expected + plain, rtol=1e-6, atol=0)
 
 
@@ -123,12 +123,10 @@ def test_misuse_of_the_task_loss_is_explained():
 
 def test_a_pixel_counts_as_the_weight_of_its_class():
     _, label = batch()
-    count = TaskLoss([Supervision()], class_weights=WEIGHTS.tolist()).compute_pixel_divisor(label)
+    count = TaskLoss([Supervision()], class_weights=WEIGHTS.tolist()).compute_avg_factor(label)
     assert count.item() == pytest.approx(WEIGHTS[label[label != 255]].sum().item(), rel=1e-6)
     byte_label = label.to(torch.uint8)  # as the engine counts it
-    assert torch.equal(
-        count, TaskLoss([Supervision()], class_weights=WEIGHTS.tolist()).compute_pixel_divisor(byte_label)
-    )
+    assert torch.equal(count, TaskLoss([Supervision()], class_weights=WEIGHTS.tolist()).compute_avg_factor(byte_label))
 
 
 def test_the_weights_are_no_entry_of_a_state_dict():

@@ -20,7 +20,7 @@ from tests.test_engine import records
 from tests.trees import picture
 from utils.errors import UserError
 from utils.pixels import CONVENTIONS
-from utils.types import Draw
+from utils.seeding import RowGenerator
 
 
 @pytest.fixture(scope="module")
@@ -242,8 +242,9 @@ def test_a_teacher_sees_the_pixels_it_was_trained_on(own, other, codes, tmp_path
     label = torch.randint(0, 7, (2, 64, 64), generator=generator)
     seen = CONVENTIONS[other].normalize(image)
     if codes:
-        seen = from_checkpoint(file).with_label_noise(pixel_std=0.02).noise.add_planes(seen, label, Draw(0))
-    taught = step.train().teach(CONVENTIONS[own].normalize(image), label, Draw(0)).logits
+        noise = from_checkpoint(file).with_label_noise(pixel_std=0.02).build_label_noise()
+        seen = noise.add_planes(seen, label, RowGenerator(0))
+    taught = step.train().teach(CONVENTIONS[own].normalize(image), label, RowGenerator(0)).logits
     expected = step.teacher(seen).logits
     torch.testing.assert_close(taught, expected, rtol=0, atol=float(1e-4 * expected.std()))
 

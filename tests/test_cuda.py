@@ -7,7 +7,7 @@ import torch
 import train_teacher
 from engine.runtime import Runtime
 from losses import build_kd
-from losses.task import TaskLoss, compute_pixel_divisor
+from losses.task import TaskLoss, compute_avg_factor
 from models import build_model
 from models.label_noise import LabelNoise
 from tests.conftest import TINY
@@ -15,7 +15,7 @@ from tests.test_engine import assert_same, crash_at, losses
 from train_teacher import TeacherStep
 from utils import checkpoint
 from utils.pixels import CONVENTIONS
-from utils.types import Draw
+from utils.seeding import RowGenerator
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
 FLAGS = [flag if flag != "cpu" else "cuda" for flag in TINY]
@@ -34,7 +34,7 @@ def test_a_step_never_waits_for_the_device(amp):
         try:
             with runtime.autocast():
                 x = CONVENTIONS["imagenet"].normalize(image)
-                loss = step(x, label.long(), Draw(0), compute_pixel_divisor(label))["loss"]
+                loss = step(x, label.long(), RowGenerator(0), compute_avg_factor(label))["loss"]
             loss.backward()
         finally:
             torch.cuda.set_sync_debug_mode("default")

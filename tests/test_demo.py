@@ -73,10 +73,10 @@ def test_names_of_classes_are_no_markup():
 
 def test_no_label_is_a_plane_of_zeros(teacher_tab):
     noise = teacher_tab.make_noise(demo.NO_LABEL, "random", 0.1, 0.03)
-    planes = noise(torch.ones(1, 4, 4, dtype=torch.uint8), demo.Draw(0))
+    planes = noise(torch.ones(1, 4, 4, dtype=torch.uint8), demo.RowGenerator(0))
     assert planes.abs().max() == 0
     own = teacher_tab.make_noise(demo.OWN_LABEL, "random", 0.1, 0.03)
-    assert own.scale == teacher_tab.teacher.noise.scale > 0
+    assert own.scale == teacher_tab.trained_noise.scale > 0
 
 
 def test_labels_that_a_teacher_is_shown(teacher_tab):

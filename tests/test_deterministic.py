@@ -13,7 +13,7 @@ from tests.conftest import BACKBONE
 from tests.test_models import FIVE, K
 from train_student import StudentStep
 from train_teacher import TeacherStep
-from utils.types import Draw
+from utils.seeding import RowGenerator
 
 # torch.use_deterministic_algorithms lists them as errors; for bilinear interpolation torch has a slow form of its own
 REFUSED = {
@@ -68,7 +68,7 @@ def test_steps_have_no_operation_that_is_refused(deterministic, arch):
     image, label = torch.randn(2, 3, 64, 96), torch.randint(0, K, (2, 64, 96))
     for step in steps:
         with Operations() as seen:
-            step().train()(image, label, Draw(0))["loss"].backward()
+            step().train()(image, label, RowGenerator(0))["loss"].backward()
         assert not seen.refused
 
 
@@ -79,7 +79,7 @@ def test_losses_have_none_either(deterministic, kd):
     widths = model.main.head.out_channels, teacher.main.head.out_channels
     step = StudentStep(model, TaskLoss(model.supervision), teacher, noise, build_kd(f"{kd}=1", *widths, K)).train()
     with Operations() as seen:
-        step(torch.randn(2, 3, 64, 96), torch.randint(0, K, (2, 64, 96)), Draw(0))["loss"].backward()
+        step(torch.randn(2, 3, 64, 96), torch.randint(0, K, (2, 64, 96)), RowGenerator(0))["loss"].backward()
     assert not seen.refused
 
 
@@ -89,7 +89,7 @@ def test_task_losses_have_none_either(deterministic, kind):
     task = TaskLoss(model.supervision, None, 0.1, kind)
     with Operations() as seen:
         output = model(torch.randn(2, 3, 64, 96))
-        task(output, torch.randint(0, K, (2, 64, 96)), None)["task"].backward()
+        task(output, torch.randint(0, K, (2, 64, 96)), None)[0].backward()
     assert not seen.refused
 
 

@@ -182,15 +182,15 @@ def test_buffers_are_the_same_on_every_rank_from_the_start(tmp_path, monkeypatch
 def test_a_network_is_evaluated_with_the_precision_and_layout_of_its_training():
     config = {"amp": "bf16", "tf32": False, "channels_last": False, "deterministic": True, "compile": True}
     card = Card({"num_classes": 7}, training={"config": config})
-    asked = evaluation.compute_as_trained(evaluation.EvalConfig(compile=False, amp="none"), card)
+    asked = evaluation.take_precision_from_training(evaluation.EvalConfig(compile=False, amp="none"), card)
     assert (asked.amp, asked.compile, asked.tf32, asked.channels_last, asked.deterministic) == (
         *("none", False, False, False, True),
     )
-    unknown = evaluation.compute_as_trained(evaluation.EvalConfig(), Card({"num_classes": 7}))
+    unknown = evaluation.take_precision_from_training(evaluation.EvalConfig(), Card({"num_classes": 7}))
     assert (unknown.amp, unknown.tf32, unknown.compile) == ("none", None, None)
     damaged = Card({"num_classes": 7}, training={"config": {"amp": 5}})
     with pytest.raises(UserError, match=r"a\.pth: amp of its training: '5' .*choices: none, bf16, fp16"):
-        evaluation.compute_as_trained(evaluation.EvalConfig(pretrained="a.pth"), damaged)
+        evaluation.take_precision_from_training(evaluation.EvalConfig(pretrained="a.pth"), damaged)
 
 
 def test_workers_share_the_image_cache_whatever_the_usual_start_method(tmp_path):

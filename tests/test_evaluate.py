@@ -15,10 +15,10 @@ from tests.conftest import BACKBONE
 from utils.bilinear import upsample_argmax
 from utils.errors import UserError
 from utils.pixels import CONVENTIONS
-from utils.types import Draw
+from utils.seeding import RowGenerator
 
 BGR = CONVENTIONS["bgr_mean"]
-DRAW = [Draw(0)]
+DRAW = [RowGenerator(0)]
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from engine.metrics import count_confusions
 from engine.runtime import PRECISIONS
 from losses import LOSSES, build_kd
-from losses.task import TaskLoss, compute_pixel_divisor
+from losses.task import TaskLoss, compute_avg_factor
 from losses.upsampled_cross_entropy import upsampled_cross_entropy
 from models import build_model
 from models.label_noise import LabelNoise
@@ -26,7 +26,7 @@ from utils import memory
 from utils.bilinear import upsample_argmax
 from utils.checkpoint import _move_to_cpu
 from utils.pixels import CONVENTIONS
-from utils.types import Draw
+from utils.seeding import RowGenerator
 
 K = 5
 NEEDS_A_DRIVER = "adv"  # a backward pass inside the forward pass
@@ -39,7 +39,7 @@ def cuda(monkeypatch):
     def normal(self, values, stream):
         return values.copy_(torch.randn_like(values))
 
-    monkeypatch.setattr(Draw, "normal", normal)
+    monkeypatch.setattr(RowGenerator, "normal", normal)
     monkeypatch.setattr(memory, "get_free_memory", lambda device: None)
     monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)  # else autocast is off
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
@@ -84,12 +84,12 @@ def test_steps(cuda, arch, amp):
     teach = TeacherStep(teacher, noise, TaskLoss(teacher.supervision), build_kd("cwd=5", widths[1], widths[1], K))
     learn = StudentStep(student, TaskLoss(student.supervision), teacher, noise, kd)
     image, label = batch()
-    pixel_divisor = compute_pixel_divisor(label)
+    avg_factor = compute_avg_factor(label)
     x = CONVENTIONS["imagenet"].normalize(image)
     with torch.no_grad(), torch.autocast("cuda", PRECISIONS[amp], enabled=amp != "none"):
         assert student(x).logits.dtype == (PRECISIONS[amp] or torch.float32)
         for step in (teach.train(), learn.train()):
-            for name, term in step(x, label.long(), Draw(0), pixel_divisor).items():
+            for name, term in step(x, label.long(), RowGenerator(0), avg_factor).items():
                 assert (term.device.type, term.dtype, term.shape) == ("cuda", torch.float32, ()), name
 
 
@@ -99,7 +99,9 @@ def test_evaluation_and_metrics(cuda, codes):
     model = build_model("pspnet", BACKBONE, K, 3 + noise.planes).eval()
     image, label = batch()
     with torch.no_grad():  # inference mode's tensors and pretended ones do not mix
-        x = Predictor(model, CONVENTIONS["bgr_mean"], noise)._make_input(image, label, [Draw(0), Draw(1)])
+        x = Predictor(model, CONVENTIONS["bgr_mean"], noise)._make_input(
+            image, label, [RowGenerator(0), RowGenerator(1)]
+        )
         classes = upsample_argmax(model(x, with_aux=False).logits, x.shape[-2:], True)
         counts = count_confusions(classes, label, K)
     assert (counts.device.type, counts.dtype, counts.shape) == ("cuda", torch.int64, (K, K))

@@ -41,8 +41,8 @@ def maps_of(golden, who: str) -> list[torch.Tensor]:
 
 REFERENCE = {
     "at": lambda g, s, t: at_loss(s, t),
-    "fitnet": lambda g, s, t: fitnet_loss(s, t, g["conv_feat"]),
-    "cwd_feat_T4": lambda g, s, t: cwd_feat_loss(s, t, g["conv_feat"], 4),
+    "fitnet": lambda g, s, t: fitnet_loss(F.conv2d(s, g["conv_feat"]), t),
+    "cwd_feat_T4": lambda g, s, t: cwd_feat_loss(F.conv2d(s, g["conv_feat"]), t, s.shape[1], 4),
     "skd": lambda g, s, t: skd_loss(s, t),
     "ifvd": lambda g, s, t: ifvd_loss(s, t, g["label"].long(), 5),
     "dsd_psd": lambda g, s, t: psd_loss(maps_of(g, "student"), maps_of(g, "teacher")),
@@ -96,7 +96,7 @@ def test_nfd_by_an_independent_formula():
         (x - x.mean((2, 3), keepdims=True)) / x.std((2, 3), keepdims=True)
         for x in (mapped, t.feat.detach().double().numpy())
     )
-    loss = nfd_loss(s.feat.double(), t.feat.double(), kernel, eps=0)
+    loss = nfd_loss(F.conv2d(s.feat.double(), kernel), t.feat.double(), eps=0)
     assert loss.item() == pytest.approx(((a - b) ** 2).mean(), rel=1e-9)
 
 

@@ -219,8 +219,8 @@ def test_label_plane_is_folded_for_a_student_and_kept_for_a_teacher(tmp_path):
     path = save(tmp_path / "lad.pth", state(LAD))
     student, teacher = from_checkpoint(path), from_checkpoint(path, assisted=True)
     assert (student.model.config["in_channels"], teacher.model.config["in_channels"]) == (3, 4)
-    assert student.noise is None
-    assert teacher.noise.config == {"codes": "random", "pixel_std": 0.03, "scale": 100.0}
+    assert student.build_label_noise() is None
+    assert teacher.build_label_noise().config == {"codes": "random", "pixel_std": 0.03, "scale": 100.0}
     x = 60 * reference_input((2, 3, 65, 97))
     with torch.inference_mode():
         folded, whole = student.model(x), teacher.model(torch.cat([x, torch.zeros_like(x[:, :1])], 1))
@@ -230,9 +230,9 @@ def test_label_plane_is_folded_for_a_student_and_kept_for_a_teacher(tmp_path):
 def test_the_grid_of_predictions_keeps_the_label_plane_of_a_teacher(tmp_path):
     path = str(save(tmp_path / "lad.pth", state(LAD)))
     columns = visualize.load_networks(visualize.GridConfig(teacher=path, student=(path,)))
-    assert columns["teacher"].noise is not None
+    assert columns["teacher"].card.reads_label
     assert columns["teacher"].model.config["in_channels"] == 4
-    assert columns["student"].noise is None
+    assert not columns["student"].card.reads_label
     assert columns["student"].model.config["in_channels"] == 3
 
 

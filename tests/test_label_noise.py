@@ -6,7 +6,7 @@ from models import build_model
 from models.backbones import find_stem_convs
 from models.label_noise import CODES, LabelNoise, compute_noised_planes, list_fitting_codes, make_fixed_table
 from utils.errors import UserError
-from utils.types import Draw
+from utils.seeding import RowGenerator
 
 
 def label_map(batch=3, size=(9, 14), classes=5, seed=0):
@@ -42,7 +42,7 @@ def test_the_plane_by_a_loop_over_pixels():
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
 def test_random_codes_are_one_scalar_an_image_and_class(dtype):
     label = label_map().to(dtype)
-    plane = LabelNoise(5, "random", 0.0, 10.0)(label, Draw(7))[:, 0]
+    plane = LabelNoise(5, "random", 0.0, 10.0)(label, RowGenerator(7))[:, 0]
     values = set()
     for b in range(3):
         for k in (0, 1, 2, 3, 4, 255):
@@ -55,8 +55,8 @@ def test_random_codes_are_one_scalar_an_image_and_class(dtype):
 def test_law_of_codes_and_pixel_noise():
     label = label_map(500, (20, 20))
     noise = LabelNoise(5, "random", 0.03, 1.0)
-    plane = noise(label, Draw(1))[:, 0]
-    codes = LabelNoise(5, "random", 0.0, 1.0)(label, Draw(1))[:, 0]
+    plane = noise(label, RowGenerator(1))[:, 0]
+    codes = LabelNoise(5, "random", 0.0, 1.0)(label, RowGenerator(1))[:, 0]
     assert codes[:, 5, 5].mean().item() == pytest.approx(0, abs=0.15)
     assert codes[:, 5, 5].std().item() == pytest.approx(1, abs=0.1)
     residual = plane - codes
@@ -65,7 +65,7 @@ def test_law_of_codes_and_pixel_noise():
 
 
 def test_shuffled_codes_are_the_fixed_table_in_another_order():
-    codes = LabelNoise(21, "shuffled", 0.0, 1.0).draw_codes(make_fixed_table(21), 4, Draw(3), 0)
+    codes = LabelNoise(21, "shuffled", 0.0, 1.0).draw_codes(make_fixed_table(21), 4, RowGenerator(3), 0)
     for row in codes:
         assert sorted(row.tolist()) == make_fixed_table(21).tolist()
     assert len({tuple(row.tolist()) for row in codes}) == 4
@@ -73,30 +73,30 @@ def test_shuffled_codes_are_the_fixed_table_in_another_order():
 
 def test_paths_are_independent_and_draws_repeatable():
     label, noise = label_map(), LabelNoise(5, "random", 0.03, 100.0)
-    first, second = (noise(label, Draw(5), path) for path in (0, 1))
+    first, second = (noise(label, RowGenerator(5), path) for path in (0, 1))
     assert abs(torch.corrcoef(torch.stack([first.flatten(), second.flatten()]))[0, 1]) < 0.6
     assert not torch.equal(first, second)
-    assert torch.equal(first, noise(label, Draw(5), 0))
-    assert not torch.equal(first, noise(label, Draw(6), 0))
+    assert torch.equal(first, noise(label, RowGenerator(5), 0))
+    assert not torch.equal(first, noise(label, RowGenerator(6), 0))
 
 
 def test_paths_have_pixel_noise_of_their_own():
     label = label_map()
-    clean = LabelNoise(5, "fixed", 0.0, 100.0)(label, Draw(5))
+    clean = LabelNoise(5, "fixed", 0.0, 100.0)(label, RowGenerator(5))
     noise = LabelNoise(5, "fixed", 0.03, 100.0)
-    first, second = ((noise(label, Draw(5), path) - clean).flatten() for path in (0, 1))
+    first, second = ((noise(label, RowGenerator(5), path) - clean).flatten() for path in (0, 1))
     assert abs(torch.corrcoef(torch.stack([first, second]))[0, 1]) < 4 / len(first) ** 0.5
 
 
 def test_one_hot_planes():
     label = label_map(3)
     noise = LabelNoise(5, "onehot", 0.0, 100.0)
-    planes = noise(label, Draw(1))
+    planes = noise(label, RowGenerator(1))
     assert noise.planes == 5
     assert planes.shape == (3, 5, *label.shape[1:])
     for k in range(5):
         assert torch.equal(planes[:, k], 100.0 * (label == k))
-    noisy = LabelNoise(5, "onehot", 0.03, 100.0)(label, Draw(1)) - planes
+    noisy = LabelNoise(5, "onehot", 0.03, 100.0)(label, RowGenerator(1)) - planes
     assert noisy.std().item() == pytest.approx(3, rel=0.1)
     flat = noisy.transpose(0, 1).flatten(1)  # every plane and image has its own noise
     assert torch.corrcoef(flat).fill_diagonal_(0).abs().max() < 0.5
@@ -106,17 +106,17 @@ def test_one_hot_planes():
 @pytest.mark.parametrize("codes", CODES)
 def test_a_sample_sees_the_same_noise_in_every_split_of_the_batch(codes):
     label, noise = label_map(4), LabelNoise(5, codes, 0.03, 100.0, code_std=0.3)
-    whole = noise(label, Draw(5))
-    halves = [noise(label[i : i + 2], Draw(5, i)) for i in (0, 2)]
+    whole = noise(label, RowGenerator(5))
+    halves = [noise(label[i : i + 2], RowGenerator(5, i)) for i in (0, 2)]
     assert torch.equal(whole, torch.cat(halves))
 
 
 def test_near_codes_are_the_table_and_a_share_of_the_random_ones():
     label = label_map(4)
-    fixed, random = (LabelNoise(5, kind, 0.0, 1.0)(label, Draw(3)) for kind in ("fixed", "random"))
-    assert torch.equal(LabelNoise(5, "near", 0.0, 1.0, 0.0)(label, Draw(3)), fixed)
-    torch.testing.assert_close(LabelNoise(5, "near", 0.0, 1.0, 0.3)(label, Draw(3)), fixed + 0.3 * random)
-    far = LabelNoise(5, "near", 0.0, 1e-6, 1e6)(label, Draw(3))
+    fixed, random = (LabelNoise(5, kind, 0.0, 1.0)(label, RowGenerator(3)) for kind in ("fixed", "random"))
+    assert torch.equal(LabelNoise(5, "near", 0.0, 1.0, 0.0)(label, RowGenerator(3)), fixed)
+    torch.testing.assert_close(LabelNoise(5, "near", 0.0, 1.0, 0.3)(label, RowGenerator(3)), fixed + 0.3 * random)
+    far = LabelNoise(5, "near", 0.0, 1e-6, 1e6)(label, RowGenerator(3))
     torch.testing.assert_close(far, random, rtol=0, atol=2e-6)
     assert LabelNoise(5, "near", 0.0, 1.0, 0.3).config["code_std"] == 0.3
     assert "code_std" not in LabelNoise(5, "fixed", 0.0, 1.0, 0.3).config
@@ -148,16 +148,18 @@ def test_the_widened_stem_keeps_its_rgb_weights(backbone):
 def test_label_dropout_shows_some_images_a_zero_plane_in_both_paths():
     noise, label = LabelNoise(5, "near", 0.03, 1.0, 0.1), torch.randint(0, 5, (64, 4, 4))
     image = torch.randn(64, 3, 4, 4)
-    first, second = (noise.add_planes(image, label, Draw(5), path, dropout=0.5) for path in (0, 1))
+    first, second = (noise.add_planes(image, label, RowGenerator(5), path, dropout=0.5) for path in (0, 1))
     hidden = (first[:, 3] == 0).flatten(1).all(1)
     assert 16 < hidden.sum() < 48
     assert torch.equal(hidden, (second[:, 3] == 0).flatten(1).all(1))
-    whole = noise.add_planes(image, label, Draw(5), 0)
+    whole = noise.add_planes(image, label, RowGenerator(5), 0)
     assert torch.equal(first[~hidden], whole[~hidden])  # nothing else changes
     assert torch.equal(first[:, :3], image)
-    halves = [noise.add_planes(image[b : b + 32], label[b : b + 32], Draw(5, b), 0, dropout=0.5) for b in (0, 32)]
+    halves = [
+        noise.add_planes(image[b : b + 32], label[b : b + 32], RowGenerator(5, b), 0, dropout=0.5) for b in (0, 32)
+    ]
     assert torch.equal(torch.cat(halves), first)  # whatever the number of processes
-    assert (noise.add_planes(image, label, Draw(5), 0, dropout=1.0)[:, 3] == 0).all()
+    assert (noise.add_planes(image, label, RowGenerator(5), 0, dropout=1.0)[:, 3] == 0).all()
 
 
 def test_codes_by_the_planes_that_they_make():

@@ -12,7 +12,7 @@ from train_student import StudentStep
 from train_teacher import TeacherStep
 from utils.errors import UserError
 from utils.pixels import CONVENTIONS
-from utils.types import Draw
+from utils.seeding import RowGenerator
 
 K = 7
 FIVE = {
@@ -108,7 +108,7 @@ def test_learns_as_teacher_and_as_student(arch):
         for i in range(10):
             samples = [train[2 * (i % 4) + j] for j in range(2)]
             image, label = (torch.stack(part) for part in zip(*samples, strict=True))
-            terms = step(convention.normalize(image), label.long(), Draw(i))
+            terms = step(convention.normalize(image), label.long(), RowGenerator(i))
             optimizer.zero_grad()
             terms["loss"].backward()
             optimizer.step()

@@ -9,7 +9,8 @@ from torch import nn
 from engine.norms import ExactNorm, SyncedNorm, replace_norms
 from engine.runtime import Runtime
 from scripts.study.benchmark import build_teacher_step
-from utils.types import IGNORE_INDEX, Draw
+from utils.seeding import RowGenerator
+from utils.types import IGNORE_INDEX
 
 LAST = torch.channels_last
 
@@ -122,5 +123,5 @@ def test_the_fast_layout_has_the_losses_of_the_plain_one(backbone):
         step = build_teacher_step(5, backbone)
         Runtime(channels_last=fast).prepare(step).train()
         with torch.no_grad():
-            losses += [step(image, label, Draw(i))["loss"].item() for i in range(2)]
+            losses += [step(image, label, RowGenerator(i))["loss"].item() for i in range(2)]
     assert losses[:2] == pytest.approx(losses[2:], rel=1e-6)

@@ -13,7 +13,7 @@ from tests.networks import write_checkpoint
 from utils.errors import UserError
 from utils.pictures import read_image
 from utils.pixels import CONVENTIONS
-from utils.types import Draw
+from utils.seeding import RowGenerator
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def test_files_hold_the_evaluators_classes(student, tmp_path, capsys):
     loaded = from_checkpoint(student)
     image = torch.from_numpy(read_image(source).transpose(2, 0, 1).copy())[None]
     label = torch.zeros(1, 45, 70, dtype=torch.uint8)
-    expected = Predictor(loaded.model, CONVENTIONS["bgr_mean"])(image, label, [Draw(0)])[0].argmax(0).numpy()
+    expected = Predictor(loaded.model, CONVENTIONS["bgr_mean"])(image, label, [RowGenerator(0)])[0].argmax(0).numpy()
     assert len(np.unique(expected)) > 1
     colored = Image.open(tmp_path / "out/a.png")
     assert np.array_equal(np.array(colored), expected)
@@ -51,7 +51,7 @@ def test_a_resized_image_has_the_classes_of_that_protocol_at_its_own_size(studen
     loaded = from_checkpoint(student)
     image = torch.from_numpy(read_image(source).transpose(2, 0, 1).copy())[None]
     small = Predictor(loaded.model, CONVENTIONS["bgr_mean"], resize=(96, 64))
-    expected = small(image, image[:, 0], [Draw(0)])[0].argmax(0).numpy()
+    expected = small(image, image[:, 0], [RowGenerator(0)])[0].argmax(0).numpy()
     assert np.array_equal(np.array(Image.open(tmp_path / "out/a.png")), expected)
     assert not np.array_equal(loaded.predict(source), expected)
     classes, shares = loaded.predict(source, probabilities=True, resize=(96, 64))
@@ -77,7 +77,9 @@ def test_the_views_are_those_of_the_evaluator(flags, views, student, tmp_path):
     image = torch.from_numpy(read_image(source).transpose(2, 0, 1).copy())[None]
     model = from_checkpoint(student).model
     expected = (
-        Predictor(model, CONVENTIONS["bgr_mean"], **views).predict_classes(image, image[:, 0], [Draw(0)])[0].numpy()
+        Predictor(model, CONVENTIONS["bgr_mean"], **views)
+        .predict_classes(image, image[:, 0], [RowGenerator(0)])[0]
+        .numpy()
     )
     assert np.array_equal(np.array(Image.open(tmp_path / "out/a.png")), expected)
 

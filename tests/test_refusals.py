@@ -15,7 +15,7 @@ from engine.run_inputs import OtherRun, check_same_run, make_plain
 from engine.settings import StudentConfig, TeacherConfig
 from models import build_model
 from models.checkpoints.card import Card
-from models.prediction import Loaded
+from models.checkpoints.loading import LoadedNetwork
 from tests.conftest import BACKBONE, TINY
 from utils.errors import UserError
 
@@ -69,7 +69,7 @@ def test_other_settings_are_listed_in_a_sentence():
 
 
 def network(names):
-    return SimpleNamespace(num_classes=len(names), class_names=names)
+    return SimpleNamespace(num_classes=len(names), class_names=names, has_single_logit=False)
 
 
 def test_a_teacher_of_other_classes_is_refused(capsys):
@@ -86,7 +86,7 @@ def test_names_of_another_spelling_are_listed_and_no_error(capsys):
     told = "warning: T has other class names than camvid (2: 'column_pole', here 'pole')\n"
     assert capsys.readouterr().err == told
     for known in (CAMVID.names, [], [name.upper() for name in CAMVID.names]):
-        same = SimpleNamespace(num_classes=11, class_names=known)
+        same = SimpleNamespace(num_classes=11, class_names=known, has_single_logit=False)
         require_classes(same, CAMVID, "camvid", "T", allow_other_names=False)
     assert capsys.readouterr().err == ""
 
@@ -100,7 +100,7 @@ def test_label_flags_are_for_assisted_teachers(flags, monkeypatch):
     def load(path, assisted, **names):
         noise = NOISE if assisted_teacher else None
         model = build_model("fcn", BACKBONE, 7, in_channels=4 if noise else 3)
-        return Loaded(model.eval(), Card(model.config, TOY.names, pixels="bgr_mean", label_noise=noise))
+        return LoadedNetwork(model.eval(), Card(model.config, TOY.names, pixels="bgr_mean", label_noise=noise))
 
     monkeypatch.setattr(train_student, "from_checkpoint", load)
     assisted_teacher = False

@@ -122,7 +122,7 @@ def test_options_one_logit_and_image_labels_of_a_saved_network(tmp_path, capsys)
     theirs.save_pretrained(tmp_path)
     loaded = from_checkpoint(tmp_path)
     assert loaded.card.arch["decoder_pyramid_channels"] == 32
-    assert loaded.card.training["single_logit"]
+    assert loaded.card.has_single_logit
     assert "has one logit: class 1 where it is above 0, else class 0\n" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"has one logit and no class names: .* give --other-class-names"):
         require_classes(loaded.card, replace(TOY, names=("sky", "road")), "folder", "F", allow_other_names=False)

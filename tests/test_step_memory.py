@@ -11,8 +11,10 @@ from engine.runtime import Runtime
 from engine.settings import TeacherConfig
 from engine.step import Step
 from engine.step_memory import LiveMemory, StepMemory, estimate_step_memory
+from losses.task import TaskLoss
 from scripts.study.benchmark import build_teacher_step
 from tests.conftest import TINY
+from utils.types import Supervision
 
 MIB = 2**20
 
@@ -37,11 +39,9 @@ class Squares(Step):
     def __init__(self):
         super().__init__()
         self.model = nn.Conv2d(3, 8, 1, bias=False)
+        self.task = TaskLoss([Supervision()])
 
-    def compute_pixel_divisor(self, label):
-        return torch.ones(())
-
-    def forward(self, image, label, draw, pixel_divisor):
+    def forward(self, image, label, draw, avg_factor):
         return {"loss": self.model(image).pow(2).sum()}
 
 

@@ -5,7 +5,7 @@ import timm
 import torch
 
 from models import build_model
-from models.backbones import DILATED, PYRAMID, build_backbone, find_stem_convs, narrow_stem
+from models.backbones import DILATED_OUTPUT_STRIDE, FULL_OUTPUT_STRIDE, build_backbone, find_stem_convs, narrow_stem
 from models.checkpoints.imagenet import convert_backbone_weights
 from utils import checkpoint
 from utils.errors import UserError
@@ -50,7 +50,9 @@ def test_strides_and_imagenet_weights_of_the_whole_network(name):
     assert any(value.shape == shape and torch.equal(value, first.weight) for value in whole.values())
 
 
-@pytest.mark.parametrize(("output_stride", "strides"), [(DILATED, (4, 8, 8, 8)), (PYRAMID, (4, 8, 16, 32))])
+@pytest.mark.parametrize(
+    ("output_stride", "strides"), [(DILATED_OUTPUT_STRIDE, (4, 8, 8, 8)), (FULL_OUTPUT_STRIDE, (4, 8, 16, 32))]
+)
 def test_of_more_than_five_maps_the_last_four_are_taken(output_stride, strides):
     with torch.device("meta"):
         backbone = build_backbone("darknet17", output_stride=output_stride)
@@ -58,7 +60,7 @@ def test_of_more_than_five_maps_the_last_four_are_taken(output_stride, strides):
     assert backbone.channels == (128, 256, 512, 1024)
 
 
-@pytest.mark.parametrize("output_stride", [DILATED, PYRAMID])
+@pytest.mark.parametrize("output_stride", [DILATED_OUTPUT_STRIDE, FULL_OUTPUT_STRIDE])
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "efficientvit_m0", "dla34", "halonet26t"])
 def test_what_does_not_fit_is_refused_in_one_line(name, output_stride):
     with pytest.raises(UserError, match=f"backbone '{name}' cannot be used: needed are four maps"):

@@ -33,7 +33,11 @@ def blend_classes(image: np.ndarray, label: np.ndarray, palette: Sequence[Rgb]) 
 
 
 def save_png(picture: Image.Image, path: Path) -> None:
-    """Write a picture as PNG. See ``utils.files.write``, also for what it raises."""
+    """Write a picture as PNG, whole or not at all.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
     write(path, lambda file: picture.save(file, "PNG"), durable=False)
 
 

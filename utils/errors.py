@@ -35,7 +35,7 @@ def lookup(table: Mapping[str, T], name: str, what: str) -> T:
     """Return ``table[name]``.
 
     Raises:
-        UserError: as ``require_known``.
+        UserError: the table has no such name. The message names the nearest one, and lists all of them.
     """
     require_known(name, table, what)
     return table[name]
@@ -45,7 +45,7 @@ def require_known(name: str, choices: Collection[str], what: str) -> None:
     """Check that a name is one of the choices.
 
     Raises:
-        UserError: it is not. The message names the nearest choice, and lists all of them.
+        UserError: the name is unknown. The message names the nearest choice, and lists all of them.
     """
     if name not in choices:
         raise UserError(f"unknown {what} {name!r}{suggest_nearest(name, choices)} (choices: {', '.join(choices)})")

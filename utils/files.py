@@ -105,7 +105,7 @@ def require_apart(outputs: Iterable[tuple[Path, Path]], inputs: Iterable[Path], 
     "--output folder".
 
     Raises:
-        UserError: one of them is an input and would be lost, or two of them are one file.
+        UserError: an output is also an input, which would be lost, or two outputs are one file.
     """
     input_paths = set(map(os.path.realpath, inputs))
     writers: dict[str, Path] = {}
@@ -132,7 +132,7 @@ def open_regular(path: Path) -> IO[bytes]:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Return the content of a regular file; see ``open_regular``."""
+    """Return the content of a file. Raise OSError if it cannot be read, or is a pipe, a device or a folder."""
     with open_regular(path) as file:
         return file.read()
 
@@ -190,7 +190,7 @@ def read_yaml(path: Path) -> Any:
     """Return the plain values of a yaml file; nothing in it is run.
 
     Raises:
-        UserError: the file is unreadable, or is no plain yaml (see ``parse_yaml``).
+        UserError: the file cannot be read, is no plain yaml, has a key twice, or is nested too deep.
     """
     try:
         content = read_bytes(path)
@@ -203,7 +203,7 @@ def parse_yaml(content: bytes, where: str) -> Any:
     """Return the plain values of yaml text.
 
     Raises:
-        UserError: it is no text, no plain yaml, has a key twice, or is nested too deep.
+        UserError: the content is no text, no plain yaml, has a key twice, or is nested too deep.
     """
     try:
         return yaml.load(decode_text(content), _Loader)

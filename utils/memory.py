@@ -15,7 +15,7 @@ def require_memory(size: int, what: str, advice: str, device: torch.device) -> N
     """Check that ``size`` bytes fit on a GPU, or in each process of this host.
 
     Raises:
-        UserError: they do not fit. The message has ``what``, its size, the free memory, and ``advice``.
+        UserError: the bytes do not fit. The message has ``what``, its size, the free memory, and ``advice``.
     """
     copies = count_sharers(device)
     free = get_free_memory(device)

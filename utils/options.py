@@ -179,7 +179,7 @@ def _convert_tuple(item_kinds: Sequence[Any], value: Any, where: str) -> tuple:
     """Convert a list of values. item_kinds: the arguments of the tuple's type.
 
     Raises:
-        UserError: it is no list of the right length, or a value is of another type.
+        UserError: ``value`` is no list of the right length, or one of its items is of another type.
     """
     wanted = f"{len(item_kinds)} values"
     has_right_length = isinstance(value, (list, tuple)) and len(value) == len(item_kinds)
@@ -195,7 +195,7 @@ def _convert_scalar(kind: type, value: Any, where: str) -> Any:
     """Convert one value to bool, int, float or str.
 
     Raises:
-        UserError: it is none of that kind.
+        UserError: the value is not of that kind, or is not finite.
     """
     if kind is bool or isinstance(value, bool):
         if isinstance(value, bool) and kind is bool:

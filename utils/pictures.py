@@ -65,7 +65,8 @@ def convert_to_rgb(
 ) -> np.ndarray:
     """Convert a picture to RGB uint8 ``[H, W, 3]``.
 
-    behind: see ``read_image``. upright: turn it as its EXIF orientation says. data: the file's content, if known.
+    behind: the colour behind transparent pixels; "" refuses a picture that has some. upright: turn the picture as its
+    EXIF orientation says. data: the file's content, if known.
 
     Raises:
         UserError: its pixels have no one meaning as 8-bit RGB.
@@ -98,7 +99,7 @@ def require_eight_bits(name: str | Path, file: Image.Image, data: bytes = b"") -
     """Check that PIL can read a picture without narrowing its channels to 8 bits.
 
     Raises:
-        UserError: it would: 12-bit numbers in 16 bits would be black.
+        UserError: a channel has more than 8 bits. PIL would turn 12-bit numbers in 16 bits into black, for example.
     """
     if deep := describe_deep_channels(file, data):
         raise UserError(f"{name} has {deep}: {ADVICE}")

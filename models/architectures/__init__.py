@@ -11,7 +11,13 @@ from models.architectures.ocrnet import build_ocrnet
 from models.architectures.pspnet import build_pspnet, build_pspnet_mmseg
 from models.architectures.smp import DECODERS, LEFT_OUT, build_smp, list_decoder_options
 from models.architectures.stdc import build_stdc
-from models.backbones import DILATED, PYRAMID, build_backbone, prepare_stem
+from models.backbones import (
+    DILATED_OUTPUT_STRIDE,
+    FULL_OUTPUT_STRIDE,
+    add_label_planes_to_stem,
+    build_backbone,
+    mark_image_convs,
+)
 from models.segmentor import Segmentor
 from models.user_networks import UserNetwork, build_user_network, is_user_network
 from utils.errors import UserError, lookup, require_known
@@ -67,9 +73,11 @@ def build_model(
         require_known(name, list_widths(arch), f"width of {arch}")
     if arch in DECODERS:
         model = build(backbone, num_classes, **widths)  # the library builds the encoder together with the decoder
-        prepare_stem(model.backbone, backbone, in_channels)
+        mark_image_convs(model.backbone)
+        if in_channels > 3:
+            add_label_planes_to_stem(model.backbone, backbone, in_channels)
     else:
-        output_stride = PYRAMID if arch in UNDILATED else DILATED
+        output_stride = FULL_OUTPUT_STRIDE if arch in UNDILATED else DILATED_OUTPUT_STRIDE
         model = build(build_backbone(backbone, in_channels, output_stride), num_classes, **widths)
     model.config = {
         "arch": arch,
@@ -85,7 +93,7 @@ def _find_architecture(name: str) -> Callable[..., Segmentor]:
     """Return the function of an architecture.
 
     Raises:
-        UserError: there is none of this name; the message names the nearest one.
+        UserError: no architecture has this name. The message names the nearest one.
     """
     if name in ARCHITECTURES:
         return ARCHITECTURES[name]

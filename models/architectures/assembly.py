@@ -4,11 +4,10 @@ from typing import NamedTuple
 
 from torch import nn
 
+from models.backbones import DILATED_OUTPUT_STRIDE
 from models.layers import FCNHead
 from models.segmentor import Branch, Segmentor
 from utils.types import Supervision
-
-FINEST_STRIDE = 8  # stride of c4 in a dilated backbone; where c4 is coarser, the backbone is a pyramid
 
 
 class HeadInput(NamedTuple):
@@ -24,8 +23,8 @@ def choose_head_width(backbone: nn.Module, narrow: int, wide: int) -> int:
 
 
 def is_pyramid(backbone: nn.Module) -> bool:
-    """Return whether c4 is coarser than stride 8, as in HRNet, so that a head should read all four maps."""
-    return backbone.strides[3] > FINEST_STRIDE
+    """Return whether c4 is coarser than in a dilated backbone, as in HRNet, so that a head should read all maps."""
+    return backbone.strides[3] > DILATED_OUTPUT_STRIDE
 
 
 def choose_head_input(backbone: nn.Module) -> HeadInput:
@@ -84,12 +83,16 @@ def assemble_mmseg_network(
     return assemble_mmseg_branches(backbone, main, aux)
 
 
-def assemble_mmseg_branches(backbone: nn.Module, main: Branch, aux: list[Branch]) -> Segmentor:
+def assemble_mmseg_branches(
+    backbone: nn.Module, main: Branch, aux: list[Branch], network: type[Segmentor] = Segmentor
+) -> Segmentor:
     """Assemble a network of given branches, initialised as in MMSegmentation.
 
     Classifiers are drawn from N(0, 0.01^2). The other convolutions have mmcv's Kaiming initialisation already.
+
+    network: the class of the result.
     """
     for branch in (main, *aux):
         nn.init.normal_(branch.classifier.weight, 0, 0.01)
         nn.init.zeros_(branch.classifier.bias)
-    return Segmentor(backbone, main, aux)
+    return network(backbone, main, aux)

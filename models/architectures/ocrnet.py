@@ -7,7 +7,7 @@ from models.architectures.assembly import assemble_mmseg_branches, is_pyramid
 from models.layers import FCNHead, make_conv_norm_act
 from models.segmentor import Branch, Segmentor
 from utils.precision import widen_to_float32
-from utils.types import Supervision
+from utils.types import Output, Supervision
 
 ALL_MAPS = (0, 1, 2, 3)
 
@@ -19,8 +19,6 @@ class OCRHead(nn.Module):
     region, and f_k is the mean of the map under that region. A position x with query q(x) then gets the sum over k of
     softmax_k(q(x) key(f_k) / sqrt(C)) value(f_k).
     """
-
-    coarse_to_fine = True  # the segmentor passes the coarse logits to ``forward``
 
     def __init__(self, in_channels: int, channels: int, key_channels: int, dropout: nn.Module) -> None:
         super().__init__()
@@ -59,6 +57,20 @@ def compute_region_means(x: Tensor, coarse: Tensor) -> Tensor:
         return (weights @ pixels.transpose(1, 2)).transpose(1, 2).unsqueeze(3)
 
 
+class CascadeSegmentor(Segmentor):
+    """Segment images from coarse to fine: the main head reads the logits of the one auxiliary branch.
+
+    This is MMSegmentation's CascadeEncoderDecoder.
+    """
+
+    def forward(self, x: Tensor, with_aux: bool = True) -> Output:
+        """Return the fine logits, with the coarse ones as ``aux``. ``with_aux`` has no effect: both are needed."""
+        features = self.backbone(x)
+        coarse, _ = self.aux[0](features)
+        logits, feat = self.main(features, coarse)
+        return Output(logits, (coarse,), feat)
+
+
 def _make_two_layers(in_channels: int, channels: int) -> nn.Sequential:
     """Make two 1x1 convolutions with norm and activation."""
     return nn.Sequential(make_conv_norm_act(in_channels, channels, 1), make_conv_norm_act(channels, channels, 1))
@@ -71,7 +83,7 @@ def build_ocrnet(
     key_width: int = 256,
     aux_width: int | None = None,
     align_corners: bool = False,
-) -> Segmentor:
+) -> CascadeSegmentor:
     """Build MMSegmentation's OCRNet: configs/_base_/models/ocrnet_hr18.py and ocrnet_r50-d8.py.
 
     On a pyramid such as HRNet both heads read all four maps. On a dilated network the coarse head reads c3 and the fine
@@ -94,4 +106,4 @@ def build_ocrnet(
     aux = Branch(coarse_head, coarse_index, num_classes, coarse_supervision)
     head = OCRHead(channels, width, key_width, dropout)
     main = Branch(head, fine_index, num_classes, Supervision(align_corners=align_corners))
-    return assemble_mmseg_branches(backbone, main, [aux])
+    return assemble_mmseg_branches(backbone, main, [aux], CascadeSegmentor)

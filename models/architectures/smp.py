@@ -50,7 +50,7 @@ NOT_OPTIONS = {
     "kwargs",
 }
 # exceptions that the library and timm raise for an encoder or an option that they cannot use
-BUILD_FAILURES = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+LIBRARY_FAILURES = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 # smallest side, in positions, of the encoder's last map that a decoder can read; smp_pan halves it three times
 SMALLEST_MAP = {"smp_pan": 8}
 
@@ -96,7 +96,7 @@ def list_decoder_options(arch: str) -> tuple[str, ...]:
 def build_smp(arch: str, backbone: str, num_classes: int, **options: Any) -> "PaddedSegmentor":
     """Build a decoder of the library on one of its encoders, with random weights and three input channels.
 
-    options: see ``list_decoder_options``.
+    options: arguments of the library's constructor that ``list_decoder_options`` names.
 
     Raises:
         UserError: the backbone is unknown, this decoder cannot read it, or an option is wrong.
@@ -108,7 +108,7 @@ def build_smp(arch: str, backbone: str, num_classes: int, **options: Any) -> "Pa
         logits = network.run_small_image()
         freeze_unused(network, logits.sum())  # layers of the encoder that the decoder does not read
         network.check_upsampling(logits, getattr(model.segmentation_head[1], "scale_factor", 1))
-    except BUILD_FAILURES as error:
+    except LIBRARY_FAILURES as error:
         reason = (
             get_first_line(error) if str(error) else "timm does not build it with the stride that this decoder needs"
         )

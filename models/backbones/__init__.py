@@ -6,13 +6,13 @@ from functools import partial
 import torch
 from torch import nn
 
-from models.backbones.hrnet import Fusion
+from models.backbones.hrnet import HRModule
 from models.backbones.stdc import BLOCKS, build_stdc_backbone
 from utils.errors import UserError, get_first_line, suggest_nearest
 
-# output strides: of backbones whose last stages are dilated, and of those without dilation
-DILATED = 8
-PYRAMID = 32
+# strides of the last map: of a backbone whose last stages are dilated, and of one without dilation
+DILATED_OUTPUT_STRIDE = 8
+FULL_OUTPUT_STRIDE = 32
 PYRAMID_STRIDES = (4, 8, 16, 32)
 RESNET_DEPTHS = (18, 34, 50, 101, 152)
 RESNET_STEMS: dict[str, dict[str, object]] = {
@@ -59,14 +59,15 @@ def _build_resnet(depth: int, variant: str, output_stride: int) -> nn.Module:
 def _build_hrnet(name: str, output_stride: int) -> nn.Module:
     """Build HRNet without its classification head. Its maps have strides 4, 8, 16 and 32 for any ``output_stride``.
 
-    With ``output_stride`` 32, which ``--model stdc`` asks for, only the maps from stride 8 on are read. The last layers
-    of the finest map then get no gradient, so they are frozen.
+    With ``output_stride`` 32, which ``--model stdc`` asks for, the last layers of the finest map are frozen.
     """
     backbone = _create_timm_network(name, feature_location="")
     for stage in (backbone.stage2, backbone.stage3, backbone.stage4):
         for i, module in enumerate(stage):
-            stage[i] = Fusion(module)
-    backbone.stage4[-1].fuse_layers[0].requires_grad_(output_stride != PYRAMID)
+            stage[i] = HRModule(module)
+    if output_stride == FULL_OUTPUT_STRIDE:
+        # Only the maps from stride 8 on are read, so these layers get no gradient, for which DDP would wait.
+        backbone.stage4[-1].fuse_layers[0].requires_grad_(False)
     return backbone
 
 
@@ -124,7 +125,7 @@ def _list_own_backbones() -> Iterator[tuple[str, Callable[[int], nn.Module]]]:
 BACKBONES: dict[str, Callable[[int], nn.Module]] = dict(_list_own_backbones())
 
 
-def build_backbone(name: str, in_channels: int = 3, output_stride: int = DILATED) -> nn.Module:
+def build_backbone(name: str, in_channels: int = 3, output_stride: int = DILATED_OUTPUT_STRIDE) -> nn.Module:
     """Build a backbone with random weights: one of BACKBONES, or any timm network that gives four maps.
 
     The result has the attributes ``channels`` and ``strides`` of its maps c1..c4.
@@ -145,23 +146,25 @@ def build_backbone(name: str, in_channels: int = 3, output_stride: int = DILATED
     else:
         hint = suggest_nearest(name, [*BACKBONES, *timm.list_models()])
         raise UserError(f"unknown backbone {name!r}{hint} (choices: {', '.join(BACKBONES)}, or a timm name)")
-    prepare_stem(backbone, name, in_channels)
+    mark_image_convs(backbone)
+    if in_channels > 3:
+        add_label_planes_to_stem(backbone, name, in_channels)
     return backbone
 
 
-def prepare_stem(backbone: nn.Module, name: str, in_channels: int) -> None:
-    """Mark the convolutions that see the image, which are those of three input channels.
-
-    With ``in_channels`` above 3, widen them for label planes.
-
-    Raises:
-        UserError: there are to be label planes, and no convolution sees the image.
-    """
+def mark_image_convs(backbone: nn.Module) -> None:
+    """Mark the convolutions that see the image, which are those of three input channels, for ``find_stem_convs``."""
     for module in backbone.modules():
         if isinstance(module, nn.Conv2d) and module.in_channels == 3:
             module.sees_image = True
-    if in_channels == 3:
-        return
+
+
+def add_label_planes_to_stem(backbone: nn.Module, name: str, in_channels: int) -> None:
+    """Widen the convolutions that see the image for label planes. name: of the backbone, for the message.
+
+    Raises:
+        UserError: no convolution sees the image.
+    """
     if not find_stem_convs(backbone):
         reason = "it rearranges the image before its first convolution"
         raise UserError(f"backbone {name!r} cannot read a label plane, {reason}: it can be a student's only")
@@ -169,16 +172,15 @@ def prepare_stem(backbone: nn.Module, name: str, in_channels: int) -> None:
 
 
 def find_stem_convs(backbone: nn.Module) -> list[nn.Conv2d]:
-    """Find the convolutions that ``prepare_stem`` marked: one, or several side by side (MobileOne, RepViT, FastViT)."""
+    """Find the convolutions that see the image: one, or several side by side (MobileOne, RepViT, FastViT)."""
     return [module for module in backbone.modules() if getattr(module, "sees_image", False)]
 
 
 def widen_stem(backbone: nn.Module, in_channels: int) -> None:
     """Let the stem see label planes behind RGB. The RGB weights stay, the new weights are drawn from N(0, 0.1^2).
 
-    ``prepare_stem`` calls it when a network is built, before any weights are loaded. LAD widens its stem when it loads
-    ImageNet weights (models/base_models/resnet.py:257). timm's own ``in_chans=4`` would multiply the RGB weights by
-    3/4.
+    A new network is widened before any weights are loaded. LAD widens its stem when it loads ImageNet weights
+    (models/base_models/resnet.py:257). timm's own ``in_chans=4`` would multiply the RGB weights by 3/4.
     """
     for conv in find_stem_convs(backbone):
         weight = torch.empty(conv.out_channels, in_channels, *conv.kernel_size).normal_(0, 0.1)

@@ -11,7 +11,7 @@ CONTEXT_CHANNELS = 128
 FUSED_CHANNELS = 256
 
 
-class Attention(nn.Module):
+class AttentionRefinementModule(nn.Module):
     """Refine a map: apply a 3x3 convolution, then weight each channel by a gate that sees the channel means."""
 
     def __init__(self, in_channels: int, channels: int) -> None:
@@ -25,7 +25,7 @@ class Attention(nn.Module):
         return x * weights
 
 
-class Fusion(nn.Module):
+class FeatureFusionModule(nn.Module):
     """Fuse two maps: concatenate, apply a 1x1 convolution, and add the result weighted by a squeeze-and-excite gate."""
 
     def __init__(self, in_channels: int, channels: int) -> None:
@@ -65,12 +65,12 @@ class ContextPath(nn.Module):
         self.channels = (c8, CONTEXT_CHANNELS, CONTEXT_CHANNELS, FUSED_CHANNELS)
         self.encoder = encoder
         # from coarse to fine: the arm of stride 32 comes first
-        self.arms = nn.ModuleList(Attention(channels, CONTEXT_CHANNELS) for channels in (c32, c16))
+        self.arms = nn.ModuleList(AttentionRefinementModule(channels, CONTEXT_CHANNELS) for channels in (c32, c16))
         self.smooth = nn.ModuleList(
             make_conv_norm_act(CONTEXT_CHANNELS, CONTEXT_CHANNELS, 3, padding=1) for _ in range(2)
         )
         self.image = make_conv_norm_act(c32, CONTEXT_CHANNELS, 1)
-        self.fusion = Fusion(c8 + CONTEXT_CHANNELS, FUSED_CHANNELS)
+        self.fusion = FeatureFusionModule(c8 + CONTEXT_CHANNELS, FUSED_CHANNELS)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Return the maps in the order of ``channels`` and ``strides``."""

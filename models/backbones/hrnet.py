@@ -5,12 +5,12 @@ from torch import Tensor, nn
 from utils.bilinear import resize
 
 
-class Fusion(nn.Module):
+class HRModule(nn.Module):
     """Exchange features between the resolutions: run each branch, then add all branches at each resolution.
 
-    This module takes over the layers of timm's module, so that the keys stay. It differs from timm's in two points.
-    Coarser maps are upsampled bilinearly (timm: nearest neighbour). And they are upsampled to the exact size of the
-    finer map, so that image sides need not be multiples of 32 (timm: an error).
+    This is MMSegmentation's HRModule. It takes over the layers of timm's module, so that the keys stay. It differs from
+    timm's in two points. Coarser maps are upsampled bilinearly (timm: nearest neighbour). And they are upsampled to the
+    exact size of the finer map, so that image sides need not be multiples of 32 (timm: an error).
     """
 
     def __init__(self, module: nn.Module) -> None:

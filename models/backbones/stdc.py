@@ -7,11 +7,11 @@ from models.backbones.context_path import ContextPath
 from models.layers import make_conv_norm_act
 
 CHANNELS = (32, 64, 256, 512, 1024)  # of the five stages, whose strides are 2, 4, 8, 16 and 32
-# number of short-term dense concatenate modules in each of the last three stages
+# number of STDC modules (short-term dense concatenate) in each of the last three stages
 BLOCKS = {"stdc1": (2, 2, 2), "stdc2": (4, 5, 3)}
 
 
-class DenseConcat(nn.Module):
+class STDCModule(nn.Module):
     """Apply four convolutions of C/2, C/4, C/8 and C/8 channels in a row, and concatenate all four outputs."""
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
@@ -39,7 +39,7 @@ class DenseConcat(nn.Module):
         return torch.cat(outputs, 1)
 
 
-class Encoder(nn.Module):
+class STDCNet(nn.Module):
     """Run the classification network of STDC1 or STDC2, and return the maps of its last three stages."""
 
     channels = CHANNELS[2:]
@@ -53,9 +53,9 @@ class Encoder(nn.Module):
         self.stages.append(make_conv_norm_act(first, second, 3, stride=2, padding=1))
         in_channels = second
         for count, channels in zip(blocks, self.channels, strict=True):
-            stage = nn.Sequential(DenseConcat(in_channels, channels, 2))
+            stage = nn.Sequential(STDCModule(in_channels, channels, 2))
             for _ in range(count - 1):
-                stage.append(DenseConcat(channels, channels, 1))
+                stage.append(STDCModule(channels, channels, 1))
             self.stages.append(stage)
             in_channels = channels
 
@@ -69,4 +69,4 @@ class Encoder(nn.Module):
 
 def build_stdc_backbone(name: str, output_stride: int) -> ContextPath:
     """Build STDC1 or STDC2 with its context path. Its strides are fixed, so ``output_stride`` has no effect."""
-    return ContextPath(Encoder(BLOCKS[name]))
+    return ContextPath(STDCNet(BLOCKS[name]))

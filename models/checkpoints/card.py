@@ -10,6 +10,7 @@ from utils.pixels import CONVENTIONS
 
 FORMAT = 1  # of the cards that this version writes and reads
 REQUIRED = ("num_classes", "class_names", "palette", "dataset", "data", "pixels", "label_noise")
+SINGLE_LOGIT = "single_logit"  # entry of a checkpoint, True where two classes were made of another project's one logit
 TRAINING_STATE = ("optimizer", "scaler", "losses", "frozen_norms")  # needed to resume, not part of the card
 
 
@@ -76,6 +77,16 @@ class Card:
     def num_classes(self) -> int:
         """Return the number of classes."""
         return self.arch["num_classes"]
+
+    @property
+    def reads_label(self) -> bool:
+        """Return whether the network is a label-assisted teacher."""
+        return bool(self.label_noise)
+
+    @property
+    def has_single_logit(self) -> bool:
+        """Return whether the network's two classes were made of one logit: class 1 is where it is above 0."""
+        return bool(self.training.get(SINGLE_LOGIT))
 
     @property
     def crop_size(self) -> tuple[int, int] | None:

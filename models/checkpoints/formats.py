@@ -152,7 +152,7 @@ def _find_tensors(content: Mapping[str, object], source: str) -> dict[str, Tenso
     """Return the tensors of a training file. They may lie in one container, or in a container within a container.
 
     Raises:
-        UserError: there are none, or there are several containers whose names are unknown.
+        UserError: the file has no tensors, or several containers whose names are unknown.
     """
     for _ in CONTAINERS:
         containers = [key for key in CONTAINERS if isinstance(content.get(key), Mapping)]
@@ -173,7 +173,7 @@ def _find_other_containers(content: Mapping[str, object], source: str) -> list[s
     """Find the dictionary of tensors in a training file, whatever its name. A file that has tensors beside it has none.
 
     Raises:
-        UserError: there are several.
+        UserError: the file has several such dictionaries.
     """
     if any(isinstance(value, Tensor) and value.ndim for value in content.values()):
         return []

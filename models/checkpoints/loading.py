@@ -2,46 +2,111 @@
 
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from models.architectures import build_model
 from models.backbones import find_stem_convs, narrow_stem, widen_stem
 from models.checkpoints import reading
-from models.checkpoints.card import Card, read_card
+from models.checkpoints.card import SINGLE_LOGIT, Card, read_card
 from models.checkpoints.formats import FORMATS, MMSEG, unwrap
 from models.checkpoints.imagenet import load_base
-from models.checkpoints.recognition import (
-    CLASSIFIER,
-    OPTIONAL,
-    MmsegRecord,
-    describe_single_logit,
-    read_mmseg_record,
-    recognise_network,
-)
+from models.checkpoints.mmseg_meta import MmsegRecord, read_mmseg_record
+from models.checkpoints.recognition import CLASSIFIER, OPTIONAL, recognise_network
 from models.checkpoints.smp_files import SOURCE as SMP_SOURCE
 from models.checkpoints.smp_files import is_smp, recognise_smp
-from models.prediction import Loaded
+from models.label_noise import LabelNoise, list_fitting_codes
+from models.prediction import ImageLike, Predictor, read_rgb
 from models.segmentor import Segmentor
 from models.user_networks import UserNetwork, build_user_network, is_user_network
 from utils import checkpoint
 from utils.errors import UserError
-from utils.pixels import CONVENTIONS
+from utils.pixels import CONVENTIONS, PixelConvention
 from utils.user_code import is_user_name
 
 # the label noise with which LAD trained its teachers (train_baseline.py:387-417); its files do not say it
 RELEASE_NOISE = {"codes": "random", "pixel_std": 0.03, "scale": CONVENTIONS["bgr_mean"].label_scale}
 NO_OPTIONS = "a plain state dict does not say the options of its decoder and encoder"  # of segmentation_models_pytorch
 # what build_model raises for arguments of wrong kinds or out of range
-BUILD_FAILURES = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+ARGUMENT_FAILURES = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+
+
+class LoadedNetwork(NamedTuple):
+    """Hold a network from a file, and what the file says about it.
+
+    ``predict`` takes an image and returns its classes. ``model(x)`` takes normalised input and returns an ``Output`` at
+    the head's resolution.
+    """
+
+    model: Segmentor
+    card: Card
+
+    @property
+    def convention(self) -> PixelConvention:
+        """Return how the network's images are normalised."""
+        return CONVENTIONS[self.card.pixels]
+
+    def build_label_noise(self) -> LabelNoise | None:
+        """Build the label noise of an assisted teacher. Return None for a network that sees the image only.
+
+        Raises:
+            UserError: the card's label codes make more or fewer planes than the network reads.
+        """
+        if not self.card.reads_label:
+            return None
+        config = self.card.label_noise
+        classes = self.card.num_classes
+        noise = LabelNoise(classes, **config)
+        expected_planes = self.model.config["in_channels"] - 3
+        if noise.planes != expected_planes:
+            fitting = list_fitting_codes(classes, expected_planes)
+            problem = (
+                f"label codes {config['codes']!r} make {noise.planes} planes, this teacher reads {expected_planes}"
+            )
+            raise UserError(f"{problem}: --label-codes {' or '.join(fitting) or '(none fits)'}")
+        return noise
+
+    def with_label_noise(self, **changes: Any) -> "LoadedNetwork":
+        """Return the same assisted teacher with another label noise.
+
+        changes: arguments of ``LabelNoise``; those that are left out or None stay as they are.
+        """
+        given = {key: value for key, value in changes.items() if value is not None}
+        card = replace(self.card, label_noise={**self.card.label_noise, **given})
+        return self._replace(card=card)
+
+    def predict(
+        self, image: ImageLike, probabilities: bool = False, resize: tuple[int, int] | None = None
+    ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+        """Predict the class of each pixel: uint8 ``[H, W]``, at the image's size. The model's device is used.
+
+        image: as in ``read_rgb``. probabilities: also return the probability of each class, float32 ``[K, H, W]``.
+        resize: long and short side that the image is resized to fit first, as by ``eval.py --resize``.
+
+        Raises:
+            UserError: the image cannot be read, or the network reads the label.
+        """
+        if self.card.reads_label:
+            raise UserError("a label-assisted teacher cannot predict from an image alone: use a student")
+        pixels = torch.from_numpy(read_rgb(image).transpose(2, 0, 1).copy())[None]
+        pixels = pixels.to(next(self.model.parameters()).device)
+        no_label = pixels[:, 0]  # has the shape of a label; a student does not look at it
+        predictor = Predictor(self.model, self.convention, resize=resize)
+        if not probabilities:
+            classes = predictor.predict_classes(pixels, no_label, ())[0]
+            return classes.to(torch.uint8).cpu().numpy()
+        shares = predictor(pixels, no_label, ())[0].softmax(0)
+        return shares.argmax(0).to(torch.uint8).cpu().numpy(), shares.cpu().numpy()
 
 
 def from_checkpoint(
     path: str | Path, assisted: bool = False, backbone: str = "", model: str = "", model_flag: str = "--model"
-) -> Loaded:
+) -> LoadedNetwork:
     """Load the network of a checkpoint, to the CPU and in eval mode.
 
     assisted: load another project's file of four input channels as a teacher that reads the label. By default such a
@@ -66,14 +131,15 @@ def from_checkpoint(
     return _load_foreign_file(content, str(path), assisted, backbone)
 
 
-def load_one_of_several(path: str | Path, assisted: bool = False, model: str = "") -> Loaded:
+def load_one_of_several(path: str | Path, assisted: bool = False, model: str = "") -> LoadedNetwork:
     """Load one of several files that a command is given together.
 
     assisted: as in ``from_checkpoint``. model: the user's function of those files that name one; the others are loaded
     without it.
 
     Raises:
-        UserError: as ``from_checkpoint``.
+        UserError: the file is missing, damaged or unknown, its weights do not fit, or ``model`` is not the function
+            that it names.
     """
     needs_function = is_user_network(read_network_name(path))
     return from_checkpoint(path, assisted, model=model if needs_function else "")
@@ -124,37 +190,51 @@ def _require_same_network(held: str, path: str | Path, model: str, flag: str) ->
     raise UserError(f"{flag} {model}: {path} holds another network: {advice}")
 
 
-def _load_own_file(content: dict[str, Any], path: str | Path, model_flag: str) -> Loaded:
-    """Load a checkpoint of this project. See ``from_checkpoint``, also for what it raises."""
+def _load_own_file(content: dict[str, Any], path: str | Path, model_flag: str) -> LoadedNetwork:
+    """Load a checkpoint of this project.
+
+    content: of the file ``path``. model_flag: the flag that names a user's function, for messages.
+
+    Raises:
+        UserError: the checkpoint is of another version or incomplete, its network cannot be built, or its weights do
+            not fit.
+    """
     card = read_card(content, path)
     try:
         if is_user_network(card.arch.get("arch")):
             model = build_user_network(**card.arch, flag=model_flag)
         else:
             model = build_model(**card.arch)
-    except BUILD_FAILURES as error:
+    except ARGUMENT_FAILURES as error:
         raise UserError(f"{path} does not say which network it holds: {error}") from error
     checkpoint.load_weights(model, content["model"], path)
-    return Loaded(model.eval(), card)
+    return LoadedNetwork(model.eval(), card)
 
 
-def _load_foreign_file(content: Mapping[str, Any], source: str, assisted: bool, backbone: str) -> Loaded:
-    """Load another project's file. See ``from_checkpoint``, also for what it raises."""
+def _load_foreign_file(content: Mapping[str, Any], source: str, assisted: bool, backbone: str) -> LoadedNetwork:
+    """Load another project's file.
+
+    content: of the file. source: the file, for messages. assisted, backbone: the arguments of ``from_checkpoint``.
+
+    Raises:
+        UserError: the format or the network is unknown, or the weights do not fit.
+    """
     weights = unwrap(content, source)
     smp_config = content.get(reading.SMP_ENTRY)
     if is_smp(weights, smp_config):
         return _load_smp(weights, smp_config, source, backbone)
     if CLASSIFIER in weights:
         raise UserError(f"{source} holds bare weights of this project; use the whole checkpoint (last.pth, best.pth)")
-    form, config, weights = recognise_network(weights, source)
-    family = FORMATS[form].family
+    network = recognise_network(weights, source)
+    config = network.config
+    family = FORMATS[network.format].family
     record = MmsegRecord(align_corners=False, class_names=[], palette=[])
     if family is MMSEG:
         record = read_mmseg_record(content, config, source)
     if record.align_corners:
         config["align_corners"] = True
     model = build_model(**config)
-    _load_complete(model, weights, source)
+    _load_complete(model, network.weights, source)
     if config["in_channels"] == 4 and not assisted:
         narrow_stem(model.backbone)
         model.config["in_channels"] = 3
@@ -164,10 +244,10 @@ def _load_foreign_file(content: Mapping[str, Any], source: str, assisted: bool, 
         record.palette,
         pixels=family.pixels,
         label_noise=RELEASE_NOISE if model.config["in_channels"] == 4 else None,
-        source=form,
-        training=describe_single_logit(weights),
+        source=network.format,
+        training={SINGLE_LOGIT: True} if network.has_single_logit else {},
     )
-    return Loaded(model.eval(), card)
+    return LoadedNetwork(model.eval(), card)
 
 
 def _load_complete(model: Segmentor, weights: Mapping[str, Tensor], source: str) -> None:
@@ -183,10 +263,15 @@ def _load_complete(model: Segmentor, weights: Mapping[str, Tensor], source: str)
     checkpoint.load_weights(model, complete, f"{source}, as {model.config['arch']} on {model.config['backbone']},")
 
 
-def _load_smp(weights: Mapping[str, Tensor], saved: Mapping[str, Any] | None, source: str, backbone: str) -> Loaded:
+def _load_smp(
+    weights: Mapping[str, Tensor], saved: Mapping[str, Any] | None, source: str, backbone: str
+) -> LoadedNetwork:
     """Load a network of segmentation_models_pytorch. Print what is assumed because its files do not say it.
 
-    The arguments are those of ``recognise_smp``, also for what it raises.
+    weights, saved, source, backbone: the arguments of ``recognise_smp``.
+
+    Raises:
+        UserError: decoder, encoder or a setting of the network is unknown, or the weights do not fit.
     """
     network = recognise_smp(weights, saved, source, backbone)
     model = build_model(**network.config)
@@ -204,16 +289,16 @@ def _load_smp(weights: Mapping[str, Tensor], saved: Mapping[str, Any] | None, so
         dict(model.config),
         pixels=network.pixels,
         source=SMP_SOURCE,
-        training=describe_single_logit(network.weights),
+        training={SINGLE_LOGIT: True} if network.has_single_logit else {},
     )
-    return Loaded(model.eval(), card)
+    return LoadedNetwork(model.eval(), card)
 
 
 def initialise(model: Segmentor | UserNetwork, pretrained_base: str, pretrained: str, pixels: str) -> str:
     """Load the weights from which a training starts. Return in words which they are.
 
-    pretrained: a checkpoint of the whole network. pretrained_base: weights of the backbone, see ``load_base``. If both
-    are empty, the network keeps its random weights. pixels: the pixel convention of the run.
+    pretrained: a checkpoint of the whole network. pretrained_base: weights of the backbone, the argument of
+    ``load_base``. If both are empty, the network keeps its random weights. pixels: the pixel convention of the run.
 
     Raises:
         UserError: the file is of another network, other classes or another pixel convention.
@@ -230,28 +315,28 @@ def initialise(model: Segmentor | UserNetwork, pretrained_base: str, pretrained:
 
 
 def _load_whole_network(model: Segmentor, pretrained: str, pixels: str) -> None:
-    """Load a checkpoint into a network. See ``initialise``, also for what it raises.
+    """Load a checkpoint into a network. Label planes that the checkpoint does not read keep their random weights.
 
-    If the network reads label planes and the checkpoint does not, the planes keep their random weights.
+    Raises:
+        UserError: the checkpoint is of another network, other classes or another pixel convention.
     """
     needs_planes = model.config["in_channels"] > 3
-    loaded, card = from_checkpoint(pretrained, assisted=needs_planes, backbone=model.config["backbone"])
-    _require_pixels(card, pretrained, pixels)
-    _require_same_config(model.config, loaded.config, pretrained)
-    if needs_planes and loaded.config["in_channels"] == 3:
-        widen_stem(loaded.backbone, model.config["in_channels"])
-        for loaded_conv, own_conv in zip(
-            find_stem_convs(loaded.backbone), find_stem_convs(model.backbone), strict=True
-        ):
-            loaded_conv.weight.data[:, 3:] = own_conv.weight.data[:, 3:]
-    checkpoint.load_weights(model, loaded.state_dict(), f"--pretrained {pretrained}")
+    loaded = from_checkpoint(pretrained, assisted=needs_planes, backbone=model.config["backbone"])
+    _require_pixels(loaded.card, pretrained, pixels)
+    other = loaded.model
+    _require_same_config(model.config, other.config, pretrained)
+    if needs_planes and other.config["in_channels"] == 3:
+        widen_stem(other.backbone, model.config["in_channels"])
+        for other_conv, own_conv in zip(find_stem_convs(other.backbone), find_stem_convs(model.backbone), strict=True):
+            other_conv.weight.data[:, 3:] = own_conv.weight.data[:, 3:]
+    checkpoint.load_weights(model, other.state_dict(), f"--pretrained {pretrained}")
 
 
 def _require_same_config(own: Mapping[str, Any], other: Mapping[str, Any], pretrained: str) -> None:
     """Check that two networks differ in nothing but their input channels.
 
     Raises:
-        UserError: they differ in something else.
+        UserError: the networks have another architecture, backbone, width or number of classes.
     """
     # CIRKD's DeepLabV3 differs from LAD's in dropout alone, which has no weights
     own = {**own, "arch": own["arch"].removesuffix("_cirkd1")}
@@ -268,7 +353,7 @@ def _require_pixels(card: Card, pretrained: str, pixels: str) -> None:
     """Check that a checkpoint was trained on the pixel convention of this run.
 
     Raises:
-        UserError: it was trained on another one.
+        UserError: the checkpoint was trained on another pixel convention.
     """
     if card.pixels != pixels:
         raise UserError(f"--pretrained {pretrained} was trained on other pixels: use --pixels {card.pixels}")
@@ -290,10 +375,10 @@ def _initialise_user_network(model: UserNetwork, pretrained_base: str, pretraine
     held = read_network_name(pretrained)
     if held != arch:
         raise UserError(f"--pretrained {pretrained} is another network: {held or 'of another project'}, here {arch}")
-    loaded, card = from_checkpoint(pretrained, model=arch)
-    _require_pixels(card, pretrained, pixels)
+    loaded = from_checkpoint(pretrained, model=arch)
+    _require_pixels(loaded.card, pretrained, pixels)
     own = model.state_dict()
-    weights = loaded.state_dict()
+    weights = loaded.model.state_dict()
     for key, value in weights.items():
         are_convolutions = key in own and value.ndim == own[key].ndim == 4
         if are_convolutions and value.shape[1] == 3 and own[key].shape[1] > 3:

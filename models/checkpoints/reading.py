@@ -124,7 +124,11 @@ def _is_safetensors(path: Path) -> bool:
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
-    """Read a safetensors file. See ``read_weight_file``, also for what it raises."""
+    """Read a safetensors file: the entries of its card, and the weights as the entry "model".
+
+    Raises:
+        UserError: the file is damaged, or its card is no JSON object.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  not a dict

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from models.architectures import build_model, list_widths
 from models.backbones.stdc import BLOCKS
-from models.checkpoints.card import VALID_FORMS
 from models.checkpoints.formats import FORMATS, Family, translate_network
 from utils.errors import UserError, print_note
 
@@ -26,7 +25,7 @@ RESNETS = {
 }
 STDCS = {blocks: name for name, blocks in BLOCKS.items()}
 # keys of the convolution that sees the image, without the backbone's prefix
-STEMS = ("conv1.0.weight", "conv1.weight", "conv_stem.weight", "encoder.stages.0.conv.weight")
+BACKBONE_STEM_KEYS = ("conv1.0.weight", "conv1.weight", "conv_stem.weight", "encoder.stages.0.conv.weight")
 CLASSIFIER = "main.classifier.weight"
 AUX_CLASSIFIER = "aux.0.classifier.weight"
 CLASSIFIER_KEY = re.compile(r"(main|aux\.0)\.classifier\.(weight|bias)")
@@ -40,16 +39,6 @@ WIDTHS = {
     "detail_width": ("aux.2.classifier.weight", 1),
 }
 OPTIONAL = ("num_batches_tracked", "head.fusion")  # ends of keys that a file may lack: counters and constants
-# settings of MMSegmentation that change a network but no shape -> the values that this project's networks have
-SHAPELESS_SETTINGS = {
-    "dilations": ("1,1,2,4", "1,12,24,36"),
-    "dilation": ("1",),
-    "multi_grid": (),
-    "pool_scales": ("1,2,3,6",),
-}
-# how MMSegmentation's files normalise pixels, where their configuration says it -> the values that are known here
-PIXEL_SETTINGS = {"mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)}
-CHANNEL_ORDER = re.compile(r"\b(?:bgr_to_rgb|to_rgb)=False")
 
 
 class Recognised(NamedTuple):
@@ -58,6 +47,7 @@ class Recognised(NamedTuple):
     format: str  # a key of FORMATS: a code base and an architecture
     config: dict[str, Any]  # arguments of build_model
     weights: dict[str, Tensor]  # under this project's keys
+    has_single_logit: bool  # the classifier had one logit, of which two classes were made
 
 
 def recognise_network(weights: Mapping[str, Tensor], source: str) -> Recognised:
@@ -77,11 +67,11 @@ def recognise_network(weights: Mapping[str, Tensor], source: str) -> Recognised:
     ours = translate_network(weights, format_name)
     if CLASSIFIER not in ours:
         raise UserError(f"{source} is incomplete: a {format_name} file without its classifier")
-    ours = complete_single_logit(ours, source)
+    ours, has_single_logit = complete_single_logit(ours, source)
     ours = drop_unrelated_auxiliary(ours, source)
     _require_convolutions(ours, format_name, source)
     body = _strip_prefix(ours, "backbone.")
-    stem = next((body[key] for key in STEMS if key in body), None)
+    stem = next((body[key] for key in BACKBONE_STEM_KEYS if key in body), None)
     if stem is None:
         known = "ResNet, STDC, HRNet, CIRKD's MobileNetV2"
         raise UserError(f"{source}: this {format_name} file is incomplete, or its backbone is none of {known}")
@@ -96,14 +86,14 @@ def recognise_network(weights: Mapping[str, Tensor], source: str) -> Recognised:
         "in_channels": in_channels,
     }
     config = _choose_config(config, FORMATS[format_name].archs, ours)
-    return Recognised(format_name, config, ours)
+    return Recognised(format_name, config, ours, has_single_logit)
 
 
 def _find_format(weights: Mapping[str, Tensor], source: str) -> str:
     """Return the key of FORMATS whose marker is in the file.
 
     Raises:
-        UserError: there is none.
+        UserError: the file has no marker of a known format.
     """
     for name, form in FORMATS.items():
         if form.marker in weights:
@@ -120,10 +110,10 @@ def _require_convolutions(weights: Mapping[str, Tensor], name: str, source: str)
     """Check that the weights whose shapes are read below are those of convolutions.
 
     Raises:
-        UserError: one of them does not have four dimensions.
+        UserError: such a weight does not have four dimensions.
     """
     width_keys = [key for key, _ in WIDTHS.values()]
-    for key in (*(f"backbone.{stem}" for stem in STEMS), *width_keys):
+    for key in (*(f"backbone.{stem}" for stem in BACKBONE_STEM_KEYS), *width_keys):
         if key in weights and weights[key].ndim != 4:
             raise UserError(f"{source} is damaged: {key} of this {name} file is not the weight of a convolution")
 
@@ -133,7 +123,7 @@ def _choose_config(config: dict[str, Any], archs: tuple[str, ...], weights: Mapp
 
     If none does, this is the first one, with widths read from the file.
 
-    config: the arguments without architecture and widths. archs: the candidates, see ``Format``.
+    config: the arguments without architecture and widths. archs: the architectures that the file may hold.
     """
     candidates = [{"arch": arch, **config} for arch in archs]
     shapes = _list_shapes(weights)
@@ -152,28 +142,19 @@ def _read_widths(weights: Mapping[str, Tensor], arch: str) -> dict[str, int]:
     return widths
 
 
-def complete_single_logit(weights: dict[str, Tensor], source: str) -> dict[str, Tensor]:
+def complete_single_logit(weights: dict[str, Tensor], source: str) -> tuple[dict[str, Tensor], bool]:
     """Turn a classifier of one logit z, for a sigmoid, into one of two classes: logits (0, z) mean the same.
 
-    Weights of other classifiers are returned as they are.
+    Return the weights, and whether there was a single logit. Weights of other classifiers stay as they are.
     """
     if weights[CLASSIFIER].ndim != 4 or len(weights[CLASSIFIER]) != 1:
-        return weights
+        return weights, False
     print_note(f"note: {source} has one logit: class 1 where it is above 0, else class 0")
     completed = dict(weights)
     for key, value in weights.items():
         if CLASSIFIER_KEY.fullmatch(key) and len(value) == 1:
             completed[key] = torch.cat([torch.zeros_like(value), value])
-    return completed
-
-
-def describe_single_logit(weights: Mapping[str, Tensor]) -> dict[str, bool]:
-    """Return the entry of a card that says that ``complete_single_logit`` made two classes of one logit, or none.
-
-    The first logit of such a network is always 0.
-    """
-    is_completed = len(weights[CLASSIFIER]) == 2 and not weights[CLASSIFIER][0].any()
-    return {"single_logit": True} if is_completed else {}
+    return completed, True
 
 
 def drop_unrelated_auxiliary(weights: dict[str, Tensor], source: str) -> dict[str, Tensor]:
@@ -222,7 +203,7 @@ def _recognise_backbone(weights: Mapping[str, Tensor], family: Family, stem_widt
     """Return the name of a backbone. ``weights`` have no prefix; ``stem_width`` is the width of the first convolution.
 
     Raises:
-        UserError: its numbers of blocks or its stem are those of no network here.
+        UserError: the numbers of blocks or the stem of the backbone are those of no network here.
     """
     if "blocks.0.0.conv_dw.weight" in weights:
         return "mobilenetv2_100"
@@ -250,90 +231,8 @@ def _look_up(table: Mapping[Any, Any], key: Any, description: str, source: str) 
     """Return ``table[key]``.
 
     Raises:
-        UserError: there is no such key; ``description`` says in words what the file has.
+        UserError: the table has no such key. ``description`` says in words what the file has, for the message.
     """
     if key not in table:
         raise UserError(f"{source} has {description}: incomplete, or not a network this project has")
     return table[key]
-
-
-class MmsegRecord(NamedTuple):
-    """Hold what a file of MMSegmentation says about its network. Names and palette are empty if the file has none."""
-
-    align_corners: bool
-    class_names: list[str]
-    palette: list[list[int]]
-
-
-def read_mmseg_record(content: Mapping[str, Any], config: Mapping[str, Any], source: str) -> MmsegRecord:
-    """Read the entry ``meta`` of MMSegmentation's files.
-
-    config: the arguments of build_model for the network.
-
-    Raises:
-        UserError: a setting in its training configuration, which shapes do not show, has a value that is unknown here.
-    """
-    meta = _get_mapping(content, "meta")
-    text = meta.get("cfg") or meta.get("config")
-    text = text if isinstance(text, str) else ""
-    _require_known_settings(text, source)
-    _require_known_pixels(text, source)
-    align_corners = False
-    if "align_corners" in list_widths(config["arch"]):
-        align_corners = set(re.findall(r"align_corners=(\w+)", text)) == {"True"}
-    described = _get_mapping(meta, "dataset_meta")
-    num_classes = config["num_classes"]
-    return MmsegRecord(
-        align_corners=align_corners,
-        class_names=_read_per_class("class_names", described.get("classes") or meta.get("CLASSES"), num_classes),
-        palette=_read_per_class("palette", described.get("palette") or meta.get("PALETTE"), num_classes),
-    )
-
-
-def _get_mapping(content: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """Return an entry that should be a dictionary, or an empty one if it is missing or something else."""
-    value = content.get(key)
-    return value if isinstance(value, Mapping) else {}
-
-
-def _require_known_settings(text: str, source: str) -> None:
-    """Check the settings in MMSegmentation's configuration that change a network but no shape.
-
-    Raises:
-        UserError: SHAPELESS_SETTINGS does not have the value of one.
-    """
-    for setting, known in SHAPELESS_SETTINGS.items():
-        for value in re.findall(rf"\b{setting}=\(?([\d, ]+)", text):
-            if value.replace(" ", "").strip(",") not in known:
-                raise UserError(
-                    f"{source} was trained with {setting}={value.strip(' ,')}, which this project does not have"
-                )
-
-
-def _require_known_pixels(text: str, source: str) -> None:
-    """Check that MMSegmentation's configuration normalises images with ImageNet's mean and deviation, as RGB.
-
-    Raises:
-        UserError: it has other numbers, or another order of channels.
-    """
-    for setting, known in PIXEL_SETTINGS.items():
-        for value in re.findall(rf"\b{setting}=[\[(]([\d.,\s]+)[\])]", text):
-            numbers = tuple(float(number) for number in value.split(",") if number.strip())
-            if numbers != known:
-                raise UserError(
-                    f"{source} was trained on pixels with {setting}={list(numbers)}, this project's networks of "
-                    f"MMSegmentation on those with {list(known)}: it would see wrong colours"
-                )
-    if CHANNEL_ORDER.search(text):
-        raise UserError(f"{source} was trained on BGR pixels, this project's networks of MMSegmentation on RGB")
-
-
-def _read_per_class(key: str, values: object, num_classes: int) -> list[Any]:
-    """Return a list of one value for each class, or an empty list if ``values`` is anything else.
-
-    key: "class_names" or "palette", which says the form of the values.
-    """
-    if not isinstance(values, (list, tuple)):
-        return []
-    values = [list(value) if isinstance(value, tuple) else value for value in values]
-    return values if VALID_FORMS[key](values) and len(values) == num_classes else []

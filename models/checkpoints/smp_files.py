@@ -16,7 +16,8 @@ from utils.errors import UserError, lookup
 SOURCE = "segmentation_models_pytorch"
 ADVICE = "--backbone NAME says it, in eval.py or once in scripts/deploy/export_safetensors.py"
 
-STEMS = ("encoder.conv1.weight", "encoder.patch_embed1.proj.weight")  # of the library's ResNets and Mix Transformers
+# keys of the convolution that sees the image, in the library's ResNets and Mix Transformers
+ENCODER_STEM_KEYS = ("encoder.conv1.weight", "encoder.patch_embed1.proj.weight")
 # beginning of a key -> the decoder that has such a key; the first that matches is taken
 DECODER_KEYS = {
     "decoder.blocks.x_0_0.": "smp_unetplusplus",
@@ -74,6 +75,7 @@ class SmpNetwork(NamedTuple):
     config: dict[str, Any]  # arguments of build_model
     weights: dict[str, Tensor]  # under this project's keys
     pixels: str  # the pixel convention that is assumed
+    has_single_logit: bool  # the classifier had one logit, of which two classes were made
 
 
 def is_smp(weights: Mapping[str, Tensor], saved: Mapping[str, Any] | None) -> bool:
@@ -107,26 +109,26 @@ def recognise_smp(
         if backbone not in ("", saved_backbone):
             raise UserError(f"--backbone {backbone}: the encoder of {source} is {saved_backbone}, says its config.json")
         backbone = saved_backbone
-    backbone = backbone or _recognise_backbone(weights, source)
+    backbone = backbone or _recognise_encoder(weights, source)
     is_of_timm = not backbone.startswith(OWN_PREFIX)
     if is_of_timm and not any(key.startswith("encoder.model.") for key in weights):
         weights = rename(weights, OLD_TIMM_ENCODERS)
     weights = rename(weights, KEY_TABLE)
     _require_classes(weights, saved, source)
-    weights = complete_single_logit(weights, source)
+    weights, has_single_logit = complete_single_logit(weights, source)
     classifier = weights[CLASSIFIER]
     config = {"arch": arch, "backbone": backbone, "num_classes": len(classifier), **_read_options(arch, saved, source)}
-    return SmpNetwork(config, weights, assume_pixels(backbone))
+    return SmpNetwork(config, weights, assume_pixels(backbone), has_single_logit)
 
 
 def _require_rgb(weights: Mapping[str, Tensor], saved: Mapping[str, Any], source: str) -> None:
     """Check that the network sees three channels, by config.json or by the first convolution of usual encoders.
 
     Raises:
-        UserError: it sees more or fewer.
+        UserError: the network sees more or fewer channels.
     """
     channels = saved.get("in_channels", 3)
-    for key in STEMS:
+    for key in ENCODER_STEM_KEYS:
         if key in weights and weights[key].ndim == 4:
             channels = weights[key].shape[1]
     if channels != 3:
@@ -137,7 +139,7 @@ def _require_classes(weights: Mapping[str, Tensor], saved: Mapping[str, Any], so
     """Check that config.json and the classifier have the same number of classes.
 
     Raises:
-        UserError: they have not, or there is no classifier.
+        UserError: the numbers differ, or there is no classifier.
     """
     if CLASSIFIER not in weights:
         raise UserError(f"{source} is incomplete: a network of {SOURCE} without its classifier")
@@ -192,11 +194,11 @@ def _read_backbone_name(saved: Mapping[str, Any], source: str) -> str:
     return name.removeprefix("tu-") if name.startswith("tu-") else OWN_PREFIX + name
 
 
-def _recognise_backbone(weights: Mapping[str, Tensor], source: str) -> str:
+def _recognise_encoder(weights: Mapping[str, Tensor], source: str) -> str:
     """Return this project's name of the encoder, from its keys and shapes.
 
     Raises:
-        UserError: they do not tell the encoder.
+        UserError: keys and shapes do not tell the encoder.
     """
     if any(key.startswith("encoder.model.") for key in weights):
         raise UserError(f"{source} does not say which of timm's networks its encoder is: {ADVICE}")

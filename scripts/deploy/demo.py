@@ -32,7 +32,7 @@ from matplotlib.colors import to_hex
 from datasets import build_dataset_for_network
 from datasets.base import SegmentationDataset
 from engine.metrics import Metrics, count_confusions
-from models.checkpoints.loading import Loaded, load_one_of_several
+from models.checkpoints.loading import LoadedNetwork, load_one_of_several
 from models.label_noise import LabelNoise, list_fitting_codes
 from models.prediction import Predictor
 from scripts.deploy.predict import get_class_appearance, segment
@@ -42,8 +42,8 @@ from utils.entry import run_main
 from utils.errors import UserError
 from utils.options import option, parse_flags
 from utils.pictures import read_image
-from utils.seeding import derive_seed
-from utils.types import IGNORE_INDEX, Draw, Rgb
+from utils.seeding import RowGenerator, derive_seed
+from utils.types import IGNORE_INDEX, Rgb
 
 # what a label plane can be made of
 OWN_LABEL = "the image's own label"
@@ -84,7 +84,7 @@ class SegmentTab:
             raise UserError("--pretrained: the same file twice")
         self.networks = {file: load_one_of_several(file, model=model) for file in files}
         for file, loaded in self.networks.items():
-            if loaded.noise is not None:
+            if loaded.card.reads_label:
                 raise UserError(f"--pretrained {file} is a label-assisted teacher: give it to --teacher")
 
     def segment_upload(self, file: str, image: str | None, long_side: float) -> tuple[np.ndarray, str, str]:
@@ -146,8 +146,9 @@ class TeacherView(NamedTuple):
 class TeacherTab:
     """Show a teacher images with label planes of all kinds, beside a network that sees the image only."""
 
-    def __init__(self, teacher: Loaded, plain: Loaded, dataset: SegmentationDataset) -> None:
+    def __init__(self, teacher: LoadedNetwork, plain: LoadedNetwork, dataset: SegmentationDataset) -> None:
         self.teacher = teacher
+        self.trained_noise = teacher.build_label_noise()
         self.plain = plain
         self.dataset = dataset
 
@@ -162,12 +163,12 @@ class TeacherTab:
         """
         index = min(int(index), len(self.dataset) - 1)  # a slider has two ends, a data set may have one image
         image, label = self.read(index)
-        draw = Draw(derive_seed(0, index))
+        generator = RowGenerator(derive_seed(0, index))
         given = self.make_shown_label(index, label, shown)
         noise = self.make_noise(shown, codes, code_std, pixel_std)
-        plane = noise(torch.from_numpy(given)[None], draw)[0].numpy()
-        by_teacher = self.predict(self.teacher, image, given, noise, draw)
-        by_plain = self.predict(self.plain, image, label, None, draw)
+        plane = noise(torch.from_numpy(given)[None], generator)[0].numpy()
+        by_teacher = self.predict(self.teacher, image, given, noise, generator)
+        by_plain = self.predict(self.plain, image, label, None, generator)
         palette = self.dataset.spec.palette
         return TeacherView(
             image=image.permute(1, 2, 0).numpy(),
@@ -200,15 +201,20 @@ class TeacherTab:
 
     def make_noise(self, shown: str, codes: str, code_std: float, pixel_std: float) -> LabelNoise:
         """Return the label noise of the page's settings. Without a label its plane is zero."""
-        scale = 0.0 if shown == NO_LABEL else self.teacher.noise.scale
+        scale = 0.0 if shown == NO_LABEL else self.trained_noise.scale
         return LabelNoise(self.teacher.card.num_classes, codes, pixel_std, scale, code_std)
 
     def predict(
-        self, loaded: Loaded, image: torch.Tensor, label: np.ndarray, noise: LabelNoise | None, draw: Draw
+        self,
+        loaded: LoadedNetwork,
+        image: torch.Tensor,
+        label: np.ndarray,
+        noise: LabelNoise | None,
+        generator: RowGenerator,
     ) -> np.ndarray:
         """Return the class of every pixel, uint8 ``[H, W]``."""
         predictor = Predictor(loaded.model, loaded.convention, noise)
-        return predictor.predict_classes(image[None], torch.from_numpy(label)[None], [draw])[0].byte().numpy()
+        return predictor.predict_classes(image[None], torch.from_numpy(label)[None], [generator])[0].byte().numpy()
 
     def describe(
         self, label: np.ndarray, given: np.ndarray, by_teacher: np.ndarray, by_plain: np.ndarray, shown: str
@@ -233,7 +239,7 @@ class TeacherTab:
         return Metrics(confusion.numpy(), 1).miou()
 
 
-def load_teacher_tab(config: DemoConfig, plain: Loaded) -> TeacherTab | None:
+def load_teacher_tab(config: DemoConfig, plain: LoadedNetwork) -> TeacherTab | None:
     """Load the teacher and its data set, or return None where no teacher is given.
 
     Raises:
@@ -242,7 +248,7 @@ def load_teacher_tab(config: DemoConfig, plain: Loaded) -> TeacherTab | None:
     if not config.teacher:
         return None
     teacher = load_one_of_several(config.teacher, assisted=True, model=config.model)
-    if teacher.noise is None:
+    if not teacher.card.reads_label:
         raise UserError(f"--teacher {config.teacher} sees the image only: give it to --pretrained")
     if plain.card.num_classes != teacher.card.num_classes:
         counts = f"{plain.card.num_classes} classes, the teacher {teacher.card.num_classes}"
@@ -308,8 +314,8 @@ def add_segment_tab(gr: Any, tab: SegmentTab, show_error: Any) -> None:
 
 def add_teacher_tab(gr: Any, tab: TeacherTab, show_error: Any) -> None:
     """Lay out the second tab."""
-    kinds = list_fitting_codes(tab.teacher.card.num_classes, tab.teacher.noise.planes)
-    trained = tab.teacher.noise.config
+    kinds = list_fitting_codes(tab.teacher.card.num_classes, tab.trained_noise.planes)
+    trained = tab.trained_noise.config
     kind = trained["codes"]
     pixel_noise = trained["pixel_std"]
     gr.Markdown(f"The teacher was trained with label codes `{kind}` and pixel noise {pixel_noise:g}.")

@@ -40,7 +40,7 @@ from torch import Tensor, nn
 from datasets import build_dataset_for_network, choose_evenly
 from datasets.base import SegmentationDataset
 from models.checkpoints.card import Card
-from models.checkpoints.loading import Loaded, from_checkpoint
+from models.checkpoints.loading import LoadedNetwork, from_checkpoint
 from scripts.deploy.onnx_int8 import (
     MOST_IMAGES,
     Sample,
@@ -214,7 +214,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = OnnxConfig(**parse_flags(OnnxConfig, __doc__, argv))
     check_config(config)
     loaded = from_checkpoint(config.pretrained, model=config.model)
-    if loaded.noise is not None:
+    if loaded.card.reads_label:
         reads = f"--pretrained {config.pretrained} reads the label"
         raise UserError(f"{reads}: a teacher cannot be deployed; export a student")
     images = make_check_images(config.image, config.size)  # first, so that a bad file is reported at once
@@ -224,7 +224,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_int8(config, loaded, int8_inputs)
 
 
-def write_onnx(config: OnnxConfig, loaded: Loaded, images: dict[str, Tensor]) -> None:
+def write_onnx(config: OnnxConfig, loaded: LoadedNetwork, images: dict[str, Tensor]) -> None:
     """Write the network, if the file agrees with it on ``images``.
 
     Raises:
@@ -283,7 +283,7 @@ class Int8Inputs(NamedTuple):
         return f"{len(self.validation)} validation images"
 
 
-def open_int8_inputs(config: OnnxConfig, loaded: Loaded) -> Int8Inputs:
+def open_int8_inputs(config: OnnxConfig, loaded: LoadedNetwork) -> Int8Inputs:
     """Find the images for ``--int8``.
 
     Raises:
@@ -301,7 +301,7 @@ def open_int8_inputs(config: OnnxConfig, loaded: Loaded) -> Int8Inputs:
     return Int8Inputs(Sizes(config.size, config.resize), files, training, validation)
 
 
-def write_int8(config: OnnxConfig, loaded: Loaded, inputs: Int8Inputs) -> None:
+def write_int8(config: OnnxConfig, loaded: LoadedNetwork, inputs: Int8Inputs) -> None:
     """Write NAME.int8.onnx beside NAME.onnx, and say how the two compare.
 
     Raises:

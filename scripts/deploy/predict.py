@@ -147,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     images = find_images(config.images, Path(config.output).expanduser())
     files = plan_outputs(images, config)
     loaded = from_checkpoint(config.pretrained, model=config.model)
-    if loaded.noise is not None:
+    if loaded.card.reads_label:
         raise UserError(f"--pretrained {config.pretrained} is a label-assisted teacher: it needs labels; use a student")
     names, palette = get_class_appearance(loaded.card)
     pixels = np.zeros(len(names), np.int64)

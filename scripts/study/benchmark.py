@@ -34,13 +34,13 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from datasets import build_train_and_val
-from datasets.base import AUGMENTATION_STREAM, TrainStream
+from datasets.base import TrainStream
 from datasets.transforms import SCALE_RANGE, list_scales, pad
 from engine.machine import describe_environment
 from engine.metrics import count_confusions
 from engine.runtime import Runtime, start_runtime
 from losses import build_kd
-from losses.task import TaskLoss, compute_pixel_divisor
+from losses.task import TaskLoss, compute_avg_factor
 from models import build_model
 from models.label_noise import LabelNoise
 from models.segmentor import Segmentor
@@ -53,8 +53,8 @@ from utils.entry import run_main
 from utils.errors import UserError, require_known
 from utils.options import option, parse_flags
 from utils.pixels import CONVENTIONS
-from utils.seeding import derive_seed
-from utils.types import IGNORE_INDEX, Draw
+from utils.seeding import AUGMENTATION_STREAM, RowGenerator, derive_seed
+from utils.types import IGNORE_INDEX
 
 COUNT = 48
 CROP = (512, 512)
@@ -139,12 +139,12 @@ def mark_ignored(label: Tensor) -> Tensor:
 
 
 def repeat_draws(
-    noise: LabelNoise, label: Tensor, draw: Draw, path: int
+    noise: LabelNoise, label: Tensor, generator: RowGenerator, path: int
 ) -> tuple[as_released.Code, as_released.Pixels]:
     """Return the codes and the pixel noise that ``noise`` draws, for the release's way of using them."""
     table = noise.table.to(label.device, torch.float32)
-    codes = noise.draw_codes(table, len(label), draw, path)
-    return lambda j, k: codes[j, k], lambda plane: draw.normal(plane.clone(), 2 * path + 1)
+    codes = noise.draw_codes(table, len(label), generator, path)
+    return lambda j, k: codes[j, k], lambda plane: generator.normal(plane.clone(), 2 * path + 1)
 
 
 def compare_noising(num_classes: int, config: BenchmarkConfig, device: torch.device) -> Comparison:
@@ -158,9 +158,11 @@ def compare_noising(num_classes: int, config: BenchmarkConfig, device: torch.dev
         return torch.cat([image, as_released.noised_label(target, num_classes, 0.03, *source)], 1)
 
     def table(i: int) -> Tensor:
-        return noise.add_planes(image, label, Draw(i))
+        return noise.add_planes(image, label, RowGenerator(i))
 
-    check = {"largest difference": float((loop(0, *repeat_draws(noise, label, Draw(0), 0)) - table(0)).abs().max())}
+    check = {
+        "largest difference": float((loop(0, *repeat_draws(noise, label, RowGenerator(0), 0)) - table(0)).abs().max())
+    }
     ways = {"as released: a mask for each image and class": loop, "ours: table look-up, written in place": table}
     what = f"label plane of 16 images and their concatenation, 512x512, {num_classes} classes"
     return Comparison(what, measure_medians(ways, config.rounds, 1, device), check)
@@ -305,7 +307,7 @@ class Batch:
         def run(i: int) -> Tensor:
             with runtime.autocast():
                 x = self.convention.normalize(self.image)
-                return wrapped(x, self.label.long(), Draw(i), compute_pixel_divisor(self.label))["loss"]
+                return wrapped(x, self.label.long(), RowGenerator(i), compute_avg_factor(self.label))["loss"]
 
         return run
 
@@ -384,7 +386,7 @@ def compare_teachers(
     runtime = config.runtime(device)
     made = build_teacher_step(num_classes, backbone)
     plain = copy.deepcopy(made.model).to(device)
-    noise = made.noise
+    noise = made.label_noise
     ours = runtime.prepare(made).train()
 
     def loss(_: int, sources=((), ())) -> Tensor:
@@ -392,7 +394,7 @@ def compare_teachers(
         return as_released.teacher_loss(plain, batch.plain_image, batch.target, planes)
 
     def loss_with_our_draws(i: int) -> Tensor:
-        return loss(i, [repeat_draws(noise, batch.label, Draw(i), path) for path in (0, 1)])
+        return loss(i, [repeat_draws(noise, batch.label, RowGenerator(i), path) for path in (0, 1)])
 
     what = f"teacher step, {backbone}, {batch.what}"
     our_way = Way(batch.loss(ours, runtime), ours)
@@ -423,7 +425,7 @@ def compare_students(num_classes: int, config: BenchmarkConfig, device: torch.de
         return as_released.student_loss(plain, plain_teacher, batch.plain_image, batch.target, plane)
 
     def loss_with_our_draws(i: int) -> Tensor:
-        return loss(i, *repeat_draws(noise, batch.label, Draw(i), 0))
+        return loss(i, *repeat_draws(noise, batch.label, RowGenerator(i), 0))
 
     what = f"student step, {batch.what}"
     our_way = Way(batch.loss(ours, runtime), ours)

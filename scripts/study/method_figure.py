@@ -29,7 +29,7 @@ from scripts.study.analysis import style
 from utils.colors import colorize, paint_diverging
 from utils.entry import run_main
 from utils.options import option, parse_flags
-from utils.types import Draw
+from utils.seeding import RowGenerator
 
 TEACHER, STUDENT, LOSS, NOISE = "#0072B2", "#009E73", "#D55E00", "#7A5195"
 WIDTH, HEIGHT = 12.0, 4.6  # of each panel, in the units of its axis
@@ -119,10 +119,10 @@ def compose() -> Figure:
     y = torch.from_numpy(label)[None]
     random = LabelNoise(len(TOY.names), "random", 0.03, 100.0)
     fixed = LabelNoise(len(TOY.names), "fixed", 0.02, 100.0)
-    planes = [paint_diverging(random(y, Draw(3), path)[0, 0].numpy()) for path in (0, 1)]
+    planes = [paint_diverging(random(y, RowGenerator(3), path)[0, 0].numpy()) for path in (0, 1)]
     figure, axes = plt.subplots(2, 1, figsize=(WIDTH * 0.78, 2 * HEIGHT * 0.78), layout="constrained")
     teacher_panel(axes[0], image, label, planes)
-    student_panel(axes[1], image, label, paint_diverging(fixed(y, Draw(3))[0, 0].numpy()))
+    student_panel(axes[1], image, label, paint_diverging(fixed(y, RowGenerator(3))[0, 0].numpy()))
     return figure
 
 

@@ -31,15 +31,15 @@ from tqdm import tqdm
 
 from datasets import build_dataset_for_network
 from datasets.base import SegmentationDataset
-from models.checkpoints.loading import Loaded, load_one_of_several
+from models.checkpoints.loading import LoadedNetwork, load_one_of_several
 from models.prediction import Predictor
 from scripts.study.analysis.text import markdown
 from utils.entry import run_main
 from utils.errors import UserError
 from utils.files import write_text
 from utils.options import option, parse_flags
-from utils.seeding import derive_seed
-from utils.types import IGNORE_INDEX, Draw
+from utils.seeding import RowGenerator, derive_seed
+from utils.types import IGNORE_INDEX
 
 STUDENT_PHASE = {"codes": "fixed", "pixel_std": 0.02}  # what the recipes show an assisted teacher of a student
 
@@ -57,15 +57,15 @@ class KnowledgeConfig:
     save: bool = option(False, "write knowledge.json into the folder of each teacher")
 
 
-def load_network(path: str, model: str) -> Loaded:
+def load_network(path: str, model: str) -> LoadedNetwork:
     """Load a run's last checkpoint, or a file. An assisted teacher is shown its label as in the student phase."""
     file = Path(path).expanduser()
     loaded = load_one_of_several(file / "last.pth" if file.is_dir() else file, assisted=True, model=model)
-    return loaded.with_label_noise(**STUDENT_PHASE) if loaded.card.label_noise else loaded
+    return loaded.with_label_noise(**STUDENT_PHASE) if loaded.card.reads_label else loaded
 
 
-def make_predictor(loaded: Loaded) -> Predictor:
-    return Predictor(loaded.model, loaded.convention, loaded.noise)
+def make_predictor(loaded: LoadedNetwork) -> Predictor:
+    return Predictor(loaded.model, loaded.convention, loaded.build_label_noise())
 
 
 def measure(log_p: Tensor, log_reference: Tensor, label: Tensor) -> Tensor:
@@ -89,7 +89,7 @@ def measure_teachers(
     count = min(limit, len(dataset))
     for i in tqdm([len(dataset) * n // count for n in range(count)], leave=False, disable=None):
         image, label = dataset.load_sample(i)
-        batch = image[None], label[None], [Draw(derive_seed(0, i))]
+        batch = image[None], label[None], [RowGenerator(derive_seed(0, i))]
         probabilities = torch.stack([reference(*batch)[0].softmax(0) for reference in references])
         log_reference = probabilities.mean(0).clamp_min(1e-12).log()
         for name, teacher in teachers.items():
@@ -120,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     loaded = {path: load_network(path, config.model) for path in config.teacher}
     references = [load_network(path, config.model) for path in config.reference]
     for path, reference in zip(config.reference, references, strict=True):
-        if reference.card.label_noise:
+        if reference.card.reads_label:
             raise UserError(f"--reference {path} reads the label: it says nothing about P(y|x)")
     first = next(iter(loaded.values())).card
     _, dataset = build_dataset_for_network(

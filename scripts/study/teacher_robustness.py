@@ -28,7 +28,7 @@ from tqdm import tqdm
 from datasets import build_dataset_for_network, choose_evenly
 from datasets.base import SegmentationDataset
 from engine.runtime import start_runtime
-from models.checkpoints.loading import Loaded, load_one_of_several
+from models.checkpoints.loading import LoadedNetwork, load_one_of_several
 from models.label_noise import LabelNoise, list_fitting_codes
 from models.prediction import Predictor
 from scripts.study.analysis import style
@@ -38,8 +38,7 @@ from scripts.study.analysis.text import markdown, percent, spread
 from utils.entry import run_main
 from utils.errors import UserError
 from utils.options import option, parse_flags
-from utils.seeding import derive_seed
-from utils.types import Draw
+from utils.seeding import WRONG_LABELS_STREAM, RowGenerator, derive_seed
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,11 @@ def list_conditions(config: RobustnessConfig, trained: LabelNoise) -> list[Condi
 
 
 def measure(
-    loaded: Loaded, dataset: SegmentationDataset, chosen: Sequence[int], config: RobustnessConfig, device: torch.device
+    loaded: LoadedNetwork,
+    dataset: SegmentationDataset,
+    chosen: Sequence[int],
+    config: RobustnessConfig,
+    device: torch.device,
 ) -> list[dict[str, Any]]:
     """Score one teacher on the chosen images. Return a record for each condition.
 
@@ -103,7 +106,7 @@ def measure(
         UserError: an image or its label cannot be read.
     """
     classes = loaded.card.num_classes
-    trained = loaded.noise
+    trained = loaded.build_label_noise()
     model = loaded.model.to(device)
     records = []
     for condition in tqdm(list_conditions(config, trained), "conditions", leave=False, disable=None):
@@ -120,11 +123,11 @@ def measure(
             image, label = dataset.load_sample(i)
             image = image[None].to(device)
             label = label.numpy()
-            rng = np.random.default_rng(derive_seed(config.seed, 5, i))
+            rng = np.random.default_rng(derive_seed(config.seed, WRONG_LABELS_STREAM, i))
             shown = corrupt(label, condition.name, condition.share, classes, rng)
-            draws = [Draw(derive_seed(config.seed + d, i)) for d in range(config.draws)]
+            generators = [RowGenerator(derive_seed(config.seed + d, i)) for d in range(config.draws)]
             planes = torch.from_numpy(shown).to(device).expand(config.draws, -1, -1)
-            logits = predict(image.expand(config.draws, -1, -1, -1), planes, draws)
+            logits = predict(image.expand(config.draws, -1, -1, -1), planes, generators)
             tally.add(logits.cpu(), label, shown)
         records.append(asdict(condition) | tally.result())
     return records
@@ -162,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     teachers = {name: load_one_of_several(path, assisted=True, model=config.model) for name, path in files.items()}
     card = next(iter(teachers.values())).card
     for name, loaded in teachers.items():
-        if loaded.noise is None:
+        if not loaded.card.reads_label:
             raise UserError(f"--teacher {files[name]} sees the image only: there is no label to be robust against")
         data_name, dataset = build_dataset_for_network(
             loaded.card,

@@ -24,15 +24,15 @@ from torch import Tensor
 from datasets import build_dataset_for_network, choose_evenly
 from datasets.base import DatasetSpec
 from engine.metrics import ASSISTED, Metrics, count_confusions
-from models.checkpoints.loading import Loaded, load_one_of_several
+from models.checkpoints.loading import LoadedNetwork, load_one_of_several
 from models.prediction import Predictor
 from scripts.study.analysis import style
 from utils.colors import ERROR_COLORS, IGNORE_COLOR, choose_strongest_plane, colorize, draw_error_map, paint_diverging
 from utils.entry import run_main
 from utils.errors import UserError
 from utils.options import option, parse_flags
-from utils.seeding import derive_seed
-from utils.types import IGNORE_INDEX, Draw
+from utils.seeding import RowGenerator, derive_seed
+from utils.types import IGNORE_INDEX
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class GridConfig:
     output: str = option("grid.png", "picture to write (.png or .pdf)")
 
 
-def load_networks(config: GridConfig) -> dict[str, Loaded]:
+def load_networks(config: GridConfig) -> dict[str, LoadedNetwork]:
     """Load the networks, by the titles of their columns.
 
     Raises:
@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     present = set()
     for i in choose_evenly(len(dataset), config.count):
         image, label = dataset.load_sample(i)
-        rows.append(cells(image, label, columns, dataset.spec, Draw(derive_seed(config.seed, i)), present))
+        rows.append(cells(image, label, columns, dataset.spec, RowGenerator(derive_seed(config.seed, i)), present))
     classes = [(dataset.spec.names[k], dataset.spec.palette[k]) for k in sorted(present - {IGNORE_INDEX})]
     errors = [(f"error map: {name}", color) for name, color in ERROR_COLORS.items()]
     legend = style.patches([*classes, ("ignored (label)", IGNORE_COLOR), *errors])
@@ -99,7 +99,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def cells(
-    image: Tensor, label: Tensor, columns: dict[str, Loaded], spec: DatasetSpec, draw: Draw, present: set[int]
+    image: Tensor,
+    label: Tensor,
+    columns: dict[str, LoadedNetwork],
+    spec: DatasetSpec,
+    generator: RowGenerator,
+    present: set[int],
 ) -> dict[str, style.Cell]:
     """Make the picture and caption of each column for one image. ``present`` collects the classes."""
     truth = label.numpy()
@@ -107,12 +112,13 @@ def cells(
     predictions = {}
     for title, loaded in columns.items():
         caption = ""
-        if loaded.noise is not None:
-            plane = choose_strongest_plane(loaded.noise(label[None], draw)[0].numpy())
+        noise = loaded.build_label_noise()
+        if noise is not None:
+            plane = choose_strongest_plane(noise(label[None], generator)[0].numpy())
             row["noised label"] = paint_diverging(plane), f"{plane.min():.0f} .. {plane.max():.0f}"
             caption = f"\n{ASSISTED}"
-        classes = Predictor(loaded.model, loaded.convention, loaded.noise).predict_classes(
-            image[None], label[None], [draw]
+        classes = Predictor(loaded.model, loaded.convention, noise).predict_classes(
+            image[None], label[None], [generator]
         )[0]
         miou = Metrics(count_confusions(classes, label, len(spec.names)).numpy(), 1).miou()
         predictions[title] = classes.numpy()
