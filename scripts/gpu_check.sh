@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Check the project on a GPU in less than ten minutes: tests, training against the CPU, speed and memory. What it
+# Check the project on a GPU: tests, training against the CPU, speed and memory. What it
 # writes belongs in results/ and in the tables of docs/speed.md.
 #   bash scripts/gpu_check.sh [tests] [training] [benchmark] [flags of scripts/study/gpu_check.py]
 set -euo pipefail
