@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from engine.settings import ROLES, TRAINED
+from engine.settings import ROLES, START_SETTINGS, TRAINED
 from utils.errors import UserError, require_known, suggest_nearest
 from utils.files import read_yaml
 from utils.options import REQUIRED, convert
@@ -43,6 +43,10 @@ def load_recipe(name: str, role: str) -> dict[str, Any]:
     methods: list[str] = []
     for text, value in read_recipe(path).items():
         key = parse_recipe_key(str(text), path)
+        if key.setting in START_SETTINGS:
+            if value:  # the config.yaml of older runs has them, mostly without a value
+                raise UserError(f"{path}: {text} is for a single start of a run: give the flag, and take the key out")
+            continue
         if key.method and key.method not in methods:
             methods.append(key.method)
         if key.setting not in settings or key.role not in ("", role) or key.method not in ("", method):

@@ -35,6 +35,8 @@ def make_settings(config_class: type[C], role: str, flags: Mapping[str, Any]) ->
     settings = config_class(**{**without_flags, **flags})
     require_values(settings, without_flags, flags)
     settings = settle_code_strength(settings, flags)
+    if settings.min_lr > settings.lr:
+        raise UserError(f"--min-lr {settings.min_lr:g} is above --lr {settings.lr:g}: the rate would rise")
     if settings.save_dir:
         return settings
     name = make_run_name(role, settings, config_class(**without_flags))

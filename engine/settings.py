@@ -96,7 +96,7 @@ class TrainConfig:
     )
     crop_size: tuple[int, int] = data_option((512, 512), "height and width of a training crop", minimum=32)
     scale_range: tuple[float, float] = data_option(
-        (0.5, 2.0), "smallest and largest random scale of the augmentation", minimum=0.1
+        (0.5, 2.0), "smallest and largest random scale of the augmentation", minimum=0.1, maximum=16
     )
     fit_to_data: bool = data_option(
         False, "fit crop, batch and length to the training images, up to the values given", names_run=False
@@ -223,6 +223,8 @@ class StudentConfig(TrainConfig):
     )
 
 
+# settings of a single start of a run: a recipe that held them would delete finished runs, or begin them anew
+START_SETTINGS = ("overwrite", "resume")
 # A recipe may prefix a key with the role it is for: "student.lr: 0.001".
 TRAINED = {"teacher": TeacherConfig, "student": StudentConfig, "baseline": StudentConfig}
 ROLES: dict[str, type] = {**TRAINED, "eval": EvalProtocol}
@@ -255,7 +257,8 @@ def list_file_settings(config_class: type) -> set[str]:
 
 
 def save_yaml(settings: Any, path: Path) -> None:
-    """Write every setting; the file is itself a recipe."""
+    """Write every setting but those of a single start; the file is itself a recipe."""
     values = {key: list(v) if isinstance(v, tuple) else v for key, v in dataclasses.asdict(settings).items()}
-    values.pop("recipe", None)
+    for name in ("recipe", *START_SETTINGS):
+        values.pop(name, None)
     write_text(path, yaml.safe_dump(values, sort_keys=False))

@@ -31,6 +31,20 @@ def recipe(tmp_path):
     return write
 
 
+def test_the_config_of_a_run_is_a_recipe_that_deletes_nothing(recipe, tmp_path):
+    settings = parse_settings(TeacherConfig, "teacher", ["--overwrite", "--lr", "0.25"])
+    save_yaml(settings, tmp_path / "config.yaml")
+    again = parse_settings(TeacherConfig, "teacher", ["--recipe", str(tmp_path / "config.yaml")])
+    assert (again.lr, again.overwrite, again.resume) == (0.25, False, "")
+    old = recipe("lr: 0.5\noverwrite: false\nresume: ''\n")  # as older versions wrote it
+    assert parse_settings(TeacherConfig, "teacher", ["--recipe", old]).lr == 0.5
+
+
+def test_a_learning_rate_does_not_rise():
+    with pytest.raises(UserError, match=r"--min-lr 5 is above --lr 0\.1"):
+        parse_settings(TeacherConfig, "teacher", ["--lr", "0.1", "--min-lr", "5"])
+
+
 def test_flag_over_recipe_over_default(recipe):
     path = recipe("lr: 0.5\nmomentum: 0.1\n")
     settings = parse_settings(TeacherConfig, "teacher", ["--recipe", path, "--lr", "0.25"])
@@ -81,6 +95,9 @@ def test_a_key_may_be_for_one_method(recipe):
         ("crop_size: 512", "is not 2 values"),
         ("crop_size: [512, 512, 3]", "is not 2 values"),
         ("crop_size: [8, 8]", "at least 32"),
+        ("scale_range: [0.5, 100]", "at most 16"),
+        ("overwrite: true", "overwrite is for a single start of a run: give the flag"),
+        ("resume: auto", "resume is for a single start of a run: give the flag"),
         ("eval.scales: []", r"\[\] is not a list of one or more values"),
         ("eval.scales: 0.5", "0.5 is not a list"),
         ("pixels: imagnet", "did you mean 'imagenet'"),
