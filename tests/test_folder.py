@@ -326,6 +326,32 @@ def test_lists_are_splits(tmp_path):
     assert len(build_dataset("folder", str(tmp_path), "train")) == 5
 
 
+@pytest.mark.parametrize("other", ["trainval.txt", "train_and_val_all.txt", "train_extra.txt"])
+def test_a_list_of_all_images_is_no_list_for_training(other, tmp_path):
+    write_photos(tmp_path, 6)
+    (tmp_path / "train.txt").write_text("0\n1\n2\n")
+    (tmp_path / "val.txt").write_text("3\n4\n5\n")
+    (tmp_path / other).write_text("0\n1\n2\n3\n4\n5\n")
+    splits = describe(tmp_path)["splits"]
+    assert {name: entry["list"] for name, entry in splits.items()} == {"train": "train.txt", "val": "val.txt"}
+
+
+def test_images_in_two_lists_are_said(tmp_path):
+    write_photos(tmp_path, 6)
+    (tmp_path / "train_all.txt").write_text("0\n1\n2\n3\n")
+    (tmp_path / "val.txt").write_text("3\n4\n5\n")
+    describe(tmp_path)
+    assert "# 1 images are in train_all.txt and in val.txt" in (tmp_path / "dataset.yaml").read_text()
+
+
+def test_labels_of_a_format_that_is_not_read_are_said(tmp_path):
+    write_photos(tmp_path, 3)
+    for path in (tmp_path / "masks").iterdir():
+        path.rename(path.with_suffix(".gif"))
+    with pytest.raises(UserError, match=r"There are also files that are not read: 3 \.gif; convert to PNG"):
+        describe(tmp_path)
+
+
 def test_lists_in_utf_16_are_splits(tmp_path):
     for n in range(4):
         picture(tmp_path / f"images/{n}.jpg", n)

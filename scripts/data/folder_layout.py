@@ -24,6 +24,7 @@ LABEL_WORD = re.compile(r"mask|label|annot|(?<![a-z])(gt|seg|ann|target)|ids|cla
 OTHER_LABEL_WORD = re.compile(r"instance|object|colou?r|(?<![a-z])vi[sz]", re.IGNORECASE)
 IMAGE_WORD = re.compile(r"image|img|photo|picture|frame|(?<![a-z])rgb", re.IGNORECASE)
 NO_IMAGE_WORD = re.compile(r"depth|disp|normal|flow|thermal|infrared|overlay|(?<![a-z])vi[sz](?!ible)", re.IGNORECASE)
+UNREAD_LABELS = (".gif", ".npy", ".npz", ".mat", ".json", ".xml", ".txt")  # formats that labels often have
 KIND = 0.2  # share of a folder's files that an ending must have to be a kind of them
 COVERED = 0.5  # share of a folder's images that must have a label
 ALIKE = 0.8  # share of the folders that must have a picture's name where each folder holds one image
@@ -67,6 +68,7 @@ def find_matches(root: Path) -> list[Match]:
         raise UserError(
             f"--data {root}: no folder of labels found for those of pictures ({places}); labels are named as their "
             "images with one ending for all, such as photo.jpg and photo_mask.png, and hold few colours"
+            f"{_describe_unread_files(root)}"
         )
     matches = [best[folder] for folder in sorted(best)]
     for match in matches:
@@ -78,6 +80,13 @@ def find_matches(root: Path) -> list[Match]:
                 f"{show_label_name(match.form)}; {match.images} would be left out: name all of them in one way"
             )
     return matches
+
+
+def _describe_unread_files(root: Path) -> str:
+    """Return the end of a sentence on files that may be labels of a format that is not read; "" if there are none."""
+    suffixes = Counter(path.suffix.lower() for path in root.rglob("*") if path.is_file())
+    found = [f"{count} {suffix}" for suffix, count in suffixes.items() if suffix in UNREAD_LABELS]
+    return f". There are also files that are not read: {', '.join(sorted(found))}; convert to PNG" if found else ""
 
 
 def show_label_name(form: NameForm) -> str:

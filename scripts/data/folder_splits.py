@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Collection, Sequence
+from itertools import combinations
 from pathlib import Path, PurePath
 
 from datasets.files import IMAGE_SUFFIXES, clean_name, read_list
@@ -222,15 +223,16 @@ def _leave_out(bases: list[str], lists: Sequence[Path]) -> list[str]:
 
 
 def _find_lists(root: Path, bases: set[str], own_lists: Collection[Path], remarks: list[str]) -> dict[str, str]:
-    """Find text files that are called after a split and name images, the longest for each.
+    """Find text files that are called after a split and name images. Of several, one called train.txt counts, else the
+    longest.
 
-    own_lists: lists that an earlier call wrote; they are passed over. remarks: those on files that name images in
-    another form are added.
+    own_lists: lists that an earlier call wrote; they are passed over. remarks: those on files that are not used, and on
+    images that are in two lists, are added.
 
     Raises:
         UserError: a text file that is called after a split cannot be read.
     """
-    found: list[tuple[int, str, str]] = []
+    found: list[tuple[bool, int, str, str]] = []
     for path in filter(Path.is_file, sorted(root.rglob("*"))):
         split = get_split(Path(path.stem))
         if not split or path.suffix.lower() not in LIST_SUFFIXES or path in own_lists:
@@ -246,11 +248,19 @@ def _find_lists(root: Path, bases: set[str], own_lists: Collection[Path], remark
         known = sum(_names_image(line, bases) for line in lines)
         if known and (is_damaged or known >= LISTED * len(lines)):
             read_list(path)
-            found.append((known, split, str(path.relative_to(root))))
+            if len(set(re.findall("train|val|dev|test", path.stem.lower()))) > 1:
+                remarks.append(f"not used: {path.relative_to(root)}, which is called after two splits")
+                continue
+            found.append((path.stem.lower() == split, known, split, str(path.relative_to(root))))
         elif any(_names_image(word, bases) for line in lines for word in re.split(r"[\s,;\"]+", line)):
             place = path.relative_to(root)
             remarks.append(f"not used: {place} names images, but a list has one name a line and nothing else")
-    return {split: path for _, split, path in sorted(found)}
+    lists = {split: path for _, _, split, path in sorted(found)}
+    names = {split: {Path(line).stem for line in read_list(root / path)} for split, path in lists.items()}
+    for one, other in combinations(names, 2):
+        if shared := len(names[one] & names[other]):
+            remarks.append(f"{shared} images are in {lists[one]} and in {lists[other]}")
+    return lists
 
 
 def _names_image(text: str, bases: set[str]) -> bool:
