@@ -35,7 +35,7 @@ from models.prediction import Predictor
 from utils.colors import blend_classes, make_palette_picture, save_png
 from utils.entry import run_main
 from utils.errors import UserError
-from utils.files import require_apart, require_writable, write, write_text
+from utils.files import require_apart, require_kind, require_writable, write, write_text
 from utils.options import COMPUTING, NOTHING, RESULT, convert, option, parse_flags
 
 # keys of the JSON file -> how the means are called where they are printed
@@ -45,6 +45,9 @@ data_option = partial(option, group="data", affects=RESULT)
 network_option = partial(option, group="network", affects=RESULT)
 output_option = partial(option, group="output", affects=NOTHING)
 machine_option = partial(option, group="machine", affects=COMPUTING)
+
+
+SUFFIXES = {"--json": ".json", "--per-image": ".npz"}  # of the files that are written
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,8 @@ def check_outputs(config: EvalConfig, dataset: SegmentationDataset) -> None:
         flag_of[place] = flag
         if flag in files and path.is_dir():
             raise UserError(f"{flag} {given} is a folder: give the name of a file")
+        if flag in files:
+            require_kind(path, SUFFIXES[flag], f"{flag} {given}")
         require_writable(path.parent if flag in files else path, f"{flag} {given}")
 
 

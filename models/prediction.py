@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from utils.bilinear import resize, upsample_argmax
 from utils.errors import UserError
+from utils.memory import GIB, require_memory
 from utils.pictures import convert_to_rgb, read_image
 from utils.pixels import PixelConvention
 from utils.seeding import RowGenerator
@@ -115,7 +116,19 @@ class Predictor:
         return upsample_argmax(logits, image.shape[-2:], self.align_corners)
 
     def _make_input(self, image: Tensor, label: Tensor, generators: Sequence[RowGenerator]) -> Tensor:
-        """Make the network's input at scale 1: normalised images, and the label planes of an assisted teacher."""
+        """Make the network's input at scale 1: normalised images, and the label planes of an assisted teacher.
+
+        Raises:
+            UserError: the largest view of the images does not fit in memory.
+        """
+        height, width = image.shape[-2:]
+        if self.resize:
+            height, width = compute_fitting_size(height, width, self.resize)
+        scale = max(scale for scale, _ in self.views)
+        size = int(len(image) * 3 * 4 * height * scale * width * scale)
+        if size > GIB:
+            advice = "a smaller --resize or --scales"
+            require_memory(size, f"an image of {width * scale:.0f}x{height * scale:.0f} pixels", advice, image.device)
         if self.resize:
             image, label = resize_to_fit(image, label, self.resize)
         x = self.convention.normalize(image)
@@ -163,6 +176,12 @@ def list_window_starts(side: int, window: int, stride: int) -> list[int]:
     return sorted({*range(0, last, stride), last})
 
 
+def compute_fitting_size(height: int, width: int, sides: tuple[int, int]) -> tuple[int, int]:
+    """Compute the height and width of an image that ``resize_to_fit`` resizes."""
+    factor = min(max(sides) / max(height, width), min(sides) / min(height, width))
+    return max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
+
+
 def resize_to_fit(image: Tensor, label: Tensor, sides: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Resize images to fit two sides, as MMSegmentation does in testing (mmcv's ``imrescale``).
 
@@ -171,9 +190,7 @@ def resize_to_fit(image: Tensor, label: Tensor, sides: tuple[int, int]) -> tuple
     sides: bounds of the longer and of the shorter side, in either order. The image becomes as large as they allow,
     upright or lying.
     """
-    height, width = image.shape[-2:]
-    factor = min(max(sides) / max(height, width), min(sides) / min(height, width))
-    size = (max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5)))
+    size = compute_fitting_size(*image.shape[-2:], sides)
     pictures = []
     for picture in image.permute(0, 2, 3, 1).cpu().numpy():
         resized = cv2.resize(picture, size[::-1], interpolation=cv2.INTER_LINEAR)

@@ -8,6 +8,7 @@ from PIL import Image
 from datasets.toy import TOY
 from models.checkpoints.loading import from_checkpoint
 from models.prediction import Predictor
+from models.segmentor import Segmentor
 from scripts.deploy import predict
 from tests.networks import write_checkpoint
 from utils.errors import UserError
@@ -141,6 +142,28 @@ def test_transparent_pixels_are_white(student, tmp_path):
     for end in ("", "_blend"):
         clear, white = (np.array(Image.open(tmp_path / f"out/{name}{end}.png")) for name in ("clear", "white"))
         assert np.array_equal(clear, white)
+
+
+@torch.no_grad()
+def test_an_image_that_is_too_small_is_named_and_skipped(student, tmp_path, monkeypatch, capsys):
+    def fail(self, x, with_aux=True):
+        raise RuntimeError("Calculated padded input size: (5 x 7). Kernel size can't be greater than actual input size")
+
+    small = picture(tmp_path / "small.png")
+    monkeypatch.setattr(Segmentor, "forward", fail)
+    with pytest.raises(SystemExit):
+        predict.main([str(small), "--pretrained", student, "--output", f"{tmp_path}/out"])
+    assert f"skipped: {small}: an image, or a part of one, is too small for this network" in capsys.readouterr().err
+
+
+def test_an_image_that_would_fill_the_memory_is_said_before(student, tmp_path, capsys):
+    image = picture(tmp_path / "image.png")
+    flags = ["--pretrained", student, "--output", f"{tmp_path}/out", "--resize", "1000000", "1000000"]
+    with pytest.raises(SystemExit):
+        predict.main([str(image), *flags])
+    error = capsys.readouterr().err
+    assert f"skipped: {image}: an image of " in error
+    assert "a smaller --resize or --scales" in error
 
 
 def test_bad_images_are_named_and_skipped(student, tmp_path, capsys):

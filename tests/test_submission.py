@@ -51,6 +51,8 @@ def test_submission_of_unlabelled_images(name, tmp_path):
         ),
         (["--blend", "pictures", "--save-pred", "./pictures/../pictures"], r"are both pictures: give two names"),
         (["--json", "model.pth"], r"--json model\.pth is an input and would be overwritten"),
+        (["--json", "other.pth"], r"--json other\.pth exists and is no \.json file"),
+        (["--per-image", "other.pth"], r"--per-image other\.pth exists and is no \.npz file"),
         (["--per-image", "one", "--json", "./one"], r"--json and --per-image are both one: give two names"),
         (["--json", "one", "--save-pred", "one"], r"--json and --save-pred are both one: give two names"),
         (["--json", "."], r"--json \. is a folder: give the name of a file"),
@@ -61,6 +63,7 @@ def test_submission_of_unlabelled_images(name, tmp_path):
 )
 def test_predictions_take_no_place_of_labels_or_of_each_other(flags, message, tmp_path, monkeypatch):
     TREES["ade20k"][1](tmp_path)
+    (tmp_path / "other.pth").write_bytes(b"another checkpoint")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
     spec = get_dataset_spec("ade20k")
     write_checkpoint(tmp_path / "model.pth", spec=spec, dataset="ade20k", data=str(tmp_path))

@@ -98,6 +98,18 @@ def require_writable(folder: Path, what: str) -> None:
         raise UserError(f"{what} cannot be written: {error.strerror}") from error
 
 
+def require_kind(path: Path, suffix: str, what: str) -> None:
+    """Check that a file that will be written does not replace one of another kind, such as a checkpoint.
+
+    suffix: of the kind that is written, such as ".json". what: the flag and its value, for the message.
+
+    Raises:
+        UserError: there is a file whose name has another suffix.
+    """
+    if path.is_file() and path.suffix.lower() != suffix:
+        raise UserError(f"{what} exists and is no {suffix} file: give the name of a new one")
+
+
 def require_apart(outputs: Iterable[tuple[Path, Path]], inputs: Iterable[Path], place: str) -> None:
     """Check that no output would overwrite an input or another output.
 

@@ -32,7 +32,7 @@ from models.checkpoints.loading import from_checkpoint
 from models.prediction import Predictor
 from utils.colors import blend_classes, make_palette_picture, save_png
 from utils.entry import run_main
-from utils.errors import UserError, explain_out_of_memory
+from utils.errors import UserError, explain_error, explain_out_of_memory
 from utils.files import require_apart
 from utils.options import option, parse_flags
 from utils.pictures import read_image
@@ -160,8 +160,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             try:
                 image = read_image(path, behind="white")
                 ids = segment(path, image, predict, runtime.device)
-            except UserError as error:
-                print(f"skipped: {error}", file=sys.stderr)
+            except Exception as error:
+                reason = explain_error(error)
+                if reason is None:
+                    raise
+                named = reason if str(path) in str(reason) else f"{path}: {reason}"
+                print(f"skipped: {named}", file=sys.stderr)
                 failed += 1
                 continue
             pixels += np.bincount(ids.ravel(), minlength=len(names))
