@@ -26,7 +26,7 @@ from scripts.study.experiment import RunnerConfig, check_data, lock_output
 from scripts.study.experiments.definition import SET_ELSEWHERE, Origin, read_experiment
 from scripts.study.experiments.figures import draw_dial, list_dial_points
 from scripts.study.experiments.files import EXPERIMENTS
-from scripts.study.experiments.jobs import VOLATILE, Job, execute
+from scripts.study.experiments.jobs import VOLATILE, Job, execute, find_outcome
 from scripts.study.experiments.plan import Machine, Places, plan_jobs
 from scripts.study.experiments.stop import StopCondition
 from scripts.study.experiments.tables import (
@@ -267,6 +267,20 @@ def test_jobs_wait_for_what_they_need_and_are_not_done_twice(jobs, tmp_path, slo
     for more, expected in zip(flags, ("done before", "done"), strict=True):
         changed = replace(jobs["a"], commands=((*jobs["a"].commands[0], *more), jobs["a"].commands[1]))
         assert execute({"a": changed}, [{}], StopCondition())["a"].text == expected
+
+
+def test_the_same_data_folder_in_other_words_and_a_refusal_leave_a_job_done(jobs, tmp_path):
+    a = jobs["a"]
+    job = replace(a, commands=((*a.commands[0], "--data", f"{tmp_path}/x"), a.commands[1]))
+    assert execute({"a": job}, [{}], StopCondition())["a"].done
+    for data in ([], ["--data", f"{tmp_path}/x/"], ["--data", f"{tmp_path}/y/../x"]):
+        same = replace(a, commands=((*a.commands[0], *data), a.commands[1]))
+        assert find_outcome(same).done, data
+    refused = replace(a, commands=(script(tmp_path / "refuses.py", "import sys; sys.exit(2)"),))
+    assert execute({"a": refused}, [{}], StopCondition())["a"].failed
+    assert find_outcome(job).done
+    other = replace(a, commands=((*a.commands[0], "--data", f"{tmp_path}/other"), a.commands[1]))
+    assert find_outcome(other) is None
 
 
 def test_what_starts_from_another_training_by_now_is_not_done(jobs, tmp_path):

@@ -17,6 +17,7 @@ from utils.files import write_text
 
 ROOT = Path(__file__).resolve().parents[3]
 VOLATILE = {"--workers", "--cache-gb"}  # flags that change nothing that is computed; each has one value
+DATA = "--data"
 DIVIDED = ("train_teacher.py", "train_student.py", "eval.py")  # scripts that several processes run together
 
 
@@ -74,6 +75,18 @@ class Outcome(NamedTuple):
     text: str
 
 
+class Before(NamedTuple):
+    """Hold what a job's folder held before the job was started."""
+
+    mark: str | None
+    fingerprint: str | None
+
+
+def read_text_if_there(path: Path) -> str | None:
+    """Return the text of a file, None where there is no such file."""
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
+
+
 def read_fingerprint(folder: Path) -> str | None:
     """Return what tells one training in a folder from another: its last training record, timing included."""
     log = folder / "metrics.jsonl"
@@ -113,7 +126,26 @@ def find_outcome(job: Job) -> Outcome | None:
     changed = [need for need in job.needs if origins.get(need) != now[need]]
     if changed:
         return Outcome(False, True, f"{changed[0]} was trained anew since: remove {job.folder} to do this run again")
-    return Outcome(True, False, "done before") if done and commands == job.lasting_commands() else None
+    return Outcome(True, False, "done before") if done and are_same(commands, job.lasting_commands()) else None
+
+
+def are_same(marked: Sequence[Sequence[str]], wanted: Sequence[Sequence[str]]) -> bool:
+    """Return whether the commands of a mark are those of a job.
+
+    A data folder may be written in another way (a relative path, a slash at its end). A job without a data folder, of
+    which only the standing is asked for, fits any.
+    """
+    has_data = any(DATA in command for command in wanted)
+    return [_settle_data(command, has_data) for command in marked] == [_settle_data(c, has_data) for c in wanted]
+
+
+def _settle_data(command: Sequence[str], keep: bool) -> list[str]:
+    """Return a command with its data folder as a full path, or without it."""
+    words = list(command)
+    if DATA in words[:-1]:
+        i = words.index(DATA)
+        words[i : i + 2] = [DATA, os.path.realpath(os.path.expanduser(words[i + 1]))] if keep else []
+    return words
 
 
 class Worker:
@@ -210,6 +242,7 @@ class Queue:
         self.ended = {name: outcome for name, job in jobs.items() if (outcome := find_outcome(job))}
         self.waiting = [name for name in jobs if name not in self.ended]
         self.running: dict[int, Worker] = {}
+        self.before: dict[str, Before] = {}  # of each job that was started
 
     def report_done_before(self) -> None:
         for name, outcome in self.ended.items():
@@ -235,8 +268,10 @@ class Queue:
         for slot, name in zip(free, ready, strict=False):
             self.waiting.remove(name)
             self.say(f"{name} begins")
-            write_mark(self.jobs[name], done=False)
-            self.running[slot] = Worker(self.jobs[name], self.slots[slot])
+            job = self.jobs[name]
+            self.before[name] = Before(read_text_if_there(job.mark), read_fingerprint(job.folder))
+            write_mark(job, done=False)
+            self.running[slot] = Worker(job, self.slots[slot])
 
     def collect_ended(self) -> None:
         """Note how the jobs ended that did. After a stop, ask the others to end."""
@@ -250,8 +285,16 @@ class Queue:
             if outcome.done:
                 write_mark(worker.job, done=True)
                 self.on_done(worker.job)
+            elif outcome.failed:
+                self.restore_mark(worker.job)
             self.ended[worker.job.name] = outcome
             self.say(f"{worker.job.name}: {outcome.text}")
+
+    def restore_mark(self, job: Job) -> None:
+        """Put back the mark of a job that failed before it trained: what was done there is done still."""
+        mark, fingerprint = self.before[job.name]
+        if mark is not None and read_fingerprint(job.folder) == fingerprint:
+            write_text(job.mark, mark)
 
     def stop_all(self) -> None:
         for worker in self.running.values():
