@@ -169,6 +169,8 @@ def build_step(config: StudentConfig, spec: DatasetSpec, label_flags: Sequence[s
     if not parse_losses(config.kd):
         if label_flags:
             raise UserError(f"{', '.join(label_flags)}: --kd none trains without a teacher: leave them out")
+        if config.teacher_pretrained:
+            raise UserError(f"--teacher-pretrained {config.teacher_pretrained}: --kd none trains without a teacher")
         return StudentStep(model, task)
     loaded = load_teacher(config, spec, label_flags)
     teacher = loaded.model

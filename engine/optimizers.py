@@ -10,7 +10,12 @@ from utils.errors import UserError
 
 
 def make_sgd(learnable: Sequence[nn.Parameter], settings: TrainConfig) -> torch.optim.Optimizer:
-    """Make SGD with weight decay on every parameter, as LAD, CIRKD and MMSegmentation have it."""
+    """Make SGD with weight decay on every parameter, as LAD, CIRKD and MMSegmentation have it.
+
+    Raises:
+        UserError: a momentum of 1 or more.
+    """
+    require_momentum(settings.momentum)
     optimizer = torch.optim.SGD(
         learnable, settings.lr, settings.momentum, weight_decay=settings.weight_decay, fused=True
     )
@@ -27,15 +32,24 @@ def make_adamw(learnable: Sequence[nn.Parameter], settings: TrainConfig) -> torc
     Parameters with one dimension or none have no decay: biases, weights of norms, layer scales.
 
     Raises:
-        UserError: a momentum that is no beta.
+        UserError: a momentum of 1 or more.
     """
-    if settings.momentum >= 1:
-        raise UserError(f"--momentum {settings.momentum:g}: with --optimizer adamw it must be below 1")
+    require_momentum(settings.momentum)
     groups = [
         {"params": [p for p in learnable if p.ndim > 1], "weight_decay": settings.weight_decay},
         {"params": [p for p in learnable if p.ndim <= 1], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, settings.lr, (settings.momentum, 0.999), fused=True)
+
+
+def require_momentum(momentum: float) -> None:
+    """Check that the steps of the past fade.
+
+    Raises:
+        UserError: the momentum is 1 or more.
+    """
+    if momentum >= 1:
+        raise UserError(f"--momentum {momentum:g}: it must be below 1")
 
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"sgd": make_sgd, "adamw": make_adamw}

@@ -13,7 +13,7 @@ from engine.runtime import Runtime
 from engine.settings import TrainConfig
 from engine.step import Step
 from utils import checkpoint
-from utils.errors import UserError, get_first_line
+from utils.errors import UserError, get_first_line, print_note
 from utils.files import is_list
 
 UNCLEAR_PROGRESS = "it is damaged: it does not say how its run began and how far it was"
@@ -34,6 +34,8 @@ class TrainingState:
         self.start = start
         self.scaler = runtime.make_scaler()
         learnable = [parameter for parameter in step.parameters() if parameter.requires_grad]
+        if not learnable:
+            raise UserError(f"--model {settings.model}: the network has no parameters to train, or all are frozen")
         self.optimizer = OPTIMIZERS[settings.optimizer](learnable, settings)
         self.iteration = 0
         self.validated = 0
@@ -169,6 +171,11 @@ def choose_frozen_norms(step: Step) -> list[str]:
     """
     norms = find_norms_in_training(step)
     trained_before = [name for name, norm in norms.items() if has_trained_statistics(norm)]
+    if norms and not trained_before:
+        print_note(
+            "note: --freeze-bn freezes BatchNorm at mean 0 and variance 1, because no layer was trained before: "
+            "--pretrained or --pretrained-base gives statistics"
+        )
     return trained_before or list(norms)
 
 

@@ -103,7 +103,7 @@ def parse_losses(text: str, flag: str = "--kd") -> ParsedLosses:
             loss = ParsedLoss(float(weight), {option: float(value) for option, value in options})
         except ValueError:
             raise UserError(f"{flag} {text}: write name=weight, e.g. cwd=3 or kd=1:tau=4; all are numbers") from None
-        if not math.isfinite(loss.weight):
+        if not 0 <= loss.weight < math.inf:
             raise UserError(f"{flag} {text}: {name}={weight} is no weight")
         tau = loss.options.get("tau", 1.0)
         if name in LOSSES and not 0 < tau < math.inf:

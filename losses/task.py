@@ -288,9 +288,11 @@ def _split_criteria(text: str, known: Collection[str], what: str) -> tuple[str, 
     what: the noun for a part, for the message.
 
     Raises:
-        UserError: a part is not in ``known``.
+        UserError: a part is not in ``known``, or given twice.
     """
     parts = tuple(text.split("+"))
     for part in parts:
         require_known(part, known, what)
+        if parts.count(part) > 1:
+            raise UserError(f"{what} {part!r} is given twice in {text}")
     return parts

@@ -22,6 +22,8 @@ from engine.lockstep import STOPPED_STATUS
 from engine.run_folder import open_run_folder
 from engine.runtime import Runtime
 from engine.settings import TeacherConfig
+from engine.step import Step
+from engine.training_state import TrainingState
 from tests.conftest import BACKBONE, TINY, WIDE_BACKBONE
 from utils import checkpoint
 from utils.errors import UserError
@@ -240,6 +242,19 @@ def test_the_lock_ends_with_the_run_not_with_its_loader_processes(tmp_path):
         worker.join()
 
 
+def test_a_network_without_parameters_to_train_is_refused():
+    step = Step()
+    step.task = torch.nn.Linear(1, 1).requires_grad_(False)
+    with pytest.raises(UserError, match="--model deeplabv3: the network has no parameters to train"):
+        TrainingState(step, TeacherConfig(), Runtime())
+
+
+def test_a_baseline_reads_no_teacher(tmp_path):
+    flags = [*TINY, "--kd", "none", "--teacher-pretrained", "teacher.pth", "--save-dir", str(tmp_path / "run")]
+    with pytest.raises(UserError, match=r"--teacher-pretrained teacher\.pth: --kd none trains without a teacher"):
+        train_student.main(flags)
+
+
 def test_learning_rate_follows_the_release():
     config = TeacherConfig(lr=0.001, max_iterations=40000)
     for i in (0, 1, 20000, 39999):
@@ -249,8 +264,9 @@ def test_learning_rate_follows_the_release():
     assert trainer.compute_learning_rate(warm, 500) == pytest.approx((0.01 - 1e-4) * 0.5**0.9 + 1e-4)
 
 
-def test_frozen_batchnorm_keeps_its_statistics(tmp_path):
+def test_frozen_batchnorm_keeps_its_statistics(tmp_path, capsys):
     frozen = train(train_teacher, tmp_path, "--freeze-bn")["model"]
+    assert "--freeze-bn freezes BatchNorm at mean 0 and variance 1" in capsys.readouterr().err
     assert all(not value.any() for key, value in frozen.items() if key.endswith("running_mean"))
 
 

@@ -240,6 +240,7 @@ def test_another_number_of_classes_is_refused():
         ("cirkd2=1:channel_size=-1", "channel_size=-1: .*positive whole number"),
         ("dsd=1:ppsd=2", "did you mean 'psd'"),
         ("kd=nan", "kd=nan is no weight"),
+        ("kd=-1", "kd=-1 is no weight"),
     ],
 )
 def test_bad_options_are_explained(kd, message):

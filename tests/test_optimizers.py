@@ -50,9 +50,10 @@ def test_a_step_that_the_loss_scale_skips_leaves_no_trace(optimizer, overflowed)
     assert torch.equal(*weights)
 
 
-def test_a_momentum_that_is_no_beta_is_explained():
-    with pytest.raises(UserError, match="--momentum 1: with --optimizer adamw it must be below 1"):
-        OPTIMIZERS["adamw"]([torch.nn.Parameter(torch.ones(2))], StudentConfig(momentum=1.0))
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_momentum_that_does_not_fade_is_refused(optimizer):
+    with pytest.raises(UserError, match="--momentum 1: it must be below 1"):
+        OPTIMIZERS[optimizer]([torch.nn.Parameter(torch.ones(2))], StudentConfig(momentum=1.0))
 
 
 def test_a_run_of_adamw_continues_to_the_same_bits(tmp_path):
