@@ -147,7 +147,8 @@ def load_network(config: EvalConfig) -> LoadedNetwork:
     """Load the checkpoint, and replace its label noise by what the flags say.
 
     Raises:
-        UserError: the checkpoint cannot be read, or label flags are given for a network that does not read the label.
+        UserError: the checkpoint cannot be read, or label flags are given for a network that does not read the label,
+            or a strength for label codes that have none.
     """
     noise = {"codes": config.label_codes or None, "pixel_std": config.label_std, "code_std": config.code_std}
     if config.without_label:
@@ -160,7 +161,11 @@ def load_network(config: EvalConfig) -> LoadedNetwork:
         raise UserError(
             f"--label-codes, --label-std, --code-std and --without-label: {config.pretrained} sees the image only"
         )
-    return loaded.with_label_noise(**noise)
+    loaded = loaded.with_label_noise(**noise)
+    codes = loaded.card.label_noise["codes"]
+    if config.code_std is not None and codes != "near":
+        raise UserError(f"--code-std is the strength of --label-codes near, not of {codes}")
+    return loaded
 
 
 def take_precision_from_training(config: EvalConfig, card: Card) -> EvalConfig:

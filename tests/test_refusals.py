@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+import eval as evaluation
 import train_student
 from datasets.camvid import CAMVID
 from datasets.network_classes import require_classes
@@ -17,6 +18,7 @@ from models import build_model
 from models.checkpoints.card import Card
 from models.checkpoints.loading import LoadedNetwork
 from tests.conftest import BACKBONE, TINY
+from tests.networks import write_checkpoint
 from utils.errors import UserError
 
 NOISE = {"codes": "fixed", "pixel_std": 0.02, "scale": 100.0}
@@ -109,3 +111,10 @@ def test_label_flags_are_for_assisted_teachers(flags, monkeypatch):
     train_student.build_step(config, TOY)  # of a recipe
     assisted_teacher = True
     train_student.build_step(config, TOY, flags)
+
+
+def test_a_strength_is_for_codes_that_have_one(tmp_path):
+    path = write_checkpoint(tmp_path / "teacher.pth", codes="random")
+    flags = [path, "--device", "cpu", "--workers", "0", "--code-std", "1"]
+    with pytest.raises(UserError, match="--code-std is the strength of --label-codes near, not of random"):
+        evaluation.main(flags)

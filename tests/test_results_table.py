@@ -20,8 +20,9 @@ columns: [network]
 source: a paper
 recipe: toy
 seeds: [0, 1]
+settings: {kd: none}
 runs:
-  a: {row: [first], published: 75.0, settings: {kd: none}}
+  a: {row: [first], published: 75.0}
   b: {row: [second]}
   c: {title: not in the table}
 """

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from engine.recipes import load_recipe
-from engine.settings import ROLES
+from engine.settings import ROLES, is_baseline
 from scripts.study.analysis.runs import CHECKPOINT_SETTINGS
 from scripts.study.experiments.files import find_experiment, read_with_include
 from utils.errors import UserError, lookup, require_known
@@ -172,9 +172,24 @@ def _read_arm(path: Path, name: str, content: Mapping[str, Any]) -> Arm:
         raise UserError(f"{where}: row: {len(row)} cells, but columns: has {len(content.get('columns', ()))}")
     title = run.get("title", ", ".join(row) or name)
     whole = {**load_recipe(recipe, train), **settings}
+    if train == "student":
+        _require_teacher(where, whole.get("kd", config_class.kd), {**whole, **origins})
     dataset = whole.get("dataset", config_class.dataset)
     backbone = whole.get("backbone", config_class.backbone)
     return Arm(name, title, train, recipe, dataset, backbone, settings, origins, row, run.get("published"))
+
+
+def _require_teacher(where: str, kd: str, settings: Mapping[str, Any]) -> None:
+    """Check that a student has a teacher, and a baseline none.
+
+    Raises:
+        UserError: a teacher is missing, or nothing is learnt from it.
+    """
+    has_teacher = bool(settings.get("teacher_pretrained"))
+    if not is_baseline(kd) and not has_teacher:
+        raise UserError(f"{where}: kd: {kd} needs teacher_pretrained: the run that is the teacher, or a file")
+    if is_baseline(kd) and has_teacher:
+        raise UserError(f"{where}: teacher_pretrained: kd: {kd} trains without a teacher")
 
 
 def _read_network(path: Path, where: str, name: str, content: Mapping[str, Any]) -> Mapping[str, Any]:
