@@ -141,6 +141,6 @@ def _find_root(name: str, root: str) -> Path:
         raise UserError(f"--data is missing: the root folder of {name}")
     folder = Path(root).expanduser()
     if not folder.is_dir():
-        where = "" if folder.is_absolute() else f" in {Path.cwd()} (without the flag, it is that of the training)"
+        where = "" if folder.is_absolute() else f" in {Path.cwd()}"
         raise UserError(f"--data {folder}: no such folder{where}")
     return folder

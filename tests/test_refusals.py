@@ -118,3 +118,9 @@ def test_a_strength_is_for_codes_that_have_one(tmp_path):
     flags = [path, "--device", "cpu", "--workers", "0", "--code-std", "1"]
     with pytest.raises(UserError, match="--code-std is the strength of --label-codes near, not of random"):
         evaluation.main(flags)
+
+
+def test_the_data_of_the_training_that_are_elsewhere_are_asked_for(tmp_path):
+    path = write_checkpoint(tmp_path / "last.pth", dataset="camvid", data="data/camvid_of_another_place")
+    with pytest.raises(UserError, match=r"was trained with --data data/camvid_of_another_place, which is not there"):
+        evaluation.main([path, "--device", "cpu", "--workers", "0"])
