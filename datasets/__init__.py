@@ -47,6 +47,9 @@ def get_dataset_spec(name: str, root: str = "", classes: int | None = None) -> D
     return spec
 
 
+dataset_spec = get_dataset_spec  # its former name, which scripts outside use
+
+
 def build_dataset(
     name: str, root: str, split: str, classes: int | None = None, cache_gb: float = 0.0
 ) -> SegmentationDataset:

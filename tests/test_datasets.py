@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from datasets import DATASETS, build_dataset, get_dataset_spec
+from datasets import DATASETS, build_dataset, dataset_spec, get_dataset_spec
 from datasets.coco_stuff import UNUSED, USED
 from datasets.files import read_label, read_list
 from datasets.ids import IdMap
@@ -357,6 +357,10 @@ def test_a_jpeg_that_is_called_png_is_read_as_what_it_is(tmp_path):
     Image.open(tmp_path / "a.jpg").save(buffer, "JPEG")
     (tmp_path / "b.png").write_bytes(buffer.getvalue())
     assert read_image(tmp_path / "b.png").shape == (*SIZE, 3)
+
+
+def test_scripts_outside_find_a_spec_by_the_former_name():
+    assert dataset_spec("toy") is get_dataset_spec("toy")
 
 
 def test_sizes_must_agree(tmp_path):
