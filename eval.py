@@ -198,7 +198,7 @@ def open_dataset(config: EvalConfig, loaded: LoadedNetwork) -> tuple[str, Segmen
         raise UserError(f"--classes {config.classes}: {config.pretrained} has {card.num_classes}")
     dataset = config.dataset or card.dataset
     data = config.data or card.data
-    if not config.data and data and not Path(data).expanduser().is_dir():
+    if dataset and not config.data and data and not Path(data).expanduser().is_dir():
         raise UserError(f"{config.pretrained} was trained with --data {data}, which is not there: give --data")
     return build_dataset_for_network(card, dataset, data, config.split, config.pretrained, config.other_class_names)
 
