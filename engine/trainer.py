@@ -412,9 +412,11 @@ class Trainer:
 
         That is after an iteration that is logged, when a GPU has surely done its work, or after LONGEST_WAIT seconds.
         """
+        if self.has_printed_end:
+            return
         done = self.state.iteration
         seconds = self.progress.estimate_seconds_left(done)
-        if self.has_printed_end or seconds is None:
+        if seconds is None:
             return
         if self.is_log_due() or self.progress.get_seconds_since_first() >= LONGEST_WAIT:
             self.has_printed_end = True

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from utils.files import require_kind, write_text
+from utils.files import write_text
 
 
 def save_text(text: str, path: Path) -> None:
@@ -21,7 +21,6 @@ def save_json(content: Any, path: Path) -> None:
     """Write plain values as JSON.
 
     Raises:
-        UserError: the file cannot be written, or there is a file of another kind.
+        UserError: the file cannot be written.
     """
-    require_kind(path, ".json", str(path))
     save_text(json.dumps(content, indent=1) + "\n", path)

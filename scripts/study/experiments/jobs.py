@@ -75,7 +75,7 @@ class Outcome(NamedTuple):
     text: str
 
 
-class Before(NamedTuple):
+class FolderBefore(NamedTuple):
     """Hold what a job's folder held before the job was started."""
 
     mark: str | None
@@ -136,10 +136,12 @@ def are_same(marked: Sequence[Sequence[str]], wanted: Sequence[Sequence[str]]) -
     which only the standing is asked for, fits any.
     """
     has_data = any(DATA in command for command in wanted)
-    return [_settle_data(command, has_data) for command in marked] == [_settle_data(c, has_data) for c in wanted]
+    return [_resolve_data_folder(command, has_data) for command in marked] == [
+        _resolve_data_folder(c, has_data) for c in wanted
+    ]
 
 
-def _settle_data(command: Sequence[str], keep: bool) -> list[str]:
+def _resolve_data_folder(command: Sequence[str], keep: bool) -> list[str]:
     """Return a command with its data folder as a full path, or without it."""
     words = list(command)
     if DATA in words[:-1]:
@@ -242,7 +244,7 @@ class Queue:
         self.ended = {name: outcome for name, job in jobs.items() if (outcome := find_outcome(job))}
         self.waiting = [name for name in jobs if name not in self.ended]
         self.running: dict[int, Worker] = {}
-        self.before: dict[str, Before] = {}  # of each job that was started
+        self.before: dict[str, FolderBefore] = {}  # of each job that was started
 
     def report_done_before(self) -> None:
         for name, outcome in self.ended.items():
@@ -269,7 +271,7 @@ class Queue:
             self.waiting.remove(name)
             self.say(f"{name} begins")
             job = self.jobs[name]
-            self.before[name] = Before(read_text_if_there(job.mark), read_fingerprint(job.folder))
+            self.before[name] = FolderBefore(read_text_if_there(job.mark), read_fingerprint(job.folder))
             write_mark(job, done=False)
             self.running[slot] = Worker(job, self.slots[slot])
 
