@@ -119,16 +119,9 @@ class Predictor:
         """Make the network's input at scale 1: normalised images, and the label planes of an assisted teacher.
 
         Raises:
-            UserError: the largest view of the images does not fit in memory.
+            UserError: the images do not fit in memory at their largest scale.
         """
-        height, width = image.shape[-2:]
-        if self.resize:
-            height, width = compute_fitting_size(height, width, self.resize)
-        scale = max(scale for scale, _ in self.views)
-        size = int(len(image) * 3 * 4 * height * scale * width * scale)
-        if size > GIB:
-            advice = "a smaller --resize or --scales"
-            require_memory(size, f"an image of {width * scale:.0f}x{height * scale:.0f} pixels", advice, image.device)
+        self._require_memory(image)
         if self.resize:
             image, label = resize_to_fit(image, label, self.resize)
         x = self.convention.normalize(image)
@@ -138,6 +131,21 @@ class Predictor:
         for one_x, one_label, generator in zip(x.split(1), label.split(1), generators, strict=True):
             inputs.append(self.noise.add_planes(one_x, one_label, generator))
         return torch.cat(inputs)
+
+    def _require_memory(self, image: Tensor) -> None:
+        """Check that images fit in memory at their largest scale, as float32.
+
+        Raises:
+            UserError: the images do not fit.
+        """
+        height, width = image.shape[-2:]
+        if self.resize:
+            height, width = compute_fitting_size(height, width, self.resize)
+        scale = max(scale for scale, _ in self.views)
+        height, width = int(height * scale), int(width * scale)
+        size = len(image) * 3 * 4 * height * width
+        if size > GIB:  # less is not worth a look at the free memory
+            require_memory(size, f"an image of {width}x{height} pixels", "a smaller --resize or --scales", image.device)
 
     def _compute_view_logits(self, x: Tensor, scale: float) -> Tensor:
         """Compute the logits at a scale. They have the head's resolution; with windows or ``resize`` the input's."""

@@ -136,17 +136,20 @@ def are_same(marked: Sequence[Sequence[str]], wanted: Sequence[Sequence[str]]) -
     which only the standing is asked for, fits any.
     """
     has_data = any(DATA in command for command in wanted)
-    return [_resolve_data_folder(command, has_data) for command in marked] == [
-        _resolve_data_folder(c, has_data) for c in wanted
-    ]
+    marked_commands = [_resolve_data_folder(command, has_data) for command in marked]
+    wanted_commands = [_resolve_data_folder(command, has_data) for command in wanted]
+    return marked_commands == wanted_commands
 
 
 def _resolve_data_folder(command: Sequence[str], keep: bool) -> list[str]:
-    """Return a command with its data folder as a full path, or without it."""
+    """Return a command with its data folder as a full path, or without ``--data`` where it is not kept."""
     words = list(command)
-    if DATA in words[:-1]:
-        i = words.index(DATA)
-        words[i : i + 2] = [DATA, os.path.realpath(os.path.expanduser(words[i + 1]))] if keep else []
+    if DATA not in words[:-1]:
+        return words
+    i = words.index(DATA)
+    if not keep:
+        return words[:i] + words[i + 2 :]
+    words[i + 1] = os.path.realpath(os.path.expanduser(words[i + 1]))
     return words
 
 
