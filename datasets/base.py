@@ -187,17 +187,27 @@ def read_sample(spec: DatasetSpec, image_path: Path, label_path: Path | None) ->
         UserError: a file is missing or cannot be read, image and label differ in size, or the label holds an id or
             colour that is neither a class nor ignored.
     """
-    image, ids = spec.read(image_path, label_path)
+    image, ids = read_pair(spec, image_path, label_path)
     if ids is None:
         return image, np.full(image.shape[:2], IGNORE_INDEX, np.uint8)
-    if image.shape[:2] != ids.shape[:2]:
+    return image, convert_label(spec, ids, label_path)
+
+
+def read_pair(spec: DatasetSpec, image_path: Path, label_path: Path | None) -> tuple[np.ndarray, np.ndarray | None]:
+    """Read an image, RGB uint8 ``[H, W, 3]``, and the ids or colours of its label as stored, None without a label.
+
+    Raises:
+        UserError: a file is missing or cannot be read, or image and label differ in size.
+    """
+    image, ids = spec.read(image_path, label_path)
+    if ids is not None and image.shape[:2] != ids.shape[:2]:
         height, width = image.shape[:2]
         label_height, label_width = ids.shape[:2]
         raise UserError(
             f"image and label differ in size: {image_path} is {width}x{height}, {label_path} is "
             f"{label_width}x{label_height}"
         )
-    return image, convert_label(spec, ids, label_path)
+    return image, ids
 
 
 def convert_label(spec: DatasetSpec, ids: np.ndarray, path: Path) -> np.ndarray:

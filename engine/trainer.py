@@ -218,6 +218,9 @@ class Trainer:
         self.logger.print_line(f"{self.folder.path}: {origin}")
         options = ", ".join(f"{key} {value}" for key, value in self.runtime.describe().items())
         self.logger.print_line(f"{self.environment['device']}: {options}")
+        warmup, length = self.settings.warmup_iterations, self.settings.max_iterations
+        if warmup >= length:
+            self.logger.print_line(f"warning: --warmup-iterations {warmup} do not end within --max-iterations {length}")
 
     def report_memory(self) -> None:
         """Print how much memory a step will need, and warn where that is more than is free."""

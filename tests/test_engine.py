@@ -264,6 +264,13 @@ def test_learning_rate_follows_the_release():
     assert trainer.compute_learning_rate(warm, 500) == pytest.approx((0.01 - 1e-4) * 0.5**0.9 + 1e-4)
 
 
+@pytest.mark.parametrize(("warmup", "warned"), [(1, False), (2, True)])
+def test_a_warm_up_that_does_not_end_is_warned_about(warmup, warned, tmp_path, capsys):
+    train(train_teacher, tmp_path, "--max-iterations", "2", "--warmup-iterations", str(warmup))
+    said = "warning: --warmup-iterations 2 do not end within --max-iterations 2" in capsys.readouterr().out
+    assert said == warned
+
+
 def test_frozen_batchnorm_keeps_its_statistics(tmp_path, capsys):
     frozen = train(train_teacher, tmp_path, "--freeze-bn")["model"]
     assert "--freeze-bn freezes BatchNorm at mean 0 and variance 1" in capsys.readouterr().err

@@ -240,6 +240,17 @@ def test_labels_of_a_smaller_copy_keep_their_colours(tmp_path):
     assert (squares == small[:, None, :, None]).any((1, 3)).all()
 
 
+def test_a_pair_of_two_sizes_is_not_made_smaller(tmp_path):
+    for folder, size in (("images", (8, 8)), ("masks", (8, 6))):
+        (tmp_path / "tree" / folder).mkdir(parents=True)
+        Image.new("L", size).save(tmp_path / "tree" / folder / "a.png")
+    lines = ["names: [a, b]", "splits:", "  train: {images: images, labels: masks}"]
+    (tmp_path / "tree/dataset.yaml").write_text("\n".join(lines))
+    flags = ["--dataset", "folder", "--source", str(tmp_path / "tree"), "--data", str(tmp_path / "made")]
+    with pytest.raises(UserError, match=r"differ in size: .*images/a\.png is 8x8, .*masks/a\.png is 8x6"):
+        shrink_dataset.main(flags)
+
+
 def test_what_cannot_be_made_smaller(tmp_path):
     for flags, message in (
         (["--dataset", "toy", "--source", str(tmp_path), "--data", "x"], "has no files"),

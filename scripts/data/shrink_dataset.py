@@ -22,6 +22,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from datasets import build_dataset, get_dataset_spec
+from datasets.base import read_pair
 from datasets.files import Pair
 from utils.entry import run_main
 from utils.errors import UserError
@@ -110,11 +111,15 @@ def find_pairs(config: ShrinkConfig, source: Path) -> list[Pair]:
 
 
 def shrink_pairs(config: ShrinkConfig, pairs: Sequence[Pair], source: Path, target: Path) -> None:
-    """Write smaller pictures of all pairs below ``target``, each where it lies below ``source``."""
+    """Write smaller pictures of all pairs below ``target``, each where it lies below ``source``.
+
+    Raises:
+        UserError: a file cannot be read or written, or an image and its label differ in size.
+    """
     spec = get_dataset_spec(config.dataset, str(source))
     ways = (Image.Resampling.BOX, Image.Resampling.NEAREST)
     for pair in tqdm(pairs, "pictures", disable=None):
-        for path, array, way in zip(pair, spec.read(*pair), ways, strict=True):
+        for path, array, way in zip(pair, read_pair(spec, *pair), ways, strict=True):
             if path is not None:
                 shrink(array, config.factor, way, target / path.relative_to(source))
 
