@@ -207,12 +207,12 @@ def score_network(
     config: EvalConfig, loaded: LoadedNetwork, dataset: SegmentationDataset, runtime: Runtime
 ) -> list[Metrics]:
     """Score the network once for each draw of label noise; write the predictions of the first, if that is asked for."""
-    model = runtime.place(loaded.model)
+    model = runtime.to_device(loaded.model)
     if runtime.compile:
         model.compile()
     noise = loaded.build_label_noise()
     if noise is not None:
-        noise = runtime.place(noise)
+        noise = runtime.to_device(noise)
     predictor = Predictor(model, loaded.convention, noise, **config.get_view_options(), precision=runtime.precision)
     writer = PredictionWriter(config, dataset) if config.save_pred or config.blend else None
     scores = []

@@ -15,7 +15,7 @@ require_packages()
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from datasets.base import DatasetSpec
 from datasets.network_classes import require_classes
@@ -53,6 +53,8 @@ class StudentStep(Step):
     image only. Without a teacher it is the baseline.
     """
 
+    network_names = ("model", "teacher")
+
     def __init__(
         self,
         model: Segmentor,
@@ -81,10 +83,6 @@ class StudentStep(Step):
         self.needs_teacher_aux = False  # whether a loss reads the teacher's auxiliary logits
         if kd is not None:
             self.needs_teacher_aux = any(getattr(loss, "reads_aux", False) for loss in kd.losses.values())
-
-    def list_networks(self) -> list[nn.Module]:
-        """Return the student and its frozen teacher."""
-        return [self.model] if self.teacher is None else [self.model, self.teacher]
 
     def train(self, mode: bool = True) -> "StudentStep":
         """Put the step into train mode, but for the teacher, which stays in eval mode."""

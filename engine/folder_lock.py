@@ -41,7 +41,7 @@ class FolderLock:
         self.file = self._take()
         LOCKS.add(self)
 
-    def hold(self) -> None:
+    def retake_if_lost(self) -> None:
         """Take the lock again if its file or the folder was removed. Call this before anything is written.
 
         Raises:

@@ -68,10 +68,10 @@ class StopRequest:
 class Lockstep:
     """Iterate over batches in lockstep: if one rank stops or cannot fetch a batch, every rank stops before that batch.
 
-    A failed fetch, a request to stop, and a failure that the body hands over (``fail_before_next``) are shared. Of any
+    A failed fetch, a request to stop, and a failure that the body hands over (``stop_all_ranks``) are shared. Of any
     other error in the body of the loop, the other ranks learn only when their next collective operation fails.
 
-    left_together: True after a shared stop or failure. All ranks have then left the loop before the same batch,
+    all_ranks_stopped: True after a shared stop or failure. All ranks have then left the loop before the same batch,
     so they can save together. It is False after a normal end and after an error in the body.
     """
 
@@ -79,10 +79,10 @@ class Lockstep:
         """should_stop: whether this rank is asked to stop."""
         self.batches = batches
         self.should_stop = should_stop
-        self.left_together = False
+        self.all_ranks_stopped = False
         self.failure: Exception | None = None  # of the body, on this rank
 
-    def fail_before_next(self, error: Exception) -> None:
+    def stop_all_ranks(self, error: Exception) -> None:
         """Have all ranks stop before the next batch, for an error of this rank that left nothing half done."""
         self.failure = error
 
@@ -99,7 +99,7 @@ class Lockstep:
             decision = int(all_reduce(vote, "max"))
             if decision == DONE:
                 return
-            self.left_together = decision in (STOP, FAILED)
+            self.all_ranks_stopped = decision in (STOP, FAILED)
             if decision == STOP:
                 raise Stopped(STOPPED_STATUS)
             if decision == FAILED:

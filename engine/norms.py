@@ -6,6 +6,8 @@ from torch import Tensor, nn
 from torch.nn.modules._functions import SyncBatchNorm
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from engine.step import Step
+
 # torch 2.15 renames this function, and warns where the old name is used
 gather_into_tensor = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
@@ -14,8 +16,7 @@ def find_learnable_norms(module: nn.Module) -> dict[str, _BatchNorm]:
     """Return the BatchNorm layers that learn, by name. They are those to replace by layers of another kind.
 
     A layer whose parameters are frozen is left out, in a frozen teacher or where a user's network has frozen it. A
-    layer without parameters is one of them: nothing says that it is frozen. ``find_norms_in_training`` of
-    ``training_state`` asks something else: whose running statistics a forward pass changes.
+    layer without parameters is one of them: nothing says that it is frozen.
     """
     norms = {name: part for name, part in module.named_modules() if isinstance(part, _BatchNorm)}
     return {
@@ -23,6 +24,18 @@ def find_learnable_norms(module: nn.Module) -> dict[str, _BatchNorm]:
         for name, norm in norms.items()
         if not norm.affine or any(parameter.requires_grad for parameter in norm.parameters(False))
     }
+
+
+def find_norms_in_training(step: Step) -> dict[str, _BatchNorm]:
+    """Find the BatchNorm layers whose running statistics a forward pass changes, by name.
+
+    They are those outside the frozen networks. One whose parameters a user's network has frozen is among them, because
+    its statistics change nevertheless; ``find_learnable_norms`` leaves it out.
+    """
+    frozen_networks = [network for network in step.list_networks() if network is not step.model]
+    frozen = {id(module) for network in frozen_networks for module in network.modules()}
+    modules = step.named_modules()
+    return {name: part for name, part in modules if isinstance(part, _BatchNorm) and id(part) not in frozen}
 
 
 def has_trained_statistics(norm: _BatchNorm) -> bool:
@@ -121,10 +134,12 @@ class ExactNorm(_BatchNorm):
         x, mean, var = _Exact.apply(x, self.weight, self.bias, self.eps)
         if self.track_running_stats:
             self.num_batches_tracked += 1
-            share = 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
+            average_factor = self.momentum
+            if average_factor is None:  # a plain mean over all batches
+                average_factor = 1 / self.num_batches_tracked.item()
             count = x.numel() / x.shape[1]
-            self.running_mean.lerp_(mean, share)
-            self.running_var.lerp_(var * (count / (count - 1)), share)
+            self.running_mean.lerp_(mean, average_factor)
+            self.running_var.lerp_(var * (count / (count - 1)), average_factor)
         return _apply_children(self, x)
 
 
@@ -146,10 +161,10 @@ class _Exact(torch.autograd.Function):
         return torch.native_batch_norm(x, weight, bias, mean, var, False, 0.0, eps)[0], mean, var
 
     @staticmethod
-    def backward(ctx, upper: Tensor, *_: None) -> tuple[Tensor | None, ...]:
+    def backward(ctx, grad_output: Tensor, *_: None) -> tuple[Tensor | None, ...]:
         x, weight, mean, inverse = ctx.saved_tensors
         gradients = torch.ops.aten.native_batch_norm_backward(
-            upper,
+            grad_output,
             x,
             weight,
             None,  # the running mean, which training does not read

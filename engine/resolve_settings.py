@@ -34,7 +34,7 @@ def make_settings(config_class: type[C], role: str, flags: Mapping[str, Any]) ->
     without_flags = {**recipe, **get_implied_settings(requested)}
     settings = config_class(**{**without_flags, **flags})
     require_values(settings, without_flags, flags)
-    settings = settle_code_strength(settings, flags)
+    settings = drop_unused_code_std(settings, flags)
     if settings.min_lr > settings.lr:
         raise UserError(f"--min-lr {settings.min_lr:g} is above --lr {settings.lr:g}: the rate would rise")
     if settings.save_dir:
@@ -43,7 +43,7 @@ def make_settings(config_class: type[C], role: str, flags: Mapping[str, Any]) ->
     return dataclasses.replace(settings, save_dir=f"runs/{name}")
 
 
-def settle_code_strength(settings: C, flags: Mapping[str, Any]) -> C:
+def drop_unused_code_std(settings: C, flags: Mapping[str, Any]) -> C:
     """Drop the recipe's strength of the label codes where a flag has chosen codes without one.
 
     Raises:

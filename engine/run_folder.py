@@ -27,6 +27,8 @@ DAMAGED = "damaged.pth"  # the name of an unusable last.pth after the previous o
 UNUSED = "unused.pth"  # the name of a last.pth after --resume has named another checkpoint of the same folder
 # patterns of the files that a run writes
 RUN_FILES = (BEST, LOG, "events.out.tfevents.*", DAMAGED, UNUSED, PREVIOUS, LAST)
+# the scores of a run, as the documents and experiment.py name them
+SCORE_FILES = ("eval*.json", "last.json", "best.json", "per_image*.npz")
 MAX_LISTED = 5  # files that an error lists
 
 
@@ -104,7 +106,7 @@ class RunFolder:
     def _prepare_for_writing(self, settings: TrainConfig) -> None:
         """Prepare the folder, on rank 0. Afterwards ``last.pth`` is what the run continues from, if it is there."""
         if not self.resumes_in_place:
-            for pattern in RUN_FILES:
+            for pattern in RUN_FILES + (SCORE_FILES if settings.overwrite else ()):
                 for path in self.path.glob(pattern):
                     path.unlink()
             if self.source is not None:
@@ -145,7 +147,7 @@ class RunFolder:
             UserError: the file cannot be written, or what the run had written before is gone.
         """
         if self.lock is not None:
-            self.lock.hold()
+            self.lock.retake_if_lost()
         checkpoint.save(content, self.path / name, self.path / PREVIOUS if keep_previous else None)
         if not (self.path / LOG).exists():
             lost = f"--save-dir {self.path} was emptied while its run went on, the log is lost"
@@ -188,6 +190,10 @@ def adapt_to_restart(settings: TrainConfig, folder: Path) -> TrainConfig:
 def find_resume_source(settings: TrainConfig, folder: Path) -> Path | None:
     """Decide whether a run resumes, and from which checkpoint. Return None if it starts anew. Nothing is changed here.
 
+    - ``--resume auto`` continues the run of the folder if there is one, and otherwise starts anew.
+    - ``--resume FILE`` continues that checkpoint, in the folder. A run of its own there must not be lost.
+    - Without ``--resume`` a run starts anew. A run that is there must not be lost.
+
     A job that torchrun restarts continues its run (``adapt_to_restart``). If a folder holds only ``previous.pth``, the
     result still names ``last.pth``. ``RunFolder.restore`` then takes ``previous.pth``.
 
@@ -198,19 +204,31 @@ def find_resume_source(settings: TrainConfig, folder: Path) -> Path | None:
     settings = adapt_to_restart(settings, folder)
     files = [path.name for pattern in RUN_FILES for path in sorted(folder.glob(pattern))]
     is_resumable = LAST in files or PREVIOUS in files
+    if settings.resume == "auto" and is_resumable and not settings.overwrite:
+        return folder / LAST
     source = None
-    if settings.resume == "auto":
-        if is_resumable and not settings.overwrite:
-            return folder / LAST
-    elif settings.resume:
+    if settings.resume not in ("", "auto"):
         source = locate_checkpoint(settings.resume)
-        if source.parent.resolve() == folder.resolve():
-            return folder / source.name
+        for path in (source, source.resolve()):  # the folder may be named by a link, or the file
+            if path.parent.resolve() == folder.resolve():
+                return folder / path.name
+    require_nothing_lost(settings, folder, files)
+    return source
+
+
+def require_nothing_lost(settings: TrainConfig, folder: Path, files: Sequence[str]) -> None:
+    """Check that a run that writes to a folder anew replaces nothing of value there, or may do so (``--overwrite``).
+
+    files: the names of the files of a run in the folder. They will be deleted.
+
+    Raises:
+        UserError: the files are of value and ``--overwrite`` is not given, or the new run starts from one of them.
+    """
     is_worthless = not files or is_barely_started(folder, files, resumes=settings.resume == "auto")
     if settings.overwrite or is_worthless:
         require_inputs_elsewhere(settings, folder, files)
-        return source
-    if is_resumable:
+        return
+    if LAST in files or PREVIOUS in files:
         what = "holds a run: --resume auto continues it, "
     else:
         what = f"holds {', '.join(files[:MAX_LISTED])} of a run and no {LAST} to continue it from: "
@@ -267,7 +285,7 @@ def locate_checkpoint(resume: str) -> Path:
     return path
 
 
-def is_barely_started(folder: Path, files: list[str], resumes: bool) -> bool:
+def is_barely_started(folder: Path, files: Sequence[str], resumes: bool) -> bool:
     """Return whether a folder holds the log of a run that ended before its first checkpoint, and nothing of value.
 
     resumes: whether the run is to be resumed. It then starts again, so that records of training have no value either.
@@ -308,7 +326,7 @@ def warn_about_resume(path: Path, problems: list[UserError], size_before: int | 
     if size_before not in (None, size):
         print(
             f"warning: {size} processes continue what {size_before} began: BatchNorm without synchronisation, dropout "
-            "and some losses (ohem, dice, dist, cirkd, mgd) depend on how the batch is split, so the results differ "
-            "from those of either",
+            "and some losses (ohem, dice, dist, cirkd, mgd, adv) depend on how the batch is split, so the results "
+            "differ from those of either",
             file=sys.stderr,
         )

@@ -53,7 +53,7 @@ class Runtime:
         """The dtype that autocast computes in, or None without autocast."""
         return PRECISIONS[self.amp]
 
-    def place(self, module: nn.Module) -> nn.Module:
+    def to_device(self, module: nn.Module) -> nn.Module:
         """Move a module to the device and give its networks their memory layout."""
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         return module.to(self.device, memory_format=layout)
@@ -69,7 +69,7 @@ class Runtime:
             replace_norms(step, SyncedNorm)
         if self.channels_last and self.device.type == "cpu" and not self.compile:  # compiled BatchNorm is exact
             replace_norms(step, ExactNorm)
-        self.place(step)
+        self.to_device(step)
         if self.compile:
             for network in step.list_networks():
                 network.compile()

@@ -10,7 +10,7 @@ import textwrap
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
 
@@ -22,7 +22,6 @@ from utils.files import write_text
 from utils.options import COMPUTING, NOTHING, RESULT, list_marked, option
 from utils.pixels import CONVENTIONS
 
-C = TypeVar("C")
 HELP_WIDTH = 96  # of what --help says of a value
 
 # the groups of --help; what a group usually affects

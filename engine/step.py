@@ -16,6 +16,8 @@ class Step(nn.Module):
 
     model: nn.Module
     task: nn.Module  # a ``losses.task.TaskLoss``
+    # Attributes that hold networks: ``model``, and frozen ones, which may be None. All other modules are losses.
+    network_names: tuple[str, ...] = ("model",)
 
     def __init__(self) -> None:
         super().__init__()
@@ -24,12 +26,12 @@ class Step(nn.Module):
 
     def list_networks(self) -> list[nn.Module]:
         """Return ``model`` and the frozen networks that help it."""
-        return [self.model]
+        networks = [getattr(self, name) for name in self.network_names]
+        return [network for network in networks if network is not None]
 
     def list_network_prefixes(self) -> tuple[str, ...]:
         """Return the prefixes under which the networks' tensors lie in this module's state dict."""
-        names = {id(module): name for name, module in self.named_modules()}
-        return tuple(f"{names[id(network)]}." for network in self.list_networks())
+        return tuple(f"{name}." for name in self.network_names)
 
     def get_loss_state(self) -> dict[str, Any]:
         """Return the state of everything that is not a network: projectors and queues of the losses."""

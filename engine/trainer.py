@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from datasets import Data, build_train_and_val
+from engine.class_weights import parse_class_weights
 from engine.evaluator import evaluate, switch_to_eval
 from engine.finite import FiniteWatch, LossNotFinite
-from engine.loader import load_train_batches
+from engine.loader import count_default_workers, load_train_batches
 from engine.lockstep import Lockstep, Stopped, StopRequest
 from engine.logger import RunLogger, get_assisted_mark
 from engine.machine import describe_environment
@@ -67,12 +68,14 @@ def train(step: Step, data: Data, settings: TrainConfig, runtime: Runtime) -> Me
     check_batch(settings, runtime)
     inputs = agree_on_inputs(settings, data, runtime)
     with closing(open_run_folder(settings, runtime, inputs)) as folder:
-        start = ""
+        initial_weights = ""
         if folder.source is None:
-            start = initialise(step.model, settings.pretrained_base, settings.pretrained, settings.pixels)
+            initial_weights = initialise(step.model, settings.pretrained_base, settings.pretrained, settings.pixels)
         wrapped = runtime.prepare(step)
-        state = TrainingState(step, settings, runtime, start)
-        if folder.source is not None:
+        state = TrainingState(step, settings, runtime, initial_weights)
+        if folder.source is None:
+            state.freeze_norms()
+        else:
             folder.restore(state, settings)
         broadcast_values(state.list_buffers_changed_by_forward())  # DDP aligns parameters only
         return Trainer(wrapped, state, data, folder, settings, runtime).run()
@@ -130,12 +133,18 @@ class Trainer:
         self.predictor = Predictor(self.step.model, self.convention, self.step.label_noise, precision=runtime.precision)
         self.first_iteration = state.iteration
         self.saved_iteration = state.iteration
-        self.is_between_steps = True
+        self.is_mid_step = False
         self.skipped_steps = 0  # successive updates that the loss scaler has skipped, the last one included
         self.has_printed_end = False
-        self.labelled_pixels = torch.zeros((), device=runtime.device)
+        self.has_checked_labels = False
+        self.label_weight_seen = torch.zeros((), device=runtime.device)  # 0 while no pixel had a class with a weight
         self.metrics: Metrics | None = None
         self.finite = FiniteWatch(self.explain_not_finite)
+        # made by ``run``
+        self.stop_request: StopRequest
+        self.logger: RunLogger
+        self.batches: Lockstep
+        self.progress: Progress
 
     def run(self) -> Metrics | None:
         """Train from the current iteration. Return the metrics of the last validation, None if the run was complete.
@@ -212,7 +221,7 @@ class Trainer:
 
     def print_start(self) -> None:
         """Print where the run starts from, and how it computes."""
-        origin = f"from {self.state.start}"
+        origin = f"from {self.state.initial_weights}"
         if self.first_iteration:
             origin = f"continues after iteration {self.first_iteration}"
         self.logger.print_line(f"{self.folder.path}: {origin}")
@@ -259,9 +268,9 @@ class Trainer:
         torch.backends.cudnn.benchmark = not self.runtime.deterministic  # all crops have one size
         self.progress = Progress(self.state.iteration, self.settings.max_iterations, self.settings.batch_size)
         for image, label in self.batches:
-            self.is_between_steps = False
+            self.is_mid_step = True
             terms = self.train_step(image, label)
-            self.is_between_steps = True
+            self.is_mid_step = False
             if not self.skipped_steps:
                 self.finite.watch(self.state.iteration - 1, terms)
             self.log_iteration(terms)
@@ -284,11 +293,14 @@ class Trainer:
         self.set_learning_rate()
         torch.manual_seed(derive_seed(self.settings.seed, DROPOUT_STREAM, state.iteration, self.runtime.rank))
         state.optimizer.zero_grad(set_to_none=True)
-        if not state.scaler.is_enabled():
-            terms = self.backward_in_parts(image, label)
-            state.optimizer.step()
+        buffers = state.list_buffers_changed_by_forward() if state.scaler.is_enabled() else []
+        copies = copy_values(buffers)
+        terms = self.backward_in_parts(image, label)
+        if self.step_optimizer():
+            self.skipped_steps = 0
         else:
-            terms = self.step_with_loss_scale(image, label)
+            put_back(buffers, copies)  # the forward pass wrote into BatchNorm's statistics and the queues of losses
+            self.count_skipped_step(terms)
         state.iteration += 1
         return terms
 
@@ -298,35 +310,30 @@ class Trainer:
         for group in self.state.optimizer.param_groups:
             group["lr"] = rate
 
-    def step_with_loss_scale(self, image: Tensor, label: Tensor) -> dict[str, Tensor]:
-        """Compute the gradients and update the weights once in fp16. Return the mean terms of this rank's share.
+    def step_optimizer(self) -> bool:
+        """Update the weights. Return False where the update was skipped.
 
-        If a gradient overflows, the scaler lowers its loss scale and skips the update. Then the buffers that the
-        forward pass has changed are restored, too. The batch is not repeated, and the terms may be inf or NaN.
-
-        Raises:
-            UserError: BatchNorm sees a single value per channel.
-            LossNotFinite: more than MAX_SKIPPED steps in a row overflowed.
+        Only the loss scaler of fp16 skips an update, and lowers its scale: a gradient has overflowed.
         """
         scaler = self.state.scaler
-        buffers = self.state.list_buffers_changed_by_forward()
-        copies = copy_values(buffers)
         scale = scaler.get_scale()
-        terms = self.backward_in_parts(image, label)
         scaler.step(self.state.optimizer)
         scaler.update()
-        has_overflowed = scaler.get_scale() < scale
-        if not has_overflowed:
-            self.skipped_steps = 0
-            return terms
-        put_back(buffers, copies)  # the forward pass wrote into BatchNorm's statistics and the queues of losses
+        return scaler.get_scale() >= scale
+
+    def count_skipped_step(self, terms: Mapping[str, Tensor]) -> None:
+        """Count an update that was skipped. Its batch is not repeated, and its terms may be inf or NaN.
+
+        Raises:
+            LossNotFinite: more than MAX_SKIPPED updates in a row were skipped.
+        """
         self.skipped_steps += 1
-        if self.skipped_steps > MAX_SKIPPED:
-            values = {name: term.item() for name, term in terms.items()}
-            times = f"{self.skipped_steps} times in a row"
-            what = f"the gradient is not finite {times} (try --amp bf16, which has a wider range)"
-            raise LossNotFinite(self.explain_not_finite(what, self.state.iteration, values))
-        return terms
+        if self.skipped_steps <= MAX_SKIPPED:
+            return
+        values = {name: term.item() for name, term in terms.items()}
+        times = f"{self.skipped_steps} times in a row"
+        what = f"the gradient is not finite {times} (try --amp bf16, which has a wider range)"
+        raise LossNotFinite(self.explain_not_finite(what, self.state.iteration, values))
 
     def backward_in_parts(self, image: Tensor, label: Tensor) -> dict[str, Tensor]:
         """Compute gradients of this rank's share, one part after another. Return the mean terms.
@@ -336,7 +343,7 @@ class Trainer:
         """
         parts = self.settings.accumulate
         avg_factor = self.step.task.compute_avg_factor(label) / parts
-        self.labelled_pixels.add_(avg_factor)
+        self.label_weight_seen.add_(avg_factor)
         seed = derive_seed(self.settings.seed, LABEL_NOISE_STREAM, self.state.iteration)
         row = self.runtime.rank * self.images_per_rank
         means: dict[str, Tensor] = {}
@@ -398,7 +405,7 @@ class Trainer:
             self.print_expected_end()
             self.logger.advance(self.state.iteration)
         except (OSError, UserError) as error:  # the disk is full, nothing reads the output, or no label has a class
-            self.batches.fail_before_next(error)
+            self.batches.stop_all_ranks(error)
 
     def log_terms(self, terms: Mapping[str, Tensor]) -> None:
         """Log the terms of the iteration just done, averaged over the ranks."""
@@ -427,20 +434,38 @@ class Trainer:
                 self.logger.print_line(describe_finish(seconds, self.runtime.device.type == "cpu"))
 
     def check_labels(self) -> None:
-        """Check that the training labels hold a class, once every image was seen or at the end of the run.
+        """Check that the crops have shown a class, once every image was seen or at the end of the run.
+
+        Where none has, the labels themselves are read. A class in them that no crop has shown is warned about.
 
         Raises:
-            UserError: no pixel has a class, or with ``--class-weights`` none whose weight is above 0.
+            UserError: no pixel of the labels has a class, or with ``--class-weights`` none whose weight is above 0.
         """
         done = self.state.iteration
         is_epoch_over = done >= self.first_iteration + len(self.data.train.dataset) / self.settings.batch_size
         is_whole_run_over = done == self.settings.max_iterations and self.first_iteration == 0
         has_seen_all = is_epoch_over or is_whole_run_over
-        if not has_seen_all or self.labelled_pixels:  # the same on every rank: pixels are counted over all ranks
+        if self.has_checked_labels or not has_seen_all:
+            return
+        self.has_checked_labels = True
+        if self.label_weight_seen:  # the same on every rank: it is counted over all ranks
             return
         weights = self.settings.class_weights
         kind = f"a class with a weight above 0 (--class-weights {weights})" if weights else "a class"
-        raise UserError(f"no pixel of the training labels has {kind}: {COUNT_PIXELS}")
+        if not self.runtime.on_rank0(self.sum_label_weight):
+            raise UserError(f"no pixel of the training labels has {kind}: {COUNT_PIXELS}")
+        self.logger.print_line(f"warning: no crop has shown {kind} so far, but labels have some: raise --crop-size")
+
+    def sum_label_weight(self) -> float:
+        """Read the training labels. Return the number of their labelled pixels, weighted by ``--class-weights``.
+
+        Raises:
+            UserError: a label cannot be read.
+        """
+        workers = count_default_workers() if self.settings.workers is None else self.settings.workers
+        counts = self.data.train.dataset.count_label_pixels(workers)
+        weights = parse_class_weights(self.settings.class_weights)
+        return float(counts.sum() if weights is None else counts @ weights)
 
     def validate(self) -> None:
         """Write ``last.pth``, score the network, and write ``best.pth`` if the score is the best so far.
@@ -536,10 +561,17 @@ class Trainer:
         self.logger.print_line(f"stopped by a signal after iteration {done}; --resume auto continues")
 
     def save_after_failure(self) -> None:
-        """Save the work so far, unless a step has failed halfway or the other ranks do not know of the failure."""
-        is_alone_between_steps = self.runtime.size == 1 and self.is_between_steps
-        if self.saved_iteration < self.state.iteration and (self.batches.left_together or is_alone_between_steps):
+        """Save the work so far, where all of it belongs to one iteration."""
+        if self.saved_iteration < self.state.iteration and self.has_consistent_state():
             self.save()
+
+    def has_consistent_state(self) -> bool:
+        """Return whether all ranks have finished the same iteration, after a failure.
+
+        They have if they stopped together between two batches. Of a failure inside a step, or of one that the other
+        ranks do not know of, only a single process can say where it stands.
+        """
+        return self.batches.all_ranks_stopped or (self.runtime.size == 1 and not self.is_mid_step)
 
     def explain_not_finite(self, what: str, iteration: int, terms: Mapping[str, float]) -> str:
         """Return the message for a loss or gradient that is not finite, with the images of the batch."""
@@ -562,6 +594,6 @@ def make_card(state: TrainingState, data: Data, settings: TrainConfig) -> dict[s
         data=settings.data,
         pixels=settings.pixels,
         label_noise=dict(noise.config) if noise is not None else None,
-        start=state.start,
+        start=state.initial_weights,
     )
     return card.entries()

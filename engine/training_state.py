@@ -5,9 +5,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from engine.norms import has_trained_statistics
+from engine.norms import find_norms_in_training, has_trained_statistics
 from engine.optimizers import OPTIMIZERS
 from engine.runtime import Runtime
 from engine.settings import TrainConfig
@@ -25,13 +24,13 @@ class TrainingState:
     iteration: the number of iterations that are done.
     validated: the last iteration whose validation is finished.
     best_miou, best_iteration: score and iteration of the best validation; None before the first one.
-    start: the weights that training started from, in words.
+    initial_weights: the weights that training started from, in words. Checkpoints call this entry "start".
     frozen_norms: the names of the BatchNorm layers that ``--freeze-bn`` keeps in eval mode.
     """
 
-    def __init__(self, step: Step, settings: TrainConfig, runtime: Runtime, start: str = "") -> None:
+    def __init__(self, step: Step, settings: TrainConfig, runtime: Runtime, initial_weights: str = "") -> None:
         self.step = step
-        self.start = start
+        self.initial_weights = initial_weights
         self.scaler = runtime.make_scaler()
         learnable = [parameter for parameter in step.parameters() if parameter.requires_grad]
         if not learnable:
@@ -41,7 +40,13 @@ class TrainingState:
         self.validated = 0
         self.best_miou: float | None = None
         self.best_iteration: int | None = None
-        self.frozen_norms = choose_frozen_norms(step) if settings.freeze_bn else []
+        self.freeze_bn = settings.freeze_bn
+        self.frozen_norms: list[str] = []
+
+    def freeze_norms(self) -> None:
+        """Choose the layers that ``--freeze-bn`` freezes, for a new run. A run that is resumed keeps its own."""
+        if self.freeze_bn:
+            self.frozen_norms = choose_frozen_norms(self.step)
 
     def restore(self, content: Mapping[str, Any]) -> None:
         """Continue from the content of a checkpoint.
@@ -91,7 +96,7 @@ class TrainingState:
         Raises:
             UserError: an entry is missing, or has a value that it cannot have.
         """
-        self.start = content.get("start")
+        self.initial_weights = content.get("start")
         self.iteration = content.get("iteration")
         self.best_miou = content.get("best_miou")
         self.best_iteration = content.get("best_iteration")
@@ -101,12 +106,12 @@ class TrainingState:
             self.validated = 0 if self.best_miou is None else self.iteration
         if "frozen_norms" in content:
             self.frozen_norms = content["frozen_norms"]
-        elif self.frozen_norms:  # older files were trained with every norm frozen
+        elif self.freeze_bn:  # older files were trained with every norm frozen
             self.frozen_norms = list(find_norms_in_training(self.step))
         counts = (self.iteration, self.validated, self.best_iteration or 0)
         if not all(type(count) is int and count >= 0 for count in counts):
             raise UserError(UNCLEAR_PROGRESS)
-        if type(self.best_miou) not in (float, type(None)) or type(self.start) is not str:
+        if type(self.best_miou) not in (float, type(None)) or type(self.initial_weights) is not str:
             raise UserError(UNCLEAR_PROGRESS)
         if not is_list(self.frozen_norms, str) or set(self.frozen_norms) - set(find_norms_in_training(self.step)):
             raise UserError("it is damaged: the BatchNorm layers that it calls frozen are not those of this network")
@@ -120,7 +125,7 @@ class TrainingState:
     def get_progress(self) -> dict[str, Any]:
         """Return the entries of a checkpoint that say how far the run is."""
         return {
-            "start": self.start,
+            "start": self.initial_weights,
             "iteration": self.iteration,
             "validated": self.validated,
             "best_miou": self.best_miou,
@@ -177,18 +182,6 @@ def choose_frozen_norms(step: Step) -> list[str]:
             "--pretrained or --pretrained-base gives statistics"
         )
     return trained_before or list(norms)
-
-
-def find_norms_in_training(step: Step) -> dict[str, _BatchNorm]:
-    """Find the BatchNorm layers whose running statistics a forward pass changes, by name.
-
-    They are those outside the frozen networks. One whose parameters a user's network has frozen is among them, because
-    its statistics change nevertheless; ``find_learnable_norms`` of ``norms`` leaves it out.
-    """
-    frozen_networks = [network for network in step.list_networks() if network is not step.model]
-    frozen = {id(module) for network in frozen_networks for module in network.modules()}
-    modules = step.named_modules()
-    return {name: part for name, part in modules if isinstance(part, _BatchNorm) and id(part) not in frozen}
 
 
 def copy_values(tensors: Sequence[Tensor]) -> list[Tensor]:

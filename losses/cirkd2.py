@@ -43,9 +43,6 @@ class Context(nn.Module):
         return self.fuse(torch.cat([x, self.expand(attended)], 1))
 
 
-CHANNEL_PARTS = {"channel", "memory_channel", "channel_mse"}  # computed together by ChannelTerms
-
-
 class CIRKD2(nn.Module):
     """Compute all terms of CIRKDV2, each with an inner weight. A term of weight 0 is left out.
 
@@ -91,27 +88,19 @@ class CIRKD2(nn.Module):
             raise UserError("every part has weight 0")
         self.context = Context(student_channels)
         self.parts = nn.ModuleDict()
-        self._add_parts((student_channels, teacher_channels, num_classes), tau, pixel_size, region_size, as_released)
-        self.channels = None
-        if CHANNEL_PARTS & self.part_weights.keys():
-            self.channels = ChannelTerms(student_channels, teacher_channels, tau, channel_size)
-
-    def _add_parts(
-        self, widths: tuple[int, int, int], tau: float, pixel_size: float, region_size: float, as_released: float
-    ) -> None:
-        """Build the terms that have a weight, but for those between channels.
-
-        widths: the channels of student and teacher, and the number of classes.
-        """
-        if "fitnet" in self.part_weights:
-            self.parts["fitnet"] = FitNet(*widths)
-        if "pixel" in self.part_weights:
-            self.parts["pixel"] = CIRKD(*widths, tau)
-        if "memory_pixel" in self.part_weights:
-            self.parts["memory_pixel"] = CIRKDPixel(*widths, tau, pixel_size, as_released=as_released)
-        if "memory_region" in self.part_weights:
-            self.parts["memory_region"] = CIRKDRegion(*widths, tau, region_size)
+        sizes = (student_channels, teacher_channels, num_classes)  # the first arguments of every loss
+        if fitnet:
+            self.parts["fitnet"] = FitNet(*sizes)
+        if pixel:
+            self.parts["pixel"] = CIRKD(*sizes, tau)
+        if memory_pixel:
+            self.parts["memory_pixel"] = CIRKDPixel(*sizes, tau, pixel_size, as_released=as_released)
+        if memory_region:
+            self.parts["memory_region"] = CIRKDRegion(*sizes, tau, region_size)
         share_projector(self.parts.values())
+        self.channels = None
+        if channel or memory_channel or channel_mse:  # computed together
+            self.channels = ChannelTerms(student_channels, teacher_channels, tau, channel_size)
 
     def forward(self, student: Output, teacher: Output, label: Tensor) -> dict[str, Tensor]:
         """Return the terms that have a weight, by name."""

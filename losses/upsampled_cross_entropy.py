@@ -35,8 +35,8 @@ class _BandedCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         batch, classes, h, w = logits.shape
         height, width = label.shape[-2:]
-        upper, lower, share = find_neighbours(height, h, align_corners, logits)
-        share = share.view(-1, 1)
+        upper, lower, weight = find_neighbours(height, h, align_corners, logits)
+        weight = weight.view(-1, 1)
         logits = logits.contiguous(memory_format=torch.channels_last)
         columns = _make_column_weights(logits, width, align_corners)
         total = logits.new_zeros(())
@@ -46,21 +46,21 @@ class _BandedCrossEntropy(torch.autograd.Function):
             step = max(step, CUDA_BYTES // (4 * batch * classes * width))
         for start in range(0, height, step):
             band = slice(start, min(start + step, height))
-            mixed = torch.lerp(logits[:, :, upper[band]], logits[:, :, lower[band]], share[band])
+            mixed = torch.lerp(logits[:, :, upper[band]], logits[:, :, lower[band]], weight[band])
             log_p = _compute_wide_log_softmax(mixed, width, align_corners)
             truth = label[:, band].unsqueeze(3)
             total += _sum_losses(log_p, truth, smoothing, class_weights)
             if ctx.needs_input_grad[0]:
                 wide = _compute_band_gradient(log_p, truth, smoothing, class_weights)
-                narrow = _narrow(wide, w, columns, align_corners)
-                gradient.index_add_(2, upper[band], narrow * (1 - share[band]))
-                gradient.index_add_(2, lower[band], narrow * share[band])
+                narrow = _transpose_interpolation(wide, w, columns, align_corners)
+                gradient.index_add_(2, upper[band], narrow * (1 - weight[band]))
+                gradient.index_add_(2, lower[band], narrow * weight[band])
         ctx.save_for_backward(gradient)
         return total
 
     @staticmethod
-    def backward(ctx, upper: Tensor) -> tuple[Tensor, None, None, None, None]:
-        return ctx.saved_tensors[0] * upper, None, None, None, None
+    def backward(ctx, grad_output: Tensor) -> tuple[Tensor, None, None, None, None]:
+        return ctx.saved_tensors[0] * grad_output, None, None, None, None
 
 
 def _make_column_weights(logits: Tensor, width: int, align_corners: bool) -> Tensor | None:
@@ -72,8 +72,8 @@ def _make_column_weights(logits: Tensor, width: int, align_corners: bool) -> Ten
     if not (logits.is_cuda or torch.are_deterministic_algorithms_enabled()):
         return None
     w = logits.shape[3]
-    one = torch.eye(w, device=logits.device, dtype=logits.dtype).view(1, w, 1, w)
-    return F.interpolate(one, (1, width), mode="bilinear", align_corners=align_corners).view(w, width)
+    identity = torch.eye(w, device=logits.device, dtype=logits.dtype).view(1, w, 1, w)
+    return F.interpolate(identity, (1, width), mode="bilinear", align_corners=align_corners).view(w, width)
 
 
 def _compute_wide_log_softmax(mixed: Tensor, width: int, align_corners: bool) -> Tensor:
@@ -117,7 +117,7 @@ def _compute_band_gradient(log_p: Tensor, truth: Tensor, smoothing: float, class
     return gradient.masked_fill_(ignored, 0)
 
 
-def _narrow(wide: Tensor, w: int, columns: Tensor | None, align_corners: bool) -> Tensor:
+def _transpose_interpolation(wide: Tensor, w: int, columns: Tensor | None, align_corners: bool) -> Tensor:
     """Apply the transpose of the interpolation along rows: ``[B, n, W, K] -> [B, K, n, w]``."""
     if columns is not None:
         return (columns @ wide).permute(0, 3, 1, 2)

@@ -139,6 +139,15 @@ def test_labels_without_a_class_teach_and_score_nothing(camvid, tmp_path, capsys
         teach(camvid, tmp_path, "--overwrite")
 
 
+def test_labels_that_no_crop_has_shown_do_not_end_a_run(camvid, tmp_path, capsys):
+    label = np.full((40, 60), 255, np.uint8)
+    label[0, 0] = 3
+    for i in range(2):
+        Image.fromarray(label).save(camvid / f"trainannot/train{i}.png")
+    teach(camvid, tmp_path, "--max-iterations", "1", "--scale-range", "2", "2", "--crop-size", "32", "32")
+    assert "warning: no crop has shown a class so far, but labels have some" in capsys.readouterr().out
+
+
 def test_labels_whose_classes_all_have_weight_zero_are_told_from_labels_without_a_class(camvid, tmp_path):
     weights = ",".join(["1"] + ["0"] * 10)
     with pytest.raises(UserError, match=r"has a class with a weight above 0 \(--class-weights 1\.0,0\.0,.*\): scripts"):

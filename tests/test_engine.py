@@ -19,7 +19,7 @@ import train_teacher
 from datasets.base import TrainStream
 from engine import trainer
 from engine.lockstep import STOPPED_STATUS
-from engine.run_folder import open_run_folder
+from engine.run_folder import find_resume_source, open_run_folder
 from engine.runtime import Runtime
 from engine.settings import TeacherConfig
 from engine.step import Step
@@ -275,6 +275,37 @@ def test_frozen_batchnorm_keeps_its_statistics(tmp_path, capsys):
     frozen = train(train_teacher, tmp_path, "--freeze-bn")["model"]
     assert "--freeze-bn freezes BatchNorm at mean 0 and variance 1" in capsys.readouterr().err
     assert all(not value.any() for key, value in frozen.items() if key.endswith("running_mean"))
+
+
+def test_a_resumed_run_chooses_no_frozen_norms_anew(tmp_path, capsys):
+    flags = ("--freeze-bn", "--pretrained-base", "package", "--backbone", "tf_efficientnet_lite0")
+    whole = train(train_teacher, tmp_path / "whole", *flags)
+    with crash_at(4):
+        train(train_teacher, tmp_path / "run", *flags, "--save-per-iters", "2")
+    continued = train(train_teacher, tmp_path / "run", *flags, "--save-per-iters", "2", "--resume", "auto")
+    assert whole["frozen_norms"] == continued["frozen_norms"]
+    assert whole["frozen_norms"]
+    assert_same(whole, continued)
+    assert "no layer was trained before" not in capsys.readouterr().err
+
+
+def test_a_link_to_the_runs_own_checkpoint_resumes_in_place(tmp_path):
+    folder = tmp_path / "run"
+    train(train_teacher, folder, "--max-iterations", "2")
+    (tmp_path / "links").mkdir()
+    for link in (tmp_path / "links/last.pth", tmp_path / "links/other.pth"):
+        link.symlink_to(folder / "last.pth")
+        settings = TeacherConfig(save_dir=str(folder), resume=str(link), overwrite=True)
+        assert find_resume_source(settings, folder) == folder / "last.pth"
+
+
+def test_a_new_run_keeps_no_scores_of_the_old_one(tmp_path):
+    train(train_teacher, tmp_path, "--max-iterations", "1")
+    for name in ("eval.json", "last.json", "per_image_last.npz", "notes.json"):
+        (tmp_path / name).write_text("{}")
+    train(train_teacher, tmp_path, "--max-iterations", "1", "--overwrite")
+    assert {path.name for path in tmp_path.glob("*.json")} == {"notes.json"}
+    assert not list(tmp_path.glob("*.npz"))
 
 
 def test_one_image_a_process_with_batchnorm_on_one_position(tmp_path):

@@ -150,13 +150,12 @@ def test_a_loss_of_ones_own_continues_on_every_rank(counting, tmp_path, command,
 class WithNorms(Step):
     """A step with one BatchNorm that has weights, one that has none, and one of a frozen network."""
 
+    network_names = ("model", "teacher")
+
     def __init__(self):
         super().__init__()
         self.model = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3, affine=False))
         self.teacher = nn.BatchNorm2d(3).requires_grad_(False)
-
-    def list_networks(self):
-        return [self.model, self.teacher]
 
 
 def test_statistics_of_norms_without_weights_are_shared_and_checked():

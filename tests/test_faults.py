@@ -291,17 +291,17 @@ def test_what_happens_to_one_process_ends_all(other, kind, monkeypatch):
     batches = Lockstep(iter([1, 2]))
     with pytest.raises(kind):
         next(iter(batches))
-    assert batches.left_together
+    assert batches.all_ranks_stopped
 
 
 def test_a_failure_between_steps_ends_all_ranks_before_the_next_batch():
     batches = Lockstep(iter([1, 2]))
     loop = iter(batches)
     assert next(loop) == 1
-    batches.fail_before_next(OSError("the disk is full"))
+    batches.stop_all_ranks(OSError("the disk is full"))
     with pytest.raises(OSError, match="the disk is full"):
         next(loop)
-    assert batches.left_together
+    assert batches.all_ranks_stopped
 
 
 @pytest.mark.parametrize("method", ["log_training", "write_record"])
@@ -327,7 +327,7 @@ def test_a_process_without_batches_waits_for_the_others(monkeypatch):
     assert next(seen) == 7
     neighbour_says(monkeypatch, 0)
     assert list(seen) == []
-    assert not batches.left_together
+    assert not batches.all_ranks_stopped
 
 
 @pytest.mark.parametrize("where", ["weight", "statistics", "momentum"])

@@ -20,7 +20,7 @@ class Neighbours(NamedTuple):
 
     first: Tensor  # int64 [side]
     second: Tensor  # int64 [side]
-    share: Tensor  # [side]: the weight of the second position, 0 to 1; the first one has the rest
+    weight: Tensor  # [side]: that of the second position, 0 to 1; the first one has the rest
 
 
 def find_neighbours(side: int, small: int, align_corners: bool, like: Tensor) -> Neighbours:
@@ -62,7 +62,7 @@ def _mix_rows(logits: Tensor, rows: Neighbours, band: slice) -> Tensor:
     """Interpolate the rows of a band: ``[B, h, w, K] -> [B, band, w, K]``."""
     upper = logits.index_select(1, rows.first[band])
     lower = logits.index_select(1, rows.second[band])
-    return upper.lerp_(lower, rows.share[band].view(-1, 1, 1))
+    return upper.lerp_(lower, rows.weight[band].view(-1, 1, 1))
 
 
 def _find_band_classes(mixed: Tensor, columns: Neighbours, align_corners: bool) -> Tensor:
@@ -102,4 +102,4 @@ def _find_pixel_classes(mixed: Tensor, columns: Neighbours, pixels: Tensor) -> T
     logits = mixed.flatten(0, 2)
     left = logits.index_select(0, row_start + columns.first[column])
     right = logits.index_select(0, row_start + columns.second[column])
-    return left.lerp_(right, columns.share[column, None]).argmax(1)
+    return left.lerp_(right, columns.weight[column, None]).argmax(1)

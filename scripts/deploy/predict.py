@@ -153,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     pixels = np.zeros(len(names), np.int64)
     failed = 0
     with start_runtime(config) as runtime:
-        model = runtime.place(loaded.model)
+        model = runtime.to_device(loaded.model)
         views = {name: getattr(config, name) for name in ("scales", "flip", "window", "stride", "resize")}
         predict = Predictor(model, loaded.convention, **views, precision=runtime.precision)
         for path in images:
