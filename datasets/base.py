@@ -22,7 +22,6 @@ from utils.types import IGNORE_INDEX, Rgb
 
 Transform = Callable[[np.ndarray, np.ndarray, np.random.Generator], Arrays]
 MAX_LISTED = 5  # files or ids that an error message names; it counts the others
-# These numbers keep the random draws of the shuffle and of the augmentation apart.
 
 
 @dataclass(frozen=True)
@@ -97,12 +96,17 @@ class SegmentationDataset(Dataset):
         """Return a unique name for each sample, for files that are made from it.
 
         The name is the image's file name without suffix. Where that is not unique, the image's folders come before it.
+        Where that is not unique either, the suffix stays.
         """
         stems = [image.stem for image, _ in self.pairs]
         if len(set(stems)) == len(stems):
             return stems
         common = os.path.commonpath([image.parent for image, _ in self.pairs])
-        return [image.relative_to(common).with_suffix("").as_posix() for image, _ in self.pairs]
+        paths = [image.relative_to(common) for image, _ in self.pairs]
+        names = [path.with_suffix("").as_posix() for path in paths]
+        if len(set(names)) == len(names):
+            return names
+        return [path.as_posix() for path in paths]
 
     def read(self, index: int) -> Arrays:
         """Read a sample: image uint8 ``[H, W, 3]`` and label uint8 ``[H, W]``. Do not write to these arrays.

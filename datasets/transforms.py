@@ -164,7 +164,7 @@ def augment_cirkd(
     """
     scales = list_scales(*scale_range)
     scale = scales[rng.integers(len(scales))]
-    if min(label.shape) == 1:
+    if round(min(label.shape) * scale) == 0:
         scale = 1.0  # half of one pixel is none
     # round() and cv2 both round a half to the even number
     height, width = round(label.shape[0] * scale), round(label.shape[1] * scale)

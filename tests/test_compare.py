@@ -240,6 +240,21 @@ def test_counts_of_another_evaluation_are_left_out(tmp_path):
     assert any("is of none of the scores" in note for note in loaded.notes)
 
 
+@pytest.mark.parametrize(
+    ("checkpoint", "iteration", "kept"),
+    [("last", 10, False), ("last", 30, True), ("best", 10, False), ("best", 20, True)],
+)
+def test_scores_of_a_checkpoint_that_was_trained_on_are_left_out(checkpoint, iteration, kept, tmp_path):
+    folder = Path(make_run(tmp_path / "run", areas=make_areas(), checkpoint=checkpoint))
+    file = folder / f"eval-{checkpoint}.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "iteration": iteration}))
+    run = read_run(folder, "run")
+    note = f"the score of {checkpoint}.pth is of iteration {iteration}, it has"
+    assert any(text.startswith(note) for text in run.notes) != kept
+    scored = {view.protocol for view in run.scores}
+    assert scored == ({"single scale, whole image"} if kept else {"validation during training"})
+
+
 def test_counts_of_a_run_that_is_never_right_are_kept(tmp_path):
     areas = make_areas()
     areas[:, 0] = 0

@@ -62,6 +62,16 @@ def write(path, **changes):
     return str(path)
 
 
+@pytest.mark.parametrize("name", ["camvid_fpn", "of_smp"])
+def test_a_run_may_start_from_a_checkpoint_without_suffix(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "of_smp").mkdir()
+    for file in ("config.json", "model.safetensors"):
+        (tmp_path / "of_smp" / file).write_text("{}")
+    runs = {"base": {"settings": {"kd": "none", "pretrained": name}}}
+    assert read_experiment(write(tmp_path / "small.yaml", runs=runs)).arms["base"].settings["pretrained"] == name
+
+
 @pytest.fixture
 def small(tmp_path):
     return write(tmp_path / "small.yaml")

@@ -181,6 +181,16 @@ def test_a_list_picks_images_by_name(tmp_path):
         build_dataset("folder", str(tmp_path), "train")
 
 
+def test_images_of_one_name_and_two_suffixes_keep_their_suffixes(tmp_path):
+    for name in ("a.jpg", "a.png", "b.jpg"):
+        picture(tmp_path / "images" / name)
+        save(tmp_path / f"labels/{name}.png", draw(range(4), 1), "ids")
+    lines = ["names: [w, x, y, z]", 'label_suffix: "{suffix}.png"', "splits:"]
+    lines.append("  val: {images: images, labels: labels}")
+    (tmp_path / "dataset.yaml").write_text("\n".join(lines))
+    assert build_dataset("folder", str(tmp_path), "val").names == ["a.jpg", "a.png", "b.jpg"]
+
+
 def test_a_star_is_any_name(tmp_path):
     for drive, names in (("d1", "ab"), ("d2", "bc")):
         for name in names:

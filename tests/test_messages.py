@@ -222,13 +222,17 @@ def test_half_precision_that_does_not_hold_a_weight(student, tmp_path):
         export_safetensors.main(flags)
 
 
-def test_an_export_takes_no_place_of_its_source(student, tmp_path):
+def test_an_export_takes_no_place_of_its_source(student, tmp_path, monkeypatch):
     file = str(tmp_path / "a.safetensors")
     export_safetensors.main(["--pretrained", student, "--export", file])
     with pytest.raises(
         UserError, match=r"a\.safetensors is an input and would be overwritten: choose another --export"
     ):
         export_safetensors.main(["--pretrained", file, "--export", file, "--half"])
+    with monkeypatch.context() as patch:
+        patch.setenv("HOME", str(tmp_path))
+        with pytest.raises(UserError, match=r"a\.safetensors is an input and would be overwritten"):
+            export_safetensors.main(["--pretrained", "~/a.safetensors", "--export", "~/a.safetensors", "--half"])
     folder = tmp_path / "of_smp"
     folder.mkdir()
     for name in ("config.json", "model.safetensors"):

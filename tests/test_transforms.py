@@ -251,3 +251,14 @@ def test_scales_of_a_narrower_range():
 def test_scale_ranges_that_are_none(scale_range):
     with pytest.raises(UserError, match=r"--scale-range .* give two tenths, the smaller first"):
         list_scales(*scale_range)
+
+
+@pytest.mark.parametrize("size", [(1, 50), (4, 50), (50, 3), (6, 6)])
+def test_an_image_of_few_pixels_is_not_scaled_to_none(size):
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        image, label = augment_cirkd(
+            *sample(*size), rng, crop_size=(32, 32), pad_color=COLOR, base_size=(0, 0), scale_range=(0.1, 0.1)
+        )
+        assert image.shape == (32, 32, 3)
+        assert label.shape == (32, 32)

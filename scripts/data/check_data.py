@@ -292,7 +292,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         result = {"dataset": config.dataset, "data": config.data, "split": config.split or None}
         result |= total.as_dict(spec.names)
         result["splits"] = {name: report.as_dict(spec.names) for name, report in reports.items()}
-        write_text(Path(config.json), json.dumps(result, indent=1) + "\n")
+        write_text(Path(config.json).expanduser(), json.dumps(result, indent=1) + "\n")
     if total.problems:
         raise SystemExit(1)
 

@@ -124,7 +124,7 @@ def verify(entries: list[Entry], folder: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     config = DownloadConfig(**parse_flags(DownloadConfig, __doc__, argv))
-    entries = read_manifest(Path(config.manifest))
+    entries = read_manifest(Path(config.manifest).expanduser())
     folder = Path(config.folder).expanduser()
     by_name = {entry.name: entry for entry in entries}
     matching = {pattern: fnmatch.filter(by_name, pattern) for pattern in config.fetch}

@@ -180,7 +180,7 @@ def make_check_images(files: Sequence[str], size: tuple[int, int] | None) -> dic
         for h, w in ([size] if size else CHECKED_SIZES)
     }
     for path in files:
-        pixels = read_image(Path(path))
+        pixels = read_image(Path(path).expanduser(), behind="white")
         pixels = cv2.resize(pixels, size[::-1]) if size else pixels
         images[path] = torch.from_numpy(pixels.transpose(2, 0, 1).copy())[None]
     return images

@@ -83,7 +83,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not config.export.endswith(SUFFIX):
         raise UserError(f"--export {config.export or 'FILE'}: the file's name must end with {SUFFIX}")
     inputs = list_checkpoint_files(config.pretrained)
-    require_apart([(Path(config.export), Path(config.pretrained))], inputs, "--export")
+    output = Path(config.export).expanduser()
+    require_apart([(output, Path(config.pretrained))], inputs, "--export")
     model, card = from_checkpoint(config.pretrained, config.assisted, config.backbone, config.model)
     card = remove_folders(card)
     weights = model.state_dict()
@@ -92,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if lost := [name for name, value in halves.items() if not value.isfinite().all()]:
             raise UserError(f"--half: {lost[0]} has values that half precision cannot hold")
         weights |= halves
-    write_safetensors(config.export, weights, card.entries())
+    write_safetensors(output, weights, card.entries())
     arch = card.arch
     print(f"{config.export}: {arch['arch']} on {arch['backbone']}, {card.num_classes} classes, {card.pixels} pixels")
 

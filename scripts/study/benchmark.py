@@ -457,7 +457,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             print("\n".join(results[name].lines()), flush=True)
         header = {"environment": describe_environment(runtime.device)}
     if config.json:
-        save_json(header | {name: asdict(result) for name, result in results.items()}, Path(config.json))
+        save_json(header | {name: asdict(result) for name, result in results.items()}, Path(config.json).expanduser())
 
 
 if __name__ == "__main__":

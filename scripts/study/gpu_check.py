@@ -73,7 +73,7 @@ class Check:
 
     def __init__(self, config: GpuCheckConfig) -> None:
         self.config = config
-        self.folder = Path(config.folder)
+        self.folder = Path(config.folder).expanduser()
         self.end = time.monotonic() + 60 * config.minutes
 
     def run_python(self, name: str, *arguments: str | Path) -> Outcome:

@@ -128,7 +128,7 @@ def compose() -> Figure:
 
 def main(argv: Sequence[str] | None = None) -> None:
     config = MethodFigureConfig(**parse_flags(MethodFigureConfig, __doc__, argv))
-    style.save_figure(compose(), Path(config.output))
+    style.save_figure(compose(), Path(config.output).expanduser())
 
 
 if __name__ == "__main__":

@@ -136,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     result = {**asdict(config), "iterations": iterations, "miou": score(model, data)}
     print(f"{config.decoder}, seed {config.seed}: {100 * result['miou']:.2f} % after {iterations} iterations")
     if config.json:
-        write_text(Path(config.json), json.dumps(result, indent=1) + "\n")
+        write_text(Path(config.json).expanduser(), json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

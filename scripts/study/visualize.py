@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     classes = [(dataset.spec.names[k], dataset.spec.palette[k]) for k in sorted(present - {IGNORE_INDEX})]
     errors = [(f"error map: {name}", color) for name, color in ERROR_COLORS.items()]
     legend = style.patches([*classes, ("ignored (label)", IGNORE_COLOR), *errors])
-    style.save_figure(style.grid(rows, legend), Path(config.output))
+    style.save_figure(style.grid(rows, legend), Path(config.output).expanduser())
 
 
 def cells(

@@ -121,7 +121,7 @@ def read_run(folder: Folder, name: str) -> Run:
     config = read_config(path)
     notes: list[str] = []
     curves = _read_curves(folder / "metrics.jsonl")
-    scores = _read_scores(folder)
+    scores = _leave_out_older(_read_scores(folder), curves, notes)
     if not curves.get("train"):
         notes.append("no metrics.jsonl with training records: not in the curves")
     if not scores:
@@ -158,6 +158,26 @@ def _read_scores(folder: Folder) -> dict[View, dict[str, Any]]:
             stem = Path(content["checkpoint"]).stem
             scores[View(stem, content["dataset"], content["split"], protocol)] = content
     return scores
+
+
+def _leave_out_older(
+    scores: dict[View, dict[str, Any]], curves: dict[str, list[dict[str, Any]]], notes: list[str]
+) -> dict[View, dict[str, Any]]:
+    """Leave out the scores of checkpoints that the training has replaced since, as its log says. Note each."""
+    validations = [record for record in curves.get("val", ()) if record.get("miou") is not None]
+    logged = [record["iteration"] for event in ("train", "val") for record in curves.get(event, ())]
+    written = {"last": max(logged, default=0)}  # checkpoint -> the iteration that it has at least
+    if validations:
+        written["best"] = max(validations, key=lambda record: record["miou"])["iteration"]
+    current = {}
+    for view, score in scores.items():
+        iteration = score.get("iteration")
+        if type(iteration) is int and iteration < written.get(view.checkpoint, 0):
+            now = f"it has {written[view.checkpoint]} by now: score it again"
+            notes.append(f"the score of {view.checkpoint}.pth is of iteration {iteration}, {now}")
+            continue
+        current[view] = score
+    return current
 
 
 def _take_logged_scores(curves: dict[str, list[dict[str, Any]]], config: dict[str, Any]) -> dict[View, dict[str, Any]]:

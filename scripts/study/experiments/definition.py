@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from engine.recipes import load_recipe
 from engine.settings import ROLES, is_baseline
+from models.checkpoints.reading import list_checkpoint_files
 from scripts.study.analysis.runs import CHECKPOINT_SETTINGS
 from scripts.study.experiments.files import find_experiment, read_with_include
 from utils.errors import UserError, lookup, require_known
@@ -224,9 +225,14 @@ def _read_settings(
         if value is None or (isinstance(value, (list, dict)) and not isinstance(known[key].default, tuple)):
             raise UserError(f"{where}: {key}: one value, not {value!r}")
         settings[key] = convert(config_class, key, value, f"{where}: {key}")
-        if key in CHECKPOINT_SETTINGS and value and not Path(settings[key]).suffix:
+        if key in CHECKPOINT_SETTINGS and value and not _is_file(settings[key]):
             require_known(settings[key], runs, f"run in {where}: {key}:")
     return settings, origins
+
+
+def _is_file(checkpoint: str) -> bool:
+    """Return whether a setting names a checkpoint outside the experiment, and not a run of it."""
+    return bool(Path(checkpoint).suffix or list_checkpoint_files(checkpoint))
 
 
 def _read_origin(value: Any, runs: Mapping[str, Any]) -> Origin | None:
