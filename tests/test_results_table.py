@@ -1,11 +1,15 @@
 import re
+from statistics import mean, stdev
 
+import numpy as np
 import pytest
 
 from scripts.study import results_table
+from scripts.study.analysis.paired import compute_interval_over_seeds, compute_p_over_seeds
 from scripts.study.analysis.record_files import pack_runs
 from scripts.study.analysis.runs import miou
 from scripts.study.analysis.text import spread
+from scripts.study.experiments.comparisons import list_comparisons
 from scripts.study.experiments.definition import read_experiment
 from scripts.study.experiments.tables import list_progress
 from tests.conftest import ROOT
@@ -110,6 +114,46 @@ def test_chosen_runs_and_pairs(tmp_path):
     assert first_cells("gains") == [("two", "one")]  # and not the same with its sign turned
     with pytest.raises(UserError, match="unknown run of t 'twoo'; did you mean 'two'"):
         first_cells("pairs one:twoo")
+
+
+def test_comparisons_in_several_experiments(tmp_path):
+    runs = "{one: {settings: {kd: none}}, two: {settings: {kd: none}}, later: {settings: {kd: none}}}"
+    (tmp_path / "t.yaml").write_text(f"recipe: toy\nseeds: [0, 1, 2]\nruns: {runs}\n")
+    differences = []
+    for seed in (0, 1, 2):
+        scores = []
+        for name, quality in (("one", 0.5), ("two", 0.7)):
+            areas = make_areas(quality, seed)
+            folder = tmp_path / f"runs/{name}-{seed}"
+            make_run(folder, seed, areas)
+            (folder / "eval-last.json").rename(folder / "last.json")
+            scores.append(float(miou(areas.sum(0))))
+        differences.append(100 * (scores[0] - scores[1]))
+    pack_runs(tmp_path / "t.zip", sorted((tmp_path / "runs").iterdir()))
+    file = tmp_path / "c.yaml"
+    file.write_text(f"columns: {{here: {tmp_path}/t.yaml}}\nrows: {{q: ['one:two'], r: [''], s: ['later:two']}}\n")
+    half_width = 4.302653 * stdev(differences) / 3**0.5  # the 97.5 % quantile of Student's t with 2 degrees of freedom
+    center = mean(differences)
+    cell = f"**{center:+.1f} ({center - half_width:+.1f} to {center + half_width:+.1f})**"
+    head = ["comparison, by question", "here"]
+    assert list_comparisons(file, tmp_path) == (head, [["q", cell], ["r", "not run"], ["s", "not run"]])
+    for text, message in (
+        ("columns: 3", "write 'columns'"),
+        (f"columns: {{here: {tmp_path}/t.yaml}}\nrows: {{q: ['one:two', '']}}", "row 'q' has 2 pairs for 1 columns"),
+        (f"columns: {{here: {tmp_path}/t.yaml}}\nrows: {{q: ['one:twoo']}}", "unknown run of t 'twoo'"),
+    ):
+        file.write_text(text)
+        with pytest.raises(UserError, match=message):
+            list_comparisons(file, tmp_path)
+
+
+def test_an_interval_excludes_zero_where_p_is_below_5_percent():
+    rng = np.random.default_rng(0)
+    for shift in np.linspace(0, 3, 20):
+        differences = list(rng.normal(shift, 1, 3))
+        low, high = compute_interval_over_seeds(differences)
+        assert (low > 0 or high < 0) == (compute_p_over_seeds(differences) < 0.05)
+    assert compute_interval_over_seeds([0.5]) is None
 
 
 def test_scores_on_the_way(tmp_path):

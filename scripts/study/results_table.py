@@ -9,9 +9,9 @@ A table of a README stands between ``<!-- table: EXPERIMENT KIND -->`` and ``<!-
 scripts/study/experiments, whose records are in results/EXPERIMENT.zip. KIND is published, summary, students, gains,
 teachers or knowledge; or "brief RUN..", the scores and times of a few runs; "progress RUN..", their scores on the way;
 or "pairs RUN:RUN..", the differences of a few pairs.
-``<!-- table: files quickstart/student/eval.json -->`` is a table of files below results/, and ``smp FILE`` that of a
-record of compare_with_smp.py there. A run without records says "not run"; in the tables summary, gains, brief, progress
-and pairs it has no row.
+``<!-- table: files quickstart/student/eval.json -->`` is a table of files below results/, ``smp FILE`` that of a record
+of compare_with_smp.py there, and ``comparisons FILE`` that of the pairs in a yaml file there. A run without records
+says "not run"; in the tables summary, gains, brief, progress and pairs it has no row.
 """
 
 import argparse
@@ -34,6 +34,7 @@ from scripts.study import compare_with_smp
 from scripts.study.analysis.record_files import Folder, open_folder
 from scripts.study.analysis.runs import KINDS, read_score
 from scripts.study.analysis.text import markdown, percent
+from scripts.study.experiments.comparisons import list_comparisons
 from scripts.study.experiments.definition import Experiment, read_experiment
 from scripts.study.experiments.knowledge import list_knowledge
 from scripts.study.experiments.tables import (
@@ -125,7 +126,7 @@ def rewrite(text: str, results: Path, link: str = "results") -> str:
 
 
 def make_marked_table(what: str, results: Path) -> Table:
-    """Make the table that a mark asks for: ``EXPERIMENT KIND``, ``files FILE..`` or ``smp FILE``.
+    """Make the table that a mark asks for: ``EXPERIMENT KIND``, ``files FILE..``, ``smp FILE`` or ``comparisons FILE``.
 
     Raises:
         UserError: the mark has another form, or an unknown experiment or kind.
@@ -135,6 +136,8 @@ def make_marked_table(what: str, results: Path) -> Table:
         return make_files_table([results / name for name in others])
     if first == "smp" and len(others) == 1:
         return compare_with_smp.make_table_of_record(results / others[0])
+    if first == "comparisons" and len(others) == 1:
+        return list_comparisons(results / others[0], results)
     if others and others[0] in CHOSEN:
         experiment = read_experiment(first)
         return CHOSEN[others[0]](experiment, open_folder(results / f"{experiment.name}.zip"), others[1:])

@@ -234,12 +234,19 @@ def list_pairs(experiment: Experiment, folder: Folder, pairs: Sequence[str]) -> 
     Raises:
         UserError: a name is no run of the experiment, or a pair has no colon.
     """
-    named = []
-    for pair in pairs:
-        name, _, base = pair.partition(":")
-        find_arms(experiment, (name, base))  # raises where a name is unknown
-        named.append((name, base))
+    named = [split_pair(experiment, pair) for pair in pairs]
     return _add_placeholder_row(GAINS_HEADER, _list_differences(experiment, folder, named))
+
+
+def split_pair(experiment: Experiment, pair: str) -> tuple[str, str]:
+    """Return the two runs of a pair that is written as ``RUN:RUN``.
+
+    Raises:
+        UserError: a name is no run of the experiment, or the pair has no colon.
+    """
+    name, _, base = pair.partition(":")
+    find_arms(experiment, (name, base))  # raises where a name is unknown
+    return name, base
 
 
 def _list_differences(experiment: Experiment, folder: Folder, pairs: Iterable[tuple[str, str]]) -> list[list[str]]:
