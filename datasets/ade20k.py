@@ -8,7 +8,7 @@ test images are those of release_test.zip. The colours are MMSegmentation's, whe
 from pathlib import Path
 
 from datasets.base import DatasetSpec, parse_hex_colors, parse_names
-from datasets.files import Pair, find_base_folder, list_images, pair_labels
+from datasets.files import PathPair, find_base_folder, list_images, pair_labels
 from datasets.ids import IdMap
 
 FOLDERS = {"train": "training", "val": "validation", "test": "testing"}
@@ -42,7 +42,7 @@ COLORS = """
 """
 
 
-def list_pairs(root: Path, split: str) -> list[Pair]:
+def list_pairs(root: Path, split: str) -> list[PathPair]:
     """List the images of a split and their labels."""
     folder = FOLDERS[split]
     marker = "images" if split == "test" else f"images/{folder}"  # the test images may lie in release_test

@@ -14,13 +14,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datasets.cache import SampleCache
-from datasets.files import Arrays, Pair, make_exists_check, read_files
+from datasets.files import PathPair, Sample, make_exists_check, read_files
 from datasets.ids import INVALID, IdMap, list_most_frequent
 from utils.errors import UserError
 from utils.seeding import AUGMENTATION_STREAM, SHUFFLE_STREAM, derive_seed
 from utils.types import IGNORE_INDEX, Rgb
 
-Transform = Callable[[np.ndarray, np.ndarray, np.random.Generator], Arrays]
+Transform = Callable[[np.ndarray, np.ndarray, np.random.Generator], Sample]
 MAX_LISTED = 5  # files or ids that an error message names; it counts the others
 
 
@@ -44,7 +44,7 @@ class DatasetSpec:
 
     names: tuple[str, ...]
     palette: tuple[Rgb, ...]
-    pairs: Callable[[Path, str], list[Pair]]
+    pairs: Callable[[Path, str], list[PathPair]]
     splits: Mapping[str, tuple[int, ...]]
     ids: IdMap
     other_ids: Mapping[str, IdMap] = field(default_factory=dict)
@@ -53,7 +53,7 @@ class DatasetSpec:
     base_size: tuple[int, int] = (2048, 512)
 
 
-def find_missing_files(pairs: list[Pair]) -> list[Path]:
+def find_missing_files(pairs: list[PathPair]) -> list[Path]:
     """List the images and labels that do not exist."""
     exists = make_exists_check()
     return [path for pair in pairs for path in pair if not exists(path)]
@@ -108,7 +108,7 @@ class SegmentationDataset(Dataset):
             return names
         return [path.as_posix() for path in paths]
 
-    def read(self, index: int) -> Arrays:
+    def read(self, index: int) -> Sample:
         """Read a sample: image uint8 ``[H, W, 3]`` and label uint8 ``[H, W]``. Do not write to these arrays.
 
         Raises:
@@ -172,7 +172,7 @@ class SegmentationDataset(Dataset):
         return image, label, index
 
 
-def _describe_missing(missing: list[Path], pairs: list[Pair]) -> str:
+def _describe_missing(missing: list[Path], pairs: list[PathPair]) -> str:
     """Say how many pairs are incomplete, and name the first missing files."""
     listed = ", ".join(map(str, missing[:MAX_LISTED]))
     if len(missing) > MAX_LISTED:
@@ -182,7 +182,7 @@ def _describe_missing(missing: list[Path], pairs: list[Pair]) -> str:
     return f"{incomplete} of {len(pairs)} image and label pairs are incomplete; first missing: {listed}"
 
 
-def read_sample(spec: DatasetSpec, image_path: Path, label_path: Path | None) -> Arrays:
+def read_sample(spec: DatasetSpec, image_path: Path, label_path: Path | None) -> Sample:
     """Read an image, RGB uint8 ``[H, W, 3]``, and its label as classes, uint8 ``[H, W]``: 0..K-1 or IGNORE_INDEX.
 
     If ``label_path`` is None, every pixel of the label is IGNORE_INDEX.
@@ -191,13 +191,15 @@ def read_sample(spec: DatasetSpec, image_path: Path, label_path: Path | None) ->
         UserError: a file is missing or cannot be read, image and label differ in size, or the label holds an id or
             colour that is neither a class nor ignored.
     """
-    image, ids = read_pair(spec, image_path, label_path)
+    image, ids = read_stored_pair(spec, image_path, label_path)
     if ids is None:
         return image, np.full(image.shape[:2], IGNORE_INDEX, np.uint8)
     return image, convert_label(spec, ids, label_path)
 
 
-def read_pair(spec: DatasetSpec, image_path: Path, label_path: Path | None) -> tuple[np.ndarray, np.ndarray | None]:
+def read_stored_pair(
+    spec: DatasetSpec, image_path: Path, label_path: Path | None
+) -> tuple[np.ndarray, np.ndarray | None]:
     """Read an image, RGB uint8 ``[H, W, 3]``, and the ids or colours of its label as stored, None without a label.
 
     Raises:

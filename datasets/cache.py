@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.files import Arrays, Pair
+from datasets.files import PathPair, Sample
 from utils.errors import UserError
 from utils.pictures import read_size
 
@@ -28,7 +28,7 @@ class SampleCache:
     worker holds the lock only for the flag, about a microsecond, so that no worker waits while another copies pixels.
     """
 
-    def __init__(self, pairs: list[Pair], limit_gb: float) -> None:
+    def __init__(self, pairs: list[PathPair], limit_gb: float) -> None:
         """Reserve memory for all decoded pairs.
 
         limit_gb: the most memory that the cache may take, in units of 10^9 bytes.
@@ -48,7 +48,7 @@ class SampleCache:
         self.filled = torch.zeros(len(pairs), dtype=torch.uint8).share_memory_()
         self.lock = multiprocessing.get_context("fork").Lock()  # guards ``filled``; loader workers are forked
 
-    def get(self, index: int) -> Arrays | None:
+    def get(self, index: int) -> Sample | None:
         """Return the image and label that were put, or None if the sample is not in the cache.
 
         The arrays are views of the cache: do not write to them.
@@ -71,7 +71,7 @@ class SampleCache:
         with self.lock:
             self.filled[index] = 1
 
-    def _get_views(self, index: int) -> Arrays:
+    def _get_views(self, index: int) -> Sample:
         """Return writable arrays of a sample's image and label in the shared block."""
         height, width = self.sizes[index]
         part = self.block[self.starts[index] : self.starts[index + 1]].numpy()

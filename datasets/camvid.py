@@ -6,13 +6,13 @@ The images of a split are in the folder ``train``, ``val`` or ``test``, its labe
 from pathlib import Path
 
 from datasets.base import DatasetSpec, parse_hex_colors
-from datasets.files import Pair, find_base_folder, list_images, pair_labels
+from datasets.files import PathPair, find_base_folder, list_images, pair_labels
 from datasets.ids import IdMap
 
 UNLABELLED = 11
 
 
-def list_pairs(root: Path, split: str) -> list[Pair]:
+def list_pairs(root: Path, split: str) -> list[PathPair]:
     """List the images of a split and their labels."""
     base = find_base_folder(root, split, ("", "CamVid", "camvid"))
     labels = base / f"{split}annot"

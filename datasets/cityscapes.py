@@ -8,14 +8,14 @@ cityscapesScripts makes is read. The official test labels hold only ignored ids.
 from pathlib import Path
 
 from datasets.base import DatasetSpec, parse_hex_colors
-from datasets.files import Pair, find_base_folder, pair_labels
+from datasets.files import PathPair, find_base_folder, pair_labels
 from datasets.ids import IdMap
 
 TRAINED_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 HINT = "Unpack leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip in one folder"
 
 
-def list_pairs(root: Path, split: str) -> list[Pair]:
+def list_pairs(root: Path, split: str) -> list[PathPair]:
     """List the images of a split and their labels."""
     base = find_base_folder(root, f"leftImg8bit/{split}", ("", "cityscapes"), HINT)
     images = sorted((base / "leftImg8bit" / split).glob("[!.]*/[!.]*_leftImg8bit.png"))

@@ -9,7 +9,7 @@ the colour of another class.
 from pathlib import Path
 
 from datasets.base import DatasetSpec, make_voc_colors, parse_hex_colors, parse_names
-from datasets.files import Pair, find_base_folder, list_images, pair_labels, read_list
+from datasets.files import PathPair, find_base_folder, list_images, pair_labels, read_list
 from datasets.ids import IdMap
 
 UNUSED = (11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90)
@@ -48,7 +48,7 @@ COLORS = """
 """
 
 
-def list_pairs_10k(root: Path, split: str) -> list[Pair]:
+def list_pairs_10k(root: Path, split: str) -> list[PathPair]:
     """List images and labels of the 10k version, in the archive's folders or in MMSegmentation's {train,test}2014.
 
     The archive has images/, annotations/*.mat and imageLists/. A label is ``<stem>.png`` with the official ids, else
@@ -68,7 +68,7 @@ def list_pairs_10k(root: Path, split: str) -> list[Pair]:
     return pair_labels(found, lambda image: [labels / f"{image.stem}{end}" for end in (".png", ".mat", TRAIN_IDS)])
 
 
-def list_pairs_164k(root: Path, split: str) -> list[Pair]:
+def list_pairs_164k(root: Path, split: str) -> list[PathPair]:
     """List images and labels of the 164k version.
 
     They lie in images/{train,val}2017 and annotations/{train,val}2017, or in the folders of the three archives.

@@ -16,8 +16,8 @@ from utils.errors import UserError
 from utils.files import decode_text
 from utils.pictures import load_as_stored, open_picture, read_content, read_image, require_eight_bits
 
-Pair = tuple[Path, Path]  # the paths of an image and its label
-Arrays = tuple[np.ndarray, np.ndarray]  # an image and its label
+PathPair = tuple[Path, Path]  # the paths of an image and its label
+Sample = tuple[np.ndarray, np.ndarray]  # an image and its label
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp")
 # PIL's modes of the labels that hold colours, and of those that hold ids
@@ -59,8 +59,8 @@ def read_label(path: Path, indexed: bool = True, colored: bool = False) -> np.nd
     if path.suffix == ".mat" and indexed:
         return read_mat_field(path, "S").astype(np.int64)
     data = read_content(path)
-    # not through OpenCV, which turns a palette into grey levels
-    return open_picture(path, data, lambda file: _convert_picture(path, file, data, indexed, colored))
+    with open_picture(path, data) as file:  # not through OpenCV, which turns a palette into grey levels
+        return _convert_picture(path, file, data, indexed, colored)
 
 
 def _convert_picture(path: Path, file: Image.Image, data: bytes, indexed: bool, colored: bool) -> np.ndarray:
@@ -187,7 +187,7 @@ def walk_images(root: Path) -> Iterator[tuple[Path, list[str]]]:
 
 def pair_labels(
     images: Iterable[Path], candidates: Callable[[Path], Sequence[Path]], advice: str = "remove one of them"
-) -> list[Pair]:
+) -> list[PathPair]:
     """Pair each image with the first of its candidate labels that exists, or with the first of all if none exists.
 
     candidates: function that returns the possible label paths of an image. advice: what to do about two images with one

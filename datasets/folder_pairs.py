@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
-from datasets.files import Pair, list_images, pair_labels, read_list
+from datasets.files import PathPair, list_images, pair_labels, read_list
 from utils.errors import UserError
 
 IMAGE_SUFFIX_FIELD = "{suffix}"  # begins a label_suffix that contains the image's own suffix: photo.jpg.png
@@ -59,7 +59,7 @@ class FolderPair(NamedTuple):
     labels: Path
 
 
-def list_folder_pairs(splits: dict[str, dict[str, str]], form: NameForm, root: Path, split: str) -> list[Pair]:
+def list_folder_pairs(splits: dict[str, dict[str, str]], form: NameForm, root: Path, split: str) -> list[PathPair]:
     """List the images and labels of a split, sorted. A label is listed whether or not its file exists.
 
     splits: the value of this key in dataset.yaml. split: a key of it.

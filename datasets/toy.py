@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from datasets.base import DatasetSpec
-from datasets.files import Arrays, Pair
+from datasets.files import PathPair, Sample
 from datasets.ids import IdMap
 from utils.types import IGNORE_INDEX
 
@@ -70,7 +70,7 @@ SHAPES: dict[str, Callable[[np.ndarray, float, float], Outlines]] = {
 }
 
 
-def draw_sample(split: str, index: int) -> Arrays:
+def draw_sample(split: str, index: int) -> Sample:
     """Draw an image uint8 ``[96, 128, 3]`` and its label uint8 ``[96, 128]``.
 
     In the label, 0 is the background, 1 to 6 are the shapes in the order of SHAPES, and 255 is the outline of a shape.
@@ -107,12 +107,12 @@ def _draw_texture(rng: np.random.Generator, color: np.ndarray, cells: int) -> np
     return cv2.resize(coarse, (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC)
 
 
-def list_pairs(root: Path, split: str) -> list[Pair]:
-    """List the names of images and labels. There are no such files: ``read_pair`` draws them."""
+def list_pairs(root: Path, split: str) -> list[PathPair]:
+    """List the names of images and labels. There are no such files: ``draw_pair`` draws them."""
     return [(Path(f"toy/{split}/{i:04}.png"), Path(f"toy/{split}annot/{i:04}.png")) for i in range(IMAGES[split])]
 
 
-def read_pair(image: Path, label: Path) -> Arrays:
+def draw_pair(image: Path, label: Path) -> Sample:
     """Draw the image and label that ``list_pairs`` named."""
     return draw_sample(image.parent.name, int(image.stem))
 
@@ -125,6 +125,6 @@ TOY = DatasetSpec(
     pairs=list_pairs,
     splits={split: (count,) for split, count in IMAGES.items()},
     ids=IdMap.from_ids(range(1 + len(SHAPES))),
-    read=read_pair,
+    read=draw_pair,
     needs_root=False,
 )  # fmt: skip

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from datasets.files import Arrays
+from datasets.files import Sample
 from utils.errors import UserError
 from utils.types import IGNORE_INDEX, Rgb
 
@@ -38,7 +38,7 @@ def list_scales(lowest: float, highest: float) -> tuple[float, ...]:
     return tuple(k / 10 for k in range(first, last + 1))
 
 
-def resize_window(image: np.ndarray, label: np.ndarray, scale: float, top: int, left: int, size: Size) -> Arrays:
+def resize_window(image: np.ndarray, label: np.ndarray, scale: float, top: int, left: int, size: Size) -> Sample:
     """Return the window ``[top : top + h, left : left + w]`` of the resized pair, without resizing the rest.
 
     The result is that of ``cv2.resize`` on the whole pair. The image is resized bilinearly and may differ by one grey
@@ -77,7 +77,7 @@ def _plan_part(first: int, count: int, side: int, scale: float) -> _Part:
     return _Part(start, stop, offset, np.minimum(nearest, side - 1))
 
 
-def pad(image: np.ndarray, label: np.ndarray, size: Size, color: Rgb) -> Arrays:
+def pad(image: np.ndarray, label: np.ndarray, size: Size, color: Rgb) -> Sample:
     """Pad at the bottom and right to at least ``size``: the image with ``color``, the label with the ignore index."""
     bottom = max(0, size[0] - label.shape[0])
     right = max(0, size[1] - label.shape[1])
@@ -99,7 +99,7 @@ def draw_corner(have: Size, want: Size, rng: np.random.Generator) -> Size:
     return top, left
 
 
-def flip_at_random(image: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> Arrays:
+def flip_at_random(image: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> Sample:
     """Mirror left to right with probability 1/2."""
     if rng.random() < 0.5:
         return cv2.flip(image, 1), cv2.flip(label, 1)
@@ -155,7 +155,7 @@ def augment_cirkd(
     pad_color: Rgb,
     base_size: Size,
     scale_range: tuple[float, float] = SCALE_RANGE,
-) -> Arrays:
+) -> Sample:
     """Scale by a random tenth, pad at the bottom and right, crop at random, and flip at random, in this order.
 
     ``base_size`` is not used: images are scaled from their own size. Only the part that the crop shows is resized.
@@ -184,7 +184,7 @@ def augment_mmseg(
     pad_color: Rgb,
     base_size: Size,
     scale_range: tuple[float, float] = SCALE_RANGE,
-) -> Arrays:
+) -> Sample:
     """Scale, crop where no class dominates, flip at random, distort colours, and pad, in this order.
 
     The image is scaled to fit into ``base_size`` (long and short side) times a random factor of ``scale_range``.

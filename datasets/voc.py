@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from datasets.base import DatasetSpec, make_voc_colors
-from datasets.files import Pair, find_base_folder, pair_labels, read_list
+from datasets.files import PathPair, find_base_folder, pair_labels, read_list
 from datasets.ids import IdMap
 
 
@@ -44,7 +44,7 @@ def find_layout(root: Path) -> Layout:
     )
 
 
-def list_pairs(root: Path, split: str) -> list[Pair]:
+def list_pairs(root: Path, split: str) -> list[PathPair]:
     """List images and labels. Training uses SegmentationClassAug where there is one, as in CIRKD and LAD."""
     layout = find_layout(root)
     names = _read_train_names(layout) if split == "train" else set(read_list(layout.lists / f"{split}.txt"))

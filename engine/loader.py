@@ -70,11 +70,8 @@ def _iterate_batches(
     require_sockets(workers)
     iterator = _start_workers(dataset, batches, workers, pin_memory=device.type == "cuda")
     try:
-        while groups := _receive_batches(iterator):
-            if isinstance(groups, Exception):
-                raise groups
-            for image, label, *rest in groups:
-                yield [image.to(device, non_blocking=True), label.to(device, non_blocking=True), *rest]
+        for image, label, *rest in _receive_batches(iterator):
+            yield [image.to(device, non_blocking=True), label.to(device, non_blocking=True), *rest]
     finally:
         # ends the workers now, also when the consumer stops early or the traceback of a failure holds the iterator
         if workers:
@@ -162,12 +159,23 @@ def _kill_workers(workers: Sequence[BaseProcess]) -> None:
         worker.join()
 
 
-def _receive_batches(iterator: Iterator) -> object:
-    """Return the next item, or None at the end. Raise one clear error if a loader worker has died."""
-    try:
-        return next(iterator, None)
-    except (ConnectionError, EOFError) as error:  # its socket is closed before the system calls it dead
-        raise RuntimeError(f"DataLoader worker: {get_first_line(error)}") from error
+def _receive_batches(iterator: Iterator) -> Iterator[list[object]]:
+    """Yield the batches that ``_collate`` made.
+
+    Raises:
+        UserError: a sample could not be read.
+        RuntimeError: a worker has died.
+    """
+    while True:
+        try:
+            groups = next(iterator, None)
+        except (ConnectionError, EOFError) as error:  # its socket is closed before the system calls it dead
+            raise RuntimeError(f"DataLoader worker: {get_first_line(error)}") from error
+        if groups is None:
+            return
+        if isinstance(groups, Exception):
+            raise groups
+        yield from groups
 
 
 def _collate(samples: list[object]) -> object:

@@ -70,6 +70,11 @@ CODES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
 }
 
 
+def count_planes(codes: str, num_classes: int) -> int:
+    """Return how many label planes a kind of codes makes."""
+    return num_classes if codes == "onehot" else 1
+
+
 def compute_noised_planes(
     label: Tensor, codes: Tensor, noise: Tensor, pixel_std: float, scale: float, out: Tensor | None = None
 ) -> Tensor:
@@ -123,7 +128,7 @@ class LabelNoise(nn.Module):
         self.scale = scale
         self.code_std = code_std or 0.0
         self.register_buffer("table", make_fixed_table(num_classes), persistent=False)
-        self.planes = self.draw_codes(self.table, 1, RowGenerator(0), 0).numel() // (num_classes + 1)
+        self.planes = count_planes(codes, num_classes)
 
     def forward(self, label: Tensor, generator: RowGenerator, path: int = 0) -> Tensor:
         """Make the planes of labels ``[B, H, W]``: float32 ``[B, planes, H, W]``.
@@ -162,4 +167,4 @@ class LabelNoise(nn.Module):
 
 def list_fitting_codes(num_classes: int, planes: int) -> list[str]:
     """List the kinds of label codes that make so many planes."""
-    return [kind for kind in CODES if LabelNoise(num_classes, kind, 0.0, 1.0, 0.0).planes == planes]
+    return [kind for kind in CODES if count_planes(kind, num_classes) == planes]

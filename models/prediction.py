@@ -41,10 +41,11 @@ def read_rgb(image: ImageLike) -> np.ndarray:
 
 
 class Predictor:
-    """Predict the logits or classes of images. Teacher and student are called with the same arguments.
+    """Predict the logits or classes of images. Teacher and student may be called with the same arguments.
 
-    image: uint8 RGB ``[B, 3, H, W]``. label: ``[B, H, W]``; a student ignores its values. generators: one for each
-    image, which draws its label noise; a student may be given none. The caller puts the model into evaluation mode.
+    image: uint8 RGB ``[B, 3, H, W]``. label: ``[B, H, W]``, for an assisted teacher. generators: one for each image,
+    which draws the label noise of an assisted teacher. A student looks at neither and may be given the image only. The
+    caller puts the model into evaluation mode.
     """
 
     def __init__(
@@ -91,7 +92,7 @@ class Predictor:
         self.align_corners = model.supervision[0].align_corners
 
     @torch.inference_mode()
-    def __call__(self, image: Tensor, label: Tensor, generators: Sequence[RowGenerator]) -> Tensor:
+    def __call__(self, image: Tensor, label: Tensor | None = None, generators: Sequence[RowGenerator] = ()) -> Tensor:
         """Predict the logits, averaged over scales and mirror images: float32 ``[B, K, H, W]``."""
         x = self._make_input(image, label, generators)
         total = None
@@ -104,7 +105,9 @@ class Predictor:
         return total / len(self.views) if len(self.views) > 1 else total
 
     @torch.inference_mode()
-    def predict_classes(self, image: Tensor, label: Tensor, generators: Sequence[RowGenerator]) -> Tensor:
+    def predict_classes(
+        self, image: Tensor, label: Tensor | None = None, generators: Sequence[RowGenerator] = ()
+    ) -> Tensor:
         """Predict the class of each pixel: int64 ``[B, H, W]``.
 
         With one view, and neither windows nor ``resize``, full-size logits are never stored.
@@ -115,7 +118,7 @@ class Predictor:
         logits = self._compute_view_logits(self._make_input(image, label, generators), scale)
         return upsample_argmax(logits, image.shape[-2:], self.align_corners)
 
-    def _make_input(self, image: Tensor, label: Tensor, generators: Sequence[RowGenerator]) -> Tensor:
+    def _make_input(self, image: Tensor, label: Tensor | None, generators: Sequence[RowGenerator]) -> Tensor:
         """Make the network's input at scale 1: normalised images, and the label planes of an assisted teacher.
 
         Raises:
@@ -123,10 +126,12 @@ class Predictor:
         """
         self._require_memory(image)
         if self.resize:
-            image, label = resize_to_fit(image, label, self.resize)
+            image = resize_images_to_fit(image, self.resize)
         x = self.convention.normalize(image)
         if self.noise is None:
             return x
+        if self.resize:
+            label = resize_labels_to_fit(label, self.resize)
         inputs = []
         for one_x, one_label, generator in zip(x.split(1), label.split(1), generators, strict=True):
             inputs.append(self.noise.add_planes(one_x, one_label, generator))
@@ -185,23 +190,29 @@ def list_window_starts(side: int, window: int, stride: int) -> list[int]:
 
 
 def compute_fitting_size(height: int, width: int, sides: tuple[int, int]) -> tuple[int, int]:
-    """Compute the height and width of an image that ``resize_to_fit`` resizes."""
-    factor = min(max(sides) / max(height, width), min(sides) / min(height, width))
-    return max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
-
-
-def resize_to_fit(image: Tensor, label: Tensor, sides: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Resize images to fit two sides, as MMSegmentation does in testing (mmcv's ``imrescale``).
-
-    Images uint8 ``[B, 3, H, W]`` are resized bilinearly and rounded, by OpenCV. Labels take the nearest neighbour.
+    """Compute the height and width of an image that is resized to fit two sides, as mmcv's ``imrescale`` does.
 
     sides: bounds of the longer and of the shorter side, in either order. The image becomes as large as they allow,
     upright or lying.
     """
-    size = compute_fitting_size(*image.shape[-2:], sides)
+    factor = min(max(sides) / max(height, width), min(sides) / min(height, width))
+    return max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
+
+
+def resize_images_to_fit(image: Tensor, sides: tuple[int, int]) -> Tensor:
+    """Resize images uint8 ``[B, 3, H, W]`` to fit two sides, as MMSegmentation does in testing.
+
+    They are resized bilinearly and rounded, by OpenCV.
+    """
+    height, width = compute_fitting_size(*image.shape[-2:], sides)
     pictures = []
     for picture in image.permute(0, 2, 3, 1).cpu().numpy():
-        resized = cv2.resize(picture, size[::-1], interpolation=cv2.INTER_LINEAR)
+        resized = cv2.resize(picture, (width, height), interpolation=cv2.INTER_LINEAR)
         pictures.append(torch.from_numpy(resized).permute(2, 0, 1))
-    label = F.interpolate(label[:, None].float(), size).squeeze(1).to(label.dtype)
-    return torch.stack(pictures).to(image.device), label
+    return torch.stack(pictures).to(image.device)
+
+
+def resize_labels_to_fit(label: Tensor, sides: tuple[int, int]) -> Tensor:
+    """Resize labels ``[B, H, W]`` to the size of their images after ``resize_images_to_fit``, by nearest neighbour."""
+    size = compute_fitting_size(*label.shape[-2:], sides)
+    return F.interpolate(label[:, None].float(), size).squeeze(1).to(label.dtype)

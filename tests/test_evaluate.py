@@ -10,7 +10,7 @@ from engine.preview import make_preview
 from engine.runtime import Runtime
 from models import build_model
 from models.label_noise import LabelNoise
-from models.prediction import Predictor, resize_to_fit
+from models.prediction import Predictor, resize_images_to_fit, resize_labels_to_fit
 from tests.conftest import BACKBONE
 from utils.bilinear import upsample_argmax
 from utils.errors import UserError
@@ -47,7 +47,8 @@ def test_logits_are_those_of_the_network_upsampled(model):
 
 def test_a_row_of_pixels_is_resized_to_one(model):
     x = image(1, 700)
-    assert [part.shape[-2:] for part in resize_to_fit(x, label(x), (64, 32))] == [(1, 64), (1, 64)]
+    assert resize_images_to_fit(x, (64, 32)).shape == (1, 3, 1, 64)
+    assert resize_labels_to_fit(label(x), (64, 32)).shape == (1, 1, 64)
 
 
 def test_a_preview_names_an_image_that_cannot_be_read(model):
@@ -230,9 +231,9 @@ class DoubleConvention:
 )
 def test_sizes_of_mmsegmentations_test_images(size, sides, expected):
     x = torch.zeros(1, 3, *size, dtype=torch.uint8)
-    resized, mask = resize_to_fit(x, torch.zeros(1, *size, dtype=torch.uint8), sides)
-    assert resized.shape == (1, 3, *expected)
-    assert mask.shape == (1, *expected)
+    mask = torch.zeros(1, *size, dtype=torch.uint8)
+    assert resize_images_to_fit(x, sides).shape == (1, 3, *expected)
+    assert resize_labels_to_fit(mask, sides).shape == (1, *expected)
 
 
 def test_mmsegmentations_protocol_step_by_step(model):
@@ -245,12 +246,13 @@ def test_mmsegmentations_protocol_step_by_step(model):
     predict = Predictor(model, BGR, resize=(200, 96))
     torch.testing.assert_close(predict(x, label(x), DRAW), expected)
     assert torch.equal(predict.predict_classes(x, label(x), DRAW), expected.argmax(1))
+    assert torch.equal(predict.predict_classes(x), expected.argmax(1))  # a student needs no label
     assert not torch.equal(expected.argmax(1), Predictor(model, BGR).predict_classes(x, label(x), DRAW))
 
 
 def test_a_resized_label_has_the_classes_of_the_nearest_pixels():
     mask = torch.randint(0, 7, (1, 45, 70), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    _, wide = resize_to_fit(image(45, 70), mask, (200, 96))
+    wide = resize_labels_to_fit(mask, (200, 96))
     rows, columns = torch.arange(96) * 45 // 96, torch.arange(149) * 70 // 149
     assert torch.equal(wide, mask[:, rows][:, :, columns])
 
@@ -260,7 +262,8 @@ def test_an_assisted_teacher_sees_its_label_at_the_size_of_the_image():
     teacher, noise = build_model("pspnet", BACKBONE, 7, in_channels=4).eval(), LabelNoise(7, "fixed", 0.0, 1.0)
     x = image(45, 70)
     mask = torch.randint(0, 7, (1, 45, 70), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    big, wide = resize_to_fit(x, mask, (200, 96))
+    big = resize_images_to_fit(x, (200, 96))
+    wide = resize_labels_to_fit(mask, (200, 96))
     expected = Predictor(teacher, BGR, noise)(big, wide, DRAW)
     expected = nn.functional.interpolate(expected, (45, 70), mode="bilinear", align_corners=True)
     torch.testing.assert_close(Predictor(teacher, BGR, noise, resize=(200, 96))(x, mask, DRAW), expected)

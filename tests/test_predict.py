@@ -77,11 +77,7 @@ def test_the_views_are_those_of_the_evaluator(flags, views, student, tmp_path):
     predict.main([str(source), "--pretrained", student, "--output", f"{tmp_path}/out", "--device", "cpu", *flags])
     image = torch.from_numpy(read_image(source).transpose(2, 0, 1).copy())[None]
     model = from_checkpoint(student).model
-    expected = (
-        Predictor(model, CONVENTIONS["bgr_mean"], **views)
-        .predict_classes(image, image[:, 0], [RowGenerator(0)])[0]
-        .numpy()
-    )
+    expected = Predictor(model, CONVENTIONS["bgr_mean"], **views).predict_classes(image)[0].numpy()
     assert np.array_equal(np.array(Image.open(tmp_path / "out/a.png")), expected)
 
 

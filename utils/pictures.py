@@ -2,7 +2,8 @@
 
 import io
 import struct
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,7 +58,8 @@ def _decode(path: Path, upright: bool, behind: str) -> np.ndarray:
     data = read_content(path)
     if data.startswith(JPEG):
         return decode_jpeg(path, data, upright)
-    return open_picture(path, data, lambda file: convert_to_rgb(path, file, behind, upright, data))
+    with open_picture(path, data) as file:
+        return convert_to_rgb(path, file, behind, upright, data)
 
 
 def convert_to_rgb(
@@ -163,8 +165,11 @@ def read_content(path: Path, kind: str = "file") -> bytes:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def open_picture(path: Path, data: bytes, convert: Callable[[Image.Image], np.ndarray]) -> np.ndarray:
-    """Convert what PIL finds in the data.
+@contextmanager
+def open_picture(path: Path, data: bytes) -> Iterator[Image.Image]:
+    """Open the picture that a file's content holds, for conversion within.
+
+    path: of the file, for messages.
 
     Raises:
         UserError: no picture, several, or a damaged one.
@@ -173,7 +178,7 @@ def open_picture(path: Path, data: bytes, convert: Callable[[Image.Image], np.nd
         with Image.open(io.BytesIO(data)) as file:
             if (count := getattr(file, "n_frames", 1)) > 1:
                 raise UserError(f"{path} holds {count} pictures: save the one that is meant alone")
-            return convert(file)
+            yield file
     except UnidentifiedImageError:
         raise UserError(f"{path} cannot be read: it is no picture of a known format, or of float pixels") from None
     except DAMAGED as error:

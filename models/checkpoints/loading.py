@@ -95,12 +95,11 @@ class LoadedNetwork(NamedTuple):
             raise UserError("a label-assisted teacher cannot predict from an image alone: use a student")
         pixels = torch.from_numpy(read_rgb(image).transpose(2, 0, 1).copy())[None]
         pixels = pixels.to(next(self.model.parameters()).device)
-        no_label = pixels[:, 0]  # has the shape of a label; a student does not look at it
         predictor = Predictor(self.model, self.convention, resize=resize)
         if not probabilities:
-            classes = predictor.predict_classes(pixels, no_label, ())[0]
+            classes = predictor.predict_classes(pixels)[0]
             return classes.to(torch.uint8).cpu().numpy()
-        shares = predictor(pixels, no_label, ())[0].softmax(0)
+        shares = predictor(pixels)[0].softmax(0)
         return shares.argmax(0).to(torch.uint8).cpu().numpy(), shares.cpu().numpy()
 
 

@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from datasets import get_dataset_spec
 from datasets.base import MAX_LISTED, DatasetSpec, convert_label, find_missing_files, read_sample
-from datasets.files import IMAGE_SUFFIXES, Pair
+from datasets.files import IMAGE_SUFFIXES, PathPair
 from scripts.data.pool import map_in_processes
 from utils.descriptors import require_descriptors
 from utils.entry import run_main
@@ -176,7 +176,7 @@ def check_split(spec: DatasetSpec, root: Path, split: str, workers: int) -> Repo
     return report
 
 
-def find_labels_without_image(pairs: list[Pair]) -> Iterator[Path]:
+def find_labels_without_image(pairs: list[PathPair]) -> Iterator[Path]:
     """Find labels that are named like those of the pairs and have no image in the folder where it would be."""
     # one pair for each two folders shows how a label's name follows from an image's
     for image, label in {(image.parent, label.parent): (image, label) for image, label in pairs}.values():

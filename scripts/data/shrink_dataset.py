@@ -22,8 +22,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from datasets import build_dataset, get_dataset_spec
-from datasets.base import read_pair
-from datasets.files import Pair
+from datasets.base import read_stored_pair
+from datasets.files import PathPair
 from utils.entry import run_main
 from utils.errors import UserError
 from utils.files import write
@@ -42,7 +42,7 @@ class ShrinkConfig:
     factor: float = option(2.0, "how many times smaller each side becomes", minimum=1)
 
 
-def list_all_pairs(name: str, source: str) -> list[Pair]:
+def list_all_pairs(name: str, source: str) -> list[PathPair]:
     """Return the image and label files of all splits that are there. Print of the others what is wrong.
 
     Raises:
@@ -51,7 +51,7 @@ def list_all_pairs(name: str, source: str) -> list[Pair]:
     spec = get_dataset_spec(name, source)
     if not spec.needs_root:
         raise UserError(f"--dataset {name} has no files to make smaller")
-    pairs: set[Pair] = set()
+    pairs: set[PathPair] = set()
     for split in spec.splits:
         try:
             pairs.update(build_dataset(name, source, split).pairs)
@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{config.data}: {len(pairs)} images and labels, {config.factor:g} times smaller")
 
 
-def find_pairs(config: ShrinkConfig, source: Path) -> list[Pair]:
+def find_pairs(config: ShrinkConfig, source: Path) -> list[PathPair]:
     """Return the image and label files to make smaller.
 
     Raises:
@@ -110,7 +110,7 @@ def find_pairs(config: ShrinkConfig, source: Path) -> list[Pair]:
     return pairs
 
 
-def shrink_pairs(config: ShrinkConfig, pairs: Sequence[Pair], source: Path, target: Path) -> None:
+def shrink_pairs(config: ShrinkConfig, pairs: Sequence[PathPair], source: Path, target: Path) -> None:
     """Write smaller pictures of all pairs below ``target``, each where it lies below ``source``.
 
     Raises:
@@ -119,7 +119,7 @@ def shrink_pairs(config: ShrinkConfig, pairs: Sequence[Pair], source: Path, targ
     spec = get_dataset_spec(config.dataset, str(source))
     ways = (Image.Resampling.BOX, Image.Resampling.NEAREST)
     for pair in tqdm(pairs, "pictures", disable=None):
-        for path, array, way in zip(pair, read_pair(spec, *pair), ways, strict=True):
+        for path, array, way in zip(pair, read_stored_pair(spec, *pair), ways, strict=True):
             if path is not None:
                 shrink(array, config.factor, way, target / path.relative_to(source))
 

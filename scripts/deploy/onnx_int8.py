@@ -13,7 +13,7 @@ from datasets import choose_evenly
 from datasets.base import SegmentationDataset
 from datasets.files import IMAGE_SUFFIXES, walk_images
 from engine.metrics import Metrics, count_confusions
-from models.prediction import resize_to_fit
+from models.prediction import resize_images_to_fit
 from utils.bilinear import upsample_argmax
 from utils.errors import UserError, get_first_line
 from utils.pictures import read_image
@@ -40,7 +40,7 @@ class Sizes(NamedTuple):
             pixels = cv2.resize(pixels, self.fixed[::-1])
         image = torch.from_numpy(pixels.transpose(2, 0, 1).copy())[None]
         if self.fit:
-            image, _ = resize_to_fit(image, image[:, 0], self.fit)
+            image = resize_images_to_fit(image, self.fit)
         return image.numpy()
 
 

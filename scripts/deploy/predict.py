@@ -125,8 +125,7 @@ def segment(path: Path, image: np.ndarray, predict: Predictor, device: torch.dev
     size = "x".join(map(str, image.shape[:2]))
     with explain_out_of_memory(f"{path}: out of memory for an image of {size}: --window H W, or --resize H W"):
         pixels = torch.from_numpy(image.transpose(2, 0, 1).copy())[None].to(device)
-        no_label = pixels[:, 0]  # in its place; a network that sees the image only does not look at it
-        return predict.predict_classes(pixels, no_label, ())[0].to(torch.uint8).cpu().numpy()
+        return predict.predict_classes(pixels)[0].to(torch.uint8).cpu().numpy()
 
 
 def make_legend(names: Sequence[str], palette: Sequence[Rgb], pixels: np.ndarray) -> str:
