@@ -22,6 +22,7 @@ from datasets.network_classes import require_classes
 from engine.class_weights import resolve_class_weights
 from engine.fit_to_data import fit_to_data
 from engine.resolve_settings import TRAINING_SCRIPTS, make_settings
+from engine.run_folder import read_saved_settings
 from engine.runtime import start_runtime
 from engine.settings import StudentConfig
 from engine.step import Step
@@ -80,9 +81,7 @@ class StudentStep(Step):
         self.teacher = None
         if teacher is not None:
             self.teacher = teacher.eval().requires_grad_(False)
-        self.needs_teacher_aux = False  # whether a loss reads the teacher's auxiliary logits
-        if kd is not None:
-            self.needs_teacher_aux = any(getattr(loss, "reads_aux", False) for loss in kd.losses.values())
+        self.needs_teacher_aux = kd is not None and kd.reads_auxiliary_logits()
 
     def train(self, mode: bool = True) -> "StudentStep":
         """Put the step into train mode, but for the teacher, which stays in eval mode."""
@@ -183,9 +182,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     label_flags = [get_flag(name) for name in LABEL_FLAGS if name in flags]
     with start_runtime(settings) as runtime:
         torch.manual_seed(settings.seed)
-        settings = fit_to_data(settings, flags, runtime)
+        saved = runtime.on_rank0(read_saved_settings, settings)  # of the run that is resumed, if there is one
+        settings = fit_to_data(settings, flags, saved, runtime)
         data = load_data(settings)
-        settings = resolve_class_weights(settings, data.train.dataset, runtime)
+        settings = resolve_class_weights(settings, data.train.dataset, saved, runtime)
         step = build_step(settings, data.spec, label_flags)
         train(step, data, settings, runtime)
 

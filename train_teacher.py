@@ -20,6 +20,7 @@ from datasets.base import DatasetSpec
 from engine.class_weights import resolve_class_weights
 from engine.fit_to_data import fit_to_data
 from engine.resolve_settings import TRAINING_SCRIPTS, make_settings
+from engine.run_folder import read_saved_settings
 from engine.runtime import start_runtime
 from engine.settings import TeacherConfig
 from engine.step import Step
@@ -115,9 +116,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = make_settings(TeacherConfig, "teacher", flags)
     with start_runtime(settings) as runtime:
         torch.manual_seed(settings.seed)
-        settings = fit_to_data(settings, flags, runtime)
+        saved = runtime.on_rank0(read_saved_settings, settings)  # of the run that is resumed, if there is one
+        settings = fit_to_data(settings, flags, saved, runtime)
         data = load_data(settings)
-        settings = resolve_class_weights(settings, data.train.dataset, runtime)
+        settings = resolve_class_weights(settings, data.train.dataset, saved, runtime)
         step = build_step(settings, data.spec)
         train(step, data, settings, runtime)
 

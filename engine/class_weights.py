@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from engine.loader import count_default_workers
-from engine.run_folder import read_saved_settings
 from engine.runtime import Runtime
 from engine.settings import TrainConfig
 from utils.errors import UserError, suggest_nearest
@@ -22,18 +21,21 @@ AUTO = "auto"
 COMPUTED = f"{AUTO}="  # how the setting begins once the weights of "auto" have been computed: auto=0.5,1.25,...
 
 
-def resolve_class_weights(config: C, dataset: Any, runtime: Runtime) -> C:
+def resolve_class_weights(config: C, dataset: Any, saved: Mapping[str, Any], runtime: Runtime) -> C:
     """Replace the setting ``class_weights`` by its numbers, the same on every rank.
 
     The numbers then stand in config.yaml and in the checkpoints. A resumed run takes the numbers of "auto" from there
-    and does not count labels again. dataset: the training data set (``datasets.base.SegmentationDataset``).
+    and does not count labels again.
+
+    dataset: the training data set (``datasets.base.SegmentationDataset``). saved: the settings of the run that is
+    resumed, as ``read_saved_settings`` returns them.
 
     Raises:
         UserError: a file cannot be read, or does not give each class one number of 0 or more, not all 0.
     """
     if not config.class_weights:
         return config
-    return replace(config, class_weights=runtime.on_rank0(_find_class_weights, config, dataset))
+    return replace(config, class_weights=runtime.on_rank0(_find_class_weights, config, dataset, saved))
 
 
 def parse_class_weights(setting: str) -> list[float] | None:
@@ -69,12 +71,12 @@ def read_class_weights(path: Path, names: Sequence[str]) -> list[float]:
     return _require_weights(content, names, str(path))
 
 
-def _find_class_weights(config: TrainConfig, dataset: Any) -> str:
+def _find_class_weights(config: TrainConfig, dataset: Any, saved: Mapping[str, Any]) -> str:
     """Return the resolved setting, e.g. "0.5,1,2" or "auto=0.5,1.25"."""
     setting = config.class_weights.strip()
     names = dataset.spec.names
     if setting == AUTO:
-        setting = _find_saved(config, len(names)) or _compute_from_labels(dataset, config.workers)
+        setting = _find_saved(saved, len(names)) or _compute_from_labels(dataset, config.workers)
     if setting.startswith(COMPUTED):
         weights = _require_weights(_split_numbers(setting.removeprefix(COMPUTED)), names, setting)
         return COMPUTED + _join_numbers(weights)
@@ -87,11 +89,11 @@ def _find_class_weights(config: TrainConfig, dataset: Any) -> str:
     return _join_numbers(_require_weights(numbers, names, setting))
 
 
-def _find_saved(config: TrainConfig, classes: int) -> str | None:
+def _find_saved(saved: Mapping[str, Any], classes: int) -> str | None:
     """Return what "auto" was in the run that is resumed; None if no run is resumed or it had other weights."""
-    saved = read_saved_settings(config).get("class_weights", "")  # where they are lost, the labels give them again
-    is_computed = isinstance(saved, str) and saved.startswith(COMPUTED)
-    return saved if is_computed and saved.count(",") == classes - 1 else None
+    weights = saved.get("class_weights", "")  # where they are lost, the labels give them again
+    is_computed = isinstance(weights, str) and weights.startswith(COMPUTED)
+    return weights if is_computed and weights.count(",") == classes - 1 else None
 
 
 def _compute_from_labels(dataset: Any, workers: int | None) -> str:

@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from datasets import build_dataset, get_dataset_spec
-from engine.run_folder import read_saved_settings
 from engine.runtime import Runtime
 from engine.settings import TrainConfig
 from utils.options import convert, get_flag
@@ -22,25 +21,27 @@ DIVISOR = 32  # of a crop's sides: the largest output stride of a backbone
 LOOKED_AT = 50  # images whose size is read
 
 
-def fit_to_data(settings: C, given: Collection[str], runtime: Runtime) -> C:
+def fit_to_data(settings: C, given: Collection[str], saved: Mapping[str, Any], runtime: Runtime) -> C:
     """Fit crop, batch and length to the training images, where the recipe asks for it.
 
     The settings' own values are upper bounds. What a flag gives stays as it is. A run that is resumed keeps what was
     fitted at its start.
 
-    given: the names of the settings that flags give.
+    given: the names of the settings that flags give. saved: the settings of the run that is resumed, as
+    ``read_saved_settings`` returns them.
 
     Raises:
         UserError: the data set cannot be read, or the config.yaml of a resumed run holds a wrong value.
     """
     if not settings.fit_to_data or not get_dataset_spec(settings.dataset, settings.data, settings.classes).needs_root:
         return settings
-    return replace(settings, **runtime.on_rank0(_find_fitted_settings, settings, given, runtime.size))
+    return replace(settings, **runtime.on_rank0(_find_fitted_settings, settings, given, saved, runtime.size))
 
 
-def _find_fitted_settings(settings: TrainConfig, given: Collection[str], ranks: int) -> dict[str, Any]:
+def _find_fitted_settings(
+    settings: TrainConfig, given: Collection[str], saved: Mapping[str, Any], ranks: int
+) -> dict[str, Any]:
     """Return the fitted settings without those of ``given``, from the resumed run if there is one. Print them."""
-    saved = read_saved_settings(settings)
     if all(name in saved for name in FITTED):
         where = "config.yaml of the run that is resumed"
         fitted = {name: convert(type(settings), name, saved[name], f"{where}: {name}") for name in FITTED}

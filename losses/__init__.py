@@ -19,12 +19,13 @@ from losses.dist import DIST
 from losses.dsd import DSD
 from losses.fitnet import FitNet
 from losses.ifvd import IFVD
+from losses.interface import get_part_weights, reads_auxiliary_logits, reads_features
 from losses.kd import KD
 from losses.mgd import MGD
 from losses.nfd import NFD
 from losses.skd import SKD
 from losses.user_losses import load_user_loss
-from losses.weighted import WeightedLosses, get_part_weights
+from losses.weighted import WeightedLosses
 from utils.errors import UserError, lookup, suggest_nearest
 
 LOSSES: dict[str, type[nn.Module]] = {
@@ -75,11 +76,6 @@ def find_loss_class(name: str, flag: str) -> type[nn.Module]:
 def get_term_name(name: str) -> str:
     """Return the name under which a loss is logged and saved: the class name for ``package.module:Class``."""
     return name.rpartition(":")[2]
-
-
-def reads_features(loss_class: type[nn.Module]) -> bool:
-    """Say whether a loss reads ``feat``. It does unless its class says otherwise."""
-    return getattr(loss_class, "reads_feat", True)
 
 
 def parse_losses(text: str, flag: str = "--kd") -> ParsedLosses:
@@ -186,7 +182,7 @@ def _require_logits_losses(parsed: ParsedLosses, roles: Sequence[str], text: str
     """
     for name in parsed:
         loss_class = find_loss_class(name, flag)
-        if not reads_features(loss_class) and not getattr(loss_class, "reads_aux", False):
+        if not reads_features(loss_class) and not reads_auxiliary_logits(loss_class):
             continue
         network = f"the network of the {' and of the '.join(roles)}" if flag == "--kd" else "the network"
         message = f"{flag} {text}: {name} reads features (feat) or auxiliary logits, but {network} gives logits alone"

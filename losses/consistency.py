@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from losses import WeightedLosses
+from losses.weighted import WeightedLosses
 from utils.types import Output
 
 

@@ -5,15 +5,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from losses.interface import get_part_weights, reads_auxiliary_logits
 from utils.bilinear import resize
 from utils.errors import UserError
 from utils.precision import widen_to_float32
 from utils.types import Output
-
-
-def get_part_weights(loss: nn.Module) -> Mapping[str, float]:
-    """Return the inner weights of a loss with parts, by the names of the parts; empty for a loss without parts."""
-    return getattr(loss, "part_weights", None) or {}
 
 
 class WeightedLosses(nn.Module):
@@ -59,6 +55,10 @@ class WeightedLosses(nn.Module):
                 terms[name] = value
         total = sum((weight * terms[name] for name, weight in self.weights.items()), start=0.0)
         return total, terms
+
+    def reads_auxiliary_logits(self) -> bool:
+        """Return whether a loss reads the auxiliary logits."""
+        return any(reads_auxiliary_logits(loss) for loss in self.losses.values())
 
     def apply_weights(self, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return what each of the unweighted terms adds to the sum, as ``name_weighted``."""

@@ -41,12 +41,9 @@ def test_losses_are_compared(losses, error):
 
 
 def test_rows_of_the_table():
-    names = ("as released", "ours")
-    memory = {
-        f"MiB at most besides both networks, {name}": value for name, value in zip(names, (4000, 3000), strict=True)
-    }
-    comparison = Comparison("teacher step, resnet18_v1s, 16 images of 512x512, 21 classes", {}, memory)
-    comparison.seconds = {"as released": 0.4, "ours": 0.1}
+    seconds = {"as released": 0.4, "ours": 0.1}
+    peak_mib = {"as released": 4000.0, "ours": 3000.0}
+    comparison = Comparison("teacher step, resnet18_v1s, 16 images of 512x512", seconds, {}, 21, peak_mib)
     content = json.loads(json.dumps({"environment": {}, "teacher-21": asdict(comparison)}))
     failed = {"amp": "none", "compile": True, "error": "status 2: error: no compiler"}
     benchmark = [{"amp": "bf16", "compile": True, "error": "", "comparisons": content}, failed]

@@ -23,7 +23,7 @@ from models.user_networks import UserNetwork, build_user_network, is_user_networ
 from utils.errors import UserError, lookup, require_known
 from utils.types import IGNORE_INDEX
 
-# Name -> function (backbone, number of classes, widths by keyword) that builds the network. Suffixes mark variants of
+# Name -> function (backbone, number of classes, options by keyword) that builds the network. Suffixes mark variants of
 # the papers' networks. The functions of DECODERS take the name of the backbone, because the library builds it.
 ARCHITECTURES: dict[str, Callable[..., Segmentor]] = {
     "fcn": build_fcn,
@@ -35,9 +35,11 @@ ARCHITECTURES: dict[str, Callable[..., Segmentor]] = {
     # CIRKD v1's models/deeplabv3.py, and deeplab_mobile.py of CIRKD v1 and LAD
     "deeplabv3_cirkd1": partial(build_deeplabv3, dropout=(0.5, 0.1, 0.1)),
     # CIRKD v2's, which is 512 wide on every backbone
-    "deeplabv3_cirkd2": partial(build_deeplabv3, dropout=(0.5, 0.1, 0.1), widths=(512, 512)),
+    "deeplabv3_cirkd2": partial(build_deeplabv3, dropout=(0.5, 0.1, 0.1), default_widths=(512, 512)),
     "deeplabv3_mmseg": build_deeplabv3_mmseg,
-    "deeplabv3_torchvision": partial(build_deeplabv3, dropout=(0.5, 0, 0.1), widths=(256, 256), align_corners=False),
+    "deeplabv3_torchvision": partial(
+        build_deeplabv3, dropout=(0.5, 0, 0.1), default_widths=(256, 256), align_corners=False
+    ),
     "stdc": build_stdc,
     "ocrnet": build_ocrnet,
     **{arch: partial(build_smp, arch) for arch in DECODERS},
@@ -46,18 +48,18 @@ UNDILATED = ("stdc",)  # these read the backbone's maps at strides 8, 16 and 32;
 
 
 def build_model(
-    arch: str, backbone: str, num_classes: int, in_channels: int = 3, **widths: Any
+    arch: str, backbone: str, num_classes: int, in_channels: int = 3, **options: Any
 ) -> Segmentor | UserNetwork:
     """Build a network with random weights.
 
     arch: a key of ARCHITECTURES, or ``package.module:function`` for a user's function, which is imported.
     backbone: a name that ``build_backbone`` knows, or for ``smp_...`` an encoder of the library.
     in_channels: 3, or 3 plus the label planes of an assisted teacher.
-    widths: arguments of the architecture's function that replace its own widths, such as ``width`` and ``aux_width``. A
-        width of 0 leaves an auxiliary branch out. For ``smp_...`` these are the library's options.
+    options: arguments of the architecture's function, such as ``width`` and ``aux_width``. A width of 0 leaves an
+        auxiliary branch out. For ``smp_...`` these are the library's.
 
     Raises:
-        UserError: the architecture or backbone is unknown, the architecture has no such width, there are too few or
+        UserError: the architecture or backbone is unknown, the architecture has no such option, there are too few or
             too many classes, too few channels, or a user's network cannot be used.
     """
     if num_classes < 2 or in_channels < 3:
@@ -65,26 +67,26 @@ def build_model(
     if num_classes > IGNORE_INDEX:
         raise UserError(f"a network of {num_classes} classes: at most {IGNORE_INDEX}, since predictions have 8 bits")
     if is_user_network(arch):
-        if widths:
-            raise UserError(f"--model {arch} has no width {next(iter(widths))!r}")
+        if options:
+            raise UserError(f"--model {arch} has no option {next(iter(options))!r}")
         return build_user_network(arch, backbone, num_classes, in_channels)
     build = _find_architecture(arch)
-    for name in widths:
-        require_known(name, list_widths(arch), f"width of {arch}")
+    for name in options:
+        require_known(name, list_options(arch), f"option of {arch}")
     if arch in DECODERS:
-        model = build(backbone, num_classes, **widths)  # the library builds the encoder together with the decoder
+        model = build(backbone, num_classes, **options)  # the library builds the encoder together with the decoder
         mark_image_convs(model.backbone)
         if in_channels > 3:
             add_label_planes_to_stem(model.backbone, backbone, in_channels)
     else:
         output_stride = FULL_OUTPUT_STRIDE if arch in UNDILATED else DILATED_OUTPUT_STRIDE
-        model = build(build_backbone(backbone, in_channels, output_stride), num_classes, **widths)
+        model = build(build_backbone(backbone, in_channels, output_stride), num_classes, **options)
     model.config = {
         "arch": arch,
         "backbone": backbone,
         "num_classes": num_classes,
         "in_channels": in_channels,
-        **widths,
+        **options,
     }
     return model
 
@@ -107,8 +109,8 @@ def _find_architecture(name: str) -> Callable[..., Segmentor]:
     return lookup(ARCHITECTURES, name, "model")
 
 
-def list_widths(arch: str) -> tuple[str, ...]:
-    """List the widths of an architecture that a user may choose. Its keyword-only arguments are for its variants."""
+def list_options(arch: str) -> tuple[str, ...]:
+    """List the options of an architecture that a user may choose. Its keyword-only arguments are for its variants."""
     if arch in DECODERS:
         return list_decoder_options(arch)
     parameters = inspect.signature(ARCHITECTURES[arch]).parameters.values()

@@ -74,19 +74,19 @@ def build_deeplabv3(
     width: int | None = None,
     aux_width: int | None = None,
     *,
-    widths: tuple[int, int] = (128, 256),
+    default_widths: tuple[int, int] = (128, 256),
     dropout: tuple[float, float, float] = (0.01, 0.01, 0.01),
     align_corners: bool = True,
 ) -> Segmentor:
     """Build LAD's DeepLabV3 (models/deeplabv3.py).
 
-    widths: head width on light and on wide backbones, where ``width`` is not given. dropout: probabilities after the
-    projection, after the block, and in the auxiliary branch.
+    default_widths: head width on light and on wide backbones, where ``width`` is not given. dropout: probabilities
+    after the projection, after the block, and in the auxiliary branch.
     """
     project_probability, block_probability, aux_probability = dropout
     head = ASPPProjectHead(
         choose_head_input(backbone).channels,
-        width or choose_head_width(backbone, *widths),
+        width or choose_head_width(backbone, *default_widths),
         _make_dropout(project_probability),
         _make_dropout(block_probability),
     )

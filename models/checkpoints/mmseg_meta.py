@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from models.architectures import list_widths
+from models.architectures import list_options
 from models.checkpoints.card import VALID_FORMS
 from utils.errors import UserError
 
@@ -42,7 +42,7 @@ def read_mmseg_record(content: Mapping[str, Any], config: Mapping[str, Any], sou
     _require_known_settings(text, source)
     _require_known_pixels(text, source)
     align_corners = False
-    if "align_corners" in list_widths(config["arch"]):
+    if "align_corners" in list_options(config["arch"]):
         align_corners = set(re.findall(r"align_corners=(\w+)", text)) == {"True"}
     described = _get_mapping(meta, "dataset_meta")
     num_classes = config["num_classes"]

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from models.architectures import build_model, list_widths
+from models.architectures import build_model, list_options
 from models.backbones.stdc import BLOCKS
 from models.checkpoints.formats import FORMATS, Family, translate_network
 from utils.errors import UserError, print_note
@@ -137,7 +137,7 @@ def _read_widths(weights: Mapping[str, Tensor], arch: str) -> dict[str, int]:
     """Return the widths of a network from its shapes; 0 for a branch that it does not have."""
     widths = {}
     for name, (key, dimension) in WIDTHS.items():
-        if name in list_widths(arch):
+        if name in list_options(arch):
             widths[name] = weights[key].shape[dimension] if key in weights else 0
     return widths
 

@@ -211,14 +211,12 @@ def make_speed_rows(benchmark: Sequence[Mapping[str, Any]]) -> list[list[str]]:
             comparison = entry.get("comparisons", {}).get(name)
             if comparison is None:
                 continue
-            what, _, classes = comparison["what"].rpartition(", ")
-            what = f"{what}, {describe_way(entry)}"
-            number = classes.removesuffix(" classes")
+            what = f"{comparison['what']}, {describe_way(entry)}"
+            number = str(comparison["num_classes"])
             plain, ours = comparison["seconds"].values()
             rows.append([what, number, f"{1000 * plain:.1f} ms", f"{1000 * ours:.1f} ms", f"{plain / ours:.2f}x"])
-            memory = [value for key, value in comparison["check"].items() if key.startswith("MiB at most")]
-            if memory:
-                plain, ours = memory
+            if comparison["peak_mib"]:
+                plain, ours = comparison["peak_mib"].values()
                 row = [f"most memory of it besides weights, {describe_way(entry)}", number]
                 rows.append([*row, f"{plain:.0f} MiB", f"{ours:.0f} MiB", f"{ours / plain:.2f}"])
     return rows
