@@ -28,7 +28,7 @@ from engine.step import Step
 from engine.step_memory import SMALL, estimate_step_memory
 from engine.training_state import TrainingState, copy_values, put_back
 from models.checkpoints.card import Card
-from models.checkpoints.loading import initialise
+from models.checkpoints.initialise import initialise
 from models.prediction import Predictor
 from utils.distributed import all_reduce, broadcast_values
 from utils.errors import UserError

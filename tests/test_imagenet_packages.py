@@ -15,7 +15,8 @@ from models import build_model
 from models.checkpoints import imagenet, reading
 from models.checkpoints.formats import translate_backbone
 from models.checkpoints.imagenet import get_implied_settings, get_required_pixels
-from models.checkpoints.loading import from_checkpoint, initialise
+from models.checkpoints.initialise import initialise
+from models.checkpoints.loading import from_checkpoint
 from utils.errors import UserError
 from utils.pixels import CONVENTIONS
 

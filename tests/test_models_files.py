@@ -19,7 +19,7 @@ import eval as evaluation
 from models import build_model, from_checkpoint
 from models.backbones import build_backbone
 from models.checkpoints import reading
-from models.checkpoints.loading import initialise
+from models.checkpoints.initialise import initialise
 from models.checkpoints.reading import read_weight_file
 from scripts.deploy import export_safetensors
 from tests.fill_weights import fill_model
