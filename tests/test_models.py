@@ -176,5 +176,5 @@ def test_errors(network, message):
 
 
 def test_a_width_the_architecture_lacks_is_named():
-    with pytest.raises(UserError, match="unknown width of fcn 'branch_width'"):
+    with pytest.raises(UserError, match="unknown option of fcn 'branch_width'"):
         build_model("fcn", "resnet18", K, branch_width=3)

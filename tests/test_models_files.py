@@ -142,7 +142,7 @@ def test_what_training_programs_add_is_passed_over(tmp_path, network, monkeypatc
         ({"arch": {"arch": "fcn"}}, "does not say which network"),
         (
             {"arch": {"arch": "fcn", "backbone": "resnet10t", "num_classes": K, "depth": 3}},
-            "unknown width of fcn 'depth'",
+            "unknown option of fcn 'depth'",
         ),
         ({"arch": {"arch": "fcn", "backbone": "resnet10t", "num_classes": K}}, "does not fit"),
         (

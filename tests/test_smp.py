@@ -292,5 +292,5 @@ def test_every_weight_that_learns_gets_a_gradient(arch):
 
 
 def test_unknown_option_of_a_decoder():
-    with pytest.raises(UserError, match="unknown width of smp_fpn 'decoder_channels'"):
+    with pytest.raises(UserError, match="unknown option of smp_fpn 'decoder_channels'"):
         build_model("smp_fpn", SMALL, K, decoder_channels=3)
