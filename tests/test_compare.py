@@ -404,8 +404,8 @@ def test_a_gain_where_seeds_are_not_the_same():
 def test_many_pictures_are_folded_away(tmp_path):
     style.save_figure(plt.figure(), tmp_path / "a.png")
     picture = page.Picture(tmp_path / "a.png", "a < b")
-    assert "<details>" not in page.show_pictures([picture] * page.FOLDED_FROM)
-    folded = page.show_pictures([picture] * (page.FOLDED_FROM + 1))
+    assert "<details>" not in page.format_pictures([picture] * page.FOLDED_FROM)
+    folded = page.format_pictures([picture] * (page.FOLDED_FROM + 1))
     assert "<summary>5 pictures</summary>" in folded
     assert folded.count("<figcaption>a &lt; b</figcaption>") == 5
 

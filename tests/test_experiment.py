@@ -32,12 +32,12 @@ from scripts.study.experiments.stop import StopCondition
 from scripts.study.experiments.tables import (
     compute_total_minutes,
     compute_training_minutes,
-    list_gains,
-    list_students,
+    make_gains_table,
+    make_students_table,
+    make_summary_table,
     read_records,
-    summarise_students,
 )
-from scripts.study.experiments.teachers_table import list_teachers
+from scripts.study.experiments.teachers_table import make_teachers_table
 from tests.conftest import ENVIRONMENT, ROOT, TINY
 from tests.test_compare import make_areas, make_run
 from utils.errors import UserError
@@ -518,19 +518,19 @@ def test_its_tables_and_its_picture(real):
     folder = real[0]
     found = read_experiment(f"{folder}/tiny.yaml")
     records = open_folder(folder / "records.zip")
-    header, rows = list_students(found, records)
+    header, rows = make_students_table(found, records)
     miou = {n: 100 * json.loads((records / f"{n}-4/last.json").read_text())["miou"] for n in ("base", "lad")}
     assert f"| taught | {miou['lad']:.2f} (1) |" in real[2].stdout
     by_title = {row[1]: dict(zip(header, row, strict=True)) for row in rows}
     assert [row[0] for row in rows] == ["[`base`](results/tiny.zip)", "[`lad`](results/tiny.zip)"]
     for name, title in (("base", "alone"), ("lad", "taught")):
         assert by_title[title]["last mIoU % (seeds)"] == f"{miou[name]:.2f} (1)"
-    header, rows = list_gains(found, records)
+    header, rows = make_gains_table(found, records)
     lad = dict(zip(header, rows[0], strict=True))
     assert len(rows) == 1
     assert (lad["training"], lad["compared with"], lad["p over seeds"]) == ("taught", "alone", "one seed")
     assert float(lad["gain in points"]) == pytest.approx(miou["lad"] - miou["base"], abs=0.006)
-    header, rows = list_teachers(found, records)
+    header, rows = make_teachers_table(found, records)
     teacher = dict(zip(header, rows[0], strict=True))
     scored = json.loads((records / "teacher-4/last.json").read_text())
     assert scored["label_assisted"]
@@ -560,7 +560,7 @@ def test_tables_of_several_seeds(tmp_path):
         "plain": [],
     }
     assert compute_training_minutes(records["base"][0]) == pytest.approx(30 * 4 / 2 / 60)
-    header, rows = list_students(found, tmp_path / "records")
+    header, rows = make_students_table(found, tmp_path / "records")
     lad = next(dict(zip(header, row, strict=True)) for row in rows if row[1] == "lad")
 
     def miou(name, seed):
@@ -569,7 +569,7 @@ def test_tables_of_several_seeds(tmp_path):
 
     assert lad["last mIoU % (seeds)"].endswith(" (2)")
     assert lad["best mIoU % (seeds)"] == "not run"
-    header, rows = list_gains(found, tmp_path / "records")
+    header, rows = make_gains_table(found, tmp_path / "records")
     rows = {(row[0], row[1]): dict(zip(header, row, strict=True)) for row in rows}
     assert list(rows) == [("lad", "nothing")]  # what was not run has no gain
     expected = [miou("lad", s) - miou("base", s) for s in (0, 2)]
@@ -579,7 +579,7 @@ def test_tables_of_several_seeds(tmp_path):
     t = np.mean(expected) / (np.std(expected, ddof=1) / 2**0.5)
     p = 1 - 2 / np.pi * np.arctan(abs(t))  # Student's t with one degree of freedom is Cauchy's distribution
     assert float(lad["p over seeds"]) == pytest.approx(p, rel=0.05)
-    _, rows = list_teachers(found, tmp_path / "records")
+    _, rows = make_teachers_table(found, tmp_path / "records")
     assert rows[0][2] == "not run"
 
 
@@ -594,14 +594,14 @@ def test_the_summary_counts_the_teachers_time_and_compares_twice(tmp_path):
         speed = 0.1 if log.parent.name.startswith(("teacher", "long")) else 0.2
         log.write_text(log.read_text().replace('"ce"', f'"images_per_second": {speed}, "ce"'))
     found = read_experiment(path)
-    header, rows = summarise_students(found, tmp_path / "records")
+    header, rows = make_summary_table(found, tmp_path / "records")
     rows = {row[0]: dict(zip(header, row, strict=True)) for row in rows}
     minutes = next(name for name in header if name.startswith("minutes, teacher included"))
     assert rows["nothing"][minutes] == "10"  # 30 iterations of 4 images at 0.2 a second
     assert rows["lad"][minutes] == "30"  # and a teacher at half the speed; of seed 1 there is none
     over_base, over_long = (f"points over the {minutes}-minute baseline" for minutes in (10, 20))
     assert rows["nothing"][over_base] == rows["longer"][over_long] == ""
-    _, listed = list_gains(found, tmp_path / "records")
+    _, listed = make_gains_table(found, tmp_path / "records")
     listed = {(row[0], row[1]): row[2] for row in listed}
     for column, base in ((over_base, "nothing"), (over_long, "longer")):
         assert rows["lad"][column].startswith(listed["lad", base])
@@ -660,7 +660,7 @@ def test_a_damaged_record_is_named(tmp_path, content):
     make_run(folder, 0, make_areas())
     (folder / "robustness.json").write_text(content)
     with pytest.raises(UserError, match=r"robustness.json is (no result|damaged)"):
-        list_teachers(read_experiment(path), tmp_path / "records")
+        make_teachers_table(read_experiment(path), tmp_path / "records")
 
 
 def test_minutes_of_an_interrupted_run(tmp_path):

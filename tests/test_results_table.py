@@ -8,10 +8,10 @@ from scripts.study import results_table
 from scripts.study.analysis.paired import compute_interval_over_seeds, compute_p_over_seeds
 from scripts.study.analysis.record_files import pack_runs
 from scripts.study.analysis.runs import miou
-from scripts.study.analysis.text import spread
-from scripts.study.experiments.comparisons import list_comparisons
+from scripts.study.analysis.text import format_mean_std
+from scripts.study.experiments.comparisons import make_comparisons_table
 from scripts.study.experiments.definition import read_experiment
-from scripts.study.experiments.tables import list_progress
+from scripts.study.experiments.tables import make_progress_table
 from tests.conftest import ROOT
 from tests.test_compare import make_areas, make_run
 from utils.errors import UserError
@@ -42,7 +42,7 @@ def test_a_published_table_has_what_was_printed_and_what_was_run(tmp_path):
     text = f"x\n<!-- table: {tmp_path}/t.yaml published -->\nold\n<!-- end -->\ny\n"
     lines = results_table.rewrite(text, tmp_path, ".").splitlines()
     assert (lines[0], lines[-1]) == ("x", "y")
-    ours = spread([float(miou(areas.sum(0))) for areas in quality.values()])
+    ours = format_mean_std([float(miou(areas.sum(0))) for areas in quality.values()])
     assert f"| first | 75.00 | {ours} (2) | not run | [`a`](./t.zip) |" in lines
     assert "| second | none | not run | not run | `b` |" in lines
     assert len(lines) == 8
@@ -136,7 +136,7 @@ def test_comparisons_in_several_experiments(tmp_path):
     center = mean(differences)
     cell = f"**{center:+.1f} ({center - half_width:+.1f} to {center + half_width:+.1f})**"
     head = ["comparison, by question", "here"]
-    assert list_comparisons(file, tmp_path) == (head, [["q", cell], ["r", "not run"], ["s", "not run"]])
+    assert make_comparisons_table(file, tmp_path) == (head, [["q", cell], ["r", "not run"], ["s", "not run"]])
     for text, message in (
         ("columns: 3", "write 'columns'"),
         (f"columns: {{here: {tmp_path}/t.yaml}}\nrows: {{q: ['one:two', '']}}", "row 'q' has 2 pairs for 1 columns"),
@@ -144,7 +144,7 @@ def test_comparisons_in_several_experiments(tmp_path):
     ):
         file.write_text(text)
         with pytest.raises(UserError, match=message):
-            list_comparisons(file, tmp_path)
+            make_comparisons_table(file, tmp_path)
 
 
 def test_an_interval_excludes_zero_where_p_is_below_5_percent():
@@ -167,7 +167,7 @@ def test_scores_on_the_way(tmp_path):
     )  # after 10 and after 30 iterations
     lines.append('{"event": "val", "iteration": 20, "miou": 0.3}')  # a resumed run may validate once more
     log.write_text("\n".join(lines))
-    _, rows = list_progress(read_experiment(f"{tmp_path}/t.yaml"), tmp_path / "runs", ["one"])
+    _, rows = make_progress_table(read_experiment(f"{tmp_path}/t.yaml"), tmp_path / "runs", ["one"])
     assert rows == [["one (2)", "50.00 ± 14.14", "40.00 ± 14.14", "50.00 ± 14.14", "-"]]
 
 

@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from scripts.study.experiments.definition import read_experiment
-from scripts.study.experiments.knowledge import draw_knowledge, find_control, list_knowledge
+from scripts.study.experiments.knowledge import draw_knowledge, find_control, make_knowledge_table
 from scripts.study.teacher_knowledge import main, measure
 from tests.networks import write_checkpoint
 from tests.test_compare import make_areas, make_run
@@ -86,13 +86,13 @@ def test_the_table_has_means_over_seeds_of_what_was_measured(experiment, tmp_pat
     for seed, divergence in ((0, 0.5), (1, 0.7)):
         write_run(tmp_path, "teacher", seed, 0.9, nats(divergence))
         write_run(tmp_path, "base", seed, 0.5)
-    _, rows = list_knowledge(experiment, tmp_path)
+    _, rows = make_knowledge_table(experiment, tmp_path)
     assert rows == [["a teacher (2)", "0.100 ± 0.000", "0.250 ± 0.000", "0.600 ± 0.141"]]
 
 
 def test_without_measurements_the_table_says_not_run(experiment, tmp_path):
     write_run(tmp_path, "base", 0, 0.5)
-    assert list_knowledge(experiment, tmp_path)[1] == [["not run", "", "", ""]]
+    assert make_knowledge_table(experiment, tmp_path)[1] == [["not run", "", "", ""]]
     assert draw_knowledge(experiment, tmp_path) is None
 
 
@@ -134,4 +134,4 @@ def test_other_files_are_refused(experiment, tmp_path, content, message):
     write_run(tmp_path, "teacher", 1, 0.9, nats(0.5))
     (tmp_path / "teacher-0/knowledge.json").write_text(content)
     with pytest.raises(UserError, match=message):
-        list_knowledge(experiment, tmp_path)
+        make_knowledge_table(experiment, tmp_path)

@@ -25,7 +25,7 @@ from utils.environment import require_packages
 
 require_packages()
 
-from scripts.study.analysis.text import markdown, spread
+from scripts.study.analysis.text import format_markdown_table, format_mean_std
 from scripts.study.experiments.tables import Table
 from utils.entry import run_main
 from utils.errors import UserError
@@ -99,7 +99,7 @@ def make_table(ways: Mapping[str, Sequence[Trained]]) -> Table:
         ahead = "" if name == recipe else f"{statistics.mean(gains):+.2f} ({', '.join(f'{g:+.2f}' for g in gains)})"
         iterations = statistics.mean(one.iterations for one in trained)
         minutes = statistics.mean(one.seconds for one in trained) / 60
-        score = f"{spread([one.miou for one in trained])} ({len(trained)})"
+        score = f"{format_mean_std([one.miou for one in trained])} ({len(trained)})"
         rows.append([name, score, f"{iterations:.0f}", f"{minutes:.1f}", ahead])
     head = ["training", "mIoU % (seeds)", "iterations", "minutes of one core", "the recipe is ahead by (each seed)"]
     return head, rows
@@ -128,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for decoder in config.decoders:
             other = train_plain(config, decoder, seed, own.seconds, output / f"{decoder}-{seed}.json")
             ways.setdefault(f"plain loop, {decoder}", []).append(other)
-    print(markdown(*make_table(ways)), end="")
+    print(format_markdown_table(*make_table(ways)), end="")
     trained = {name: [one._asdict() for one in several] for name, several in ways.items()}
     record = {"config": asdict(config), "ways": trained}
     write_text(output / "record.json", json.dumps(record, indent=1) + "\n")

@@ -41,7 +41,7 @@ from scripts.study.experiments.plan import Machine, Places, plan_jobs
 from scripts.study.experiments.slurm import Standing, read_standings, submit_jobs
 from scripts.study.experiments.stop import StopCondition
 from scripts.study.pack_records import check_record_file
-from scripts.study.results_table import show_tables
+from scripts.study.results_table import format_tables
 from utils.entry import run_main
 from utils.errors import UserError
 from utils.files import require_writable
@@ -169,7 +169,7 @@ def run(config: RunnerConfig, experiment: Experiment, places: Places, jobs: Mapp
     for name, outcome in left.items():
         print(f"  {name}: {outcome.text}")
     if len(left) < len(ended):
-        print("\n" + show_tables(experiment, places.output))
+        print("\n" + format_tables(experiment, places.output))
     print(describe_next_step(config, experiment, places.output, left))
     if any(outcome.failed for outcome in left.values()):
         raise SystemExit(1)

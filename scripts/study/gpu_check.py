@@ -28,7 +28,7 @@ require_packages()
 import torch
 
 from engine.machine import describe_environment
-from scripts.study.analysis.text import markdown
+from scripts.study.analysis.text import format_markdown_table
 from utils.entry import run_main
 from utils.errors import UserError, require_known
 from utils.files import read_bytes, write_text
@@ -251,9 +251,9 @@ def describe_result(result: Mapping[str, Any]) -> str:
         parts.append(f"tests/test_cuda.py: {result['tests']['last_line']}")
     if rows := make_training_rows(result.get("training", {})):
         titles = ["first loss, CPU", "here", "mean of the last quarter, CPU", "here", "images/s", "most memory"]
-        parts.append(markdown(["", *titles], rows))
+        parts.append(format_markdown_table(["", *titles], rows))
     if rows := make_speed_rows(result.get("benchmark", ())):
-        parts.append(markdown(["", "classes", "as released", "ours", "ratio"], rows))
+        parts.append(format_markdown_table(["", "classes", "as released", "ours", "ratio"], rows))
     return "\n\n".join(parts)
 
 

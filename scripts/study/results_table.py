@@ -33,37 +33,37 @@ from engine.metrics import ASSISTED
 from scripts.study import compare_with_smp
 from scripts.study.analysis.record_files import Folder, open_folder
 from scripts.study.analysis.runs import KINDS, read_score
-from scripts.study.analysis.text import markdown, percent
-from scripts.study.experiments.comparisons import list_comparisons
+from scripts.study.analysis.text import format_markdown_table, format_percent
+from scripts.study.experiments.comparisons import make_comparisons_table
 from scripts.study.experiments.definition import Experiment, read_experiment
-from scripts.study.experiments.knowledge import list_knowledge
+from scripts.study.experiments.knowledge import make_knowledge_table
 from scripts.study.experiments.tables import (
     Table,
-    list_briefly,
-    list_gains,
-    list_pairs,
-    list_progress,
-    list_published,
-    list_students,
-    summarise_students,
+    make_brief_table,
+    make_gains_table,
+    make_pairs_table,
+    make_progress_table,
+    make_published_table,
+    make_students_table,
+    make_summary_table,
 )
-from scripts.study.experiments.teachers_table import list_teachers
+from scripts.study.experiments.teachers_table import make_teachers_table
 from utils.entry import run_main
 from utils.errors import UserError, lookup
 from utils.files import write_text
 
 TABLES = {
-    "published": list_published,
-    "summary": summarise_students,
-    "students": list_students,
-    "gains": list_gains,
-    "teachers": list_teachers,
-    "knowledge": list_knowledge,
+    "published": make_published_table,
+    "summary": make_summary_table,
+    "students": make_students_table,
+    "gains": make_gains_table,
+    "teachers": make_teachers_table,
+    "knowledge": make_knowledge_table,
 }
 CHOSEN = {
-    "brief": list_briefly,
-    "progress": list_progress,
-    "pairs": list_pairs,
+    "brief": make_brief_table,
+    "progress": make_progress_table,
+    "pairs": make_pairs_table,
 }  # tables of the runs or pairs that a mark names
 RESULTS = Path(__file__).resolve().parents[2] / "results"
 
@@ -77,10 +77,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--check", action="store_true", help="change nothing, exit 1 where something would change")
     args = parser.parse_args(argv)
     if args.files:
-        print(markdown(*make_files_table(args.files)), end="")
+        print(format_markdown_table(*make_files_table(args.files)), end="")
     if args.experiment:
         experiment = read_experiment(args.experiment)
-        print(show_tables(experiment, open_folder(args.records or RESULTS / f"{experiment.name}.zip")), end="")
+        print(format_tables(experiment, open_folder(args.records or RESULTS / f"{experiment.name}.zip")), end="")
     if args.readme:
         old = args.readme.read_text(encoding="utf-8")
         new = rewrite(old, RESULTS, os.path.relpath(RESULTS, args.readme.resolve().parent))
@@ -92,14 +92,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UserError(f"{args.readme} does not show what results/ holds: run this without --check")
 
 
-def show_tables(experiment: Experiment, folder: Folder) -> str:
+def format_tables(experiment: Experiment, folder: Folder) -> str:
     """Return the main tables of an experiment as markdown: the published one, or students, gains and teachers."""
-    kinds = [list_published] if experiment.columns else [list_students]
+    kinds = [make_published_table] if experiment.columns else [make_students_table]
     if experiment.baseline:
-        kinds.append(list_gains)
-    if any(arm.train == "teacher" for arm in experiment.arms.values()):
-        kinds.append(list_teachers)
-    return "\n".join(markdown(*make_table(experiment, folder)) for make_table in kinds)
+        kinds.append(make_gains_table)
+    if any(arm.role == "teacher" for arm in experiment.arms.values()):
+        kinds.append(make_teachers_table)
+    return "\n".join(format_markdown_table(*make_table(experiment, folder)) for make_table in kinds)
 
 
 def make_files_table(files: list[Path]) -> Table:
@@ -110,7 +110,7 @@ def make_files_table(files: list[Path]) -> Table:
         seen = f"image + label ({ASSISTED})" if result["label_assisted"] else "image"
         network = f"{result['model']['arch']} on {result['model']['backbone']}, {result['iteration']} iterations"
         where = f"{result['dataset']} {result['split']}, {result['images']} images, {result['protocol']}"
-        scores = [percent(result[key]) for key in ("miou", "pixel_accuracy")]
+        scores = [format_percent(result[key]) for key in ("miou", "pixel_accuracy")]
         rows.append([file.parent.name, seen, *scores, f"{network}; {where}"])
     return ["run", "input", "mIoU %", "pixel accuracy %", "network and protocol"], rows
 
@@ -119,7 +119,7 @@ def rewrite(text: str, results: Path, link: str = "results") -> str:
     """Return a text with every marked table made anew. ``link`` leads from the text's folder to ``results``."""
 
     def make(match: re.Match[str]) -> str:
-        rows = markdown(*make_marked_table(match["what"], results)).replace("](results/", f"]({link}/")
+        rows = format_markdown_table(*make_marked_table(match["what"], results)).replace("](results/", f"]({link}/")
         return f"<!-- table: {match['what']} -->\n{rows}<!-- end -->"
 
     return re.sub(r"<!-- table: (?P<what>[^\n]+?) -->\n.*?<!-- end -->", make, text, flags=re.DOTALL)
@@ -137,7 +137,7 @@ def make_marked_table(what: str, results: Path) -> Table:
     if first == "smp" and len(others) == 1:
         return compare_with_smp.make_table_of_record(results / others[0])
     if first == "comparisons" and len(others) == 1:
-        return list_comparisons(results / others[0], results)
+        return make_comparisons_table(results / others[0], results)
     if others and others[0] in CHOSEN:
         experiment = read_experiment(first)
         return CHOSEN[others[0]](experiment, open_folder(results / f"{experiment.name}.zip"), others[1:])

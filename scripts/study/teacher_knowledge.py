@@ -33,7 +33,7 @@ from datasets import build_dataset_for_network
 from datasets.base import SegmentationDataset
 from models.checkpoints.loading import LoadedNetwork, load_one_of_several
 from models.prediction import Predictor
-from scripts.study.analysis.text import markdown
+from scripts.study.analysis.text import format_markdown_table
 from utils.entry import run_main
 from utils.errors import UserError
 from utils.files import write_text
@@ -134,7 +134,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError("--teacher: two of them lie in folders of the same name")
     result = measure_teachers(teachers, [make_predictor(reference) for reference in references], dataset, config.limit)
     head = ["teacher", "entropy", "negative log-likelihood", "divergence from the references"]
-    print(markdown(head, [[name, *(f"{value:.4f}" for value in row.values())] for name, row in result.items()]), end="")
+    rows = [[name, *(f"{value:.4f}" for value in row.values())] for name, row in result.items()]
+    print(format_markdown_table(head, rows), end="")
     if config.save:
         save(result, config, min(config.limit, len(dataset)))
 

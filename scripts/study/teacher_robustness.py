@@ -34,7 +34,7 @@ from models.prediction import Predictor
 from scripts.study.analysis import style
 from scripts.study.analysis.output import save_json, save_text
 from scripts.study.analysis.robustness import CORRUPTIONS, Condition, Tally, corrupt, draw_robustness
-from scripts.study.analysis.text import markdown, percent, spread
+from scripts.study.analysis.text import format_markdown_table, format_mean_std, format_percent
 from utils.entry import run_main
 from utils.errors import UserError
 from utils.options import option, parse_flags
@@ -140,9 +140,9 @@ def make_tables(results: dict[str, list[dict[str, Any]]]) -> str:
     for name, records in results.items():
         rows = []
         for r in records:
-            shares = percent(r["agreement"]), f"{r['kl']:.4f}", percent(r["follows_wrong"], 1)
-            rows.append([r["name"], r["value"], spread(r["miou"]), *shares])
-        parts.append(f"## {name}\n\n{markdown(header, rows)}")
+            shares = format_percent(r["agreement"]), f"{r['kl']:.4f}", format_percent(r["follows_wrong"], 1)
+            rows.append([r["name"], r["value"], format_mean_std(r["miou"]), *shares])
+        parts.append(f"## {name}\n\n{format_markdown_table(header, rows)}")
     return "\n".join(parts)
 
 

@@ -56,19 +56,19 @@ def html(text: str, pictures: Mapping[str, Sequence[Picture]]) -> str:
         links.append(f'<a href="#s{number}">{escape(head)}</a>')
         body.append(f'<h2 id="s{number}">{escape(head)}</h2>')
         body.append(parts.get(head, ""))
-        body.append(show_pictures(pictures.get(head, ())))
+        body.append(format_pictures(pictures.get(head, ())))
     return PAGE.format(title=escape(title.strip()), links="\n".join(links), body="\n".join(body))
 
 
-def show_pictures(pictures: Sequence[Picture]) -> str:
+def format_pictures(pictures: Sequence[Picture]) -> str:
     """Return the HTML of the pictures below a heading. Many are folded away behind a line to click."""
-    shown = "\n".join(map(show_picture, pictures))
+    shown = "\n".join(map(format_picture, pictures))
     if len(pictures) <= FOLDED_FROM:
         return shown
     return f"<details><summary>{len(pictures)} pictures</summary>\n{shown}\n</details>"
 
 
-def show_picture(picture: Picture) -> str:
+def format_picture(picture: Picture) -> str:
     """Return the HTML of a picture with its caption. The file's content becomes a part of the page."""
     data = base64.b64encode(picture.path.read_bytes()).decode()
     image = f'<img alt="{escape(picture.path.stem)}" src="data:image/png;base64,{data}">'

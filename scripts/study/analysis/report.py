@@ -13,7 +13,7 @@ from engine.metrics import ASSISTED
 from scripts.study.analysis import charts, gained_lost, robustness, style
 from scripts.study.analysis.charts import Groups
 from scripts.study.analysis.runs import Run, View, list_scored_runs
-from scripts.study.analysis.text import markdown, percent, spread
+from scripts.study.analysis.text import format_markdown_table, format_mean_std, format_percent
 from utils.errors import UserError
 
 CONFUSIONS_SHOWN = 3  # of a group
@@ -26,8 +26,9 @@ def make_table(rows: Sequence[dict[str, Any]]) -> str:
         name = row["group"] + (f" ({ASSISTED})" if row["label_assisted"] else "")
         seeds = len(row["miou"])
         p = row.get("p_over_seeds")
-        lines.append([name, str(seeds), spread(row["miou"]), describe_gain(row), "-" if p is None else f"{p:.2g}"])
-    return markdown(["group", "seeds", "mIoU %", "gain", "p over seeds"], lines)
+        score = format_mean_std(row["miou"])
+        lines.append([name, str(seeds), score, describe_gain(row), "-" if p is None else f"{p:.2g}"])
+    return format_markdown_table(["group", "seeds", "mIoU %", "gain", "p over seeds"], lines)
 
 
 def describe_gain(row: dict[str, Any]) -> str:
@@ -38,7 +39,7 @@ def describe_gain(row: dict[str, Any]) -> str:
     if not paired:
         return f"{100 * row['gain']:+.2f} (no seed in common)"
     shared = "" if len(paired) == len(row["miou"]) else f" (seeds in common: {len(paired)})"
-    return spread(paired, "+") + shared
+    return format_mean_std(paired, "+") + shared
 
 
 def make_report(result: dict[str, Any], views: Sequence[View], samples: int) -> str:
@@ -60,12 +61,13 @@ def make_report(result: dict[str, Any], views: Sequence[View], samples: int) -> 
         kinds = list(gained_lost.CHANGES)[:4]
         cells = []
         for name, found in result["gained_lost"].items():
-            cells.append([name, *(percent(found[kind]) for kind in kinds)])
+            cells.append([name, *(format_percent(found[kind]) for kind in kinds)])
         header = ["group", *(f"{kind} %" for kind in kinds)]
-        parts.append("## Pixels gained and lost\n\n" + markdown(header, cells))
+        parts.append("## Pixels gained and lost\n\n" + format_markdown_table(header, cells))
     if result["top_confusions"]:
         cells = [[name, describe_confusions(pairs)] for name, pairs in result["top_confusions"].items()]
-        parts.append("## Confusions\n\n" + markdown(["group", "largest, in % of the label's pixels"], cells))
+        table = format_markdown_table(["group", "largest, in % of the label's pixels"], cells)
+        parts.append(f"## Confusions\n\n{table}")
     if result["notes"]:
         parts.append("## Left out\n\n" + "\n".join(f"- {note}" for note in result["notes"]))
     return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
@@ -74,7 +76,7 @@ def make_report(result: dict[str, Any], views: Sequence[View], samples: int) -> 
 def describe_confusions(pairs: Sequence[dict[str, Any]]) -> str:
     """Return the largest confusions of a group in words. pairs: of ``charts.list_top_confusions``."""
     shown = pairs[:CONFUSIONS_SHOWN]
-    return "; ".join(f"{p['label']} taken for {p['prediction']} {percent(p['share'], 1)}" for p in shown)
+    return "; ".join(f"{p['label']} taken for {p['prediction']} {format_percent(p['share'], 1)}" for p in shown)
 
 
 def describe_pictures(result: dict[str, Any], groups: Groups, view: View) -> dict[str, str]:
@@ -86,8 +88,8 @@ def describe_pictures(result: dict[str, Any], groups: Groups, view: View) -> dic
     }
     for name, found in result["gained_lost"].items():
         captions[f"gained_lost-{make_file_name(name)}.png"] = (
-            f"{name} is right where {result['baseline']} is wrong in {percent(found['gained'])} % of the pixels "
-            f"(blue), and wrong where it is right in {percent(found['lost'])} % (vermilion). "
+            f"{name} is right where {result['baseline']} is wrong in {format_percent(found['gained'])} % of the pixels "
+            f"(blue), and wrong where it is right in {format_percent(found['lost'])} % (vermilion). "
             f"Runs: {found['run']} and {found['baseline']}."
         )
     for name, pairs in result["top_confusions"].items():
@@ -201,7 +203,7 @@ def draw_robustness_of_teachers(groups: Groups, output: Path) -> dict[str, str]:
 def describe_robustness(run: str, results: dict[str, list[dict[str, Any]]]) -> str:
     """Say how much a teacher's score depends on its label. results: records by teacher, of teacher_robustness.py."""
     (records,) = list(results.values())[:1]
-    scores = {record["name"]: spread(record["miou"]) for record in records}
+    scores = {record["name"]: format_mean_std(record["miou"]) for record in records}
     return f"{run} has {scores['as trained']} % mIoU with its label and {scores['no label']} % with a plane of zeros."
 
 

@@ -14,7 +14,7 @@ from utils.errors import UserError
 from utils.files import read_yaml
 
 
-def list_comparisons(file: Path, results: Path) -> Table:
+def make_comparisons_table(file: Path, results: Path) -> Table:
     """List mean differences of last checkpoints in points of mIoU, with 95 % intervals over the seeds.
 
     An interval that excludes zero is shown in bold. Where fewer than two seeds have both runs, the cell says "not run".

@@ -48,7 +48,7 @@ class Arm:
 
     name: str
     title: str
-    train: str  # "teacher" or "student"
+    role: str  # "teacher" or "student"
     recipe: str
     dataset: str
     backbone: str
@@ -156,8 +156,8 @@ def _read_arm(path: Path, name: str, content: Mapping[str, Any]) -> Arm:
     """Read one entry of ``runs``, with the settings that all runs share below its own."""
     run = content["runs"][name]
     where = f"{path}: {name}"
-    train = run.get("train", "student")
-    config_class = lookup(SCRIPTS, train, f"script in {where}: train:")
+    role = run.get("train", "student")
+    config_class = lookup(SCRIPTS, role, f"script in {where}: train:")
     recipe = run.get("recipe", content.get("recipe", ""))
     if not recipe:
         raise UserError(f"{where}: 'recipe' is missing, here and at the top of the file")
@@ -166,18 +166,18 @@ def _read_arm(path: Path, name: str, content: Mapping[str, Any]) -> Arm:
         own = {**_read_network(path, where, run["network"], content), **own}
     settings, origins = _read_settings(where, config_class, own, content)
     start = origins.get("pretrained")
-    if train == "student" and start and content["runs"][start.run].get("train") == "teacher":
+    if role == "student" and start and content["runs"][start.run].get("train") == "teacher":
         raise UserError(f"{where}: pretrained: {start.run} reads the label, a student does not")
     row = tuple(map(str, run.get("row", ())))
     if row and len(row) != len(content.get("columns", ())):
         raise UserError(f"{where}: row: {len(row)} cells, but columns: has {len(content.get('columns', ()))}")
     title = run.get("title", ", ".join(row) or name)
-    whole = {**load_recipe(recipe, train), **settings}
-    if train == "student":
+    whole = {**load_recipe(recipe, role), **settings}
+    if role == "student":
         _require_teacher(where, whole.get("kd", config_class.kd), {**whole, **origins})
     dataset = whole.get("dataset", config_class.dataset)
     backbone = whole.get("backbone", config_class.backbone)
-    return Arm(name, title, train, recipe, dataset, backbone, settings, origins, row, run.get("published"))
+    return Arm(name, title, role, recipe, dataset, backbone, settings, origins, row, run.get("published"))
 
 
 def _require_teacher(where: str, kd: str, settings: Mapping[str, Any]) -> None:
@@ -285,7 +285,7 @@ def _check_shifts(path: Path, arms: Mapping[str, Arm], seeds: tuple[int, ...]) -
 
 
 def _check_student(path: Path, key: str, arm: Arm) -> None:
-    if arm.train != "student":
+    if arm.role != "student":
         raise UserError(f"{path}: {key}: {arm.name} reads the label: gains over it mean nothing")
 
 
@@ -298,7 +298,7 @@ def _read_pairs(
         if not isinstance(pair, list) or len(pair) != 2:
             raise UserError(f"{path}: compare: {pair!r} is no pair of runs")
         for name in pair:
-            if lookup(all_arms, str(name), f"run in {path}: compare:").train != "student":
+            if lookup(all_arms, str(name), f"run in {path}: compare:").role != "student":
                 raise UserError(f"{path}: compare: {name} reads the label: its score is no segmentation result")
         if set(pair) <= arms.keys():
             found.append(tuple(pair))

@@ -40,7 +40,7 @@ def list_dial_points(experiment: Experiment) -> list[DialPoint]:
     for arm in experiment.arms.values():
         origin = arm.origins.get("teacher_pretrained")
         teacher = experiment.arms[origin.run] if origin else None
-        if teacher and teacher.train == "teacher" and "pretrained" not in arm.origins:
+        if teacher and teacher.role == "teacher" and "pretrained" not in arm.origins:
             settings = teacher.settings
             places = {"fixed": "0 (fixed)", "near": str(settings.get("code_std")), "random": "random"}
             place = places.get(settings.get("label_codes", "random"))

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from scripts.study.analysis import style
 from scripts.study.analysis.record_files import Folder
 from scripts.study.analysis.runs import Run
-from scripts.study.analysis.text import spread
+from scripts.study.analysis.text import format_mean_std
 from scripts.study.experiments.definition import Arm, Experiment
 from scripts.study.experiments.tables import NOT_RUN, Table, get_scores_by_seed, read_records
 from utils.errors import UserError
@@ -68,7 +68,7 @@ def read_knowledge_by_seed(records: dict[str, list[Run]]) -> dict[str, dict[int,
     return known
 
 
-def list_knowledge(experiment: Experiment, folder: Folder) -> Table:
+def make_knowledge_table(experiment: Experiment, folder: Folder) -> Table:
     """List entropy, likelihood and divergence of the networks that were measured."""
     known = read_knowledge_by_seed(read_records(experiment, folder))
     rows = []
@@ -80,7 +80,7 @@ def list_knowledge(experiment: Experiment, folder: Folder) -> Table:
                 [knowledge.negative_log_likelihood for knowledge in measured],
                 [knowledge.divergence for knowledge in measured],
             )
-            shown = [spread(values, scale=1, digits=3) for values in columns]
+            shown = [format_mean_std(values, scale=1, digits=3) for values in columns]
             rows.append([f"{experiment.arms[name].title} ({len(measured)})", *shown])
     header = ["network (seeds)", "entropy", "negative log-likelihood", "divergence from the references"]
     return header, rows or [[NOT_RUN, "", "", ""]]
@@ -96,7 +96,7 @@ def find_control(experiment: Experiment, student: Arm) -> str:
     if start is None:
         return experiment.baseline
     for arm in experiment.arms.values():
-        if arm.train == "student" and arm.origins.get("pretrained") == start and len(arm.origins) == 1:
+        if arm.role == "student" and arm.origins.get("pretrained") == start and len(arm.origins) == 1:
             return arm.name
     return ""
 

@@ -66,14 +66,14 @@ class Plan:
             settings["pretrained_base"] = str(Path(self.places.bases) / f"{arm.backbone}.pth")
         commands = [self._training(arm, settings, seed, folder)]
         commands += [self._scoring(arm, folder, checkpoint) for checkpoint in ("last", "best")]
-        if arm.train == "teacher":
+        if arm.role == "teacher":
             commands.append(self._probe(arm, folder))
         each_once = tuple(dict.fromkeys(needs))
         self.jobs[name] = Job(name, folder, tuple(commands), each_once, self.machine.processes)
         return self.jobs[name]
 
     def _training(self, arm: Arm, settings: dict[str, Any], seed: int, folder: Path) -> tuple[str, ...]:
-        words = [f"train_{arm.train}.py", "--recipe", arm.recipe, "--data", self.places.data_of(arm)]
+        words = [f"train_{arm.role}.py", "--recipe", arm.recipe, "--data", self.places.data_of(arm)]
         for key, value in settings.items():
             words += _as_flag(key, value)
         words += ["--seed", str(seed), "--save-dir", str(folder), "--resume", "auto"]

@@ -12,11 +12,11 @@ import numpy as np
 from scripts.study.analysis.paired import compute_p_over_seeds
 from scripts.study.analysis.record_files import Folder, list_runs
 from scripts.study.analysis.runs import Run, View, read_run
-from scripts.study.analysis.text import spread
+from scripts.study.analysis.text import format_mean_std
 from scripts.study.experiments.definition import Arm, Experiment
 from utils.errors import lookup
 
-MIOU = "mIoU % (seeds)"  # heading of what show_scores shows
+MIOU = "mIoU % (seeds)"  # heading of what format_scores shows
 NOT_RUN = "not run"
 GAINS_HEADER = ["training", "compared with", "gain in points", "gain by seed", "p over seeds"]
 Table = tuple[list[str], list[list[str]]]
@@ -73,19 +73,19 @@ def gains_by_seed(runs: Sequence[Run], base: Sequence[Run]) -> list[float]:
     return [own[seed] - other[seed] for seed in sorted(own.keys() & other.keys())]
 
 
-def list_students(experiment: Experiment, folder: Folder) -> Table:
+def make_students_table(experiment: Experiment, folder: Folder) -> Table:
     """List the networks that see the image only, with the scores of their last and best checkpoints."""
     records = read_records(experiment, folder)
     rows = []
     for arm in experiment.arms.values():
-        if arm.train == "student":
+        if arm.role == "student":
             runs = records[arm.name]
-            shown = [show_scores(get_scores_by_seed(runs, checkpoint)) for checkpoint in ("last", "best")]
-            rows.append([link_records(experiment, arm.name, runs), arm.title, *shown, show_minutes(runs)])
+            shown = [format_scores(get_scores_by_seed(runs, checkpoint)) for checkpoint in ("last", "best")]
+            rows.append([link_records(experiment, arm.name, runs), arm.title, *shown, format_minutes(runs)])
     return ["run", "training", f"last {MIOU}", f"best {MIOU}", name_minutes(records)], rows
 
 
-def list_published(experiment: Experiment, folder: Folder) -> Table:
+def make_published_table(experiment: Experiment, folder: Folder) -> Table:
     """List the rows of a published table: what was printed there, and what the runs of this experiment score."""
     records = read_records(experiment, folder)
     rows = []
@@ -93,13 +93,13 @@ def list_published(experiment: Experiment, folder: Folder) -> Table:
         if arm.row:
             runs = records[arm.name]
             printed = "none" if arm.published is None else f"{arm.published:.2f}"
-            shown = [show_scores(get_scores_by_seed(runs, checkpoint)) for checkpoint in ("last", "best")]
+            shown = [format_scores(get_scores_by_seed(runs, checkpoint)) for checkpoint in ("last", "best")]
             rows.append([", ".join(arm.row), printed, *shown, link_records(experiment, arm.name, runs)])
     header = [", ".join(experiment.columns), "published mIoU %", f"our last {MIOU}", f"our best {MIOU}", "run"]
     return header, rows
 
 
-def summarise_students(experiment: Experiment, folder: Folder) -> Table:
+def make_summary_table(experiment: Experiment, folder: Folder) -> Table:
     """List the students that were run: score, gain over two baselines, and time.
 
     The second baseline is the one that was trained for as long as a teacher and its student. The time includes all
@@ -110,10 +110,10 @@ def summarise_students(experiment: Experiment, folder: Folder) -> Table:
     times = {}
     bases = experiment.baseline, experiment.equal_time
     for arm in experiment.arms.values():
-        if arm.train == "student" and (found := get_scores_by_seed(records[arm.name], "last")):
-            times[arm.name] = show_total_minutes(experiment, records, arm.name, found)
-            gains = [show_gain(records, arm.name, base) for base in bases]
-            rows.append([arm.title, show_scores(found), *gains, times[arm.name]])
+        if arm.role == "student" and (found := get_scores_by_seed(records[arm.name], "last")):
+            times[arm.name] = format_total_minutes(experiment, records, arm.name, found)
+            gains = [format_gain(records, arm.name, base) for base in bases]
+            rows.append([arm.title, format_scores(found), *gains, times[arm.name]])
     over = [f"points over the {times.get(base, 'unknown')}-minute baseline" for base in bases]
     total = name_minutes(records).replace("minutes", "minutes, teacher included", 1)
     return _add_placeholder_row(["student", MIOU, *over, total], rows)
@@ -128,7 +128,7 @@ def find_arms(experiment: Experiment, names: Sequence[str]) -> list[Arm]:
     return [lookup(experiment.arms, name, f"run of {experiment.name}") for name in names]
 
 
-def list_briefly(experiment: Experiment, folder: Folder, names: Sequence[str]) -> Table:
+def make_brief_table(experiment: Experiment, folder: Folder, names: Sequence[str]) -> Table:
     """Return scores and times, all that a run starts from included, of the runs with these names that were run.
 
     Raises:
@@ -138,11 +138,11 @@ def list_briefly(experiment: Experiment, folder: Folder, names: Sequence[str]) -
     rows = []
     for arm in find_arms(experiment, names):
         if found := get_scores_by_seed(records[arm.name], "last"):
-            rows.append([arm.title, show_scores(found), show_total_minutes(experiment, records, arm.name, found)])
+            rows.append([arm.title, format_scores(found), format_total_minutes(experiment, records, arm.name, found)])
     return _add_placeholder_row(["training", MIOU, "minutes of one core, teacher included"], rows)
 
 
-def list_progress(experiment: Experiment, folder: Folder, names: Sequence[str]) -> Table:
+def make_progress_table(experiment: Experiment, folder: Folder, names: Sequence[str]) -> Table:
     """List what the runs with these names score on the way: at each quarter of their length, mean over the seeds.
 
     The scores are those of the validations in training. A quarter at which a run was not validated has a dash.
@@ -155,22 +155,22 @@ def list_progress(experiment: Experiment, folder: Folder, names: Sequence[str]) 
     for arm in find_arms(experiment, names):
         runs = [run for run in records[arm.name] if run.curves.get("val")]
         if runs:
-            shown = [show_score_on_the_way(runs, quarter / 4) for quarter in (1, 2, 3, 4)]
+            shown = [format_score_on_the_way(runs, quarter / 4) for quarter in (1, 2, 3, 4)]
             rows.append([f"{arm.title} ({len(runs)})", *shown])
     header = ["training (seeds)", "mIoU % after a quarter", "after half", "after three quarters", "at the end"]
     return _add_placeholder_row(header, rows)
 
 
-def show_score_on_the_way(runs: Sequence[Run], share: float) -> str:
+def format_score_on_the_way(runs: Sequence[Run], share: float) -> str:
     """Show mean and spread of the validations after a share of each run's iterations; a dash where one is missing."""
     values = []
     for run in runs:
         on_the_way = {record["iteration"]: record["miou"] for record in run.curves["val"]}
         values.append(on_the_way.get(share * run.config["max_iterations"]))
-    return "-" if None in values else spread(values)
+    return "-" if None in values else format_mean_std(values)
 
 
-def show_total_minutes(experiment: Experiment, records: dict[str, list[Run]], name: str, seeds: Iterable[int]) -> str:
+def format_total_minutes(experiment: Experiment, records: dict[str, list[Run]], name: str, seeds: Iterable[int]) -> str:
     """Show the mean time of a run with all that it starts from."""
     minutes = [compute_total_minutes(experiment, records, name, seed) for seed in seeds]
     known = [value for value in minutes if value is not None]
@@ -204,15 +204,15 @@ def _list_with_origins(experiment: Experiment, name: str, seed: int) -> list[tup
     return found
 
 
-def show_gain(records: dict[str, list[Run]], name: str, base: str) -> str:
+def format_gain(records: dict[str, list[Run]], name: str, base: str) -> str:
     """Show the mean gain and its spread over the seeds that both have; nothing for a run beside itself."""
     if name == base:
         return ""
     differences = gains_by_seed(records[name], records[base]) if base else []
-    return spread(differences, "+") if differences else NOT_RUN
+    return format_mean_std(differences, "+") if differences else NOT_RUN
 
 
-def list_gains(experiment: Experiment, folder: Folder) -> Table:
+def make_gains_table(experiment: Experiment, folder: Folder) -> Table:
     """List differences of last checkpoints, where both sides were run. No pair is listed both ways.
 
     They are of every student to the baseline, to the baseline that had the teacher's time too, and of the pairs that
@@ -220,7 +220,7 @@ def list_gains(experiment: Experiment, folder: Folder) -> Table:
     """
     arms = experiment.arms
     bases = filter(None, (experiment.baseline, experiment.equal_time))
-    every = [(name, base) for base in bases for name in arms if arms[name].train == "student"]
+    every = [(name, base) for base in bases for name in arms if arms[name].role == "student"]
     pairs: dict[tuple[str, str], None] = {}
     for name, base in (*every, *experiment.compare):
         if name != base and (base, name) not in pairs:
@@ -228,8 +228,8 @@ def list_gains(experiment: Experiment, folder: Folder) -> Table:
     return _add_placeholder_row(GAINS_HEADER, _list_differences(experiment, folder, pairs))
 
 
-def list_pairs(experiment: Experiment, folder: Folder, pairs: Sequence[str]) -> Table:
-    """List the rows of ``list_gains`` for a few pairs, each written as ``RUN:RUN``.
+def make_pairs_table(experiment: Experiment, folder: Folder, pairs: Sequence[str]) -> Table:
+    """List the rows of ``make_gains_table`` for a few pairs, each written as ``RUN:RUN``.
 
     Raises:
         UserError: a name is no run of the experiment, or a pair has no colon.
@@ -259,7 +259,7 @@ def _list_differences(experiment: Experiment, folder: Folder, pairs: Iterable[tu
         if differences:
             by_seed = ", ".join(f"{100 * value:+.2f}" for value in differences)
             p = compute_p_over_seeds(differences)
-            cells = [spread(differences, "+"), by_seed, "one seed" if p is None else f"{p:.2g}"]
+            cells = [format_mean_std(differences, "+"), by_seed, "one seed" if p is None else f"{p:.2g}"]
             rows.append([arms[name].title, arms[base].title, *cells])
     return rows
 
@@ -269,9 +269,9 @@ def _add_placeholder_row(header: list[str], rows: list[list[str]]) -> Table:
     return header, rows or [[NOT_RUN, *[""] * (len(header) - 1)]]
 
 
-def show_scores(values: dict[int, float]) -> str:
+def format_scores(values: dict[int, float]) -> str:
     """Show mean and standard deviation over seeds, and how many seeds there are."""
-    return f"{spread(list(values.values()))} ({len(values)})" if values else NOT_RUN
+    return f"{format_mean_std(list(values.values()))} ({len(values)})" if values else NOT_RUN
 
 
 def name_minutes(records: dict[str, list[Run]]) -> str:
@@ -287,7 +287,7 @@ def name_minutes(records: dict[str, list[Run]]) -> str:
     return f"minutes ({' / '.join(sorted(places))})" if places else "minutes"
 
 
-def show_minutes(runs: Sequence[Run]) -> str:
+def format_minutes(runs: Sequence[Run]) -> str:
     """Show the mean training time."""
     known = [minutes for run in runs if (minutes := compute_training_minutes(run)) is not None]
     return f"{np.mean(known):.1f}" if known else NOT_RUN

@@ -8,21 +8,21 @@ import numpy as np
 
 from engine.metrics import ASSISTED
 from scripts.study.analysis.record_files import Folder
-from scripts.study.analysis.text import spread
+from scripts.study.analysis.text import format_mean_std
 from scripts.study.experiments.definition import Experiment
 from scripts.study.experiments.tables import (
     MIOU,
     NOT_RUN,
     Table,
+    format_scores,
     get_scores_by_seed,
     link_records,
     read_records,
-    show_scores,
 )
 from utils.errors import UserError
 
 
-def list_teachers(experiment: Experiment, folder: Folder) -> Table:
+def make_teachers_table(experiment: Experiment, folder: Folder) -> Table:
     """List the networks that read the label: what they score with it and without it, and whether they follow it.
 
     Their scores are no segmentation results.
@@ -31,7 +31,7 @@ def list_teachers(experiment: Experiment, folder: Folder) -> Table:
     rows = []
     images = {}
     for arm in experiment.arms.values():
-        if arm.train != "teacher":
+        if arm.role != "teacher":
             continue
         runs = records[arm.name]
         probes = [record for run in runs for record in read_robustness(run.folder / "robustness.json", images)]
@@ -41,8 +41,8 @@ def list_teachers(experiment: Experiment, folder: Folder) -> Table:
         # of pixels whose whole region was shown as another class, the share predicted as the shown class
         whole = [r["follows_wrong"] for r in probes if r["name"] == "wrong regions" and r["share"] == 1]
         followed = [share for share in whole if share is not None]
-        cells = [spread(values) if values else NOT_RUN for values in (shown, without, followed)]
-        seen = show_scores(get_scores_by_seed(runs, "last"))
+        cells = [format_mean_std(values) if values else NOT_RUN for values in (shown, without, followed)]
+        seen = format_scores(get_scores_by_seed(runs, "last"))
         rows.append([f"{arm.title}: {link_records(experiment, arm.name, runs)}", seen, *cells])
     if len(images) > 1:
         raise UserError(f"{folder}: robustness of different images: {'; '.join(sorted(images))}")
