@@ -119,7 +119,7 @@ MESSAGES = {
     "no probability": (lambda t: parse_flags(TrainConfig, "", ["--dropout", "1.5"]), r"--dropout: 1\.5 is too large"),
     "entry twice": (lambda t: read_manifest(garbage(t, "m.yaml", yaml.safe_dump([ENTRY._asdict()] * 2).encode())),
                     r"m\.yaml: the name 'a' is there twice"),
-    "losses": (lambda t: benchmark.compare_steps("x", way(1.0), way(3.0), way(2.0).loss, SimpleNamespace(amp="none"),
+    "losses": (lambda t: benchmark.compare_steps("x", 2, way(1.0), way(3.0), way(2.0).loss, SimpleNamespace(amp="none"),
                SimpleNamespace(device=torch.device("cpu"), compile=False)), r"x: our loss is 1\.0, the plain one 2\.0"),
     "result": (lambda t: results_table.read(garbage(t, "e.json"), ()), r"e\.json is no result of eval\.py"),
 }  # fmt: skip

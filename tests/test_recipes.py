@@ -73,7 +73,7 @@ def test_the_paper_has_five_data_sets_by_five_models():
 @pytest.mark.parametrize("table", ["lad_voc", "cirkd", "lad_paper"])
 def test_every_run_of_a_table_gets_what_its_recipe_asks_for(table):
     for arm in read_experiment(table).arms.values():
-        role = "baseline" if arm.settings.get("kd") == "none" else arm.train
+        role = "baseline" if arm.settings.get("kd") == "none" else arm.role
         for name, value in load_recipe(arm.recipe, role).items():
             given = name in arm.settings or name in arm.origins
             assert value != "?" or given, f"{arm.name}: {name} is asked for by the recipe"
