@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from datasets import build_dataset, get_dataset_spec
 from engine.runtime import Runtime
 from engine.settings import TrainConfig
-from utils.options import convert, get_flag
+from utils.options import convert, format_value, get_flag
 from utils.pictures import read_size
 
 C = TypeVar("C", bound=TrainConfig)
@@ -48,7 +48,7 @@ def _find_fitted_settings(
     else:
         fitted = compute_fitted_settings(settings, measure_images(settings), ranks, given)
     fitted = {name: value for name, value in fitted.items() if name not in given}
-    text = " ".join(f"{get_flag(name)} {_format_value(value)}" for name, value in fitted.items())
+    text = " ".join(f"{get_flag(name)} {format_value(value)}" for name, value in fitted.items())
     print(f"fitted to the training images of {settings.data or settings.dataset}: {text}")
     return fitted
 
@@ -102,8 +102,3 @@ def measure_images(settings: TrainConfig) -> dict[str, Any]:
         heights.append(height)
         widths.append(width)
     return {"count": len(dataset), "height": statistics.median(heights), "width": statistics.median(widths)}
-
-
-def _format_value(value: object) -> str:
-    """Return a value as it is written on the command line."""
-    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)

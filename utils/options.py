@@ -116,7 +116,7 @@ def _add_flag(parser: Any, field: dataclasses.Field, kind: Any) -> None:
     """Add the flag of a field, and its bare form where the field is positional."""
     text = field.metadata["help"]
     if field.default not in ("", None) and field.default is not False:
-        text += f" (default: {_format_default(field.default)})"
+        text += f" (default: {format_value(field.default)})"
     options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": text.replace("%", "%%")}
     if kind is bool:
         options["action"] = argparse.BooleanOptionalAction
@@ -131,8 +131,8 @@ def _add_flag(parser: Any, field: dataclasses.Field, kind: Any) -> None:
     parser.add_argument(get_flag(field.name), **options)
 
 
-def _format_default(value: Any) -> str:
-    """Return a default as it is written on the command line."""
+def format_value(value: Any) -> str:
+    """Return the value of a flag as it is written on the command line."""
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
