@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from engine.loader import count_default_workers
+from engine.loader import choose_worker_count
 from engine.runtime import Runtime
 from engine.settings import TrainConfig
 from utils.errors import UserError, suggest_nearest
@@ -103,9 +103,7 @@ def _compute_from_labels(dataset: Any, workers: int | None) -> str:
         UserError: no pixel has a class, or a label file cannot be read.
     """
     print(f"--class-weights auto: counting the pixels of {len(dataset)} training labels")
-    if workers is None:
-        workers = count_default_workers()
-    counts = dataset.count_label_pixels(workers).tolist()
+    counts = dataset.count_label_pixels(choose_worker_count(workers)).tolist()
     if not any(counts):
         raise UserError("--class-weights auto: no pixel of the training labels has a class")
     absent = [name for name, count in zip(dataset.spec.names, counts, strict=True) if not count]

@@ -32,6 +32,11 @@ def count_default_workers() -> int:
     return min(MAX_WORKERS, max(1, cores // ranks))
 
 
+def choose_worker_count(workers: int | None) -> int:
+    """Return the number of loader workers that ``--workers`` gives, or the default where it gives none."""
+    return count_default_workers() if workers is None else workers
+
+
 def load_train_batches(
     stream: Dataset, start: int, stop: int, batch_size: int, workers: int | None, runtime: Runtime
 ) -> Generator:
@@ -65,7 +70,7 @@ def _iterate_batches(
         UserError: a sample cannot be read, or the workers do not begin or may not open what they need.
         RuntimeError: a worker has died.
     """
-    workers = min(count_default_workers() if workers is None else workers, len(batches))
+    workers = min(choose_worker_count(workers), len(batches))
     require_descriptors(workers)
     require_sockets(workers)
     iterator = _start_workers(dataset, batches, workers, pin_memory=device.type == "cuda")

@@ -181,8 +181,8 @@ def open_run_folder(settings: TrainConfig, runtime: Runtime, inputs: Mapping[str
 def adapt_to_restart(settings: TrainConfig, folder: Path) -> TrainConfig:
     """Change the settings of a job that torchrun restarts: it continues its run, also if flags say to start anew."""
     is_restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
-    has_checkpoint = any((folder / name).exists() for name in (LAST, PREVIOUS))
-    if is_restart and (has_checkpoint or not settings.resume):
+    can_continue = any((folder / name).exists() for name in (LAST, PREVIOUS))
+    if is_restart and (can_continue or not settings.resume):
         return replace(settings, resume="auto", overwrite=False)
     return settings
 
@@ -203,8 +203,7 @@ def find_resume_source(settings: TrainConfig, folder: Path) -> Path | None:
     """
     settings = adapt_to_restart(settings, folder)
     files = [path.name for pattern in RUN_FILES for path in sorted(folder.glob(pattern))]
-    is_resumable = LAST in files or PREVIOUS in files
-    if settings.resume == "auto" and is_resumable and not settings.overwrite:
+    if settings.resume == "auto" and has_checkpoint(files) and not settings.overwrite:
         return folder / LAST
     source = None
     if settings.resume not in ("", "auto"):
@@ -214,6 +213,11 @@ def find_resume_source(settings: TrainConfig, folder: Path) -> Path | None:
                 return folder / path.name
     require_nothing_lost(settings, folder, files)
     return source
+
+
+def has_checkpoint(files: Sequence[str]) -> bool:
+    """Return whether a run can be continued from one of the files with these names."""
+    return LAST in files or PREVIOUS in files
 
 
 def require_nothing_lost(settings: TrainConfig, folder: Path, files: Sequence[str]) -> None:
@@ -228,7 +232,7 @@ def require_nothing_lost(settings: TrainConfig, folder: Path, files: Sequence[st
     if settings.overwrite or is_worthless:
         require_inputs_elsewhere(settings, folder, files)
         return
-    if LAST in files or PREVIOUS in files:
+    if has_checkpoint(files):
         what = "holds a run: --resume auto continues it, "
     else:
         what = f"holds {', '.join(files[:MAX_LISTED])} of a run and no {LAST} to continue it from: "

@@ -13,7 +13,7 @@ from datasets import Data, build_train_and_val
 from engine.class_weights import parse_class_weights
 from engine.evaluator import evaluate, switch_to_eval
 from engine.finite import FiniteWatch, LossNotFinite
-from engine.loader import count_default_workers, load_train_batches
+from engine.loader import choose_worker_count, load_train_batches
 from engine.lockstep import Lockstep, Stopped, StopRequest
 from engine.logger import RunLogger, get_assisted_mark
 from engine.machine import describe_environment
@@ -462,7 +462,7 @@ class Trainer:
         Raises:
             UserError: a label cannot be read.
         """
-        workers = count_default_workers() if self.settings.workers is None else self.settings.workers
+        workers = choose_worker_count(self.settings.workers)
         counts = self.data.train.dataset.count_label_pixels(workers)
         weights = parse_class_weights(self.settings.class_weights)
         return float(counts.sum() if weights is None else counts @ weights)
