@@ -87,8 +87,8 @@ def fit_side(side: int, image_side: float) -> int:
 def fit_batch_size(settings: TrainConfig, count: int, ranks: int) -> int:
     """Return the batch size, reduced for few images to one that divides over ranks and ``accumulate`` parts."""
     parts = ranks * settings.accumulate
-    fitting = max(parts, count // parts * parts)
-    return min(settings.batch_size, fitting)
+    fitting = min(settings.batch_size, count) // parts * parts
+    return max(fitting, min(settings.batch_size, parts))
 
 
 def measure_images(settings: TrainConfig) -> dict[str, Any]:

@@ -86,6 +86,8 @@ def check_same_run(content: Mapping[str, Any], settings: TrainConfig, inputs: Ma
     for name in list_file_settings(type(settings)):  # the same file may lie elsewhere now
         if name in recorded and recorded[name] == inputs.get(name):
             may_differ.add(name)
+        if bool(old[name]) != bool(new[name]):  # a start from a file and one without are two runs
+            may_differ.discard(name)
     advice = "another --save-dir keeps both, --overwrite starts anew in its place"
     old_role = name_role(saved)
     new_role = name_role(asdict(settings))

@@ -426,6 +426,8 @@ def test_changed_inputs_are_refused(finished, tmp_path, monkeypatch):
     moved = tmp_path / "moved.pth"  # the same file may lie elsewhere now
     moved.write_bytes(teacher.read_bytes())
     train_student.main([*flags, "--teacher-pretrained", str(moved), "--resume", "auto"])
+    with pytest.raises(UserError, match=r"other settings \(pretrained: '' -> .*teacher.pth'\)"):  # another start
+        train_student.main([*flags, "--pretrained", str(teacher), "--resume", "auto"])
     teacher.write_bytes((finished / "previous.pth").read_bytes())
     with pytest.raises(UserError, match=r"other inputs \(teacher_pretrained: \w+ -> \w+\)"):
         train_student.main([*flags, "--resume", "auto"])

@@ -45,7 +45,8 @@ def test_the_intervals_follow_a_given_length_and_the_length_a_given_batch():
 
 
 @pytest.mark.parametrize(
-    ("count", "ranks", "accumulate", "batch_size"), [(5, 2, 1, 4), (3, 1, 2, 2), (1, 2, 1, 2), (100, 2, 1, 4)]
+    ("count", "ranks", "accumulate", "batch_size"),
+    [(5, 2, 1, 4), (3, 1, 2, 2), (1, 2, 1, 2), (100, 2, 1, 4), (6, 1, 3, 3), (100, 3, 1, 3)],
 )
 def test_few_images_give_a_batch_that_divides(count, ranks, accumulate, batch_size):
     settings = replace(SETTINGS, accumulate=accumulate)

@@ -171,5 +171,10 @@ def test_scores_on_the_way(tmp_path):
     assert rows == [["one (2)", "50.00 ± 14.14", "40.00 ± 14.14", "50.00 ± 14.14", "-"]]
 
 
+def test_a_record_file_that_is_missing_is_said(tmp_path):
+    with pytest.raises(UserError, match="no such file or folder"):
+        results_table.main(["--experiment", "camvid_fpn", "--records", f"{tmp_path}/none.zip"])
+
+
 def test_results_hold_few_files():
     assert len([path for path in (ROOT / "results").rglob("*") if path.is_file()]) <= 150

@@ -2,11 +2,13 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 import yaml
 
+from datasets.toy import TOY
 from scripts.study.experiments.definition import read_experiment
 from scripts.study.experiments.knowledge import draw_knowledge, find_control, make_knowledge_table
 from scripts.study.teacher_knowledge import main, measure
@@ -48,6 +50,14 @@ def test_a_reference_sees_the_image_only(tmp_path):
     teacher = write_checkpoint(tmp_path / "assisted-0/last.pth", codes="fixed")
     with pytest.raises(UserError, match="reads the label: it says nothing"):
         main(["--teacher", teacher, "--reference", teacher])
+
+
+def test_networks_with_another_order_of_classes_are_refused(tmp_path):
+    teacher = write_checkpoint(tmp_path / "plain-0/last.pth")
+    reversed_spec = replace(TOY, names=TOY.names[::-1], palette=TOY.palette[::-1])
+    reference = write_checkpoint(tmp_path / "long-0/last.pth", spec=reversed_spec)
+    with pytest.raises(UserError, match="another order"):
+        main(["--teacher", teacher, "--reference", reference])
 
 
 def write_run(folder, name, seed, share, knowledge=None):

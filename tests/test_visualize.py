@@ -1,10 +1,13 @@
 """The grid of predictions and TensorBoard's pictures: a column a network, titles that stay in their column."""
 
+from dataclasses import replace
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from PIL import Image
 
+from datasets.toy import TOY
 from engine.preview import draw_heading, tile
 from scripts.study import method_figure, visualize
 from scripts.study.analysis.text import wrap
@@ -40,7 +43,10 @@ def test_a_grid_of_a_teacher_and_several_students(tmp_path, monkeypatch):
 
 def test_students_that_cannot_stand_side_by_side(tmp_path, monkeypatch):
     student = write_checkpoint(tmp_path / "a/last.pth")
+    reversed_spec = replace(TOY, names=TOY.names[::-1], palette=TOY.palette[::-1])
+    other = write_checkpoint(tmp_path / "b/last.pth", spec=reversed_spec)
     for flags, message in (
+        (("--student", student, other), "b has the classes in another order"),
         ((), "give --teacher FILE, --student FILE.. or both"),
         (("--student", student, student), "the same file twice"),
     ):

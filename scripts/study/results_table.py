@@ -78,6 +78,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.files:
         print(format_markdown_table(*make_files_table(args.files)), end="")
+    if args.records and not args.records.exists():
+        raise UserError(f"--records {args.records}: no such file or folder")
     if args.experiment:
         experiment = read_experiment(args.experiment)
         print(format_tables(experiment, open_folder(args.records or RESULTS / f"{experiment.name}.zip")), end="")

@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 from datasets import build_dataset_for_network
 from datasets.base import SegmentationDataset
+from datasets.network_classes import require_classes
 from models.checkpoints.loading import LoadedNetwork, load_one_of_several
 from models.prediction import Predictor
 from scripts.study.analysis.text import format_markdown_table
@@ -123,12 +124,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         if reference.card.reads_label:
             raise UserError(f"--reference {path} reads the label: it says nothing about P(y|x)")
     first = next(iter(loaded.values())).card
-    _, dataset = build_dataset_for_network(
+    name, dataset = build_dataset_for_network(
         first, first.dataset, config.data or first.data, config.split, config.teacher[0]
     )
     for path, network in zip((*config.teacher, *config.reference), (*loaded.values(), *references), strict=True):
-        if network.card.num_classes != first.num_classes:
-            raise UserError(f"{path} has {network.card.num_classes} classes, {config.teacher[0]} {first.num_classes}")
+        require_classes(network.card, dataset.spec, name, path)
     teachers = {get_run_folder(path).name: make_predictor(network) for path, network in loaded.items()}
     if len(teachers) < len(config.teacher):
         raise UserError("--teacher: two of them lie in folders of the same name")

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from datasets import build_dataset_for_network, choose_evenly
 from datasets.base import DatasetSpec
+from datasets.network_classes import require_classes
 from engine.metrics import ASSISTED, Metrics, count_confusions
 from models.checkpoints.loading import LoadedNetwork, load_one_of_several
 from models.prediction import Predictor
@@ -80,13 +81,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = GridConfig(**parse_flags(GridConfig, __doc__, argv))
     columns = load_networks(config)
     card = next(iter(columns.values())).card
-    _, dataset = build_dataset_for_network(
+    name, dataset = build_dataset_for_network(
         card,
         dataset=config.dataset or card.dataset,
         data=config.data or card.data,
         split=config.split,
         source=config.teacher or config.student[0],
     )
+    for title, loaded in columns.items():
+        require_classes(loaded.card, dataset.spec, name, title)
     rows = []
     present = set()
     for i in choose_evenly(len(dataset), config.count):
