@@ -253,7 +253,7 @@ def make_result(
 
 
 def describe_protocol(config: EvalConfig, is_assisted: bool) -> str:
-    """Say in words how the score was made."""
+    """Say in words how the score was made: every flag that changes it, so that compare.py tells such scores apart."""
     parts = config.describe()
     if config.amp != "none":
         parts.append(config.amp)
@@ -261,6 +261,14 @@ def describe_protocol(config: EvalConfig, is_assisted: bool) -> str:
         parts.append(ASSISTED)
     if config.without_label:
         parts.append("zero label plane")
+    if config.label_codes:
+        parts.append(f"label codes {config.label_codes}")
+    if config.label_std is not None:
+        parts.append(f"pixel noise {config.label_std:g}")
+    if config.code_std is not None:
+        parts.append(f"code noise {config.code_std:g}")
+    if config.absent_as_zero:
+        parts.append("absent classes as 0")
     return ", ".join(parts)
 
 

@@ -35,6 +35,8 @@ class EvalProtocol:
         else:
             words.append(f"scales {' '.join(map(str, self.scales))} (mean logits)")
         words.append("window {}x{}".format(*self.window) if self.window else "whole image")
+        if self.window and self.stride:
+            words.append("stride {}x{}".format(*self.stride))
         if self.flip:
             words.append("flip")
         return words

@@ -40,6 +40,14 @@ class Handler(BaseHTTPRequestHandler):
             self.end_headers()
             return
         body = CONTENT
+        if fault == "stalled":
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body[:100])
+            self.wfile.flush()
+            self.server.released.wait(10)
+            return
         if fault == "other bytes":
             body = body[: len(body) // 2] + b"x" + body[len(body) // 2 + 1 :]
         self.send_response(200)
@@ -57,7 +65,7 @@ def server(monkeypatch):
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.fault, server.asked = None, []
+    server.fault, server.asked, server.released = None, [], threading.Event()
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     yield server
@@ -70,6 +78,18 @@ def server(monkeypatch):
 def entry(server):
     url = f"http://127.0.0.1:{server.server_port}/release/net%2Ba.pth"
     return download.Entry("net", url, "fcn", "resnet18", "voc", 70.0, "val", f"sha256:{SHA[:8]}", len(CONTENT))
+
+
+def test_a_server_that_stalls_does_not_block(server, entry, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "TIMEOUT", 0.2)
+    server.fault = "stalled"
+    try:
+        with pytest.raises(UserError, match=r"interrupted .*timed out.*: run again"):
+            download.fetch(entry, tmp_path)
+    finally:
+        server.released.set()
+        socket.setdefaulttimeout(None)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("digest", [f"sha256:{SHA[:8]}", f"sha256:{SHA}", f"git-blob:{BLOB}", None])

@@ -9,6 +9,7 @@ A file appears under its name only when its hash is right. Proxies are those of 
 
 import fnmatch
 import os
+import socket
 import sys
 import urllib.error
 import urllib.request
@@ -34,6 +35,7 @@ from utils.entry import run_main
 from utils.errors import UserError, suggest_nearest
 from utils.options import option, parse_flags
 
+TIMEOUT = 60  # seconds without a byte after which a download is given up
 ROW = "{:52} {:16} {:>6}  {:34} {}"  # of the list
 
 
@@ -91,7 +93,9 @@ def download(url: str, name: str, path: Path) -> None:
     Raises:
         OSError: the address cannot be reached, or the file cannot be written.
         ContentTooShortError: the download ended early. This is an OSError.
+        TimeoutError: the server sent nothing for TIMEOUT seconds. This is an OSError, too.
     """
+    socket.setdefaulttimeout(TIMEOUT)  # urlretrieve has no argument for it
     with tqdm(desc=name, unit="B", unit_scale=True, disable=None) as bar:
 
         def advance(blocks: int, block_size: int, total: int) -> None:
