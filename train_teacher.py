@@ -74,7 +74,7 @@ class TeacherStep(Step):
         generator: RowGenerator | None = None,
         avg_factor: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Return loss, task1, task2 and consistency (unweighted) of one batch.
+        """Return loss, task1 and, with two paths, task2 and consistency (unweighted) of one batch.
 
         image: normalised, ``[B, 3, H, W]``. label: ``[B, H, W]``. generator: draws the label noise. None: one is made
         from torch's global random state. avg_factor: see ``TaskLoss``.

@@ -127,7 +127,7 @@ class DatasetFile(NamedTuple):
 
     def check_splits(self) -> None:
         """Check the key ``splits``."""
-        wanted = "train: {images: FOLDER, labels: FOLDER} and so on, a * in both or none"
+        wanted = "train: {images: FOLDER, labels: FOLDER} and so on, a * in both or in images alone"
         self.require("splits", _are_splits(self.content["splits"]), wanted)
 
     def read_name_form(self) -> NameForm:

@@ -27,10 +27,10 @@ def find_learnable_norms(module: nn.Module) -> dict[str, _BatchNorm]:
 
 
 def find_norms_in_training(step: Step) -> dict[str, _BatchNorm]:
-    """Find the BatchNorm layers whose running statistics a forward pass changes, by name.
+    """Find the BatchNorm layers outside the frozen networks, by name.
 
-    They are those outside the frozen networks. One whose parameters a user's network has frozen is among them, because
-    its statistics change nevertheless; ``find_learnable_norms`` leaves it out.
+    Layers that ``--freeze-bn`` keeps in eval mode are among them. So is one whose parameters a user's network has
+    frozen, because its statistics change nevertheless; ``find_learnable_norms`` leaves it out.
     """
     frozen_networks = [network for network in step.list_networks() if network is not step.model]
     frozen = {id(module) for network in frozen_networks for module in network.modules()}

@@ -27,8 +27,8 @@ DAMAGED = "damaged.pth"  # the name of an unusable last.pth after the previous o
 UNUSED = "unused.pth"  # the name of a last.pth after --resume has named another checkpoint of the same folder
 # patterns of the files that a run writes
 RUN_FILES = (BEST, LOG, "events.out.tfevents.*", DAMAGED, UNUSED, PREVIOUS, LAST)
-# the scores of a run, as the documents and experiment.py name them
-SCORE_FILES = ("eval*.json", "last.json", "best.json", "per_image*.npz")
+# what was measured of a run, as the documents and experiment.py name it
+SCORE_FILES = ("eval*.json", "last.json", "best.json", "per_image*.npz", "robustness.*", "knowledge.json")
 MAX_LISTED = 5  # files that an error lists
 
 

@@ -16,7 +16,8 @@ class Step(nn.Module):
 
     model: nn.Module
     task: nn.Module  # a ``losses.task.TaskLoss``
-    # Attributes that hold networks: ``model``, and frozen ones, which may be None. All other modules are losses.
+    # Attributes that hold networks: ``model``, and frozen ones, which may be None. All other modules are losses or
+    # label noise.
     network_names: tuple[str, ...] = ("model",)
 
     def __init__(self) -> None:

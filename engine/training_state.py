@@ -146,7 +146,7 @@ class TrainingState:
         }
 
     def list_buffers_changed_by_forward(self) -> list[Tensor]:
-        """List the buffers that a forward pass changes: those of BatchNorm layers in training, and of the losses."""
+        """List the buffers that a forward pass may change: those of BatchNorm layers, and all outside the networks."""
         prefixes = self.step.list_network_prefixes()
         buffers = self.list_norm_buffers()
         buffers += [buffer for name, buffer in self.step.named_buffers() if not name.startswith(prefixes)]

@@ -109,7 +109,7 @@ def select_hard_pixels(loss: Tensor, label: Tensor, threshold: float, min_kept: 
     count = min(min_kept + 1, probability.numel())
     kept_limit = probability.flatten().topk(count, largest=False, sorted=False).values.amax()  # kthvalue: slow on CUDA
     highest = probability.masked_fill(~labelled, -torch.inf).amax()
-    limit = torch.where(kept_limit.isinf(), highest, kept_limit)  # infinite: fewer labelled pixels than min_kept
+    limit = torch.where(kept_limit.isinf(), highest, kept_limit)  # infinite: at most min_kept labelled pixels
     limit = limit.clamp(min=threshold)
     return labelled & (probability < limit)
 

@@ -224,7 +224,7 @@ def test_a_star_is_any_name(tmp_path):
         ("/*/rgb", "*/mask"),
         ("a\0", "b"),
     ):
-        with pytest.raises(UserError, match=r"splits must be train: .*a \* in both or none"):
+        with pytest.raises(UserError, match=r"splits must be train: .*a \* in both or in images alone"):
             pairs(images, labels)
 
 

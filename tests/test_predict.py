@@ -237,5 +237,5 @@ def test_a_picture_too_large_for_the_memory_costs_no_other(error, student, tmp_p
         predict.main([str(large), str(small), "--pretrained", student, "--output", f"{tmp_path}/out"])
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.png"]
     said = capsys.readouterr().err
-    assert f"skipped: {large}: out of memory for an image of 50x70: --window H W, or --resize H W" in said
+    assert f"skipped: {large}: out of memory for an image of 50x70: --window H W, or --resize LONG SHORT" in said
     assert said.endswith("error: 1 of 2 images were skipped\n")

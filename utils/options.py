@@ -229,10 +229,10 @@ class _Parser(argparse.ArgumentParser):
     other_scripts: Mapping[str, type] = NO_SCRIPTS
 
     def error(self, message: str) -> typing.NoReturn:
-        """Refuse unknown flags.
+        """Refuse flags that argparse cannot read.
 
         Raises:
-            UserError: a flag is unknown. The message names the script that has it, or else the nearest flag.
+            UserError: always. For an unknown flag, the message names the script that has it, or else the nearest flag.
         """
         if message.startswith("unrecognized arguments:"):
             given = message.split()[2].partition("=")[0]

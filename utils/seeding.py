@@ -14,7 +14,7 @@ SHUFFLE_STREAM = 3
 AUGMENTATION_STREAM = 4
 WRONG_LABELS_STREAM = 5
 
-ROW_STEP = 1_000_003  # between the seeds of two rows of a batch: above any number of draws of a row
+ROW_STEP = 1_000_003  # between the seeds of two rows of a batch: above the number of any stream
 
 
 def derive_seed(*parts: int) -> int:

@@ -29,7 +29,7 @@ class Format(NamedTuple):
 
     family: Family
     archs: tuple[str, ...]  # architectures that the file may hold; the first whose own widths fit is taken
-    marker: str  # a key that every such file has, and no file of a format further up the list
+    marker: str  # a key that every such file has. Formats are tried in order: no file of one further down may have it
     table: Table
 
 

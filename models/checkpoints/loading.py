@@ -1,4 +1,4 @@
-"""Load networks from files: this project's checkpoints, and those of LAD, CIRKD, MMSegmentation and torchvision."""
+"""Load networks from files: this project's checkpoints, and those of LAD, CIRKD, MMSegmentation and other libraries."""
 
 import sys
 from collections.abc import Mapping

@@ -33,8 +33,8 @@ class Archive(NamedTuple):
 def extract(file: Path, root: Path, archive: Archive) -> None:
     """Unpack what ``archive`` says of a file into ``root``. What is there with the same size is left alone.
 
-    The members are unpacked into a folder beside ``root`` first, by Python's own filter for data, which refuses what
-    leads out of that folder, devices, and links to elsewhere.
+    The members are unpacked into a temporary folder in ``root`` first. What leads out of that folder is refused,
+    and so are devices and links to elsewhere in a tar file, by Python's own filter.
 
     Raises:
         UserError: the archive is damaged, is refused, or has no such member; or a file cannot be written.

@@ -123,7 +123,7 @@ def segment(path: Path, image: np.ndarray, predict: Predictor, device: torch.dev
         UserError: the image does not fit in memory.
     """
     size = "x".join(map(str, image.shape[:2]))
-    with explain_out_of_memory(f"{path}: out of memory for an image of {size}: --window H W, or --resize H W"):
+    with explain_out_of_memory(f"{path}: out of memory for an image of {size}: --window H W, or --resize LONG SHORT"):
         pixels = torch.from_numpy(image.transpose(2, 0, 1).copy())[None].to(device)
         return predict.predict_classes(pixels)[0].to(torch.uint8).cpu().numpy()
 
