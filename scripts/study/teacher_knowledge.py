@@ -127,7 +127,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     name, dataset = build_dataset_for_network(
         first, first.dataset, config.data or first.data, config.split, config.teacher[0]
     )
-    for path, network in zip((*config.teacher, *config.reference), (*loaded.values(), *references), strict=True):
+    networks = list(zip((*config.teacher, *config.reference), (*loaded.values(), *references), strict=True))
+    for path, network in networks[1:]:  # the first was checked with the data set
         require_classes(network.card, dataset.spec, name, path)
     teachers = {get_run_folder(path).name: make_predictor(network) for path, network in loaded.items()}
     if len(teachers) < len(config.teacher):
