@@ -14,6 +14,8 @@ from utils.colors import choose_strongest_plane, colorize, draw_error_map, paint
 from utils.seeding import RowGenerator, derive_seed
 from utils.types import Rgb
 
+MAX_RATIO = 4  # of width to height, of one picture
+
 
 def make_preview(
     predictor: Predictor, dataset: SegmentationDataset, palette: Sequence[Rgb], count: int = 4
@@ -50,10 +52,13 @@ def make_row(
 
 
 def tile(rows: Sequence[Mapping[str, np.ndarray]], height: int = 192, gap: int = 4) -> np.ndarray:
-    """Join rows of RGB pictures by title, each scaled to ``height``, on white. The first row bears the titles."""
+    """Join rows of RGB pictures by title, on white. The first row bears the titles.
+
+    Pictures are scaled to ``height``, and wider ones than MAX_RATIO allows to that width. Those of a row have one size.
+    """
     strips = []
     for row in rows:
-        pictures = [scale_to_height(picture, height) for picture in row.values()]
+        pictures = [scale_to_fit(picture, height, MAX_RATIO * height) for picture in row.values()]
         if not strips:
             titled = zip(row, pictures, strict=True)
             pictures = [np.vstack([draw_heading(title, p.shape[1]), p]) for title, p in titled]
@@ -62,10 +67,11 @@ def tile(rows: Sequence[Mapping[str, np.ndarray]], height: int = 192, gap: int =
     return np.vstack([pad_white(strip, ((0, 0), (0, width - strip.shape[1]))) for strip in strips])
 
 
-def scale_to_height(picture: np.ndarray, height: int) -> np.ndarray:
-    """Scale a picture without new colours."""
-    width = max(1, round(picture.shape[1] * height / picture.shape[0]))
-    return cv2.resize(picture, (width, height), interpolation=cv2.INTER_NEAREST)
+def scale_to_fit(picture: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Scale a picture to a height, or to a width if it would be wider, without new colours."""
+    scale = min(height / picture.shape[0], width / picture.shape[1])
+    size = [max(1, round(side * scale)) for side in (picture.shape[1], picture.shape[0])]
+    return cv2.resize(picture, size, interpolation=cv2.INTER_NEAREST)
 
 
 def pad_white(picture: np.ndarray, padding: tuple[tuple[int, int], tuple[int, int]]) -> np.ndarray:

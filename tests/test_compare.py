@@ -119,7 +119,14 @@ def test_runs_that_started_anew_from_their_own_weights(tmp_path):
 
 @pytest.mark.parametrize(
     "damage",
-    [b"\xff\xfe\n", b"12\n", b'{"event": "train"}\n', b'{"iteration": 1}\n', b'{"event": "train", "iteration": "1"}\n'],
+    [
+        b"\xff\xfe\n",
+        b"12\n",
+        b'{"event": "train"}\n',
+        b'{"iteration": 1}\n',
+        b'{"event": "train", "iteration": "1"}\n',
+        b'{"event": ["train"], "iteration": 1}\n',
+    ],
 )
 def test_a_damaged_line_of_the_log_is_left_out(damage, tmp_path):
     folder = tmp_path / "a"
@@ -238,6 +245,31 @@ def test_counts_of_another_evaluation_are_left_out(tmp_path):
     ((loaded,),) = read_groups([run]).values()
     assert not loaded.areas
     assert any("is of none of the scores" in note for note in loaded.notes)
+
+
+def test_folders_of_images_with_other_classes_are_not_compared(tmp_path):
+    runs = [make_run(tmp_path / name, areas=make_areas(), lr=lr, log=False) for name, lr in (("a", 0.1), ("b", 0.2))]
+    for run, names in zip(runs, ("abcd", "bacd"), strict=True):
+        file = Path(run) / "eval-last.json"
+        content = json.loads(file.read_text())
+        iou = dict(zip(names, content["iou"].values(), strict=True))
+        file.write_text(json.dumps({**content, "dataset": "folder", "iou": iou}))
+    compare.main([*runs, "--baseline", "a", "--samples", "100", "--output", str(tmp_path / "out")])
+    text = (tmp_path / "out/compare.md").read_text()
+    assert "## folder val (a, b, c, d), last checkpoint" in text
+    assert "## folder val (b, a, c, d), last checkpoint" in text
+    assert "no gain: a has no such score" in text
+
+
+def test_two_scores_of_one_checkpoint_are_noted(tmp_path):
+    folder = Path(make_run(tmp_path / "a", areas=make_areas()))
+    content = json.loads((folder / "eval-last.json").read_text())
+    (folder / "eval-other.json").write_text(json.dumps(content))
+    assert not any("with the same flags" in note for note in read_run(folder, "a").notes)
+    (folder / "eval-other.json").write_text(json.dumps({**content, "miou": 0.25, "images": 3}))
+    (note,) = (note for note in read_run(folder, "a").notes if "with the same flags" in note)
+    assert "eval-other.json (25.00 % of 3 images)" in note
+    assert note.endswith("eval-last.json is left out")
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,7 @@ def test_what_is_refused(files, tmp_path):
         demo.load_teacher_tab(demo.DemoConfig((files["student"],), files["student"]), student)
     config = demo.DemoConfig(("camvid_fpn",), files["teacher"])
     of_other_classes = from_checkpoint("camvid_fpn")
-    with pytest.raises(UserError, match="11 classes, the teacher 7"):
+    with pytest.raises(UserError, match="It has 11 classes, toy 7"):
         demo.load_teacher_tab(config, of_other_classes)
 
 

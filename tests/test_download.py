@@ -22,9 +22,15 @@ from scripts.deploy.manifest import find_problem, read_manifest
 from utils.errors import UserError
 from utils.options import parse_flags
 
-CONTENT = bytes(range(256)) * 4096
+CONTENT = b"PK\x03\x04" + bytes(range(256)) * 4096  # begins like a file of torch.save
 SHA = hashlib.sha256(CONTENT).hexdigest()
 BLOB = hashlib.sha1(f"blob {len(CONTENT)}\0".encode() + CONTENT).hexdigest()
+
+
+ELSEWHERE = "file:///etc/hostname"
+CIRCLE = "/release/net%2Ba.pth"
+NO_ADDRESS = "http://[net.pth"
+REDIRECTS = (ELSEWHERE, CIRCLE, NO_ADDRESS)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -34,12 +40,12 @@ class Handler(BaseHTTPRequestHandler):
         if fault == "missing":
             self.send_error(404)
             return
-        if fault == "file:///etc/hostname":
+        if fault in REDIRECTS:
             self.send_response(302)
             self.send_header("Location", fault)
             self.end_headers()
             return
-        body = CONTENT
+        body = b"<html>please log in</html>" if fault == "page" else CONTENT
         if fault == "stalled":
             self.send_response(200)
             self.send_header("Content-Length", str(len(body)))
@@ -109,13 +115,22 @@ def test_a_download_is_verified_and_not_repeated(server, entry, tmp_path, digest
         ("other bytes", "not the published file .sha256"),
         ("cut", "interrupted .*got only .*: run again"),
         ("missing", "answers 404"),
-        ("file:///etc/hostname", "(?i)redirect"),
+        (ELSEWHERE, "(?i)redirect"),
+        (CIRCLE, r"answers 302 .*infinite loop\.$"),
+        (NO_ADDRESS, "sends on to an address that is none"),
     ],
 )
 def test_wrong_bytes_never_get_the_name(server, entry, tmp_path, fault, message):
     server.fault = fault
     with pytest.raises(UserError, match=message):
         download.fetch(entry, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_page_of_the_server_is_no_checkpoint(server, entry, tmp_path):
+    server.fault = "page"
+    with pytest.raises(UserError, match=r"not the published file \(it holds no weights\)"):
+        download.fetch(entry._replace(hash=None, size=None), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -154,7 +169,7 @@ def test_a_file_of_the_project_is_there_or_comes_from_git(entry, tmp_path):
     own = entry._replace(url="", hash=None, size=None)
     with pytest.raises(UserError, match=r"net\.safetensors is missing: it comes with the project"):
         download.fetch(own, tmp_path)
-    (tmp_path / "net.safetensors").write_bytes(b"x")
+    (tmp_path / "net.safetensors").write_bytes(bytes(8) + b"{}")
     assert download.fetch(own, tmp_path) == tmp_path / "net.safetensors"
 
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from datasets.toy import TOY
-from engine.preview import draw_heading, tile
+from engine.preview import MAX_RATIO, draw_heading, tile
 from scripts.study import method_figure, visualize
 from scripts.study.analysis.text import wrap
 from tests.networks import write_checkpoint
@@ -69,6 +69,13 @@ def test_pictures_of_tensorboard_bear_titles():
     assert titled[:22].min() < 100 < plain[:22].min()  # letters
     assert np.array_equal(titled[22:], plain[22:])
     assert draw_heading("long" * 30, 80).shape == (18, 80, 3)
+
+
+def test_a_wide_picture_does_not_make_a_huge_one():
+    picture = np.zeros((16, 8000, 3), np.uint8)
+    height, width, _ = tile([{"image": picture, "label": picture}] * 2, height=32, gap=0).shape
+    assert width == 2 * MAX_RATIO * 32
+    assert height < 2 * 32
 
 
 def test_the_figure_of_the_method_shows_symbols(tmp_path):

@@ -240,7 +240,9 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (see {self.prog} --help)")
 
     def explain_unknown_flag(self, given: str) -> str:
-        """Return the message on a flag that the script does not have."""
+        """Return the message on a flag that the script does not have, or on a value without a flag."""
+        if not given.startswith("-"):
+            return f"{given} is one value too many: a flag is missing before it, or it has spaces and needs quotes"
         flag = given.replace("_", "-")
         positive = "--" + flag.removeprefix("--no-").removeprefix("--")
         for script, config_class in self.other_scripts.items():

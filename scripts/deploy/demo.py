@@ -31,6 +31,7 @@ from matplotlib.colors import to_hex
 
 from datasets import build_dataset_for_network
 from datasets.base import SegmentationDataset
+from datasets.network_classes import require_classes
 from engine.metrics import Metrics, count_confusions
 from models.checkpoints.loading import LoadedNetwork, load_one_of_several
 from models.label_noise import LabelNoise, list_fitting_codes
@@ -250,16 +251,15 @@ def load_teacher_tab(config: DemoConfig, plain: LoadedNetwork) -> TeacherTab | N
     teacher = load_one_of_several(config.teacher, assisted=True, model=config.model)
     if not teacher.card.reads_label:
         raise UserError(f"--teacher {config.teacher} sees the image only: give it to --pretrained")
-    if plain.card.num_classes != teacher.card.num_classes:
-        counts = f"{plain.card.num_classes} classes, the teacher {teacher.card.num_classes}"
-        raise UserError(f"--pretrained {config.pretrained[0]} has {counts}: give a network of the same data set first")
-    _, dataset = build_dataset_for_network(
+    name, dataset = build_dataset_for_network(
         teacher.card,
         dataset=config.dataset or teacher.card.dataset,
         data=config.data or teacher.card.data,
         split=config.split,
         source=f"--teacher {config.teacher}",
     )
+    source = f"the first network of --pretrained, {config.pretrained[0]}, is compared with the teacher. It"
+    require_classes(plain.card, dataset.spec, name, source)
     return TeacherTab(teacher, plain, dataset)
 
 

@@ -69,22 +69,30 @@ def fetch(entry: Entry, folder: Path) -> Path:
         if wrong := find_problem(entry, part):
             raise UserError(f"{entry.url} is not the published file ({wrong}); nothing was kept: run again")
         os.replace(part, path)
-    except urllib.error.HTTPError as error:
-        raise UserError(f"{entry.url}: the server answers {error.code} {error.reason}") from error
-    except urllib.error.ContentTooShortError as error:
-        raise UserError(f"{entry.url}: interrupted ({error.reason}): run again") from error
-    except urllib.error.URLError as error:
-        proxy = urllib.request.getproxies().get(urlsplit(entry.url).scheme)
-        through = f" through the proxy {proxy}" if proxy else "; behind a proxy, set https_proxy"
-        raise UserError(f"{entry.url} cannot be reached{through} ({error.reason})") from error
-    except (HTTPException, TimeoutError, ConnectionError) as error:
-        raise UserError(f"{entry.url}: interrupted ({error}): run again") from error
-    except OSError as error:
-        raise UserError(f"{error.filename or folder} cannot be written: {error.strerror}") from error
+    except (OSError, HTTPException, ValueError) as error:
+        raise UserError(describe_failure(error, entry.url, folder)) from error
     finally:
         with suppress(OSError):  # there may be no such folder
             part.unlink()
     return path
+
+
+def describe_failure(error: Exception, url: str, folder: Path) -> str:
+    """Say why a download into a folder failed, and what can be done."""
+    if isinstance(error, urllib.error.HTTPError):
+        reason = error.reason.partition("\n")[0]  # there are three lines where the server sends on in a circle
+        return f"{url}: the server answers {error.code} {reason}"
+    if isinstance(error, urllib.error.ContentTooShortError):
+        return f"{url}: interrupted ({error.reason}): run again"
+    if isinstance(error, urllib.error.URLError):
+        proxy = urllib.request.getproxies().get(urlsplit(url).scheme)
+        through = f" through the proxy {proxy}" if proxy else "; behind a proxy, set https_proxy"
+        return f"{url} cannot be reached{through} ({error.reason})"
+    if isinstance(error, HTTPException | TimeoutError | ConnectionError):
+        return f"{url}: interrupted ({error}): run again"
+    if isinstance(error, OSError):
+        return f"{error.filename or folder} cannot be written: {error.strerror}"
+    return f"{url}: the server sends on to an address that is none ({error})"
 
 
 def download(url: str, name: str, path: Path) -> None:
@@ -94,6 +102,8 @@ def download(url: str, name: str, path: Path) -> None:
         OSError: the address cannot be reached, or the file cannot be written.
         ContentTooShortError: the download ended early. This is an OSError.
         TimeoutError: the server sent nothing for TIMEOUT seconds. This is an OSError, too.
+        HTTPException: the server does not speak HTTP.
+        ValueError: the server sends on to an address that is none.
     """
     socket.setdefaulttimeout(TIMEOUT)  # urlretrieve has no argument for it
     with tqdm(desc=name, unit="B", unit_scale=True, disable=None) as bar:

@@ -14,6 +14,10 @@ from utils.errors import UserError, require_known
 from utils.files import compute_digest, read_yaml
 
 TEST_SERVER = "test server"
+# how files of weights begin
+ZIP = b"PK\x03\x04"  # of torch.save
+PICKLE = b"\x80"  # of torch.save before PyTorch 1.6
+SAFETENSORS_LENGTH = 8  # bytes before the JSON
 
 
 class Entry(NamedTuple):
@@ -124,6 +128,13 @@ def check_hash(entry: Entry, path: Path) -> None:
         raise UserError(f"manifest {path}: {entry.name}: {entry.hash!r} has not the 8 digits a hash needs")
 
 
+def looks_like_weights(path: Path) -> bool:
+    """Return whether a file begins like one of torch.save or safetensors, and not like an error page of a server."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    return start.startswith((ZIP, PICKLE)) or start[SAFETENSORS_LENGTH:] == b"{"
+
+
 def find_problem(entry: Entry, path: Path) -> str | None:
     """Return what is wrong with a file on disk, or None. A manifest's hash may be the first digits of the whole."""
     if entry.size is not None and path.stat().st_size != entry.size:
@@ -133,4 +144,6 @@ def find_problem(entry: Entry, path: Path) -> str | None:
         found = HASHES[kind](path)
         if not found.startswith(expected):
             return f"{kind} {found[: len(expected)]} instead of {expected}"
+    elif not looks_like_weights(path):
+        return "it holds no weights"
     return None

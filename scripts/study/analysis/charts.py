@@ -89,7 +89,7 @@ def draw_class_bars(groups: Groups, view: View, baseline: str) -> Figure:
     axis.set_yticklabels([names[k] for k in order])
     axis.tick_params(axis="y", length=0)
     axis.grid(axis="x", color="0.9")
-    heading = f"IoU by class, {view.dataset} {view.split}, {view.checkpoint} checkpoint"
+    heading = f"IoU by class, {view.describe_data()}, {view.checkpoint} checkpoint"
     figure.suptitle(f"{heading}\n{wrap(title, 90)}", fontsize=10)
     figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure

@@ -48,7 +48,7 @@ def make_report(result: dict[str, Any], views: Sequence[View], samples: int) -> 
     baseline = result["baseline"]
     for view in views:
         text = make_table([row for row in result["rows"] if row["view"] == view._asdict()])
-        parts.append(f"## {view.dataset} {view.split}, {view.checkpoint} checkpoint, {view.protocol}\n\n{text}")
+        parts.append(f"## {view.describe_data()}, {view.checkpoint} checkpoint, {view.protocol}\n\n{text}")
     parts.append("mIoU: mean ± standard deviation over the seeds, in percent.")
     if baseline:
         parts.append(
@@ -170,7 +170,7 @@ def draw_confusions(groups: Groups, view: View, output: Path) -> dict[str, list[
             continue
         total = np.sum([score["confusion"] for score in scores], 0)
         names = list(scores[0]["iou"])
-        title = f"{name}: {view.dataset} {view.split}, {view.checkpoint} checkpoint"
+        title = f"{name}: {view.describe_data()}, {view.checkpoint} checkpoint"
         style.save_figure(charts.draw_confusion(total, names, title), output / f"confusion-{make_file_name(name)}.png")
         named[name] = charts.list_top_confusions(total, names)
     return named

@@ -61,6 +61,14 @@ class View(NamedTuple):
     dataset: str
     split: str
     protocol: str
+    classes: tuple[str, ...]  # every folder of images has the data set "folder"
+
+    def describe_data(self) -> str:
+        """Name the data set and the split, and the classes of a folder of images."""
+        text = f"{self.dataset} {self.split}"
+        if self.dataset == "folder":
+            text += f" ({', '.join(self.classes)})"
+        return text
 
 
 @dataclass(frozen=True)
@@ -121,7 +129,7 @@ def read_run(folder: Folder, name: str) -> Run:
     config = read_config(path)
     notes: list[str] = []
     curves = _read_curves(folder / "metrics.jsonl")
-    scores = _leave_out_older(_read_scores(folder), curves, notes)
+    scores = _read_scores(folder, _find_written(curves), notes)
     if not curves.get("train"):
         notes.append("no metrics.jsonl with training records: not in the curves")
     if not scores:
@@ -136,16 +144,33 @@ def _read_curves(path: Folder) -> dict[str, list[dict[str, Any]]]:
     for line in path.read_bytes().splitlines() if path.is_file() else ():
         try:
             record = json.loads(line)
-            event, _ = record["event"], record["iteration"] + 0
+            known = isinstance(record["event"], str) and isinstance(record["iteration"], int)
         except (ValueError, LookupError, TypeError):
             continue
-        curves.setdefault(event, []).append(record)
+        if known:
+            curves.setdefault(record["event"], []).append(record)
     return {event: sorted(records, key=lambda r: r["iteration"]) for event, records in curves.items()}
 
 
-def _read_scores(folder: Folder) -> dict[View, dict[str, Any]]:
-    """Read every JSON file of eval.py in the folder."""
-    scores = {}
+def _find_written(curves: dict[str, list[dict[str, Any]]]) -> dict[str, int]:
+    """Return the iteration that each checkpoint, "last" and "best", has at least, as the training log says."""
+    validations = [record for record in curves.get("val", ()) if record.get("miou") is not None]
+    logged = [record["iteration"] for event in ("train", "val") for record in curves.get(event, ())]
+    written = {"last": max(logged, default=0)}
+    if validations:
+        written["best"] = max(validations, key=lambda record: record["miou"])["iteration"]
+    return written
+
+
+def _read_scores(folder: Folder, written: dict[str, int], notes: list[str]) -> dict[View, dict[str, Any]]:
+    """Read every JSON file of eval.py in the folder.
+
+    Scores of checkpoints that the training has replaced since are left out, and of two files of one view the first.
+
+    written: the iteration that a checkpoint has by now. notes: takes a line for each score that is left out.
+    """
+    scores: dict[View, dict[str, Any]] = {}
+    files: dict[View, str] = {}
     for path in list_files(folder, "*.json"):
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
@@ -156,28 +181,24 @@ def _read_scores(folder: Folder) -> dict[View, dict[str, Any]]:
             read_score(content, path, EVAL_KEYS | {"label_assisted"})
             protocol = ", ".join(part for part in content["protocol"].split(", ") if part != ASSISTED)
             stem = Path(content["checkpoint"]).stem
-            scores[View(stem, content["dataset"], content["split"], protocol)] = content
+            iteration = content.get("iteration")
+            if type(iteration) is int and iteration < written.get(stem, 0):
+                now = f"it has {written[stem]} by now: score it again"
+                notes.append(f"the score of {stem}.pth is of iteration {iteration}, {now}")
+                continue
+            view = View(stem, content["dataset"], content["split"], protocol, tuple(content["iou"]))
+            if view in scores and describe_score(scores[view]) != describe_score(content):
+                both = f"{files[view]} ({describe_score(scores[view])}) and {path.name} ({describe_score(content)})"
+                notes.append(f"{both} are both of {stem}.pth with the same flags: {files[view]} is left out")
+            scores[view] = content
+            files[view] = path.name
     return scores
 
 
-def _leave_out_older(
-    scores: dict[View, dict[str, Any]], curves: dict[str, list[dict[str, Any]]], notes: list[str]
-) -> dict[View, dict[str, Any]]:
-    """Leave out the scores of checkpoints that the training has replaced since, as its log says. Note each."""
-    validations = [record for record in curves.get("val", ()) if record.get("miou") is not None]
-    logged = [record["iteration"] for event in ("train", "val") for record in curves.get(event, ())]
-    written = {"last": max(logged, default=0)}  # checkpoint -> the iteration that it has at least
-    if validations:
-        written["best"] = max(validations, key=lambda record: record["miou"])["iteration"]
-    current = {}
-    for view, score in scores.items():
-        iteration = score.get("iteration")
-        if type(iteration) is int and iteration < written.get(view.checkpoint, 0):
-            now = f"it has {written[view.checkpoint]} by now: score it again"
-            notes.append(f"the score of {view.checkpoint}.pth is of iteration {iteration}, {now}")
-            continue
-        current[view] = score
-    return current
+def describe_score(score: dict[str, Any]) -> str:
+    """Return the mIoU of a result of eval.py as it is printed, and on how many images."""
+    text = "no mIoU" if score["miou"] is None else f"{100 * score['miou']:.2f} %"
+    return f"{text} of {score['images']} images" if "images" in score else text
 
 
 def _take_logged_scores(curves: dict[str, list[dict[str, Any]]], config: dict[str, Any]) -> dict[View, dict[str, Any]]:
@@ -191,7 +212,8 @@ def _take_logged_scores(curves: dict[str, list[dict[str, Any]]], config: dict[st
     scores = {}
     for stem, row in (("last", rows[-1]), ("best", best)):
         classes = {k.removeprefix("iou/"): v for k, v in iou.get(row["iteration"], {}).items() if k.startswith("iou/")}
-        view = View(stem, str(config.get("dataset", "")), "val", "validation during training")
+        dataset = str(config.get("dataset", ""))
+        view = View(stem, dataset, "val", "validation during training", tuple(classes))
         scores[view] = {"miou": row["miou"], "pixel_accuracy": row.get("pixel_accuracy"), "iou": classes}
         scores[view]["label_assisted"] = assisted
     return scores
