@@ -12,7 +12,6 @@ The release is CIRKD v1's losses/cirkd_memory.py. Three things differ from it:
 """
 
 from collections.abc import Iterable
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -96,7 +95,6 @@ class CIRKDRegion(VectorQueues):
         projector = build_projector(student_channels, teacher_channels)
         super().__init__(num_classes, require_whole_number("size", size), teacher_channels)
         self.projector = projector
-        self.select_keys = select_region_keys
         self.tau = tau
         self.contrasts_per_class = require_whole_number("contrasts", contrasts) // num_classes + 1
 
@@ -112,6 +110,10 @@ class CIRKDRegion(VectorQueues):
         projected = normalise_pixels(self.projector(student.feat))
         contrasts = self.draw_contrasts(self.contrasts_per_class)
         return memory_loss(projected, target, contrasts, ids != IGNORE_INDEX, self.tau)
+
+    def select_keys(self, feat: Tensor, member: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the vectors to store and whether they exist, as ``select_region_keys`` does."""
+        return select_region_keys(feat, member)
 
     @torch.no_grad()
     def store_keys(self, feat: Tensor, ids: Tensor) -> None:
@@ -146,8 +148,12 @@ class CIRKDPixel(CIRKDRegion):
         as_released: float = 0,
     ) -> None:
         super().__init__(student_channels, teacher_channels, num_classes, tau, size, contrasts)
-        per_image = require_whole_number("per_image", per_image)
-        self.select_keys = partial(select_pixel_keys, per_image=per_image, as_released=bool(as_released))
+        self.per_image = require_whole_number("per_image", per_image)
+        self.as_released = bool(as_released)
+
+    def select_keys(self, feat: Tensor, member: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the vectors to store and whether they exist, as ``select_pixel_keys`` does."""
+        return select_pixel_keys(feat, member, self.per_image, self.as_released)
 
 
 def share_projector(losses: Iterable[nn.Module]) -> None:

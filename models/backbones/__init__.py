@@ -1,10 +1,10 @@
 """Build backbones: networks that return four maps c1..c4 and have their ``channels`` and ``strides`` as attributes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from models.backbones.hrnet import HRModule
 from models.backbones.stdc import BLOCKS, build_stdc_backbone
@@ -187,6 +187,20 @@ def widen_stem(backbone: nn.Module, in_channels: int) -> None:
         weight[:, :3] = conv.weight.detach()
         conv.weight = nn.Parameter(weight)
         conv.in_channels = in_channels
+
+
+def keep_label_planes(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights of a network that sees RGB, widened for a network that sees label planes behind RGB.
+
+    own: the state dict of the latter. The convolutions that see the image keep its weights of the label planes.
+    """
+    widened = dict(weights)
+    for key, value in weights.items():
+        if key not in own or value.ndim != 4 or own[key].ndim != 4:
+            continue
+        if value.shape[1] == 3 and own[key].shape[1] > 3:
+            widened[key] = torch.cat([value, own[key][:, 3:].to(value)], 1)
+    return widened
 
 
 def narrow_stem(backbone: nn.Module) -> None:

@@ -4,7 +4,7 @@ To read a new format, write its key table (``models.checkpoints.keys``) and add 
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 from torch import Tensor
@@ -64,6 +64,7 @@ INTERNAL = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "
 # MMEngine's "ema_state_dict" is none: it saves the average as "state_dict", and as "ema_state_dict" what was trained.
 AVERAGES = ("state_dict_ema", "model_ema", "ema_model", "ema", "params_ema")
 CONTAINERS = (*AVERAGES, "state_dict", "model", "model_state", "model_state_dict", "net", "network", "weights")
+MAX_NESTING = 12  # containers within containers: there is a bound because a dictionary can hold itself
 MAX_KEYS = 5  # keys that a message lists
 # a part of the key of a tensor that belongs to a loss or metric of the training code, not to the network
 LOSS_OR_METRIC = re.compile(
@@ -117,16 +118,10 @@ def _choose_network(weights: dict[str, Tensor], source: str) -> tuple[str, dict[
         UserError: there are several networks, or the network is in an unknown wrapper.
     """
     prefixes = _find_prefixes(weights)
-    averages = [prefix for prefix in prefixes if "ema" in re.split(r"[._]", prefix)]
-    if len(prefixes) > 1 and len(averages) == 1:
-        average = averages[0]
+    average = _find_average(prefixes)
+    if average is not None:
         print_note(f"note: {source}: the moving average {average!r} is used")
-        others = [prefix for prefix in prefixes if prefix != average]
-        weights = {
-            key: value
-            for key, value in weights.items()
-            if key.startswith(average) or not any(key.startswith(other) for other in others)
-        }
+        weights = _leave_out_networks(weights, prefixes - {average}, kept=average)
         prefixes = {average}
     if len(prefixes) > 1:
         listed = ", ".join(repr(prefix) for prefix in sorted(prefixes))
@@ -135,10 +130,8 @@ def _choose_network(weights: dict[str, Tensor], source: str) -> tuple[str, dict[
         # The format is unknown. The message about that is clearer if it lists keys without wrappers.
         return _find_common_wrappers(weights), weights
     prefix = prefixes.pop()
-    wrapped = next((key for key in weights if not prefix and key.partition(".")[0] in WRAPPERS), None)
-    if wrapped:
-        start = wrapped.partition(".")[0] + "."
-        raise UserError(f"{source}: some keys of its network begin with {start!r}, such as {wrapped}, but not all do")
+    if not prefix:
+        _require_no_wrapper(weights, source)
     unknown = [name for name in prefix.split(".")[:-1] if name not in WRAPPERS]
     if unknown:
         raise UserError(
@@ -148,13 +141,40 @@ def _choose_network(weights: dict[str, Tensor], source: str) -> tuple[str, dict[
     return prefix, weights
 
 
+def _find_average(prefixes: Collection[str]) -> str | None:
+    """Return the prefix of the moving average where a file holds one beside other networks, else None."""
+    averages = [prefix for prefix in prefixes if "ema" in re.split(r"[._]", prefix)]
+    return averages[0] if len(prefixes) > 1 and len(averages) == 1 else None
+
+
+def _leave_out_networks(weights: Mapping[str, Tensor], prefixes: Collection[str], kept: str) -> dict[str, Tensor]:
+    """Return the weights without those of the networks whose keys begin with ``prefixes``.
+
+    kept: the prefix of a network whose weights stay, also where one of ``prefixes`` begins it.
+    """
+    others = tuple(prefixes)
+    return {key: value for key, value in weights.items() if key.startswith(kept) or not key.startswith(others)}
+
+
+def _require_no_wrapper(weights: Mapping[str, Tensor], source: str) -> None:
+    """Check that no key of a network without a prefix begins with the name of a wrapper.
+
+    Raises:
+        UserError: a key does.
+    """
+    for key in weights:
+        start = key.partition(".")[0]
+        if start in WRAPPERS:
+            raise UserError(f"{source}: some keys of its network begin with '{start}.', such as {key}, but not all do")
+
+
 def _find_tensors(content: Mapping[str, object], source: str) -> dict[str, Tensor]:
     """Return the tensors of a training file. They may lie in one container, or in a container within a container.
 
     Raises:
         UserError: the file has no tensors, or several containers whose names are unknown.
     """
-    for _ in CONTAINERS:
+    for _ in range(MAX_NESTING):
         containers = [key for key in CONTAINERS if isinstance(content.get(key), Mapping)]
         containers = containers or _find_other_containers(content, source)
         if not containers:

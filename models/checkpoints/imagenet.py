@@ -9,9 +9,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from models.backbones import keep_label_planes
 from models.checkpoints import reading
 from models.checkpoints.formats import translate_backbone, unwrap
 from models.segmentor import Segmentor
@@ -117,10 +117,7 @@ def convert_backbone_weights(weights: Mapping[str, Tensor], backbone: nn.Module,
     for key, value in own.items():
         if key.endswith("num_batches_tracked"):
             converted.setdefault(key, value)
-        elif key in converted and _has_more_planes(value, converted[key]):
-            label_planes = value[:, 3:].to(converted[key])
-            converted[key] = torch.cat([converted[key], label_planes], 1)
-    return converted
+    return keep_label_planes(converted, own)
 
 
 def _take_off_prefix(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -151,11 +148,6 @@ def _require_same_stem(own: Mapping[str, Tensor], weights: Mapping[str, Tensor],
         raise UserError(f"{source} has a 7x7 stem, this backbone a deep one (three 3x3 convolutions)")
     if "conv1.weight" in own and "conv1.0.weight" in weights:
         raise UserError(f"{source} has a deep stem (three 3x3 convolutions), this backbone a 7x7 one")
-
-
-def _has_more_planes(own: Tensor, other: Tensor) -> bool:
-    """Return whether a convolution sees label planes behind RGB and the other one sees RGB only."""
-    return own.ndim == 4 and own.shape[1] > 3 and other.shape[1:2] == (3,)
 
 
 def find_package_file(backbone: str) -> Path:

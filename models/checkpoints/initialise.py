@@ -3,9 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
-from models.backbones import find_stem_convs, widen_stem
+from models.backbones import keep_label_planes
 from models.checkpoints.card import Card
 from models.checkpoints.imagenet import load_base
 from models.checkpoints.loading import from_checkpoint, read_network_name
@@ -44,13 +42,9 @@ def _load_whole_network(model: Segmentor, pretrained: str, pixels: str) -> None:
     needs_planes = model.config["in_channels"] > 3
     loaded = from_checkpoint(pretrained, assisted=needs_planes, backbone=model.config["backbone"])
     _require_pixels(loaded.card, pretrained, pixels)
-    other = loaded.model
-    _require_same_config(model.config, other.config, pretrained)
-    if needs_planes and other.config["in_channels"] == 3:
-        widen_stem(other.backbone, model.config["in_channels"])
-        for other_conv, own_conv in zip(find_stem_convs(other.backbone), find_stem_convs(model.backbone), strict=True):
-            other_conv.weight.data[:, 3:] = own_conv.weight.data[:, 3:]
-    checkpoint.load_weights(model, other.state_dict(), f"--pretrained {pretrained}")
+    _require_same_config(model.config, loaded.model.config, pretrained)
+    weights = keep_label_planes(loaded.model.state_dict(), model.state_dict())
+    checkpoint.load_weights(model, weights, f"--pretrained {pretrained}")
 
 
 def _require_same_config(own: Mapping[str, Any], other: Mapping[str, Any], pretrained: str) -> None:
@@ -98,12 +92,6 @@ def _initialise_user_network(model: UserNetwork, pretrained_base: str, pretraine
         raise UserError(f"--pretrained {pretrained} is another network: {held or 'of another project'}, here {arch}")
     loaded = from_checkpoint(pretrained, model=arch)
     _require_pixels(loaded.card, pretrained, pixels)
-    own = model.state_dict()
-    weights = loaded.model.state_dict()
-    for key, value in weights.items():
-        are_convolutions = key in own and value.ndim == own[key].ndim == 4
-        if are_convolutions and value.shape[1] == 3 and own[key].shape[1] > 3:
-            # the convolution that sees the image: label planes keep their own weights
-            weights[key] = torch.cat([value, own[key][:, 3:]], 1)
+    weights = keep_label_planes(loaded.model.state_dict(), model.state_dict())
     checkpoint.load_weights(model, weights, f"--pretrained {pretrained}")
     return f"the weights of {pretrained}"
