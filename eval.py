@@ -14,7 +14,6 @@ require_packages()
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from engine.metrics import ASSISTED, Metrics
 from engine.protocol import EvalProtocol
 from engine.recipes import load_recipe
 from engine.runtime import Runtime, start_runtime
+from engine.settings import data_option, machine_option, network_option, output_option
 from models.checkpoints.card import Card
 from models.checkpoints.loading import LoadedNetwork, from_checkpoint
 from models.checkpoints.reading import list_checkpoint_files
@@ -36,16 +36,10 @@ from utils.colors import blend_classes, make_palette_picture, save_png
 from utils.entry import run_main
 from utils.errors import UserError
 from utils.files import require_apart, require_kind, require_writable, write, write_text
-from utils.options import COMPUTING, NOTHING, RESULT, convert, option, parse_flags
+from utils.options import convert, parse_flags
 
 # keys of the JSON file -> how the means are called where they are printed
 CLASS_MEANS = {"mean_precision": "precision", "mean_recall": "recall", "mean_f1": "F1"}
-
-data_option = partial(option, group="data", affects=RESULT)
-network_option = partial(option, group="network", affects=RESULT)
-output_option = partial(option, group="output", affects=NOTHING)
-machine_option = partial(option, group="machine", affects=COMPUTING)
-
 
 SUFFIXES = {"--json": ".json", "--per-image": ".npz"}  # of the files that are written
 

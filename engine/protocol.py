@@ -1,6 +1,9 @@
-"""Declare the settings of an evaluation: which views of an image are predicted and averaged."""
+"""Declare the settings of an evaluation: which views of an image are predicted and averaged.
 
-from dataclasses import dataclass
+A *view* is the image at one scale, mirrored or not. The logits of all views are averaged.
+"""
+
+from dataclasses import dataclass, fields
 from functools import partial
 
 from utils.options import option
@@ -9,10 +12,9 @@ view_option = partial(option, group="evaluation")
 
 
 @dataclass(frozen=True)
-class EvalProtocol:
-    """Hold the settings of evaluation that a recipe may give: the data set, and the others as ``eval.<name>``."""
+class ViewSettings:
+    """Hold the settings that say which views of an image are predicted."""
 
-    dataset: str = option("", "data set (default: the checkpoint's)", group="data")
     resize: tuple[int, int] | None = view_option(
         None, "long and short side that images are resized to fit, keeping the ratio (MMSegmentation)", minimum=32
     )
@@ -23,7 +25,14 @@ class EvalProtocol:
 
     def get_view_options(self) -> dict[str, object]:
         """Return the arguments of ``Predictor``."""
-        return {name: getattr(self, name) for name in ("scales", "flip", "window", "stride", "resize")}
+        return {field.name: getattr(self, field.name) for field in fields(ViewSettings)}
+
+
+@dataclass(frozen=True)
+class EvalProtocol(ViewSettings):
+    """Hold the settings of evaluation that a recipe may give: the data set, and the views as ``eval.<name>``."""
+
+    dataset: str = option("", "data set (default: the checkpoint's)", group="data")
 
     def describe(self) -> list[str]:
         """Describe the views in words."""

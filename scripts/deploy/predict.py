@@ -26,6 +26,7 @@ from matplotlib.colors import to_hex
 
 from datasets.base import make_voc_colors
 from datasets.files import IMAGE_SUFFIXES, walk_images
+from engine.protocol import ViewSettings
 from engine.runtime import start_runtime
 from models.checkpoints.card import Card
 from models.checkpoints.loading import from_checkpoint
@@ -40,7 +41,7 @@ from utils.types import Rgb
 
 
 @dataclass(frozen=True)
-class PredictConfig:
+class PredictConfig(ViewSettings):
     """Hold the settings of predict.py."""
 
     images: tuple[str, ...] = option((), "image files and folders", positional=True)
@@ -48,13 +49,6 @@ class PredictConfig:
     model: str = option("", "package.module:function, where the checkpoint holds a network of your own")
     output: str = option("predictions", "folder for NAME.png (and NAME_blend.png)")
     blend: bool = option(False, "also write the colours over the image")
-    resize: tuple[int, int] | None = option(
-        None, "long and short side that images are resized to fit before they are looked at, as by eval.py", minimum=32
-    )
-    scales: tuple[float, ...] = option((1.0,), "input scales whose logits are averaged", minimum=0.05, maximum=16)
-    flip: bool = option(False, "average with the mirrored input")
-    window: tuple[int, int] | None = option(None, "height and width of a sliding window", minimum=32)
-    stride: tuple[int, int] | None = option(None, "step of the window (default: two thirds of it)", minimum=1)
     amp: str = option("none", "autocast", choices=("none", "bf16", "fp16"))
     device: str = option("auto", "where to run", choices=("auto", "cpu", "cuda"))
 
@@ -114,7 +108,7 @@ def plan_outputs(images: Mapping[Path, Path], config: PredictConfig) -> dict[Pat
     return files
 
 
-def segment(path: Path, image: np.ndarray, predict: Predictor, device: torch.device) -> np.ndarray:
+def segment(path: Path, image: np.ndarray, predictor: Predictor, device: torch.device) -> np.ndarray:
     """Return the class of every pixel of an image RGB uint8 ``[H, W, 3]``, uint8 ``[H, W]``.
 
     path: of the image, for messages.
@@ -125,7 +119,24 @@ def segment(path: Path, image: np.ndarray, predict: Predictor, device: torch.dev
     size = "x".join(map(str, image.shape[:2]))
     with explain_out_of_memory(f"{path}: out of memory for an image of {size}: --window H W, or --resize LONG SHORT"):
         pixels = torch.from_numpy(image.transpose(2, 0, 1).copy())[None].to(device)
-        return predict.predict_classes(pixels)[0].to(torch.uint8).cpu().numpy()
+        return predictor.predict_classes(pixels)[0].to(torch.uint8).cpu().numpy()
+
+
+def try_to_segment(path: Path, predictor: Predictor, device: torch.device) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return an image RGB uint8 ``[H, W, 3]`` and its classes uint8 ``[H, W]``.
+
+    If it cannot be read or segmented, say why on stderr and return None, so that the other images are not lost.
+    """
+    try:
+        image = read_image(path, behind="white")
+        return image, segment(path, image, predictor, device)
+    except Exception as error:
+        reason = explain_error(error)
+        if reason is None:
+            raise
+        named = reason if str(path) in str(reason) else f"{path}: {reason}"
+        print(f"skipped: {named}", file=sys.stderr)
+        return None
 
 
 def make_legend(names: Sequence[str], palette: Sequence[Rgb], pixels: np.ndarray) -> str:
@@ -153,25 +164,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     failed = 0
     with start_runtime(config) as runtime:
         model = runtime.to_device(loaded.model)
-        views = {name: getattr(config, name) for name in ("scales", "flip", "window", "stride", "resize")}
-        predict = Predictor(model, loaded.convention, **views, precision=runtime.precision)
+        predictor = Predictor(model, loaded.convention, **config.get_view_options(), precision=runtime.precision)
         for path in images:
-            try:
-                image = read_image(path, behind="white")
-                ids = segment(path, image, predict, runtime.device)
-            except Exception as error:
-                reason = explain_error(error)
-                if reason is None:
-                    raise
-                named = reason if str(path) in str(reason) else f"{path}: {reason}"
-                print(f"skipped: {named}", file=sys.stderr)
+            image_and_classes = try_to_segment(path, predictor, runtime.device)
+            if image_and_classes is None:
                 failed += 1
                 continue
-            pixels += np.bincount(ids.ravel(), minlength=len(names))
+            image, classes = image_and_classes
+            pixels += np.bincount(classes.ravel(), minlength=len(names))
             plain, *blends = files[path]
-            save_png(make_palette_picture(ids, palette), plain)
+            save_png(make_palette_picture(classes, palette), plain)
             for file in blends:
-                save_png(blend_classes(image, ids, palette), file)
+                save_png(blend_classes(image, classes, palette), file)
             print(f"{path} -> {', '.join(map(str, files[path]))}")
     if failed < len(images):
         print(make_legend(names, palette, pixels))
