@@ -140,16 +140,16 @@ def load_teacher(config: StudentConfig, spec: DatasetSpec, label_flags: Sequence
         teacher_model = config.model
     teacher = from_checkpoint(path, assisted=True, model=teacher_model, model_flag="--teacher-model")
     require_classes(teacher.card, spec, config.dataset, f"--teacher-pretrained {path}", config.other_class_names)
-    if not teacher.card.reads_label and label_flags:
+    if teacher.card.reads_label:
+        return teacher.with_label_noise(
+            codes=config.label_codes,
+            pixel_std=config.label_std,
+            code_std=config.code_std,
+            scale=config.label_scale,
+        )
+    if label_flags:
         raise UserError(f"{', '.join(label_flags)}: --teacher-pretrained {path} sees the image only: leave them out")
-    if not teacher.card.reads_label:
-        return teacher
-    return teacher.with_label_noise(
-        codes=config.label_codes,
-        pixel_std=config.label_std,
-        code_std=config.code_std,
-        scale=config.label_scale,
-    )
+    return teacher
 
 
 def build_step(config: StudentConfig, spec: DatasetSpec, label_flags: Sequence[str] = ()) -> StudentStep:

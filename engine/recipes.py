@@ -20,6 +20,25 @@ class RecipeKey(NamedTuple):
     role: str = ""
     method: str = ""
 
+    def applies_to(self, role: str, method: str) -> bool:
+        """Return whether the value of this key counts for a role and a method."""
+        has_setting = self.setting in list_recipe_settings(role)
+        return has_setting and self.role in ("", role) and self.method in ("", method)
+
+    def get_rank(self) -> int:
+        """Return the rank of a key for the same setting: a value of higher rank wins."""
+        if self.method:
+            return 2
+        return 1 if self.role else 0
+
+
+class RecipeLine(NamedTuple):
+    """A line of a recipe: its key, as it is written and as it is read, and its value."""
+
+    text: str
+    key: RecipeKey
+    value: Any
+
 
 def list_recipe_settings(role: str) -> set[str]:
     """Return the names of the settings that a recipe may give for a role."""
@@ -36,32 +55,35 @@ def load_recipe(name: str, role: str) -> dict[str, Any]:
         UserError: no such recipe or method, no flat mapping, an unknown key, a bad value.
     """
     path, method = find_recipe(name)
-    settings = list_recipe_settings(role)
-    plain: dict[str, Any] = {}
-    of_role: dict[str, Any] = {}
-    of_method: dict[str, Any] = {}
-    methods: list[str] = []
-    for text, value in read_recipe(path).items():
-        key = parse_recipe_key(str(text), path)
-        if key.setting in START_SETTINGS:
-            if value:  # the config.yaml of older runs has them, mostly without a value
-                raise UserError(f"{path}: {text} is for a single start of a run: give the flag, and take the key out")
-            continue
-        if key.method and key.method not in methods:
-            methods.append(key.method)
-        if key.setting not in settings or key.role not in ("", role) or key.method not in ("", method):
-            continue
-        if value != REQUIRED:
-            value = convert(ROLES[role], key.setting, value, f"{path}: {text}")
-        if key.method:
-            of_method[key.setting] = value
-        elif key.role:
-            of_role[key.setting] = value
-        else:
-            plain[key.setting] = value
+    lines = parse_recipe(path)
     if method:
-        require_known(method, methods, f"method of {path}")
-    return {**plain, **of_role, **of_method}
+        known_methods = dict.fromkeys(line.key.method for line in lines if line.key.method)
+        require_known(method, known_methods, f"method of {path}")
+    values: dict[str, Any] = {}
+    for line in sorted(lines, key=lambda line: line.key.get_rank()):
+        if line.key.applies_to(role, method):
+            value = line.value
+            if value != REQUIRED:
+                value = convert(ROLES[role], line.key.setting, value, f"{path}: {line.text}")
+            values[line.key.setting] = value
+    return values
+
+
+def parse_recipe(path: Path) -> list[RecipeLine]:
+    """Read the lines of a recipe, without those for a single start of a run.
+
+    Raises:
+        UserError: a key is unknown, or a setting for a single start has a value.
+    """
+    lines = []
+    for key_text, value in read_recipe(path).items():
+        text = str(key_text)
+        key = parse_recipe_key(text, path)
+        if key.setting not in START_SETTINGS:
+            lines.append(RecipeLine(text, key, value))
+        elif value:  # the config.yaml of older runs has such settings, mostly without a value
+            raise UserError(f"{path}: {text} is for a single start of a run: give the flag, and take the key out")
+    return lines
 
 
 def find_recipe(name: str, folder: Path = RECIPES) -> tuple[Path, str]:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -80,11 +80,27 @@ def check_same_run(content: Mapping[str, Any], settings: TrainConfig, inputs: Ma
         recorded = dict(content.get("inputs", {}))
     except (KeyError, TypeError, ValueError):
         raise UserError("it is damaged: it does not hold the settings of its run") from None
+    have_same_files = {name for name in recorded if recorded[name] == inputs.get(name)}
+    _check_same_settings(saved, settings, have_same_files)
+    changed = [f"{k}: {recorded[k]} -> {inputs[k]}" for k in inputs if k in recorded and recorded[k] != inputs[k]]
+    if changed:
+        advice = "restore them, or start anew with --overwrite or in another --save-dir"
+        raise OtherRun(f"{name_resumed(settings)} a run with other inputs ({'; '.join(changed)}): {advice}")
+
+
+def _check_same_settings(saved: Mapping[str, Any], settings: TrainConfig, have_same_files: Collection[str]) -> None:
+    """Refuse to continue a run that was trained with other settings.
+
+    saved: the settings of the run. have_same_files: the settings that name a file of the same content as in the run.
+
+    Raises:
+        OtherRun: which settings differ, and what to do.
+    """
     old = add_defaults(saved, type(settings))
     new = make_plain(asdict(settings))
     may_differ = list_resumable_settings(type(settings))
     for name in list_file_settings(type(settings)):  # the same file may lie elsewhere now
-        if name in recorded and recorded[name] == inputs.get(name):
+        if name in have_same_files:
             may_differ.add(name)
         if bool(old[name]) != bool(new[name]):  # a start from a file and one without are two runs
             may_differ.discard(name)
@@ -98,10 +114,6 @@ def check_same_run(content: Mapping[str, Any], settings: TrainConfig, inputs: Ma
         if old["max_iterations"] != new["max_iterations"]:
             advice += "; the learning rate follows the length: --pretrained takes its last.pth to train on from there"
         raise OtherRun(f"{name_resumed(settings)} a run with other settings ({'; '.join(changed)}): {advice}")
-    changed = [f"{k}: {recorded[k]} -> {inputs[k]}" for k in inputs if k in recorded and recorded[k] != inputs[k]]
-    if changed:
-        advice = "restore them, or start anew with --overwrite or in another --save-dir"
-        raise OtherRun(f"{name_resumed(settings)} a run with other inputs ({'; '.join(changed)}): {advice}")
 
 
 def name_role(settings: Mapping[str, Any]) -> str:

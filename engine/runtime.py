@@ -137,12 +137,7 @@ def start_runtime(settings: Any) -> Iterator[Runtime]:
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # huge pages: else Linux clears large tensors slowly
     shares_gpus = getattr(settings, "backend", "auto") == "gloo"
-    options = {"channels_last": True}
-    for name in OPTIONS:
-        value = getattr(settings, name, None)
-        if value is not None:
-            options[name] = value
-    runtime = Runtime(_choose_device(settings.device, shares_gpus), **options)
+    runtime = Runtime(_choose_device(settings.device, shares_gpus), **_read_options(settings))
     uses_nccl = runtime.device.type == "cuda" and not shares_gpus
     _configure_torch(runtime)
     if is_launched():
@@ -163,6 +158,16 @@ def start_runtime(settings: Any) -> Iterator[Runtime]:
         if dist.is_initialized() and not (has_failed and uses_nccl):
             dist.destroy_process_group()
         torch.use_deterministic_algorithms(False)
+
+
+def _read_options(settings: Any) -> dict[str, Any]:
+    """Return the options of a runtime that the settings have. Networks are channels-last unless they say otherwise."""
+    options = {"channels_last": True}
+    for name in OPTIONS:
+        value = getattr(settings, name, None)
+        if value is not None:
+            options[name] = value
+    return options
 
 
 def _configure_torch(runtime: Runtime) -> None:
