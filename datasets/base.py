@@ -21,7 +21,7 @@ from utils.seeding import AUGMENTATION_STREAM, SHUFFLE_STREAM, derive_seed
 from utils.types import IGNORE_INDEX, Rgb
 
 Transform = Callable[[np.ndarray, np.ndarray, np.random.Generator], Sample]
-MAX_LISTED = 5  # files or ids that an error message names; it counts the others
+MAX_LISTED = 5  # files or ids that an error message names; it only says that there are others
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,8 @@ class SegmentationDataset(Dataset):
         cache_gb: memory for decoded samples; 0 means no cache.
 
         Raises:
-            UserError: there are no images, files are missing, or the decoded samples need more than ``cache_gb``.
+            UserError: there are no images, files are missing, the decoded samples need more than ``cache_gb`` or than
+                the free shared memory, or a cache is asked for where images are computed.
         """
         self.spec = spec
         pairs = spec.pairs(root, split)

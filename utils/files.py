@@ -224,10 +224,10 @@ def parse_yaml(content: bytes, where: str) -> Any:
 
 
 def is_list(value: object, kind: type) -> bool:
-    """Return whether a value from a file is a list whose items are all of type ``kind``."""
+    """Return whether a value from a file is a list or tuple whose items are all of type ``kind``, and no subclass."""
     return isinstance(value, (list, tuple)) and all(type(item) is kind for item in value)
 
 
 def is_color(value: object) -> bool:
-    """Return whether a value from a file is a colour [R, G, B] of 0..255."""
+    """Return whether a value from a file is a colour, a list or tuple [R, G, B] of integers 0..255."""
     return is_list(value, int) and len(value) == 3 and 0 <= min(value) <= max(value) < 256
