@@ -21,7 +21,7 @@ from utils.seeding import AUGMENTATION_STREAM, SHUFFLE_STREAM, derive_seed
 from utils.types import IGNORE_INDEX, Rgb
 
 Transform = Callable[[np.ndarray, np.ndarray, np.random.Generator], Sample]
-MAX_LISTED = 5  # files or ids that an error message names; it only says that there are others
+MAX_LISTED = 5  # files or ids that an error message names
 
 
 @dataclass(frozen=True)

@@ -265,7 +265,7 @@ def require_inputs_elsewhere(settings: TrainConfig, folder: Path, files: Sequenc
 
 
 def read_saved_settings(settings: TrainConfig) -> dict[str, Any]:
-    """Read the config.yaml of the run that is resumed. Return {} if no run is resumed, or the file is missing or damaged.
+    """Read the config.yaml of the run that is resumed. Return {} without such a run or a sound file.
 
     Raises:
         UserError: as ``find_resume_source``.
