@@ -166,7 +166,7 @@ class TrainingState:
         return buffers
 
     def list_tensors_to_check(self) -> list[Tensor]:
-        """List the tensors that must be finite in a checkpoint: learnable parameters, BatchNorm buffers, optimizer state."""
+        """List the tensors that must be finite in a checkpoint: learnable parameters, norm buffers, optimizer state."""
         tensors = [parameter.detach() for parameter in self.step.parameters() if parameter.requires_grad]
         tensors += self.list_norm_buffers()
         for entries in self.optimizer.state.values():

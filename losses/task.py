@@ -72,8 +72,8 @@ def ohem_loss(
 ) -> Tensor:
     """Sum the cross entropy of hard pixels and divide by the number of all pixels (MMSegmentation: OHEMPixelSampler).
 
-    A pixel is hard if the probability of its true class is below ``threshold``. The ``min_kept`` * B hardest pixels are
-    hard in any case, except for ties and for the easiest of fewer labelled pixels (``select_hard_pixels``). Label
+    A pixel is hard if the probability of its true class is below ``threshold``. If there are fewer of these than
+    ``min_kept`` * B, about so many of the hardest labelled pixels are taken (see ``select_hard_pixels``). Label
     smoothing and class weights do not change which pixels are hard.
 
     logits ``[B, K, h, w]``, label ``[B, H, W]`` of one rank. class_weights ``[K]``: factors of the pixels' losses; the
