@@ -37,7 +37,7 @@ class DatasetSpec:
         ids: what the ids or colours in the official label files mean.
         other_ids: the same for label files of another kind, by the end of their file name.
         read: function ``(image, label) -> arrays`` that reads both files as stored. Either path may be None, and then
-            its array is None.
+            its array is None. A computed data set gets both paths.
         needs_root: False for a data set that is computed, not read from files.
         base_size: long and short side that MMSegmentation resizes images to before its augmentation.
     """

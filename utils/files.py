@@ -33,7 +33,7 @@ def write(path: Path, fill: Callable[[IO[bytes]], object], previous: Path | None
     The folder is made if it is missing. A link in the place of a file is replaced, not followed.
 
     fill: function that writes the content to an open file. previous: path under which the old file is kept. durable:
-    make sure that the file survives a power failure.
+    wait until the content is on the disk, so that a power failure does not leave a file that is cut short.
 
     Raises:
         UserError: the file cannot be written (folder read-only, disk full, no regular file). The old file is intact.
