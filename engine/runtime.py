@@ -63,7 +63,8 @@ class Runtime:
 
         BatchNorm statistics are shared by ranks on CUDA only, since torch has no such layer elsewhere. On the CPU they
         are exact. DDP does not broadcast buffers: it would send all of them in each forward pass, also those of frozen
-        networks and the large queues of losses. ``Trainer.save`` makes the buffers equal that a forward pass changes.
+        networks and the large queues of losses. ``Trainer.save`` gives every rank the values of rank 0, in the buffers
+        that a forward pass changes.
         """
         if self.size > 1 and self.device.type == "cuda":
             replace_norms(step, SyncedNorm)
