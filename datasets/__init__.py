@@ -58,7 +58,8 @@ def build_dataset(
     It serves for evaluation and as the source of a training stream.
 
     Raises:
-        UserError: the data set or split is unknown, no root is given, or files are missing below it.
+        UserError: the data set or split is unknown, no root is given, files are missing below it, or the samples do
+            not fit into ``cache_gb``.
     """
     spec = get_dataset_spec(name, root, classes)
     require_known(split, spec.splits, f"split of {name}")
@@ -91,8 +92,8 @@ def build_train_and_val(
     pad_color: RGB colour of a crop beyond the image. cache_gb: memory for decoded training samples.
 
     Raises:
-        UserError: the data set or its files are not there, the augmentation is unknown, or the scales are no range of
-            tenths.
+        UserError: the data set or its files are not there, the augmentation is unknown, the scales are no range of
+            tenths, or the training samples do not fit into ``cache_gb``.
     """
     spec = get_dataset_spec(name, root, classes)
     augment = lookup(AUGMENTATIONS, augmentation, "augmentation")

@@ -21,7 +21,7 @@ from utils.seeding import AUGMENTATION_STREAM, SHUFFLE_STREAM, derive_seed
 from utils.types import IGNORE_INDEX, Rgb
 
 Transform = Callable[[np.ndarray, np.ndarray, np.random.Generator], Sample]
-MAX_LISTED = 5  # files or ids that an error message names; it counts the others
+MAX_LISTED = 5  # files or ids that an error message names
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class DatasetSpec:
         ids: what the ids or colours in the official label files mean.
         other_ids: the same for label files of another kind, by the end of their file name.
         read: function ``(image, label) -> arrays`` that reads both files as stored. Either path may be None, and then
-            its array is None.
+            its array is None. A computed data set gets both paths.
         needs_root: False for a data set that is computed, not read from files.
         base_size: long and short side that MMSegmentation resizes images to before its augmentation.
     """
@@ -72,7 +72,8 @@ class SegmentationDataset(Dataset):
         cache_gb: memory for decoded samples; 0 means no cache.
 
         Raises:
-            UserError: there are no images, files are missing, or the decoded samples need more than ``cache_gb``.
+            UserError: there are no images, files are missing, the decoded samples need more than ``cache_gb`` or than
+                the free shared memory, or a cache is asked for where images are computed.
         """
         self.spec = spec
         pairs = spec.pairs(root, split)

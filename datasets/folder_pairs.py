@@ -65,12 +65,12 @@ def list_folder_pairs(splits: dict[str, dict[str, str]], form: NameForm, root: P
     splits: the value of this key in dataset.yaml. split: a key of it.
 
     Raises:
-        UserError: no folder matches, a folder or list is missing or cannot be read, a list is ambiguous, or two images
-            have the same label.
+        UserError: no folder matches, a folder or list is missing or cannot be read, a list is ambiguous or names an
+            image twice, or two images have the same label.
     """
     entry = splits[split]
     folders = find_folders(root, entry["images"], entry["labels"])
-    bases: dict[Path, str] = {}  # the name of each image without its suffix
+    bases: dict[Path, str] = {}  # what the name of each image has in common with that of its label
     labels: dict[Path, Path] = {}
     for folder in folders:
         pictures = [path.name for path in list_images(folder.images)]
@@ -92,10 +92,11 @@ def list_folder_pairs(splits: dict[str, dict[str, str]], form: NameForm, root: P
 def find_folders(root: Path, images: str, labels: str) -> list[FolderPair]:
     """Find the folders of images and of labels that two patterns name below the root.
 
-    Each ``*`` in ``labels`` stands for the same name as the ``*`` at its place in ``images``.
+    Each ``*`` in ``labels`` stands for the same name as the ``*`` at its place in ``images``. Without a ``*`` in
+    ``images`` the one pair is returned, whether or not the folders exist.
 
     Raises:
-        UserError: no folder matches ``images``.
+        UserError: ``images`` has a ``*``, and no folder matches it.
     """
     if "*" not in images:
         return [FolderPair(root / images, root / labels)]
@@ -125,6 +126,8 @@ def _fill_in(pattern: str, names: tuple[str, ...]) -> str:
 
 def _choose_listed(path: Path, names: dict[Path, set[str]], folders: list[Path]) -> list[Path]:
     """Return the images that a list names, sorted. The list may leave out suffixes and folders, or name the labels.
+
+    For a name that fits no image, the result has the path where the image should be.
 
     names: the images that exist, each with the names that a list may give it. folders: the folders of images.
 

@@ -31,7 +31,8 @@ def resolve_class_weights(config: C, dataset: Any, saved: Mapping[str, Any], run
     resumed, as ``read_saved_settings`` returns them.
 
     Raises:
-        UserError: a file cannot be read, or does not give each class one number of 0 or more, not all 0.
+        UserError: a file or a label cannot be read, or the setting or its file does not give each class one number of
+            0 or more, not all 0. Or no pixel of the labels has a class.
     """
     if not config.class_weights:
         return config

@@ -18,20 +18,20 @@ EPOCHS = 50  # how often every image is seen
 SHORTEST = 500  # iterations: less is too short for a learning rate to decay, however few the images
 VALIDATIONS = 10
 DIVISOR = 32  # of a crop's sides: the largest output stride of a backbone
-LOOKED_AT = 50  # images whose size is read
+LOOKED_AT = 50  # images whose size is read at least, or all where there are fewer; always less than twice as many
 
 
 def fit_to_data(settings: C, given: Collection[str], saved: Mapping[str, Any], runtime: Runtime) -> C:
     """Fit crop, batch and length to the training images, where the recipe asks for it.
 
-    The settings' own values are upper bounds. What a flag gives stays as it is. A run that is resumed keeps what was
-    fitted at its start.
+    The settings' own values of these are upper bounds. A run is validated and saved every tenth of its length. What a
+    flag gives stays as it is. A run that is resumed keeps what was fitted at its start.
 
     given: the names of the settings that flags give. saved: the settings of the run that is resumed, as
     ``read_saved_settings`` returns them.
 
     Raises:
-        UserError: the data set cannot be read, or the config.yaml of a resumed run holds a wrong value.
+        UserError: the data set or an image cannot be read, or the config.yaml of a resumed run holds a wrong value.
     """
     if not settings.fit_to_data or not get_dataset_spec(settings.dataset, settings.data, settings.classes).needs_root:
         return settings
@@ -85,14 +85,21 @@ def fit_side(side: int, image_side: float) -> int:
 
 
 def fit_batch_size(settings: TrainConfig, count: int, ranks: int) -> int:
-    """Return the batch size, reduced for few images to one that divides over ranks and ``accumulate`` parts."""
+    """Return the batch size, reduced to the number of images and to a multiple of ranks times ``accumulate``.
+
+    If there are fewer images than that product, the product is taken. A smaller batch size of the settings is kept.
+    """
     parts = ranks * settings.accumulate
     fitting = min(settings.batch_size, count) // parts * parts
     return max(fitting, min(settings.batch_size, parts))
 
 
 def measure_images(settings: TrainConfig) -> dict[str, Any]:
-    """Return ``count``, the number of training images, and the medians of their ``height`` and ``width``."""
+    """Return ``count``, the number of training images, and the median ``height`` and ``width`` of some, evenly spaced.
+
+    Raises:
+        UserError: the data set or an image cannot be read.
+    """
     dataset = build_dataset(settings.dataset, settings.data, "train", settings.classes)
     step = max(1, len(dataset) // LOOKED_AT)
     heights = []

@@ -57,7 +57,7 @@ class FolderLock:
             removed.close()
 
     def _take(self) -> IO[str]:
-        """Make the folder, and open and lock the file in it.
+        """Make the folder, and open and lock the file in it. A file system without locks gives a warning only.
 
         Raises:
             UserError: the folder cannot be written, or somebody else has the lock.

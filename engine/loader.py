@@ -26,7 +26,7 @@ START_ATTEMPTS = 3
 
 
 def count_default_workers() -> int:
-    """Return how many loader workers a rank has by default: at most its share of the cores given to this job."""
+    """Return how many loader workers a rank has by default: its share of this job's cores, from 1 to MAX_WORKERS."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     return min(MAX_WORKERS, max(1, cores // ranks))
@@ -133,7 +133,7 @@ def _make_iterator(loader: DataLoader) -> Iterator:
 def _wait_for_start(iterator: Iterator, start_count: Semaphore) -> bool:
     """Wait until all workers have begun. Return whether they have within START_SECONDS.
 
-    If one has died, return True at once. Whoever asks for a batch then gets the error.
+    If one has died before it began, return True at once. Whoever asks for a batch then gets the error.
     """
     deadline = time.monotonic() + START_SECONDS
     for _ in iterator._workers:
@@ -146,9 +146,9 @@ def _wait_for_start(iterator: Iterator, start_count: Semaphore) -> bool:
 
 
 def _end_workers(iterator: Iterator, at_once: bool = False) -> None:
-    """Ask the workers to end, and kill those that do not.
+    """Ask the workers to end, and kill those that do not. If one is dead, kill all of them without asking.
 
-    at_once: kill them without asking. They have done nothing yet.
+    at_once: kill all of them without asking, because they have done nothing yet.
     """
     if at_once or not all(worker.is_alive() for worker in iterator._workers):
         _kill_workers(iterator._workers)

@@ -26,8 +26,8 @@ def find_learnable_norms(module: nn.Module) -> dict[str, _BatchNorm]:
     }
 
 
-def find_norms_in_training(step: Step) -> dict[str, _BatchNorm]:
-    """Find the BatchNorm layers outside the frozen networks, by name.
+def find_norms_of_trained_modules(step: Step) -> dict[str, _BatchNorm]:
+    """Find the BatchNorm layers of the trained network and the losses, by name: all outside the frozen networks.
 
     Layers that ``--freeze-bn`` keeps in eval mode are among them. So is one whose parameters a user's network has
     frozen, because its statistics change nevertheless; ``find_learnable_norms`` leaves it out.

@@ -63,7 +63,7 @@ class Progress:
         return 0.0 if self.end_of_first is None else self.read_clock() - self.end_of_first
 
     def estimate_seconds_left(self, iteration: int) -> float | None:
-        """Return how many seconds of training are left after an iteration, None after the first."""
+        """Return how many seconds of training are left after an iteration, None up to the first of this process."""
         if iteration <= self.first:
             return None
         return self.get_seconds_since_first() / (iteration - self.first) * (self.max_iterations - iteration)

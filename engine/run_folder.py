@@ -25,7 +25,7 @@ BEST = "best.pth"
 LOG = "metrics.jsonl"
 DAMAGED = "damaged.pth"  # the name of an unusable last.pth after the previous one has taken its place
 UNUSED = "unused.pth"  # the name of a last.pth after --resume has named another checkpoint of the same folder
-# patterns of the files that a run writes
+# patterns of the files that a run writes, except for its config.yaml and its lock
 RUN_FILES = (BEST, LOG, "events.out.tfevents.*", DAMAGED, UNUSED, PREVIOUS, LAST)
 # what was measured of a run, as the documents and experiment.py name it
 SCORE_FILES = ("eval*.json", "last.json", "best.json", "per_image*.npz", "robustness.*", "knowledge.json")
@@ -100,11 +100,18 @@ class RunFolder:
         return message
 
     def prepare_for_writing(self, settings: TrainConfig) -> None:
-        """Delete another run's files and, when resuming from a different folder, copy this run's files here."""
+        """Delete another run's files and, when resuming from a different folder, copy this run's files here.
+
+        When resuming in place, give an unusable or unwanted ``last.pth`` another name. Write ``config.yaml`` in any
+        case.
+        """
         self.runtime.on_rank0(self._prepare_for_writing, settings)
 
     def _prepare_for_writing(self, settings: TrainConfig) -> None:
-        """Prepare the folder, on rank 0. Afterwards ``last.pth`` is what the run continues from, if it is there."""
+        """Prepare the folder, on rank 0. Afterwards ``last.pth``, if it exists, is what the run continues from.
+
+        With ``--overwrite`` the measurements of the other run are deleted, too (SCORE_FILES).
+        """
         if not self.resumes_in_place:
             for pattern in RUN_FILES + (SCORE_FILES if settings.overwrite else ()):
                 for path in self.path.glob(pattern):
@@ -133,7 +140,7 @@ class RunFolder:
         write(self.path / LAST, lambda file: file.write(content))
 
     def _copy_from_source(self) -> None:
-        """Copy the source and the files beside it that belong to its run."""
+        """Copy the source, which becomes ``last.pth``, and ``best.pth`` and the log that lie beside it."""
         for name in (BEST, LOG, LAST):
             path = self.source if name == LAST else self.source.with_name(name)
             if path.is_file():
@@ -144,7 +151,7 @@ class RunFolder:
         """Write a checkpoint, on rank 0. With ``keep_previous`` the one before it becomes ``previous.pth``.
 
         Raises:
-            UserError: the file cannot be written, or what the run had written before is gone.
+            UserError: the file cannot be written, another run has locked the folder since, or the log is gone.
         """
         if self.lock is not None:
             self.lock.retake_if_lost()
@@ -190,7 +197,8 @@ def adapt_to_restart(settings: TrainConfig, folder: Path) -> TrainConfig:
 def find_resume_source(settings: TrainConfig, folder: Path) -> Path | None:
     """Decide whether a run resumes, and from which checkpoint. Return None if it starts anew. Nothing is changed here.
 
-    - ``--resume auto`` continues the run of the folder if there is one, and otherwise starts anew.
+    - ``--resume auto`` continues the run of the folder if there is one. Otherwise, or with ``--overwrite``, the run
+      starts anew.
     - ``--resume FILE`` continues that checkpoint, in the folder. A run of its own there must not be lost.
     - Without ``--resume`` a run starts anew. A run that is there must not be lost.
 
@@ -257,7 +265,7 @@ def require_inputs_elsewhere(settings: TrainConfig, folder: Path, files: Sequenc
 
 
 def read_saved_settings(settings: TrainConfig) -> dict[str, Any]:
-    """Read the config.yaml of the run that is resumed. Return {} if no run is resumed or the file is damaged.
+    """Read the config.yaml of the run that is resumed. Return {} without such a run or a sound file.
 
     Raises:
         UserError: as ``find_resume_source``.

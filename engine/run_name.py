@@ -12,8 +12,10 @@ NETWORK = ("dataset", "model", "backbone")  # what the name of every run begins 
 def make_run_name(role: str, settings: Any, usual: Any) -> str:
     """Return a name such as ``student-voc-pspnet-resnet18_v1s-kd=cwd=3-seed=1``.
 
-    The name has the role, the data set, the network, and each setting that is not usual. A file is called by its
-    folder. The student's teacher is named only if its run does not have the usual name.
+    The name has the role, the data set and the network, then the recipe if it is not called like the data set. Then
+    comes each setting with the mark "names_run" that is not usual; a file is named as by ``name_file``. The student's
+    teacher is named only if its run does not have the usual name. A character that is no letter, digit or one of
+    ``_.,=+-`` becomes "_".
 
     usual: the settings without the flags. A setting that is REQUIRED in them is not part of the name.
     """
@@ -43,7 +45,11 @@ def name_value(value: object) -> str:
 
 
 def name_file(value: str, network: str) -> str:
-    """Return a short name of a file. A run's checkpoint is called by its folder, without the network's name."""
+    """Return a short name of a file.
+
+    A run's best.pth and last.pth are called by their folder, without the network's name; last.pth gets "_last" behind
+    it. Another file keeps its own name, without the suffix.
+    """
     path = Path(value)
     run = path.absolute().parent.name.replace(f"-{network}", "")
     if path.stem == "best":

@@ -62,8 +62,9 @@ class Runtime:
         """Move, lay out and compile a step, and wrap it in DDP. Return what the loop calls.
 
         BatchNorm statistics are shared by ranks on CUDA only, since torch has no such layer elsewhere. On the CPU they
-        are exact. DDP does not broadcast buffers: that would change BatchNorm's buffers between the two forward passes
-        of a step, and its backward pass would fail. ``Trainer.save`` makes buffers equal on all ranks.
+        are exact. DDP does not broadcast buffers: it would send all of them in each forward pass, also those of frozen
+        networks and the large queues of losses. ``Trainer.save`` gives every rank the values of rank 0, in the buffers
+        that a forward pass changes.
         """
         if self.size > 1 and self.device.type == "cuda":
             replace_norms(step, SyncedNorm)
@@ -121,7 +122,7 @@ class Runtime:
             dist.barrier()
 
     def describe(self) -> dict[str, Any]:
-        """Return the options in plain values; TF32 only where it applies."""
+        """Return the options in plain values. TF32 is False where it does not apply, on the CPU."""
         return {key: getattr(self, key) for key in OPTIONS} | {"tf32": self.tf32 and self.device.type == "cuda"}
 
 

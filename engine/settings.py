@@ -256,7 +256,10 @@ def list_file_settings(config_class: type) -> set[str]:
 
 
 def save_yaml(settings: Any, path: Path) -> None:
-    """Write every setting but those of a single start; the file is itself a recipe."""
+    """Write every setting to a yaml file, except for the recipe's name and those of a single start.
+
+    The file can be given as a recipe for the same role. It then sets ``save_dir``, too.
+    """
     values = {key: list(v) if isinstance(v, tuple) else v for key, v in dataclasses.asdict(settings).items()}
     for name in ("recipe", *START_SETTINGS):
         values.pop(name, None)

@@ -61,8 +61,8 @@ def train(step: Step, data: Data, settings: TrainConfig, runtime: Runtime) -> Me
     """Train a step in its run's folder, from the start or from the folder's checkpoint.
 
     Raises:
-        UserError: the batch cannot be divided, the folder cannot be used, a loss is not finite, a file cannot be read
-            or written, or the data cannot be trained on.
+        UserError: the batch cannot be divided or does not fit in memory, the folder cannot be used, a loss is not
+            finite, a file cannot be read or written, or the data cannot be trained on.
         Stopped: a signal asked to stop. Everything done so far has been saved.
     """
     check_batch(settings, runtime)
@@ -98,7 +98,10 @@ def check_batch(settings: TrainConfig, runtime: Runtime) -> None:
 
 
 def compute_learning_rate(settings: TrainConfig, iteration: int) -> float:
-    """Return ``(lr - min_lr) * (1 - i / max_iterations)^power + min_lr``, i from 0, after a linear warm-up if any."""
+    """Return ``(lr - min_lr) * (1 - i / max_iterations)^power + min_lr``, where the iteration i counts from 0.
+
+    During the warm-up, the value is multiplied by a factor that rises linearly from 0.1 to 1.
+    """
     remaining = 1 - iteration / settings.max_iterations
     decayed = (settings.lr - settings.min_lr) * remaining**settings.power + settings.min_lr
     if iteration < settings.warmup_iterations:
@@ -358,7 +361,7 @@ class Trainer:
         return means
 
     def delay_gradient_sync(self, is_last: bool) -> AbstractContextManager:
-        """Return a context in which DDP sums gradients over ranks only for the last part of a batch."""
+        """Return a context in which DDP averages gradients over ranks only for the last part of a batch."""
         if is_last or self.wrapped is self.step:
             return nullcontext()
         return self.wrapped.no_sync()
@@ -434,12 +437,14 @@ class Trainer:
                 self.logger.print_line(describe_finish(seconds, self.runtime.device.type == "cpu"))
 
     def check_labels(self) -> None:
-        """Check that the crops have shown a class, once every image was seen or at the end of the run.
+        """Check once that a pixel of the crops had a class, or with ``--class-weights`` one with a weight above 0.
 
-        Where none has, the labels themselves are read. A class in them that no crop has shown is warned about.
+        This is done at the first log after as many images as an epoch has, counted from the start of this process, or
+        at the end of a run that was not resumed. If no pixel had such a class, the labels themselves are read. If they
+        have one, a warning is printed.
 
         Raises:
-            UserError: no pixel of the labels has a class, or with ``--class-weights`` none whose weight is above 0.
+            UserError: no pixel of the labels has such a class, or a label cannot be read.
         """
         done = self.state.iteration
         is_epoch_over = done >= self.first_iteration + len(self.data.train.dataset) / self.settings.batch_size
@@ -520,7 +525,7 @@ class Trainer:
         """Write a checkpoint. Every rank takes part, and takes over rank 0's running statistics and buffers.
 
         Raises:
-            LossNotFinite: a value to be saved is not finite.
+            LossNotFinite: the last loss or a value to be saved is not finite.
             UserError: the file cannot be written, or what the run had written is gone; on every rank.
         """
         self.finite.check(self.state.list_tensors_to_check())
@@ -574,7 +579,7 @@ class Trainer:
         return self.batches.all_ranks_stopped or (self.runtime.size == 1 and not self.is_mid_step)
 
     def explain_not_finite(self, what: str, iteration: int, terms: Mapping[str, float]) -> str:
-        """Return the message for a loss or gradient that is not finite, with the images of the batch."""
+        """Return the message for a loss or gradient that is not finite, with the images of this rank's share."""
         first = iteration * self.settings.batch_size + self.runtime.rank * self.images_per_rank
         positions = range(first, first + self.images_per_rank)
         files = ", ".join(str(self.data.train.get_image_path(position)) for position in positions)

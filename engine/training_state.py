@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.norms import find_norms_in_training, has_trained_statistics
+from engine.norms import find_norms_of_trained_modules, has_trained_statistics
 from engine.optimizers import OPTIMIZERS
 from engine.runtime import Runtime
 from engine.settings import TrainConfig
@@ -29,6 +29,11 @@ class TrainingState:
     """
 
     def __init__(self, step: Step, settings: TrainConfig, runtime: Runtime, initial_weights: str = "") -> None:
+        """Make the optimizer and the loss scaler for the parameters that are not frozen.
+
+        Raises:
+            UserError: no parameter is left to train, or the optimizer refuses a setting.
+        """
         self.step = step
         self.initial_weights = initial_weights
         self.scaler = runtime.make_scaler()
@@ -107,13 +112,14 @@ class TrainingState:
         if "frozen_norms" in content:
             self.frozen_norms = content["frozen_norms"]
         elif self.freeze_bn:  # older files were trained with every norm frozen
-            self.frozen_norms = list(find_norms_in_training(self.step))
+            self.frozen_norms = list(find_norms_of_trained_modules(self.step))
         counts = (self.iteration, self.validated, self.best_iteration or 0)
         if not all(type(count) is int and count >= 0 for count in counts):
             raise UserError(UNCLEAR_PROGRESS)
         if type(self.best_miou) not in (float, type(None)) or type(self.initial_weights) is not str:
             raise UserError(UNCLEAR_PROGRESS)
-        if not is_list(self.frozen_norms, str) or set(self.frozen_norms) - set(find_norms_in_training(self.step)):
+        known_norms = find_norms_of_trained_modules(self.step)
+        if not is_list(self.frozen_norms, str) or set(self.frozen_norms) - known_norms.keys():
             raise UserError("it is damaged: the BatchNorm layers that it calls frozen are not those of this network")
 
     def set_train_mode(self) -> None:
@@ -153,14 +159,14 @@ class TrainingState:
         return list({id(buffer): buffer for buffer in buffers}.values())  # a BatchNorm layer of a loss is in both
 
     def list_norm_buffers(self) -> list[Tensor]:
-        """List the buffers of the BatchNorm layers in training."""
+        """List the buffers of the BatchNorm layers of the trained network and the losses."""
         buffers = []
-        for norm in find_norms_in_training(self.step).values():
+        for norm in find_norms_of_trained_modules(self.step).values():
             buffers += norm.buffers(recurse=False)
         return buffers
 
     def list_tensors_to_check(self) -> list[Tensor]:
-        """List the tensors that must be finite in a checkpoint: parameters, running statistics, optimizer state."""
+        """List the tensors that must be finite in a checkpoint: learnable parameters, norm buffers, optimizer state."""
         tensors = [parameter.detach() for parameter in self.step.parameters() if parameter.requires_grad]
         tensors += self.list_norm_buffers()
         for entries in self.optimizer.state.values():
@@ -174,7 +180,7 @@ def choose_frozen_norms(step: Step) -> list[str]:
     The layers of a new head or projector have no such statistics, and would normalise nothing if they were frozen. If
     no layer has any, all layers are frozen: then the network is meant to be trained without BatchNorm.
     """
-    norms = find_norms_in_training(step)
+    norms = find_norms_of_trained_modules(step)
     trained_before = [name for name, norm in norms.items() if has_trained_statistics(norm)]
     if norms and not trained_before:
         print_note(

@@ -84,8 +84,8 @@ def parse_losses(text: str, flag: str = "--kd") -> ParsedLosses:
     A user's loss is written ``package.module:Class=weight:option=value``.
 
     Raises:
-        UserError: a loss or an option is unknown, a value is not a number, or a name is given twice. The message begins
-            with ``flag``.
+        UserError: a loss or an option is unknown, a value is not a number, a weight is negative or infinite, tau is
+            not positive, or a name is given twice. The message names ``flag``.
     """
     losses: ParsedLosses = {}
     if text.strip() == "none":

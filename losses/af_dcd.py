@@ -58,7 +58,8 @@ class AfDCD(nn.Module):
     pool, patch, tau. The release's script for CamVid has no pooling (``pool=1``).
 
     Raises:
-        UserError: the groups do not divide the teacher's channels, or a size is not a positive whole number.
+        UserError: the groups do not divide the teacher's channels, a size is not a positive whole number, or the ratio
+            is not in [0, 1).
     """
 
     def __init__(

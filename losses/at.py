@@ -17,8 +17,8 @@ def compute_attention(feat: Tensor) -> Tensor:
 def at_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Compute the mean squared difference of the attention maps over the B h w positions, as CIRKD's losses/at.py.
 
-    Features ``[B, C, h, w]``, each network with its own C; the teacher gets no gradient. The values of a map are about
-    1 / (h w), which is why the published weight is 10000.
+    Features ``[B, C, h, w]``, each network with its own C; the teacher gets no gradient. The squared values of a
+    map have the mean 1 / (h w), which is why the published weight is 10000.
     """
     return (compute_attention(student) - compute_attention(teacher.detach())).square().mean()
 

@@ -61,8 +61,9 @@ def channel_mse_loss(student: Tensor, teacher: Tensor) -> Tensor:
 class ChannelTerms(VectorQueues):
     """Compute the three channel terms, with a projector to the teacher's channels and a queue of its channels.
 
-    size: the slots of the queue. An iteration compares with ``contrasts`` of them and stores ``fresh`` new channels;
-    with --accumulate each part of an iteration does. The first batch decides the length of the vectors, h' w'.
+    size: the slots of the queue. An iteration compares with ``contrasts`` of them, or all if there are fewer, and
+    stores up to ``fresh`` new channels; with --accumulate each part of an iteration does. The first batch decides the
+    length of the vectors, h' w'.
     """
 
     contrasts = 2048
@@ -103,7 +104,9 @@ class ChannelTerms(VectorQueues):
 
     @torch.no_grad()
     def store_channels(self, channels: Tensor) -> None:
-        """Add up to ``fresh`` random channels of the global batch to the queue, the same number from every rank.
+        """Add up to ``fresh`` random channels of the global batch to the queue, about as many from every rank.
+
+        Each rank offers up to ``fresh`` of its channels. Evenly spaced ones of all that are offered are stored.
 
         channels: the teacher's unit vectors ``[B, C, h' w']`` of this rank.
         """

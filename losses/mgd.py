@@ -52,6 +52,9 @@ class MGD(nn.Module):
     """Apply ``mgd_loss`` to the features, as yzd-v/MGD's seg/, which takes the last map of the backbone instead.
 
     Options: ratio, the share of masked pixels.
+
+    Raises:
+        UserError: the ratio is not in [0, 1).
     """
 
     def __init__(self, student_channels: int, teacher_channels: int, num_classes: int, ratio: float = 0.75) -> None:

@@ -72,8 +72,9 @@ def ohem_loss(
 ) -> Tensor:
     """Sum the cross entropy of hard pixels and divide by the number of all pixels (MMSegmentation: OHEMPixelSampler).
 
-    A pixel is hard if the probability of its true class is below ``threshold``; the ``min_kept`` * B hardest pixels
-    are hard in any case. Label smoothing and class weights do not change which pixels are hard.
+    A pixel is hard if the probability of its true class is below ``threshold``. If there are fewer of these than
+    ``min_kept`` * B, about so many of the hardest labelled pixels are taken (see ``select_hard_pixels``). Label
+    smoothing and class weights do not change which pixels are hard.
 
     logits ``[B, K, h, w]``, label ``[B, H, W]`` of one rank. class_weights ``[K]``: factors of the pixels' losses; the
     sum is still divided by the number of all pixels.
@@ -185,11 +186,12 @@ class TaskLoss(nn.Module):
     criterion: one of CLASS_CRITERIA, or a sum such as "ce+dice"; it replaces the network's own criterion on every map
     of classes.
     ignored_in_mean: divide the cross entropy by the number of all pixels, not by the number or the weight of the
-    labelled ones (MMSegmentation's ``avg_non_ignore=False``).
+    labelled ones (MMSegmentation's ``avg_non_ignore=False``). OHEM does so in any case.
     class_weights: K numbers for cross entropy and OHEM, on every map of classes.
 
     Raises:
-        UserError: a criterion is unknown, or there are class weights and no criterion that takes them.
+        UserError: a criterion is unknown or given twice, or there are class weights and the main map has no criterion
+            that takes them.
     """
 
     def __init__(
@@ -234,7 +236,7 @@ class TaskLoss(nn.Module):
         avg_factor: the divisor of the sum of the cross entropy over the pixels of ``label``. It is the number of
         labelled pixels of the global batch (with class weights, their weight) / world size / parts of the batch. There
         are several parts where gradients are accumulated. None: ``self.compute_avg_factor(label)``, for which the
-        ranks wait for each other.
+        ranks wait for each other. With ``ignored_in_mean`` the divisor is the number of pixels of ``label`` instead.
 
         Raises:
             UserError: the number of class weights is not the number of classes.

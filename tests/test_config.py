@@ -193,7 +193,7 @@ def test_a_flag_may_be_left_out():
         assert read(BareConfig, "", line) == {"pretrained": "f.pth", "flip": True}
     with pytest.raises(UserError, match="--pretrained is given twice: with the flag and without"):
         read(BareConfig, "", ["a.pth", "--pretrained", "b.pth"])
-    with pytest.raises(UserError, match=r"b\.pth is one value"):
+    with pytest.raises(UserError, match=r"b\.pth is one value too many"):
         read(BareConfig, "", ["a.pth", "b.pth"])
     with pytest.raises(UserError, match="unknown flag --flap; did you mean '--flip'"):
         read(BareConfig, "", ["a.pth", "--flap"])

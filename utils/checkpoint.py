@@ -42,7 +42,8 @@ def read(path: str | Path) -> dict[str, Any]:
     """Return the content of a checkpoint, on the CPU.
 
     Raises:
-        UserError: no such file, a damaged one, or one that holds anything but tensors and plain values.
+        UserError: no such file, a damaged one, or one that holds anything but tensors and plain values. Or this torch
+            is older than 2.10, which is not safe.
     """
     path = Path(path).expanduser()
     if not path.is_file():

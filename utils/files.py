@@ -33,7 +33,7 @@ def write(path: Path, fill: Callable[[IO[bytes]], object], previous: Path | None
     The folder is made if it is missing. A link in the place of a file is replaced, not followed.
 
     fill: function that writes the content to an open file. previous: path under which the old file is kept. durable:
-    make sure that the file survives a power failure.
+    wait until the content is on the disk, so that a power failure does not leave a file that is cut short.
 
     Raises:
         UserError: the file cannot be written (folder read-only, disk full, no regular file). The old file is intact.
@@ -224,10 +224,10 @@ def parse_yaml(content: bytes, where: str) -> Any:
 
 
 def is_list(value: object, kind: type) -> bool:
-    """Return whether a value from a file is a list whose items are all of type ``kind``."""
+    """Return whether a value from a file is a list or tuple whose items are all of type ``kind``, and no subclass."""
     return isinstance(value, (list, tuple)) and all(type(item) is kind for item in value)
 
 
 def is_color(value: object) -> bool:
-    """Return whether a value from a file is a colour [R, G, B] of 0..255."""
+    """Return whether a value from a file is a colour, a list or tuple [R, G, B] of integers 0..255."""
     return is_list(value, int) and len(value) == 3 and 0 <= min(value) <= max(value) < 256

@@ -12,7 +12,9 @@ GIB = 2**30
 
 
 def require_memory(size: int, what: str, advice: str, device: torch.device) -> None:
-    """Check that ``size`` bytes fit on a GPU, or in each process of this host.
+    """Check that ``size`` bytes fit on a GPU, or in the memory of this host once for each of its processes.
+
+    Where the free memory is not known, nothing is checked.
 
     Raises:
         UserError: the bytes do not fit. The message has ``what``, its size, the free memory, and ``advice``.
@@ -25,14 +27,18 @@ def require_memory(size: int, what: str, advice: str, device: torch.device) -> N
 
 
 def count_sharers(device: torch.device) -> int:
-    """Return how many processes of this launch share the memory of a device: on the CPU all of this host."""
+    """Return among how many processes of this launch the memory of a device is divided.
+
+    On the CPU these are all processes of this host. On a GPU it is 1, also where ``--backend gloo`` lets processes
+    share it.
+    """
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if device.type == "cpu" else 1
 
 
 def get_free_memory(device: torch.device) -> int | None:
     """Return how many bytes are free on a device, None where that is not known.
 
-    For the CPU these are the host's, within the limit of this process's control group.
+    For the CPU these are the host's, within the limit of the control group at CGROUP, such as a container's.
     """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
@@ -52,7 +58,7 @@ def _read_host_memory() -> int | None:
 
 
 def _read_group_memory() -> int | None:
-    """Return the bytes left within the limit of this process's control group, or None without a limit."""
+    """Return the bytes left within the limit of the control group at CGROUP, or None without a limit."""
     try:
         limit = int((CGROUP / "memory.max").read_text())
         used = int((CGROUP / "memory.current").read_text())

@@ -44,7 +44,7 @@ ARCHITECTURES: dict[str, Callable[..., Segmentor]] = {
     "ocrnet": build_ocrnet,
     **{arch: partial(build_smp, arch) for arch in DECODERS},
 }
-UNDILATED = ("stdc",)  # these read the backbone's maps at strides 8, 16 and 32; the others need a last map at stride 8
+UNDILATED = ("stdc",)  # these read maps at strides 8, 16 and 32; the others ask for a last map at stride 8
 
 
 def build_model(
@@ -55,12 +55,14 @@ def build_model(
     arch: a key of ARCHITECTURES, or ``package.module:function`` for a user's function, which is imported.
     backbone: a name that ``build_backbone`` knows, or for ``smp_...`` an encoder of the library.
     in_channels: 3, or 3 plus the label planes of an assisted teacher.
-    options: arguments of the architecture's function, such as ``width`` and ``aux_width``. A width of 0 leaves an
-        auxiliary branch out. For ``smp_...`` these are the library's.
+    options: arguments of the architecture's function, such as ``width`` and ``aux_width``. ``aux_width=0`` leaves the
+        auxiliary branches out, except in OCRNet, which needs its branch. ``detail_width=0`` does so in STDC for the
+        branch of boundaries. For ``smp_...`` the options are the library's.
 
     Raises:
-        UserError: the architecture or backbone is unknown, the architecture has no such option, there are too few or
-            too many classes, too few channels, or a user's network cannot be used.
+        UserError: the architecture or backbone is unknown, they cannot be combined, the architecture has no such
+            option, there are too few or too many classes, too few channels, more channels than the backbone can read,
+            or a user's network cannot be used.
     """
     if num_classes < 2 or in_channels < 3:
         raise UserError(f"a network needs 2 classes and 3 channels or more, not {num_classes} and {in_channels}")

@@ -150,7 +150,10 @@ class PaddedSegmentor(Segmentor):
         self.smallest = self.divisor * SMALLEST_MAP.get(arch, 1)
 
     def forward(self, x: Tensor, with_aux: bool = True) -> Output:
-        """Return logits of the decoder's stride, or of the image's size if the image had to be padded."""
+        """Return logits of the decoder's stride, or of the image's size if the image had to be padded.
+
+        While the network is exported, they always have the image's size.
+        """
         height, width = x.shape[-2:]
         bottom = self._count_missing(height)
         right = self._count_missing(width)

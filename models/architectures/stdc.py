@@ -28,7 +28,8 @@ def build_stdc(
 ) -> Segmentor:
     """Build MMSegmentation's STDC (configs/_base_/models/stdc.py).
 
-    It has two auxiliary maps of the classes and one of boundaries ("detail", 2 channels). Width 0 leaves them out.
+    It has two auxiliary maps of the classes and one of boundaries ("detail", 2 channels). ``aux_width=0`` leaves the
+    two out, and ``detail_width=0`` the one.
     On a backbone that is not STDC's own, the context path is built over its maps at strides 8, 16 and 32. That is an
     extension of this project.
 

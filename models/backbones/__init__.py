@@ -131,7 +131,8 @@ def build_backbone(name: str, in_channels: int = 3, output_stride: int = DILATED
     The result has the attributes ``channels`` and ``strides`` of its maps c1..c4.
 
     Raises:
-        UserError: the name is unknown, or timm cannot run that network at this output stride.
+        UserError: the name is unknown, or the network does not give usable maps at this output stride. Or no
+            convolution of it sees the image, so that it cannot read the label planes of ``in_channels`` above 3.
     """
     import timm
 

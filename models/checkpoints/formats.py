@@ -96,7 +96,8 @@ def unwrap(content: Mapping[str, object], source: str) -> dict[str, Tensor]:
     metrics and wrappers are left out.
 
     Raises:
-        UserError: the file holds no weights, several networks, or a network in an unknown wrapper.
+        UserError: the file holds no weights, several networks or sets of weights, or a network in an unknown wrapper.
+            Or only some of the network's keys have the wrapper's name.
     """
     weights = {_remove_internal_names(key): value for key, value in _find_tensors(content, source).items()}
     prefix, weights = _choose_network(weights, source)
@@ -115,7 +116,8 @@ def _choose_network(weights: dict[str, Tensor], source: str) -> tuple[str, dict[
     """Return the prefix of the network's keys, and the weights without those of other networks.
 
     Raises:
-        UserError: there are several networks, or the network is in an unknown wrapper.
+        UserError: there are several networks, the network is in an unknown wrapper, or only some of its keys have a
+            wrapper's name.
     """
     prefixes = _find_prefixes(weights)
     average = _find_average(prefixes)
@@ -169,10 +171,12 @@ def _require_no_wrapper(weights: Mapping[str, Tensor], source: str) -> None:
 
 
 def _find_tensors(content: Mapping[str, object], source: str) -> dict[str, Tensor]:
-    """Return the tensors of a training file. They may lie in one container, or in a container within a container.
+    """Return the tensors of a training file by name. They may lie in a container, or deeper, in containers within it.
+
+    Of several containers with known names, the first in CONTAINERS is taken. Tensors beside it are left out.
 
     Raises:
-        UserError: the file has no tensors, or several containers whose names are unknown.
+        UserError: there are no tensors, or several containers and none has a known name.
     """
     for _ in range(MAX_NESTING):
         containers = [key for key in CONTAINERS if isinstance(content.get(key), Mapping)]
@@ -190,10 +194,12 @@ def _find_tensors(content: Mapping[str, object], source: str) -> dict[str, Tenso
 
 
 def _find_other_containers(content: Mapping[str, object], source: str) -> list[str]:
-    """Find the dictionary of tensors in a training file, whatever its name. A file that has tensors beside it has none.
+    """Find the entry of a training file that holds tensors, whatever its name. Return a list of its key, or of none.
+
+    A file that also holds tensors directly, and not single numbers alone, is taken for the weights themselves.
 
     Raises:
-        UserError: the file has several such dictionaries.
+        UserError: the file has several such entries.
     """
     if any(isinstance(value, Tensor) and value.ndim for value in content.values()):
         return []
@@ -207,7 +213,10 @@ def _find_other_containers(content: Mapping[str, object], source: str) -> list[s
 
 
 def _has_tensors(content: Mapping[str, object]) -> bool:
-    """Return whether a dictionary, or one in it, holds tensors by name. An optimizer's state is by number."""
+    """Return whether a dictionary holds tensors under names, or in a dictionary that has a name.
+
+    The state of an optimizer lies deeper, under numbers.
+    """
     named = [value for key, value in content.items() if isinstance(key, str)]
     inner = [value for value in named if isinstance(value, Mapping)]
     items = [*named, *(item for mapping in inner for item in mapping.values())]

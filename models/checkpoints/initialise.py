@@ -17,10 +17,12 @@ def initialise(model: Segmentor | UserNetwork, pretrained_base: str, pretrained:
     """Load the weights from which a training starts. Return in words which they are.
 
     pretrained: a checkpoint of the whole network. pretrained_base: weights of the backbone, the argument of
-    ``load_base``. If both are empty, the network keeps its random weights. pixels: the pixel convention of the run.
+    ``load_base``; it is not used if ``pretrained`` is given. If both are empty, the network keeps the weights that it
+    has. A user's network takes no ``pretrained_base``. pixels: the pixel convention of the run.
 
     Raises:
-        UserError: the file is of another network, other classes or another pixel convention.
+        UserError: the file cannot be read, or is of another network, other classes or another pixel convention. Or
+            ``pretrained_base`` is given for a user's network.
     """
     if is_user_network(model.config["arch"]):
         return _initialise_user_network(model, pretrained_base, pretrained, pixels)

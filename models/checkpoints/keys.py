@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 Table = Sequence[tuple[str, str | None]]  # None drops the entry: a constant of the other project, no weight
-SMP_MARKER = "segmentation_head.0.weight"  # a key that every file of segmentation_models_pytorch has
+SMP_MARKER = "segmentation_head.0.weight"  # a key of every network of segmentation_models_pytorch in DECODERS
 
 
 def _match_conv_norm(pattern: str, ours: str, first: int = 0) -> Table:

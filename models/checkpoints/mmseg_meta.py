@@ -34,7 +34,8 @@ def read_mmseg_record(content: Mapping[str, Any], config: Mapping[str, Any], sou
     config: the arguments of build_model for the network.
 
     Raises:
-        UserError: a setting in its training configuration, which shapes do not show, has a value that is unknown here.
+        UserError: a setting in its training configuration, which shapes do not show, has a value that is unknown here,
+            or the network was trained on other pixels than this project's networks of MMSegmentation.
     """
     meta = _get_mapping(content, "meta")
     text = meta.get("cfg") or meta.get("config")

@@ -97,7 +97,7 @@ def recognise_smp(
 
     Raises:
         UserError: the decoder or encoder is unknown, or not ``backbone``, or the network was built with an unknown
-        setting.
+            setting. Or it does not take three channels, has no classifier, or has other classes than config.json says.
     """
     saved = _rename_options(saved or {})
     _require_rgb(weights, saved, source)

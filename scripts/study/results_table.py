@@ -128,10 +128,10 @@ def rewrite(text: str, results: Path, link: str = "results") -> str:
 
 
 def make_marked_table(what: str, results: Path) -> Table:
-    """Make the table that a mark asks for: ``EXPERIMENT KIND``, ``files FILE..``, ``smp FILE`` or ``comparisons FILE``.
+    """Make the table that a mark asks for. The top of this file lists the forms of a mark.
 
     Raises:
-        UserError: the mark has another form, or an unknown experiment or kind.
+        UserError: the mark has another form, an unknown experiment, kind or run, or names a file that cannot be read.
     """
     first, *others = what.split()
     if first == "files":

@@ -43,7 +43,8 @@ figcaption {{ margin-top: .4em; max-width: 50em; }}
 def html(text: str, pictures: Mapping[str, Sequence[Picture]]) -> str:
     """Return the page of a report in markdown (headings, tables, lists, paragraphs), with pictures below its headings.
 
-    pictures: by heading. Headings that the report lacks come after its scores; its own keep their places.
+    pictures: by heading. The report's scores come first, then the headings with pictures in the order of ``pictures``,
+    and then what is left of the report.
     """
     title, *sections = re.split(r"^##? ", text.strip(), flags=re.MULTILINE)[1:]
     texts = {head.strip(): body for head, _, body in (section.partition("\n") for section in sections)}
