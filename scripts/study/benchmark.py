@@ -77,7 +77,7 @@ class BenchmarkConfig:
     compile: bool = option(False, "compile our networks by torch.compile")
     json: str = option("", "file for the result")
 
-    def runtime(self, device: torch.device) -> Runtime:
+    def make_runtime(self, device: torch.device) -> Runtime:
         """Return the way in which our steps compute."""
         return Runtime(device, amp=self.amp, channels_last=True, compile=self.compile)
 
@@ -96,7 +96,7 @@ class Comparison:
     num_classes: int | None = None
     peak_mib: dict[str, float] = field(default_factory=dict)
 
-    def lines(self) -> Iterator[str]:
+    def format_lines(self) -> Iterator[str]:
         yield self.what if self.num_classes is None else f"{self.what}, {self.num_classes} classes"
         first = next(iter(self.seconds.values()), 0)
         for way, seconds in self.seconds.items():
@@ -159,16 +159,19 @@ def compare_noising(num_classes: int, config: BenchmarkConfig, device: torch.dev
     image = torch.randn(16, 3, 512, 512, device=device)
     noise = LabelNoise(num_classes, "random", 0.03, 100.0).to(device)
 
-    def plain(_: int) -> Tensor:
-        return torch.cat([image, as_released.noised_label(target, num_classes, 0.03)], 1)
+    def run_plain(_: int) -> Tensor:
+        return torch.cat([image, as_released.make_noised_label(target, num_classes, 0.03)], 1)
 
-    def ours(i: int) -> Tensor:
+    def run_ours(i: int) -> Tensor:
         return noise.add_planes(image, label, RowGenerator(i))
 
     code, pixels = repeat_draws(noise, label, RowGenerator(0), 0)
-    plane_with_our_draws = as_released.noised_label(target, num_classes, 0.03, code, pixels)
-    check = {"largest difference": float((plane_with_our_draws - ours(0)[:, 3:]).abs().max())}
-    ways = {"as released: a mask for each image and class": plain, "ours: table look-up, written in place": ours}
+    plane_with_our_draws = as_released.make_noised_label(target, num_classes, 0.03, code, pixels)
+    check = {"largest difference": float((plane_with_our_draws - run_ours(0)[:, 3:]).abs().max())}
+    ways = {
+        "as released: a mask for each image and class": run_plain,
+        "ours: table look-up, written in place": run_ours,
+    }
     what = "label plane of 16 images and their concatenation, 512x512"
     return Comparison(what, measure_medians(ways, config.rounds, 1, device), check, num_classes)
 
@@ -183,18 +186,18 @@ def compare_scores(num_classes: int, config: BenchmarkConfig, device: torch.devi
     score = as_released.Score(num_classes)
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
 
-    def ours(_: int) -> None:
+    def run_ours(_: int) -> None:
         classes = upsample_argmax(logits, label.shape[-2:], True)
         confusion.add_(count_confusions(classes, label, num_classes))
 
-    def plain(_: int) -> float:
-        return as_released.evaluate(logits, target, score)
+    def run_plain(_: int) -> float:
+        return as_released.score_image(logits, target, score)
 
-    expected = plain(0)
-    ours(0)
+    expected = run_plain(0)
+    run_ours(0)
     union = confusion.sum(0) + confusion.sum(1) - confusion.diagonal()
     check = {"difference of the mIoU": abs((confusion.diagonal() / union.clamp(min=1)).mean().item() - expected)}
-    ways = {"as released: full-size logits, sums of areas": plain, "ours: classes, confusion matrix": ours}
+    ways = {"as released: full-size logits, sums of areas": run_plain, "ours: classes, confusion matrix": run_ours}
     what = "score of a 375x500 image from logits at stride 8"
     return Comparison(what, measure_medians(ways, config.rounds, 5, device), check, num_classes)
 
@@ -306,7 +309,7 @@ class Batch:
         self.target = mark_ignored(self.label)
         self.what = f"{count} images of {size[0]}x{size[1]}"
 
-    def loss(self, wrapped: nn.Module, runtime: Runtime) -> Loss:
+    def make_loss(self, wrapped: nn.Module, runtime: Runtime) -> Loss:
         """Return our loss as the training loop calls it."""
 
         def run(i: int) -> Tensor:
@@ -395,32 +398,34 @@ def compare_teachers(
 ) -> Comparison:
     """Compare LAD's teacher step: two noised paths, cross entropies, consistency, SGD."""
     batch = Batch(num_classes, device)
-    runtime = config.runtime(device)
+    runtime = config.make_runtime(device)
     made = build_teacher_step(num_classes, backbone)
     plain = copy.deepcopy(made.model).to(device)
     noise = made.label_noise
     ours = runtime.prepare(made).train()
 
-    def loss(_: int) -> Tensor:
-        planes = [as_released.noised_label(batch.target, num_classes, 0.03) for _path in range(2)]
-        return as_released.teacher_loss(plain, batch.plain_image, batch.target, planes)
+    def compute_loss(_: int) -> Tensor:
+        planes = [as_released.make_noised_label(batch.target, num_classes, 0.03) for _path in range(2)]
+        return as_released.compute_teacher_loss(plain, batch.plain_image, batch.target, planes)
 
-    def loss_with_our_draws(i: int) -> Tensor:
+    def compute_loss_with_our_draws(i: int) -> Tensor:
         planes = []
         for path in range(2):
             code, pixels = repeat_draws(noise, batch.label, RowGenerator(i), path)
-            planes.append(as_released.noised_label(batch.target, num_classes, 0.03, code, pixels))
-        return as_released.teacher_loss(plain, batch.plain_image, batch.target, planes)
+            planes.append(as_released.make_noised_label(batch.target, num_classes, 0.03, code, pixels))
+        return as_released.compute_teacher_loss(plain, batch.plain_image, batch.target, planes)
 
     what = f"teacher step, {backbone}, {batch.what}"
-    our_way = Way(batch.loss(ours, runtime), ours)
-    return compare_steps(what, num_classes, our_way, Way(loss, plain), loss_with_our_draws, config, runtime)
+    our_way = Way(batch.make_loss(ours, runtime), ours)
+    return compare_steps(
+        what, num_classes, our_way, Way(compute_loss, plain), compute_loss_with_our_draws, config, runtime
+    )
 
 
 def compare_students(num_classes: int, config: BenchmarkConfig, device: torch.device) -> Comparison:
     """Compare LAD's student step: frozen assisted teacher, cross entropies, channel-wise distillation, SGD."""
     batch = Batch(num_classes, device)
-    runtime = config.runtime(device)
+    runtime = config.make_runtime(device)
     noise = LabelNoise(num_classes, "fixed", 0.02, 100.0)
     assisted = build_network(num_classes, 4)
     model = build_network(num_classes, 3)
@@ -439,18 +444,20 @@ def compare_students(num_classes: int, config: BenchmarkConfig, device: torch.de
     def get_fixed_code(_image: int, k: int) -> float:
         return (k * 21 / num_classes - 11) / 10
 
-    def loss(_: int) -> Tensor:
-        plane = as_released.noised_label(batch.target, num_classes, 0.02, get_fixed_code)
-        return as_released.student_loss(plain, plain_teacher, batch.plain_image, batch.target, plane)
+    def compute_loss(_: int) -> Tensor:
+        plane = as_released.make_noised_label(batch.target, num_classes, 0.02, get_fixed_code)
+        return as_released.compute_student_loss(plain, plain_teacher, batch.plain_image, batch.target, plane)
 
-    def loss_with_our_draws(i: int) -> Tensor:
+    def compute_loss_with_our_draws(i: int) -> Tensor:
         code, pixels = repeat_draws(noise, batch.label, RowGenerator(i), 0)
-        plane = as_released.noised_label(batch.target, num_classes, 0.02, code, pixels)
-        return as_released.student_loss(plain, plain_teacher, batch.plain_image, batch.target, plane)
+        plane = as_released.make_noised_label(batch.target, num_classes, 0.02, code, pixels)
+        return as_released.compute_student_loss(plain, plain_teacher, batch.plain_image, batch.target, plane)
 
     what = f"student step, {batch.what}"
-    our_way = Way(batch.loss(ours, runtime), ours)
-    return compare_steps(what, num_classes, our_way, Way(loss, plain), loss_with_our_draws, config, runtime)
+    our_way = Way(batch.make_loss(ours, runtime), ours)
+    return compare_steps(
+        what, num_classes, our_way, Way(compute_loss, plain), compute_loss_with_our_draws, config, runtime
+    )
 
 
 LIGHT = ("tf_efficientnet_lite0", "mobilenetv2_100")
@@ -475,7 +482,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with start_runtime(config) as runtime:
         for name in (name for name in COMPARISONS if wanted & {name, name.partition("-")[0]}):
             results[name] = COMPARISONS[name](config, runtime.device)
-            print("\n".join(results[name].lines()), flush=True)
+            print("\n".join(results[name].format_lines()), flush=True)
         header = {"environment": describe_environment(runtime.device)}
     if config.json:
         save_json(header | {name: asdict(result) for name, result in results.items()}, Path(config.json).expanduser())

@@ -27,7 +27,7 @@ from scripts.study.analysis import charts, page, style
 from scripts.study.analysis.charts import Groups
 from scripts.study.analysis.groups import read_groups
 from scripts.study.analysis.output import save_json, save_text
-from scripts.study.analysis.paired import align, bootstrap, compute_p_over_seeds
+from scripts.study.analysis.paired import bootstrap_gain, compute_p_over_seeds, stack_counts
 from scripts.study.analysis.report import (
     describe_pictures,
     draw_confusions,
@@ -93,7 +93,7 @@ def make_row(name: str, groups: Groups, view: View, config: CompareConfig, notes
     if not runs:
         return None
     scores = [run.scores[view] for run in runs]
-    assisted = any(run.assisted(view) for run in runs)
+    assisted = any(run.is_assisted(view) for run in runs)
     result: dict[str, Any] = {
         "group": name,
         "view": view._asdict(),
@@ -106,7 +106,7 @@ def make_row(name: str, groups: Groups, view: View, config: CompareConfig, notes
         return result
     base = []
     for run in list_scored_runs(groups[config.baseline], view):
-        if run.assisted(view) == assisted:
+        if run.is_assisted(view) == assisted:
             base.append(run)
     if not base:
         what = "reads the label" if assisted else f"{config.baseline} has no such score"
@@ -120,9 +120,9 @@ def make_row(name: str, groups: Groups, view: View, config: CompareConfig, notes
     try:
         if not all(areas):
             raise UserError("no per-image counts on one side")
-        counts = align([*areas[0], *areas[1]])
+        counts = stack_counts([*areas[0], *areas[1]])
         n = len(areas[0])
-        result["test"] = bootstrap(counts[:n], counts[n:], config.samples, config.seed)._asdict()
+        result["test"] = bootstrap_gain(counts[:n], counts[n:], config.samples, config.seed)._asdict()
     except UserError as error:
         notes.append(f"{name}, {view.checkpoint}: no paired test: {error}")
     return result
@@ -189,7 +189,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     save_text(text, output / "compare.md")
     if config.html:
         pictures = collect_pictures(result, groups, views[0], output, has_curves=curves is not None)
-        save_text(page.html(text, pictures), Path(config.html).expanduser())
+        save_text(page.make_html_page(text, pictures), Path(config.html).expanduser())
     print(text)
 
 

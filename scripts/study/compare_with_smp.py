@@ -54,7 +54,7 @@ class Trained(NamedTuple):
     seconds: float
 
 
-def run(script: str, *flags: object) -> None:
+def run_script(script: str, *flags: object) -> None:
     """Run a script of this project on one thread.
 
     Raises:
@@ -69,7 +69,7 @@ def train_recipe(config: SmpComparisonConfig, seed: int, folder: Path) -> Traine
     """Train the recipe, if that is not done."""
     flags = ["--recipe", "light", "--dataset", config.dataset, "--data", config.data, "--kd", "none"]
     flags += ["--crop-size", *config.crop_size, "--max-iterations", config.iterations, "--skip-val"]
-    run("train_student.py", *flags, "--seed", seed, "--workers", 0, "--save-dir", folder, "--resume", "auto")
+    run_script("train_student.py", *flags, "--seed", seed, "--workers", 0, "--save-dir", folder, "--resume", "auto")
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     records = [json.loads(line) for line in lines]
     seconds = sum(record.get("cpu_seconds", 0) for record in records if record["event"] == "train")
@@ -82,7 +82,7 @@ def train_plain(config: SmpComparisonConfig, decoder: str, seed: int, seconds: f
     if not file.is_file():
         flags = ["--dataset", config.dataset, "--data", config.data, "--crop-size", *config.crop_size]
         flags += ["--decoder", decoder, "--seed", seed, "--seconds", seconds, "--json", file]
-        run("scripts/study/plain_smp.py", *flags)
+        run_script("scripts/study/plain_smp.py", *flags)
     result = json.loads(file.read_text(encoding="utf-8"))
     return Trained(result["miou"], result["iterations"], result["seconds"])
 

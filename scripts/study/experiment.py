@@ -36,7 +36,7 @@ from engine.folder_lock import FolderLock
 from engine.lockstep import STOPPED_STATUS
 from scripts.study.analysis.record_files import pack_runs
 from scripts.study.experiments.definition import Experiment, read_experiment
-from scripts.study.experiments.jobs import ROOT, Job, Outcome, execute, find_outcome, launch_words
+from scripts.study.experiments.jobs import ROOT, Job, Outcome, execute_jobs, find_outcome, make_launch_words
 from scripts.study.experiments.plan import Machine, Places, plan_jobs
 from scripts.study.experiments.slurm import Standing, read_standings, submit_jobs
 from scripts.study.experiments.stop import StopCondition
@@ -88,9 +88,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         print_status(jobs)
     elif config.slurm:
         check_data(experiment, places)
-        submit(config, jobs)
+        submit_to_slurm(config, jobs)
     else:
-        run(config, experiment, places, jobs)
+        run_here(config, experiment, places, jobs)
 
 
 def check_flags(config: RunnerConfig) -> None:
@@ -120,7 +120,7 @@ def print_commands(jobs: Mapping[str, Job]) -> None:
     root = "" if root == "." else root
     for job in jobs.values():
         for command in job.commands:
-            print(f"python {shlex.join(launch_words(command, job.processes, root))}")
+            print(f"python {shlex.join(make_launch_words(command, job.processes, root))}")
 
 
 def print_status(jobs: Mapping[str, Job]) -> None:
@@ -140,7 +140,7 @@ def describe_folder(job: Job) -> str:
     return "begun, to be continued" if job.mark.is_file() else "not begun"
 
 
-def submit(config: RunnerConfig, jobs: Mapping[str, Job]) -> None:
+def submit_to_slurm(config: RunnerConfig, jobs: Mapping[str, Job]) -> None:
     """Submit the jobs to SLURM, and say how to see where they stand."""
     standings: Mapping[str, Standing] = submit_jobs(jobs, shlex.split(config.slurm_args), config.processes)
     active = sum(standing.active for standing in standings.values())
@@ -149,7 +149,7 @@ def submit(config: RunnerConfig, jobs: Mapping[str, Job]) -> None:
     print("next: the same command with --status in place of --slurm; without both, it shows the table when all is done")
 
 
-def run(config: RunnerConfig, experiment: Experiment, places: Places, jobs: Mapping[str, Job]) -> None:
+def run_here(config: RunnerConfig, experiment: Experiment, places: Places, jobs: Mapping[str, Job]) -> None:
     """Run the jobs on this machine, then print the table and the next command.
 
     Raises:
@@ -163,7 +163,7 @@ def run(config: RunnerConfig, experiment: Experiment, places: Places, jobs: Mapp
 
     check_data(experiment, places)
     with closing(lock_output(config, places.output)), StopCondition(config.max_minutes) as stop:
-        ended = execute(jobs, make_slots(config), stop, keep_records, say)
+        ended = execute_jobs(jobs, make_slots(config), stop, keep_records, say)
     left = {name: outcome for name, outcome in ended.items() if not outcome.done}
     say(f"{len(ended) - len(left)} of {len(ended)} runs done")
     for name, outcome in left.items():
@@ -195,7 +195,7 @@ def check_data(experiment: Experiment, places: Places) -> None:
     """
     for arm in experiment.arms.values():
         spec = DATASETS.get(arm.dataset)
-        folder = places.data_of(arm)
+        folder = places.get_data_folder(arm)
         if folder and not Path(folder).expanduser().is_dir():
             flag = "--data-root" if places.data_root else "--data"
             raise UserError(f"{flag} {places.data_root or places.data}: no such folder: {folder}")

@@ -161,7 +161,7 @@ def compare_records(cpu: Sequence[Mapping[str, Any]], device: Sequence[Mapping[s
     losses = {"cpu": [record["loss"] for record in cpu], "device": [record["loss"] for record in device]}
     first = {place: values[0] for place, values in losses.items()}
     later = {place: mean(values[-quarter:]) for place, values in losses.items()}
-    differences = {"first": relative_difference(first), "last_quarter": relative_difference(later)}
+    differences = {"first": compute_relative_difference(first), "last_quarter": compute_relative_difference(later)}
     wrong = ""
     if len(cpu) != len(device):
         wrong = f"{len(cpu)} records of the CPU, {len(device)} of the device"
@@ -180,7 +180,7 @@ def compare_records(cpu: Sequence[Mapping[str, Any]], device: Sequence[Mapping[s
     }
 
 
-def relative_difference(values: Mapping[str, float]) -> float:
+def compute_relative_difference(values: Mapping[str, float]) -> float:
     """Return by how much the device's value is off, as a share of the CPU's."""
     return abs(values["device"] - values["cpu"]) / abs(values["cpu"])
 

@@ -85,7 +85,7 @@ def read_batch(stream: TrainStream, start: int) -> tuple[Tensor, Tensor]:
     return torch.stack(images), torch.stack(labels)
 
 
-def train(model: torch.nn.Module, data: Data, config: PlainConfig) -> int:
+def train_network(model: torch.nn.Module, data: Data, config: PlainConfig) -> int:
     """Train until the processor time is over. Return the number of iterations.
 
     Raises:
@@ -109,7 +109,7 @@ def train(model: torch.nn.Module, data: Data, config: PlainConfig) -> int:
 
 
 @torch.inference_mode()
-def score(model: torch.nn.Module, data: Data) -> float:
+def compute_miou(model: torch.nn.Module, data: Data) -> float:
     """Return the mIoU on the validation images, each padded to sides that the network takes."""
     model.eval()
     classes = len(data.spec.names)
@@ -132,8 +132,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.manual_seed(config.seed)
     data = build_train_and_val(config.dataset, config.data, crop_size=config.crop_size, seed=config.seed)
     model = make_network(config.decoder, len(data.spec.names))
-    iterations = train(model, data, config)
-    result = {**asdict(config), "iterations": iterations, "miou": score(model, data)}
+    iterations = train_network(model, data, config)
+    result = {**asdict(config), "iterations": iterations, "miou": compute_miou(model, data)}
     print(f"{config.decoder}, seed {config.seed}: {100 * result['miou']:.2f} % after {iterations} iterations")
     if config.json:
         write_text(Path(config.json).expanduser(), json.dumps(result, indent=1) + "\n")

@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(format_tables(experiment, open_folder(args.records or RESULTS / f"{experiment.name}.zip")), end="")
     if args.readme:
         old = args.readme.read_text(encoding="utf-8")
-        new = rewrite(old, RESULTS, os.path.relpath(RESULTS, args.readme.resolve().parent))
+        new = rewrite_tables(old, RESULTS, os.path.relpath(RESULTS, args.readme.resolve().parent))
         if not args.check:
             write_text(args.readme, new)
         elif new == old:
@@ -108,7 +108,7 @@ def make_files_table(files: list[Path]) -> Table:
     """Make a row for each file of eval.py, named after its folder."""
     rows = []
     for file in files:
-        result = read(file, KINDS.keys() - {"checkpoint", "iou"})
+        result = read_score_file(file, KINDS.keys() - {"checkpoint", "iou"})
         seen = f"image + label ({ASSISTED})" if result["label_assisted"] else "image"
         network = f"{result['model']['arch']} on {result['model']['backbone']}, {result['iteration']} iterations"
         where = f"{result['dataset']} {result['split']}, {result['images']} images, {result['protocol']}"
@@ -117,7 +117,7 @@ def make_files_table(files: list[Path]) -> Table:
     return ["run", "input", "mIoU %", "pixel accuracy %", "network and protocol"], rows
 
 
-def rewrite(text: str, results: Path, link: str = "results") -> str:
+def rewrite_tables(text: str, results: Path, link: str = "results") -> str:
     """Return a text with every marked table made anew. ``link`` leads from the text's folder to ``results``."""
 
     def make(match: re.Match[str]) -> str:
@@ -151,7 +151,7 @@ def make_marked_table(what: str, results: Path) -> Table:
     return make_table(experiment, open_folder(results / f"{experiment.name}.zip"))
 
 
-def read(file: Path, keys: Iterable[str]) -> dict[str, Any]:
+def read_score_file(file: Path, keys: Iterable[str]) -> dict[str, Any]:
     """Read a JSON file of eval.py.
 
     Raises:

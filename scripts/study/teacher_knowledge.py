@@ -69,7 +69,7 @@ def make_predictor(loaded: LoadedNetwork) -> Predictor:
     return Predictor(loaded.model, loaded.convention, loaded.build_label_noise())
 
 
-def measure(log_p: Tensor, log_reference: Tensor, label: Tensor) -> Tensor:
+def sum_over_pixels(log_p: Tensor, log_reference: Tensor, label: Tensor) -> Tensor:
     """Sum over the labelled pixels of an image: entropy, negative log-likelihood, divergence, and their number.
 
     log_p, log_reference: log-probabilities ``[K, H, W]``. label: ``[H, W]``.
@@ -94,7 +94,7 @@ def measure_teachers(
         probabilities = torch.stack([reference(*batch)[0].softmax(0) for reference in references])
         log_reference = probabilities.mean(0).clamp_min(1e-12).log()
         for name, teacher in teachers.items():
-            sums[name] += measure(teacher(*batch)[0].log_softmax(0), log_reference, label)
+            sums[name] += sum_over_pixels(teacher(*batch)[0].log_softmax(0), log_reference, label)
     keys = ("entropy", "negative_log_likelihood", "divergence")
     return {name: dict(zip(keys, (total[:3] / total[3]).tolist(), strict=True)) for name, total in sums.items()}
 
@@ -105,7 +105,7 @@ def get_run_folder(path: str) -> Path:
     return (given if given.is_dir() else given.parent).resolve()
 
 
-def save(result: dict[str, dict[str, float]], config: KnowledgeConfig, images: int) -> None:
+def save_knowledge(result: dict[str, dict[str, float]], config: KnowledgeConfig, images: int) -> None:
     """Write what was measured of each teacher into its folder, with what it was measured on."""
     references = [get_run_folder(path).name for path in config.reference]
     where = {"split": config.split, "images": images, "references": references}
@@ -138,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = [[name, *(f"{value:.4f}" for value in row.values())] for name, row in result.items()]
     print(format_markdown_table(head, rows), end="")
     if config.save:
-        save(result, config, min(config.limit, len(dataset)))
+        save_knowledge(result, config, min(config.limit, len(dataset)))
 
 
 if __name__ == "__main__":

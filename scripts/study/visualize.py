@@ -91,14 +91,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     present = set()
     for i in choose_evenly(len(dataset), config.count):
         image, label = dataset.load_sample(i)
-        rows.append(cells(image, label, columns, dataset.spec, RowGenerator(derive_seed(config.seed, i)), present))
+        rows.append(make_row(image, label, columns, dataset.spec, RowGenerator(derive_seed(config.seed, i)), present))
     classes = [(dataset.spec.names[k], dataset.spec.palette[k]) for k in sorted(present - {IGNORE_INDEX})]
     errors = [(f"error map: {name}", color) for name, color in ERROR_COLORS.items()]
-    legend = style.patches([*classes, ("ignored (label)", IGNORE_COLOR), *errors])
-    style.save_figure(style.grid(rows, legend), Path(config.output).expanduser())
+    legend = style.make_legend_entries([*classes, ("ignored (label)", IGNORE_COLOR), *errors])
+    style.save_figure(style.draw_picture_table(rows, legend), Path(config.output).expanduser())
 
 
-def cells(
+def make_row(
     image: Tensor,
     label: Tensor,
     columns: dict[str, LoadedNetwork],

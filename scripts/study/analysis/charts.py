@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 
 from engine.metrics import ASSISTED
 from scripts.study.analysis.runs import Run, View, list_scored_runs
-from scripts.study.analysis.style import color, line
-from scripts.study.analysis.text import wrap
+from scripts.study.analysis.style import choose_color, choose_line_style
+from scripts.study.analysis.text import wrap_text
 
 MAX_BARS, MAX_CELLS, ANNOTATED = 40, 40, 15  # classes that still read well
 NOT_A_TERM = {"event", "iteration", "images_per_second", "cpu_seconds", "memory_gb"}
@@ -40,7 +40,7 @@ def read_class_scores(groups: Groups, view: View) -> tuple[list[str], dict[str, 
         scores = [run.scores[view] for run in runs]
         table = np.array([[score["iou"].get(k) for k in names] for score in scores], float)
         mean_ious = [score["miou"] for score in scores]
-        found[name] = ClassScores(table, mean_ious, any(run.assisted(view) for run in runs))
+        found[name] = ClassScores(table, mean_ious, any(run.is_assisted(view) for run in runs))
     return names, found
 
 
@@ -83,14 +83,16 @@ def draw_class_bars(groups: Groups, view: View, baseline: str) -> Figure:
         if group.assisted:
             label += f" ({ASSISTED})"
         values = 100 * np.nan_to_num(group.means()[order])
-        axis.barh(at + offset, values, height, xerr=whisker, error_kw=style, color=color(i), label=wrap(label, 48))
-        axis.axvline(total, color=color(i), linestyle="--", linewidth=1)
+        axis.barh(
+            at + offset, values, height, xerr=whisker, error_kw=style, color=choose_color(i), label=wrap_text(label, 48)
+        )
+        axis.axvline(total, color=choose_color(i), linestyle="--", linewidth=1)
     axis.set(yticks=at, xlabel="IoU %, dashed: mIoU", xlim=(0, 100), ylim=(-0.6, len(order) - 0.4))
     axis.set_yticklabels([names[k] for k in order])
     axis.tick_params(axis="y", length=0)
     axis.grid(axis="x", color="0.9")
     heading = f"IoU by class, {view.describe_data()}, {view.checkpoint} checkpoint"
-    figure.suptitle(f"{heading}\n{wrap(title, 90)}", fontsize=10)
+    figure.suptitle(f"{heading}\n{wrap_text(title, 90)}", fontsize=10)
     figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 
@@ -116,7 +118,7 @@ def draw_training_curves(groups: Groups) -> Figure | None:
             event, key, scale = ("val", "miou", 100) if panel == "val" else ("train", panel, 1)
             records = [[r for r in run.curves.get(event, ()) if r.get(key) is not None] for run in members]
             series = [{r["iteration"]: scale * r[key] for r in found} for found in records if found]
-            _band(axis, series, name, color(i), line(i), smooth=panel not in ("val", "lr"))
+            _draw_band(axis, series, name, choose_color(i), choose_line_style(i), smooth=panel not in ("val", "lr"))
         title = "validation mIoU %" if panel == "val" else f"training: {panel}"
         axis.set(title=title, xlabel="iteration", xlim=(0, None))
         axis.grid(color="0.92")
@@ -131,7 +133,7 @@ def draw_training_curves(groups: Groups) -> Figure | None:
     return figure
 
 
-def _band(axis: plt.Axes, series: list[dict[int, float]], name: str, tint: str, dashes: str, smooth: bool) -> None:
+def _draw_band(axis: plt.Axes, series: list[dict[int, float]], name: str, tint: str, dashes: str, smooth: bool) -> None:
     """Draw the mean of a group and the range of its runs. series: values by iteration, of each run."""
     common = sorted(set.intersection(*map(set, series))) if series else []
     if not common:
@@ -142,7 +144,7 @@ def _band(axis: plt.Axes, series: list[dict[int, float]], name: str, tint: str, 
         axis.fill_between(common, lines.min(0), lines.max(0), color=tint, alpha=0.2, linewidth=0)
     elif smooth:
         axis.plot(common, table[0], color=tint, alpha=0.25, linewidth=0.8)
-    label = wrap(name if len(series) == 1 else f"{name} (mean and range of {len(series)} seeds)", 48)
+    label = wrap_text(name if len(series) == 1 else f"{name} (mean and range of {len(series)} seeds)", 48)
     marker = "." if len(common) < 15 else None
     axis.plot(common, lines.mean(0), color=tint, linestyle=dashes, linewidth=1.6, label=label, marker=marker)
 
@@ -179,7 +181,7 @@ def draw_confusion(confusion: np.ndarray, names: Sequence[str], title: str) -> F
                 tint = "black" if value > 0.55 else "white"
                 axis.text(j, i, f"{100 * value:.0f}", ha="center", va="center", color=tint, fontsize=7.5)
     figure.colorbar(picture, ax=axis, label="% of the label's pixels", shrink=0.8)
-    axis.set_title("\n".join(wrap(part, int(10 * side)) for part in title.split("\n")), fontsize=10)
+    axis.set_title("\n".join(wrap_text(part, int(10 * side)) for part in title.split("\n")), fontsize=10)
     return figure
 
 

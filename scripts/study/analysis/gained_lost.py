@@ -27,7 +27,7 @@ CHANGES = {
 }
 
 
-def change_map(new: np.ndarray, old: np.ndarray, label: np.ndarray) -> np.ndarray:
+def make_change_map(new: np.ndarray, old: np.ndarray, label: np.ndarray) -> np.ndarray:
     """Return for every pixel its place in CHANGES, uint8 ``[H, W]``."""
     is_right = new == label
     was_right = old == label
@@ -44,14 +44,14 @@ class Changes:
     old: Path
     counts: np.ndarray
 
-    def shares(self) -> dict[str, float]:
+    def compute_shares(self) -> dict[str, float]:
         """Return the share of each kind of change in the labelled pixels of all images."""
         total = self.counts[:, :4].sum()
         return {name: float(self.counts[:, k].sum() / max(total, 1)) for k, name in enumerate(list(CHANGES)[:4])}
 
-    def accuracies(self) -> tuple[float, float]:
+    def compute_accuracies(self) -> tuple[float, float]:
         """Return the pixel accuracy of the new and of the old predictions."""
-        share = self.shares()
+        share = self.compute_shares()
         return share["gained"] + share["right in both"], share["lost"] + share["right in both"]
 
     def choose_images(self, count: int) -> list[int]:
@@ -64,7 +64,7 @@ class Changes:
         """Return an image, its label, and its new and old prediction."""
         image, label = self.dataset.read(index)
         name = f"{self.dataset.names[index]}.png"
-        return image, label, *(_prediction(folder / name, label.shape) for folder in (self.new, self.old))
+        return image, label, *(_read_prediction(folder / name, label.shape) for folder in (self.new, self.old))
 
 
 def count_changes(dataset: SegmentationDataset, new: Path, old: Path) -> Changes:
@@ -76,11 +76,11 @@ def count_changes(dataset: SegmentationDataset, new: Path, old: Path) -> Changes
     changes = Changes(dataset, new, old, np.zeros((len(dataset), len(CHANGES)), np.int64))
     for i in range(len(dataset)):
         _, label, *predictions = changes.read(i)
-        changes.counts[i] = np.bincount(change_map(*predictions, label).ravel(), minlength=len(CHANGES))
+        changes.counts[i] = np.bincount(make_change_map(*predictions, label).ravel(), minlength=len(CHANGES))
     return changes
 
 
-def _prediction(path: Path, shape: tuple[int, int]) -> np.ndarray:
+def _read_prediction(path: Path, shape: tuple[int, int]) -> np.ndarray:
     try:
         ids = read_label(path)
     except UserError as error:
@@ -98,7 +98,7 @@ def draw_change_grid(changes: Changes, count: int, new_name: str, old_name: str)
     for index in changes.choose_images(count):
         image, label, new, old = changes.read(index)
         gained, lost = 100 * changes.counts[index, :2] / max(changes.counts[index, :4].sum(), 1)
-        change = np.uint8(list(CHANGES.values()))[change_map(new, old, label)]
+        change = np.uint8(list(CHANGES.values()))[make_change_map(new, old, label)]
         rows.append(
             {
                 "image": (image, changes.dataset.names[index]),
@@ -110,4 +110,6 @@ def draw_change_grid(changes: Changes, count: int, new_name: str, old_name: str)
         )
         present.update(*map(np.unique, (label, new, old)))
     classes = [(spec.names[k], spec.palette[k]) for k in sorted(present - {IGNORE_INDEX})]
-    return style.grid(rows, style.patches(classes), style.patches(CHANGES.items()))
+    return style.draw_picture_table(
+        rows, style.make_legend_entries(classes), style.make_legend_entries(CHANGES.items())
+    )

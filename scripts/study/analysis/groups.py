@@ -38,7 +38,7 @@ def read_groups(folders: Sequence[str]) -> dict[str, list[Run]]:
         alike.setdefault(json.dumps(describe_experiment(run.config, path.parent), sort_keys=True), []).append(run)
     groups: dict[str, list[Run]] = {}
     for members in alike.values():
-        name = _common_name(members)
+        name = _find_common_name(members)
         groups[name if name not in groups else members[0].name] = members
         for run in members:
             if sum(run.seed == other.seed for other in members) > 1:
@@ -92,7 +92,7 @@ def _find_config(checkpoint: Path, beside: Folder | None) -> Folder | None:
     return None
 
 
-def _common_name(runs: Sequence[Run]) -> str:
+def _find_common_name(runs: Sequence[Run]) -> str:
     """Return what the names of runs have in common: "student" for student-0 and student-1."""
     if len(runs) == 1:
         return runs[0].name

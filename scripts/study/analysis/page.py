@@ -40,7 +40,7 @@ figcaption {{ margin-top: .4em; max-width: 50em; }}
 """
 
 
-def html(text: str, pictures: Mapping[str, Sequence[Picture]]) -> str:
+def make_html_page(text: str, pictures: Mapping[str, Sequence[Picture]]) -> str:
     """Return the page of a report in markdown (headings, tables, lists, paragraphs), with pictures below its headings.
 
     pictures: by heading. Headings that the report lacks come after its scores; its own keep their places.

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import t, ttest_1samp
 
-from scripts.study.analysis.runs import miou
+from scripts.study.analysis.runs import compute_miou
 from utils.errors import UserError
 
 CHUNK = 250  # resamples at a time; bounds memory at CHUNK x images
@@ -23,7 +23,7 @@ class Gain(NamedTuple):
     samples: int
 
 
-def align(runs: Sequence[dict[str, np.ndarray]]) -> np.ndarray:
+def stack_counts(runs: Sequence[dict[str, np.ndarray]]) -> np.ndarray:
     """Stack the pixel counts of several runs with the images in the same order: int64 ``[runs, images, 3, K]``.
 
     runs: of each run the counts by image name.
@@ -42,7 +42,7 @@ def align(runs: Sequence[dict[str, np.ndarray]]) -> np.ndarray:
     return np.stack(counts)
 
 
-def bootstrap(group: np.ndarray, baseline: np.ndarray, samples: int, seed: int) -> Gain:
+def bootstrap_gain(group: np.ndarray, baseline: np.ndarray, samples: int, seed: int) -> Gain:
     """Resample images with replacement, the same ones for every run, and score the whole data set each time.
 
     group, baseline: ``[runs, images, 3, K]``. p is twice the smaller share of resamples on either side of 0, each
@@ -54,12 +54,12 @@ def bootstrap(group: np.ndarray, baseline: np.ndarray, samples: int, seed: int) 
     differences = []
     for start in range(0, samples, CHUNK):
         weights = rng.multinomial(images, np.full(images, 1 / images), min(CHUNK, samples - start)).astype(np.float64)
-        means = [miou((weights @ runs).reshape(*runs.shape[:1], len(weights), 3, -1)).mean(0) for runs in flat]
+        means = [compute_miou((weights @ runs).reshape(*runs.shape[:1], len(weights), 3, -1)).mean(0) for runs in flat]
         differences.append(means[0] - means[1])
     values = np.concatenate(differences)
     low, high = np.percentile(values, (2.5, 97.5))
     tail = min((values <= 0).sum(), (values >= 0).sum())
-    difference = miou(group.sum(1)).mean() - miou(baseline.sum(1)).mean()
+    difference = compute_miou(group.sum(1)).mean() - compute_miou(baseline.sum(1)).mean()
     p = min(1.0, 2 * (tail + 1) / (samples + 1))
     return Gain(float(difference), float(low), float(high), p, images, samples)
 

@@ -80,14 +80,14 @@ def pack_runs(archive: Path, runs: Iterable[Path]) -> list[str]:
     old = read_bytes(archive) if archive.exists() else b""
     kept = _read_members(archive, old) if old else {}
     new = {run.name: _read_records(run) for run in runs}
-    changed = {name for name, files in new.items() if files != _of_run(kept, name)}
+    changed = {name for name, files in new.items() if files != _select_run(kept, name)}
     if not changed:
         return []
-    if any(_of_run(kept, name) for name in changed):  # what is replaced leaves the file
+    if any(_select_run(kept, name) for name in changed):  # what is replaced leaves the file
         kept = {name: content for name, content in kept.items() if name.split("/")[0] not in changed}
-        old = _append(b"", kept)
+        old = _append_members(b"", kept)
     added = {f"{run}/{file}": new[run][file] for run in sorted(changed) for file in sorted(new[run])}
-    content = _append(old, added)
+    content = _append_members(old, added)
     write(archive, lambda file: file.write(content))
     return sorted(changed)
 
@@ -121,12 +121,12 @@ def _read_members(archive: Path, content: bytes) -> dict[str, bytes]:
     return members
 
 
-def _of_run(members: dict[str, bytes], run: str) -> dict[str, bytes]:
+def _select_run(members: dict[str, bytes], run: str) -> dict[str, bytes]:
     start = f"{run}/"
     return {name.removeprefix(start): content for name, content in members.items() if name.startswith(start)}
 
 
-def _append(archive: bytes, members: dict[str, bytes]) -> bytes:
+def _append_members(archive: bytes, members: dict[str, bytes]) -> bytes:
     """Return a zip with further members behind those it has."""
     buffer = io.BytesIO(archive)
     with zipfile.ZipFile(buffer, "a" if archive else "w") as file:

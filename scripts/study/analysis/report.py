@@ -109,7 +109,7 @@ def describe_classes(result: dict[str, Any], groups: Groups, view: View) -> str:
     if not gains:
         return text
     first = max(gains, key=gains.get)
-    own, base = mean_iou(groups[first], view), mean_iou(groups[result["baseline"]], view)
+    own, base = compute_mean_ious(groups[first], view), compute_mean_ious(groups[result["baseline"]], view)
     changes = {k: own[k] - base[k] for k in own.keys() & base.keys()}
     if not changes:
         return text
@@ -121,7 +121,7 @@ def describe_classes(result: dict[str, Any], groups: Groups, view: View) -> str:
     )
 
 
-def mean_iou(runs: Sequence[Run], view: View) -> dict[str, float]:
+def compute_mean_ious(runs: Sequence[Run], view: View) -> dict[str, float]:
     """Return the mean IoU over the runs of each class that occurs in all of them."""
     tables = [run.scores[view]["iou"] for run in list_scored_runs(runs, view)]
     names = [k for k in (tables[0] if tables else ()) if all(table.get(k) is not None for table in tables)]
@@ -151,13 +151,13 @@ def draw_gained_lost_maps(
         except UserError as error:
             notes.append(f"{name}: no gained/lost map: {error}")
             continue
-        for r, right in zip((run, base), changes.accuracies(), strict=True):
+        for r, right in zip((run, base), changes.compute_accuracies(), strict=True):
             scored = r.scores.get(view, {}).get("pixel_accuracy")
             if scored is not None and abs(scored - right) > 1e-9:
                 notes.append(f"{r.name}: pred/ (accuracy {100 * right:.2f} %) is of another evaluation than the scores")
         figure = gained_lost.draw_change_grid(changes, maps, run.name, base.name)
         style.save_figure(figure, output / f"gained_lost-{make_file_name(name)}.png")
-        shares[name] = {"run": run.name, "baseline": base.name, "images": len(dataset), **changes.shares()}
+        shares[name] = {"run": run.name, "baseline": base.name, "images": len(dataset), **changes.compute_shares()}
     return shares
 
 

@@ -91,7 +91,7 @@ class Run:
     def seed(self) -> int:
         return self.config.get("seed", 0)
 
-    def assisted(self, view: View) -> bool:
+    def is_assisted(self, view: View) -> bool:
         """Return whether the score is that of a network that reads the label."""
         return bool(self.scores.get(view, {}).get("label_assisted"))
 
@@ -237,7 +237,7 @@ def _read_areas(
         if len(set(names)) < len(names):  # the same file name in several folders
             names = [f"{i} {name}" for i, name in enumerate(names)]
         areas = dict(zip(names, counts.astype(np.int64), strict=True))
-        value = miou(counts.sum(0))
+        value = compute_miou(counts.sum(0))
         matching = []
         for view, score in scores.items():
             if score["miou"] is not None and abs(score["miou"] - value) < 1e-9:
@@ -248,7 +248,7 @@ def _read_areas(
     return found
 
 
-def miou(areas: np.ndarray) -> np.ndarray:
+def compute_miou(areas: np.ndarray) -> np.ndarray:
     """Compute the mIoU ``[...]`` from pixel counts ``[..., 3, K]``.
 
     A class that occurs in neither labels nor predictions is left out of the mean.

@@ -12,7 +12,7 @@ from cycler import cycler
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from scripts.study.analysis.text import wrap
+from scripts.study.analysis.text import wrap_text
 from utils.errors import require_known
 from utils.files import write
 from utils.types import Rgb
@@ -38,20 +38,20 @@ plt.rcParams.update(
 )
 
 
-def color(index: int) -> str:
+def choose_color(index: int) -> str:
     return COLORS[index % len(COLORS)]
 
 
-def marker(index: int) -> str:
+def choose_marker(index: int) -> str:
     return MARKERS[index % len(MARKERS)]
 
 
-def line(index: int) -> str:
+def choose_line_style(index: int) -> str:
     """Return the line style of a curve: curves of one colour differ in it."""
     return LINES[index // len(COLORS) % len(LINES)]
 
 
-def grid(rows: Sequence[Mapping[str, Cell]], *legends: Sequence[Patch]) -> Figure:
+def draw_picture_table(rows: Sequence[Mapping[str, Cell]], *legends: Sequence[Patch]) -> Figure:
     """Draw a table of pictures: rows by column title, each picture with its caption below, above the legends."""
     titles = list(rows[0])
     first, _ = next(iter(rows[0].values()))
@@ -62,10 +62,10 @@ def grid(rows: Sequence[Mapping[str, Cell]], *legends: Sequence[Patch]) -> Figur
         for axis, (title, (picture, caption)) in zip(line, row.items(), strict=True):
             axis.imshow(picture, interpolation="nearest")
             axis.set(xticks=[], yticks=[])
-            axis.set_xlabel(wrap(caption), fontsize=8)
+            axis.set_xlabel(wrap_text(caption), fontsize=8)
             axis.spines[:].set(visible=True, color="0.8")
             if row is rows[0]:
-                axis.set_title(wrap(title), fontsize=9)
+                axis.set_title(wrap_text(title), fontsize=9)
     places = ("lower center",) if len(legends) == 1 else ("lower left", "lower right")
     for patches, place in zip(legends, places, strict=True):
         columns = 8 if len(legends) == 1 else 4
@@ -73,7 +73,7 @@ def grid(rows: Sequence[Mapping[str, Cell]], *legends: Sequence[Patch]) -> Figur
     return figure
 
 
-def patches(colors: Iterable[tuple[str, Rgb]]) -> list[Patch]:
+def make_legend_entries(colors: Iterable[tuple[str, Rgb]]) -> list[Patch]:
     """Make the entries of a legend."""
     return [Patch(facecolor=np.array(c) / 255, edgecolor="0.6", linewidth=0.5, label=name) for name, c in colors]
 

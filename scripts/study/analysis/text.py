@@ -18,7 +18,7 @@ def format_mean_std(values: list[float], sign: str = "", scale: float = 100, dig
     return f"{scale * mean(values):{sign}.{digits}f}{std}"
 
 
-def wrap(text: str, width: int = 26) -> str:
+def wrap_text(text: str, width: int = 26) -> str:
     """Break a text into lines of at most ``width`` characters, for the title of a narrow column."""
     return "\n".join(textwrap.wrap(text, width))
 

@@ -86,7 +86,7 @@ class Experiment:
     def name(self) -> str:
         return self.path.stem
 
-    def next_seed(self, seed: int, shift: int) -> int:
+    def shift_seed(self, seed: int, shift: int) -> int:
         """Return the seed ``shift`` places further on in the circle of seeds; the sum for a seed outside of them."""
         if seed not in self.seeds:
             return seed + shift

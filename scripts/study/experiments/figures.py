@@ -26,7 +26,7 @@ class DialPoint(NamedTuple):
     teacher: str
     student: str
 
-    def sort_key(self) -> tuple[float, str]:
+    def get_sort_key(self) -> tuple[float, str]:
         strength = np.inf if self.place == "random" else float(self.place.split()[0])
         return strength, self.loss
 
@@ -47,7 +47,7 @@ def list_dial_points(experiment: Experiment) -> list[DialPoint]:
             if place and not settings.get("single_path"):
                 loss = settings.get("consistency", TeacherConfig.consistency)
                 points.setdefault((place, loss), DialPoint(place, loss, teacher.name, arm.name))
-    return sorted(points.values(), key=DialPoint.sort_key)
+    return sorted(points.values(), key=DialPoint.get_sort_key)
 
 
 def draw_dial(experiment: Experiment, folder: Folder) -> Figure | None:
@@ -119,6 +119,8 @@ def _get_teacher_scores(runs: list[Run], condition: str) -> list[float]:
 def _draw_dots(axis: plt.Axes, values: list[list[float]], label: str, i: int) -> None:
     """Draw every seed, and a line through the means."""
     for x, column in enumerate(values):
-        axis.plot([x] * len(column), [100 * v for v in column], style.marker(i), color=style.color(i), alpha=0.5)
+        axis.plot(
+            [x] * len(column), [100 * v for v in column], style.choose_marker(i), color=style.choose_color(i), alpha=0.5
+        )
     means = [100 * float(np.mean(column)) if column else np.nan for column in values]
-    axis.plot(means, color=style.color(i), label=label)
+    axis.plot(means, color=style.choose_color(i), label=label)

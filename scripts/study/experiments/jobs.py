@@ -39,7 +39,7 @@ class Job:
         """Return the file that says what was begun here, from what, and whether it is done."""
         return self.folder / "job.json"
 
-    def lasting_commands(self) -> list[list[str]]:
+    def list_lasting_commands(self) -> list[list[str]]:
         """Return the commands without the flags that change nothing that is computed."""
         return [remove_volatile_flags(command) for command in self.commands]
 
@@ -58,7 +58,7 @@ def remove_volatile_flags(command: Sequence[str]) -> list[str]:
     return lasting
 
 
-def launch_words(command: Sequence[str], processes: int, root: str) -> list[str]:
+def make_launch_words(command: Sequence[str], processes: int, root: str) -> list[str]:
     """Return the words behind ``python`` that start a script of the folder ``root`` in so many processes."""
     script, *flags = command
     start = []
@@ -106,7 +106,7 @@ def write_mark(job: Job, done: bool) -> None:
         UserError: the file cannot be written.
     """
     origins = read_origins(job.folder.parent, job.needs)
-    content = {"done": done, "commands": job.lasting_commands(), "origins": origins}
+    content = {"done": done, "commands": job.list_lasting_commands(), "origins": origins}
     write_text(job.mark, json.dumps(content, indent=1) + "\n")
 
 
@@ -126,10 +126,14 @@ def find_outcome(job: Job) -> Outcome | None:
     changed = [need for need in job.needs if origins.get(need) != now[need]]
     if changed:
         return Outcome(False, True, f"{changed[0]} was trained anew since: remove {job.folder} to do this run again")
-    return Outcome(True, False, "done before") if done and are_same(commands, job.lasting_commands()) else None
+    return (
+        Outcome(True, False, "done before")
+        if done and are_same_commands(commands, job.list_lasting_commands())
+        else None
+    )
 
 
-def are_same(marked: Sequence[Sequence[str]], wanted: Sequence[Sequence[str]]) -> bool:
+def are_same_commands(marked: Sequence[Sequence[str]], wanted: Sequence[Sequence[str]]) -> bool:
     """Return whether the commands of a mark are those of a job.
 
     A data folder may be written in another way (a relative path, a slash at its end). A job without a data folder, of
@@ -165,7 +169,7 @@ class Worker:
         self._start_next()
 
     def _start_next(self) -> None:
-        words = launch_words(self.left.pop(0), self.job.processes, str(ROOT))
+        words = make_launch_words(self.left.pop(0), self.job.processes, str(ROOT))
         print(f"$ python {shlex.join(words)}", file=self.log, flush=True)
         # a session of its own: the signals of our terminal reach it through stop() alone
         self.process = subprocess.Popen(
@@ -203,7 +207,7 @@ class Worker:
             self.process.terminate()
 
 
-def execute(
+def execute_jobs(
     jobs: Mapping[str, Job],
     slots: Sequence[Mapping[str, str]],
     stop: StopCondition,

@@ -115,7 +115,14 @@ def draw_knowledge(experiment: Experiment, folder: Folder) -> Figure | None:
     figure, axis = plt.subplots(figsize=(7.5, 4.2), layout="constrained")
     for i, (title, found) in enumerate(points.items()):
         divergences, gains = zip(*found, strict=True)
-        axis.plot(divergences, gains, marker=style.marker(i), color=style.color(i), linestyle="none", label=title)
+        axis.plot(
+            divergences,
+            gains,
+            marker=style.choose_marker(i),
+            color=style.choose_color(i),
+            linestyle="none",
+            label=title,
+        )
     axis.axhline(0, color="0.4", linestyle="--", linewidth=1)
     axis.set(xlabel="divergence of the teacher's probabilities from the references', nats")
     axis.set(ylabel="points of mIoU over the control", title=experiment.title)
@@ -139,7 +146,7 @@ def list_points(
     base = get_scores_by_seed(records[control], "last")
     points = []
     for seed in sorted(own.keys() & base.keys()):
-        knowledge = known[teacher.run].get(experiment.next_seed(seed, teacher.shift))
+        knowledge = known[teacher.run].get(experiment.shift_seed(seed, teacher.shift))
         if knowledge is not None:
             points.append((knowledge.divergence, 100 * (own[seed] - base[seed])))
     return points

@@ -107,9 +107,9 @@ def _submit(job: Job, needs: Sequence[str], arguments: Sequence[str], processes:
     environment = dict(os.environ)
     if processes:
         environment["NGPUS"] = str(processes)
-    answer = _call(words, environment).strip()  # "NUMBER", or "NUMBER;CLUSTER"
+    answer = _run_command(words, environment).strip()  # "NUMBER", or "NUMBER;CLUSTER"
     number = answer.split(";")[0]
-    content = {"job": number, "needs": list(job.needs), "commands": job.lasting_commands()}
+    content = {"job": number, "needs": list(job.needs), "commands": job.list_lasting_commands()}
     write_text(job.folder / FILE, json.dumps(content, indent=1) + "\n")
     return number
 
@@ -131,7 +131,7 @@ def _read_standing(job: Job, queued: Mapping[str, str]) -> Standing:
 def _read_queue() -> dict[str, str]:
     """Return the user's jobs that are queued or running: number -> state, and why one waits."""
     queued = {}
-    for line in _call(["squeue", "--me", "--noheader", "--format", "%i|%T|%r"]).splitlines():
+    for line in _run_command(["squeue", "--me", "--noheader", "--format", "%i|%T|%r"]).splitlines():
         number, state, reason = line.strip().split("|", 2)
         queued[number] = f"{state.lower()} ({reason})" if state == "PENDING" else state.lower()
     return queued
@@ -140,13 +140,15 @@ def _read_queue() -> dict[str, str]:
 def _read_end(number: str) -> str:
     """Return how a job ended, as far as the cluster keeps accounts."""
     try:
-        states = _call(["sacct", "--allocations", "--noheader", "--parsable2", "--jobs", number, "--format", "State"])
+        states = _run_command(
+            ["sacct", "--allocations", "--noheader", "--parsable2", "--jobs", number, "--format", "State"]
+        )
     except UserError:
         states = ""
     return states.splitlines()[-1].lower() if states.strip() else "ended without getting done"
 
 
-def _call(words: Sequence[str], environment: Mapping[str, str] | None = None) -> str:
+def _run_command(words: Sequence[str], environment: Mapping[str, str] | None = None) -> str:
     """Return what one of SLURM's commands prints.
 
     Raises:

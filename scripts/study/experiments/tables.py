@@ -67,7 +67,7 @@ def compute_training_minutes(run: Run) -> float | None:
     return seconds / 60
 
 
-def gains_by_seed(runs: Sequence[Run], base: Sequence[Run]) -> list[float]:
+def compute_gains_by_seed(runs: Sequence[Run], base: Sequence[Run]) -> list[float]:
     """Return the difference of the last checkpoints' mIoU for each seed that both sides have."""
     own, other = get_scores_by_seed(runs, "last"), get_scores_by_seed(base, "last")
     return [own[seed] - other[seed] for seed in sorted(own.keys() & other.keys())]
@@ -82,7 +82,7 @@ def make_students_table(experiment: Experiment, folder: Folder) -> Table:
             runs = records[arm.name]
             shown = [format_scores(get_scores_by_seed(runs, checkpoint)) for checkpoint in ("last", "best")]
             rows.append([link_records(experiment, arm.name, runs), arm.title, *shown, format_minutes(runs)])
-    return ["run", "training", f"last {MIOU}", f"best {MIOU}", name_minutes(records)], rows
+    return ["run", "training", f"last {MIOU}", f"best {MIOU}", make_minutes_heading(records)], rows
 
 
 def make_published_table(experiment: Experiment, folder: Folder) -> Table:
@@ -115,7 +115,7 @@ def make_summary_table(experiment: Experiment, folder: Folder) -> Table:
             gains = [format_gain(records, arm.name, base) for base in bases]
             rows.append([arm.title, format_scores(found), *gains, times[arm.name]])
     over = [f"points over the {times.get(base, 'unknown')}-minute baseline" for base in bases]
-    total = name_minutes(records).replace("minutes", "minutes, teacher included", 1)
+    total = make_minutes_heading(records).replace("minutes", "minutes, teacher included", 1)
     return _add_placeholder_row(["student", MIOU, *over, total], rows)
 
 
@@ -200,7 +200,7 @@ def _list_with_origins(experiment: Experiment, name: str, seed: int) -> list[tup
         found.append(current)
         current_name, current_seed = current
         for origin in experiment.arms[current_name].origins.values():
-            waiting.append((origin.run, experiment.next_seed(current_seed, origin.shift)))
+            waiting.append((origin.run, experiment.shift_seed(current_seed, origin.shift)))
     return found
 
 
@@ -208,7 +208,7 @@ def format_gain(records: dict[str, list[Run]], name: str, base: str) -> str:
     """Show the mean gain and its spread over the seeds that both have; nothing for a run beside itself."""
     if name == base:
         return ""
-    differences = gains_by_seed(records[name], records[base]) if base else []
+    differences = compute_gains_by_seed(records[name], records[base]) if base else []
     return format_mean_std(differences, "+") if differences else NOT_RUN
 
 
@@ -255,7 +255,7 @@ def _list_differences(experiment: Experiment, folder: Folder, pairs: Iterable[tu
     records = read_records(experiment, folder)
     rows = []
     for name, base in pairs:
-        differences = gains_by_seed(records[name], records[base])
+        differences = compute_gains_by_seed(records[name], records[base])
         if differences:
             by_seed = ", ".join(f"{100 * value:+.2f}" for value in differences)
             p = compute_p_over_seeds(differences)
@@ -274,7 +274,7 @@ def format_scores(values: dict[int, float]) -> str:
     return f"{format_mean_std(list(values.values()))} ({len(values)})" if values else NOT_RUN
 
 
-def name_minutes(records: dict[str, list[Run]]) -> str:
+def make_minutes_heading(records: dict[str, list[Run]]) -> str:
     """Return the heading of the training times, which says where they were measured."""
     places = set()
     for run in (run for runs in records.values() for run in runs):
