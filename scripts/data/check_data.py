@@ -43,7 +43,9 @@ from utils.types import IGNORE_INDEX
 # names may hold blanks, but no colon or comma
 FILE_NAME = re.compile(rf"[^\s:,][^:,]*?({'|'.join(map(re.escape, (*IMAGE_SUFFIXES, '.mat', '.txt')))})", re.IGNORECASE)
 
-KEEP_SIDES, SWAP_SIDES = (2, 3, 4), (5, 6, 7, 8)  # EXIF orientations: mirrored or half a turn; a quarter turn
+# EXIF orientations
+KEEP_SIDES = (2, 3, 4)  # mirrored, or turned by half a turn
+SWAP_SIDES = (5, 6, 7, 8)  # turned by a quarter turn
 TURNED_ADVICE = (
     "look at these pictures with their labels; to be sure, save images without an orientation tag, their pixels turned "
     "as the labels are"

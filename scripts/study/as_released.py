@@ -44,9 +44,9 @@ def compute_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
 
 def compute_task_loss(output: Output, target: Tensor, aux_weight: float) -> Tensor:
     """Compute the cross entropy of the main and the auxiliary logits."""
-    return compute_cross_entropy(output.logits, target) + sum(
-        aux_weight * compute_cross_entropy(aux, target) for aux in output.aux
-    )
+    main_loss = compute_cross_entropy(output.logits, target)
+    aux_loss = sum(aux_weight * compute_cross_entropy(aux, target) for aux in output.aux)
+    return main_loss + aux_loss
 
 
 def compute_cwd_loss(student: Tensor, teacher: Tensor, tau: float = 4.0) -> Tensor:

@@ -417,9 +417,8 @@ def compare_teachers(
 
     what = f"teacher step, {backbone}, {batch.what}"
     our_way = Way(batch.make_loss(ours, runtime), ours)
-    return compare_steps(
-        what, num_classes, our_way, Way(compute_loss, plain), compute_loss_with_our_draws, config, runtime
-    )
+    plain_way = Way(compute_loss, plain)
+    return compare_steps(what, num_classes, our_way, plain_way, compute_loss_with_our_draws, config, runtime)
 
 
 def compare_students(num_classes: int, config: BenchmarkConfig, device: torch.device) -> Comparison:
@@ -455,9 +454,8 @@ def compare_students(num_classes: int, config: BenchmarkConfig, device: torch.de
 
     what = f"student step, {batch.what}"
     our_way = Way(batch.make_loss(ours, runtime), ours)
-    return compare_steps(
-        what, num_classes, our_way, Way(compute_loss, plain), compute_loss_with_our_draws, config, runtime
-    )
+    plain_way = Way(compute_loss, plain)
+    return compare_steps(what, num_classes, our_way, plain_way, compute_loss_with_our_draws, config, runtime)
 
 
 LIGHT = ("tf_efficientnet_lite0", "mobilenetv2_100")

@@ -31,8 +31,14 @@ from utils.entry import run_main
 from utils.options import option, parse_flags
 from utils.seeding import RowGenerator
 
-TEACHER, STUDENT, LOSS, NOISE = "#0072B2", "#009E73", "#D55E00", "#7A5195"
-WIDTH, HEIGHT = 12.0, 4.6  # of each panel, in the units of its axis
+# colours of what is drawn
+TEACHER = "#0072B2"
+STUDENT = "#009E73"
+LOSS = "#D55E00"
+NOISE = "#7A5195"
+# size of each panel, in the units of its axis
+WIDTH = 12.0
+HEIGHT = 4.6
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,7 @@ def draw_network(axis: Axes, y: float, title: str, output: str, color: str, fill
 def draw_arrow(
     axis: Axes, start: tuple[float, float], end: tuple[float, float], color: str = "black", **style: Any
 ) -> None:
+    """Draw an arrow from ``start`` to ``end``. style: properties of the arrow that differ from the usual ones."""
     style = {"arrowstyle": "-|>", "linewidth": 1.5, "mutation_scale": 12, "shrinkA": 0, "shrinkB": 0} | style
     axis.annotate("", end, start, arrowprops=style | {"color": color}, zorder=1)
 
@@ -74,17 +81,18 @@ def draw_teacher_input(axis: Axes, image: np.ndarray, plane: np.ndarray, y: floa
 
 
 def prepare_panel(axis: Axes, title: str) -> None:
+    """Set the size of a panel, hide its axes, and write its title."""
     axis.set(xlim=(0, WIDTH), ylim=(0, HEIGHT), aspect="equal")
     axis.axis("off")
     axis.text(0.05, HEIGHT - 0.02, title, fontsize=12, fontweight="bold", va="top")
 
 
 def draw_teacher_panel(axis: Axes, image: np.ndarray, label: np.ndarray, planes: list[np.ndarray]) -> None:
+    """Draw how the teacher is trained: on two noised copies of the label, with a consistency loss between them."""
     prepare_panel(axis, "(a) Teacher: one network, two noised copies of the label, one answer")
     middle = 2.15
     draw_picture(axis, colorize(label, TOY.palette), 1.0, middle, "label $y$")
-    for y, plane, k in ((3.2, planes[0], 1), (1.1, planes[1], 2)):
-        side = 3 - 2 * k  # up for the first, down for the second
+    for y, plane, k, side in ((3.2, planes[0], 1, 1), (1.1, planes[1], 2, -1)):  # side: 1 is up, -1 is down
         draw_arrow(axis, (1.9, middle + 0.12 * side), (3.1, y - 0.15), NOISE)
         axis.text(2.3, middle + 0.82 * side, f"noise $n_{k}$", ha="right", va="center", fontsize=10.5, color=NOISE)
         draw_teacher_input(axis, image, plane, y, f"image $x$, noised label $n_{k}(y)$")
@@ -101,6 +109,7 @@ def draw_teacher_panel(axis: Axes, image: np.ndarray, label: np.ndarray, planes:
 
 
 def draw_student_panel(axis: Axes, image: np.ndarray, label: np.ndarray, plane: np.ndarray) -> None:
+    """Draw how the frozen teacher teaches a student that sees the image only."""
     prepare_panel(axis, "(b) Student: sees the image only, learns from the frozen teacher")
     draw_picture(axis, colorize(label, TOY.palette), 1.0, 3.2, "label $y$")
     draw_arrow(axis, (1.9, 3.2), (3.1, 3.2), NOISE)
@@ -117,6 +126,7 @@ def draw_student_panel(axis: Axes, image: np.ndarray, label: np.ndarray, plane: 
 
 @plt.rc_context({"text.parse_math": True})  # symbols between dollars; the other figures show them as they are
 def draw_method() -> Figure:
+    """Draw both panels, with an image of the built-in data."""
     image, label = draw_sample("val", 50)
     y = torch.from_numpy(label)[None]
     random = LabelNoise(len(TOY.names), "random", 0.03, 100.0)

@@ -56,7 +56,7 @@ class TableConfig:
 @torch.inference_mode()
 def make_row(arch: str, backbone: str, role: str, config: TableConfig, devices: list[str]) -> tuple[str, ...]:
     channels = ROLES[role]
-    (height, width) = config.crop_size
+    height, width = config.crop_size
     with torch.device("meta"):
         model = build_model(arch, backbone, config.num_classes, channels).eval()
         with FlopCounterMode(display=False) as counter:
@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     networks = [n for n in NETWORKS if not config.only or set(n) & set(config.only)]
     if not networks:
         raise UserError(f"--only {' '.join(config.only)}: no such network in the table")
-    threads = f"{config.threads} thread" + "s" * (config.threads > 1)
+    threads = "1 thread" if config.threads == 1 else f"{config.threads} threads"
     devices = {"cpu": f"{get_device_name(torch.device('cpu'))}, {threads}"}
     if torch.cuda.is_available():
         devices["cuda"] = get_device_name(torch.device("cuda"))

@@ -13,7 +13,9 @@ from scripts.study.analysis.runs import Run, View, list_scored_runs
 from scripts.study.analysis.style import choose_color, choose_line_style
 from scripts.study.analysis.text import wrap_text
 
-MAX_BARS, MAX_CELLS, ANNOTATED = 40, 40, 15  # classes that still read well
+MAX_BARS = 40  # classes that the bar chart shows at most
+MAX_CELLS = 40  # classes that a confusion matrix shows at most
+MAX_ANNOTATED = 15  # classes up to which the cells of a confusion matrix have numbers
 NOT_A_TERM = {"event", "iteration", "images_per_second", "cpu_seconds", "memory_gb"}
 Groups = Mapping[str, Sequence[Run]]
 
@@ -166,7 +168,7 @@ def draw_confusion(confusion: np.ndarray, names: Sequence[str], title: str) -> F
         shown = np.sort(np.argsort(np.where(confusion.sum(1) > 0, share.diagonal(), 2.0))[:MAX_CELLS])
         title += f"\nthe {MAX_CELLS} of {len(names)} classes with the lowest recall"
     share = share[np.ix_(shown, shown)]
-    side = 2.2 + 0.36 * len(shown) if len(shown) <= ANNOTATED else 2.6 + 0.24 * len(shown)
+    side = 2.2 + 0.36 * len(shown) if len(shown) <= MAX_ANNOTATED else 2.6 + 0.24 * len(shown)
     figure, axis = plt.subplots(figsize=(side + 0.8, side), layout="constrained")
     picture = axis.imshow(100 * share, cmap="cividis", vmin=0, vmax=100)
     labels = [names[k] for k in shown]
@@ -175,7 +177,7 @@ def draw_confusion(confusion: np.ndarray, names: Sequence[str], title: str) -> F
     axis.set_yticklabels(labels)
     axis.spines[:].set_visible(False)
     axis.tick_params(length=0)
-    if len(shown) <= ANNOTATED:
+    if len(shown) <= MAX_ANNOTATED:
         for (i, j), value in np.ndenumerate(share):
             if np.isfinite(value) and value >= 0.005:
                 tint = "black" if value > 0.55 else "white"

@@ -6,6 +6,7 @@ A run that is not there says "not run".
 import re
 import zipfile
 from collections.abc import Iterable, Sequence
+from itertools import chain
 
 import numpy as np
 
@@ -277,12 +278,13 @@ def format_scores(values: dict[int, float]) -> str:
 def make_minutes_heading(records: dict[str, list[Run]]) -> str:
     """Return the heading of the training times, which says where they were measured."""
     places = set()
-    for run in (run for runs in records.values() for run in runs):
+    for run in chain.from_iterable(records.values()):
         for start in run.curves.get("start", ()):
             kind, _, name = str(start.get("device", "unknown device")).partition(": ")
             place = name or kind
             if kind == "cpu":
-                place += f", {start['threads']} thread" + ("s" if start["threads"] > 1 else "")
+                threads = start["threads"]
+                place += f", {threads} threads" if threads > 1 else f", {threads} thread"
             places.add(place)
     return f"minutes ({' / '.join(sorted(places))})" if places else "minutes"
 
