@@ -12,19 +12,12 @@ from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
 
+from engine.run_folder import SCORE_FILES
 from utils.errors import UserError
 from utils.files import read_bytes, write
 
-RECORDS = (
-    "config.yaml",
-    "metrics.jsonl",
-    "last.json",
-    "best.json",
-    "eval*.json",
-    "per_image*.npz",
-    "robustness.json",
-    "knowledge.json",
-)
+RECORDS = ("config.yaml", "metrics.jsonl", *SCORE_FILES)  # patterns of the files of a run that are kept
+LEFT_OUT = (".md", ".png")  # endings of score files that are not kept: robustness.json has what they show
 Folder = Path | zipfile.Path  # of a run, on the disk or in a record file
 END_MARK = b"PK\x05\x06"  # begins the record that ends a zip file
 END_SIZE = 22  # of that record, without a comment
@@ -39,9 +32,9 @@ def open_folder(path: Path) -> Folder:
     """
     for place in (path, *path.parents):
         if place.suffix == ".zip" and place.is_file():
-            inside = path.relative_to(place).as_posix()
-            _read_members(place, read_bytes(place))  # checks them all
+            _read_members(place, read_bytes(place))  # raises where one is damaged
             whole = zipfile.Path(zipfile.ZipFile(place))
+            inside = path.relative_to(place).as_posix()
             return whole if inside == "." else whole / f"{inside}/"
     return path
 
@@ -96,7 +89,12 @@ def _read_records(run: Path) -> dict[str, bytes]:
     """Return the files of a run that are kept, by name."""
     if not (run / "config.yaml").is_file():
         raise UserError(f"{run} is no run folder: it has no config.yaml")
-    return {file.name: read_bytes(file) for pattern in RECORDS for file in list_files(run, pattern)}
+    records = {}
+    for pattern in RECORDS:
+        for file in list_files(run, pattern):
+            if not file.name.endswith(LEFT_OUT):
+                records[file.name] = read_bytes(file)
+    return records
 
 
 def _read_members(archive: Path, content: bytes) -> dict[str, bytes]:
@@ -122,6 +120,7 @@ def _read_members(archive: Path, content: bytes) -> dict[str, bytes]:
 
 
 def _select_run(members: dict[str, bytes], run: str) -> dict[str, bytes]:
+    """Return the files of one run, by name, out of those of a record file."""
     start = f"{run}/"
     return {name.removeprefix(start): content for name, content in members.items() if name.startswith(start)}
 
