@@ -45,14 +45,17 @@ def make_html_page(text: str, pictures: Mapping[str, Sequence[Picture]]) -> str:
 
     pictures: by heading. Headings that the report lacks come after its scores; its own keep their places.
     """
-    title, *sections = re.split(r"^##? ", text.strip(), flags=re.MULTILINE)[1:]
-    texts = {head.strip(): body for head, _, body in (section.partition("\n") for section in sections)}
-    parts = {head: markdown(escape(body, quote=False), extensions=["tables"]) for head, body in texts.items()}
-    scores = [head for head in parts if " checkpoint, " in head]
-    order = [*scores, *(head for head in pictures if pictures[head]), *parts]
+    _, title, *sections = re.split(r"^##? ", text.strip(), flags=re.MULTILINE)
+    parts = {}
+    for section in sections:
+        head, _, content = section.partition("\n")
+        parts[head.strip()] = markdown(escape(content, quote=False), extensions=["tables"])
+    heads_of_scores = [head for head in parts if " checkpoint, " in head]
+    heads_of_pictures = [head for head in pictures if pictures[head]]
+    each_once = dict.fromkeys([*heads_of_scores, *heads_of_pictures, *parts])
     body = []
     links = []
-    for number, head in enumerate(dict.fromkeys(order)):
+    for number, head in enumerate(each_once):
         links.append(f'<a href="#s{number}">{escape(head)}</a>')
         body.append(f'<h2 id="s{number}">{escape(head)}</h2>')
         body.append(parts.get(head, ""))

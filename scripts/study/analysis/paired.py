@@ -49,19 +49,30 @@ def bootstrap_gain(group: np.ndarray, baseline: np.ndarray, samples: int, seed: 
     counted with one more, so that it is never 0 (Davison and Hinkley 1997, section 4.2).
     """
     images = group.shape[1]
-    flat = [runs.reshape(len(runs), images, -1).astype(np.float64) for runs in (group, baseline)]
+    equal = np.full(images, 1 / images)
     rng = np.random.default_rng(seed)
     differences = []
     for start in range(0, samples, CHUNK):
-        weights = rng.multinomial(images, np.full(images, 1 / images), min(CHUNK, samples - start)).astype(np.float64)
-        means = [compute_miou((weights @ runs).reshape(*runs.shape[:1], len(weights), 3, -1)).mean(0) for runs in flat]
-        differences.append(means[0] - means[1])
+        count = min(CHUNK, samples - start)
+        weights = rng.multinomial(images, equal, count).astype(np.float64)  # how often each resample has each image
+        differences.append(score_resamples(group, weights) - score_resamples(baseline, weights))
     values = np.concatenate(differences)
     low, high = np.percentile(values, (2.5, 97.5))
     tail = min((values <= 0).sum(), (values >= 0).sum())
     difference = compute_miou(group.sum(1)).mean() - compute_miou(baseline.sum(1)).mean()
     p = min(1.0, 2 * (tail + 1) / (samples + 1))
     return Gain(float(difference), float(low), float(high), p, images, samples)
+
+
+def score_resamples(counts: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return the mIoU of each resample ``[resamples]``, the mean over the runs.
+
+    counts: ``[runs, images, 3, K]``. weights: how often a resample has an image, ``[resamples, images]``.
+    """
+    runs, images, _, classes = counts.shape
+    flat = counts.reshape(runs, images, -1).astype(np.float64)
+    sums = (weights @ flat).reshape(runs, len(weights), 3, classes)
+    return compute_miou(sums).mean(0)
 
 
 def compute_interval_over_seeds(differences: Sequence[float]) -> tuple[float, float] | None:

@@ -61,7 +61,7 @@ def make_report(result: dict[str, Any], views: Sequence[View], samples: int) -> 
             f"(paired bootstrap, {samples} resamples), which says nothing about other seeds."
         )
     if result["gained_lost"]:
-        kinds = list(gained_lost.CHANGES)[:4]
+        kinds = list(gained_lost.CHANGES)[: gained_lost.LABELLED]
         cells = []
         for name, found in result["gained_lost"].items():
             cells.append([name, *(format_percent(found[kind]) for kind in kinds)])

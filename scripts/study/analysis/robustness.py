@@ -88,7 +88,7 @@ class Tally:
     def __init__(self, num_classes: int, draws: int) -> None:
         self.confusion = np.zeros((draws, num_classes, num_classes), np.int64)
         self.images = 0
-        self.sums: Counter[str] = Counter()
+        self.sums: Counter[str] = Counter()  # the sums that RATIOS names
 
     def add(self, logits: Tensor, label: np.ndarray, shown: np.ndarray) -> None:
         """Add one image.
@@ -106,10 +106,12 @@ class Tally:
             symmetric = (log_p[a].exp() - log_p[b].exp()) * (log_p[a] - log_p[b]) / 2  # KL both ways, halved
             equal = int((classes[a] == classes[b]).sum())
             self.sums.update(divergence=float(symmetric.sum(dtype=torch.float64)), equal=equal, pairs=classes.shape[1])
-        said = torch.from_numpy(shown)[valid]
-        wrong = said != truth[valid]
-        followed, truthful = (float((classes == x)[:, wrong].sum()) / len(logits) for x in (said, truth[valid]))
-        self.sums.update(wrong=int(wrong.sum()), labelled=len(said), followed=followed, truthful=truthful)
+        true_classes = truth[valid]
+        shown_classes = torch.from_numpy(shown)[valid]
+        wrong = shown_classes != true_classes
+        followed = float((classes == shown_classes)[:, wrong].sum()) / len(logits)
+        truthful = float((classes == true_classes)[:, wrong].sum()) / len(logits)
+        self.sums.update(wrong=int(wrong.sum()), labelled=len(shown_classes), followed=followed, truthful=truthful)
         self.images += 1
 
     def compute_results(self) -> dict[str, Any]:
@@ -151,8 +153,9 @@ def draw_robustness(results: dict[str, list[dict[str, Any]]], title: str) -> Fig
 
 def _draw_teacher(axes: np.ndarray, name: str, records: list[dict[str, Any]], place: int, teachers: int) -> None:
     """Draw the results of one teacher into all four panels. place: its number among ``teachers``, from 0."""
-    kinds = {record["name"] for record in records}
-    by_kind = {kind: [record for record in records if record["name"] == kind] for kind in kinds}
+    by_kind: dict[str, list[dict[str, Any]]] = {}
+    for record in records:
+        by_kind.setdefault(record["name"], []).append(record)
     style = {"color": choose_color(place), "marker": choose_marker(place)}
 
     noise = by_kind["pixel noise"]

@@ -39,10 +39,12 @@ plt.rcParams.update(
 
 
 def choose_color(index: int) -> str:
+    """Return the colour of a group, by its number."""
     return COLORS[index % len(COLORS)]
 
 
 def choose_marker(index: int) -> str:
+    """Return the marker of a group, by its number."""
     return MARKERS[index % len(MARKERS)]
 
 
@@ -56,19 +58,23 @@ def draw_picture_table(rows: Sequence[Mapping[str, Cell]], *legends: Sequence[Pa
     titles = list(rows[0])
     first, _ = next(iter(rows[0].values()))
     ratio = first.shape[0] / first.shape[1]
-    size = 2.2 * len(titles), (2.2 * ratio + 0.4) * len(rows) + 1
+    size = (2.2 * len(titles), (2.2 * ratio + 0.4) * len(rows) + 1)
     figure, axes = plt.subplots(len(rows), len(titles), figsize=size, squeeze=False, layout="constrained")
-    for line, row in zip(axes, rows, strict=True):
-        for axis, (title, (picture, caption)) in zip(line, row.items(), strict=True):
+    for axes_of_row, row in zip(axes, rows, strict=True):
+        for axis, title in zip(axes_of_row, row, strict=True):
+            picture, caption = row[title]
             axis.imshow(picture, interpolation="nearest")
             axis.set(xticks=[], yticks=[])
             axis.set_xlabel(wrap_text(caption), fontsize=8)
             axis.spines[:].set(visible=True, color="0.8")
             if row is rows[0]:
                 axis.set_title(wrap_text(title), fontsize=9)
-    places = ("lower center",) if len(legends) == 1 else ("lower left", "lower right")
+    places = ("lower left", "lower right")
+    columns = 4
+    if len(legends) == 1:
+        places = ("lower center",)
+        columns = 8
     for patches, place in zip(legends, places, strict=True):
-        columns = 8 if len(legends) == 1 else 4
         figure.legend(handles=patches, loc=f"outside {place}", ncols=min(columns, len(patches)), fontsize=8)
     return figure
 
