@@ -78,7 +78,7 @@ class View(NamedTuple):
 
 @dataclass(frozen=True)
 class Run:
-    """A folder that train_teacher.py or train_student.py wrote, with the scores that eval.py left in it.
+    """What one training left in its folder: settings, training log, and the scores of eval.py. It is read, never run.
 
     scores: eval.py's JSON by view. areas: by view, image name -> int64 ``[3, K]`` (pixels of intersection, label and
     prediction). curves: records of metrics.jsonl by event. notes: what is missing or does not fit, for the reader.

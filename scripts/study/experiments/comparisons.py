@@ -32,7 +32,11 @@ def make_comparisons_table(file: Path, results: Path) -> Table:
     for title, pairs in rows.items():
         cells = []
         for experiment, runs, pair in zip(experiments, records, pairs, strict=True):
-            cells.append(_compare(runs, *split_pair(experiment, pair)) if pair else NOT_RUN)
+            if pair:
+                name, base = split_pair(experiment, pair)
+                cells.append(_format_difference(runs, name, base))
+            else:
+                cells.append(NOT_RUN)
         table.append([title, *cells])
     return ["comparison, by question", *columns], table
 
@@ -55,7 +59,7 @@ def _read_file(file: Path) -> tuple[dict[str, str], dict[str, list[str]]]:
     return columns, rows
 
 
-def _compare(records: dict[str, list[Run]], name: str, base: str) -> str:
+def _format_difference(records: dict[str, list[Run]], name: str, base: str) -> str:
     """Show the mean difference of a pair with its interval, in points."""
     differences = compute_gains_by_seed(records[name], records[base])
     interval = compute_interval_over_seeds(differences)

@@ -80,8 +80,8 @@ def make_knowledge_table(experiment: Experiment, folder: Folder) -> Table:
                 [knowledge.negative_log_likelihood for knowledge in measured],
                 [knowledge.divergence for knowledge in measured],
             )
-            shown = [format_mean_std(values, scale=1, digits=3) for values in columns]
-            rows.append([f"{experiment.arms[name].title} ({len(measured)})", *shown])
+            cells = [format_mean_std(values, scale=1, digits=3) for values in columns]
+            rows.append([f"{experiment.arms[name].title} ({len(measured)})", *cells])
     header = ["network (seeds)", "entropy", "negative log-likelihood", "divergence from the references"]
     return header, rows or [[NOT_RUN, "", "", ""]]
 
@@ -108,8 +108,11 @@ def draw_knowledge(experiment: Experiment, folder: Folder) -> Figure | None:
     """
     records = read_records(experiment, folder)
     known = read_knowledge_by_seed(records)
-    points = {arm.title: list_points(experiment, arm, records, known) for arm in experiment.arms.values()}
-    points = {title: found for title, found in points.items() if found}
+    points = {}
+    for arm in experiment.arms.values():
+        found = list_points(experiment, arm, records, known)
+        if found:
+            points[arm.title] = found
     if not points:
         return None
     figure, axis = plt.subplots(figsize=(7.5, 4.2), layout="constrained")

@@ -49,30 +49,31 @@ class Plan:
         self.machine = machine
         self.jobs: dict[str, Job] = {}
 
-    def add_run(self, arm: Arm, seed: int) -> Job:
-        """Add a run at a seed, after the runs that it starts from. Return its job. A job is added only once."""
+    def add_job(self, arm: Arm, seed: int) -> Job:
+        """Add the job of an arm at a seed, after the jobs that it needs. Return it. A job is added only once."""
         name = f"{arm.name}-{seed}"
         if name in self.jobs:
             return self.jobs[name]
         folder = self.places.output / name
         settings = dict(arm.settings)
-        needs = []
+        needs: dict[str, None] = {}  # a dict: two settings may name the same run
         for key, origin in arm.origins.items():
             source_arm = self.experiment.arms[origin.run]
-            source = self.add_run(source_arm, self.experiment.shift_seed(seed, origin.shift))
-            needs.append(source.name)
+            source = self.add_job(source_arm, self.experiment.shift_seed(seed, origin.shift))
+            needs[source.name] = None
             settings[key] = str(source.folder / f"{origin.checkpoint}.pth")
         if self.places.bases and "pretrained_base" not in settings:
             settings["pretrained_base"] = str(Path(self.places.bases) / f"{arm.backbone}.pth")
         commands = [self._make_training_command(arm, settings, seed, folder)]
-        commands += [self._make_scoring_command(arm, folder, checkpoint) for checkpoint in ("last", "best")]
+        for checkpoint in ("last", "best"):
+            commands.append(self._make_scoring_command(arm, folder, checkpoint))
         if arm.role == "teacher":
             commands.append(self._make_probe_command(arm, folder))
-        each_once = tuple(dict.fromkeys(needs))
-        self.jobs[name] = Job(name, folder, tuple(commands), each_once, self.machine.processes)
+        self.jobs[name] = Job(name, folder, tuple(commands), tuple(needs), self.machine.processes)
         return self.jobs[name]
 
     def _make_training_command(self, arm: Arm, settings: dict[str, Any], seed: int, folder: Path) -> tuple[str, ...]:
+        """Make the command that trains an arm at a seed, or continues its training."""
         words = [f"train_{arm.role}.py", "--recipe", arm.recipe, "--data", self.places.get_data_folder(arm)]
         for key, value in settings.items():
             words += _format_flag(key, value)
@@ -83,19 +84,16 @@ class Plan:
         return tuple(words)
 
     def _make_scoring_command(self, arm: Arm, folder: Path, checkpoint: str) -> tuple[str, ...]:
-        words = [
-            "eval.py",
-            "--pretrained",
-            str(folder / f"{checkpoint}.pth"),
-            "--data",
-            self.places.get_data_folder(arm),
-        ]
+        """Make the command that scores the last or the best checkpoint, with its counts for each image."""
+        words = ["eval.py", "--pretrained", str(folder / f"{checkpoint}.pth")]
+        words += ["--data", self.places.get_data_folder(arm)]
         words += _make_network_flag(arm)
         words += ["--json", str(folder / f"{checkpoint}.json")]
         words += ["--per-image", str(folder / f"per_image_{checkpoint}.npz")]
         return tuple(words)
 
     def _make_probe_command(self, arm: Arm, folder: Path) -> tuple[str, ...]:
+        """Make the command that measures how a teacher depends on its label."""
         words = ["scripts/study/teacher_robustness.py", "--teacher", str(folder / "last.pth")]
         words += ["--data", self.places.get_data_folder(arm), "--limit", str(self.experiment.robustness_images)]
         words += [*_make_network_flag(arm), "--output", str(folder)]
@@ -133,7 +131,7 @@ def plan_jobs(
     for seed in seeds or experiment.seeds:
         for name, arm in experiment.arms.items():
             if name in wanted:
-                plan.add_run(arm, seed)
+                plan.add_job(arm, seed)
     return plan.jobs
 
 

@@ -20,10 +20,10 @@ FINISH = "scripts/study/experiments/finish.py"
 
 
 class Standing(NamedTuple):
-    """Say where a run stands.
+    """Say where a job of the experiment stands under SLURM.
 
-    text: in words. job: the number of its last job, or "". active: it is queued or running. blocked: it ended without
-    getting done, or cannot be submitted; runs that need it cannot start.
+    text: in words. job: the number that SLURM gave to its last submission, or "". active: it is queued or running.
+    blocked: it ended without getting done, or cannot be submitted; jobs that need it cannot start.
     """
 
     text: str
