@@ -36,7 +36,7 @@ from scripts.study.analysis.report import (
     make_file_name,
     make_report,
 )
-from scripts.study.analysis.runs import View, list_scored_runs
+from scripts.study.analysis.runs import Run, View, list_scored_runs
 from utils.entry import run_main
 from utils.errors import UserError, require_known
 from utils.options import option, parse_flags
@@ -66,7 +66,7 @@ def list_views(groups: Groups) -> list[View]:
     for runs in groups.values():
         views = {view for run in runs for view in run.scores}
         counts.update(view for view in views if list_scored_runs(runs, view))
-    return sorted(counts, key=lambda v: (-counts[v], v.checkpoint != "last", v))
+    return sorted(counts, key=lambda view: (-counts[view], view.checkpoint != "last", view))
 
 
 def find_group(groups: Groups, name: str) -> str:
@@ -99,7 +99,7 @@ def make_row(name: str, groups: Groups, view: View, config: CompareConfig, notes
         "view": view._asdict(),
         "runs": [str(run.folder) for run in runs],
         "miou": [score["miou"] for score in scores],
-        "pixel_accuracy": [s["pixel_accuracy"] for s in scores if s["pixel_accuracy"] is not None],
+        "pixel_accuracy": [score["pixel_accuracy"] for score in scores if score["pixel_accuracy"] is not None],
         "label_assisted": assisted,
     }
     if not config.baseline or name == config.baseline:
@@ -112,20 +112,32 @@ def make_row(name: str, groups: Groups, view: View, config: CompareConfig, notes
         what = "reads the label" if assisted else f"{config.baseline} has no such score"
         notes.append(f"{name}, {view.checkpoint}, {view.protocol}: no gain: {what}")
         return result
-    own, other = ({run.seed: run.scores[view]["miou"] for run in side} for side in (runs, base))
+    own = {run.seed: run.scores[view]["miou"] for run in runs}
+    other = {run.seed: run.scores[view]["miou"] for run in base}
+    gains = {seed: own[seed] - other[seed] for seed in sorted(own.keys() & other.keys())}
     result["gain"] = float(np.mean(result["miou"]) - np.mean(list(other.values())))
-    result["gain_by_seed"] = {seed: own[seed] - other[seed] for seed in sorted(own.keys() & other.keys())}
-    result["p_over_seeds"] = compute_p_over_seeds(list(result["gain_by_seed"].values()))
-    areas = [[run.areas[view] for run in side if view in run.areas] for side in (runs, base)]
+    result["gain_by_seed"] = gains
+    result["p_over_seeds"] = compute_p_over_seeds(list(gains.values()))
     try:
-        if not all(areas):
-            raise UserError("no per-image counts on one side")
-        counts = stack_counts([*areas[0], *areas[1]])
-        n = len(areas[0])
-        result["test"] = bootstrap_gain(counts[:n], counts[n:], config.samples, config.seed)._asdict()
+        result["test"] = make_paired_test(runs, base, view, config)
     except UserError as error:
         notes.append(f"{name}, {view.checkpoint}: no paired test: {error}")
     return result
+
+
+def make_paired_test(runs: Sequence[Run], base: Sequence[Run], view: View, config: CompareConfig) -> dict[str, Any]:
+    """Compare two groups by a bootstrap over the images.
+
+    Raises:
+        UserError: one side has no counts of single images, or they are of different images or labels.
+    """
+    own = [run.areas[view] for run in runs if view in run.areas]
+    other = [run.areas[view] for run in base if view in run.areas]
+    if not own or not other:
+        raise UserError("no per-image counts on one side")
+    counts = stack_counts([*own, *other])
+    gain = bootstrap_gain(counts[: len(own)], counts[len(own) :], config.samples, config.seed)
+    return gain._asdict()
 
 
 def collect_pictures(

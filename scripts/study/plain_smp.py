@@ -95,7 +95,10 @@ def train_network(model: torch.nn.Module, data: Data, config: PlainConfig) -> in
     begin = time.process_time()
     iteration = 0
     model.train()
-    while (share := (time.process_time() - begin) / config.seconds) < 1:
+    while True:
+        share = (time.process_time() - begin) / config.seconds
+        if share >= 1:
+            return iteration
         images, labels = read_batch(data.train, iteration * BATCH_SIZE)
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * (1 - share) ** 0.9
@@ -105,7 +108,6 @@ def train_network(model: torch.nn.Module, data: Data, config: PlainConfig) -> in
         loss.backward()
         optimizer.step()
         iteration += 1
-    return iteration
 
 
 @torch.inference_mode()

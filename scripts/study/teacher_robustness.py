@@ -139,9 +139,17 @@ def make_tables(results: dict[str, list[dict[str, Any]]]) -> str:
     parts = []
     for name, records in results.items():
         rows = []
-        for r in records:
-            shares = format_percent(r["agreement"]), f"{r['kl']:.4f}", format_percent(r["follows_wrong"], 1)
-            rows.append([r["name"], r["value"], format_mean_std(r["miou"]), *shares])
+        for record in records:
+            rows.append(
+                [
+                    record["name"],
+                    record["value"],
+                    format_mean_std(record["miou"]),
+                    format_percent(record["agreement"]),
+                    f"{record['kl']:.4f}",
+                    format_percent(record["follows_wrong"], 1),
+                ]
+            )
         parts.append(f"## {name}\n\n{format_markdown_table(header, rows)}")
     return "\n".join(parts)
 
@@ -176,7 +184,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     chosen = choose_evenly(len(dataset), config.limit or len(dataset))
     with start_runtime(config) as runtime:
-        results = {name: measure_teacher(t, dataset, chosen, config, runtime.device) for name, t in teachers.items()}
+        results = {}
+        for name, loaded in teachers.items():
+            results[name] = measure_teacher(loaded, dataset, chosen, config, runtime.device)
     output = Path(config.output).expanduser()
     what = f"{data_name} {config.split}, {len(chosen)} of {len(dataset)} images, {config.draws} draws"
     text = f"# Robustness of label-assisted teachers\n\n{what}\n\n{make_tables(results)}\n{EXPLANATION}\n"
