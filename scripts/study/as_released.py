@@ -51,13 +51,15 @@ def compute_task_loss(output: Output, target: Tensor, aux_weight: float) -> Tens
 
 def compute_cwd_loss(student: Tensor, teacher: Tensor, tau: float = 4.0) -> Tensor:
     """Compute the channel-wise distillation loss (Shu et al., ICCV 2021)."""
-    p_t, p_s = ((z.flatten(2) / tau).softmax(2) for z in (teacher.detach(), student))
+    p_t = (teacher.detach().flatten(2) / tau).softmax(2)
+    p_s = (student.flatten(2) / tau).softmax(2)
     return (p_t * (p_t.log() - p_s.log())).sum() * tau**2 / (student.shape[0] * student.shape[1])
 
 
 def compute_teacher_loss(model: nn.Module, image: Tensor, target: Tensor, planes: tuple[Tensor, Tensor]) -> Tensor:
     """Compute the release's loss of a teacher: two paths, and their consistency both ways."""
-    one, two = (model(torch.cat([image, plane], 1)) for plane in planes)
+    one = model(torch.cat([image, planes[0]], 1))
+    two = model(torch.cat([image, planes[1]], 1))
     consistency = compute_cwd_loss(one.logits, two.logits) + compute_cwd_loss(two.logits, one.logits)
     return compute_task_loss(one, target, 0.4) + compute_task_loss(two, target, 0.4) + 5 * consistency
 
@@ -90,13 +92,14 @@ class Score:
         self.labelled += (target >= 0).sum().item()
         prediction = (logits.argmax(1) + 1) * (target >= 0)
         common = prediction * (prediction == target + 1)
-        both, predicted, true = (
-            torch.histc(x.float().cpu(), self.num_classes, 1, self.num_classes)
-            for x in (common, prediction, target + 1)
-        )
+        both = self.count_pixels(common)
         self.intersection += both
-        self.union += predicted + true - both
+        self.union += self.count_pixels(prediction) + self.count_pixels(target + 1) - both
         return (self.intersection / (self.union + 2.220446e-16)).mean().item()
+
+    def count_pixels(self, classes: Tensor) -> Tensor:
+        """Count the pixels of each class; classes are numbered from 1, other numbers do not count."""
+        return torch.histc(classes.float().cpu(), self.num_classes, 1, self.num_classes)
 
 
 def score_image(logits: Tensor, target: Tensor, score: Score) -> float:

@@ -15,7 +15,7 @@ from scripts.study.experiments.jobs import ROOT, Job, find_outcome, write_mark
 from utils.errors import UserError
 from utils.files import write_text
 
-FILE = "slurm.json"  # in a run's folder: the number of its job, and what the job needs to note that it is done
+SUBMISSION = "slurm.json"  # in a run's folder: the number of its job, and what the job needs to note that it is done
 FINISH = "scripts/study/experiments/finish.py"
 
 
@@ -82,7 +82,7 @@ def finish_run(folder: Path) -> None:
         UserError: the folder is no submitted run.
     """
     try:
-        content = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        content = json.loads((folder / SUBMISSION).read_text(encoding="utf-8"))
         job = Job(folder.name, folder, tuple(map(tuple, content["commands"])), tuple(content["needs"]))
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise UserError(f"{folder} is no run that was submitted to SLURM: {error}") from error
@@ -110,7 +110,7 @@ def _submit(job: Job, needs: Sequence[str], arguments: Sequence[str], processes:
     answer = _run_command(words, environment).strip()  # "NUMBER", or "NUMBER;CLUSTER"
     number = answer.split(";")[0]
     content = {"job": number, "needs": list(job.needs), "commands": job.list_lasting_commands()}
-    write_text(job.folder / FILE, json.dumps(content, indent=1) + "\n")
+    write_text(job.folder / SUBMISSION, json.dumps(content, indent=1) + "\n")
     return number
 
 
@@ -120,7 +120,7 @@ def _read_standing(job: Job, queued: Mapping[str, str]) -> Standing:
     if outcome and outcome.done:
         return Standing("done", done=True)
     try:
-        number = str(json.loads((job.folder / FILE).read_text(encoding="utf-8"))["job"])
+        number = str(json.loads((job.folder / SUBMISSION).read_text(encoding="utf-8"))["job"])
     except (OSError, ValueError, LookupError, TypeError):
         return Standing("not submitted")
     if number in queued:
