@@ -420,10 +420,10 @@ def test_a_dollar_in_a_name_is_a_character(tmp_path):
 
 
 def test_smoothing_keeps_constants_and_means():
-    assert charts._smooth(np.full(200, 3.0)) == pytest.approx(np.full(200, 3.0))
+    assert charts._smooth_curve(np.full(200, 3.0)) == pytest.approx(np.full(200, 3.0))
     line = np.arange(200.0)
-    assert charts._smooth(line)[10:-10] == pytest.approx(line[10:-10])
-    assert np.ptp(charts._smooth(np.tile([0.0, 1.0], 100))) < 0.3
+    assert charts._smooth_curve(line)[10:-10] == pytest.approx(line[10:-10])
+    assert np.ptp(charts._smooth_curve(np.tile([0.0, 1.0], 100))) < 0.3
 
 
 def test_a_gain_where_seeds_are_not_the_same():

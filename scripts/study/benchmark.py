@@ -287,7 +287,7 @@ def make_step(loss: Loss, module: nn.Module, **options: bool) -> Callable[[int],
     """Return a function that computes a loss and its gradients, and takes the optimizer's step."""
     optimizer = torch.optim.SGD([p for p in module.parameters() if p.requires_grad], **SGD, **options)
 
-    def run(i: int) -> Tensor:
+    def take_step(i: int) -> Tensor:
         for group in optimizer.param_groups:
             group["lr"] = SGD["lr"] * (1 - i / 40_000) ** 0.9
         optimizer.zero_grad()
@@ -296,7 +296,7 @@ def make_step(loss: Loss, module: nn.Module, **options: bool) -> Callable[[int],
         optimizer.step()
         return value.detach()
 
-    return run
+    return take_step
 
 
 def build_teacher_step(num_classes: int, backbone: str = "resnet18_v1s") -> TeacherStep:
@@ -327,12 +327,12 @@ class Batch:
     def make_loss(self, wrapped: nn.Module, runtime: Runtime) -> Loss:
         """Return our loss as the training loop calls it."""
 
-        def run(i: int) -> Tensor:
+        def compute_loss(i: int) -> Tensor:
             with runtime.autocast():
                 x = self.convention.normalize(self.image)
                 return wrapped(x, self.label.long(), RowGenerator(i), compute_avg_factor(self.label))["loss"]
 
-        return run
+        return compute_loss
 
 
 class Way(NamedTuple):

@@ -68,6 +68,7 @@ def load_network(path: str, model: str) -> LoadedNetwork:
 
 
 def make_predictor(loaded: LoadedNetwork) -> Predictor:
+    """Return what predicts with a network; an assisted one is shown its label."""
     return Predictor(loaded.model, loaded.convention, loaded.build_label_noise())
 
 

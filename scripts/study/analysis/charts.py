@@ -27,7 +27,7 @@ class ClassScores(NamedTuple):
     mean_ious: list[float]  # of each run
     assisted: bool
 
-    def means(self) -> np.ndarray:
+    def compute_means(self) -> np.ndarray:
         """Return the mean over the runs for each class."""
         return np.ma.masked_invalid(self.table).mean(0).filled(np.nan)
 
@@ -58,11 +58,11 @@ def choose_order(scores: Mapping[str, ClassScores], baseline: str) -> tuple[np.n
     """
     others = [name for name, group in scores.items() if name != baseline and not group.assisted]
     if baseline in scores and others:
-        order = np.argsort(np.nan_to_num(scores[others[-1]].means() - scores[baseline].means()))
+        order = np.argsort(np.nan_to_num(scores[others[-1]].compute_means() - scores[baseline].compute_means()))
         title = f"sorted by the gain of {others[-1]} over {baseline}"
     else:
         first = next(iter(scores))
-        order = np.argsort(np.nan_to_num(scores[first].means()))
+        order = np.argsort(np.nan_to_num(scores[first].compute_means()))
         title = f"sorted by {first}"
     if len(order) > MAX_BARS:
         title += f"; the {MAX_BARS // 2} at either end of {len(order)} classes"
@@ -89,7 +89,7 @@ def draw_class_bars(groups: Groups, view: View, baseline: str) -> Figure:
             whisker = 100 * group.table.std(0, ddof=1)[order]
         if group.assisted:
             label += f" ({ASSISTED})"
-        values = 100 * np.nan_to_num(group.means()[order])
+        values = 100 * np.nan_to_num(group.compute_means()[order])
         axis.barh(
             at + offset, values, height, xerr=whisker, error_kw=style, color=choose_color(i), label=wrap_text(label, 48)
         )
@@ -183,7 +183,7 @@ def _draw_band(axis: plt.Axes, series: list[dict[int, float]], name: str, tint: 
     if not common:
         return
     table = np.array([[points[iteration] for iteration in common] for points in series])
-    lines = np.stack([_smooth(row) for row in table]) if smooth else table
+    lines = np.stack([_smooth_curve(row) for row in table]) if smooth else table
     if len(series) > 1:
         axis.fill_between(common, lines.min(0), lines.max(0), color=tint, alpha=0.2, linewidth=0)
     elif smooth:
@@ -195,7 +195,7 @@ def _draw_band(axis: plt.Axes, series: list[dict[int, float]], name: str, tint: 
     )
 
 
-def _smooth(values: np.ndarray) -> np.ndarray:
+def _smooth_curve(values: np.ndarray) -> np.ndarray:
     """Return the centred moving mean over a twentieth of the points; windows shrink at the ends."""
     window = np.ones(len(values) // 40 * 2 + 1)
     return np.convolve(values, window, "same") / np.convolve(np.ones(len(values)), window, "same")

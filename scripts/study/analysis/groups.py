@@ -27,7 +27,7 @@ def read_groups(folders: Sequence[str]) -> dict[str, list[Run]]:
     for path in paths:
         is_unique = names.count(path.name) == 1
         run = read_run(path, path.name if is_unique else f"{path.parent.name}/{path.name}")
-        settings = json.dumps(describe_experiment(run.config, path.parent), sort_keys=True)
+        settings = json.dumps(collect_grouping_settings(run.config, path.parent), sort_keys=True)
         runs_by_settings.setdefault(settings, []).append(run)
     groups: dict[str, list[Run]] = {}
     for members in runs_by_settings.values():
@@ -70,7 +70,7 @@ def _note_shared_seeds(members: Sequence[Run]) -> None:
             run.notes.append(f"shares seed {run.seed} with another run of its group: they are not independent")
 
 
-def describe_experiment(
+def collect_grouping_settings(
     config: dict[str, Any], beside: Folder | None = None, seen: tuple[str, ...] = ()
 ) -> dict[str, Any]:
     """Return the settings by which runs are grouped: those that change the result, without the seed.
@@ -99,7 +99,7 @@ def describe_experiment(
         settings[key] = [checkpoint.name]
         place = str(config_file.resolve() if isinstance(config_file, Path) else config_file)
         if place not in seen:
-            above = describe_experiment(read_config(config_file), config_file.parent.parent, (*seen, place))
+            above = collect_grouping_settings(read_config(config_file), config_file.parent.parent, (*seen, place))
             settings[key].append(above)
     return settings
 

@@ -41,8 +41,10 @@ def describe_gain(row: dict[str, Any]) -> str:
     paired = list(row["gain_by_seed"].values())
     if not paired:
         return f"{100 * row['gain']:+.2f} (no seed in common)"
-    shared = "" if len(paired) == len(row["miou"]) else f" (seeds in common: {len(paired)})"
-    return format_mean_std(paired, "+") + shared
+    text = format_mean_std(paired, "+")
+    if len(paired) != len(row["miou"]):
+        text += f" (seeds in common: {len(paired)})"
+    return text
 
 
 def make_report(result: dict[str, Any], views: Sequence[View], samples: int) -> str:

@@ -20,6 +20,7 @@ EVAL_KEYS = {"miou", "pixel_accuracy", "iou", "checkpoint", "dataset", "split", 
 
 
 def _is_share(value: object) -> bool:
+    """Return whether a value is a number, or None for a score that is not defined."""
     return value is None or (type(value) in (int, float) and math.isfinite(value))
 
 
