@@ -134,9 +134,9 @@ def _draw_dots(axis: plt.Axes, values: list[list[float]], label: str, i: int) ->
 
     values: for each place on the dial, one for each seed. i: the number of the colour and the marker.
     """
+    color = style.choose_color(i)
     for x, column in enumerate(values):
-        axis.plot(
-            [x] * len(column), [100 * v for v in column], style.choose_marker(i), color=style.choose_color(i), alpha=0.5
-        )
+        percents = [100 * value for value in column]
+        axis.plot([x] * len(column), percents, style.choose_marker(i), color=color, alpha=0.5)
     means = [100 * float(np.mean(column)) if column else np.nan for column in values]
-    axis.plot(means, color=style.choose_color(i), label=label)
+    axis.plot(means, color=color, label=label)
