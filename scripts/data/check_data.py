@@ -146,8 +146,10 @@ def doubt_orientation(spec: DatasetSpec, image_path: Path, label_path: Path | No
             f"{image_path} has EXIF orientation {orientation} and is turned; was its label drawn on the turned "
             "picture? The size does not tell"
         )
-    if label_path.suffix != ".mat" and (orientation := read_orientation(label_path)) in (*KEEP_SIDES, *SWAP_SIDES):
-        doubts.append(f"{label_path} is a label with EXIF orientation {orientation}, which is not applied")
+    if label_path.suffix != ".mat":
+        label_orientation = read_orientation(label_path)
+        if label_orientation in (*KEEP_SIDES, *SWAP_SIDES):
+            doubts.append(f"{label_path} is a label with EXIF orientation {label_orientation}, which is not applied")
     return doubts
 
 

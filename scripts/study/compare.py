@@ -83,6 +83,17 @@ def find_group(groups: Groups, name: str) -> str:
     return name
 
 
+def make_rows(groups: Groups, views: Sequence[View], config: CompareConfig, notes: list[str]) -> list[dict[str, Any]]:
+    """Collect the scores of each group in each view. notes: takes a line for each gain or test that is missing."""
+    rows = []
+    for view in views:
+        for name in groups:
+            row = make_row(name, groups, view, config, notes)
+            if row is not None:
+                rows.append(row)
+    return rows
+
+
 def make_row(name: str, groups: Groups, view: View, config: CompareConfig, notes: list[str]) -> dict[str, Any] | None:
     """Collect the scores of a group in a view, and its gain over the baseline if both were scored.
 
@@ -173,13 +184,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError("none of the runs has a score: eval.py --json RUN/eval.json, or a training log with validation")
     output = Path(config.output).expanduser()
     notes = [f"{run.name}: {note}" for runs in groups.values() for run in runs for note in run.notes]
-    rows = []
-    for view in views:
-        for name in groups:
-            row = make_row(name, groups, view, config, notes)
-            if row is not None:
-                rows.append(row)
-
+    rows = make_rows(groups, views, config, notes)
     style.save_figure(charts.draw_class_bars(groups, views[0], config.baseline), output / "per_class.png")
     curves = charts.draw_training_curves(groups)
     if curves is not None:
