@@ -15,7 +15,7 @@ from utils.seeding import RowGenerator
 def test_label_planes(codes):
     label, noise = make_label_maps(3, (24, 32), 21), LabelNoise(21, codes, 0.03, 100.0)
     for path in (0, 1):
-        plane = as_released.noised_label(
+        plane = as_released.make_noised_label(
             mark_ignored(label), 21, 0.03, *repeat_draws(noise, label, RowGenerator(4), path)
         )
         torch.testing.assert_close(noise(label, RowGenerator(4), path), plane, rtol=1e-5, atol=1e-4)
@@ -28,6 +28,6 @@ def test_scores():
     for truth in label.split(1):
         logits = 3 * torch.randn(1, 5, 6, 8, generator=generator)
         logits[:, 4] = -100
-        plain = as_released.evaluate(logits, mark_ignored(truth), score)
+        plain = as_released.score_image(logits, mark_ignored(truth), score)
         confusion += count_confusions(upsample_argmax(logits, truth.shape[-2:], True), truth, 5)
     assert Metrics(confusion.numpy(), 3).miou(absent_as_zero=True) == pytest.approx(plain, abs=1e-6)

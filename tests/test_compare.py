@@ -15,8 +15,8 @@ from engine.metrics import Metrics
 from scripts.study import compare
 from scripts.study.analysis import charts, gained_lost, page, report, style
 from scripts.study.analysis.groups import read_groups
-from scripts.study.analysis.paired import align, bootstrap
-from scripts.study.analysis.runs import miou, read_run
+from scripts.study.analysis.paired import bootstrap_gain, stack_counts
+from scripts.study.analysis.runs import compute_miou, read_run
 from utils.errors import UserError
 
 NAMES = [f"{i:04}" for i in range(30)]
@@ -53,7 +53,7 @@ def make_run(folder, seed=0, areas=None, checkpoint="last", log=True, assisted=F
             "split": "val",
             "protocol": "single scale, whole image" + (", LABEL-ASSISTED" if assisted else ""),
             "label_assisted": assisted,
-            "miou": float(miou(total)),
+            "miou": float(compute_miou(total)),
             "pixel_accuracy": 0.8,
             "iou": dict(zip("abcd", (total[0] / (total[1] + total[2] - total[0])).tolist(), strict=True)),
             "confusion": confusion.tolist(),
@@ -149,30 +149,30 @@ def test_names_in_two_places_and_refusals(tmp_path):
 def test_miou_of_counts_is_the_metrics_miou():
     confusion = np.array([[5, 1, 0, 0], [2, 7, 0, 0], [0, 3, 0, 0], [0, 0, 0, 0]])
     areas = np.stack([confusion.diagonal(), confusion.sum(1), confusion.sum(0)])
-    assert miou(areas) == pytest.approx(Metrics(confusion, 1).miou(), rel=1e-12)
+    assert compute_miou(areas) == pytest.approx(Metrics(confusion, 1).miou(), rel=1e-12)
 
 
 def test_bootstrap_of_equal_and_of_better_runs():
     base, better = make_areas(0.5)[None], make_areas(0.7, seed=1)[None]
-    same = bootstrap(base, base, 500, 0)
+    same = bootstrap_gain(base, base, 500, 0)
     assert (same.difference, same.low, same.high, same.p) == (0, 0, 0, 1)
-    gain = bootstrap(better, base, 500, 0)
-    assert gain.difference == pytest.approx(miou(better[0].sum(0)) - miou(base[0].sum(0)))
+    gain = bootstrap_gain(better, base, 500, 0)
+    assert gain.difference == pytest.approx(compute_miou(better[0].sum(0)) - compute_miou(base[0].sum(0)))
     assert 0 < gain.low < gain.difference < gain.high
     assert gain.p == pytest.approx(2 / 501)
-    loss = bootstrap(base, better, 500, 0)
+    loss = bootstrap_gain(base, better, 500, 0)
     assert (loss.low, loss.high, loss.p) == pytest.approx((-gain.high, -gain.low, gain.p))
-    assert bootstrap(better, base, 500, 0) == gain
+    assert bootstrap_gain(better, base, 500, 0) == gain
 
 
 def test_bootstrap_agrees_with_a_loop():
     group, base = (np.stack([make_areas(q, seed=s) for s in (0, 1)]) for q in (0.52, 0.5))
-    gain = bootstrap(group, base, 4000, 0)
+    gain = bootstrap_gain(group, base, 4000, 0)
     rng = np.random.default_rng(5)
     values = []
     for _ in range(4000):
         chosen = rng.integers(30, size=30)
-        scores = [np.mean([miou(run[chosen].sum(0)) for run in runs]) for runs in (group, base)]
+        scores = [np.mean([compute_miou(run[chosen].sum(0)) for run in runs]) for runs in (group, base)]
         values.append(scores[0] - scores[1])
     assert (gain.low, gain.high) == pytest.approx(np.percentile(values, (2.5, 97.5)), abs=0.002)
 
@@ -184,18 +184,18 @@ def test_p_of_runs_that_do_not_differ():
     for trial in range(150):
         swap = np.random.default_rng(trial).random(60) < 0.5
         one = np.where(swap[:, None, None], a, b)
-        below += bootstrap(one[None], (a + b - one)[None], 200, trial).p < 0.1
+        below += bootstrap_gain(one[None], (a + b - one)[None], 200, trial).p < 0.1
     assert 0.03 < below / 150 < 0.2
 
 
 def test_only_what_was_scored_alike_is_paired():
     areas = dict(zip(NAMES, make_areas(), strict=True))
     shuffled = dict(sorted(areas.items(), reverse=True))
-    assert np.array_equal(*align([areas, shuffled]))
+    assert np.array_equal(*stack_counts([areas, shuffled]))
     with pytest.raises(UserError, match="different images"):
-        align([areas, {name: areas[name] for name in NAMES[1:]}])
+        stack_counts([areas, {name: areas[name] for name in NAMES[1:]}])
     with pytest.raises(UserError, match="different labels"):
-        align([areas, dict(zip(NAMES, make_areas(labels=1), strict=True))])
+        stack_counts([areas, dict(zip(NAMES, make_areas(labels=1), strict=True))])
 
 
 def test_the_comparison(tmp_path, capsys):
@@ -369,7 +369,7 @@ def test_pixels_gained_and_lost(tmp_path):
     label = np.array([[0, 1, 1, 2, 255]])
     new, old = np.array([[0, 1, 0, 0, 1]]), np.array([[0, 0, 1, 1, 1]])
     kinds = list(gained_lost.CHANGES)
-    found = [kinds[k] for k in gained_lost.change_map(new, old, label)[0]]
+    found = [kinds[k] for k in gained_lost.make_change_map(new, old, label)[0]]
     assert found == ["right in both", "gained", "lost", "wrong in both", "ignored"]
 
     dataset = build_dataset("toy", "", "val")
@@ -420,10 +420,10 @@ def test_a_dollar_in_a_name_is_a_character(tmp_path):
 
 
 def test_smoothing_keeps_constants_and_means():
-    assert charts._smooth(np.full(200, 3.0)) == pytest.approx(np.full(200, 3.0))
+    assert charts._smooth_curve(np.full(200, 3.0)) == pytest.approx(np.full(200, 3.0))
     line = np.arange(200.0)
-    assert charts._smooth(line)[10:-10] == pytest.approx(line[10:-10])
-    assert np.ptp(charts._smooth(np.tile([0.0, 1.0], 100))) < 0.3
+    assert charts._smooth_curve(line)[10:-10] == pytest.approx(line[10:-10])
+    assert np.ptp(charts._smooth_curve(np.tile([0.0, 1.0], 100))) < 0.3
 
 
 def test_a_gain_where_seeds_are_not_the_same():

@@ -42,7 +42,7 @@ def scripts(monkeypatch):
             result = {"miou": 0.5 + options["--seed"] / 100, "iterations": 40, "seconds": options["--seconds"]}
             options["--json"].write_text(json.dumps(result))
 
-    monkeypatch.setattr(compare_with_smp, "run", run)
+    monkeypatch.setattr(compare_with_smp, "run_script", run)
     return calls
 
 
@@ -58,7 +58,7 @@ def test_every_decoder_gets_the_processor_time_of_the_recipe(scripts, tmp_path, 
     shown = capsys.readouterr().out
     assert "| plain loop, fpn | 50.50 ± 0.71 (2) | 40 | 0.1 | +9.50 (+10.00, +9.00) |" in shown
     text = "<!-- table: smp smp/record.json -->\nold\n<!-- end -->"
-    assert shown in results_table.rewrite(text, tmp_path)
+    assert shown in results_table.rewrite_tables(text, tmp_path)
 
     scripts.clear()
     compare_with_smp.main(flags)

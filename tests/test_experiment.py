@@ -26,7 +26,7 @@ from scripts.study.experiment import RunnerConfig, check_data, lock_output
 from scripts.study.experiments.definition import SET_ELSEWHERE, Origin, read_experiment
 from scripts.study.experiments.figures import draw_dial, list_dial_points
 from scripts.study.experiments.files import EXPERIMENTS
-from scripts.study.experiments.jobs import VOLATILE, Job, execute, find_outcome
+from scripts.study.experiments.jobs import VOLATILE, Job, execute_jobs, find_outcome
 from scripts.study.experiments.plan import Machine, Places, plan_jobs
 from scripts.study.experiments.stop import StopCondition
 from scripts.study.experiments.tables import (
@@ -86,7 +86,7 @@ def test_a_file_becomes_arms_in_an_order_that_can_be_run(small):
     assert found.arms["base"].settings == {"lr": 0.02, "kd": "none"}
     assert found.arms["teacher"].settings == {"lr": 0.01, "single_path": True}  # no flag of the students
     assert found.arms["base"].title == "nothing"
-    assert [found.next_seed(seed, 1) for seed in (0, 1, 5)] == [1, 0, 6]
+    assert [found.shift_seed(seed, 1) for seed in (0, 1, 5)] == [1, 0, 6]
 
 
 def test_the_example_of_the_page_is_an_experiment(tmp_path):
@@ -275,51 +275,51 @@ def order(folder):
 @pytest.mark.parametrize("slots", [1, 3])
 def test_jobs_wait_for_what_they_need_and_are_not_done_twice(jobs, tmp_path, slots):
     seen = []
-    ended = execute(jobs, [{}] * slots, StopCondition(), lambda job: seen.append(job.name))
+    ended = execute_jobs(jobs, [{}] * slots, StopCondition(), lambda job: seen.append(job.name))
     assert all(outcome.done for outcome in ended.values())
     begun = order(tmp_path)
     assert sorted(begun) == sorted(seen) == ["a", "b", "c", "d"]
     assert begun[0] == "a"
     assert begun.index("b") < begun.index("d")
-    again = execute(jobs, [{}] * slots, StopCondition())
+    again = execute_jobs(jobs, [{}] * slots, StopCondition())
     assert {outcome.text for outcome in again.values()} == {"done before"}
     assert len(order(tmp_path)) == 4
     flags = ("--workers", "3"), ("--lr", "3")
     for more, expected in zip(flags, ("done before", "done"), strict=True):
         changed = replace(jobs["a"], commands=((*jobs["a"].commands[0], *more), jobs["a"].commands[1]))
-        assert execute({"a": changed}, [{}], StopCondition())["a"].text == expected
+        assert execute_jobs({"a": changed}, [{}], StopCondition())["a"].text == expected
 
 
 def test_the_same_data_folder_in_other_words_and_a_refusal_leave_a_job_done(jobs, tmp_path):
     a = jobs["a"]
     job = replace(a, commands=((*a.commands[0], "--data", f"{tmp_path}/x"), a.commands[1]))
-    assert execute({"a": job}, [{}], StopCondition())["a"].done
+    assert execute_jobs({"a": job}, [{}], StopCondition())["a"].done
     for data in ([], ["--data", f"{tmp_path}/x/"], ["--data", f"{tmp_path}/y/../x"]):
         same = replace(a, commands=((*a.commands[0], *data), a.commands[1]))
         assert find_outcome(same).done, data
     refused = replace(a, commands=(script(tmp_path / "refuses.py", "import sys; sys.exit(2)"),))
-    assert execute({"a": refused}, [{}], StopCondition())["a"].failed
+    assert execute_jobs({"a": refused}, [{}], StopCondition())["a"].failed
     assert find_outcome(job).done
     other = replace(a, commands=((*a.commands[0], "--data", f"{tmp_path}/other"), a.commands[1]))
     assert find_outcome(other) is None
 
 
 def test_what_starts_from_another_training_by_now_is_not_done(jobs, tmp_path):
-    execute(jobs, [{}] * 2, StopCondition())
+    execute_jobs(jobs, [{}] * 2, StopCondition())
     shutil.rmtree(tmp_path / "a")
-    ended = execute(jobs, [{}] * 2, StopCondition())
+    ended = execute_jobs(jobs, [{}] * 2, StopCondition())
     assert ended["a"].text == "done"
     for name in "bc":
         assert ended[name].text == f"a was trained anew since: remove {tmp_path / name} to do this run again"
         assert ended[name].failed
         shutil.rmtree(tmp_path / name)
-    assert execute(jobs, [{}] * 2, StopCondition())["c"].done
+    assert execute_jobs(jobs, [{}] * 2, StopCondition())["c"].done
 
 
 def test_a_failure_takes_its_followers_along_and_nothing_else(jobs, tmp_path):
     failing = script(tmp_path / "failing.py", "import sys; print('no luck', file=sys.stderr); sys.exit(2)")
     jobs["b"] = replace(jobs["b"], commands=(failing,))
-    ended = execute(jobs, [{}], StopCondition())
+    ended = execute_jobs(jobs, [{}], StopCondition())
     assert [name for name, outcome in ended.items() if outcome.done] == ["a", "c"]
     assert ended["b"].failed
     assert "status 2: no luck" in ended["b"].text
@@ -353,7 +353,7 @@ class StopWhen(StopCondition):
 
 
 def test_what_was_stopped_can_go_on(slow, tmp_path):
-    ended = execute(slow, [{}], StopWhen(tmp_path / "begun"))
+    ended = execute_jobs(slow, [{}], StopWhen(tmp_path / "begun"))
     assert ended["a"].done
     assert ended["b"].text == "stopped, to be continued"
     assert not any(outcome.failed for outcome in ended.values())
@@ -361,9 +361,11 @@ def test_what_was_stopped_can_go_on(slow, tmp_path):
     teacher = tmp_path / "a/metrics.jsonl"
     before = teacher.read_text()
     teacher.write_text('{"event": "train", "another": "training"}\n')
-    assert "a was trained anew since" in execute({name: slow[name] for name in "ab"}, [{}], StopCondition())["b"].text
+    assert (
+        "a was trained anew since" in execute_jobs({name: slow[name] for name in "ab"}, [{}], StopCondition())["b"].text
+    )
     teacher.write_text(before)
-    assert all(outcome.done for outcome in execute(slow, [{}], StopCondition()).values())
+    assert all(outcome.done for outcome in execute_jobs(slow, [{}], StopCondition()).values())
     assert StopCondition(0).is_met()
     assert not StopCondition(1).is_met()
 
@@ -373,7 +375,7 @@ def test_no_job_outlives_the_runner(slow, tmp_path):
         raise UserError("the disk is full")
 
     with pytest.raises(UserError, match="the disk is full"):
-        execute({"a": slow["a"], "b": replace(slow["b"], needs=())}, [{}] * 2, StopCondition(), full)
+        execute_jobs({"a": slow["a"], "b": replace(slow["b"], needs=())}, [{}] * 2, StopCondition(), full)
     if (tmp_path / "begun").exists():
         with pytest.raises(ProcessLookupError):
             os.kill(int((tmp_path / "begun").read_text()), 0)

@@ -100,8 +100,9 @@ MESSAGES = {
                       "holds no file named like x"),
     "published": (lambda t: (garbage(t, "a.pth"), download_checkpoints.verify([ENTRY], t)), "1 files in .* are not"),
     "export what": (lambda t: export_safetensors.main([]), "--pretrained FILE is missing"),
-    "prediction": (lambda t: gained_lost._prediction(garbage(t), (1, 1)), r"prediction .*x\.png cannot be read"),
-    "its size": (lambda t: (Image.new("L", (2, 1)).save(t / "x.png"), gained_lost._prediction(t / "x.png", (2, 1))),
+    "prediction": (lambda t: gained_lost._read_prediction(garbage(t), (1, 1)), r"prediction .*x\.png cannot be read"),
+    "its size": (lambda t: (Image.new("L", (2, 1)).save(t / "x.png"),
+                            gained_lost._read_prediction(t / "x.png", (2, 1))),
                  r"has shape \(1, 2\), its label \(2, 1\)"),
     "robustness": (robustness, r"robustness\.json is not what teacher_robustness\.py writes"),
     "no settings": (lambda t: runs.read_run(garbage(t, "config.yaml", b"3").parent, "a"), "holds no settings"),
@@ -121,7 +122,7 @@ MESSAGES = {
                     r"m\.yaml: the name 'a' is there twice"),
     "losses": (lambda t: benchmark.compare_steps("x", 2, way(1.0), way(3.0), way(2.0).loss, SimpleNamespace(amp="none"),
                SimpleNamespace(device=torch.device("cpu"), compile=False)), r"x: our loss is 1\.0, the plain one 2\.0"),
-    "result": (lambda t: results_table.read(garbage(t, "e.json"), ()), r"e\.json is no result of eval\.py"),
+    "result": (lambda t: results_table.read_score_file(garbage(t, "e.json"), ()), r"e\.json is no result of eval\.py"),
 }  # fmt: skip
 
 

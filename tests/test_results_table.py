@@ -7,7 +7,7 @@ import pytest
 from scripts.study import results_table
 from scripts.study.analysis.paired import compute_interval_over_seeds, compute_p_over_seeds
 from scripts.study.analysis.record_files import pack_runs
-from scripts.study.analysis.runs import miou
+from scripts.study.analysis.runs import compute_miou
 from scripts.study.analysis.text import format_mean_std
 from scripts.study.experiments.comparisons import make_comparisons_table
 from scripts.study.experiments.definition import read_experiment
@@ -40,13 +40,13 @@ def test_a_published_table_has_what_was_printed_and_what_was_run(tmp_path):
         (tmp_path / f"runs/a-{seed}/eval-last.json").rename(tmp_path / f"runs/a-{seed}/last.json")
     pack_runs(tmp_path / "t.zip", [tmp_path / "runs/a-0", tmp_path / "runs/a-1"])
     text = f"x\n<!-- table: {tmp_path}/t.yaml published -->\nold\n<!-- end -->\ny\n"
-    lines = results_table.rewrite(text, tmp_path, ".").splitlines()
+    lines = results_table.rewrite_tables(text, tmp_path, ".").splitlines()
     assert (lines[0], lines[-1]) == ("x", "y")
-    ours = format_mean_std([float(miou(areas.sum(0))) for areas in quality.values()])
+    ours = format_mean_std([float(compute_miou(areas.sum(0))) for areas in quality.values()])
     assert f"| first | 75.00 | {ours} (2) | not run | [`a`](./t.zip) |" in lines
     assert "| second | none | not run | not run | `b` |" in lines
     assert len(lines) == 8
-    assert results_table.rewrite("\n".join(lines), tmp_path, ".").splitlines() == lines
+    assert results_table.rewrite_tables("\n".join(lines), tmp_path, ".").splitlines() == lines
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", "{", "3", '{"miou": 0.5}'])
@@ -67,7 +67,7 @@ def test_a_file_of_something_else_is_named(content, tmp_path):
 )
 def test_an_unknown_table_is_named(mark, message, tmp_path):
     with pytest.raises(UserError, match=message):
-        results_table.rewrite(f"<!-- table: {mark} -->\n<!-- end -->", tmp_path)
+        results_table.rewrite_tables(f"<!-- table: {mark} -->\n<!-- end -->", tmp_path)
 
 
 @pytest.mark.parametrize("readme", ["README.md", "results/README.md"])
@@ -105,7 +105,7 @@ def test_chosen_runs_and_pairs(tmp_path):
     pack_runs(tmp_path / "t.zip", sorted((tmp_path / "runs").iterdir()))
 
     def first_cells(kind):
-        text = results_table.rewrite(f"<!-- table: {tmp_path}/t.yaml {kind} -->\n<!-- end -->", tmp_path)
+        text = results_table.rewrite_tables(f"<!-- table: {tmp_path}/t.yaml {kind} -->\n<!-- end -->", tmp_path)
         return [tuple(cell.strip() for cell in line.split("|")[1:3]) for line in text.splitlines()[3:-1]]
 
     assert [cells[0] for cells in first_cells("brief later two one")] == ["two", "one"]  # what was not run has no row
@@ -127,7 +127,7 @@ def test_comparisons_in_several_experiments(tmp_path):
             folder = tmp_path / f"runs/{name}-{seed}"
             make_run(folder, seed, areas)
             (folder / "eval-last.json").rename(folder / "last.json")
-            scores.append(float(miou(areas.sum(0))))
+            scores.append(float(compute_miou(areas.sum(0))))
         differences.append(100 * (scores[0] - scores[1]))
     pack_runs(tmp_path / "t.zip", sorted((tmp_path / "runs").iterdir()))
     file = tmp_path / "c.yaml"

@@ -8,7 +8,7 @@ import torch
 
 import eval as evaluation
 from scripts.study import teacher_robustness
-from scripts.study.analysis.robustness import Tally, corrupt
+from scripts.study.analysis.robustness import Tally, corrupt_label
 from tests.networks import write_checkpoint
 from utils.errors import UserError
 
@@ -16,7 +16,7 @@ LABEL = np.repeat(np.repeat(np.array([[0, 1, 2], [3, 255, 0]], np.uint8), 40, 0)
 
 
 def wrong(kind, share, seed=0, num_classes=4):
-    return corrupt(LABEL, kind, share, num_classes, np.random.default_rng(seed))
+    return corrupt_label(LABEL, kind, share, num_classes, np.random.default_rng(seed))
 
 
 @pytest.mark.parametrize("kind", ["wrong pixels", "wrong regions"])
@@ -51,7 +51,7 @@ def test_tally_by_hand():
     label, shown = np.array([[0, 1, 255, 1]], np.uint8), np.array([[0, 0, 255, 1]], np.uint8)
     tally = Tally(2, 2)
     tally.add(logits, label, shown)
-    result = tally.result()
+    result = tally.compute_results()
     # draw 0 says 0 1 _ 0, draw 1 says 0 0 _ 0; the second pixel is shown as class 0
     assert result["miou"] == pytest.approx([(1 / 2 + 1 / 2) / 2, (1 / 3 + 0) / 2])
     assert result["agreement"] == pytest.approx(2 / 3)
@@ -102,7 +102,7 @@ def test_a_part_of_the_images_is_spread_over_the_split(tmp_path, monkeypatch):
     def measure(loaded, dataset, chosen, *_):
         raise UserError(f"{chosen} of {len(dataset)}")
 
-    monkeypatch.setattr(teacher_robustness, "measure", measure)
+    monkeypatch.setattr(teacher_robustness, "measure_teacher", measure)
     teacher = write_checkpoint(tmp_path / "last.pth", codes="random")
     for limit, expected in (("2", r"\[0, 2\] of 3"), ("1", r"\[0\] of 3"), ("9", r"\[0, 1, 2\] of 3")):
         with pytest.raises(UserError, match=expected):

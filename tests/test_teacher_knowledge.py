@@ -11,7 +11,7 @@ import yaml
 from datasets.toy import TOY
 from scripts.study.experiments.definition import read_experiment
 from scripts.study.experiments.knowledge import draw_knowledge, find_control, make_knowledge_table
-from scripts.study.teacher_knowledge import main, measure
+from scripts.study.teacher_knowledge import main, sum_over_pixels
 from tests.networks import write_checkpoint
 from tests.test_compare import make_areas, make_run
 from utils.errors import UserError
@@ -21,7 +21,7 @@ def test_measures_of_hand_made_probabilities():
     p = torch.tensor([0.5, 0.25, 0.25]).view(3, 1, 1).expand(3, 2, 2)
     reference = torch.tensor([0.25, 0.25, 0.5]).view(3, 1, 1).expand(3, 2, 2)
     label = torch.tensor([[0, 1], [2, 255]])  # the last pixel does not count
-    entropy, likelihood, divergence, count = measure(p.log(), reference.log(), label).tolist()
+    entropy, likelihood, divergence, count = sum_over_pixels(p.log(), reference.log(), label).tolist()
     assert count == 3
     assert entropy / 3 == pytest.approx(1.5 * math.log(2), rel=1e-6)
     assert likelihood == pytest.approx(5 * math.log(2), rel=1e-6)

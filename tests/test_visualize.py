@@ -10,7 +10,7 @@ from PIL import Image
 from datasets.toy import TOY
 from engine.preview import MAX_RATIO, draw_heading, tile
 from scripts.study import method_figure, visualize
-from scripts.study.analysis.text import wrap
+from scripts.study.analysis.text import wrap_text
 from tests.networks import write_checkpoint
 from utils.errors import UserError
 
@@ -20,9 +20,14 @@ LONG = "student-voc-deeplabv3-resnet18_v1s-kd=cwd=3-seed=1"
 def run(monkeypatch, *flags):
     """The titles of the grid that is drawn."""
     drawn = []
-    whole = visualize.style.grid
+    draw = visualize.style.draw_picture_table
+
+    def keep_rows(rows, *legends):
+        drawn.extend(rows)
+        return draw(rows, *legends)
+
     with monkeypatch.context() as patch:
-        patch.setattr(visualize.style, "grid", lambda rows, *rest: (drawn.extend(rows), whole(rows, *rest))[1])
+        patch.setattr(visualize.style, "draw_picture_table", keep_rows)
         visualize.main([*map(str, flags)])
     return [list(row) for row in drawn]
 
@@ -56,7 +61,7 @@ def test_students_that_cannot_stand_side_by_side(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("text", [LONG, "a b", "x" * 70, "words that are many and short, but long together"])
 def test_titles_are_wrapped_and_lose_nothing(text):
-    lines = wrap(text, 20).split("\n")
+    lines = wrap_text(text, 20).split("\n")
     assert max(map(len, lines)) <= 20
     assert "".join(lines).replace(" ", "") == text.replace(" ", "")
 
@@ -80,7 +85,7 @@ def test_a_wide_picture_does_not_make_a_huge_one():
 
 def test_the_figure_of_the_method_shows_symbols(tmp_path):
     """The other figures show a dollar in a name as it is; the switch for that must not reach this one, or back."""
-    figure = method_figure.compose()
+    figure = method_figure.draw_method()
     figure.canvas.draw()
     symbols = [text for axis in figure.axes for text in axis.texts if "$" in text.get_text()]
     assert symbols

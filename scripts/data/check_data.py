@@ -43,7 +43,9 @@ from utils.types import IGNORE_INDEX
 # names may hold blanks, but no colon or comma
 FILE_NAME = re.compile(rf"[^\s:,][^:,]*?({'|'.join(map(re.escape, (*IMAGE_SUFFIXES, '.mat', '.txt')))})", re.IGNORECASE)
 
-KEEP_SIDES, SWAP_SIDES = (2, 3, 4), (5, 6, 7, 8)  # EXIF orientations: mirrored or half a turn; a quarter turn
+# EXIF orientations
+KEEP_SIDES = (2, 3, 4)  # mirrored, or turned by half a turn
+SWAP_SIDES = (5, 6, 7, 8)  # turned by a quarter turn
 TURNED_ADVICE = (
     "look at these pictures with their labels; to be sure, save images without an orientation tag, their pixels turned "
     "as the labels are"
@@ -144,8 +146,10 @@ def doubt_orientation(spec: DatasetSpec, image_path: Path, label_path: Path | No
             f"{image_path} has EXIF orientation {orientation} and is turned; was its label drawn on the turned "
             "picture? The size does not tell"
         )
-    if label_path.suffix != ".mat" and (orientation := read_orientation(label_path)) in (*KEEP_SIDES, *SWAP_SIDES):
-        doubts.append(f"{label_path} is a label with EXIF orientation {orientation}, which is not applied")
+    if label_path.suffix != ".mat":
+        label_orientation = read_orientation(label_path)
+        if label_orientation in (*KEEP_SIDES, *SWAP_SIDES):
+            doubts.append(f"{label_path} is a label with EXIF orientation {label_orientation}, which is not applied")
     return doubts
 
 

@@ -30,7 +30,7 @@ from datasets.folder import FILE
 from datasets.folder_pairs import NameForm
 from datasets.ids import MAX_CLASSES
 from scripts.data.folder_layout import Match, find_matches
-from scripts.data.folder_splits import find_splits, make_list_name
+from scripts.data.folder_splits import find_or_make_splits, make_list_name
 from scripts.data.label_values import LabelValues, Value
 from utils.entry import run_main
 from utils.errors import UserError
@@ -142,7 +142,7 @@ def describe(root: Path, most_labels: int) -> Description:
     values = LabelValues([labels[i * len(labels) // count] for i in range(count)])
     classes = describe_classes(values, first.labels)
     remarks = remark_on_values(values)
-    splits, lists = find_splits(root, matches, find_own_lists(root), remarks)
+    splits, lists = find_or_make_splits(root, matches, find_own_lists(root), remarks)
     remarks += remark_on_unused_folders(root, matches)
 
     lines = [f"{HEADER} from {count} label files. Correct what is wrong."]

@@ -261,7 +261,7 @@ def _belong_to_others(root: Path, match: Match, beside: dict[Path, list[Match]])
 
 def _match_folders(root: Path, folders: dict[Path, list[str]], here: Path, there: Path) -> Iterator[Match]:
     """Yield every way in which most images of one folder have a label in another, or in the same."""
-    image_split, label_split = get_split(here.relative_to(root)), get_split(there.relative_to(root))
+    image_split, label_split = find_split_in_path(here.relative_to(root)), find_split_in_path(there.relative_to(root))
     if image_split and label_split and image_split != label_split:
         return
     forms = _list_forms(folders[here], folders[there], here == there)
@@ -433,7 +433,7 @@ def _measure_nearness(root: Path, here: Path, there: Path) -> tuple[bool, int]:
     shared = len(set(own.parts) & set(other.parts))
     if own == other and own != Path():
         shared -= 1  # a folder is not nearer to itself than the folders beside it
-    return get_split(own) == get_split(other), shared
+    return find_split_in_path(own) == find_split_in_path(other), shared
 
 
 def _list_endings(names: list[str]) -> list[str]:
@@ -476,7 +476,11 @@ def _count_colors(path: Path) -> int:
         raise UserError(f"{path} cannot be read: {error}") from error
 
 
-def get_split(path: Path) -> str:
-    """Return ``train``, ``val`` or ``test`` where a part of the path says so, the last one first; else nothing."""
-    found = next(filter(None, map(SPLIT.search, reversed(path.parts))), None)
-    return {"dev": "val"}.get(found[1].lower(), found[1].lower()) if found else ""
+def find_split_in_path(path: Path) -> str:
+    """Return ``train``, ``val`` or ``test`` as the last part of the path that says so has it; "" if none does."""
+    for part in reversed(path.parts):
+        match = SPLIT.search(part)
+        if match:
+            split = match[1].lower()
+            return "val" if split == "dev" else split
+    return ""

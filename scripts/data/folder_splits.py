@@ -7,7 +7,7 @@ from pathlib import Path, PurePath
 
 from datasets.files import IMAGE_SUFFIXES, clean_name, read_list
 from datasets.folder_pairs import find_folders
-from scripts.data.folder_layout import Match, get_split, show_label_name
+from scripts.data.folder_layout import Match, find_split_in_path, show_label_name
 from utils.errors import UserError
 from utils.files import decode_text
 from utils.pictures import read_content
@@ -20,10 +20,10 @@ HELD_OUT = 5  # every fifth image is for validation where there is no such split
 Splits = dict[str, dict[str, str]]  # as in dataset.yaml
 
 
-def find_splits(
+def find_or_make_splits(
     root: Path, matches: list[Match], own_lists: Collection[Path], remarks: list[str]
 ) -> tuple[Splits, dict[str, list[str]]]:
-    """Find splits by the names of folders and lists; without validation, make lists that take it from training images.
+    """Find splits by the names of folders and lists. If there is none for validation, make one of training images.
 
     own_lists: lists that an earlier call wrote; they are passed over. remarks: those on what a person should know are
     added. Returns the splits, and the lists to be written: file name -> names of images.
@@ -124,7 +124,7 @@ def _group_by_split(root: Path, matches: list[Match]) -> dict[str, list[Match]]:
     for match in sorted(matches, key=lambda match: -len(match.bases)):
         images = match.images.relative_to(root)
         labels = match.labels.relative_to(root)
-        split = get_split(images) or get_split(labels) or "train"
+        split = find_split_in_path(images) or find_split_in_path(labels) or "train"
         groups.setdefault(split, []).append(match)
     return groups
 
@@ -234,7 +234,7 @@ def _find_lists(root: Path, bases: set[str], own_lists: Collection[Path], remark
     """
     found: list[tuple[bool, int, str, str]] = []
     for path in filter(Path.is_file, sorted(root.rglob("*"))):
-        split = get_split(Path(path.stem))
+        split = find_split_in_path(Path(path.stem))
         if not split or path.suffix.lower() not in LIST_SUFFIXES or path in own_lists:
             continue
         data = read_content(path)

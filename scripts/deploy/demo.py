@@ -37,7 +37,7 @@ from models.checkpoints.loading import LoadedNetwork, load_one_of_several
 from models.label_noise import LabelNoise, list_fitting_codes
 from models.prediction import Predictor
 from scripts.deploy.predict import get_class_appearance, segment
-from scripts.study.analysis.robustness import corrupt
+from scripts.study.analysis.robustness import corrupt_label
 from utils.colors import blend_classes, choose_strongest_plane, colorize, paint_diverging
 from utils.entry import run_main
 from utils.errors import UserError
@@ -193,7 +193,7 @@ class TeacherTab:
         """Return the label that the teacher's plane is made of, uint8 ``[H, W]``."""
         if shown == WRONG_LABEL:
             rng = np.random.default_rng(index)
-            return corrupt(label, "wrong regions", 1.0, self.teacher.card.num_classes, rng)
+            return corrupt_label(label, "wrong regions", 1.0, self.teacher.card.num_classes, rng)
         if shown == OTHER_LABEL:
             other = self.read((index + 1) % len(self.dataset))[1]
             resized = torch.from_numpy(other)[None, None].float()

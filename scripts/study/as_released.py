@@ -16,13 +16,13 @@ Code = Callable[[int, int], Tensor | float]  # of an image and a class
 Pixels = Callable[[Tensor], Tensor]  # standard normal values like a plane
 
 
-def random_code(image: int, label: int) -> Tensor:
+def draw_random_code(image: int, label: int) -> Tensor:
     """Draw the code of a class in an image."""
     return torch.randn(1)
 
 
-def noised_label(
-    target: Tensor, num_classes: int, std: float, code: Code = random_code, pixels: Pixels = torch.randn_like
+def make_noised_label(
+    target: Tensor, num_classes: int, std: float, code: Code = draw_random_code, pixels: Pixels = torch.randn_like
 ) -> Tensor:
     """Make the release's label planes ``[B, 1, H, W]``: a code for each image and class, and noise on every pixel.
 
@@ -36,31 +36,35 @@ def noised_label(
     return (plane + std * pixels(plane)) * 100
 
 
-def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+def compute_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     """Upsample the logits to the label's size and compute their cross entropy."""
     wide = F.interpolate(logits, target.shape[-2:], mode="bilinear", align_corners=True)
     return F.cross_entropy(wide, target.long(), ignore_index=-1)
 
 
-def task(output: Output, target: Tensor, aux_weight: float) -> Tensor:
+def compute_task_loss(output: Output, target: Tensor, aux_weight: float) -> Tensor:
     """Compute the cross entropy of the main and the auxiliary logits."""
-    return cross_entropy(output.logits, target) + sum(aux_weight * cross_entropy(aux, target) for aux in output.aux)
+    main_loss = compute_cross_entropy(output.logits, target)
+    aux_loss = sum(aux_weight * compute_cross_entropy(aux, target) for aux in output.aux)
+    return main_loss + aux_loss
 
 
-def cwd(student: Tensor, teacher: Tensor, tau: float = 4.0) -> Tensor:
+def compute_cwd_loss(student: Tensor, teacher: Tensor, tau: float = 4.0) -> Tensor:
     """Compute the channel-wise distillation loss (Shu et al., ICCV 2021)."""
-    p_t, p_s = ((z.flatten(2) / tau).softmax(2) for z in (teacher.detach(), student))
+    p_t = (teacher.detach().flatten(2) / tau).softmax(2)
+    p_s = (student.flatten(2) / tau).softmax(2)
     return (p_t * (p_t.log() - p_s.log())).sum() * tau**2 / (student.shape[0] * student.shape[1])
 
 
-def teacher_loss(model: nn.Module, image: Tensor, target: Tensor, planes: tuple[Tensor, Tensor]) -> Tensor:
+def compute_teacher_loss(model: nn.Module, image: Tensor, target: Tensor, planes: tuple[Tensor, Tensor]) -> Tensor:
     """Compute the release's loss of a teacher: two paths, and their consistency both ways."""
-    one, two = (model(torch.cat([image, plane], 1)) for plane in planes)
-    consistency = cwd(one.logits, two.logits) + cwd(two.logits, one.logits)
-    return task(one, target, 0.4) + task(two, target, 0.4) + 5 * consistency
+    one = model(torch.cat([image, planes[0]], 1))
+    two = model(torch.cat([image, planes[1]], 1))
+    consistency = compute_cwd_loss(one.logits, two.logits) + compute_cwd_loss(two.logits, one.logits)
+    return compute_task_loss(one, target, 0.4) + compute_task_loss(two, target, 0.4) + 5 * consistency
 
 
-def student_loss(model: nn.Module, teacher: nn.Module, image: Tensor, target: Tensor, plane: Tensor) -> Tensor:
+def compute_student_loss(model: nn.Module, teacher: nn.Module, image: Tensor, target: Tensor, plane: Tensor) -> Tensor:
     """Compute the release's loss of a student.
 
     The student has a fourth input channel of zeros, and the teacher computes its auxiliary map without need.
@@ -68,7 +72,7 @@ def student_loss(model: nn.Module, teacher: nn.Module, image: Tensor, target: Te
     output = model(torch.cat([image, plane * 0.0], 1))
     with torch.no_grad():
         taught = teacher(torch.cat([image, plane], 1))
-    return task(output, target, 0.02) + 3 * cwd(output.logits, taught.logits)
+    return compute_task_loss(output, target, 0.02) + 3 * compute_cwd_loss(output.logits, taught.logits)
 
 
 class Score:
@@ -88,16 +92,17 @@ class Score:
         self.labelled += (target >= 0).sum().item()
         prediction = (logits.argmax(1) + 1) * (target >= 0)
         common = prediction * (prediction == target + 1)
-        both, predicted, true = (
-            torch.histc(x.float().cpu(), self.num_classes, 1, self.num_classes)
-            for x in (common, prediction, target + 1)
-        )
+        both = self.count_pixels(common)
         self.intersection += both
-        self.union += predicted + true - both
+        self.union += self.count_pixels(prediction) + self.count_pixels(target + 1) - both
         return (self.intersection / (self.union + 2.220446e-16)).mean().item()
 
+    def count_pixels(self, classes: Tensor) -> Tensor:
+        """Count the pixels of each class; classes are numbered from 1, other numbers do not count."""
+        return torch.histc(classes.float().cpu(), self.num_classes, 1, self.num_classes)
 
-def evaluate(logits: Tensor, target: Tensor, score: Score) -> float:
+
+def score_image(logits: Tensor, target: Tensor, score: Score) -> float:
     """Upsample the logits of each scale (one here), average them over the scales, and score them."""
     total = torch.zeros(*logits.shape[:2], *target.shape[-2:], device=logits.device)
     total += F.interpolate(logits, target.shape[-2:], mode="bilinear", align_corners=True)

@@ -77,7 +77,7 @@ class BenchmarkConfig:
     compile: bool = option(False, "compile our networks by torch.compile")
     json: str = option("", "file for the result")
 
-    def runtime(self, device: torch.device) -> Runtime:
+    def make_runtime(self, device: torch.device) -> Runtime:
         """Return the way in which our steps compute."""
         return Runtime(device, amp=self.amp, channels_last=True, compile=self.compile)
 
@@ -96,7 +96,8 @@ class Comparison:
     num_classes: int | None = None
     peak_mib: dict[str, float] = field(default_factory=dict)
 
-    def lines(self) -> Iterator[str]:
+    def format_lines(self) -> Iterator[str]:
+        """Yield the lines that are printed."""
         yield self.what if self.num_classes is None else f"{self.what}, {self.num_classes} classes"
         first = next(iter(self.seconds.values()), 0)
         for way, seconds in self.seconds.items():
@@ -159,16 +160,19 @@ def compare_noising(num_classes: int, config: BenchmarkConfig, device: torch.dev
     image = torch.randn(16, 3, 512, 512, device=device)
     noise = LabelNoise(num_classes, "random", 0.03, 100.0).to(device)
 
-    def plain(_: int) -> Tensor:
-        return torch.cat([image, as_released.noised_label(target, num_classes, 0.03)], 1)
+    def run_plain(_: int) -> Tensor:
+        return torch.cat([image, as_released.make_noised_label(target, num_classes, 0.03)], 1)
 
-    def ours(i: int) -> Tensor:
+    def run_ours(i: int) -> Tensor:
         return noise.add_planes(image, label, RowGenerator(i))
 
     code, pixels = repeat_draws(noise, label, RowGenerator(0), 0)
-    plane_with_our_draws = as_released.noised_label(target, num_classes, 0.03, code, pixels)
-    check = {"largest difference": float((plane_with_our_draws - ours(0)[:, 3:]).abs().max())}
-    ways = {"as released: a mask for each image and class": plain, "ours: table look-up, written in place": ours}
+    plane_with_our_draws = as_released.make_noised_label(target, num_classes, 0.03, code, pixels)
+    check = {"largest difference": float((plane_with_our_draws - run_ours(0)[:, 3:]).abs().max())}
+    ways = {
+        "as released: a mask for each image and class": run_plain,
+        "ours: table look-up, written in place": run_ours,
+    }
     what = "label plane of 16 images and their concatenation, 512x512"
     return Comparison(what, measure_medians(ways, config.rounds, 1, device), check, num_classes)
 
@@ -183,18 +187,19 @@ def compare_scores(num_classes: int, config: BenchmarkConfig, device: torch.devi
     score = as_released.Score(num_classes)
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
 
-    def ours(_: int) -> None:
+    def run_ours(_: int) -> None:
         classes = upsample_argmax(logits, label.shape[-2:], True)
         confusion.add_(count_confusions(classes, label, num_classes))
 
-    def plain(_: int) -> float:
-        return as_released.evaluate(logits, target, score)
+    def run_plain(_: int) -> float:
+        return as_released.score_image(logits, target, score)
 
-    expected = plain(0)
-    ours(0)
+    expected = run_plain(0)
+    run_ours(0)
     union = confusion.sum(0) + confusion.sum(1) - confusion.diagonal()
-    check = {"difference of the mIoU": abs((confusion.diagonal() / union.clamp(min=1)).mean().item() - expected)}
-    ways = {"as released: full-size logits, sums of areas": plain, "ours: classes, confusion matrix": ours}
+    miou = (confusion.diagonal() / union.clamp(min=1)).mean().item()
+    check = {"difference of the mIoU": abs(miou - expected)}
+    ways = {"as released: full-size logits, sums of areas": run_plain, "ours: classes, confusion matrix": run_ours}
     what = "score of a 375x500 image from logits at stride 8"
     return Comparison(what, measure_medians(ways, config.rounds, 5, device), check, num_classes)
 
@@ -205,11 +210,15 @@ def write_voc_like(root: Path) -> None:
     for i in range(COUNT):
         coarse = rng.integers(0, 256, (24, 32, 3)).astype(np.float32)
         image = cv2.resize(coarse, (500, 375), interpolation=cv2.INTER_CUBIC) + rng.normal(0, 12, (375, 500, 3))
-        label = cv2.resize(rng.integers(0, 12, (5, 7)).astype(np.uint8), (500, 375), interpolation=cv2.INTER_NEAREST)
-        for split in ("train", "val") if i == 0 else ("train",):
-            for name, pixels in ((f"{split}/{i:04}.jpg", np.clip(image, 0, 255)), (f"{split}annot/{i:04}.png", label)):
-                (root / name).parent.mkdir(exist_ok=True)
-                Image.fromarray(pixels.astype(np.uint8)).save(root / name, quality=90)
+        image = np.clip(image, 0, 255).astype(np.uint8)
+        label = rng.integers(0, 12, (5, 7)).astype(np.uint8)
+        label = cv2.resize(label, (500, 375), interpolation=cv2.INTER_NEAREST)
+        splits = ("train", "val") if i == 0 else ("train",)  # one image is enough for validation
+        for split in splits:
+            for folder in (split, f"{split}annot"):
+                (root / folder).mkdir(exist_ok=True)
+            Image.fromarray(image).save(root / split / f"{i:04}.jpg", quality=90)
+            Image.fromarray(label).save(root / f"{split}annot" / f"{i:04}.png", quality=90)
 
 
 def load_as_released(stream: TrainStream, position: int) -> tuple[np.ndarray, np.ndarray]:
@@ -228,11 +237,14 @@ def load_as_released(stream: TrainStream, position: int) -> tuple[np.ndarray, np
     image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
     label = cv2.resize(label, None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST)
     image, label = pad(np.asarray(image, np.float32) - CONVENTION.mean[::-1], label, CROP, (0.0, 0.0, 0.0))
-    top, left = (int(rng.integers(have - want + 1)) for have, want in zip(label.shape, CROP, strict=True))
-    box = slice(top, top + CROP[0]), slice(left, left + CROP[1])
-    image, label = np.asarray(image[box], np.float32), np.asarray(label[box], np.float32)
+    height, width = CROP
+    top = int(rng.integers(label.shape[0] - height + 1))
+    left = int(rng.integers(label.shape[1] - width + 1))
+    image = np.asarray(image[top : top + height, left : left + width], np.float32)
+    label = np.asarray(label[top : top + height, left : left + width], np.float32)
     if rng.random() < 0.5:
-        image, label = image[:, ::-1], label[:, ::-1]
+        image = image[:, ::-1]
+        label = label[:, ::-1]
     return image.transpose(2, 0, 1).copy(), label.copy()
 
 
@@ -241,22 +253,24 @@ def compare_loaders(config: BenchmarkConfig, device: torch.device) -> Comparison
     cv2.setNumThreads(0)
     with tempfile.TemporaryDirectory() as folder:
         write_voc_like(Path(folder))
-        pad_color = CONVENTION.pad_color
-        stream, cached = (
-            build_train_and_val("camvid", folder, crop_size=CROP, pad_color=pad_color, cache_gb=gb).train
-            for gb in (0.0, 1.0)
-        )
-        ways = {"as released": lambda i: load_as_released(stream, i), "ours": stream.__getitem__}
-        seconds = measure_medians(
-            ways | {"ours, --cache-gb": cached.__getitem__}, config.rounds, COUNT, torch.device("cpu")
-        )
+        build = partial(build_train_and_val, "camvid", folder, crop_size=CROP, pad_color=CONVENTION.pad_color)
+        stream = build(cache_gb=0.0).train
+        cached = build(cache_gb=1.0).train
+        ways = {
+            "as released": lambda i: load_as_released(stream, i),
+            "ours": stream.__getitem__,
+            "ours, --cache-gb": cached.__getitem__,
+        }
+        seconds = measure_medians(ways, config.rounds, COUNT, torch.device("cpu"))
         wrong = 0
         shares = []
         for i in range(COUNT):
-            (image, label), (plain, plain_label) = stream[i], load_as_released(stream, i)
+            image, label = stream[i]
+            plain, plain_label = load_as_released(stream, i)
             wrong += int((label.numpy() != plain_label).sum())
             # padding is the mean to half a grey level, a resized window is all of it to one
-            shares.append((np.abs(CONVENTION.normalize(image[None])[0].numpy() - plain) > 0.5).mean())
+            difference = np.abs(CONVENTION.normalize(image[None])[0].numpy() - plain)
+            shares.append((difference > 0.5).mean())
     check = {"label pixels that differ": wrong, "share of image values off by more than 0.5": float(np.mean(shares))}
     return Comparison("training sample, 500x375 JPEG to a 512x512 crop", seconds, check)
 
@@ -273,7 +287,7 @@ def make_step(loss: Loss, module: nn.Module, **options: bool) -> Callable[[int],
     """Return a function that computes a loss and its gradients, and takes the optimizer's step."""
     optimizer = torch.optim.SGD([p for p in module.parameters() if p.requires_grad], **SGD, **options)
 
-    def run(i: int) -> Tensor:
+    def take_step(i: int) -> Tensor:
         for group in optimizer.param_groups:
             group["lr"] = SGD["lr"] * (1 - i / 40_000) ** 0.9
         optimizer.zero_grad()
@@ -282,7 +296,7 @@ def make_step(loss: Loss, module: nn.Module, **options: bool) -> Callable[[int],
         optimizer.step()
         return value.detach()
 
-    return run
+    return take_step
 
 
 def build_teacher_step(num_classes: int, backbone: str = "resnet18_v1s") -> TeacherStep:
@@ -297,7 +311,11 @@ class Batch:
     """Images and labels as each loader gives them: uint8, and float32 with the mean subtracted."""
 
     def __init__(self, num_classes: int, device: torch.device) -> None:
-        count, size = (16, (512, 512)) if device.type == "cuda" else (2, (256, 256))
+        count = 2
+        size = (256, 256)
+        if device.type == "cuda":
+            count = 16
+            size = (512, 512)
         generator = torch.Generator().manual_seed(0)
         self.image = torch.randint(0, 256, (count, 3, *size), generator=generator, dtype=torch.uint8).to(device)
         self.label = make_label_maps(count, size, num_classes).to(device)
@@ -306,15 +324,15 @@ class Batch:
         self.target = mark_ignored(self.label)
         self.what = f"{count} images of {size[0]}x{size[1]}"
 
-    def loss(self, wrapped: nn.Module, runtime: Runtime) -> Loss:
+    def make_loss(self, wrapped: nn.Module, runtime: Runtime) -> Loss:
         """Return our loss as the training loop calls it."""
 
-        def run(i: int) -> Tensor:
+        def compute_loss(i: int) -> Tensor:
             with runtime.autocast():
                 x = self.convention.normalize(self.image)
                 return wrapped(x, self.label.long(), RowGenerator(i), compute_avg_factor(self.label))["loss"]
 
-        return run
+        return compute_loss
 
 
 class Way(NamedTuple):
@@ -342,7 +360,8 @@ def compare_losses(what: str, ours: Way, plain: Way, config: BenchmarkConfig, ru
         module.load_state_dict(state)  # running statistics
     difference = abs(our_value - plain_value) / abs(plain_value)
     is_exact = runtime.device.type == "cpu" and not runtime.compile
-    if config.amp == "none" and not difference < (EQUAL if is_exact else NEARLY_EQUAL):
+    allowed = EQUAL if is_exact else NEARLY_EQUAL
+    if config.amp == "none" and not difference < allowed:
         raise UserError(f"{what}: our loss is {our_value}, the plain one {plain_value}: they do not compute the same")
     return difference
 
@@ -395,32 +414,33 @@ def compare_teachers(
 ) -> Comparison:
     """Compare LAD's teacher step: two noised paths, cross entropies, consistency, SGD."""
     batch = Batch(num_classes, device)
-    runtime = config.runtime(device)
+    runtime = config.make_runtime(device)
     made = build_teacher_step(num_classes, backbone)
     plain = copy.deepcopy(made.model).to(device)
     noise = made.label_noise
     ours = runtime.prepare(made).train()
 
-    def loss(_: int) -> Tensor:
-        planes = [as_released.noised_label(batch.target, num_classes, 0.03) for _path in range(2)]
-        return as_released.teacher_loss(plain, batch.plain_image, batch.target, planes)
+    def compute_loss(_: int) -> Tensor:
+        planes = [as_released.make_noised_label(batch.target, num_classes, 0.03) for _path in range(2)]
+        return as_released.compute_teacher_loss(plain, batch.plain_image, batch.target, planes)
 
-    def loss_with_our_draws(i: int) -> Tensor:
+    def compute_loss_with_our_draws(i: int) -> Tensor:
         planes = []
         for path in range(2):
             code, pixels = repeat_draws(noise, batch.label, RowGenerator(i), path)
-            planes.append(as_released.noised_label(batch.target, num_classes, 0.03, code, pixels))
-        return as_released.teacher_loss(plain, batch.plain_image, batch.target, planes)
+            planes.append(as_released.make_noised_label(batch.target, num_classes, 0.03, code, pixels))
+        return as_released.compute_teacher_loss(plain, batch.plain_image, batch.target, planes)
 
     what = f"teacher step, {backbone}, {batch.what}"
-    our_way = Way(batch.loss(ours, runtime), ours)
-    return compare_steps(what, num_classes, our_way, Way(loss, plain), loss_with_our_draws, config, runtime)
+    our_way = Way(batch.make_loss(ours, runtime), ours)
+    plain_way = Way(compute_loss, plain)
+    return compare_steps(what, num_classes, our_way, plain_way, compute_loss_with_our_draws, config, runtime)
 
 
 def compare_students(num_classes: int, config: BenchmarkConfig, device: torch.device) -> Comparison:
     """Compare LAD's student step: frozen assisted teacher, cross entropies, channel-wise distillation, SGD."""
     batch = Batch(num_classes, device)
-    runtime = config.runtime(device)
+    runtime = config.make_runtime(device)
     noise = LabelNoise(num_classes, "fixed", 0.02, 100.0)
     assisted = build_network(num_classes, 4)
     model = build_network(num_classes, 3)
@@ -439,18 +459,19 @@ def compare_students(num_classes: int, config: BenchmarkConfig, device: torch.de
     def get_fixed_code(_image: int, k: int) -> float:
         return (k * 21 / num_classes - 11) / 10
 
-    def loss(_: int) -> Tensor:
-        plane = as_released.noised_label(batch.target, num_classes, 0.02, get_fixed_code)
-        return as_released.student_loss(plain, plain_teacher, batch.plain_image, batch.target, plane)
+    def compute_loss(_: int) -> Tensor:
+        plane = as_released.make_noised_label(batch.target, num_classes, 0.02, get_fixed_code)
+        return as_released.compute_student_loss(plain, plain_teacher, batch.plain_image, batch.target, plane)
 
-    def loss_with_our_draws(i: int) -> Tensor:
+    def compute_loss_with_our_draws(i: int) -> Tensor:
         code, pixels = repeat_draws(noise, batch.label, RowGenerator(i), 0)
-        plane = as_released.noised_label(batch.target, num_classes, 0.02, code, pixels)
-        return as_released.student_loss(plain, plain_teacher, batch.plain_image, batch.target, plane)
+        plane = as_released.make_noised_label(batch.target, num_classes, 0.02, code, pixels)
+        return as_released.compute_student_loss(plain, plain_teacher, batch.plain_image, batch.target, plane)
 
     what = f"student step, {batch.what}"
-    our_way = Way(batch.loss(ours, runtime), ours)
-    return compare_steps(what, num_classes, our_way, Way(loss, plain), loss_with_our_draws, config, runtime)
+    our_way = Way(batch.make_loss(ours, runtime), ours)
+    plain_way = Way(compute_loss, plain)
+    return compare_steps(what, num_classes, our_way, plain_way, compute_loss_with_our_draws, config, runtime)
 
 
 LIGHT = ("tf_efficientnet_lite0", "mobilenetv2_100")
@@ -473,9 +494,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     wanted = set(config.only or COMPARISONS)
     results = {}
     with start_runtime(config) as runtime:
-        for name in (name for name in COMPARISONS if wanted & {name, name.partition("-")[0]}):
-            results[name] = COMPARISONS[name](config, runtime.device)
-            print("\n".join(results[name].lines()), flush=True)
+        for name, compare in COMPARISONS.items():
+            kind = name.partition("-")[0]
+            if name in wanted or kind in wanted:
+                results[name] = compare(config, runtime.device)
+                print("\n".join(results[name].format_lines()), flush=True)
         header = {"environment": describe_environment(runtime.device)}
     if config.json:
         save_json(header | {name: asdict(result) for name, result in results.items()}, Path(config.json).expanduser())

@@ -27,7 +27,7 @@ from scripts.study.analysis import charts, page, style
 from scripts.study.analysis.charts import Groups
 from scripts.study.analysis.groups import read_groups
 from scripts.study.analysis.output import save_json, save_text
-from scripts.study.analysis.paired import align, bootstrap, compute_p_over_seeds
+from scripts.study.analysis.paired import bootstrap_gain, compute_p_over_seeds, stack_counts
 from scripts.study.analysis.report import (
     describe_pictures,
     draw_confusions,
@@ -36,7 +36,7 @@ from scripts.study.analysis.report import (
     make_file_name,
     make_report,
 )
-from scripts.study.analysis.runs import View, list_scored_runs
+from scripts.study.analysis.runs import Run, View, list_scored_runs
 from utils.entry import run_main
 from utils.errors import UserError, require_known
 from utils.options import option, parse_flags
@@ -66,7 +66,7 @@ def list_views(groups: Groups) -> list[View]:
     for runs in groups.values():
         views = {view for run in runs for view in run.scores}
         counts.update(view for view in views if list_scored_runs(runs, view))
-    return sorted(counts, key=lambda v: (-counts[v], v.checkpoint != "last", v))
+    return sorted(counts, key=lambda view: (-counts[view], view.checkpoint != "last", view))
 
 
 def find_group(groups: Groups, name: str) -> str:
@@ -83,6 +83,17 @@ def find_group(groups: Groups, name: str) -> str:
     return name
 
 
+def make_rows(groups: Groups, views: Sequence[View], config: CompareConfig, notes: list[str]) -> list[dict[str, Any]]:
+    """Collect the scores of each group in each view. notes: takes a line for each gain or test that is missing."""
+    rows = []
+    for view in views:
+        for name in groups:
+            row = make_row(name, groups, view, config, notes)
+            if row is not None:
+                rows.append(row)
+    return rows
+
+
 def make_row(name: str, groups: Groups, view: View, config: CompareConfig, notes: list[str]) -> dict[str, Any] | None:
     """Collect the scores of a group in a view, and its gain over the baseline if both were scored.
 
@@ -93,39 +104,51 @@ def make_row(name: str, groups: Groups, view: View, config: CompareConfig, notes
     if not runs:
         return None
     scores = [run.scores[view] for run in runs]
-    assisted = any(run.assisted(view) for run in runs)
+    assisted = any(run.is_assisted(view) for run in runs)
     result: dict[str, Any] = {
         "group": name,
         "view": view._asdict(),
         "runs": [str(run.folder) for run in runs],
         "miou": [score["miou"] for score in scores],
-        "pixel_accuracy": [s["pixel_accuracy"] for s in scores if s["pixel_accuracy"] is not None],
+        "pixel_accuracy": [score["pixel_accuracy"] for score in scores if score["pixel_accuracy"] is not None],
         "label_assisted": assisted,
     }
     if not config.baseline or name == config.baseline:
         return result
     base = []
     for run in list_scored_runs(groups[config.baseline], view):
-        if run.assisted(view) == assisted:
+        if run.is_assisted(view) == assisted:
             base.append(run)
     if not base:
         what = "reads the label" if assisted else f"{config.baseline} has no such score"
         notes.append(f"{name}, {view.checkpoint}, {view.protocol}: no gain: {what}")
         return result
-    own, other = ({run.seed: run.scores[view]["miou"] for run in side} for side in (runs, base))
+    own = {run.seed: run.scores[view]["miou"] for run in runs}
+    other = {run.seed: run.scores[view]["miou"] for run in base}
+    gains = {seed: own[seed] - other[seed] for seed in sorted(own.keys() & other.keys())}
     result["gain"] = float(np.mean(result["miou"]) - np.mean(list(other.values())))
-    result["gain_by_seed"] = {seed: own[seed] - other[seed] for seed in sorted(own.keys() & other.keys())}
-    result["p_over_seeds"] = compute_p_over_seeds(list(result["gain_by_seed"].values()))
-    areas = [[run.areas[view] for run in side if view in run.areas] for side in (runs, base)]
+    result["gain_by_seed"] = gains
+    result["p_over_seeds"] = compute_p_over_seeds(list(gains.values()))
     try:
-        if not all(areas):
-            raise UserError("no per-image counts on one side")
-        counts = align([*areas[0], *areas[1]])
-        n = len(areas[0])
-        result["test"] = bootstrap(counts[:n], counts[n:], config.samples, config.seed)._asdict()
+        result["test"] = make_paired_test(runs, base, view, config)
     except UserError as error:
         notes.append(f"{name}, {view.checkpoint}: no paired test: {error}")
     return result
+
+
+def make_paired_test(runs: Sequence[Run], base: Sequence[Run], view: View, config: CompareConfig) -> dict[str, Any]:
+    """Compare two groups by a bootstrap over the images.
+
+    Raises:
+        UserError: one side has no counts of single images, or they are of different images or labels.
+    """
+    own = [run.areas[view] for run in runs if view in run.areas]
+    other = [run.areas[view] for run in base if view in run.areas]
+    if not own or not other:
+        raise UserError("no per-image counts on one side")
+    counts = stack_counts([*own, *other])
+    gain = bootstrap_gain(counts[: len(own)], counts[len(own) :], config.samples, config.seed)
+    return gain._asdict()
 
 
 def collect_pictures(
@@ -161,13 +184,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError("none of the runs has a score: eval.py --json RUN/eval.json, or a training log with validation")
     output = Path(config.output).expanduser()
     notes = [f"{run.name}: {note}" for runs in groups.values() for run in runs for note in run.notes]
-    rows = []
-    for view in views:
-        for name in groups:
-            row = make_row(name, groups, view, config, notes)
-            if row is not None:
-                rows.append(row)
-
+    rows = make_rows(groups, views, config, notes)
     style.save_figure(charts.draw_class_bars(groups, views[0], config.baseline), output / "per_class.png")
     curves = charts.draw_training_curves(groups)
     if curves is not None:
@@ -189,7 +206,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     save_text(text, output / "compare.md")
     if config.html:
         pictures = collect_pictures(result, groups, views[0], output, has_curves=curves is not None)
-        save_text(page.html(text, pictures), Path(config.html).expanduser())
+        save_text(page.make_html_page(text, pictures), Path(config.html).expanduser())
     print(text)
 
 

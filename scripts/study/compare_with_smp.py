@@ -54,14 +54,15 @@ class Trained(NamedTuple):
     seconds: float
 
 
-def run(script: str, *flags: object) -> None:
+def run_script(script: str, *flags: object) -> None:
     """Run a script of this project on one thread.
 
     Raises:
         UserError: the script failed. Its own message is above.
     """
     command = [sys.executable, str(ROOT / script), *map(str, flags)]
-    if subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}).returncode:
+    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    if done.returncode:
         raise UserError(f"{script} failed: {' '.join(command[1:])}")
 
 
@@ -69,7 +70,7 @@ def train_recipe(config: SmpComparisonConfig, seed: int, folder: Path) -> Traine
     """Train the recipe, if that is not done."""
     flags = ["--recipe", "light", "--dataset", config.dataset, "--data", config.data, "--kd", "none"]
     flags += ["--crop-size", *config.crop_size, "--max-iterations", config.iterations, "--skip-val"]
-    run("train_student.py", *flags, "--seed", seed, "--workers", 0, "--save-dir", folder, "--resume", "auto")
+    run_script("train_student.py", *flags, "--seed", seed, "--workers", 0, "--save-dir", folder, "--resume", "auto")
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     records = [json.loads(line) for line in lines]
     seconds = sum(record.get("cpu_seconds", 0) for record in records if record["event"] == "train")
@@ -82,7 +83,7 @@ def train_plain(config: SmpComparisonConfig, decoder: str, seed: int, seconds: f
     if not file.is_file():
         flags = ["--dataset", config.dataset, "--data", config.data, "--crop-size", *config.crop_size]
         flags += ["--decoder", decoder, "--seed", seed, "--seconds", seconds, "--json", file]
-        run("scripts/study/plain_smp.py", *flags)
+        run_script("scripts/study/plain_smp.py", *flags)
     result = json.loads(file.read_text(encoding="utf-8"))
     return Trained(result["miou"], result["iterations"], result["seconds"])
 
@@ -96,7 +97,8 @@ def make_table(ways: Mapping[str, Sequence[Trained]]) -> Table:
     rows = []
     for name, trained in ways.items():
         gains = [100 * (own.miou - other.miou) for own, other in zip(ways[recipe], trained, strict=True)]
-        ahead = "" if name == recipe else f"{statistics.mean(gains):+.2f} ({', '.join(f'{g:+.2f}' for g in gains)})"
+        by_seed = ", ".join(f"{gain:+.2f}" for gain in gains)
+        ahead = "" if name == recipe else f"{statistics.mean(gains):+.2f} ({by_seed})"
         iterations = statistics.mean(one.iterations for one in trained)
         minutes = statistics.mean(one.seconds for one in trained) / 60
         score = f"{format_mean_std([one.miou for one in trained])} ({len(trained)})"
@@ -113,7 +115,8 @@ def make_table_of_record(file: Path) -> Table:
     """
     try:
         ways = json.loads(file.read_text(encoding="utf-8"))["ways"]
-        return make_table({name: [Trained(**one) for one in several] for name, several in ways.items()})
+        trained = {name: [Trained(**one) for one in several] for name, several in ways.items()}
+        return make_table(trained)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, statistics.StatisticsError) as error:
         raise UserError(f"{file} is no record of compare_with_smp.py: {error}") from error
 

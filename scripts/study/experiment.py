@@ -36,9 +36,9 @@ from engine.folder_lock import FolderLock
 from engine.lockstep import STOPPED_STATUS
 from scripts.study.analysis.record_files import pack_runs
 from scripts.study.experiments.definition import Experiment, read_experiment
-from scripts.study.experiments.jobs import ROOT, Job, Outcome, execute, find_outcome, launch_words
+from scripts.study.experiments.jobs import ROOT, Job, Outcome, execute_jobs, find_outcome, make_launch_words
 from scripts.study.experiments.plan import Machine, Places, plan_jobs
-from scripts.study.experiments.slurm import Standing, read_standings, submit_jobs
+from scripts.study.experiments.slurm import SUBMISSION, Standing, read_standings, submit_jobs
 from scripts.study.experiments.stop import StopCondition
 from scripts.study.pack_records import check_record_file
 from scripts.study.results_table import format_tables
@@ -88,9 +88,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         print_status(jobs)
     elif config.slurm:
         check_data(experiment, places)
-        submit(config, jobs)
+        submit_to_slurm(config, jobs)
     else:
-        run(config, experiment, places, jobs)
+        run_here(config, experiment, places, jobs)
 
 
 def check_flags(config: RunnerConfig) -> None:
@@ -117,15 +117,18 @@ def check_flags(config: RunnerConfig) -> None:
 def print_commands(jobs: Mapping[str, Job]) -> None:
     """Print the commands in order. Their paths lead from the current folder."""
     root = os.path.relpath(ROOT)
-    root = "" if root == "." else root
+    if root == ".":
+        root = ""
     for job in jobs.values():
         for command in job.commands:
-            print(f"python {shlex.join(launch_words(command, job.processes, root))}")
+            print(f"python {shlex.join(make_launch_words(command, job.processes, root))}")
 
 
 def print_status(jobs: Mapping[str, Job]) -> None:
     """Print a line for each run: done, queued, running, failed, begun or not begun."""
-    standings = read_standings(jobs) if any((job.folder / "slurm.json").is_file() for job in jobs.values()) else {}
+    standings: Mapping[str, Standing] = {}
+    if any((job.folder / SUBMISSION).is_file() for job in jobs.values()):
+        standings = read_standings(jobs)
     width = max(map(len, jobs))
     for name, job in jobs.items():
         text = standings[name].text if name in standings else describe_folder(job)
@@ -140,7 +143,7 @@ def describe_folder(job: Job) -> str:
     return "begun, to be continued" if job.mark.is_file() else "not begun"
 
 
-def submit(config: RunnerConfig, jobs: Mapping[str, Job]) -> None:
+def submit_to_slurm(config: RunnerConfig, jobs: Mapping[str, Job]) -> None:
     """Submit the jobs to SLURM, and say how to see where they stand."""
     standings: Mapping[str, Standing] = submit_jobs(jobs, shlex.split(config.slurm_args), config.processes)
     active = sum(standing.active for standing in standings.values())
@@ -149,7 +152,7 @@ def submit(config: RunnerConfig, jobs: Mapping[str, Job]) -> None:
     print("next: the same command with --status in place of --slurm; without both, it shows the table when all is done")
 
 
-def run(config: RunnerConfig, experiment: Experiment, places: Places, jobs: Mapping[str, Job]) -> None:
+def run_here(config: RunnerConfig, experiment: Experiment, places: Places, jobs: Mapping[str, Job]) -> None:
     """Run the jobs on this machine, then print the table and the next command.
 
     Raises:
@@ -163,7 +166,7 @@ def run(config: RunnerConfig, experiment: Experiment, places: Places, jobs: Mapp
 
     check_data(experiment, places)
     with closing(lock_output(config, places.output)), StopCondition(config.max_minutes) as stop:
-        ended = execute(jobs, make_slots(config), stop, keep_records, say)
+        ended = execute_jobs(jobs, make_slots(config), stop, keep_records, say)
     left = {name: outcome for name, outcome in ended.items() if not outcome.done}
     say(f"{len(ended) - len(left)} of {len(ended)} runs done")
     for name, outcome in left.items():
@@ -195,11 +198,12 @@ def check_data(experiment: Experiment, places: Places) -> None:
     """
     for arm in experiment.arms.values():
         spec = DATASETS.get(arm.dataset)
-        folder = places.data_of(arm)
+        folder = places.get_data_folder(arm)
         if folder and not Path(folder).expanduser().is_dir():
             flag = "--data-root" if places.data_root else "--data"
             raise UserError(f"{flag} {places.data_root or places.data}: no such folder: {folder}")
-        if not folder and not (isinstance(spec, DatasetSpec) and not spec.needs_root):
+        is_built_in = isinstance(spec, DatasetSpec) and not spec.needs_root
+        if not folder and not is_built_in:
             raise UserError(f"--data is missing: the root folder of {arm.dataset}")
 
 
@@ -218,19 +222,20 @@ def lock_output(config: RunnerConfig, output: Path) -> FolderLock:
 
 
 def make_slots(config: RunnerConfig) -> list[dict[str, str]]:
-    """Return the environment of each run that goes on at a time: its GPUs, or its share of the cores."""
+    """Return a slot for each run that goes on at a time: its environment, with its GPUs or its share of the cores."""
     processes = config.processes or 1
     if config.gpus:
         groups = [config.gpus[i : i + processes] for i in range(0, len(config.gpus), processes)]
         return [{"CUDA_VISIBLE_DEVICES": ",".join(group)} for group in groups]
     if config.jobs == 1:
         return [{}]
-    cores = len(os.sched_getaffinity(0)) // (config.jobs * processes)
-    threads = os.environ.get("OMP_NUM_THREADS") or max(1, cores)
+    cores_each = len(os.sched_getaffinity(0)) // (config.jobs * processes)
+    threads = os.environ.get("OMP_NUM_THREADS") or max(1, cores_each)
     return [{"OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": ""}] * config.jobs
 
 
 def say(text: str) -> None:
+    """Print a line with the time of day."""
     print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
 
 

@@ -133,7 +133,7 @@ class Check:
         """Time a step of teacher and student in every way of WAYS."""
         results = []
         for amp, is_compiled in WAYS:
-            name = f"benchmark-{amp}" + ("-compiled" if is_compiled else "")
+            name = f"benchmark-{amp}-compiled" if is_compiled else f"benchmark-{amp}"
             path = self.folder.resolve() / f"{name}.json"
             flags = ["--device", self.config.device, "--amp", amp, "--rounds", str(self.config.rounds)]
             if is_compiled:
@@ -161,7 +161,7 @@ def compare_records(cpu: Sequence[Mapping[str, Any]], device: Sequence[Mapping[s
     losses = {"cpu": [record["loss"] for record in cpu], "device": [record["loss"] for record in device]}
     first = {place: values[0] for place, values in losses.items()}
     later = {place: mean(values[-quarter:]) for place, values in losses.items()}
-    differences = {"first": relative_difference(first), "last_quarter": relative_difference(later)}
+    differences = {"first": compute_relative_difference(first), "last_quarter": compute_relative_difference(later)}
     wrong = ""
     if len(cpu) != len(device):
         wrong = f"{len(cpu)} records of the CPU, {len(device)} of the device"
@@ -180,15 +180,16 @@ def compare_records(cpu: Sequence[Mapping[str, Any]], device: Sequence[Mapping[s
     }
 
 
-def relative_difference(values: Mapping[str, float]) -> float:
+def compute_relative_difference(values: Mapping[str, float]) -> float:
     """Return by how much the device's value is off, as a share of the CPU's."""
     return abs(values["device"] - values["cpu"]) / abs(values["cpu"])
 
 
 def list_failures(result: Mapping[str, Any]) -> Iterator[str]:
     """Return what failed, did not agree or was not run: a line each."""
-    if error := result.get("tests", {}).get("error"):
-        yield f"tests: {error}"
+    error_of_tests = result.get("tests", {}).get("error")
+    if error_of_tests:
+        yield f"tests: {error_of_tests}"
     for role, entry in result.get("training", {}).items():
         if entry["error"]:
             yield f"training, {role}: {entry['error']}"
@@ -228,7 +229,8 @@ def make_training_rows(training: Mapping[str, Any]) -> list[list[str]]:
     for role, entry in training.items():
         if "first_loss" not in entry:
             continue
-        first, later = entry["first_loss"], entry["mean_loss_of_last_quarter"]
+        first = entry["first_loss"]
+        later = entry["mean_loss_of_last_quarter"]
         rows.append(
             [
                 f"{role}, {entry['iterations']} iterations",
@@ -249,11 +251,13 @@ def describe_result(result: Mapping[str, Any]) -> str:
     parts = [f"{environment['device']}, PyTorch {environment['torch']}, {environment['git']}"]
     if result.get("tests", {}).get("last_line"):
         parts.append(f"tests/test_cuda.py: {result['tests']['last_line']}")
-    if rows := make_training_rows(result.get("training", {})):
+    training_rows = make_training_rows(result.get("training", {}))
+    if training_rows:
         titles = ["first loss, CPU", "here", "mean of the last quarter, CPU", "here", "images/s", "most memory"]
-        parts.append(format_markdown_table(["", *titles], rows))
-    if rows := make_speed_rows(result.get("benchmark", ())):
-        parts.append(format_markdown_table(["", "classes", "as released", "ours", "ratio"], rows))
+        parts.append(format_markdown_table(["", *titles], training_rows))
+    speed_rows = make_speed_rows(result.get("benchmark", ()))
+    if speed_rows:
+        parts.append(format_markdown_table(["", "classes", "as released", "ours", "ratio"], speed_rows))
     return "\n\n".join(parts)
 
 

@@ -12,7 +12,6 @@ import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -31,12 +30,21 @@ from utils.entry import run_main
 from utils.errors import UserError
 from utils.options import option, parse_flags
 
-NETWORKS = (
-    *(("fcn", name) for name in ("resnet18_v1c", "resnet50_v1c", "resnet101_v1c")),
-    *(("pspnet", name) for name in ("mobilenetv2_100", "resnet18_v1s", "resnet101_v1s")),
-    *(("deeplabv3", name) for name in ("mobilenetv2_100", "resnet18_v1s", "resnet101_v1s")),
-    *(("stdc", name) for name in ("stdc1", "stdc2")),
-    *(("ocrnet", name) for name in ("hrnet_w18_small_v2", "hrnet_w18", "hrnet_w48")),
+NETWORKS = (  # architecture, backbone
+    ("fcn", "resnet18_v1c"),
+    ("fcn", "resnet50_v1c"),
+    ("fcn", "resnet101_v1c"),
+    ("pspnet", "mobilenetv2_100"),
+    ("pspnet", "resnet18_v1s"),
+    ("pspnet", "resnet101_v1s"),
+    ("deeplabv3", "mobilenetv2_100"),
+    ("deeplabv3", "resnet18_v1s"),
+    ("deeplabv3", "resnet101_v1s"),
+    ("stdc", "stdc1"),
+    ("stdc", "stdc2"),
+    ("ocrnet", "hrnet_w18_small_v2"),
+    ("ocrnet", "hrnet_w18"),
+    ("ocrnet", "hrnet_w48"),
 )
 ROLES = {"student": 3, "assisted teacher": 4}  # input channels
 HEADER = ("model", "backbone", "role", "parameters", "GFLOPs", "stride")
@@ -54,9 +62,10 @@ class TableConfig:
 
 
 @torch.inference_mode()
-def make_row(arch: str, backbone: str, role: str, config: TableConfig, devices: list[str]) -> tuple[str, ...]:
+def make_row(arch: str, backbone: str, role: str, config: TableConfig, devices: list[str]) -> list[str]:
+    """Count and time one network in one role. Return the cells of its row."""
     channels = ROLES[role]
-    (height, width) = config.crop_size
+    height, width = config.crop_size
     with torch.device("meta"):
         model = build_model(arch, backbone, config.num_classes, channels).eval()
         with FlopCounterMode(display=False) as counter:
@@ -72,7 +81,7 @@ def make_row(arch: str, backbone: str, role: str, config: TableConfig, devices: 
             timer.timeit(2)  # does not count
             passes = [timer.timeit(1).median for _ in range(config.repeats)]
             cells.append(f"{1 / statistics.median(passes):.2f}")
-    return tuple(cells)
+    return cells
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -80,16 +89,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     networks = [n for n in NETWORKS if not config.only or set(n) & set(config.only)]
     if not networks:
         raise UserError(f"--only {' '.join(config.only)}: no such network in the table")
-    threads = f"{config.threads} thread" + "s" * (config.threads > 1)
+    threads = "1 thread" if config.threads == 1 else f"{config.threads} threads"
     devices = {"cpu": f"{get_device_name(torch.device('cpu'))}, {threads}"}
     if torch.cuda.is_available():
         devices["cuda"] = get_device_name(torch.device("cuda"))
     height, width = config.crop_size
     speeds = [f"images/s, {name}" for name in devices.values()] if config.repeats else []
     print(f"{height}x{width}, {config.num_classes} classes, torch {torch.__version__}\n")
-    rows = (make_row(arch, backbone, role, config, list(devices)) for arch, backbone in networks for role in ROLES)
-    for cells in chain(((*HEADER, *speeds), ["---"] * (len(HEADER) + len(speeds))), rows):
-        print("| " + " | ".join(cells) + " |", flush=True)
+    header = [*HEADER, *speeds]
+    print_row(header)
+    print_row(["---"] * len(header))
+    for arch, backbone in networks:
+        for role in ROLES:
+            print_row(make_row(arch, backbone, role, config, list(devices)))
+
+
+def print_row(cells: Sequence[str]) -> None:
+    """Print a row of the table as soon as it is measured."""
+    print("| " + " | ".join(cells) + " |", flush=True)
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ def read_batch(stream: TrainStream, start: int) -> tuple[Tensor, Tensor]:
     return torch.stack(images), torch.stack(labels)
 
 
-def train(model: torch.nn.Module, data: Data, config: PlainConfig) -> int:
+def train_network(model: torch.nn.Module, data: Data, config: PlainConfig) -> int:
     """Train until the processor time is over. Return the number of iterations.
 
     Raises:
@@ -95,7 +95,10 @@ def train(model: torch.nn.Module, data: Data, config: PlainConfig) -> int:
     begin = time.process_time()
     iteration = 0
     model.train()
-    while (share := (time.process_time() - begin) / config.seconds) < 1:
+    while True:
+        share = (time.process_time() - begin) / config.seconds
+        if share >= 1:
+            return iteration
         images, labels = read_batch(data.train, iteration * BATCH_SIZE)
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * (1 - share) ** 0.9
@@ -105,11 +108,10 @@ def train(model: torch.nn.Module, data: Data, config: PlainConfig) -> int:
         loss.backward()
         optimizer.step()
         iteration += 1
-    return iteration
 
 
 @torch.inference_mode()
-def score(model: torch.nn.Module, data: Data) -> float:
+def compute_miou(model: torch.nn.Module, data: Data) -> float:
     """Return the mIoU on the validation images, each padded to sides that the network takes."""
     model.eval()
     classes = len(data.spec.names)
@@ -132,8 +134,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.manual_seed(config.seed)
     data = build_train_and_val(config.dataset, config.data, crop_size=config.crop_size, seed=config.seed)
     model = make_network(config.decoder, len(data.spec.names))
-    iterations = train(model, data, config)
-    result = {**asdict(config), "iterations": iterations, "miou": score(model, data)}
+    iterations = train_network(model, data, config)
+    result = {**asdict(config), "iterations": iterations, "miou": compute_miou(model, data)}
     print(f"{config.decoder}, seed {config.seed}: {100 * result['miou']:.2f} % after {iterations} iterations")
     if config.json:
         write_text(Path(config.json).expanduser(), json.dumps(result, indent=1) + "\n")

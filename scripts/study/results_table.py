@@ -60,11 +60,12 @@ TABLES = {
     "teachers": make_teachers_table,
     "knowledge": make_knowledge_table,
 }
+# tables of the runs or pairs that a mark names
 CHOSEN = {
     "brief": make_brief_table,
     "progress": make_progress_table,
     "pairs": make_pairs_table,
-}  # tables of the runs or pairs that a mark names
+}
 RESULTS = Path(__file__).resolve().parents[2] / "results"
 
 
@@ -82,16 +83,26 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"--records {args.records}: no such file or folder")
     if args.experiment:
         experiment = read_experiment(args.experiment)
-        print(format_tables(experiment, open_folder(args.records or RESULTS / f"{experiment.name}.zip")), end="")
+        records = args.records or RESULTS / f"{experiment.name}.zip"
+        print(format_tables(experiment, open_folder(records)), end="")
     if args.readme:
-        old = args.readme.read_text(encoding="utf-8")
-        new = rewrite(old, RESULTS, os.path.relpath(RESULTS, args.readme.resolve().parent))
-        if not args.check:
-            write_text(args.readme, new)
-        elif new == old:
-            print(f"all tables of {args.readme} show what results/ holds")
-        else:
-            raise UserError(f"{args.readme} does not show what results/ holds: run this without --check")
+        update_readme(args.readme, args.check)
+
+
+def update_readme(readme: Path, check: bool) -> None:
+    """Rewrite the tables of a Markdown file, or check only that they show what the records say.
+
+    Raises:
+        UserError: ``check`` is given, and a table shows something else.
+    """
+    old = readme.read_text(encoding="utf-8")
+    new = rewrite_tables(old, RESULTS, os.path.relpath(RESULTS, readme.resolve().parent))
+    if not check:
+        write_text(readme, new)
+    elif new == old:
+        print(f"all tables of {readme} show what results/ holds")
+    else:
+        raise UserError(f"{readme} does not show what results/ holds: run this without --check")
 
 
 def format_tables(experiment: Experiment, folder: Folder) -> str:
@@ -108,7 +119,7 @@ def make_files_table(files: list[Path]) -> Table:
     """Make a row for each file of eval.py, named after its folder."""
     rows = []
     for file in files:
-        result = read(file, KINDS.keys() - {"checkpoint", "iou"})
+        result = read_score_file(file, KINDS.keys() - {"checkpoint", "iou"})
         seen = f"image + label ({ASSISTED})" if result["label_assisted"] else "image"
         network = f"{result['model']['arch']} on {result['model']['backbone']}, {result['iteration']} iterations"
         where = f"{result['dataset']} {result['split']}, {result['images']} images, {result['protocol']}"
@@ -117,14 +128,15 @@ def make_files_table(files: list[Path]) -> Table:
     return ["run", "input", "mIoU %", "pixel accuracy %", "network and protocol"], rows
 
 
-def rewrite(text: str, results: Path, link: str = "results") -> str:
+def rewrite_tables(text: str, results: Path, link: str = "results") -> str:
     """Return a text with every marked table made anew. ``link`` leads from the text's folder to ``results``."""
 
-    def make(match: re.Match[str]) -> str:
-        rows = format_markdown_table(*make_marked_table(match["what"], results)).replace("](results/", f"]({link}/")
-        return f"<!-- table: {match['what']} -->\n{rows}<!-- end -->"
+    def make_anew(match: re.Match[str]) -> str:
+        header, rows = make_marked_table(match["what"], results)
+        table = format_markdown_table(header, rows).replace("](results/", f"]({link}/")
+        return f"<!-- table: {match['what']} -->\n{table}<!-- end -->"
 
-    return re.sub(r"<!-- table: (?P<what>[^\n]+?) -->\n.*?<!-- end -->", make, text, flags=re.DOTALL)
+    return re.sub(r"<!-- table: (?P<what>[^\n]+?) -->\n.*?<!-- end -->", make_anew, text, flags=re.DOTALL)
 
 
 def make_marked_table(what: str, results: Path) -> Table:
@@ -151,7 +163,7 @@ def make_marked_table(what: str, results: Path) -> Table:
     return make_table(experiment, open_folder(results / f"{experiment.name}.zip"))
 
 
-def read(file: Path, keys: Iterable[str]) -> dict[str, Any]:
+def read_score_file(file: Path, keys: Iterable[str]) -> dict[str, Any]:
     """Read a JSON file of eval.py.
 
     Raises:

@@ -61,25 +61,30 @@ class KnowledgeConfig:
 def load_network(path: str, model: str) -> LoadedNetwork:
     """Load a run's last checkpoint, or a file. An assisted teacher is shown its label as in the student phase."""
     file = Path(path).expanduser()
-    loaded = load_one_of_several(file / "last.pth" if file.is_dir() else file, assisted=True, model=model)
+    if file.is_dir():
+        file /= "last.pth"
+    loaded = load_one_of_several(file, assisted=True, model=model)
     return loaded.with_label_noise(**STUDENT_PHASE) if loaded.card.reads_label else loaded
 
 
 def make_predictor(loaded: LoadedNetwork) -> Predictor:
+    """Return what predicts with a network; an assisted one is shown its label."""
     return Predictor(loaded.model, loaded.convention, loaded.build_label_noise())
 
 
-def measure(log_p: Tensor, log_reference: Tensor, label: Tensor) -> Tensor:
+def sum_over_pixels(log_p: Tensor, log_reference: Tensor, label: Tensor) -> Tensor:
     """Sum over the labelled pixels of an image: entropy, negative log-likelihood, divergence, and their number.
 
     log_p, log_reference: log-probabilities ``[K, H, W]``. label: ``[H, W]``.
     """
     labelled = label != IGNORE_INDEX
-    log_p, log_reference, label = log_p[:, labelled], log_reference[:, labelled], label[labelled].long()
+    log_p = log_p[:, labelled]
+    log_reference = log_reference[:, labelled]
+    true_classes = label[labelled].long()
     entropy = -(log_p.exp() * log_p).sum()
-    likelihood = -log_p.gather(0, label[None]).sum()
+    negative_log_likelihood = -log_p.gather(0, true_classes[None]).sum()
     divergence = (log_reference.exp() * (log_reference - log_p)).sum()
-    return torch.stack([entropy, likelihood, divergence, labelled.sum().float()]).double()
+    return torch.stack([entropy, negative_log_likelihood, divergence, labelled.sum().float()]).double()
 
 
 def measure_teachers(
@@ -90,13 +95,16 @@ def measure_teachers(
     count = min(limit, len(dataset))
     for i in tqdm([len(dataset) * n // count for n in range(count)], leave=False, disable=None):
         image, label = dataset.load_sample(i)
-        batch = image[None], label[None], [RowGenerator(derive_seed(0, i))]
+        batch = (image[None], label[None], [RowGenerator(derive_seed(0, i))])
         probabilities = torch.stack([reference(*batch)[0].softmax(0) for reference in references])
         log_reference = probabilities.mean(0).clamp_min(1e-12).log()
         for name, teacher in teachers.items():
-            sums[name] += measure(teacher(*batch)[0].log_softmax(0), log_reference, label)
+            sums[name] += sum_over_pixels(teacher(*batch)[0].log_softmax(0), log_reference, label)
     keys = ("entropy", "negative_log_likelihood", "divergence")
-    return {name: dict(zip(keys, (total[:3] / total[3]).tolist(), strict=True)) for name, total in sums.items()}
+    results = {}
+    for name, (*totals, pixels) in sums.items():
+        results[name] = {key: (total / pixels).item() for key, total in zip(keys, totals, strict=True)}
+    return results
 
 
 def get_run_folder(path: str) -> Path:
@@ -105,7 +113,7 @@ def get_run_folder(path: str) -> Path:
     return (given if given.is_dir() else given.parent).resolve()
 
 
-def save(result: dict[str, dict[str, float]], config: KnowledgeConfig, images: int) -> None:
+def save_knowledge(result: dict[str, dict[str, float]], config: KnowledgeConfig, images: int) -> None:
     """Write what was measured of each teacher into its folder, with what it was measured on."""
     references = [get_run_folder(path).name for path in config.reference]
     where = {"split": config.split, "images": images, "references": references}
@@ -127,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     name, dataset = build_dataset_for_network(
         first, first.dataset, config.data or first.data, config.split, config.teacher[0]
     )
-    networks = list(zip((*config.teacher, *config.reference), (*loaded.values(), *references), strict=True))
+    networks = [*loaded.items(), *zip(config.reference, references, strict=True)]
     for path, network in networks[1:]:  # the first was checked with the data set
         require_classes(network.card, dataset.spec, name, path)
     teachers = {get_run_folder(path).name: make_predictor(network) for path, network in loaded.items()}
@@ -135,10 +143,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError("--teacher: two of them lie in folders of the same name")
     result = measure_teachers(teachers, [make_predictor(reference) for reference in references], dataset, config.limit)
     head = ["teacher", "entropy", "negative log-likelihood", "divergence from the references"]
-    rows = [[name, *(f"{value:.4f}" for value in row.values())] for name, row in result.items()]
+    rows = []
+    for name, means in result.items():
+        rows.append([name, *(f"{value:.4f}" for value in means.values())])
     print(format_markdown_table(head, rows), end="")
     if config.save:
-        save(result, config, min(config.limit, len(dataset)))
+        save_knowledge(result, config, min(config.limit, len(dataset)))
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from models.label_noise import LabelNoise, list_fitting_codes
 from models.prediction import Predictor
 from scripts.study.analysis import style
 from scripts.study.analysis.output import save_json, save_text
-from scripts.study.analysis.robustness import CORRUPTIONS, Condition, Tally, corrupt, draw_robustness
+from scripts.study.analysis.robustness import CORRUPTIONS, Condition, Tally, corrupt_label, draw_robustness
 from scripts.study.analysis.text import format_markdown_table, format_mean_std, format_percent
 from utils.entry import run_main
 from utils.errors import UserError
@@ -91,7 +91,7 @@ def list_conditions(config: RobustnessConfig, trained: LabelNoise) -> list[Condi
     return conditions
 
 
-def measure(
+def measure_teacher(
     loaded: LoadedNetwork,
     dataset: SegmentationDataset,
     chosen: Sequence[int],
@@ -124,12 +124,12 @@ def measure(
             image = image[None].to(device)
             label = label.numpy()
             rng = np.random.default_rng(derive_seed(config.seed, WRONG_LABELS_STREAM, i))
-            shown = corrupt(label, condition.name, condition.share, classes, rng)
+            shown = corrupt_label(label, condition.name, condition.share, classes, rng)
             generators = [RowGenerator(derive_seed(config.seed + d, i)) for d in range(config.draws)]
             planes = torch.from_numpy(shown).to(device).expand(config.draws, -1, -1)
             logits = predict(image.expand(config.draws, -1, -1, -1), planes, generators)
             tally.add(logits.cpu(), label, shown)
-        records.append(asdict(condition) | tally.result())
+        records.append(asdict(condition) | tally.compute_results())
     return records
 
 
@@ -139,9 +139,17 @@ def make_tables(results: dict[str, list[dict[str, Any]]]) -> str:
     parts = []
     for name, records in results.items():
         rows = []
-        for r in records:
-            shares = format_percent(r["agreement"]), f"{r['kl']:.4f}", format_percent(r["follows_wrong"], 1)
-            rows.append([r["name"], r["value"], format_mean_std(r["miou"]), *shares])
+        for record in records:
+            rows.append(
+                [
+                    record["name"],
+                    record["value"],
+                    format_mean_std(record["miou"]),
+                    format_percent(record["agreement"]),
+                    f"{record['kl']:.4f}",
+                    format_percent(record["follows_wrong"], 1),
+                ]
+            )
         parts.append(f"## {name}\n\n{format_markdown_table(header, rows)}")
     return "\n".join(parts)
 
@@ -176,7 +184,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     chosen = choose_evenly(len(dataset), config.limit or len(dataset))
     with start_runtime(config) as runtime:
-        results = {name: measure(t, dataset, chosen, config, runtime.device) for name, t in teachers.items()}
+        results = {}
+        for name, loaded in teachers.items():
+            results[name] = measure_teacher(loaded, dataset, chosen, config, runtime.device)
     output = Path(config.output).expanduser()
     what = f"{data_name} {config.split}, {len(chosen)} of {len(dataset)} images, {config.draws} draws"
     text = f"# Robustness of label-assisted teachers\n\n{what}\n\n{make_tables(results)}\n{EXPLANATION}\n"

@@ -68,10 +68,10 @@ def load_networks(config: GridConfig) -> dict[str, LoadedNetwork]:
         raise UserError("give --teacher FILE, --student FILE.. or both")
     if len(files) < len(config.student) + bool(config.teacher):
         raise UserError("--student: the same file twice")
-    found = {}
+    networks = {}
     for title, path in files.items():
-        found[title] = load_one_of_several(path, assisted=title == "teacher", model=config.model)
-    return found
+        networks[title] = load_one_of_several(path, assisted=title == "teacher", model=config.model)
+    return networks
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -88,17 +88,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     for title, loaded in list(columns.items())[1:]:  # the first was checked with the data set
         require_classes(loaded.card, dataset.spec, name, title)
     rows = []
-    present = set()
+    present = set()  # the classes, for the legend
     for i in choose_evenly(len(dataset), config.count):
         image, label = dataset.load_sample(i)
-        rows.append(cells(image, label, columns, dataset.spec, RowGenerator(derive_seed(config.seed, i)), present))
+        generator = RowGenerator(derive_seed(config.seed, i))
+        rows.append(make_row(image, label, columns, dataset.spec, generator, present))
     classes = [(dataset.spec.names[k], dataset.spec.palette[k]) for k in sorted(present - {IGNORE_INDEX})]
     errors = [(f"error map: {name}", color) for name, color in ERROR_COLORS.items()]
-    legend = style.patches([*classes, ("ignored (label)", IGNORE_COLOR), *errors])
-    style.save_figure(style.grid(rows, legend), Path(config.output).expanduser())
+    legend = style.make_legend_entries([*classes, ("ignored (label)", IGNORE_COLOR), *errors])
+    style.save_figure(style.draw_picture_table(rows, legend), Path(config.output).expanduser())
 
 
-def cells(
+def make_row(
     image: Tensor,
     label: Tensor,
     columns: dict[str, LoadedNetwork],
@@ -106,7 +107,10 @@ def cells(
     generator: RowGenerator,
     present: set[int],
 ) -> dict[str, style.Cell]:
-    """Make the picture and caption of each column for one image. ``present`` collects the classes."""
+    """Make the picture and caption of each column for one image.
+
+    columns: the networks by title. present: takes the classes of the label and the predictions.
+    """
     truth = label.numpy()
     row = {"image": (image.permute(1, 2, 0).numpy(), ""), "label": (colorize(truth, spec.palette), "")}
     predictions = {}
@@ -115,17 +119,17 @@ def cells(
         noise = loaded.build_label_noise()
         if noise is not None:
             plane = choose_strongest_plane(noise(label[None], generator)[0].numpy())
-            row["noised label"] = paint_diverging(plane), f"{plane.min():.0f} .. {plane.max():.0f}"
+            row["noised label"] = (paint_diverging(plane), f"{plane.min():.0f} .. {plane.max():.0f}")
             caption = f"\n{ASSISTED}"
-        classes = Predictor(loaded.model, loaded.convention, noise).predict_classes(
-            image[None], label[None], [generator]
-        )[0]
-        miou = Metrics(count_confusions(classes, label, len(spec.names)).numpy(), 1).miou()
+        predictor = Predictor(loaded.model, loaded.convention, noise)
+        classes = predictor.predict_classes(image[None], label[None], [generator])[0]
+        confusion = count_confusions(classes, label, len(spec.names)).numpy()
+        miou = Metrics(confusion, 1).miou()
         predictions[title] = classes.numpy()
-        row[title] = colorize(classes.numpy(), spec.palette), f"mIoU {100 * miou:.0f} %{caption}"
+        row[title] = (colorize(classes.numpy(), spec.palette), f"mIoU {100 * miou:.0f} %{caption}")
     students = {title: classes for title, classes in predictions.items() if title != "teacher"}
     for title, classes in (students or predictions).items():
-        row[f"error ({title})"] = draw_error_map(classes, truth), ""
+        row[f"error ({title})"] = (draw_error_map(classes, truth), "")
     present.update(*map(np.unique, (truth, *predictions.values())))
     return row
 

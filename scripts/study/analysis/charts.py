@@ -10,10 +10,12 @@ from matplotlib.figure import Figure
 
 from engine.metrics import ASSISTED
 from scripts.study.analysis.runs import Run, View, list_scored_runs
-from scripts.study.analysis.style import color, line
-from scripts.study.analysis.text import wrap
+from scripts.study.analysis.style import choose_color, choose_line_style
+from scripts.study.analysis.text import wrap_text
 
-MAX_BARS, MAX_CELLS, ANNOTATED = 40, 40, 15  # classes that still read well
+MAX_BARS = 40  # classes that the bar chart shows at most
+MAX_CELLS = 40  # classes that a confusion matrix shows at most
+MAX_ANNOTATED = 15  # classes up to which the cells of a confusion matrix have numbers
 NOT_A_TERM = {"event", "iteration", "images_per_second", "cpu_seconds", "memory_gb"}
 Groups = Mapping[str, Sequence[Run]]
 
@@ -25,23 +27,28 @@ class ClassScores(NamedTuple):
     mean_ious: list[float]  # of each run
     assisted: bool
 
-    def means(self) -> np.ndarray:
+    def compute_means(self) -> np.ndarray:
         """Return the mean over the runs for each class."""
         return np.ma.masked_invalid(self.table).mean(0).filled(np.nan)
 
 
 def read_class_scores(groups: Groups, view: View) -> tuple[list[str], dict[str, ClassScores]]:
     """Return the names of the classes, and the scores of each group that has some in this view."""
-    scored = {name: list_scored_runs(runs, view) for name, runs in groups.items()}
-    scored = {name: runs for name, runs in scored.items() if runs}
-    names = list(dict.fromkeys(k for runs in scored.values() for run in runs for k in run.scores[view]["iou"]))
+    scored = {}
+    names: dict[str, None] = {}  # a dict, because it keeps the order
+    for group, runs in groups.items():
+        scored_runs = list_scored_runs(runs, view)
+        if scored_runs:
+            scored[group] = scored_runs
+        for run in scored_runs:
+            names |= dict.fromkeys(run.scores[view]["iou"])
     found = {}
-    for name, runs in scored.items():
+    for group, runs in scored.items():
         scores = [run.scores[view] for run in runs]
-        table = np.array([[score["iou"].get(k) for k in names] for score in scores], float)
+        table = np.array([[score["iou"].get(name) for name in names] for score in scores], float)
         mean_ious = [score["miou"] for score in scores]
-        found[name] = ClassScores(table, mean_ious, any(run.assisted(view) for run in runs))
-    return names, found
+        found[group] = ClassScores(table, mean_ious, any(run.is_assisted(view) for run in runs))
+    return list(names), found
 
 
 def choose_order(scores: Mapping[str, ClassScores], baseline: str) -> tuple[np.ndarray, str]:
@@ -51,11 +58,11 @@ def choose_order(scores: Mapping[str, ClassScores], baseline: str) -> tuple[np.n
     """
     others = [name for name, group in scores.items() if name != baseline and not group.assisted]
     if baseline in scores and others:
-        order = np.argsort(np.nan_to_num(scores[others[-1]].means() - scores[baseline].means()))
+        order = np.argsort(np.nan_to_num(scores[others[-1]].compute_means() - scores[baseline].compute_means()))
         title = f"sorted by the gain of {others[-1]} over {baseline}"
     else:
         first = next(iter(scores))
-        order = np.argsort(np.nan_to_num(scores[first].means()))
+        order = np.argsort(np.nan_to_num(scores[first].compute_means()))
         title = f"sorted by {first}"
     if len(order) > MAX_BARS:
         title += f"; the {MAX_BARS // 2} at either end of {len(order)} classes"
@@ -82,15 +89,17 @@ def draw_class_bars(groups: Groups, view: View, baseline: str) -> Figure:
             whisker = 100 * group.table.std(0, ddof=1)[order]
         if group.assisted:
             label += f" ({ASSISTED})"
-        values = 100 * np.nan_to_num(group.means()[order])
-        axis.barh(at + offset, values, height, xerr=whisker, error_kw=style, color=color(i), label=wrap(label, 48))
-        axis.axvline(total, color=color(i), linestyle="--", linewidth=1)
+        values = 100 * np.nan_to_num(group.compute_means()[order])
+        axis.barh(
+            at + offset, values, height, xerr=whisker, error_kw=style, color=choose_color(i), label=wrap_text(label, 48)
+        )
+        axis.axvline(total, color=choose_color(i), linestyle="--", linewidth=1)
     axis.set(yticks=at, xlabel="IoU %, dashed: mIoU", xlim=(0, 100), ylim=(-0.6, len(order) - 0.4))
     axis.set_yticklabels([names[k] for k in order])
     axis.tick_params(axis="y", length=0)
     axis.grid(axis="x", color="0.9")
     heading = f"IoU by class, {view.describe_data()}, {view.checkpoint} checkpoint"
-    figure.suptitle(f"{heading}\n{wrap(title, 90)}", fontsize=10)
+    figure.suptitle(f"{heading}\n{wrap_text(title, 90)}", fontsize=10)
     figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 
@@ -101,53 +110,92 @@ def draw_training_curves(groups: Groups) -> Figure | None:
     A line is the mean over seeds, the band their range. Training terms are smoothed; of a single seed the raw values
     show as well.
     """
-    runs = list(chain.from_iterable(groups.values()))
-    terms = chain.from_iterable(r for run in runs for r in run.curves.get("train", ()))
-    # a weighted term has the shape of the term itself
-    drawn = (term for term in terms if term not in NOT_A_TERM and not term.endswith("_weighted"))
-    panels = ["val", *dict.fromkeys(drawn)]
-    if len(panels) == 1:
+    terms = list_training_terms(groups)
+    if not terms:
         return None
+    panels = ["val", *terms]
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(3.6 * columns, 2.6 * rows), squeeze=False, layout="constrained")
     for axis, panel in zip(axes.flat, panels, strict=False):
-        for i, (name, members) in enumerate(groups.items()):
-            event, key, scale = ("val", "miou", 100) if panel == "val" else ("train", panel, 1)
-            records = [[r for r in run.curves.get(event, ()) if r.get(key) is not None] for run in members]
-            series = [{r["iteration"]: scale * r[key] for r in found} for found in records if found]
-            _band(axis, series, name, color(i), line(i), smooth=panel not in ("val", "lr"))
-        title = "validation mIoU %" if panel == "val" else f"training: {panel}"
-        axis.set(title=title, xlabel="iteration", xlim=(0, None))
-        axis.grid(color="0.92")
-        values = np.concatenate([curve.get_ydata() for curve in axis.lines]) if axis.lines else np.zeros(0)
-        if len(values) and values.min() > 0 and values.max() > 30 * values.min() and panel != "lr":
-            axis.set_yscale("log")
-            axis.yaxis.set_major_formatter("{x:g}")  # matplotlib's own needs math text, which is off
+        _draw_panel(axis, panel, groups)
     for axis in axes.flat[len(panels) :]:
         axis.remove()
-    handles = {h.get_label(): h for axis in figure.axes for h in axis.get_legend_handles_labels()[0]}
+    handles = {}  # by label: a group has one entry, though it is in many panels
+    for axis in figure.axes:
+        for handle in axis.get_legend_handles_labels()[0]:
+            handles[handle.get_label()] = handle
     figure.legend(handles=list(handles.values()), loc="outside lower center", ncols=min(3, len(handles)))
     return figure
 
 
-def _band(axis: plt.Axes, series: list[dict[int, float]], name: str, tint: str, dashes: str, smooth: bool) -> None:
+def list_training_terms(groups: Groups) -> list[str]:
+    """List the terms of the training loss that any run has logged, and the learning rate."""
+    terms: dict[str, None] = {}  # a dict, because it keeps the order
+    for run in chain.from_iterable(groups.values()):
+        for record in run.curves.get("train", ()):
+            for key in record:
+                # a weighted term has the shape of the term itself
+                if key not in NOT_A_TERM and not key.endswith("_weighted"):
+                    terms[key] = None
+    return list(terms)
+
+
+def _draw_panel(axis: plt.Axes, panel: str, groups: Groups) -> None:
+    """Draw one panel of the training curves. panel: "val" or a term of the training loss."""
+    for i, (name, members) in enumerate(groups.items()):
+        series = _read_panel_series(members, panel)
+        _draw_band(axis, series, name, choose_color(i), choose_line_style(i), smooth=panel not in ("val", "lr"))
+    title = "validation mIoU %" if panel == "val" else f"training: {panel}"
+    axis.set(title=title, xlabel="iteration", xlim=(0, None))
+    axis.grid(color="0.92")
+    if panel == "lr" or not axis.lines:
+        return
+    values = np.concatenate([curve.get_ydata() for curve in axis.lines])
+    if values.min() > 0 and values.max() > 30 * values.min():
+        axis.set_yscale("log")
+        axis.yaxis.set_major_formatter("{x:g}")  # matplotlib's own needs math text, which is off
+
+
+def _read_panel_series(runs: Sequence[Run], panel: str) -> list[dict[int, float]]:
+    """Return the values of a panel by iteration, for each run that has some."""
+    event = "train"
+    key = panel
+    scale = 1
+    if panel == "val":
+        event = "val"
+        key = "miou"
+        scale = 100  # in percent
+    series = []
+    for run in runs:
+        points = {}
+        for record in run.curves.get(event, ()):
+            if record.get(key) is not None:
+                points[record["iteration"]] = scale * record[key]
+        if points:
+            series.append(points)
+    return series
+
+
+def _draw_band(axis: plt.Axes, series: list[dict[int, float]], name: str, tint: str, dashes: str, smooth: bool) -> None:
     """Draw the mean of a group and the range of its runs. series: values by iteration, of each run."""
     common = sorted(set.intersection(*map(set, series))) if series else []
     if not common:
         return
     table = np.array([[points[iteration] for iteration in common] for points in series])
-    lines = np.stack([_smooth(row) for row in table]) if smooth else table
+    lines = np.stack([_smooth_curve(row) for row in table]) if smooth else table
     if len(series) > 1:
         axis.fill_between(common, lines.min(0), lines.max(0), color=tint, alpha=0.2, linewidth=0)
     elif smooth:
         axis.plot(common, table[0], color=tint, alpha=0.25, linewidth=0.8)
-    label = wrap(name if len(series) == 1 else f"{name} (mean and range of {len(series)} seeds)", 48)
+    label = name if len(series) == 1 else f"{name} (mean and range of {len(series)} seeds)"
     marker = "." if len(common) < 15 else None
-    axis.plot(common, lines.mean(0), color=tint, linestyle=dashes, linewidth=1.6, label=label, marker=marker)
+    axis.plot(
+        common, lines.mean(0), color=tint, linestyle=dashes, linewidth=1.6, label=wrap_text(label, 48), marker=marker
+    )
 
 
-def _smooth(values: np.ndarray) -> np.ndarray:
+def _smooth_curve(values: np.ndarray) -> np.ndarray:
     """Return the centred moving mean over a twentieth of the points; windows shrink at the ends."""
     window = np.ones(len(values) // 40 * 2 + 1)
     return np.convolve(values, window, "same") / np.convolve(np.ones(len(values)), window, "same")
@@ -161,10 +209,11 @@ def draw_confusion(confusion: np.ndarray, names: Sequence[str], title: str) -> F
     share = divide_by_rows(confusion)
     shown = np.arange(len(names))
     if len(names) > MAX_CELLS:  # the classes that are confused most, in the order of the data set
-        shown = np.sort(np.argsort(np.where(confusion.sum(1) > 0, share.diagonal(), 2.0))[:MAX_CELLS])
+        recall = np.where(confusion.sum(1) > 0, share.diagonal(), 2.0)  # classes without a pixel come last
+        shown = np.sort(np.argsort(recall)[:MAX_CELLS])
         title += f"\nthe {MAX_CELLS} of {len(names)} classes with the lowest recall"
     share = share[np.ix_(shown, shown)]
-    side = 2.2 + 0.36 * len(shown) if len(shown) <= ANNOTATED else 2.6 + 0.24 * len(shown)
+    side = 2.2 + 0.36 * len(shown) if len(shown) <= MAX_ANNOTATED else 2.6 + 0.24 * len(shown)
     figure, axis = plt.subplots(figsize=(side + 0.8, side), layout="constrained")
     picture = axis.imshow(100 * share, cmap="cividis", vmin=0, vmax=100)
     labels = [names[k] for k in shown]
@@ -173,13 +222,13 @@ def draw_confusion(confusion: np.ndarray, names: Sequence[str], title: str) -> F
     axis.set_yticklabels(labels)
     axis.spines[:].set_visible(False)
     axis.tick_params(length=0)
-    if len(shown) <= ANNOTATED:
+    if len(shown) <= MAX_ANNOTATED:
         for (i, j), value in np.ndenumerate(share):
             if np.isfinite(value) and value >= 0.005:
                 tint = "black" if value > 0.55 else "white"
                 axis.text(j, i, f"{100 * value:.0f}", ha="center", va="center", color=tint, fontsize=7.5)
     figure.colorbar(picture, ax=axis, label="% of the label's pixels", shrink=0.8)
-    axis.set_title("\n".join(wrap(part, int(10 * side)) for part in title.split("\n")), fontsize=10)
+    axis.set_title("\n".join(wrap_text(part, int(10 * side)) for part in title.split("\n")), fontsize=10)
     return figure
 
 
@@ -197,8 +246,16 @@ def list_top_confusions(confusion: np.ndarray, names: Sequence[str], count: int 
     share = np.nan_to_num(divide_by_rows(confusion))
     np.fill_diagonal(share, 0)
     order = np.argsort(-share, axis=None)[:count]
-    return [
-        {"label": names[i], "prediction": names[j], "share": float(share[i, j]), "pixels": int(confusion[i, j])}
-        for i, j in (divmod(int(k), len(names)) for k in order)
-        if share[i, j] > 0
-    ]
+    confusions = []
+    for place in order:
+        i, j = divmod(int(place), len(names))
+        if share[i, j] > 0:
+            confusions.append(
+                {
+                    "label": names[i],
+                    "prediction": names[j],
+                    "share": float(share[i, j]),
+                    "pixels": int(confusion[i, j]),
+                }
+            )
+    return confusions

@@ -25,14 +25,19 @@ CHANGES = {
     "wrong in both": (130, 130, 130),
     "ignored": (255, 255, 255),
 }
+LABELLED = 4  # the kinds of change, without the ignored pixels at the end
 
 
-def change_map(new: np.ndarray, old: np.ndarray, label: np.ndarray) -> np.ndarray:
+def make_change_map(new: np.ndarray, old: np.ndarray, label: np.ndarray) -> np.ndarray:
     """Return for every pixel its place in CHANGES, uint8 ``[H, W]``."""
     is_right = new == label
     was_right = old == label
-    index = np.select([is_right & ~was_right, was_right & ~is_right, is_right], [0, 1, 2], 3)
-    return np.where(label == IGNORE_INDEX, 4, index).astype(np.uint8)
+    index = np.full(label.shape, 3, np.uint8)  # wrong in both
+    index[is_right & was_right] = 2
+    index[was_right & ~is_right] = 1
+    index[is_right & ~was_right] = 0
+    index[label == IGNORE_INDEX] = LABELLED
+    return index
 
 
 @dataclass(frozen=True)
@@ -44,27 +49,30 @@ class Changes:
     old: Path
     counts: np.ndarray
 
-    def shares(self) -> dict[str, float]:
+    def compute_shares(self) -> dict[str, float]:
         """Return the share of each kind of change in the labelled pixels of all images."""
-        total = self.counts[:, :4].sum()
-        return {name: float(self.counts[:, k].sum() / max(total, 1)) for k, name in enumerate(list(CHANGES)[:4])}
+        total = max(self.counts[:, :LABELLED].sum(), 1)
+        names = list(CHANGES)[:LABELLED]
+        return {name: float(self.counts[:, k].sum() / total) for k, name in enumerate(names)}
 
-    def accuracies(self) -> tuple[float, float]:
+    def compute_accuracies(self) -> tuple[float, float]:
         """Return the pixel accuracy of the new and of the old predictions."""
-        share = self.shares()
+        share = self.compute_shares()
         return share["gained"] + share["right in both"], share["lost"] + share["right in both"]
 
     def choose_images(self, count: int) -> list[int]:
         """Choose images evenly spaced over their ranking by net gain: the most gained first, the most lost last."""
-        net = (self.counts[:, 0] - self.counts[:, 1]) / np.maximum(self.counts[:, :4].sum(1), 1)
+        net = (self.counts[:, 0] - self.counts[:, 1]) / np.maximum(self.counts[:, :LABELLED].sum(1), 1)
         order = np.argsort(-net, kind="stable")
         return [int(order[place]) for place in choose_evenly(len(order), count)]
 
-    def read(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def read_image(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Return an image, its label, and its new and old prediction."""
         image, label = self.dataset.read(index)
         name = f"{self.dataset.names[index]}.png"
-        return image, label, *(_prediction(folder / name, label.shape) for folder in (self.new, self.old))
+        new = _read_prediction(self.new / name, label.shape)
+        old = _read_prediction(self.old / name, label.shape)
+        return image, label, new, old
 
 
 def count_changes(dataset: SegmentationDataset, new: Path, old: Path) -> Changes:
@@ -75,12 +83,18 @@ def count_changes(dataset: SegmentationDataset, new: Path, old: Path) -> Changes
     """
     changes = Changes(dataset, new, old, np.zeros((len(dataset), len(CHANGES)), np.int64))
     for i in range(len(dataset)):
-        _, label, *predictions = changes.read(i)
-        changes.counts[i] = np.bincount(change_map(*predictions, label).ravel(), minlength=len(CHANGES))
+        _, label, new_ids, old_ids = changes.read_image(i)
+        change_map = make_change_map(new_ids, old_ids, label)
+        changes.counts[i] = np.bincount(change_map.ravel(), minlength=len(CHANGES))
     return changes
 
 
-def _prediction(path: Path, shape: tuple[int, int]) -> np.ndarray:
+def _read_prediction(path: Path, shape: tuple[int, int]) -> np.ndarray:
+    """Read the class ids of a prediction.
+
+    Raises:
+        UserError: it is missing or unreadable, or not of this shape.
+    """
     try:
         ids = read_label(path)
     except UserError as error:
@@ -94,11 +108,11 @@ def draw_change_grid(changes: Changes, count: int, new_name: str, old_name: str)
     """Draw a row for each of ``count`` images: image, label, both predictions and the map of changes."""
     spec = changes.dataset.spec
     rows = []
-    present: set[int] = set()
+    present: set[int] = set()  # the classes, for the legend
     for index in changes.choose_images(count):
-        image, label, new, old = changes.read(index)
-        gained, lost = 100 * changes.counts[index, :2] / max(changes.counts[index, :4].sum(), 1)
-        change = np.uint8(list(CHANGES.values()))[change_map(new, old, label)]
+        image, label, new, old = changes.read_image(index)
+        gained, lost = 100 * changes.counts[index, :2] / max(changes.counts[index, :LABELLED].sum(), 1)
+        change = np.uint8(list(CHANGES.values()))[make_change_map(new, old, label)]
         rows.append(
             {
                 "image": (image, changes.dataset.names[index]),
@@ -110,4 +124,6 @@ def draw_change_grid(changes: Changes, count: int, new_name: str, old_name: str)
         )
         present.update(*map(np.unique, (label, new, old)))
     classes = [(spec.names[k], spec.palette[k]) for k in sorted(present - {IGNORE_INDEX})]
-    return style.grid(rows, style.patches(classes), style.patches(CHANGES.items()))
+    return style.draw_picture_table(
+        rows, style.make_legend_entries(classes), style.make_legend_entries(CHANGES.items())
+    )

@@ -21,32 +21,56 @@ def read_groups(folders: Sequence[str]) -> dict[str, list[Run]]:
     Raises:
         UserError: no runs are given, or a run is given twice.
     """
-    paths: list[Folder] = []
-    for folder in folders:
-        path = open_folder(Path(folder).expanduser().resolve())
-        paths += [path] if (path / "config.yaml").is_file() else list_runs(path) or [path]
-    if not paths:
-        raise UserError("no runs given: compare.py RUN..")
-    places = [str(path) for path in paths]
-    twice = [place for place in places if places.count(place) > 1]
-    if twice:
-        raise UserError(f"{twice[0]} is given twice")
+    paths = _list_run_paths(folders)
     names = [path.name for path in paths]
-    alike: dict[str, list[Run]] = {}
+    runs_by_settings: dict[str, list[Run]] = {}
     for path in paths:
-        run = read_run(path, path.name if names.count(path.name) == 1 else f"{path.parent.name}/{path.name}")
-        alike.setdefault(json.dumps(describe_experiment(run.config, path.parent), sort_keys=True), []).append(run)
+        is_unique = names.count(path.name) == 1
+        run = read_run(path, path.name if is_unique else f"{path.parent.name}/{path.name}")
+        settings = json.dumps(collect_grouping_settings(run.config, path.parent), sort_keys=True)
+        runs_by_settings.setdefault(settings, []).append(run)
     groups: dict[str, list[Run]] = {}
-    for members in alike.values():
-        name = _common_name(members)
-        groups[name if name not in groups else members[0].name] = members
-        for run in members:
-            if sum(run.seed == other.seed for other in members) > 1:
-                run.notes.append(f"shares seed {run.seed} with another run of its group: they are not independent")
+    for members in runs_by_settings.values():
+        name = _find_common_name(members)
+        if name in groups:
+            name = members[0].name
+        groups[name] = members
+        _note_shared_seeds(members)
     return groups
 
 
-def describe_experiment(
+def _list_run_paths(folders: Sequence[str]) -> list[Folder]:
+    """Return the runs that are given, and in place of a folder of runs or a record file all runs in it.
+
+    Raises:
+        UserError: no runs are given, or a run is given twice.
+    """
+    paths: list[Folder] = []
+    for folder in folders:
+        path = open_folder(Path(folder).expanduser().resolve())
+        runs_inside = [] if (path / "config.yaml").is_file() else list_runs(path)
+        if runs_inside:
+            paths += runs_inside
+        else:
+            paths.append(path)
+    if not paths:
+        raise UserError("no runs given: compare.py RUN..")
+    places = [str(path) for path in paths]
+    for place in places:
+        if places.count(place) > 1:
+            raise UserError(f"{place} is given twice")
+    return paths
+
+
+def _note_shared_seeds(members: Sequence[Run]) -> None:
+    """Add a note to each run of a group whose seed another run of the group has, too."""
+    seeds = [run.seed for run in members]
+    for run in members:
+        if seeds.count(run.seed) > 1:
+            run.notes.append(f"shares seed {run.seed} with another run of its group: they are not independent")
+
+
+def collect_grouping_settings(
     config: dict[str, Any], beside: Folder | None = None, seen: tuple[str, ...] = ()
 ) -> dict[str, Any]:
     """Return the settings by which runs are grouped: those that change the result, without the seed.
@@ -62,7 +86,8 @@ def describe_experiment(
     Raises:
         UserError: a config.yaml is damaged.
     """
-    whole = add_defaults(config, TeacherConfig if "consistency" in config else StudentConfig)
+    config_class = TeacherConfig if "consistency" in config else StudentConfig
+    whole = add_defaults(config, config_class)
     settings = {key: value for key, value in whole.items() if key not in IGNORED_WHEN_GROUPING}
     for key in ("data", "pretrained_base"):  # the same folder or file lies elsewhere on another machine
         settings[key] = Path(settings[key] or "").name
@@ -74,7 +99,7 @@ def describe_experiment(
         settings[key] = [checkpoint.name]
         place = str(config_file.resolve() if isinstance(config_file, Path) else config_file)
         if place not in seen:
-            above = describe_experiment(read_config(config_file), config_file.parent.parent, (*seen, place))
+            above = collect_grouping_settings(read_config(config_file), config_file.parent.parent, (*seen, place))
             settings[key].append(above)
     return settings
 
@@ -92,7 +117,7 @@ def _find_config(checkpoint: Path, beside: Folder | None) -> Folder | None:
     return None
 
 
-def _common_name(runs: Sequence[Run]) -> str:
+def _find_common_name(runs: Sequence[Run]) -> str:
     """Return what the names of runs have in common: "student" for student-0 and student-1."""
     if len(runs) == 1:
         return runs[0].name

@@ -40,20 +40,23 @@ figcaption {{ margin-top: .4em; max-width: 50em; }}
 """
 
 
-def html(text: str, pictures: Mapping[str, Sequence[Picture]]) -> str:
+def make_html_page(text: str, pictures: Mapping[str, Sequence[Picture]]) -> str:
     """Return the page of a report in markdown (headings, tables, lists, paragraphs), with pictures below its headings.
 
     pictures: by heading. The report's scores come first, then the headings with pictures in the order of ``pictures``,
     and then what is left of the report.
     """
-    title, *sections = re.split(r"^##? ", text.strip(), flags=re.MULTILINE)[1:]
-    texts = {head.strip(): body for head, _, body in (section.partition("\n") for section in sections)}
-    parts = {head: markdown(escape(body, quote=False), extensions=["tables"]) for head, body in texts.items()}
-    scores = [head for head in parts if " checkpoint, " in head]
-    order = [*scores, *(head for head in pictures if pictures[head]), *parts]
+    _, title, *sections = re.split(r"^##? ", text.strip(), flags=re.MULTILINE)
+    parts = {}
+    for section in sections:
+        head, _, content = section.partition("\n")
+        parts[head.strip()] = markdown(escape(content, quote=False), extensions=["tables"])
+    heads_of_scores = [head for head in parts if " checkpoint, " in head]
+    heads_of_pictures = [head for head in pictures if pictures[head]]
+    each_once = dict.fromkeys([*heads_of_scores, *heads_of_pictures, *parts])
     body = []
     links = []
-    for number, head in enumerate(dict.fromkeys(order)):
+    for number, head in enumerate(each_once):
         links.append(f'<a href="#s{number}">{escape(head)}</a>')
         body.append(f'<h2 id="s{number}">{escape(head)}</h2>')
         body.append(parts.get(head, ""))

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import t, ttest_1samp
 
-from scripts.study.analysis.runs import miou
+from scripts.study.analysis.runs import compute_miou
 from utils.errors import UserError
 
 CHUNK = 250  # resamples at a time; bounds memory at CHUNK x images
@@ -23,7 +23,7 @@ class Gain(NamedTuple):
     samples: int
 
 
-def align(runs: Sequence[dict[str, np.ndarray]]) -> np.ndarray:
+def stack_counts(runs: Sequence[dict[str, np.ndarray]]) -> np.ndarray:
     """Stack the pixel counts of several runs with the images in the same order: int64 ``[runs, images, 3, K]``.
 
     runs: of each run the counts by image name.
@@ -42,26 +42,37 @@ def align(runs: Sequence[dict[str, np.ndarray]]) -> np.ndarray:
     return np.stack(counts)
 
 
-def bootstrap(group: np.ndarray, baseline: np.ndarray, samples: int, seed: int) -> Gain:
+def bootstrap_gain(group: np.ndarray, baseline: np.ndarray, samples: int, seed: int) -> Gain:
     """Resample images with replacement, the same ones for every run, and score the whole data set each time.
 
     group, baseline: ``[runs, images, 3, K]``. p is twice the smaller share of resamples on either side of 0, each
     counted with one more, so that it is never 0 (Davison and Hinkley 1997, section 4.2).
     """
     images = group.shape[1]
-    flat = [runs.reshape(len(runs), images, -1).astype(np.float64) for runs in (group, baseline)]
+    equal = np.full(images, 1 / images)
     rng = np.random.default_rng(seed)
     differences = []
     for start in range(0, samples, CHUNK):
-        weights = rng.multinomial(images, np.full(images, 1 / images), min(CHUNK, samples - start)).astype(np.float64)
-        means = [miou((weights @ runs).reshape(*runs.shape[:1], len(weights), 3, -1)).mean(0) for runs in flat]
-        differences.append(means[0] - means[1])
+        count = min(CHUNK, samples - start)
+        weights = rng.multinomial(images, equal, count).astype(np.float64)  # how often each resample has each image
+        differences.append(score_resamples(group, weights) - score_resamples(baseline, weights))
     values = np.concatenate(differences)
     low, high = np.percentile(values, (2.5, 97.5))
     tail = min((values <= 0).sum(), (values >= 0).sum())
-    difference = miou(group.sum(1)).mean() - miou(baseline.sum(1)).mean()
+    difference = compute_miou(group.sum(1)).mean() - compute_miou(baseline.sum(1)).mean()
     p = min(1.0, 2 * (tail + 1) / (samples + 1))
     return Gain(float(difference), float(low), float(high), p, images, samples)
+
+
+def score_resamples(counts: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return the mIoU of each resample ``[resamples]``, the mean over the runs.
+
+    counts: ``[runs, images, 3, K]``. weights: how often a resample has an image, ``[resamples, images]``.
+    """
+    runs, images, _, classes = counts.shape
+    flat = counts.reshape(runs, images, -1).astype(np.float64)
+    sums = (weights @ flat).reshape(runs, len(weights), 3, classes)
+    return compute_miou(sums).mean(0)
 
 
 def compute_interval_over_seeds(differences: Sequence[float]) -> tuple[float, float] | None:

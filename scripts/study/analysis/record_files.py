@@ -12,19 +12,12 @@ from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
 
+from engine.run_folder import SCORE_FILES
 from utils.errors import UserError
 from utils.files import read_bytes, write
 
-RECORDS = (
-    "config.yaml",
-    "metrics.jsonl",
-    "last.json",
-    "best.json",
-    "eval*.json",
-    "per_image*.npz",
-    "robustness.json",
-    "knowledge.json",
-)
+RECORDS = ("config.yaml", "metrics.jsonl", *SCORE_FILES)  # patterns of the files of a run that are kept
+LEFT_OUT = (".md", ".png")  # endings of score files that are not kept: robustness.json has what they show
 Folder = Path | zipfile.Path  # of a run, on the disk or in a record file
 END_MARK = b"PK\x05\x06"  # begins the record that ends a zip file
 END_SIZE = 22  # of that record, without a comment
@@ -39,9 +32,9 @@ def open_folder(path: Path) -> Folder:
     """
     for place in (path, *path.parents):
         if place.suffix == ".zip" and place.is_file():
-            inside = path.relative_to(place).as_posix()
-            _read_members(place, read_bytes(place))  # checks them all
+            _read_members(place, read_bytes(place))  # raises where one is damaged
             whole = zipfile.Path(zipfile.ZipFile(place))
+            inside = path.relative_to(place).as_posix()
             return whole if inside == "." else whole / f"{inside}/"
     return path
 
@@ -80,14 +73,14 @@ def pack_runs(archive: Path, runs: Iterable[Path]) -> list[str]:
     old = read_bytes(archive) if archive.exists() else b""
     kept = _read_members(archive, old) if old else {}
     new = {run.name: _read_records(run) for run in runs}
-    changed = {name for name, files in new.items() if files != _of_run(kept, name)}
+    changed = {name for name, files in new.items() if files != _select_run(kept, name)}
     if not changed:
         return []
-    if any(_of_run(kept, name) for name in changed):  # what is replaced leaves the file
+    if any(_select_run(kept, name) for name in changed):  # what is replaced leaves the file
         kept = {name: content for name, content in kept.items() if name.split("/")[0] not in changed}
-        old = _append(b"", kept)
+        old = _append_members(b"", kept)
     added = {f"{run}/{file}": new[run][file] for run in sorted(changed) for file in sorted(new[run])}
-    content = _append(old, added)
+    content = _append_members(old, added)
     write(archive, lambda file: file.write(content))
     return sorted(changed)
 
@@ -96,7 +89,12 @@ def _read_records(run: Path) -> dict[str, bytes]:
     """Return the files of a run that are kept, by name."""
     if not (run / "config.yaml").is_file():
         raise UserError(f"{run} is no run folder: it has no config.yaml")
-    return {file.name: read_bytes(file) for pattern in RECORDS for file in list_files(run, pattern)}
+    records = {}
+    for pattern in RECORDS:
+        for file in list_files(run, pattern):
+            if not file.name.endswith(LEFT_OUT):
+                records[file.name] = read_bytes(file)
+    return records
 
 
 def _read_members(archive: Path, content: bytes) -> dict[str, bytes]:
@@ -121,12 +119,13 @@ def _read_members(archive: Path, content: bytes) -> dict[str, bytes]:
     return members
 
 
-def _of_run(members: dict[str, bytes], run: str) -> dict[str, bytes]:
+def _select_run(members: dict[str, bytes], run: str) -> dict[str, bytes]:
+    """Return the files of one run, by name, out of those of a record file."""
     start = f"{run}/"
     return {name.removeprefix(start): content for name, content in members.items() if name.startswith(start)}
 
 
-def _append(archive: bytes, members: dict[str, bytes]) -> bytes:
+def _append_members(archive: bytes, members: dict[str, bytes]) -> bytes:
     """Return a zip with further members behind those it has."""
     buffer = io.BytesIO(archive)
     with zipfile.ZipFile(buffer, "a" if archive else "w") as file:

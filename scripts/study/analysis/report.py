@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -23,7 +24,9 @@ def make_table(rows: Sequence[dict[str, Any]]) -> str:
     """Return the table of one view in markdown: a row a group of runs."""
     lines = []
     for row in rows:
-        name = row["group"] + (f" ({ASSISTED})" if row["label_assisted"] else "")
+        name = row["group"]
+        if row["label_assisted"]:
+            name += f" ({ASSISTED})"
         seeds = len(row["miou"])
         p = row.get("p_over_seeds")
         score = format_mean_std(row["miou"])
@@ -38,8 +41,10 @@ def describe_gain(row: dict[str, Any]) -> str:
     paired = list(row["gain_by_seed"].values())
     if not paired:
         return f"{100 * row['gain']:+.2f} (no seed in common)"
-    shared = "" if len(paired) == len(row["miou"]) else f" (seeds in common: {len(paired)})"
-    return format_mean_std(paired, "+") + shared
+    text = format_mean_std(paired, "+")
+    if len(paired) != len(row["miou"]):
+        text += f" (seeds in common: {len(paired)})"
+    return text
 
 
 def make_report(result: dict[str, Any], views: Sequence[View], samples: int) -> str:
@@ -58,7 +63,7 @@ def make_report(result: dict[str, Any], views: Sequence[View], samples: int) -> 
             f"(paired bootstrap, {samples} resamples), which says nothing about other seeds."
         )
     if result["gained_lost"]:
-        kinds = list(gained_lost.CHANGES)[:4]
+        kinds = list(gained_lost.CHANGES)[: gained_lost.LABELLED]
         cells = []
         for name, found in result["gained_lost"].items():
             cells.append([name, *(format_percent(found[kind]) for kind in kinds)])
@@ -109,8 +114,9 @@ def describe_classes(result: dict[str, Any], groups: Groups, view: View) -> str:
     if not gains:
         return text
     first = max(gains, key=gains.get)
-    own, base = mean_iou(groups[first], view), mean_iou(groups[result["baseline"]], view)
-    changes = {k: own[k] - base[k] for k in own.keys() & base.keys()}
+    own = compute_mean_ious(groups[first], view)
+    base = compute_mean_ious(groups[result["baseline"]], view)
+    changes = {name: own[name] - base[name] for name in own.keys() & base.keys()}
     if not changes:
         return text
     most = max(changes, key=changes.get)
@@ -121,11 +127,17 @@ def describe_classes(result: dict[str, Any], groups: Groups, view: View) -> str:
     )
 
 
-def mean_iou(runs: Sequence[Run], view: View) -> dict[str, float]:
+def compute_mean_ious(runs: Sequence[Run], view: View) -> dict[str, float]:
     """Return the mean IoU over the runs of each class that occurs in all of them."""
     tables = [run.scores[view]["iou"] for run in list_scored_runs(runs, view)]
-    names = [k for k in (tables[0] if tables else ()) if all(table.get(k) is not None for table in tables)]
-    return {k: sum(table[k] for table in tables) / len(tables) for k in names}
+    if not tables:
+        return {}
+    means = {}
+    for name in tables[0]:
+        values = [table.get(name) for table in tables]
+        if None not in values:
+            means[name] = sum(values) / len(values)
+    return means
 
 
 def draw_gained_lost_maps(
@@ -137,33 +149,57 @@ def draw_gained_lost_maps(
     """
     shares = {}
     for name, runs in groups.items():
-        both = [(run, base) for run in runs for base in groups[baseline]]
-        pairs = [pair for pair in both if all((run.folder / "pred").is_dir() for run in pair)]
         if name == baseline:
             continue
-        if not pairs:
+        pair = choose_pair_with_predictions(runs, groups[baseline])
+        if pair is None:
             notes.append(f"{name}: no pred/ folder on one side: no gained/lost map")
             continue
-        run, base = next((pair for pair in pairs if pair[0].seed == pair[1].seed), pairs[0])
+        run, base = pair
         try:
             dataset = build_dataset(view.dataset, run.config.get("data", ""), view.split)
             changes = gained_lost.count_changes(dataset, run.folder / "pred", base.folder / "pred")
         except UserError as error:
             notes.append(f"{name}: no gained/lost map: {error}")
             continue
-        for r, right in zip((run, base), changes.accuracies(), strict=True):
-            scored = r.scores.get(view, {}).get("pixel_accuracy")
-            if scored is not None and abs(scored - right) > 1e-9:
-                notes.append(f"{r.name}: pred/ (accuracy {100 * right:.2f} %) is of another evaluation than the scores")
+        new_accuracy, old_accuracy = changes.compute_accuracies()
+        note_other_evaluation(run, view, new_accuracy, notes)
+        note_other_evaluation(base, view, old_accuracy, notes)
         figure = gained_lost.draw_change_grid(changes, maps, run.name, base.name)
         style.save_figure(figure, output / f"gained_lost-{make_file_name(name)}.png")
-        shares[name] = {"run": run.name, "baseline": base.name, "images": len(dataset), **changes.shares()}
+        shares[name] = {"run": run.name, "baseline": base.name, "images": len(dataset), **changes.compute_shares()}
     return shares
+
+
+def choose_pair_with_predictions(runs: Sequence[Run], base_runs: Sequence[Run]) -> tuple[Run, Run] | None:
+    """Choose a run and a run of the baseline that both have predictions, of the same seed where there are such.
+
+    Return None where one side has no predictions.
+    """
+    candidates = [run for run in runs if (run.folder / "pred").is_dir()]
+    base_candidates = [run for run in base_runs if (run.folder / "pred").is_dir()]
+    if not candidates or not base_candidates:
+        return None
+    for run in candidates:
+        for base in base_candidates:
+            if run.seed == base.seed:
+                return run, base
+    return candidates[0], base_candidates[0]
+
+
+def note_other_evaluation(run: Run, view: View, accuracy: float, notes: list[str]) -> None:
+    """Add a note where the predictions of a run are not those that its score is of.
+
+    accuracy: the pixel accuracy of the predictions.
+    """
+    scored = run.scores.get(view, {}).get("pixel_accuracy")
+    if scored is not None and abs(scored - accuracy) > 1e-9:
+        notes.append(f"{run.name}: pred/ (accuracy {100 * accuracy:.2f} %) is of another evaluation than the scores")
 
 
 def draw_confusions(groups: Groups, view: View, output: Path) -> dict[str, list[dict[str, Any]]]:
     """Draw a confusion matrix for each group, summed over its seeds. Return its largest confusions by its name."""
-    named = {}
+    confusions = {}
     for name, runs in groups.items():
         scores = [run.scores[view] for run in runs if "confusion" in run.scores.get(view, {})]
         if not scores:
@@ -171,9 +207,10 @@ def draw_confusions(groups: Groups, view: View, output: Path) -> dict[str, list[
         total = np.sum([score["confusion"] for score in scores], 0)
         names = list(scores[0]["iou"])
         title = f"{name}: {view.describe_data()}, {view.checkpoint} checkpoint"
-        style.save_figure(charts.draw_confusion(total, names, title), output / f"confusion-{make_file_name(name)}.png")
-        named[name] = charts.list_top_confusions(total, names)
-    return named
+        figure = charts.draw_confusion(total, names, title)
+        style.save_figure(figure, output / f"confusion-{make_file_name(name)}.png")
+        confusions[name] = charts.list_top_confusions(total, names)
+    return confusions
 
 
 def draw_robustness_of_teachers(groups: Groups, output: Path) -> dict[str, str]:
@@ -185,24 +222,25 @@ def draw_robustness_of_teachers(groups: Groups, output: Path) -> dict[str, str]:
         UserError: a file has other content.
     """
     captions = {}
-    for run in (run for runs in groups.values() for run in runs):
+    for run in chain.from_iterable(groups.values()):
         path = run.folder / "robustness.json"
-        if path.is_file():
-            try:
-                content = json.loads(path.read_text(encoding="utf-8"))
-                figure = robustness.draw_robustness(content["results"], f"{run.name}: {content['data']}")
-                caption = describe_robustness(run.name, content["results"])
-            except (ValueError, KeyError, TypeError, IndexError) as error:
-                raise UserError(f"{path} is not what teacher_robustness.py writes: {error!r}") from error
-            name = f"robustness-{make_file_name(run.name)}.png"
-            captions[name] = caption
-            style.save_figure(figure, output / name)
+        if not path.is_file():
+            continue
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            figure = robustness.draw_robustness(content["results"], f"{run.name}: {content['data']}")
+            caption = describe_robustness(run.name, content["results"])
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            raise UserError(f"{path} is not what teacher_robustness.py writes: {error!r}") from error
+        name = f"robustness-{make_file_name(run.name)}.png"
+        captions[name] = caption
+        style.save_figure(figure, output / name)
     return captions
 
 
 def describe_robustness(run: str, results: dict[str, list[dict[str, Any]]]) -> str:
     """Say how much a teacher's score depends on its label. results: records by teacher, of teacher_robustness.py."""
-    (records,) = list(results.values())[:1]
+    records, *_ = results.values()  # the file of a run has one teacher
     scores = {record["name"]: format_mean_std(record["miou"]) for record in records}
     return f"{run} has {scores['as trained']} % mIoU with its label and {scores['no label']} % with a plane of zeros."
 

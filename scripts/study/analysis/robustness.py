@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from engine.metrics import Metrics, count_confusions
-from scripts.study.analysis.style import color, marker
-from scripts.study.analysis.text import wrap
+from scripts.study.analysis.style import choose_color, choose_marker
+from scripts.study.analysis.text import wrap_text
 from utils.types import IGNORE_INDEX
 
 
@@ -58,7 +58,7 @@ CORRUPTIONS: dict[str, Callable[[np.ndarray], tuple[np.ndarray, int]]] = {
 }
 
 
-def corrupt(label: np.ndarray, kind: str, share: float, num_classes: int, rng: np.random.Generator) -> np.ndarray:
+def corrupt_label(label: np.ndarray, kind: str, share: float, num_classes: int, rng: np.random.Generator) -> np.ndarray:
     """Return a label, uint8 ``[H, W]``, in which a share of the pixels or regions has a wrong class.
 
     kind: a key of CORRUPTIONS; of any other kind, or with only one class, the label comes back as it was. share: of
@@ -88,7 +88,7 @@ class Tally:
     def __init__(self, num_classes: int, draws: int) -> None:
         self.confusion = np.zeros((draws, num_classes, num_classes), np.int64)
         self.images = 0
-        self.sums: Counter[str] = Counter()
+        self.sums: Counter[str] = Counter()  # the sums that RATIOS names
 
     def add(self, logits: Tensor, label: np.ndarray, shown: np.ndarray) -> None:
         """Add one image.
@@ -106,13 +106,15 @@ class Tally:
             symmetric = (log_p[a].exp() - log_p[b].exp()) * (log_p[a] - log_p[b]) / 2  # KL both ways, halved
             equal = int((classes[a] == classes[b]).sum())
             self.sums.update(divergence=float(symmetric.sum(dtype=torch.float64)), equal=equal, pairs=classes.shape[1])
-        said = torch.from_numpy(shown)[valid]
-        wrong = said != truth[valid]
-        followed, truthful = (float((classes == x)[:, wrong].sum()) / len(logits) for x in (said, truth[valid]))
-        self.sums.update(wrong=int(wrong.sum()), labelled=len(said), followed=followed, truthful=truthful)
+        true_classes = truth[valid]
+        shown_classes = torch.from_numpy(shown)[valid]
+        wrong = shown_classes != true_classes
+        followed = float((classes == shown_classes)[:, wrong].sum()) / len(logits)
+        truthful = float((classes == true_classes)[:, wrong].sum()) / len(logits)
+        self.sums.update(wrong=int(wrong.sum()), labelled=len(shown_classes), followed=followed, truthful=truthful)
         self.images += 1
 
-    def result(self) -> dict[str, Any]:
+    def compute_results(self) -> dict[str, Any]:
         """Return the results as fractions, None where there was no pixel; ``miou`` is a list with one a draw."""
         results: dict[str, Any] = {}
         results["miou"] = [Metrics(confusion, self.images).miou() for confusion in self.confusion]
@@ -151,9 +153,10 @@ def draw_robustness(results: dict[str, list[dict[str, Any]]], title: str) -> Fig
 
 def _draw_teacher(axes: np.ndarray, name: str, records: list[dict[str, Any]], place: int, teachers: int) -> None:
     """Draw the results of one teacher into all four panels. place: its number among ``teachers``, from 0."""
-    kinds = {record["name"] for record in records}
-    by_kind = {kind: [record for record in records if record["name"] == kind] for kind in kinds}
-    style = {"color": color(place), "marker": marker(place)}
+    by_kind: dict[str, list[dict[str, Any]]] = {}
+    for record in records:
+        by_kind.setdefault(record["name"], []).append(record)
+    style = {"color": choose_color(place), "marker": choose_marker(place)}
 
     noise = by_kind["pixel noise"]
     levels = [record["pixel_std"] for record in noise]
@@ -166,8 +169,8 @@ def _draw_teacher(axes: np.ndarray, name: str, records: list[dict[str, Any]], pl
     at = np.arange(len(bars)) + (place - (teachers - 1) / 2) * width
     means = [np.mean(record["miou"]) for record in bars]
     stds = [np.std(record["miou"], ddof=1) for record in bars]
-    axes[0, 1].bar(at, 100 * np.array(means), width, yerr=100 * np.array(stds), color=color(place))
-    axes[0, 1].set_xticks(range(len(bars)), [wrap(record["value"], 8) for record in bars])
+    axes[0, 1].bar(at, 100 * np.array(means), width, yerr=100 * np.array(stds), color=choose_color(place))
+    axes[0, 1].set_xticks(range(len(bars)), [wrap_text(record["value"], 8) for record in bars])
 
     start = by_kind["as trained"][0]["miou"]
     for kind, dash in zip(CORRUPTIONS, ("-", "--"), strict=True):

@@ -20,6 +20,7 @@ EVAL_KEYS = {"miou", "pixel_accuracy", "iou", "checkpoint", "dataset", "split", 
 
 
 def _is_share(value: object) -> bool:
+    """Return whether a value is a number, or None for a score that is not defined."""
     return value is None or (type(value) in (int, float) and math.isfinite(value))
 
 
@@ -27,9 +28,14 @@ def _is_text(value: object) -> bool:
     return isinstance(value, str)
 
 
-KINDS: dict[str, Callable[[Any], bool]] = {  # of what is read from eval.py's JSON
-    **dict.fromkeys(("miou", "pixel_accuracy"), _is_share),
-    **dict.fromkeys(("checkpoint", "dataset", "split", "protocol"), _is_text),
+# for each key that is read from eval.py's JSON, whether its value is of the right kind
+KINDS: dict[str, Callable[[Any], bool]] = {
+    "miou": _is_share,
+    "pixel_accuracy": _is_share,
+    "checkpoint": _is_text,
+    "dataset": _is_text,
+    "split": _is_text,
+    "protocol": _is_text,
     "iou": lambda value: isinstance(value, dict) and all(map(_is_share, value.values())),
     "label_assisted": lambda value: isinstance(value, bool),
     "images": lambda value: type(value) is int,
@@ -73,7 +79,7 @@ class View(NamedTuple):
 
 @dataclass(frozen=True)
 class Run:
-    """A folder that train_teacher.py or train_student.py wrote, with the scores that eval.py left in it.
+    """What one training left in its folder: settings, training log, and the scores of eval.py. It is read, never run.
 
     scores: eval.py's JSON by view. areas: by view, image name -> int64 ``[3, K]`` (pixels of intersection, label and
     prediction). curves: records of metrics.jsonl by event. notes: what is missing or does not fit, for the reader.
@@ -91,7 +97,7 @@ class Run:
     def seed(self) -> int:
         return self.config.get("seed", 0)
 
-    def assisted(self, view: View) -> bool:
+    def is_assisted(self, view: View) -> bool:
         """Return whether the score is that of a network that reads the label."""
         return bool(self.scores.get(view, {}).get("label_assisted"))
 
@@ -129,7 +135,7 @@ def read_run(folder: Folder, name: str) -> Run:
     config = read_config(path)
     notes: list[str] = []
     curves = _read_curves(folder / "metrics.jsonl")
-    scores = _read_scores(folder, _find_written(curves), notes)
+    scores = _read_scores(folder, _find_checkpoint_iterations(curves), notes)
     if not curves.get("train"):
         notes.append("no metrics.jsonl with training records: not in the curves")
     if not scores:
@@ -140,34 +146,39 @@ def read_run(folder: Folder, name: str) -> Run:
 
 def _read_curves(path: Folder) -> dict[str, list[dict[str, Any]]]:
     """Read the records of a training log by event, sorted by iteration. A damaged or cut-off line is left out."""
+    if not path.is_file():
+        return {}
     curves: dict[str, list[dict[str, Any]]] = {}
-    for line in path.read_bytes().splitlines() if path.is_file() else ():
+    for line in path.read_bytes().splitlines():
         try:
             record = json.loads(line)
-            known = isinstance(record["event"], str) and isinstance(record["iteration"], int)
+            is_whole = isinstance(record["event"], str) and isinstance(record["iteration"], int)
         except (ValueError, LookupError, TypeError):
             continue
-        if known:
+        if is_whole:
             curves.setdefault(record["event"], []).append(record)
-    return {event: sorted(records, key=lambda r: r["iteration"]) for event, records in curves.items()}
+    for records in curves.values():
+        records.sort(key=lambda record: record["iteration"])
+    return curves
 
 
-def _find_written(curves: dict[str, list[dict[str, Any]]]) -> dict[str, int]:
+def _find_checkpoint_iterations(curves: dict[str, list[dict[str, Any]]]) -> dict[str, int]:
     """Return the iteration that each checkpoint, "last" and "best", has at least, as the training log says."""
+    logged = [record["iteration"] for record in (*curves.get("train", ()), *curves.get("val", ()))]
+    iterations = {"last": max(logged, default=0)}
     validations = [record for record in curves.get("val", ()) if record.get("miou") is not None]
-    logged = [record["iteration"] for event in ("train", "val") for record in curves.get(event, ())]
-    written = {"last": max(logged, default=0)}
     if validations:
-        written["best"] = max(validations, key=lambda record: record["miou"])["iteration"]
-    return written
+        best = max(validations, key=lambda record: record["miou"])
+        iterations["best"] = best["iteration"]
+    return iterations
 
 
-def _read_scores(folder: Folder, written: dict[str, int], notes: list[str]) -> dict[View, dict[str, Any]]:
+def _read_scores(folder: Folder, iterations: dict[str, int], notes: list[str]) -> dict[View, dict[str, Any]]:
     """Read every JSON file of eval.py in the folder.
 
     Scores of checkpoints that the training has replaced since are left out, and of two files of one view the first.
 
-    written: the iteration that a checkpoint has by now. notes: takes a line for each score that is left out.
+    iterations: the iteration that a checkpoint has by now. notes: takes a line for each score that is left out.
     """
     scores: dict[View, dict[str, Any]] = {}
     files: dict[View, str] = {}
@@ -176,22 +187,23 @@ def _read_scores(folder: Folder, written: dict[str, int], notes: list[str]) -> d
             content = json.loads(path.read_text(encoding="utf-8"))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise UserError(f"{path} is damaged: {error}") from error
-        if isinstance(content, dict) and content.keys() >= EVAL_KEYS:
-            # a teacher's mark is told by "label_assisted"; without it the score stands next to the students'
-            read_score(content, path, EVAL_KEYS | {"label_assisted"})
-            protocol = ", ".join(part for part in content["protocol"].split(", ") if part != ASSISTED)
-            stem = Path(content["checkpoint"]).stem
-            iteration = content.get("iteration")
-            if type(iteration) is int and iteration < written.get(stem, 0):
-                now = f"it has {written[stem]} by now: score it again"
-                notes.append(f"the score of {stem}.pth is of iteration {iteration}, {now}")
-                continue
-            view = View(stem, content["dataset"], content["split"], protocol, tuple(content["iou"]))
-            if view in scores and describe_score(scores[view]) != describe_score(content):
-                both = f"{files[view]} ({describe_score(scores[view])}) and {path.name} ({describe_score(content)})"
-                notes.append(f"{both} are both of {stem}.pth with the same flags: {files[view]} is left out")
-            scores[view] = content
-            files[view] = path.name
+        if not isinstance(content, dict) or not content.keys() >= EVAL_KEYS:
+            continue  # another script's
+        # a teacher's mark is told by "label_assisted"; without it the score stands next to the students'
+        read_score(content, path, EVAL_KEYS | {"label_assisted"})
+        stem = Path(content["checkpoint"]).stem
+        iteration = content.get("iteration")
+        if type(iteration) is int and iteration < iterations.get(stem, 0):
+            now = f"it has {iterations[stem]} by now: score it again"
+            notes.append(f"the score of {stem}.pth is of iteration {iteration}, {now}")
+            continue
+        protocol = ", ".join(part for part in content["protocol"].split(", ") if part != ASSISTED)
+        view = View(stem, content["dataset"], content["split"], protocol, tuple(content["iou"]))
+        if view in scores and describe_score(scores[view]) != describe_score(content):
+            both = f"{files[view]} ({describe_score(scores[view])}) and {path.name} ({describe_score(content)})"
+            notes.append(f"{both} are both of {stem}.pth with the same flags: {files[view]} is left out")
+        scores[view] = content
+        files[view] = path.name
     return scores
 
 
@@ -203,19 +215,26 @@ def describe_score(score: dict[str, Any]) -> str:
 
 def _take_logged_scores(curves: dict[str, list[dict[str, Any]]], config: dict[str, Any]) -> dict[View, dict[str, Any]]:
     """Take mIoU, accuracy and IoU of the last and the best validation from the training log, if it has any."""
-    iou = {record["iteration"]: record for record in curves.get("val_iou", ())}
     rows = [record for record in curves.get("val", ()) if record.get("miou") is not None]
-    assisted = any(record.get("card", {}).get("label_noise") for record in curves.get("start", ()))
     if not rows:
         return {}
     best = max(rows, key=lambda row: row["miou"])
+    iou_records = {record["iteration"]: record for record in curves.get("val_iou", ())}
+    assisted = any(record.get("card", {}).get("label_noise") for record in curves.get("start", ()))
+    dataset = str(config.get("dataset", ""))
     scores = {}
     for stem, row in (("last", rows[-1]), ("best", best)):
-        classes = {k.removeprefix("iou/"): v for k, v in iou.get(row["iteration"], {}).items() if k.startswith("iou/")}
-        dataset = str(config.get("dataset", ""))
-        view = View(stem, dataset, "val", "validation during training", tuple(classes))
-        scores[view] = {"miou": row["miou"], "pixel_accuracy": row.get("pixel_accuracy"), "iou": classes}
-        scores[view]["label_assisted"] = assisted
+        iou = {}
+        for key, value in iou_records.get(row["iteration"], {}).items():
+            if key.startswith("iou/"):
+                iou[key.removeprefix("iou/")] = value
+        view = View(stem, dataset, "val", "validation during training", tuple(iou))
+        scores[view] = {
+            "miou": row["miou"],
+            "pixel_accuracy": row.get("pixel_accuracy"),
+            "iou": iou,
+            "label_assisted": assisted,
+        }
     return scores
 
 
@@ -237,7 +256,7 @@ def _read_areas(
         if len(set(names)) < len(names):  # the same file name in several folders
             names = [f"{i} {name}" for i, name in enumerate(names)]
         areas = dict(zip(names, counts.astype(np.int64), strict=True))
-        value = miou(counts.sum(0))
+        value = compute_miou(counts.sum(0))
         matching = []
         for view, score in scores.items():
             if score["miou"] is not None and abs(score["miou"] - value) < 1e-9:
@@ -248,7 +267,7 @@ def _read_areas(
     return found
 
 
-def miou(areas: np.ndarray) -> np.ndarray:
+def compute_miou(areas: np.ndarray) -> np.ndarray:
     """Compute the mIoU ``[...]`` from pixel counts ``[..., 3, K]``.
 
     A class that occurs in neither labels nor predictions is left out of the mean.

@@ -12,7 +12,7 @@ from cycler import cycler
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from scripts.study.analysis.text import wrap
+from scripts.study.analysis.text import wrap_text
 from utils.errors import require_known
 from utils.files import write
 from utils.types import Rgb
@@ -38,42 +38,48 @@ plt.rcParams.update(
 )
 
 
-def color(index: int) -> str:
+def choose_color(index: int) -> str:
+    """Return the colour of a group, by its number."""
     return COLORS[index % len(COLORS)]
 
 
-def marker(index: int) -> str:
+def choose_marker(index: int) -> str:
+    """Return the marker of a group, by its number."""
     return MARKERS[index % len(MARKERS)]
 
 
-def line(index: int) -> str:
+def choose_line_style(index: int) -> str:
     """Return the line style of a curve: curves of one colour differ in it."""
     return LINES[index // len(COLORS) % len(LINES)]
 
 
-def grid(rows: Sequence[Mapping[str, Cell]], *legends: Sequence[Patch]) -> Figure:
+def draw_picture_table(rows: Sequence[Mapping[str, Cell]], *legends: Sequence[Patch]) -> Figure:
     """Draw a table of pictures: rows by column title, each picture with its caption below, above the legends."""
     titles = list(rows[0])
     first, _ = next(iter(rows[0].values()))
     ratio = first.shape[0] / first.shape[1]
-    size = 2.2 * len(titles), (2.2 * ratio + 0.4) * len(rows) + 1
+    size = (2.2 * len(titles), (2.2 * ratio + 0.4) * len(rows) + 1)
     figure, axes = plt.subplots(len(rows), len(titles), figsize=size, squeeze=False, layout="constrained")
-    for line, row in zip(axes, rows, strict=True):
-        for axis, (title, (picture, caption)) in zip(line, row.items(), strict=True):
+    for axes_of_row, row in zip(axes, rows, strict=True):
+        for axis, title in zip(axes_of_row, row, strict=True):
+            picture, caption = row[title]
             axis.imshow(picture, interpolation="nearest")
             axis.set(xticks=[], yticks=[])
-            axis.set_xlabel(wrap(caption), fontsize=8)
+            axis.set_xlabel(wrap_text(caption), fontsize=8)
             axis.spines[:].set(visible=True, color="0.8")
             if row is rows[0]:
-                axis.set_title(wrap(title), fontsize=9)
-    places = ("lower center",) if len(legends) == 1 else ("lower left", "lower right")
+                axis.set_title(wrap_text(title), fontsize=9)
+    places = ("lower left", "lower right")
+    columns = 4
+    if len(legends) == 1:
+        places = ("lower center",)
+        columns = 8
     for patches, place in zip(legends, places, strict=True):
-        columns = 8 if len(legends) == 1 else 4
         figure.legend(handles=patches, loc=f"outside {place}", ncols=min(columns, len(patches)), fontsize=8)
     return figure
 
 
-def patches(colors: Iterable[tuple[str, Rgb]]) -> list[Patch]:
+def make_legend_entries(colors: Iterable[tuple[str, Rgb]]) -> list[Patch]:
     """Make the entries of a legend."""
     return [Patch(facecolor=np.array(c) / 255, edgecolor="0.6", linewidth=0.5, label=name) for name, c in colors]
 

@@ -14,12 +14,14 @@ def format_mean_std(values: list[float], sign: str = "", scale: float = 100, dig
 
     sign: "+" for differences. scale: 1 for numbers that are no fractions.
     """
-    std = f" ± {scale * stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{scale * mean(values):{sign}.{digits}f}{std}"
+    text = f"{scale * mean(values):{sign}.{digits}f}"
+    if len(values) > 1:
+        text += f" ± {scale * stdev(values):.{digits}f}"
+    return text
 
 
-def wrap(text: str, width: int = 26) -> str:
-    """Break a text into lines of at most ``width`` characters, for the title of a narrow column."""
+def wrap_text(text: str, width: int = 26) -> str:
+    """Break a text into lines of at most ``width`` characters, as in the title of a narrow column."""
     return "\n".join(textwrap.wrap(text, width))
 
 

@@ -9,7 +9,7 @@ from scripts.study.analysis.paired import compute_interval_over_seeds
 from scripts.study.analysis.record_files import open_folder
 from scripts.study.analysis.runs import Run
 from scripts.study.experiments.definition import read_experiment
-from scripts.study.experiments.tables import NOT_RUN, Table, gains_by_seed, read_records, split_pair
+from scripts.study.experiments.tables import NOT_RUN, Table, compute_gains_by_seed, read_records, split_pair
 from utils.errors import UserError
 from utils.files import read_yaml
 
@@ -32,7 +32,11 @@ def make_comparisons_table(file: Path, results: Path) -> Table:
     for title, pairs in rows.items():
         cells = []
         for experiment, runs, pair in zip(experiments, records, pairs, strict=True):
-            cells.append(_compare(runs, *split_pair(experiment, pair)) if pair else NOT_RUN)
+            if pair:
+                name, base = split_pair(experiment, pair)
+                cells.append(_format_difference(runs, name, base))
+            else:
+                cells.append(NOT_RUN)
         table.append([title, *cells])
     return ["comparison, by question", *columns], table
 
@@ -55,9 +59,9 @@ def _read_file(file: Path) -> tuple[dict[str, str], dict[str, list[str]]]:
     return columns, rows
 
 
-def _compare(records: dict[str, list[Run]], name: str, base: str) -> str:
+def _format_difference(records: dict[str, list[Run]], name: str, base: str) -> str:
     """Show the mean difference of a pair with its interval, in points."""
-    differences = gains_by_seed(records[name], records[base])
+    differences = compute_gains_by_seed(records[name], records[base])
     interval = compute_interval_over_seeds(differences)
     if interval is None:
         return NOT_RUN

@@ -29,9 +29,10 @@ SET_ELSEWHERE = {
 
 
 class Origin(NamedTuple):
-    """The run whose checkpoint another run starts from.
+    """The arm whose checkpoint another arm starts from, or has as its teacher.
 
-    shift: how many seeds further on, in the list of seeds. checkpoint: "last" or "best".
+    run: the name of that arm. shift: how many seeds further on its seed is, in the list of seeds. checkpoint: "last" or
+    "best".
     """
 
     run: str
@@ -41,7 +42,9 @@ class Origin(NamedTuple):
 
 @dataclass(frozen=True)
 class Arm:
-    """A run of the file, for every seed: the script that trains it, its flags, and the runs it starts from.
+    """An entry under ``runs:`` of an experiment file: one way of training, with all settings but the seed.
+
+    It is trained once at every seed: an arm at one seed is a ``Job`` (jobs.py), and what that leaves is a ``Run``.
 
     row, published: its cells in the table of the publication and the mIoU printed there, in percent.
     """
@@ -60,10 +63,10 @@ class Arm:
 
 @dataclass(frozen=True)
 class Experiment:
-    """An experiment file.
+    """The content of an experiment file: its arms, and the seeds that each of them is trained at.
 
-    arms: in the order of the file, each after those it starts from. trained_runs: the names of those trained at every
-    seed; the others are trained only where one of these starts from them.
+    arms: in the order of the file, each after those it starts from. trained_runs: the names of the arms trained at
+    every seed; the others are trained only where one of these starts from them.
     baseline: the arm without distillation that gains are counted from. equal_time: the arm without distillation that
     trained for a teacher's time too. Both are "" where there is none.
     compare: pairs of arms whose difference is reported, besides every student's gain over the baseline.
@@ -84,9 +87,10 @@ class Experiment:
 
     @property
     def name(self) -> str:
+        """Return the name of the file without its suffix."""
         return self.path.stem
 
-    def next_seed(self, seed: int, shift: int) -> int:
+    def shift_seed(self, seed: int, shift: int) -> int:
         """Return the seed ``shift`` places further on in the circle of seeds; the sum for a seed outside of them."""
         if seed not in self.seeds:
             return seed + shift
@@ -147,7 +151,13 @@ def _require_entries(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def _read_seeds(path: Path, seeds: list) -> tuple[int, ...]:
-    if not all(type(seed) is int and seed >= 0 for seed in seeds) or len(set(seeds)) < len(seeds):
+    """Check the list of seeds.
+
+    Raises:
+        UserError: a seed is no number, is negative, or is there twice.
+    """
+    are_numbers = all(type(seed) is int and seed >= 0 for seed in seeds)
+    if not are_numbers or len(set(seeds)) < len(seeds):
         raise UserError(f"{path}: seeds: {seeds!r} is no list of different numbers")
     return tuple(seeds)
 
@@ -168,16 +178,35 @@ def _read_arm(path: Path, name: str, content: Mapping[str, Any]) -> Arm:
     start = origins.get("pretrained")
     if role == "student" and start and content["runs"][start.run].get("train") == "teacher":
         raise UserError(f"{where}: pretrained: {start.run} reads the label, a student does not")
-    row = tuple(map(str, run.get("row", ())))
-    if row and len(row) != len(content.get("columns", ())):
-        raise UserError(f"{where}: row: {len(row)} cells, but columns: has {len(content.get('columns', ()))}")
-    title = run.get("title", ", ".join(row) or name)
-    whole = {**load_recipe(recipe, role), **settings}
+    row = _read_row(where, run, content)
+    with_recipe = {**load_recipe(recipe, role), **settings}
     if role == "student":
-        _require_teacher(where, whole.get("kd", config_class.kd), {**whole, **origins})
-    dataset = whole.get("dataset", config_class.dataset)
-    backbone = whole.get("backbone", config_class.backbone)
-    return Arm(name, title, role, recipe, dataset, backbone, settings, origins, row, run.get("published"))
+        _require_teacher(where, with_recipe.get("kd", config_class.kd), {**with_recipe, **origins})
+    return Arm(
+        name=name,
+        title=run.get("title", ", ".join(row) or name),
+        role=role,
+        recipe=recipe,
+        dataset=with_recipe.get("dataset", config_class.dataset),
+        backbone=with_recipe.get("backbone", config_class.backbone),
+        settings=settings,
+        origins=origins,
+        row=row,
+        published=run.get("published"),
+    )
+
+
+def _read_row(where: str, run: Mapping[str, Any], content: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the cells of a run in a published table, none where it is in no such table.
+
+    Raises:
+        UserError: there are not as many cells as columns.
+    """
+    row = tuple(map(str, run.get("row", ())))
+    columns = content.get("columns", ())
+    if row and len(row) != len(columns):
+        raise UserError(f"{where}: row: {len(row)} cells, but columns: has {len(columns)}")
+    return row
 
 
 def _require_teacher(where: str, kd: str, settings: Mapping[str, Any]) -> None:
@@ -207,22 +236,22 @@ def _read_settings(
     """Return the flags of a run by name, and those of them that name another run."""
     runs = content["runs"]
     shared = content.get("settings", {})
-    own_fields = {field.name: field for field in fields(config_class)}
-    known = {name: field for name, field in own_fields.items() if name not in SET_ELSEWHERE}
-    elsewhere = {field.name for script in SCRIPTS.values() for field in fields(script)}
+    known = {field.name: field for field in fields(config_class) if field.name not in SET_ELSEWHERE}
+    of_any_script = {field.name for script in SCRIPTS.values() for field in fields(script)}
     settings = {}
     origins = {}
     for key, value in {**shared, **own}.items():
         if key in SET_ELSEWHERE:
             raise UserError(f"{where}: {key!r} is no setting of a run: {SET_ELSEWHERE[key]}")
-        if key not in known and key not in own and key in elsewhere:
+        if key not in known and key not in own and key in of_any_script:
             continue  # a shared setting of the other script
         require_known(str(key), known, f"setting in {where}:")
         origin = _read_origin(value, runs) if key in CHECKPOINT_SETTINGS else None
         if origin is not None:
             origins[key] = origin
             continue
-        if value is None or (isinstance(value, (list, dict)) and not isinstance(known[key].default, tuple)):
+        takes_list = isinstance(known[key].default, tuple)
+        if value is None or (isinstance(value, (list, dict)) and not takes_list):
             raise UserError(f"{where}: {key}: one value, not {value!r}")
         settings[key] = convert(config_class, key, value, f"{where}: {key}")
         if key in CHECKPOINT_SETTINGS and value and not _is_file(settings[key]):
@@ -269,6 +298,7 @@ def _add_after_origins(
 
 
 def _check_titles(path: Path, arms: Mapping[str, Arm]) -> None:
+    """Refuse two arms of one title: a table could not tell them apart."""
     titles = [arm.title for arm in arms.values()]
     for title in titles:
         if titles.count(title) > 1:
@@ -285,6 +315,7 @@ def _check_shifts(path: Path, arms: Mapping[str, Arm], seeds: tuple[int, ...]) -
 
 
 def _check_student(path: Path, key: str, arm: Arm) -> None:
+    """Refuse an arm that reads the label where one to compare with is asked for."""
     if arm.role != "student":
         raise UserError(f"{path}: {key}: {arm.name} reads the label: gains over it mean nothing")
 

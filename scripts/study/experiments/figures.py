@@ -10,15 +10,16 @@ from engine.settings import TeacherConfig
 from scripts.study.analysis import style
 from scripts.study.analysis.record_files import Folder
 from scripts.study.analysis.runs import Run
-from scripts.study.experiments.definition import Experiment
+from scripts.study.experiments.definition import Arm, Experiment
 from scripts.study.experiments.tables import get_scores_by_seed, read_records
-from scripts.study.experiments.teachers_table import read_robustness
+from scripts.study.experiments.teachers_table import list_scores, read_robustness
 
 
 class DialPoint(NamedTuple):
     """Hold a place on the dial, the consistency loss of the teacher there, and the arms of teacher and student.
 
-    A place is "0 (fixed)", the S of codes "near", or "random".
+    The dial is the strength of the teacher's label noise. A place on it is "0 (fixed)", the S of codes "near", or
+    "random".
     """
 
     place: str
@@ -26,7 +27,8 @@ class DialPoint(NamedTuple):
     teacher: str
     student: str
 
-    def sort_key(self) -> tuple[float, str]:
+    def get_sort_key(self) -> tuple[float, str]:
+        """Return what the points are sorted by: the strength of the noise, then the loss."""
         strength = np.inf if self.place == "random" else float(self.place.split()[0])
         return strength, self.loss
 
@@ -39,15 +41,23 @@ def list_dial_points(experiment: Experiment) -> list[DialPoint]:
     points: dict[tuple[str, str], DialPoint] = {}
     for arm in experiment.arms.values():
         origin = arm.origins.get("teacher_pretrained")
-        teacher = experiment.arms[origin.run] if origin else None
-        if teacher and teacher.role == "teacher" and "pretrained" not in arm.origins:
-            settings = teacher.settings
-            places = {"fixed": "0 (fixed)", "near": str(settings.get("code_std")), "random": "random"}
-            place = places.get(settings.get("label_codes", "random"))
-            if place and not settings.get("single_path"):
-                loss = settings.get("consistency", TeacherConfig.consistency)
-                points.setdefault((place, loss), DialPoint(place, loss, teacher.name, arm.name))
-    return sorted(points.values(), key=DialPoint.sort_key)
+        if origin is None or "pretrained" in arm.origins:
+            continue
+        teacher = experiment.arms[origin.run]
+        place = _find_place(teacher)
+        if place:
+            loss = teacher.settings.get("consistency", TeacherConfig.consistency)
+            points.setdefault((place, loss), DialPoint(place, loss, teacher.name, arm.name))
+    return sorted(points.values(), key=DialPoint.get_sort_key)
+
+
+def _find_place(teacher: Arm) -> str:
+    """Return the place of a teacher on the dial, "" where it is no dual-path teacher that reads the label."""
+    settings = teacher.settings
+    if teacher.role != "teacher" or settings.get("single_path"):
+        return ""
+    places = {"fixed": "0 (fixed)", "near": str(settings.get("code_std")), "random": "random"}
+    return places.get(settings.get("label_codes", "random"), "")
 
 
 def draw_dial(experiment: Experiment, folder: Folder) -> Figure | None:
@@ -73,9 +83,10 @@ def _draw_teachers(
     axis: plt.Axes, points: list[DialPoint], records: dict[str, list[Run]], base: dict[int, float]
 ) -> None:
     """Draw the teachers' scores with their label and with a zero plane, and a line at the mean of the baseline."""
-    for i, (condition, label) in enumerate((("as trained", "their label"), ("no label", "a zero plane"))):
-        found = [_get_teacher_scores(records[point.teacher], condition) for point in points]
-        _draw_dots(axis, found, f"teachers, shown {label}", i)
+    with_label = [_get_teacher_scores(records[point.teacher], "as trained") for point in points]
+    _draw_dots(axis, with_label, "teachers, shown their label", 0)
+    without_label = [_get_teacher_scores(records[point.teacher], "no label") for point in points]
+    _draw_dots(axis, without_label, "teachers, shown a zero plane", 1)
     level = 100 * float(np.mean(list(base.values())))
     axis.axhline(level, color="0.4", linestyle="--", linewidth=1, label=f"baseline {level:.1f}")
     axis.set(title="what the teacher scores", ylabel="mIoU %")
@@ -112,13 +123,20 @@ def _label_axis(axis: plt.Axes, points: list[DialPoint], records: dict[str, list
 
 def _get_teacher_scores(runs: list[Run], condition: str) -> list[float]:
     """Return the teachers' scores under one condition of teacher_robustness.py."""
-    probes = [record for run in runs for record in read_robustness(run.folder / "robustness.json", {})]
-    return [float(np.mean(r["miou"])) for r in probes if r["name"] == condition]
+    scores = []
+    for run in runs:
+        scores += list_scores(read_robustness(run.folder / "robustness.json", {}), condition)
+    return scores
 
 
 def _draw_dots(axis: plt.Axes, values: list[list[float]], label: str, i: int) -> None:
-    """Draw every seed, and a line through the means."""
+    """Draw every seed, and a line through the means.
+
+    values: for each place on the dial, one for each seed. i: the number of the colour and the marker.
+    """
+    color = style.choose_color(i)
     for x, column in enumerate(values):
-        axis.plot([x] * len(column), [100 * v for v in column], style.marker(i), color=style.color(i), alpha=0.5)
+        percents = [100 * value for value in column]
+        axis.plot([x] * len(column), percents, style.choose_marker(i), color=color, alpha=0.5)
     means = [100 * float(np.mean(column)) if column else np.nan for column in values]
-    axis.plot(means, color=style.color(i), label=label)
+    axis.plot(means, color=color, label=label)

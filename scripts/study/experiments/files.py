@@ -9,7 +9,7 @@ from utils.errors import UserError, lookup
 from utils.files import read_yaml
 
 EXPERIMENTS = Path(__file__).resolve().parent
-KEYS = {
+KEYS = {  # of an experiment file, with the kinds of their values
     "include": str,
     "title": str,
     "source": str,
@@ -25,7 +25,7 @@ KEYS = {
     "only": list,
     "runs": dict,
 }
-RUN_KEYS = {
+RUN_KEYS = {  # of each entry under "runs"
     "title": str,
     "train": str,
     "network": str,
@@ -70,12 +70,20 @@ def read_with_include(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]
     include = content.pop("include", None)
     if include is None:
         return content
-    beside = path.parent / (include if include.endswith((".yaml", ".yml")) else f"{include}.yaml")
-    base = read_with_include(beside if beside.is_file() else find_experiment(include), (*seen, path.resolve()))
+    file_name = include if include.endswith((".yaml", ".yml")) else f"{include}.yaml"
+    included = path.parent / file_name
+    if not included.is_file():
+        included = find_experiment(include)
+    base = read_with_include(included, (*seen, path.resolve()))
     return _merge(base, content)
 
 
 def _check_keys(content: Any, keys: Mapping[str, type], where: str) -> None:
+    """Check the keys of a mapping, and the kinds of their values.
+
+    Raises:
+        UserError: it is no mapping, a key is unknown, or a value is of the wrong kind.
+    """
     if not isinstance(content, dict):
         raise UserError(f"{where}: 'key: value' lines, not {content!r}")
     for key, value in content.items():
@@ -89,4 +97,7 @@ def _merge(base: Any, top: Any) -> Any:
     """Return ``base`` with the values of ``top`` in it. Mappings are merged key by key."""
     if not (isinstance(base, dict) and isinstance(top, dict)):
         return top
-    return base | {key: _merge(base[key], value) if key in base else value for key, value in top.items()}
+    merged = dict(base)
+    for key, value in top.items():
+        merged[key] = _merge(base[key], value) if key in base else value
+    return merged

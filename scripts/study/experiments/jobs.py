@@ -23,8 +23,9 @@ DIVIDED = ("train_teacher.py", "train_student.py", "eval.py")  # scripts that se
 
 @dataclass(frozen=True)
 class Job:
-    """A run of one seed: scripts with their flags, executed one after another, and the jobs it has to wait for.
+    """An arm of an experiment at one seed, as commands: train, then score. They are executed one after another.
 
+    name: ``<arm>-<seed>``. folder: where the job writes. needs: the names of the jobs that have to be done before it.
     processes: how many the training and the scoring are divided over.
     """
 
@@ -39,7 +40,7 @@ class Job:
         """Return the file that says what was begun here, from what, and whether it is done."""
         return self.folder / "job.json"
 
-    def lasting_commands(self) -> list[list[str]]:
+    def list_lasting_commands(self) -> list[list[str]]:
         """Return the commands without the flags that change nothing that is computed."""
         return [remove_volatile_flags(command) for command in self.commands]
 
@@ -58,8 +59,8 @@ def remove_volatile_flags(command: Sequence[str]) -> list[str]:
     return lasting
 
 
-def launch_words(command: Sequence[str], processes: int, root: str) -> list[str]:
-    """Return the words behind ``python`` that start a script of the folder ``root`` in so many processes."""
+def make_launch_words(command: Sequence[str], processes: int, root: str) -> list[str]:
+    """Return the words behind ``python`` that start a script of the folder ``root`` in that many processes."""
     script, *flags = command
     start = []
     if processes > 1 and script in DIVIDED:
@@ -68,7 +69,7 @@ def launch_words(command: Sequence[str], processes: int, root: str) -> list[str]
 
 
 class Outcome(NamedTuple):
-    """Say how a job ended. A job that is neither done nor failed is continued at the next start."""
+    """Say how a job ended on this machine. A job that is neither done nor failed is continued at the next start."""
 
     done: bool
     failed: bool
@@ -89,9 +90,11 @@ def read_text_if_there(path: Path) -> str | None:
 
 def read_fingerprint(folder: Path) -> str | None:
     """Return what tells one training in a folder from another: its last training record, timing included."""
-    log = folder / "metrics.jsonl"
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
-    return next((line for line in reversed(lines) if line.startswith('{"event": "train"')), None)
+    log = read_text_if_there(folder / "metrics.jsonl") or ""
+    for line in reversed(log.splitlines()):
+        if line.startswith('{"event": "train"'):
+            return line
+    return None
 
 
 def read_origins(output: Path, needs: Sequence[str]) -> dict[str, str | None]:
@@ -100,13 +103,13 @@ def read_origins(output: Path, needs: Sequence[str]) -> dict[str, str | None]:
 
 
 def write_mark(job: Job, done: bool) -> None:
-    """Write whether a job is done, and which trainings it started from.
+    """Write the mark of a job: whether it is done, its commands, and which trainings it started from.
 
     Raises:
         UserError: the file cannot be written.
     """
     origins = read_origins(job.folder.parent, job.needs)
-    content = {"done": done, "commands": job.lasting_commands(), "origins": origins}
+    content = {"done": done, "commands": job.list_lasting_commands(), "origins": origins}
     write_text(job.mark, json.dumps(content, indent=1) + "\n")
 
 
@@ -125,11 +128,14 @@ def find_outcome(job: Job) -> Outcome | None:
     now = read_origins(job.folder.parent, job.needs)
     changed = [need for need in job.needs if origins.get(need) != now[need]]
     if changed:
-        return Outcome(False, True, f"{changed[0]} was trained anew since: remove {job.folder} to do this run again")
-    return Outcome(True, False, "done before") if done and are_same(commands, job.lasting_commands()) else None
+        text = f"{changed[0]} was trained anew since: remove {job.folder} to do this run again"
+        return Outcome(done=False, failed=True, text=text)
+    if done and are_same_commands(commands, job.list_lasting_commands()):
+        return Outcome(done=True, failed=False, text="done before")
+    return None
 
 
-def are_same(marked: Sequence[Sequence[str]], wanted: Sequence[Sequence[str]]) -> bool:
+def are_same_commands(marked: Sequence[Sequence[str]], wanted: Sequence[Sequence[str]]) -> bool:
     """Return whether the commands of a mark are those of a job.
 
     A data folder may be written in another way (a relative path, a slash at its end). A job without a data folder, of
@@ -154,7 +160,7 @@ def _resolve_data_folder(command: Sequence[str], keep: bool) -> list[str]:
 
 
 class Worker:
-    """Run the commands of a job one after another. Their output goes to log.txt in its folder."""
+    """Run the commands of one job, one after another. Their output goes to log.txt in its folder."""
 
     def __init__(self, job: Job, environment: Mapping[str, str]) -> None:
         self.job = job
@@ -165,7 +171,8 @@ class Worker:
         self._start_next()
 
     def _start_next(self) -> None:
-        words = launch_words(self.left.pop(0), self.job.processes, str(ROOT))
+        """Start the next command that is left."""
+        words = make_launch_words(self.left.pop(0), self.job.processes, str(ROOT))
         print(f"$ python {shlex.join(words)}", file=self.log, flush=True)
         # a session of its own: the signals of our terminal reach it through stop() alone
         self.process = subprocess.Popen(
@@ -187,12 +194,14 @@ class Worker:
             return None
         self.log.close()
         if status == 0 and not self.left:
-            return Outcome(True, False, "done")
+            return Outcome(done=True, failed=False, text="done")
         if self.stopping or status == STOPPED_STATUS:
-            return Outcome(False, False, "stopped, to be continued")
-        return Outcome(False, True, f"failed with status {status}: {self._last_line()} ({self.job.folder / 'log.txt'})")
+            return Outcome(done=False, failed=False, text="stopped, to be continued")
+        log = self.job.folder / "log.txt"
+        return Outcome(done=False, failed=True, text=f"failed with status {status}: {self._read_last_line()} ({log})")
 
-    def _last_line(self) -> str:
+    def _read_last_line(self) -> str:
+        """Return the last line of the log that is not blank."""
         lines = (self.job.folder / "log.txt").read_text(encoding="utf-8", errors="replace").splitlines()
         return next((line for line in reversed(lines) if line.strip()), "")
 
@@ -203,7 +212,7 @@ class Worker:
             self.process.terminate()
 
 
-def execute(
+def execute_jobs(
     jobs: Mapping[str, Job],
     slots: Sequence[Mapping[str, str]],
     stop: StopCondition,
@@ -212,8 +221,8 @@ def execute(
 ) -> dict[str, Outcome]:
     """Run every job that is not done, as soon as what it needs is done. Return how each ended, by name.
 
-    slots: what is added to the environment of each job that goes on at a time. on_done: called after each job that is
-    done, also before. Whatever happens here, no job is left running.
+    slots: each is a place for one job at a time, with what is added to the job's environment. on_done: called after
+    each job that is done, also for those done before. Whatever happens here, no job is left running.
     """
     queue = Queue(jobs, slots, stop, on_done, say)
     try:
@@ -244,12 +253,17 @@ class Queue:
         self.stop = stop
         self.on_done = on_done
         self.say = say
-        self.ended = {name: outcome for name, job in jobs.items() if (outcome := find_outcome(job))}
+        self.ended: dict[str, Outcome] = {}
+        for name, job in jobs.items():
+            outcome = find_outcome(job)
+            if outcome is not None:
+                self.ended[name] = outcome
         self.waiting = [name for name in jobs if name not in self.ended]
         self.running: dict[int, Worker] = {}
         self.before: dict[str, FolderBefore] = {}  # of each job that was started
 
     def report_done_before(self) -> None:
+        """Call ``on_done`` for each job that was done before the start."""
         for name, outcome in self.ended.items():
             if outcome.done:
                 self.on_done(self.jobs[name])
@@ -260,9 +274,9 @@ class Queue:
             lost = [need for need in self.jobs[name].needs if need in self.ended and not self.ended[need].done]
             if lost:
                 failed = any(self.ended[need].failed for need in lost)
-                self.ended[name] = Outcome(False, failed, f"not begun: {lost[0]} is not done")
+                self.ended[name] = Outcome(done=False, failed=failed, text=f"not begun: {lost[0]} is not done")
             elif self.stop.is_met():
-                self.ended[name] = Outcome(False, False, "not begun")
+                self.ended[name] = Outcome(done=False, failed=False, text="not begun")
             if name in self.ended:
                 self.waiting.remove(name)
 
@@ -302,6 +316,7 @@ class Queue:
             write_text(job.mark, mark)
 
     def stop_all(self) -> None:
+        """Ask all running jobs to end, and wait until they have."""
         for worker in self.running.values():
             worker.stop()
         for worker in self.running.values():

@@ -80,8 +80,8 @@ def make_knowledge_table(experiment: Experiment, folder: Folder) -> Table:
                 [knowledge.negative_log_likelihood for knowledge in measured],
                 [knowledge.divergence for knowledge in measured],
             )
-            shown = [format_mean_std(values, scale=1, digits=3) for values in columns]
-            rows.append([f"{experiment.arms[name].title} ({len(measured)})", *shown])
+            cells = [format_mean_std(values, scale=1, digits=3) for values in columns]
+            rows.append([f"{experiment.arms[name].title} ({len(measured)})", *cells])
     header = ["network (seeds)", "entropy", "negative log-likelihood", "divergence from the references"]
     return header, rows or [[NOT_RUN, "", "", ""]]
 
@@ -108,14 +108,24 @@ def draw_knowledge(experiment: Experiment, folder: Folder) -> Figure | None:
     """
     records = read_records(experiment, folder)
     known = read_knowledge_by_seed(records)
-    points = {arm.title: list_points(experiment, arm, records, known) for arm in experiment.arms.values()}
-    points = {title: found for title, found in points.items() if found}
+    points = {}
+    for arm in experiment.arms.values():
+        found = list_points(experiment, arm, records, known)
+        if found:
+            points[arm.title] = found
     if not points:
         return None
     figure, axis = plt.subplots(figsize=(7.5, 4.2), layout="constrained")
     for i, (title, found) in enumerate(points.items()):
         divergences, gains = zip(*found, strict=True)
-        axis.plot(divergences, gains, marker=style.marker(i), color=style.color(i), linestyle="none", label=title)
+        axis.plot(
+            divergences,
+            gains,
+            marker=style.choose_marker(i),
+            color=style.choose_color(i),
+            linestyle="none",
+            label=title,
+        )
     axis.axhline(0, color="0.4", linestyle="--", linewidth=1)
     axis.set(xlabel="divergence of the teacher's probabilities from the references', nats")
     axis.set(ylabel="points of mIoU over the control", title=experiment.title)
@@ -139,7 +149,7 @@ def list_points(
     base = get_scores_by_seed(records[control], "last")
     points = []
     for seed in sorted(own.keys() & base.keys()):
-        knowledge = known[teacher.run].get(experiment.next_seed(seed, teacher.shift))
+        knowledge = known[teacher.run].get(experiment.shift_seed(seed, teacher.shift))
         if knowledge is not None:
             points.append((knowledge.divergence, 100 * (own[seed] - base[seed])))
     return points

@@ -23,7 +23,7 @@ class Places:
     data_root: str = ""
     bases: str = ""
 
-    def data_of(self, arm: Arm) -> str:
+    def get_data_folder(self, arm: Arm) -> str:
         """Return the root folder of a run's data set."""
         return str(Path(self.data_root) / arm.dataset) if self.data_root else self.data
 
@@ -49,54 +49,58 @@ class Plan:
         self.machine = machine
         self.jobs: dict[str, Job] = {}
 
-    def add(self, arm: Arm, seed: int) -> Job:
-        """Add a run at a seed, after the runs that it starts from. Return its job. A job is added only once."""
+    def add_job(self, arm: Arm, seed: int) -> Job:
+        """Add the job of an arm at a seed, after the jobs that it needs. Return it. A job is added only once."""
         name = f"{arm.name}-{seed}"
         if name in self.jobs:
             return self.jobs[name]
         folder = self.places.output / name
         settings = dict(arm.settings)
-        needs = []
+        needs: dict[str, None] = {}  # a dict: two settings may name the same run
         for key, origin in arm.origins.items():
             source_arm = self.experiment.arms[origin.run]
-            source = self.add(source_arm, self.experiment.next_seed(seed, origin.shift))
-            needs.append(source.name)
+            source = self.add_job(source_arm, self.experiment.shift_seed(seed, origin.shift))
+            needs[source.name] = None
             settings[key] = str(source.folder / f"{origin.checkpoint}.pth")
         if self.places.bases and "pretrained_base" not in settings:
             settings["pretrained_base"] = str(Path(self.places.bases) / f"{arm.backbone}.pth")
-        commands = [self._training(arm, settings, seed, folder)]
-        commands += [self._scoring(arm, folder, checkpoint) for checkpoint in ("last", "best")]
+        commands = [self._make_training_command(arm, settings, seed, folder)]
+        for checkpoint in ("last", "best"):
+            commands.append(self._make_scoring_command(arm, folder, checkpoint))
         if arm.role == "teacher":
-            commands.append(self._probe(arm, folder))
-        each_once = tuple(dict.fromkeys(needs))
-        self.jobs[name] = Job(name, folder, tuple(commands), each_once, self.machine.processes)
+            commands.append(self._make_probe_command(arm, folder))
+        self.jobs[name] = Job(name, folder, tuple(commands), tuple(needs), self.machine.processes)
         return self.jobs[name]
 
-    def _training(self, arm: Arm, settings: dict[str, Any], seed: int, folder: Path) -> tuple[str, ...]:
-        words = [f"train_{arm.role}.py", "--recipe", arm.recipe, "--data", self.places.data_of(arm)]
+    def _make_training_command(self, arm: Arm, settings: dict[str, Any], seed: int, folder: Path) -> tuple[str, ...]:
+        """Make the command that trains an arm at a seed, or continues its training."""
+        words = [f"train_{arm.role}.py", "--recipe", arm.recipe, "--data", self.places.get_data_folder(arm)]
         for key, value in settings.items():
-            words += _as_flag(key, value)
+            words += _format_flag(key, value)
         words += ["--seed", str(seed), "--save-dir", str(folder), "--resume", "auto"]
         if self.machine.workers is not None:
             words += ["--workers", str(self.machine.workers)]
         words += ["--cache-gb", f"{self.machine.cache_gb:g}"]
         return tuple(words)
 
-    def _scoring(self, arm: Arm, folder: Path, checkpoint: str) -> tuple[str, ...]:
-        words = ["eval.py", "--pretrained", str(folder / f"{checkpoint}.pth"), "--data", self.places.data_of(arm)]
-        words += _name_user_network(arm)
+    def _make_scoring_command(self, arm: Arm, folder: Path, checkpoint: str) -> tuple[str, ...]:
+        """Make the command that scores the last or the best checkpoint, with its counts for each image."""
+        words = ["eval.py", "--pretrained", str(folder / f"{checkpoint}.pth")]
+        words += ["--data", self.places.get_data_folder(arm)]
+        words += _make_network_flag(arm)
         words += ["--json", str(folder / f"{checkpoint}.json")]
         words += ["--per-image", str(folder / f"per_image_{checkpoint}.npz")]
         return tuple(words)
 
-    def _probe(self, arm: Arm, folder: Path) -> tuple[str, ...]:
+    def _make_probe_command(self, arm: Arm, folder: Path) -> tuple[str, ...]:
+        """Make the command that measures how a teacher depends on its label."""
         words = ["scripts/study/teacher_robustness.py", "--teacher", str(folder / "last.pth")]
-        words += ["--data", self.places.data_of(arm), "--limit", str(self.experiment.robustness_images)]
-        words += [*_name_user_network(arm), "--output", str(folder)]
+        words += ["--data", self.places.get_data_folder(arm), "--limit", str(self.experiment.robustness_images)]
+        words += [*_make_network_flag(arm), "--output", str(folder)]
         return tuple(words)
 
 
-def _name_user_network(arm: Arm) -> list[str]:
+def _make_network_flag(arm: Arm) -> list[str]:
     """Return the flag that names a user's network to a script which reads its checkpoint."""
     model = arm.settings.get("model", "")
     return ["--model", model] if is_user_network(model) else []
@@ -127,11 +131,11 @@ def plan_jobs(
     for seed in seeds or experiment.seeds:
         for name, arm in experiment.arms.items():
             if name in wanted:
-                plan.add(arm, seed)
+                plan.add_job(arm, seed)
     return plan.jobs
 
 
-def _as_flag(key: str, value: Any) -> list[str]:
+def _format_flag(key: str, value: Any) -> list[str]:
     """Return a setting as words of a command line."""
     name = key.replace("_", "-")
     if isinstance(value, bool):

@@ -15,15 +15,15 @@ from scripts.study.experiments.jobs import ROOT, Job, find_outcome, write_mark
 from utils.errors import UserError
 from utils.files import write_text
 
-FILE = "slurm.json"  # in a run's folder: the number of its job, and what the job needs to note that it is done
+SUBMISSION = "slurm.json"  # in a run's folder: the number of its job, and what the job needs to note that it is done
 FINISH = "scripts/study/experiments/finish.py"
 
 
 class Standing(NamedTuple):
-    """Say where a run stands.
+    """Say where a job of the experiment stands under SLURM.
 
-    text: in words. job: the number of its last job, or "". active: it is queued or running. blocked: it ended without
-    getting done, or cannot be submitted; runs that need it cannot start.
+    text: in words. job: the number that SLURM gave to its last submission, or "". active: it is queued or running.
+    blocked: it ended without getting done, or cannot be submitted; jobs that need it cannot start.
     """
 
     text: str
@@ -82,7 +82,7 @@ def finish_run(folder: Path) -> None:
         UserError: the folder is no submitted run.
     """
     try:
-        content = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        content = json.loads((folder / SUBMISSION).read_text(encoding="utf-8"))
         job = Job(folder.name, folder, tuple(map(tuple, content["commands"])), tuple(content["needs"]))
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise UserError(f"{folder} is no run that was submitted to SLURM: {error}") from error
@@ -107,10 +107,10 @@ def _submit(job: Job, needs: Sequence[str], arguments: Sequence[str], processes:
     environment = dict(os.environ)
     if processes:
         environment["NGPUS"] = str(processes)
-    answer = _call(words, environment).strip()  # "NUMBER", or "NUMBER;CLUSTER"
+    answer = _run_command(words, environment).strip()  # "NUMBER", or "NUMBER;CLUSTER"
     number = answer.split(";")[0]
-    content = {"job": number, "needs": list(job.needs), "commands": job.lasting_commands()}
-    write_text(job.folder / FILE, json.dumps(content, indent=1) + "\n")
+    content = {"job": number, "needs": list(job.needs), "commands": job.list_lasting_commands()}
+    write_text(job.folder / SUBMISSION, json.dumps(content, indent=1) + "\n")
     return number
 
 
@@ -120,7 +120,7 @@ def _read_standing(job: Job, queued: Mapping[str, str]) -> Standing:
     if outcome and outcome.done:
         return Standing("done", done=True)
     try:
-        number = str(json.loads((job.folder / FILE).read_text(encoding="utf-8"))["job"])
+        number = str(json.loads((job.folder / SUBMISSION).read_text(encoding="utf-8"))["job"])
     except (OSError, ValueError, LookupError, TypeError):
         return Standing("not submitted")
     if number in queued:
@@ -131,7 +131,7 @@ def _read_standing(job: Job, queued: Mapping[str, str]) -> Standing:
 def _read_queue() -> dict[str, str]:
     """Return the user's jobs that are queued or running: number -> state, and why one waits."""
     queued = {}
-    for line in _call(["squeue", "--me", "--noheader", "--format", "%i|%T|%r"]).splitlines():
+    for line in _run_command(["squeue", "--me", "--noheader", "--format", "%i|%T|%r"]).splitlines():
         number, state, reason = line.strip().split("|", 2)
         queued[number] = f"{state.lower()} ({reason})" if state == "PENDING" else state.lower()
     return queued
@@ -140,13 +140,15 @@ def _read_queue() -> dict[str, str]:
 def _read_end(number: str) -> str:
     """Return how a job ended, as far as the cluster keeps accounts."""
     try:
-        states = _call(["sacct", "--allocations", "--noheader", "--parsable2", "--jobs", number, "--format", "State"])
+        states = _run_command(
+            ["sacct", "--allocations", "--noheader", "--parsable2", "--jobs", number, "--format", "State"]
+        )
     except UserError:
         states = ""
     return states.splitlines()[-1].lower() if states.strip() else "ended without getting done"
 
 
-def _call(words: Sequence[str], environment: Mapping[str, str] | None = None) -> str:
+def _run_command(words: Sequence[str], environment: Mapping[str, str] | None = None) -> str:
     """Return what one of SLURM's commands prints.
 
     Raises:

@@ -14,15 +14,18 @@ class StopCondition:
         self.signalled = False
 
     def __enter__(self) -> "StopCondition":
-        self.before = handle_stop_signals(self._signal)
+        self.handlers_before = handle_stop_signals(self._note_signal)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self.before.items():
+        for number, handler in self.handlers_before.items():
             signal.signal(number, handler)
 
-    def _signal(self, number: int, frame: object) -> None:
+    def _note_signal(self, number: int, frame: object) -> None:
+        """Remember that a signal asked to stop. Python calls this when the signal arrives."""
         self.signalled = True
 
     def is_met(self) -> bool:
-        return self.signalled or (self.deadline is not None and time.monotonic() >= self.deadline)
+        """Return whether to stop now."""
+        is_late = self.deadline is not None and time.monotonic() >= self.deadline
+        return self.signalled or is_late

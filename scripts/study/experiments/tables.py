@@ -6,6 +6,7 @@ A run that is not there says "not run".
 import re
 import zipfile
 from collections.abc import Iterable, Sequence
+from itertools import chain
 
 import numpy as np
 
@@ -23,7 +24,7 @@ Table = tuple[list[str], list[list[str]]]
 
 
 def read_records(experiment: Experiment, folder: Folder) -> dict[str, list[Run]]:
-    """Return the runs of each arm below ``folder``, by seed: name-0, name-1, ... An arm may have none."""
+    """Return the runs of each arm below ``folder``, sorted by seed: name-0, name-1, ... An arm may have none."""
     found = list_runs(folder)
     records = {}
     for name in experiment.arms:
@@ -39,8 +40,12 @@ def find_view(run: Run, checkpoint: str) -> View | None:
 
 def get_scores_by_seed(runs: Sequence[Run], checkpoint: str) -> dict[int, float]:
     """Return the mIoU of one kind of checkpoint by seed."""
-    views = {run.seed: (run, find_view(run, checkpoint)) for run in runs}
-    return {seed: run.scores[view]["miou"] for seed, (run, view) in views.items() if view}
+    scores = {}
+    for run in runs:
+        view = find_view(run, checkpoint)
+        if view is not None:
+            scores[run.seed] = run.scores[view]["miou"]
+    return scores
 
 
 def compute_training_minutes(run: Run) -> float | None:
@@ -49,27 +54,30 @@ def compute_training_minutes(run: Run) -> float | None:
     Validation, and iterations that an interruption lost, do not count. For a run on one thread of a CPU it is the
     processor's time, which other work on the machine does not lengthen.
     """
-    starts = [record["iteration"] for record in run.curves.get("start", ())]
-    alone = all(s.get("threads") == 1 and str(s.get("device")).startswith("cpu") for s in run.curves.get("start", ()))
+    starts = run.curves.get("start", ())
+    on_one_thread = all(start.get("threads") == 1 and str(start.get("device")).startswith("cpu") for start in starts)
     seconds = 0.0
     before = 0
     for record in run.curves.get("train", ()):
-        at = record["iteration"]
+        iteration = record["iteration"]
         speed = record.get("images_per_second")
         if not speed:
             return None
-        if alone and "cpu_seconds" in record:
+        if on_one_thread and "cpu_seconds" in record:
             seconds += record["cpu_seconds"]
             continue
-        before = max([before, *(start for start in starts if start < at)])
-        seconds += (at - before) * run.config["batch_size"] / speed
-        before = at
+        for start in starts:  # a speed is measured from the last restart on
+            if before < start["iteration"] < iteration:
+                before = start["iteration"]
+        seconds += (iteration - before) * run.config["batch_size"] / speed
+        before = iteration
     return seconds / 60
 
 
-def gains_by_seed(runs: Sequence[Run], base: Sequence[Run]) -> list[float]:
+def compute_gains_by_seed(runs: Sequence[Run], base: Sequence[Run]) -> list[float]:
     """Return the difference of the last checkpoints' mIoU for each seed that both sides have."""
-    own, other = get_scores_by_seed(runs, "last"), get_scores_by_seed(base, "last")
+    own = get_scores_by_seed(runs, "last")
+    other = get_scores_by_seed(base, "last")
     return [own[seed] - other[seed] for seed in sorted(own.keys() & other.keys())]
 
 
@@ -82,7 +90,7 @@ def make_students_table(experiment: Experiment, folder: Folder) -> Table:
             runs = records[arm.name]
             shown = [format_scores(get_scores_by_seed(runs, checkpoint)) for checkpoint in ("last", "best")]
             rows.append([link_records(experiment, arm.name, runs), arm.title, *shown, format_minutes(runs)])
-    return ["run", "training", f"last {MIOU}", f"best {MIOU}", name_minutes(records)], rows
+    return ["run", "training", f"last {MIOU}", f"best {MIOU}", make_minutes_heading(records)], rows
 
 
 def make_published_table(experiment: Experiment, folder: Folder) -> Table:
@@ -108,14 +116,15 @@ def make_summary_table(experiment: Experiment, folder: Folder) -> Table:
     records = read_records(experiment, folder)
     rows = []
     times = {}
-    bases = experiment.baseline, experiment.equal_time
+    bases = (experiment.baseline, experiment.equal_time)
     for arm in experiment.arms.values():
-        if arm.role == "student" and (found := get_scores_by_seed(records[arm.name], "last")):
-            times[arm.name] = format_total_minutes(experiment, records, arm.name, found)
+        scores = get_scores_by_seed(records[arm.name], "last")
+        if arm.role == "student" and scores:
+            times[arm.name] = format_total_minutes(experiment, records, arm.name, scores)
             gains = [format_gain(records, arm.name, base) for base in bases]
-            rows.append([arm.title, format_scores(found), *gains, times[arm.name]])
+            rows.append([arm.title, format_scores(scores), *gains, times[arm.name]])
     over = [f"points over the {times.get(base, 'unknown')}-minute baseline" for base in bases]
-    total = name_minutes(records).replace("minutes", "minutes, teacher included", 1)
+    total = make_minutes_heading(records).replace("minutes", "minutes, teacher included", 1)
     return _add_placeholder_row(["student", MIOU, *over, total], rows)
 
 
@@ -137,8 +146,10 @@ def make_brief_table(experiment: Experiment, folder: Folder, names: Sequence[str
     records = read_records(experiment, folder)
     rows = []
     for arm in find_arms(experiment, names):
-        if found := get_scores_by_seed(records[arm.name], "last"):
-            rows.append([arm.title, format_scores(found), format_total_minutes(experiment, records, arm.name, found)])
+        scores = get_scores_by_seed(records[arm.name], "last")
+        if scores:
+            minutes = format_total_minutes(experiment, records, arm.name, scores)
+            rows.append([arm.title, format_scores(scores), minutes])
     return _add_placeholder_row(["training", MIOU, "minutes of one core, teacher included"], rows)
 
 
@@ -200,7 +211,7 @@ def _list_with_origins(experiment: Experiment, name: str, seed: int) -> list[tup
         found.append(current)
         current_name, current_seed = current
         for origin in experiment.arms[current_name].origins.values():
-            waiting.append((origin.run, experiment.next_seed(current_seed, origin.shift)))
+            waiting.append((origin.run, experiment.shift_seed(current_seed, origin.shift)))
     return found
 
 
@@ -208,7 +219,7 @@ def format_gain(records: dict[str, list[Run]], name: str, base: str) -> str:
     """Show the mean gain and its spread over the seeds that both have; nothing for a run beside itself."""
     if name == base:
         return ""
-    differences = gains_by_seed(records[name], records[base]) if base else []
+    differences = compute_gains_by_seed(records[name], records[base]) if base else []
     return format_mean_std(differences, "+") if differences else NOT_RUN
 
 
@@ -218,11 +229,13 @@ def make_gains_table(experiment: Experiment, folder: Folder) -> Table:
     They are of every student to the baseline, to the baseline that had the teacher's time too, and of the pairs that
     the experiment asks for.
     """
-    arms = experiment.arms
-    bases = filter(None, (experiment.baseline, experiment.equal_time))
-    every = [(name, base) for base in bases for name in arms if arms[name].role == "student"]
-    pairs: dict[tuple[str, str], None] = {}
-    for name, base in (*every, *experiment.compare):
+    wanted = []
+    for base in (experiment.baseline, experiment.equal_time):
+        if base:
+            wanted += [(arm.name, base) for arm in experiment.arms.values() if arm.role == "student"]
+    wanted += experiment.compare
+    pairs: dict[tuple[str, str], None] = {}  # a dict, because it keeps the order
+    for name, base in wanted:
         if name != base and (base, name) not in pairs:
             pairs[name, base] = None
     return _add_placeholder_row(GAINS_HEADER, _list_differences(experiment, folder, pairs))
@@ -234,8 +247,8 @@ def make_pairs_table(experiment: Experiment, folder: Folder, pairs: Sequence[str
     Raises:
         UserError: a name is no run of the experiment, or a pair has no colon.
     """
-    named = [split_pair(experiment, pair) for pair in pairs]
-    return _add_placeholder_row(GAINS_HEADER, _list_differences(experiment, folder, named))
+    names = [split_pair(experiment, pair) for pair in pairs]
+    return _add_placeholder_row(GAINS_HEADER, _list_differences(experiment, folder, names))
 
 
 def split_pair(experiment: Experiment, pair: str) -> tuple[str, str]:
@@ -255,7 +268,7 @@ def _list_differences(experiment: Experiment, folder: Folder, pairs: Iterable[tu
     records = read_records(experiment, folder)
     rows = []
     for name, base in pairs:
-        differences = gains_by_seed(records[name], records[base])
+        differences = compute_gains_by_seed(records[name], records[base])
         if differences:
             by_seed = ", ".join(f"{100 * value:+.2f}" for value in differences)
             p = compute_p_over_seeds(differences)
@@ -266,7 +279,10 @@ def _list_differences(experiment: Experiment, folder: Folder, pairs: Iterable[tu
 
 def _add_placeholder_row(header: list[str], rows: list[list[str]]) -> Table:
     """Return a table, with one row "not run" where it has none."""
-    return header, rows or [[NOT_RUN, *[""] * (len(header) - 1)]]
+    if rows:
+        return header, rows
+    empty_cells = [""] * (len(header) - 1)
+    return header, [[NOT_RUN, *empty_cells]]
 
 
 def format_scores(values: dict[int, float]) -> str:
@@ -274,22 +290,24 @@ def format_scores(values: dict[int, float]) -> str:
     return f"{format_mean_std(list(values.values()))} ({len(values)})" if values else NOT_RUN
 
 
-def name_minutes(records: dict[str, list[Run]]) -> str:
+def make_minutes_heading(records: dict[str, list[Run]]) -> str:
     """Return the heading of the training times, which says where they were measured."""
     places = set()
-    for run in (run for runs in records.values() for run in runs):
+    for run in chain.from_iterable(records.values()):
         for start in run.curves.get("start", ()):
             kind, _, name = str(start.get("device", "unknown device")).partition(": ")
             place = name or kind
             if kind == "cpu":
-                place += f", {start['threads']} thread" + ("s" if start["threads"] > 1 else "")
+                threads = start["threads"]
+                place += f", {threads} threads" if threads > 1 else f", {threads} thread"
             places.add(place)
     return f"minutes ({' / '.join(sorted(places))})" if places else "minutes"
 
 
 def format_minutes(runs: Sequence[Run]) -> str:
     """Show the mean training time."""
-    known = [minutes for run in runs if (minutes := compute_training_minutes(run)) is not None]
+    all_minutes = [compute_training_minutes(run) for run in runs]
+    known = [minutes for minutes in all_minutes if minutes is not None]
     return f"{np.mean(known):.1f}" if known else NOT_RUN
 
 

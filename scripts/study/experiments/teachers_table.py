@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,19 +30,20 @@ def make_teachers_table(experiment: Experiment, folder: Folder) -> Table:
     """
     records = read_records(experiment, folder)
     rows = []
-    images = {}
+    images: dict[str, None] = {}  # what the teachers were measured on: the same images, or they cannot be compared
     for arm in experiment.arms.values():
         if arm.role != "teacher":
             continue
         runs = records[arm.name]
-        probes = [record for run in runs for record in read_robustness(run.folder / "robustness.json", images)]
-        # per teacher the mean over draws of its label noise
-        shown = [float(np.mean(record["miou"])) for record in probes if record["name"] == "as trained"]
-        without = [float(np.mean(record["miou"])) for record in probes if record["name"] == "no label"]
-        # of pixels whose whole region was shown as another class, the share predicted as the shown class
-        whole = [r["follows_wrong"] for r in probes if r["name"] == "wrong regions" and r["share"] == 1]
-        followed = [share for share in whole if share is not None]
-        cells = [format_mean_std(values) if values else NOT_RUN for values in (shown, without, followed)]
+        conditions = []
+        for run in runs:
+            conditions += read_robustness(run.folder / "robustness.json", images)
+        columns = (
+            list_scores(conditions, "as trained"),
+            list_scores(conditions, "no label"),
+            list_followed_shares(conditions),
+        )
+        cells = [format_mean_std(values) if values else NOT_RUN for values in columns]
         seen = format_scores(get_scores_by_seed(runs, "last"))
         rows.append([f"{arm.title}: {link_records(experiment, arm.name, runs)}", seen, *cells])
     if len(images) > 1:
@@ -53,6 +55,23 @@ def make_teachers_table(experiment: Experiment, folder: Folder) -> Table:
         part = count[0] if count else data
     header = ["teacher", f"{ASSISTED} last {MIOU}", f"{ASSISTED} mIoU %, {part}"]
     return [*header, "mIoU % shown zeros, same images", "follows wrong labels, % of pixels"], rows
+
+
+def list_scores(conditions: Sequence[Mapping[str, Any]], name: str) -> list[float]:
+    """Return the scores under the conditions of this name, each the mean over the draws of its label noise."""
+    return [float(np.mean(record["miou"])) for record in conditions if record["name"] == name]
+
+
+def list_followed_shares(conditions: Sequence[Mapping[str, Any]]) -> list[float]:
+    """Return how far each teacher follows a label in which every region has a wrong class.
+
+    That is the share of the pixels that it predicts as the class they are shown as.
+    """
+    shares = []
+    for record in conditions:
+        if record["name"] == "wrong regions" and record["share"] == 1 and record["follows_wrong"] is not None:
+            shares.append(record["follows_wrong"])
+    return shares
 
 
 def read_robustness(path: Folder, images: dict[str, None]) -> list[dict[str, Any]]:
