@@ -26,6 +26,7 @@ from engine.evaluator import evaluate
 from engine.metrics import ASSISTED, Metrics
 from engine.protocol import EvalProtocol
 from engine.recipes import load_recipe
+from engine.resolve_settings import TRAINING_SCRIPTS
 from engine.runtime import Runtime, start_runtime
 from engine.settings import data_option, machine_option, network_option, output_option
 from models.checkpoints.card import Card
@@ -84,7 +85,7 @@ class EvalConfig(EvalProtocol):
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Score a checkpoint, print the scores, and write what the flags ask for."""
-    flags = parse_flags(EvalConfig, __doc__, argv)
+    flags = parse_flags(EvalConfig, __doc__, argv, TRAINING_SCRIPTS)
     recipe = load_recipe(flags["recipe"], "eval") if flags.get("recipe") else {}
     config = EvalConfig(**recipe | flags)
     if not config.pretrained:

@@ -8,8 +8,12 @@ from PIL import Image
 DEEP_RAW_MODE = re.compile(r"^(?!BGR;16)[A-Z]+;16")
 JPEG2000_SIZE = b"\xff\x4f\xff\x51"  # the markers a codestream begins with
 JPEG2000_DEPTH = 42  # bytes from there to the first component's depth minus one, whose highest bit is the sign
-TIFF_BITS, TIFF_CHANNELS = 258, 277
-TIFF_COLOR_MAP, TIFF_EXTRA_CHANNELS, TIFF_SAMPLE_FORMAT = 320, 338, 339
+# numbers of TIFF's tags
+TIFF_BITS = 258
+TIFF_CHANNELS = 277
+TIFF_COLOR_MAP = 320
+TIFF_EXTRA_CHANNELS = 338
+TIFF_SAMPLE_FORMAT = 339
 TIFF_ALPHA = (1, 2)  # of the extra channels; PIL drops others, such as near infrared
 TIFF_UNSIGNED = (1, 4)  # unsigned numbers, and "undefined", which is read as such
 DDS_FLOAT = 6  # number of the block compression that holds floats
