@@ -4,6 +4,7 @@ import re
 from collections.abc import Collection, Sequence
 from itertools import combinations
 from pathlib import Path, PurePath
+from typing import NamedTuple
 
 from datasets.files import IMAGE_SUFFIXES, clean_name, read_list
 from datasets.folder_pairs import find_folders
@@ -23,7 +24,7 @@ Splits = dict[str, dict[str, str]]  # as in dataset.yaml
 def find_or_make_splits(
     root: Path, matches: list[Match], own_lists: Collection[Path], remarks: list[str]
 ) -> tuple[Splits, dict[str, list[str]]]:
-    """Find splits by the names of folders and lists. If there is none for validation, make one of training images.
+    """Find splits by the names of folders and lists; without validation, make lists that take it from training images.
 
     own_lists: lists that an earlier call wrote; they are passed over. remarks: those on what a person should know are
     added. Returns the splits, and the lists to be written: file name -> names of images.
@@ -31,42 +32,111 @@ def find_or_make_splits(
     Raises:
         UserError: a list cannot be read, or there are no images for training or none for validation.
     """
-    splits: Splits = {}
-    bases: dict[str, list[str]] = {}
-    written: dict[str, list[str]] = {}
-    groups = _group_by_split(root, matches)
-    if "train" not in groups:
-        groups = {"train": _take_only_split(root, groups, remarks)}
-    for name, group in groups.items():
-        images, labels = _join_folders(root, group)
-        splits[name] = {"images": images, "labels": labels}
-        bases[name] = _list_bases(root, name, group, "*" in images, remarks)
-        if "*" in images and len(find_folders(root, images, labels)) > len(group):
-            splits[name]["list"] = make_list_name(name)
-            written[make_list_name(name)] = bases[name]
-    if list(splits) == ["train"]:
-        names = {Path(base).name for base in bases["train"]}
-        lists = _find_lists(root, names | {Path(name).stem for name in names}, own_lists, remarks)
-        if lists and "train" not in lists:
-            others = [root / path for path in lists.values()]
-            lists["train"] = make_list_name("train")
-            written[lists["train"]] = _leave_out(bases["train"], others)
-            if not written[lists["train"]]:
-                raise UserError(
-                    f"no images for training: {', '.join(sorted(map(str, others)))} name all images of {root}: write a "
-                    "list of the training images, train.txt, or take their names out of the other lists"
-                )
-            remarks.append("no list of training images: they are those in no other list")
-        splits = {name: splits["train"] | {"list": path} for name, path in lists.items()} or splits
-    if "val" not in splits:
-        _take_validation(root, splits, bases["train"], written)
-        remarks.append(
+    finder = SplitFinder(root, own_lists, remarks)
+    finder.find_by_folders(matches)
+    if list(finder.splits) == ["train"]:
+        finder.find_by_lists()
+    if "val" not in finder.splits:
+        finder.take_validation_from_training()
+    for lines in finder.new_lists.values():
+        _require_readable(lines)
+    return finder.splits, finder.new_lists
+
+
+class SplitFinder:
+    """Find the splits of a tree: first by its folders, then by lists of images.
+
+    splits: those found so far. new_lists: the lists to be written, file name -> names of images.
+    """
+
+    def __init__(self, root: Path, own_lists: Collection[Path], remarks: list[str]) -> None:
+        """Begin without splits. The arguments are those of ``find_or_make_splits``."""
+        self.root = root
+        self.own_lists = own_lists
+        self.remarks = remarks
+        self.splits: Splits = {}
+        self.new_lists: dict[str, list[str]] = {}
+        self.training_images: list[str] = []  # what a list calls them
+
+    def find_by_folders(self, matches: list[Match]) -> None:
+        """Take the splits that the folders are called after.
+
+        Raises:
+            UserError: there are several splits and none is for training.
+        """
+        groups = _group_by_split(self.root, matches)
+        if "train" not in groups:
+            groups = {"train": _take_only_split(self.root, groups, self.remarks)}
+        for name, group in groups.items():
+            images, labels = _join_folders(self.root, group)
+            is_pattern = "*" in images
+            names = _list_bases(self.root, name, group, is_pattern, self.remarks)
+            self.splits[name] = {"images": images, "labels": labels}
+            if is_pattern and len(find_folders(self.root, images, labels)) > len(group):
+                self.splits[name]["list"] = make_list_name(name)
+                self.new_lists[make_list_name(name)] = names
+            if name == "train":
+                self.training_images = names
+
+    def find_by_lists(self) -> None:
+        """Divide the training images into the splits that lists in the tree name, if there are such lists.
+
+        Raises:
+            UserError: a list cannot be read, or the lists leave no image for training.
+        """
+        names = {Path(image).name for image in self.training_images}
+        names |= {Path(name).stem for name in names}
+        lists = _find_lists(self.root, names, self.own_lists, self.remarks)
+        if not lists:
+            return
+        if "train" not in lists:
+            lists["train"] = self.list_the_rest([self.root / path for path in lists.values()])
+        folders = self.splits["train"]
+        self.splits = {name: folders | {"list": path} for name, path in lists.items()}
+
+    def list_the_rest(self, lists: Sequence[Path]) -> str:
+        """Make a list of the training images that are in none of the lists. Return its name.
+
+        Raises:
+            UserError: a list cannot be read, or there is no such image.
+        """
+        rest = _leave_out(self.training_images, lists)
+        if not rest:
+            raise UserError(
+                f"no images for training: {', '.join(sorted(map(str, lists)))} name all images of {self.root}: write a "
+                "list of the training images, train.txt, or take their names out of the other lists"
+            )
+        self.remarks.append("no list of training images: they are those in no other list")
+        self.new_lists[make_list_name("train")] = rest
+        return make_list_name("train")
+
+    def take_validation_from_training(self) -> None:
+        """Divide the training images into lists for training and validation.
+
+        Raises:
+            UserError: the user's list cannot be read, or there is one image only.
+        """
+        folders = self.splits["train"]
+        list_name = folders.get("list")
+        names = self.training_images
+        if list_name is not None and list_name not in self.new_lists:  # a list of the user's
+            names = read_list(self.root / list_name)
+        if len(names) < 2:
+            raise UserError(
+                f"--data {self.root}: {len(names)} image with a label for training and none for validation: at least "
+                "two images are needed, one for each"
+            )
+        self.add_new_list("train", folders, [name for i, name in enumerate(names) if i % HELD_OUT])
+        self.add_new_list("val", folders, names[::HELD_OUT])
+        self.remarks.append(
             f"no validation split: every {HELD_OUT}th image is taken for it, by lists of names; of a video, whose "
             "neighbouring frames are nearly the same, take whole sequences instead"
         )
-    for lines in written.values():
-        _require_readable(lines)
-    return splits, written
+
+    def add_new_list(self, split: str, folders: dict[str, str], names: list[str]) -> None:
+        """Add a split whose images are those of a new list. folders: where they lie."""
+        self.splits[split] = {**folders, "list": make_list_name(split)}
+        self.new_lists[make_list_name(split)] = names
 
 
 def _take_only_split(root: Path, groups: dict[str, list[Match]], remarks: list[str]) -> list[Match]:
@@ -84,33 +154,6 @@ def _take_only_split(root: Path, groups: dict[str, list[Match]], remarks: list[s
     [(split, group)] = groups.items()
     remarks.append(f"no training split: all folders are called {split}, and are taken for training")
     return group
-
-
-def _take_validation(root: Path, splits: Splits, bases: list[str], written: dict[str, list[str]]) -> None:
-    """Split the training images into lists for training and validation. Changes ``splits`` and ``written``.
-
-    bases: the names of all training images. They count where no list of the user's names the training images.
-
-    Raises:
-        UserError: the user's list cannot be read, or there is one image only.
-    """
-    train = splits["train"]
-    listed = train.get("list")
-    names = bases
-    if listed is not None and listed not in written:
-        names = read_list(root / listed)
-    if len(names) < 2:
-        raise UserError(
-            f"--data {root}: {len(names)} image with a label for training and none for validation: at least two images "
-            "are needed, one for each"
-        )
-    parts = {
-        "train": [name for i, name in enumerate(names) if i % HELD_OUT],
-        "val": names[::HELD_OUT],
-    }
-    for split, part in parts.items():
-        splits[split] = {**train, "list": make_list_name(split)}
-        written[make_list_name(split)] = part
 
 
 def make_list_name(split: str) -> str:
@@ -222,6 +265,15 @@ def _leave_out(bases: list[str], lists: Sequence[Path]) -> list[str]:
     return [base for base in bases if not {Path(base).name, Path(base).stem} & listed]
 
 
+class _FoundList(NamedTuple):
+    """A text file that names images. Of two lists of one split, the greater counts."""
+
+    is_called_after_split: bool  # exactly: train.txt
+    images: int
+    split: str
+    path: str
+
+
 def _find_lists(root: Path, bases: set[str], own_lists: Collection[Path], remarks: list[str]) -> dict[str, str]:
     """Find text files that are called after a split and name images. Of several, one called train.txt counts, else the
     longest.
@@ -232,35 +284,63 @@ def _find_lists(root: Path, bases: set[str], own_lists: Collection[Path], remark
     Raises:
         UserError: a text file that is called after a split cannot be read.
     """
-    found: list[tuple[bool, int, str, str]] = []
-    for path in filter(Path.is_file, sorted(root.rglob("*"))):
+    found: list[_FoundList] = []
+    for path in sorted(root.rglob("*")):
         split = find_split_in_path(Path(path.stem))
-        if not split or path.suffix.lower() not in LIST_SUFFIXES or path in own_lists:
+        if not split or path.suffix.lower() not in LIST_SUFFIXES or path in own_lists or not path.is_file():
             continue
-        data = read_content(path)
-        is_damaged = False
-        try:
-            text = decode_text(data)
-        except ValueError:  # what can be made out of it shows whether it is a list
-            text = data.replace(b"\0", b"").decode(errors="replace")
-            is_damaged = True
-        lines = [clean_name(line) for line in text.splitlines() if clean_name(line)]
-        known = sum(_names_image(line, bases) for line in lines)
-        if known and (is_damaged or known >= LISTED * len(lines)):
-            read_list(path)
-            if len(set(re.findall("train|val|dev|test", path.stem.lower()))) > 1:
-                remarks.append(f"not used: {path.relative_to(root)}, which is called after two splits")
-                continue
-            found.append((path.stem.lower() == split, known, split, str(path.relative_to(root))))
-        elif any(_names_image(word, bases) for line in lines for word in re.split(r"[\s,;\"]+", line)):
-            place = path.relative_to(root)
+        place = path.relative_to(root)
+        count = _count_listed_images(path, bases)
+        if count and len(set(re.findall("train|val|dev|test", path.stem.lower()))) > 1:
+            remarks.append(f"not used: {place}, which is called after two splits")
+        elif count:
+            found.append(_FoundList(path.stem.lower() == split, count, split, str(place)))
+        elif _mentions_images(path, bases):
             remarks.append(f"not used: {place} names images, but a list has one name a line and nothing else")
-    lists = {split: path for _, _, split, path in sorted(found)}
-    names = {split: {Path(line).stem for line in read_list(root / path)} for split, path in lists.items()}
-    for one, other in combinations(names, 2):
-        if shared := len(names[one] & names[other]):
-            remarks.append(f"{shared} images are in {lists[one]} and in {lists[other]}")
+    lists = {entry.split: entry.path for entry in sorted(found)}
+    _note_shared_images(root, lists, remarks)
     return lists
+
+
+def _count_listed_images(path: Path, bases: set[str]) -> int:
+    """Return how many images a list names. Return 0 if the file is no list.
+
+    Raises:
+        UserError: the file is a list and cannot be read.
+    """
+    text, is_damaged = _read_text(path)
+    lines = [clean_name(line) for line in text.splitlines() if clean_name(line)]
+    known = sum(_names_image(line, bases) for line in lines)
+    if not known or (known < LISTED * len(lines) and not is_damaged):
+        return 0
+    read_list(path)  # raises an error if the file is damaged
+    return known
+
+
+def _mentions_images(path: Path, bases: set[str]) -> bool:
+    """Return whether a word in a text file is the name of an image."""
+    text, _ = _read_text(path)
+    return any(_names_image(clean_name(word), bases) for word in re.split(r"[\s,;\"]+", text))
+
+
+def _read_text(path: Path) -> tuple[str, bool]:
+    """Return the text of a file, and whether it is damaged. Of a damaged file return what can be made out."""
+    data = read_content(path)
+    try:
+        return decode_text(data), False
+    except ValueError:
+        return data.replace(b"\0", b"").decode(errors="replace"), True
+
+
+def _note_shared_images(root: Path, lists: dict[str, str], remarks: list[str]) -> None:
+    """Add a remark for each two lists that have images in common. lists: split -> path in the tree."""
+    names = {}
+    for split, path in lists.items():
+        names[split] = {Path(line).stem for line in read_list(root / path)}
+    for one, other in combinations(names, 2):
+        shared = len(names[one] & names[other])
+        if shared:
+            remarks.append(f"{shared} images are in {lists[one]} and in {lists[other]}")
 
 
 def _names_image(text: str, bases: set[str]) -> bool:
