@@ -17,8 +17,9 @@ from utils.files import read_yaml
 
 C = TypeVar("C", bound=TrainConfig)
 
-AUTO = "auto"
-COMPUTED = f"{AUTO}="  # how the setting begins once the weights of "auto" have been computed: auto=0.5,1.25,...
+EXPONENT = 0.5  # of "auto" without a number
+# "auto" or "auto:0.25"; once its weights have been computed, they stand behind it: auto=0.5,1.25,...
+AUTO = re.compile(r"(?P<start>auto(:(?P<exponent>[^=]*))?)(=(?P<weights>.*))?")
 
 
 def resolve_class_weights(config: C, dataset: Any, saved: Mapping[str, Any], runtime: Runtime) -> C:
@@ -43,17 +44,17 @@ def parse_class_weights(setting: str) -> list[float] | None:
     """Return the numbers of a setting that ``resolve_class_weights`` has resolved; None where it is empty."""
     if not setting:
         return None
-    return [float(number) for number in setting.removeprefix(COMPUTED).split(",")]
+    return [float(number) for number in setting.rpartition("=")[2].split(",")]
 
 
-def balance_classes(counts: Sequence[int]) -> list[float]:
-    """Compute weights from the number of labelled pixels of each class: frequency^-0.5, with mean weight 1.
+def balance_classes(counts: Sequence[int], exponent: float = EXPONENT) -> list[float]:
+    """Compute weights from the number of labelled pixels of each class: frequency^-exponent, with mean weight 1.
 
     The mean is over the labelled pixels. A class without a pixel has weight 1. The weights have 6 significant digits.
     """
-    total = sum(counts)
-    scale = sum(math.sqrt(count / total) for count in counts)
-    return [float(f"{1 / (math.sqrt(count / total) * scale):.6g}") if count else 1.0 for count in counts]
+    shares = [count / sum(counts) for count in counts]
+    scale = sum(share ** (1 - exponent) for share in shares if share)
+    return [float(f"{1 / (share**exponent * scale):.6g}") if share else 1.0 for share in shares]
 
 
 def read_class_weights(path: Path, names: Sequence[str]) -> list[float]:
@@ -76,29 +77,50 @@ def _find_class_weights(config: TrainConfig, dataset: Any, saved: Mapping[str, A
     """Return the resolved setting, e.g. "0.5,1,2" or "auto=0.5,1.25"."""
     setting = config.class_weights.strip()
     names = dataset.spec.names
-    if setting == AUTO:
-        setting = _find_saved(saved, len(names)) or _compute_from_labels(dataset, config.workers)
-    if setting.startswith(COMPUTED):
-        weights = _require_weights(_split_numbers(setting.removeprefix(COMPUTED)), names, setting)
-        return COMPUTED + _join_numbers(weights)
+    auto = AUTO.fullmatch(setting)
+    if auto and auto["weights"] is None:
+        exponent = _read_exponent(auto["exponent"], setting)
+        saved_setting = _find_saved(saved, auto["start"], len(names))
+        return saved_setting or _compute_from_labels(dataset, exponent, auto["start"], config.workers)
+    if auto:
+        weights = _require_weights(_split_numbers(auto["weights"]), names, setting)
+        return f"{auto['start']}={_join_numbers(weights)}"
     file = os.path.expanduser(setting)
     if os.path.isfile(file):  # unlike Path.is_file, this takes a long list of numbers
         return _join_numbers(read_class_weights(Path(file), names))
     numbers = _split_numbers(setting)
     if not any(_is_number(number) for number in numbers):
-        raise UserError(f"--class-weights {setting}: no such file (or: auto, or {len(names)} numbers as in 1,2.5,1)")
+        raise UserError(
+            f"--class-weights {setting}: no such file (or: auto, auto:0.25, or {len(names)} numbers as in 1,2.5,1)"
+        )
     return _join_numbers(_require_weights(numbers, names, setting))
 
 
-def _find_saved(saved: Mapping[str, Any], classes: int) -> str | None:
-    """Return what "auto" was in the run that is resumed; None if no run is resumed or it had other weights."""
+def _read_exponent(text: str | None, setting: str) -> float:
+    """Return the exponent of "auto:EXPONENT". text: None where there is only "auto".
+
+    Raises:
+        UserError: it is no number from 0 to 1.
+    """
+    if text is None:
+        return EXPONENT
+    if not _is_number(text) or not 0 <= float(text) <= 1:
+        raise UserError(f"--class-weights {setting}: behind the colon belongs a number from 0 to 1, as in auto:0.25")
+    return float(text)
+
+
+def _find_saved(saved: Mapping[str, Any], start: str, classes: int) -> str | None:
+    """Return what "auto" was in the run that is resumed; None if no run is resumed or it had other weights.
+
+    start: "auto" or "auto:EXPONENT", as the run has to have it.
+    """
     weights = saved.get("class_weights", "")  # where they are lost, the labels give them again
-    is_computed = isinstance(weights, str) and weights.startswith(COMPUTED)
+    is_computed = isinstance(weights, str) and weights.startswith(f"{start}=")
     return weights if is_computed and weights.count(",") == classes - 1 else None
 
 
-def _compute_from_labels(dataset: Any, workers: int | None) -> str:
-    """Count the training labels and balance the classes.
+def _compute_from_labels(dataset: Any, exponent: float, start: str, workers: int | None) -> str:
+    """Count the training labels and balance the classes. start: how the setting begins that is returned.
 
     Raises:
         UserError: no pixel has a class, or a label file cannot be read.
@@ -110,9 +132,9 @@ def _compute_from_labels(dataset: Any, workers: int | None) -> str:
     absent = [name for name, count in zip(dataset.spec.names, counts, strict=True) if not count]
     if absent:
         print(f"warning: --class-weights auto: no training label has {', '.join(absent)}: weight 1", file=sys.stderr)
-    weights = balance_classes(counts)
+    weights = balance_classes(counts, exponent)
     print(f"--class-weights auto: weights from {min(weights):g} to {max(weights):g}; config.yaml has all of them")
-    return COMPUTED + _join_numbers(weights)
+    return f"{start}={_join_numbers(weights)}"
 
 
 def _order_by_class(content: Mapping[Any, Any], names: Sequence[str], path: Path) -> list[Any]:

@@ -114,8 +114,8 @@ class TrainConfig:
     task_loss: str = method_option("", "in place of the architecture's: ce, ohem, dice, or a sum such as ce+dice")
     class_weights: str = method_option(
         "",
-        "weights of the classes in cross entropy and OHEM: auto (frequency^-0.5), numbers such as 1,2.5,1, or a file "
-        "(docs/losses.md)",
+        "weights of the classes in cross entropy and OHEM: auto (frequency^-0.5), auto:0.25 (frequency^-0.25), numbers "
+        "such as 1,2.5,1, or a file (docs/losses.md)",
     )
     ignored_in_mean: bool = method_option(
         False, "cross entropy over all pixels, ignored ones too, as MMSegmentation has it"

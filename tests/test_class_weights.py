@@ -1,6 +1,7 @@
 """``--class-weights``: the loss against independent formulas, where the weights come from, and runs with them."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -143,6 +144,15 @@ def test_balanced_weights_have_mean_one_over_the_pixels():
     assert balance_classes([7, 7]) == [1, 1]
 
 
+@pytest.mark.parametrize("exponent", [0, 0.25, 1])
+def test_another_exponent(exponent):
+    counts = np.array([1000, 10, 0, 200])
+    weights = np.array(balance_classes(counts.tolist(), exponent))
+    assert weights[0] / weights[1] == pytest.approx(100**-exponent, rel=1e-4)
+    assert weights[2] == 1
+    assert (weights * counts).sum() == pytest.approx(counts.sum(), rel=1e-4)
+
+
 @pytest.mark.parametrize("workers", [0, 3])
 @pytest.mark.parametrize("name", ["toy", "voc"])
 def test_pixels_are_counted_in_all_labels(tmp_path, name, workers):
@@ -216,10 +226,13 @@ def test_bad_files_are_explained(tmp_path, text, message):
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("weights.yaml", "--class-weights weights.yaml: no such file .or: auto, or 7 numbers as in 1,2.5,1"),
+        ("weights.yaml", "--class-weights weights.yaml: no such file .or: auto, auto:0.25, or 7 numbers as in 1,2.5,1"),
         ("1,2,3", "--class-weights 1,2,3: 3 numbers for 7 classes"),
         ("1,1,1,1,1,1,x", "'x' of class star"),
         ("auto=1,2", "--class-weights auto=1,2: 2 numbers for 7 classes"),
+        ("auto:2", "--class-weights auto:2: behind the colon belongs a number from 0 to 1"),
+        ("auto:", "--class-weights auto:: behind the colon belongs a number from 0 to 1"),
+        ("autos", "--class-weights autos: no such file"),
         ("1.5," * 100, "100 numbers for 7 classes"),
     ],
 )
@@ -264,6 +277,21 @@ def test_a_resumed_run_takes_the_weights_of_auto_from_where_they_stand(tmp_path,
     again = ["--recipe", str(tmp_path / "whole/config.yaml"), "--save-dir", str(tmp_path / "again")]
     train_student.main(again)
     assert losses(tmp_path / "again") == losses(tmp_path / "whole")
+
+
+def test_auto_with_an_exponent_is_resumed_and_another_one_is_refused(tmp_path):
+    flags = [*BASELINE, "--save-dir", str(tmp_path), "--class-weights"]
+    with crash_at(3):
+        train_student.main([*flags, "auto:0.25"])
+    setting = settings_of(tmp_path)
+    counts = build_dataset("toy", "", "train").count_label_pixels(1)
+    assert setting.startswith("auto:0.25=")
+    assert parse_class_weights(setting) == balance_classes(counts.tolist(), 0.25)
+    for other in ("auto", "auto:0.5"):
+        with pytest.raises(UserError, match=r"class_weights: 'auto:0\.25=.*' -> '" + re.escape(other) + "="):
+            train_student.main([*flags, other, "--resume", "auto"])
+    train_student.main([*flags, "auto:0.25", "--resume", "auto"])
+    assert settings_of(tmp_path) == setting
 
 
 def test_auto_needs_no_number_of_workers(tmp_path):
