@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from difflib import SequenceMatcher
 from functools import lru_cache
 from itertools import groupby, product
@@ -53,8 +53,9 @@ def find_matches(root: Path) -> list[Match]:
         UserError: no pictures, none that go by the same names as labels, or some whose labels have another form.
     """
     folders = dict(walk_images(root))
-    if single := _match_single_images(folders):
-        return single
+    single_images = _match_single_images(folders)
+    if single_images:
+        return single_images
     found = _match_by_nearness(root, folders)
     label_folders = {match.labels for match in found if match.images != match.labels}
     usable = [match for match in found if match.images not in label_folders]
@@ -228,19 +229,28 @@ def _require_same_names(homes: Sequence[Path]) -> None:
 def _match_by_nearness(root: Path, folders: dict[Path, list[str]]) -> list[Match]:
     """Match folders with those near them; what is further away is looked at where nothing nearer is called labels."""
     beside = {folder: list(_match_folders(root, folders, folder, folder)) for folder in folders}
-    ranked = {}
-    for here in folders:
-        near = {there: _measure_nearness(root, here, there) for there in folders}
-        ranked[here] = [list(g) for _, g in groupby(sorted(folders, key=near.get, reverse=True), near.get)]
+    ranks = {folder: _rank_by_nearness(root, folders, folder) for folder in folders}
     found: list[Match] = []
-    for rank in range(max(map(len, ranked.values()), default=0)):
-        done = {folder for match in found if match.hint for folder in (match.images, match.labels)}
-        for here in [folder for folder in folders if folder not in done]:
-            for there in ranked[here][rank] if rank < len(ranked[here]) else ():
+    for rank in range(max(map(len, ranks.values()), default=0)):
+        done: set[Path] = set()
+        for match in found:
+            if match.hint:
+                done |= {match.images, match.labels}
+        for here in folders:
+            if here in done or rank >= len(ranks[here]):
+                continue
+            for there in ranks[here][rank]:
                 for match in _match_folders(root, folders, here, there):
                     if here == there or not _belong_to_others(root, match, beside):
                         found.append(match)
     return found
+
+
+def _rank_by_nearness(root: Path, folders: Iterable[Path], here: Path) -> list[list[Path]]:
+    """Return the folders, the nearest to ``here`` first. Those that are equally near are in one list."""
+    nearness = {there: _measure_nearness(root, here, there) for there in folders}
+    ranked = sorted(folders, key=nearness.get, reverse=True)
+    return [list(equally_near) for _, equally_near in groupby(ranked, nearness.get)]
 
 
 def _belong_to_others(root: Path, match: Match, beside: dict[Path, list[Match]]) -> bool:
@@ -250,7 +260,8 @@ def _belong_to_others(root: Path, match: Match, beside: dict[Path, list[Match]])
 
     beside: the matches of each folder within itself.
     """
-    image_parts, label_parts = set(match.images.relative_to(root).parts), set(match.labels.relative_to(root).parts)
+    image_parts = set(match.images.relative_to(root).parts)
+    label_parts = set(match.labels.relative_to(root).parts)
     label_folder_is_named_so = any(map(LABEL_WORD.search, label_parts - image_parts))
     image_folder_is_named_so = any(map(LABEL_WORD.search, image_parts - label_parts))
     if label_folder_is_named_so and not image_folder_is_named_so:
@@ -261,7 +272,8 @@ def _belong_to_others(root: Path, match: Match, beside: dict[Path, list[Match]])
 
 def _match_folders(root: Path, folders: dict[Path, list[str]], here: Path, there: Path) -> Iterator[Match]:
     """Yield every way in which most images of one folder have a label in another, or in the same."""
-    image_split, label_split = find_split_in_path(here.relative_to(root)), find_split_in_path(there.relative_to(root))
+    image_split = find_split_in_path(here.relative_to(root))
+    label_split = find_split_in_path(there.relative_to(root))
     if image_split and label_split and image_split != label_split:
         return
     forms = _list_forms(folders[here], folders[there], here == there)
@@ -318,7 +330,8 @@ def _match_form(root: Path, folders: dict[Path, list[str]], here: Path, there: P
     if all(_have_plain_images(folders[folder], form.image_suffix, bases) for folder in (here, there)):
         return None
 
-    image_place, label_place = here.relative_to(root), there.relative_to(root)
+    image_place = here.relative_to(root)
+    label_place = there.relative_to(root)
     image_words = {*image_place.parts, form.image_prefix, form.image_suffix}
     label_words = {*label_place.parts, form.label_prefix, form.label_suffix}
     label_is_named_so = any(map(LABEL_WORD.search, label_words - image_words))
@@ -377,13 +390,15 @@ def _require_one_form(folders: dict[Path, list[str]], match: Match) -> None:
         spare = [name for name in spare if name not in match.unlabelled and not _is_image(match, name)]
     _require_one_label(match, spare)
     for image in match.unlabelled:
-        if label := _first_that_begins_with(form.label_prefix + form.get_base(image), spare):
+        label = _first_that_begins_with(form.label_prefix + form.get_base(image), spare)
+        if label:
             count = f"{len(match.unlabelled)} images of {match.images} have no label called {show_label_name(form)}"
             raise UserError(f"{count}, but {match.labels} has {label} for {image}: name all labels in one way")
     for label in spare:
         if form.image_suffix and form.may_be_label(label):
             others = sorted(name for name in pictures - labels if not name.endswith(form.image_suffix))
-            if image := _first_that_begins_with(label.removesuffix(form.label_suffix), others):
+            image = _first_that_begins_with(label.removesuffix(form.label_suffix), others)
+            if image:
                 raise UserError(
                     f"{match.labels / label} is probably the label of {match.images / image}, which is not called "
                     f"NAME{form.image_suffix} as the other images are: name all images in one way"
@@ -429,7 +444,8 @@ def _first_that_begins_with(base: str, names: Sequence[str]) -> str:
 
 def _measure_nearness(root: Path, here: Path, there: Path) -> tuple[bool, int]:
     """Return whether two folders are of one split, and how many folder names their paths have in common."""
-    own, other = here.relative_to(root), there.relative_to(root)
+    own = here.relative_to(root)
+    other = there.relative_to(root)
     shared = len(set(own.parts) & set(other.parts))
     if own == other and own != Path():
         shared -= 1  # a folder is not nearer to itself than the folders beside it
@@ -467,6 +483,11 @@ def _show_same_regions(one: Path, other: Path) -> bool:
 
 @lru_cache
 def _count_colors(path: Path) -> int:
+    """Return how many colours or values a picture has.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     try:
         with Image.open(path) as file:
             if file.mode.startswith(("I", "F")):  # convert() would cut them off at 255
