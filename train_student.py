@@ -1,4 +1,4 @@
-"""Train an image-only student, with distillation from a frozen teacher or (--kd none) as the baseline.
+r"""Train an image-only student, with distillation from a frozen teacher or (--kd none) as the baseline.
 
     python train_student.py --recipe toy --teacher-pretrained runs/teacher-toy-stdc-tf_efficientnet_lite0/last.pth
     torchrun --nproc-per-node 2 train_student.py --recipe voc --data VOCdevkit/VOC2012 --pretrained BASELINE \

@@ -17,7 +17,8 @@ def make_run_name(role: str, settings: Any, usual: Any) -> str:
     teacher is named only if its run does not have the usual name. A character that is no letter, digit or one of
     ``_.,=+-`` becomes "_".
 
-    usual: the settings without the flags. A setting that is REQUIRED in them is not part of the name.
+    usual: the settings without the flags. A setting that is REQUIRED in them is not part of the name. Neither is one
+    that is None: that follows from another setting, such as the strength of label codes that have none.
     """
     network = "-".join(str(getattr(settings, key)) for key in NETWORK)
     parts = [f"{role}-{network}"]
@@ -30,7 +31,7 @@ def make_run_name(role: str, settings: Any, usual: Any) -> str:
     files = list_marked(type(settings), "is_file")
     for key, value in vars(settings).items():
         expected = getattr(usual, key)
-        if key not in naming or expected in (value, REQUIRED):
+        if key not in naming or expected in (value, REQUIRED) or value is None:
             continue
         text = name_file(value, network) if key in files else name_value(value)
         if key == "teacher_pretrained" and text == "teacher":

@@ -63,7 +63,7 @@ def describe_models() -> dict[str, str]:
     for name, build in ARCHITECTURES.items():
         text = ""
         if isinstance(build, partial):
-            arguments = [str(value) for value in build.args]
+            arguments = [str(value) for value in build.args if value != name]
             arguments += [f"{key}={value}" for key, value in build.keywords.items()]
             text = f"{' '.join(arguments)}: " if arguments else ""
             build = build.func

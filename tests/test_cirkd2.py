@@ -101,4 +101,4 @@ def test_as_released_is_an_option():
     with pytest.raises(UserError, match="as_released"):
         build_kd("cirkd_pixel=1:size=9:as_releasd=1", 6, 16, 5)
     losses = build_kd("cirkd_pixel=1:size=9:as_released=1", 6, 16, 5)
-    assert losses.losses["cirkd_pixel"].select_keys.keywords["as_released"]
+    assert losses.losses["cirkd_pixel"].as_released

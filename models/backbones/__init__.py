@@ -89,7 +89,7 @@ def _build_timm_backbone(name: str, output_stride: int) -> nn.Module:
             reason = f"its maps have strides {', '.join(map(str, backbone.strides))}, or another layout"
     raise UserError(
         f"backbone {name!r} cannot be used: needed are four maps at strides up to {output_stride}, or at 4, 8, 16 and "
-        f"32, of images of any size ({reason}); models/README.md lists networks that work"
+        f"32, of images of any size ({reason}); docs/networks.md lists backbones that work"
     )
 
 

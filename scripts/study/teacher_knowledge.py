@@ -1,4 +1,4 @@
-"""Measure how close a teacher's probabilities come to those of reference networks.
+r"""Measure how close a teacher's probabilities come to those of reference networks.
 
     python scripts/study/teacher_knowledge.py --teacher runs/camvid_fpn_short/{baseline,teacher_assisted}-[0-9] \
         --reference runs/camvid_fpn_short/baseline_long-[0-9] --save

@@ -1,4 +1,4 @@
-"""A grid of predictions: image | label | noised label | teacher | students | errors, with the palette's legend.
+r"""A grid of predictions: image | label | noised label | teacher | students | errors, with the palette's legend.
 
     python scripts/study/visualize.py --teacher runs/quickstart/teacher/last.pth \
         --student runs/quickstart/baseline/last.pth runs/quickstart/student/last.pth --output grid.png
