@@ -14,6 +14,8 @@ set -euo pipefail
 file=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=\([^ ]*\).*/\1/p')
 [ -f "$file" ] || file=$0
 root=$(cd "$(dirname "$file")/.." && pwd)
+# shellcheck source=scripts/environment.sh
+if [ -f "$root/scripts/environment.sh" ]; then source "$root/scripts/environment.sh"; fi
 script=$1
 [ -f "$script" ] || script=$root/$script
 shift
