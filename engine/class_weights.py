@@ -80,8 +80,8 @@ def _find_class_weights(config: TrainConfig, dataset: Any, saved: Mapping[str, A
     auto = AUTO.fullmatch(setting)
     if auto and auto["weights"] is None:
         exponent = _read_exponent(auto["exponent"], setting)
-        saved_setting = _find_saved(saved, auto["start"], len(names))
-        return saved_setting or _compute_from_labels(dataset, exponent, auto["start"], config.workers)
+        start = "auto" if exponent == EXPONENT else f"auto:{exponent:g}"
+        return _find_saved(saved, start, len(names)) or _compute_from_labels(dataset, exponent, start, config.workers)
     if auto:
         weights = _require_weights(_split_numbers(auto["weights"]), names, setting)
         return f"{auto['start']}={_join_numbers(weights)}"
@@ -114,9 +114,12 @@ def _find_saved(saved: Mapping[str, Any], start: str, classes: int) -> str | Non
 
     start: "auto" or "auto:EXPONENT", as the run has to have it.
     """
-    weights = saved.get("class_weights", "")  # where they are lost, the labels give them again
-    is_computed = isinstance(weights, str) and weights.startswith(f"{start}=")
-    return weights if is_computed and weights.count(",") == classes - 1 else None
+    setting = saved.get("class_weights", "")
+    if not isinstance(setting, str) or not setting.startswith(f"{start}="):
+        return None
+    numbers = setting.removeprefix(f"{start}=").split(",")
+    are_whole = len(numbers) == classes and all(map(_is_number, numbers))
+    return setting if are_whole else None  # the labels give damaged ones again
 
 
 def _compute_from_labels(dataset: Any, exponent: float, start: str, workers: int | None) -> str:
@@ -125,15 +128,15 @@ def _compute_from_labels(dataset: Any, exponent: float, start: str, workers: int
     Raises:
         UserError: no pixel has a class, or a label file cannot be read.
     """
-    print(f"--class-weights auto: counting the pixels of {len(dataset)} training labels")
+    print(f"--class-weights {start}: counting the pixels of {len(dataset)} training labels")
     counts = dataset.count_label_pixels(choose_worker_count(workers)).tolist()
     if not any(counts):
-        raise UserError("--class-weights auto: no pixel of the training labels has a class")
+        raise UserError(f"--class-weights {start}: no pixel of the training labels has a class")
     absent = [name for name, count in zip(dataset.spec.names, counts, strict=True) if not count]
     if absent:
-        print(f"warning: --class-weights auto: no training label has {', '.join(absent)}: weight 1", file=sys.stderr)
+        print(f"warning: --class-weights {start}: no training label has {', '.join(absent)}: weight 1", file=sys.stderr)
     weights = balance_classes(counts, exponent)
-    print(f"--class-weights auto: weights from {min(weights):g} to {max(weights):g}; config.yaml has all of them")
+    print(f"--class-weights {start}: weights from {min(weights):g} to {max(weights):g}; config.yaml has all of them")
     return f"{start}={_join_numbers(weights)}"
 
 

@@ -111,6 +111,9 @@ def find_recipe(name: str, folder: Path = RECIPES) -> tuple[Path, str]:
 def read_recipe(path: Path) -> dict[Any, Any]:
     """Read the lines of a recipe. ``include: NAME`` puts those of another recipe of its folder before them.
 
+    A line of the recipe replaces the included one of the same key. A line for all roles, such as ``kd``, also replaces
+    the included ones for a role, such as ``student.kd``.
+
     Raises:
         UserError: the file is no flat mapping, or the recipe that it includes does not exist or includes another.
     """
@@ -121,7 +124,9 @@ def read_recipe(path: Path) -> dict[Any, Any]:
     included = read_flat_yaml(base)
     if INCLUDE in included:
         raise UserError(f"{path}: {INCLUDE}: {base.stem} includes another recipe itself: one step is enough")
-    return {**included, **content}
+    replaced = {f"{role}.{text}" for role in ROLES for text in content}
+    kept = {text: value for text, value in included.items() if text not in replaced}
+    return {**kept, **content}
 
 
 def read_flat_yaml(path: Path) -> dict[Any, Any]:

@@ -77,5 +77,7 @@ def require_values(settings: Any, without_flags: Mapping[str, Any], flags: Mappi
     for field in dataclasses.fields(settings):
         if without_flags.get(field.name) == REQUIRED and field.name not in flags:
             flag = get_flag(field.name)
-            needed = f"recipe {flags['recipe']} needs {flag} ({flag} '' does without)"
+            needed = f"recipe {flags['recipe']} needs {flag}"
+            if isinstance(field.default, str):
+                needed += f" ({flag} '' does without)"
             raise UserError(f"{needed}: {field.metadata['help']}")

@@ -31,7 +31,7 @@ def describe_inputs(settings: TrainConfig, data: Data) -> dict[str, str]:
         if found:
             described[name] = digest.hexdigest()[:16]
     spec = data.spec
-    root = str(Path(settings.data).expanduser())
+    root = Path(settings.data).expanduser() if settings.data else None
     described["training"] = describe_images(data.train.dataset.pairs, root)
     described["validation"] = describe_images(data.val.pairs, root)
     other_ids = {ending: asdict(ids) for ending, ids in spec.other_ids.items()}
@@ -55,10 +55,17 @@ def agree_on_inputs(settings: TrainConfig, data: Data, runtime: Runtime) -> dict
     return inputs
 
 
-def describe_images(pairs: Sequence[tuple[Path, Path]], root: str) -> str:
-    """Return the number of images, and a hash of their names and their order."""
-    lines = [f"{str(image).removeprefix(root)}\t{str(label).removeprefix(root)}" for image, label in pairs]
+def describe_images(pairs: Sequence[tuple[Path, Path]], root: Path | None) -> str:
+    """Return the number of images, and a hash of their names and their order. The hash does not depend on ``root``."""
+    lines = [f"{_name_in_tree(image, root)}\t{_name_in_tree(label, root)}" for image, label in pairs]
     return f"{len(pairs)} images, {compute_short_hash(*lines)}"
+
+
+def _name_in_tree(path: Path, root: Path | None) -> str:
+    """Return "/" and the path from the root of the data set, or the whole path of a file that lies elsewhere."""
+    if root is None or not path.is_relative_to(root):
+        return str(path)
+    return f"/{path.relative_to(root)}"
 
 
 def compute_short_hash(*lines: str) -> str:

@@ -98,7 +98,7 @@ class TrainConfig:
         (0.5, 2.0), "smallest and largest random scale of the augmentation", minimum=0.1, maximum=16
     )
     fit_to_data: bool = data_option(
-        False, "fit crop, batch and length to the training images, up to the values given", names_run=False
+        False, "fit crop, batch and length to the training images, up to the values given", affects=NOTHING
     )
     batch_size: int = optimisation_option(16, "images an iteration, over all processes", minimum=1)
     max_iterations: int = optimisation_option(40000, "length of the run", minimum=1)
@@ -258,9 +258,11 @@ def list_file_settings(config_class: type) -> set[str]:
 def save_yaml(settings: Any, path: Path) -> None:
     """Write every setting to a yaml file, except for the recipe's name and those of a single start.
 
-    The file can be given as a recipe for the same role. It then sets ``save_dir``, too.
+    The file can be given as a recipe for the same role. It then sets ``save_dir``, too. What was fitted to the data
+    stands in it, so it does not ask for fitting.
     """
     values = {key: list(v) if isinstance(v, tuple) else v for key, v in dataclasses.asdict(settings).items()}
+    values["fit_to_data"] = False
     for name in ("recipe", *START_SETTINGS):
         values.pop(name, None)
     write_text(path, yaml.safe_dump(values, sort_keys=False))

@@ -1,7 +1,6 @@
 """``--class-weights``: the loss against independent formulas, where the weights come from, and runs with them."""
 
 import json
-import re
 
 import numpy as np
 import pytest
@@ -288,9 +287,20 @@ def test_auto_with_an_exponent_is_resumed_and_another_one_is_refused(tmp_path):
     assert setting.startswith("auto:0.25=")
     assert parse_class_weights(setting) == balance_classes(counts.tolist(), 0.25)
     for other in ("auto", "auto:0.5"):
-        with pytest.raises(UserError, match=r"class_weights: 'auto:0\.25=.*' -> '" + re.escape(other) + "="):
+        with pytest.raises(UserError, match=r"class_weights: 'auto:0\.25=.*' -> 'auto="):
             train_student.main([*flags, other, "--resume", "auto"])
     train_student.main([*flags, "auto:0.25", "--resume", "auto"])
+    assert settings_of(tmp_path) == setting
+
+
+def test_damaged_numbers_of_auto_are_counted_again(tmp_path):
+    flags = [*BASELINE, "--save-dir", str(tmp_path), "--class-weights", "auto"]
+    with crash_at(3):
+        train_student.main(flags)
+    setting = settings_of(tmp_path)
+    file = tmp_path / "config.yaml"
+    file.write_text(file.read_text().replace(setting, "auto=a,b,c,d,e,f,g"))
+    train_student.main([*flags[:-1], "auto:0.50", "--resume", "auto"])
     assert settings_of(tmp_path) == setting
 
 

@@ -261,14 +261,25 @@ def test_folders_of_images_with_other_classes_are_not_compared(tmp_path):
     assert "no gain: a has no such score" in text
 
 
+def test_scores_of_another_number_of_images_are_not_compared(tmp_path):
+    runs = [make_run(tmp_path / name, areas=make_areas(), lr=lr, log=False) for name, lr in (("a", 0.1), ("b", 0.2))]
+    for run, images in zip(runs, (2, 1), strict=True):
+        file = Path(run) / "eval-last.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), "dataset": "folder", "images": images}))
+    compare.main([*runs, "--baseline", "a", "--samples", "100", "--output", str(tmp_path / "out")])
+    text = (tmp_path / "out/compare.md").read_text()
+    assert "## folder val (2 images: a, b, c, d), last checkpoint" in text
+    assert "no gain: a has no such score" in text
+
+
 def test_two_scores_of_one_checkpoint_are_noted(tmp_path):
     folder = Path(make_run(tmp_path / "a", areas=make_areas()))
     content = json.loads((folder / "eval-last.json").read_text())
     (folder / "eval-other.json").write_text(json.dumps(content))
     assert not any("with the same flags" in note for note in read_run(folder, "a").notes)
-    (folder / "eval-other.json").write_text(json.dumps({**content, "miou": 0.25, "images": 3}))
+    (folder / "eval-other.json").write_text(json.dumps({**content, "miou": 0.25}))
     (note,) = (note for note in read_run(folder, "a").notes if "with the same flags" in note)
-    assert "eval-other.json (25.00 % of 3 images)" in note
+    assert "eval-other.json (25.00 %)" in note
     assert note.endswith("eval-last.json is left out")
 
 

@@ -246,7 +246,7 @@ def test_lists_of_settings_follow_from_what_each_affects():
     resumable = {
         *("recipe", "data", "workers", "save_dir", "save_per_iters", "val_per_iters", "log_iter", "skip_val", "resume"),
         *("overwrite", "device", "pretrained_base", "pretrained", "cache_gb", "backend", "channels_last", "tf32"),
-        *("deterministic", "compile"),
+        *("deterministic", "compile", "fit_to_data"),
     }
     assert list_resumable_settings(TeacherConfig) == resumable
     assert list_resumable_settings(StudentConfig) == resumable | {"other_class_names", "teacher_model"}

@@ -32,6 +32,7 @@ from engine.runtime import Runtime
 from engine.settings import StudentConfig, TeacherConfig
 from engine.training_state import TrainingState
 from models.checkpoints import reading
+from tests import trees
 from tests.breaking.processes import members
 from tests.conftest import BACKBONE, ENVIRONMENT, ROOT, TINY
 from tests.test_engine import assert_same, losses, records
@@ -444,6 +445,16 @@ def test_changed_inputs_are_refused(finished, tmp_path, monkeypatch):
     del saved["inputs"]  # a file from before inputs were recorded
     checkpoint.save(saved, tmp_path / "student/last.pth")
     train_student.main([*flags, "--resume", "auto"])
+
+
+def test_the_images_are_the_same_from_whatever_folder_they_are_named(tmp_path, monkeypatch):
+    trees.camvid(tmp_path / "street")
+    described = []
+    for folder, data in ((tmp_path, str(tmp_path / "street")), (tmp_path, "street/"), (tmp_path / "street", ".")):
+        monkeypatch.chdir(folder)
+        config = StudentConfig(dataset="camvid", data=data)
+        described.append(describe_inputs(config, build_train_and_val("camvid", data)))
+    assert described[0] == described[1] == described[2]
 
 
 @pytest.mark.parametrize("changed", ["config.json", "model.safetensors"])

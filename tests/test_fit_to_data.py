@@ -89,6 +89,11 @@ def test_a_run_fits_once(tmp_path, capsys, monkeypatch):
     assert "--val-per-iters 3 " in out  # taken from the run, not fitted anew
     assert "is finished: 2 iterations" in out
 
+    train_student.main(["--recipe", str(tmp_path / "run/config.yaml"), "--save-dir", str(tmp_path / "again")])
+    assert "fitted" not in capsys.readouterr().out
+    again = read_yaml(tmp_path / "again/config.yaml")
+    assert (again["batch_size"], again["val_per_iters"]) == (6, 3)
+
     with monkeypatch.context() as patch:
         patch.setenv("TORCHELASTIC_RESTART_COUNT", "1")  # torchrun starts the job again, with the same flags
         train_student.main([*flags, "--max-iterations", "2"])

@@ -86,6 +86,13 @@ def test_a_recipe_may_include_another():
         assert load_recipe("folder", role) == load_recipe("light", role) | own
 
 
+def test_a_line_for_all_roles_replaces_the_included_one_for_a_role(tmp_path):
+    (tmp_path / "base.yaml").write_text("student.kd: dist=1\nlr: 0.5\nlr.cwd: 0.1\nteacher.lr: 0.3\n")
+    (tmp_path / "own.yaml").write_text("include: base\nkd: kd=1\nstudent.lr: 0.25\n")
+    assert load_recipe(f"{tmp_path}/own.yaml", "student") == {"kd": "kd=1", "lr": 0.25}
+    assert load_recipe(f"{tmp_path}/own.yaml", "teacher") == {"lr": 0.3}
+
+
 def test_an_included_recipe_is_looked_for_beside_the_file(tmp_path):
     (tmp_path / "base.yaml").write_text("lr: 0.5\nmodel: fcn\n")
     (tmp_path / "own.yaml").write_text("include: base\nlr: 0.25\n")

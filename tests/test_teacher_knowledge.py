@@ -46,6 +46,13 @@ def test_what_is_measured_is_saved_beside_each_teacher(tmp_path, capsys):
     assert f"| plain-0 | {plain['entropy']:.4f} |" in capsys.readouterr().out
 
 
+def test_a_teacher_of_one_hot_planes_keeps_its_codes(tmp_path, capsys):
+    teacher = write_checkpoint(tmp_path / "onehot-0/last.pth", codes="onehot")
+    reference = write_checkpoint(tmp_path / "long-0/last.pth")
+    main(["--teacher", teacher, "--reference", reference, "--limit", "1"])
+    assert "| onehot-0 |" in capsys.readouterr().out
+
+
 def test_a_reference_sees_the_image_only(tmp_path):
     teacher = write_checkpoint(tmp_path / "assisted-0/last.pth", codes="fixed")
     with pytest.raises(UserError, match="reads the label: it says nothing"):

@@ -147,12 +147,25 @@ def test_what_lies_beside_the_network_is_left_out(expected, tmp_path):
         lambda average, last: {"state_dict": prefixed("model.", last) | prefixed("ema_model.", average)},
         lambda average, last: last | prefixed("ema_model.module.", average),
         lambda average, last: {"model": last, "ema": {"module": average, "decay": 0.9}},
+        lambda average, last: {"student": last, "ema": average},
     ],
 )
 def test_a_moving_average_is_used_and_said(wrap, expected, tmp_path, capsys):
     last = {key: torch.zeros_like(value) for key, value in state(FCN).items()}
     assert torch.equal(logits(save(tmp_path / "net.pth", wrap(state(FCN), last))), expected)
     assert "net.pth: the moving average '" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("average", [{}, {"decay": 0.99, "updates": 3}, None])
+def test_an_average_without_weights_is_passed_over(average, expected, tmp_path, capsys):
+    assert torch.equal(logits(save(tmp_path / "net.pth", {"model": state(FCN), "ema": average})), expected)
+    assert "moving average" not in capsys.readouterr().err
+
+
+def test_a_second_network_beside_the_one_that_is_used_is_said(expected, tmp_path, capsys):
+    other = {key: torch.zeros_like(value) for key, value in state(FCN).items()}
+    assert torch.equal(logits(save(tmp_path / "net.pth", {"model": state(FCN), "net": other})), expected)
+    assert "net.pth: the network 'model' is used, not 'net'" in capsys.readouterr().err
 
 
 def instance_of(name, monkeypatch, base=object):

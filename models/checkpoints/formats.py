@@ -173,19 +173,25 @@ def _require_no_wrapper(weights: Mapping[str, Tensor], source: str) -> None:
 def _find_tensors(content: Mapping[str, object], source: str) -> dict[str, Tensor]:
     """Return the tensors of a training file by name. They may lie in a container, or deeper, in containers within it.
 
-    Of several containers with known names, the first in CONTAINERS is taken. Tensors beside it are left out.
+    Of several containers with known names, the first in CONTAINERS that has tensors is taken, and a note says so.
+    Tensors beside it are left out.
 
     Raises:
         UserError: there are no tensors, or several containers and none has a known name.
     """
     for _ in range(MAX_NESTING):
-        containers = [key for key in CONTAINERS if isinstance(content.get(key), Mapping)]
-        containers = containers or _find_other_containers(content, source)
+        known = [key for key in CONTAINERS if isinstance(content.get(key), Mapping)]
+        filled = [key for key in known if _has_tensors(content[key])]
+        containers = filled or known or _find_other_containers(content, source)
         if not containers:
             break
-        if containers[0] in AVERAGES and len(containers) > 1:
-            print_note(f"note: {source}: the moving average {containers[0]!r} is used, not {containers[1]!r}")
-        content = content[containers[0]]
+        chosen = containers[0]
+        others = [key for key in WRAPPERS if isinstance(content.get(key), Mapping) and _has_tensors(content[key])]
+        others = [key for key in dict.fromkeys((*filled, *others)) if key != chosen]
+        if others:
+            kind = "moving average" if chosen in AVERAGES else "network"
+            print_note(f"note: {source}: the {kind} {chosen!r} is used, not {others[0]!r}")
+        content = content[chosen]
     weights = {key: value for key, value in content.items() if isinstance(value, Tensor) and isinstance(key, str)}
     if not weights:
         found = ", ".join(map(str, list(content)[:MAX_KEYS])) or "none"

@@ -126,7 +126,10 @@ def make_row(name: str, groups: Groups, view: View, config: CompareConfig, notes
     own = {run.seed: run.scores[view]["miou"] for run in runs}
     other = {run.seed: run.scores[view]["miou"] for run in base}
     gains = {seed: own[seed] - other[seed] for seed in sorted(own.keys() & other.keys())}
-    result["gain"] = float(np.mean(result["miou"]) - np.mean(list(other.values())))
+    if gains:
+        result["gain"] = float(np.mean(list(gains.values())))
+    else:
+        result["gain"] = float(np.mean(result["miou"]) - np.mean(list(other.values())))
     result["gain_by_seed"] = gains
     result["p_over_seeds"] = compute_p_over_seeds(list(gains.values()))
     try:

@@ -182,6 +182,8 @@ def run_here(config: RunnerConfig, experiment: Experiment, places: Places, jobs:
 
 def describe_next_step(config: RunnerConfig, experiment: Experiment, output: Path, left: Mapping[str, Outcome]) -> str:
     """Return the command that comes after this one."""
+    if any(outcome.failed for outcome in left.values()):
+        return "next: remove the cause of the failure; then the same command does what is left"
     if left:
         return "next: the same command does what is left"
     script = os.path.relpath(ROOT / "scripts/study/compare.py")

@@ -33,6 +33,7 @@ from datasets import build_dataset_for_network
 from datasets.base import SegmentationDataset
 from datasets.network_classes import require_classes
 from models.checkpoints.loading import LoadedNetwork, load_one_of_several
+from models.label_noise import count_planes, list_fitting_codes
 from models.prediction import Predictor
 from scripts.study.analysis.text import format_markdown_table
 from utils.entry import run_main
@@ -42,7 +43,9 @@ from utils.options import option, parse_flags
 from utils.seeding import RowGenerator, derive_seed
 from utils.types import IGNORE_INDEX
 
-STUDENT_PHASE = {"codes": "fixed", "pixel_std": 0.02}  # what the recipes show an assisted teacher of a student
+# what the recipes show an assisted teacher of a student
+CODES = "fixed"
+PIXEL_STD = 0.02
 
 
 @dataclass(frozen=True)
@@ -59,12 +62,20 @@ class KnowledgeConfig:
 
 
 def load_network(path: str, model: str) -> LoadedNetwork:
-    """Load a run's last checkpoint, or a file. An assisted teacher is shown its label as in the student phase."""
+    """Load a run's last checkpoint, or a file. An assisted teacher is shown its label as in the student phase.
+
+    A teacher of one-hot planes keeps its codes.
+    """
     file = Path(path).expanduser()
     if file.is_dir():
         file /= "last.pth"
     loaded = load_one_of_several(file, assisted=True, model=model)
-    return loaded.with_label_noise(**STUDENT_PHASE) if loaded.card.reads_label else loaded
+    if not loaded.card.reads_label:
+        return loaded
+    own_codes = loaded.card.label_noise["codes"]
+    planes = count_planes(own_codes, loaded.card.num_classes)
+    fits = CODES in list_fitting_codes(loaded.card.num_classes, planes)
+    return loaded.with_label_noise(codes=CODES if fits else own_codes, pixel_std=PIXEL_STD)
 
 
 def make_predictor(loaded: LoadedNetwork) -> Predictor:

@@ -24,6 +24,10 @@ def _is_share(value: object) -> bool:
     return value is None or (type(value) in (int, float) and math.isfinite(value))
 
 
+def _is_score(value: object) -> bool:
+    return value is not None and _is_share(value)
+
+
 def _is_text(value: object) -> bool:
     return isinstance(value, str)
 
@@ -67,14 +71,17 @@ class View(NamedTuple):
     dataset: str
     split: str
     protocol: str
-    classes: tuple[str, ...]  # every folder of images has the data set "folder"
+    # these two tell folders of images apart, whose data set is always called "folder"
+    classes: tuple[str, ...]
+    images: int | None  # None: the score does not say it
 
     def describe_data(self) -> str:
-        """Name the data set and the split, and the classes of a folder of images."""
+        """Name the data set and the split. For a folder of images, add the number of images and the classes."""
         text = f"{self.dataset} {self.split}"
-        if self.dataset == "folder":
-            text += f" ({', '.join(self.classes)})"
-        return text
+        if self.dataset != "folder":
+            return text
+        classes = ", ".join(self.classes)
+        return f"{text} ({classes})" if self.images is None else f"{text} ({self.images} images: {classes})"
 
 
 @dataclass(frozen=True)
@@ -166,7 +173,7 @@ def _find_checkpoint_iterations(curves: dict[str, list[dict[str, Any]]]) -> dict
     """Return the iteration that each checkpoint, "last" and "best", has at least, as the training log says."""
     logged = [record["iteration"] for record in (*curves.get("train", ()), *curves.get("val", ()))]
     iterations = {"last": max(logged, default=0)}
-    validations = [record for record in curves.get("val", ()) if record.get("miou") is not None]
+    validations = [record for record in curves.get("val", ()) if _is_score(record.get("miou"))]
     if validations:
         best = max(validations, key=lambda record: record["miou"])
         iterations["best"] = best["iteration"]
@@ -198,24 +205,23 @@ def _read_scores(folder: Folder, iterations: dict[str, int], notes: list[str]) -
             notes.append(f"the score of {stem}.pth is of iteration {iteration}, {now}")
             continue
         protocol = ", ".join(part for part in content["protocol"].split(", ") if part != ASSISTED)
-        view = View(stem, content["dataset"], content["split"], protocol, tuple(content["iou"]))
-        if view in scores and describe_score(scores[view]) != describe_score(content):
-            both = f"{files[view]} ({describe_score(scores[view])}) and {path.name} ({describe_score(content)})"
+        view = View(stem, content["dataset"], content["split"], protocol, tuple(content["iou"]), content.get("images"))
+        if view in scores and format_score(scores[view]) != format_score(content):
+            both = f"{files[view]} ({format_score(scores[view])}) and {path.name} ({format_score(content)})"
             notes.append(f"{both} are both of {stem}.pth with the same flags: {files[view]} is left out")
         scores[view] = content
         files[view] = path.name
     return scores
 
 
-def describe_score(score: dict[str, Any]) -> str:
-    """Return the mIoU of a result of eval.py as it is printed, and on how many images."""
-    text = "no mIoU" if score["miou"] is None else f"{100 * score['miou']:.2f} %"
-    return f"{text} of {score['images']} images" if "images" in score else text
+def format_score(score: dict[str, Any]) -> str:
+    """Write the mIoU of a result of eval.py as it is printed."""
+    return "no mIoU" if score["miou"] is None else f"{100 * score['miou']:.2f} %"
 
 
 def _take_logged_scores(curves: dict[str, list[dict[str, Any]]], config: dict[str, Any]) -> dict[View, dict[str, Any]]:
     """Take mIoU, accuracy and IoU of the last and the best validation from the training log, if it has any."""
-    rows = [record for record in curves.get("val", ()) if record.get("miou") is not None]
+    rows = [record for record in curves.get("val", ()) if _is_score(record.get("miou"))]
     if not rows:
         return {}
     best = max(rows, key=lambda row: row["miou"])
@@ -228,7 +234,7 @@ def _take_logged_scores(curves: dict[str, list[dict[str, Any]]], config: dict[st
         for key, value in iou_records.get(row["iteration"], {}).items():
             if key.startswith("iou/"):
                 iou[key.removeprefix("iou/")] = value
-        view = View(stem, dataset, "val", "validation during training", tuple(iou))
+        view = View(stem, dataset, "val", "validation during training", tuple(iou), images=None)
         scores[view] = {
             "miou": row["miou"],
             "pixel_accuracy": row.get("pixel_accuracy"),
