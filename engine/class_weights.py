@@ -19,7 +19,7 @@ C = TypeVar("C", bound=TrainConfig)
 
 EXPONENT = 0.5  # of "auto" without a number
 # "auto" or "auto:0.25"; once its weights have been computed, they stand behind it: auto=0.5,1.25,...
-AUTO = re.compile(r"(?P<start>auto(:(?P<exponent>[^=]*))?)(=(?P<weights>.*))?")
+AUTO = re.compile(r"(?P<rule>auto(:(?P<exponent>[^=]*))?)(=(?P<weights>.*))?")
 
 
 def resolve_class_weights(config: C, dataset: Any, saved: Mapping[str, Any], runtime: Runtime) -> C:
@@ -78,13 +78,13 @@ def _find_class_weights(config: TrainConfig, dataset: Any, saved: Mapping[str, A
     setting = config.class_weights.strip()
     names = dataset.spec.names
     auto = AUTO.fullmatch(setting)
-    if auto and auto["weights"] is None:
-        exponent = _read_exponent(auto["exponent"], setting)
-        start = "auto" if exponent == EXPONENT else f"auto:{exponent:g}"
-        return _find_saved(saved, start, len(names)) or _compute_from_labels(dataset, exponent, start, config.workers)
-    if auto:
+    if auto and auto["weights"] is not None:  # of a run's config.yaml
         weights = _require_weights(_split_numbers(auto["weights"]), names, setting)
-        return f"{auto['start']}={_join_numbers(weights)}"
+        return f"{auto['rule']}={_join_numbers(weights)}"
+    if auto:
+        exponent = _read_exponent(auto["exponent"], setting)
+        rule = "auto" if exponent == EXPONENT else f"auto:{exponent:g}"
+        return _find_saved(saved, rule, len(names)) or _compute_from_labels(dataset, exponent, rule, config.workers)
     file = os.path.expanduser(setting)
     if os.path.isfile(file):  # unlike Path.is_file, this takes a long list of numbers
         return _join_numbers(read_class_weights(Path(file), names))
@@ -109,35 +109,35 @@ def _read_exponent(text: str | None, setting: str) -> float:
     return float(text)
 
 
-def _find_saved(saved: Mapping[str, Any], start: str, classes: int) -> str | None:
+def _find_saved(saved: Mapping[str, Any], rule: str, classes: int) -> str | None:
     """Return what "auto" was in the run that is resumed; None if no run is resumed or it had other weights.
 
-    start: "auto" or "auto:EXPONENT", as the run has to have it.
+    rule: "auto" or "auto:EXPONENT", which the run must have had, too.
     """
     setting = saved.get("class_weights", "")
-    if not isinstance(setting, str) or not setting.startswith(f"{start}="):
+    if not isinstance(setting, str) or not setting.startswith(f"{rule}="):
         return None
-    numbers = setting.removeprefix(f"{start}=").split(",")
+    numbers = setting.removeprefix(f"{rule}=").split(",")
     are_whole = len(numbers) == classes and all(map(_is_number, numbers))
     return setting if are_whole else None  # the labels give damaged ones again
 
 
-def _compute_from_labels(dataset: Any, exponent: float, start: str, workers: int | None) -> str:
-    """Count the training labels and balance the classes. start: how the setting begins that is returned.
+def _compute_from_labels(dataset: Any, exponent: float, rule: str, workers: int | None) -> str:
+    """Count the training labels and balance the classes by a rule, "auto" or "auto:EXPONENT".
 
     Raises:
         UserError: no pixel has a class, or a label file cannot be read.
     """
-    print(f"--class-weights {start}: counting the pixels of {len(dataset)} training labels")
+    print(f"--class-weights {rule}: counting the pixels of {len(dataset)} training labels")
     counts = dataset.count_label_pixels(choose_worker_count(workers)).tolist()
     if not any(counts):
-        raise UserError(f"--class-weights {start}: no pixel of the training labels has a class")
+        raise UserError(f"--class-weights {rule}: no pixel of the training labels has a class")
     absent = [name for name, count in zip(dataset.spec.names, counts, strict=True) if not count]
     if absent:
-        print(f"warning: --class-weights {start}: no training label has {', '.join(absent)}: weight 1", file=sys.stderr)
+        print(f"warning: --class-weights {rule}: no training label has {', '.join(absent)}: weight 1", file=sys.stderr)
     weights = balance_classes(counts, exponent)
-    print(f"--class-weights {start}: weights from {min(weights):g} to {max(weights):g}; config.yaml has all of them")
-    return f"{start}={_join_numbers(weights)}"
+    print(f"--class-weights {rule}: weights from {min(weights):g} to {max(weights):g}; config.yaml has all of them")
+    return f"{rule}={_join_numbers(weights)}"
 
 
 def _order_by_class(content: Mapping[Any, Any], names: Sequence[str], path: Path) -> list[Any]:

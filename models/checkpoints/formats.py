@@ -180,18 +180,10 @@ def _find_tensors(content: Mapping[str, object], source: str) -> dict[str, Tenso
         UserError: there are no tensors, or several containers and none has a known name.
     """
     for _ in range(MAX_NESTING):
-        known = [key for key in CONTAINERS if isinstance(content.get(key), Mapping)]
-        filled = [key for key in known if _has_tensors(content[key])]
-        containers = filled or known or _find_other_containers(content, source)
-        if not containers:
+        container = _choose_container(content, source)
+        if container is None:
             break
-        chosen = containers[0]
-        others = [key for key in WRAPPERS if isinstance(content.get(key), Mapping) and _has_tensors(content[key])]
-        others = [key for key in dict.fromkeys((*filled, *others)) if key != chosen]
-        if others:
-            kind = "moving average" if chosen in AVERAGES else "network"
-            print_note(f"note: {source}: the {kind} {chosen!r} is used, not {others[0]!r}")
-        content = content[chosen]
+        content = content[container]
     weights = {key: value for key, value in content.items() if isinstance(value, Tensor) and isinstance(key, str)}
     if not weights:
         found = ", ".join(map(str, list(content)[:MAX_KEYS])) or "none"
@@ -199,8 +191,27 @@ def _find_tensors(content: Mapping[str, object], source: str) -> dict[str, Tenso
     return weights
 
 
-def _find_other_containers(content: Mapping[str, object], source: str) -> list[str]:
-    """Find the entry of a training file that holds tensors, whatever its name. Return a list of its key, or of none.
+def _choose_container(content: Mapping[str, object], source: str) -> str | None:
+    """Return the key of the entry that holds the network, or None where the tensors lie in ``content`` itself.
+
+    Raises:
+        UserError: several entries hold tensors, and none has a known name.
+    """
+    known = [key for key in CONTAINERS if isinstance(content.get(key), Mapping)]
+    filled = [key for key in known if _has_tensors(content[key])]
+    if not known:
+        return _find_other_container(content, source)
+    chosen = (filled or known)[0]
+    for key in (*filled, *WRAPPERS):
+        if key != chosen and isinstance(content.get(key), Mapping) and _has_tensors(content[key]):
+            kind = "moving average" if chosen in AVERAGES else "network"
+            print_note(f"note: {source}: the {kind} {chosen!r} is used, not {key!r}")
+            break
+    return chosen
+
+
+def _find_other_container(content: Mapping[str, object], source: str) -> str | None:
+    """Find the entry of a training file that holds tensors, whatever its name. Return its key, or None.
 
     A file that also holds tensors directly, and not single numbers alone, is taken for the weights themselves.
 
@@ -208,14 +219,15 @@ def _find_other_containers(content: Mapping[str, object], source: str) -> list[s
         UserError: the file has several such entries.
     """
     if any(isinstance(value, Tensor) and value.ndim for value in content.values()):
-        return []
+        return None
     found = [key for key, value in content.items() if isinstance(value, Mapping) and _has_tensors(value)]
     if len(found) > 1:
         listed = ", ".join(map(repr, found[:MAX_KEYS]))
         raise UserError(f"{source} holds several sets of weights ({listed}): save the one that is meant")
-    if found:
-        print_note(f"note: {source}: the weights under {found[0]!r} are used")
-    return found
+    if not found:
+        return None
+    print_note(f"note: {source}: the weights under {found[0]!r} are used")
+    return found[0]
 
 
 def _has_tensors(content: Mapping[str, object]) -> bool:

@@ -290,12 +290,15 @@ def _find_lists(root: Path, bases: set[str], own_lists: Collection[Path], remark
         if not split or path.suffix.lower() not in LIST_SUFFIXES or path in own_lists or not path.is_file():
             continue
         place = path.relative_to(root)
-        count = _count_listed_images(path, bases)
+        text, is_damaged = _read_text(path)
+        count = _count_listed_images(text, is_damaged, bases)
+        if count:
+            read_list(path)  # raises an error if the file is damaged
         if count and len(set(re.findall("train|val|dev|test", path.stem.lower()))) > 1:
             remarks.append(f"not used: {place}, which is called after two splits")
         elif count:
             found.append(_FoundList(path.stem.lower() == split, count, split, str(place)))
-        elif _mentions_images(path, bases):
+        elif _mentions_images(text, bases):
             reason = f"a list has one name a line and nothing else, and {100 * LISTED:.0f} % of them are images here"
             remarks.append(f"not used: {place} names images, but {reason}")
     lists = {entry.split: entry.path for entry in sorted(found)}
@@ -303,24 +306,20 @@ def _find_lists(root: Path, bases: set[str], own_lists: Collection[Path], remark
     return lists
 
 
-def _count_listed_images(path: Path, bases: set[str]) -> int:
-    """Return how many images a list names. Return 0 if the file is no list.
+def _count_listed_images(text: str, is_damaged: bool, bases: set[str]) -> int:
+    """Return how many images the text of a list names, or 0 if it is no list.
 
-    Raises:
-        UserError: the file is a list and cannot be read.
+    is_damaged: the text is only what could be made out. It is then taken for a list if it names any image.
     """
-    text, is_damaged = _read_text(path)
     lines = [clean_name(line) for line in text.splitlines() if clean_name(line)]
     known = sum(_names_image(line, bases) for line in lines)
     if not known or (known < LISTED * len(lines) and not is_damaged):
         return 0
-    read_list(path)  # raises an error if the file is damaged
     return known
 
 
-def _mentions_images(path: Path, bases: set[str]) -> bool:
-    """Return whether a word in a text file is the name of an image."""
-    text, _ = _read_text(path)
+def _mentions_images(text: str, bases: set[str]) -> bool:
+    """Return whether a word of a text is the name of an image."""
     return any(_names_image(clean_name(word), bases) for word in re.split(r"[\s,;\"]+", text))
 
 
