@@ -1,14 +1,18 @@
 """The comparison with a plain loop around segmentation_models_pytorch: its command line, its record and its table."""
 
 import json
+import os
+import subprocess
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
 
 from scripts.study import compare_with_smp, plain_smp, results_table
-from scripts.study.compare_with_smp import Trained, make_table, make_table_of_record
+from scripts.study.compare_with_smp import ROOT, SmpComparisonConfig, Trained, make_table, make_table_of_record
 from utils.errors import UserError
+from utils.options import parse_flags
 
 
 class DamagedStream:
@@ -63,6 +67,23 @@ def test_every_decoder_gets_the_processor_time_of_the_recipe(scripts, tmp_path, 
     scripts.clear()
     compare_with_smp.main(flags)
     assert {script for script, _ in scripts} == {"train_student.py"}  # which continues or ends at once by itself
+
+
+def test_one_command_compares_on_both_data_sets(tmp_path):
+    python = tmp_path / "bin/python"
+    python.parent.mkdir()
+    python.write_text('#!/usr/bin/env bash\necho "$@"\n')
+    python.chmod(0o755)
+    line = ["bash", ROOT / "scripts/study/compare_with_smp.sh", "--seeds", "4"]
+    environment = {**os.environ, "VIRTUAL_ENV": str(tmp_path)}
+    done = subprocess.run(line, capture_output=True, text=True, check=True, env=environment)
+    settings = []
+    for line in done.stdout.splitlines():
+        script, *flags = line.split()
+        assert ROOT / script == Path(compare_with_smp.__file__)
+        settings.append(SmpComparisonConfig(**parse_flags(SmpComparisonConfig, "", flags)))
+    assert [one.dataset for one in settings] == ["camvid", "folder"]
+    assert [one.seeds for one in settings] == [(4,), (4,)]
 
 
 def test_one_seed_has_no_deviation():
