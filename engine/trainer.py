@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from datasets import Data, build_train_and_val
-from engine.class_weights import parse_class_weights
 from engine.evaluator import evaluate, switch_to_eval
 from engine.finite import FiniteWatch, LossNotFinite
-from engine.loader import choose_worker_count, load_train_batches
+from engine.label_watch import LabelWatch
+from engine.loader import load_train_batches
 from engine.lockstep import Lockstep, Stopped, StopRequest
 from engine.logger import RunLogger, get_assisted_mark
 from engine.machine import describe_environment
@@ -37,7 +37,6 @@ from utils.pixels import CONVENTIONS
 from utils.seeding import DROPOUT_STREAM, LABEL_NOISE_STREAM, RowGenerator, derive_seed
 
 INPUT_BYTES = 3 * 4 + 8 + 1  # of a pixel: normalised image, label, weight
-COUNT_PIXELS = "scripts/data/check_data.py counts the pixels of each"
 LONGEST_WAIT = 20.0  # seconds after the first iteration until the expected end of a run is printed
 MAX_SKIPPED = 20  # successive steps that the fp16 loss scaler may skip: from 2^16 it is then below 1
 
@@ -139,8 +138,7 @@ class Trainer:
         self.is_mid_step = False
         self.skipped_steps = 0  # successive updates that the loss scaler has skipped, the last one included
         self.has_printed_end = False
-        self.has_checked_labels = False
-        self.label_weight_seen = torch.zeros((), device=runtime.device)  # 0 while no pixel had a class with a weight
+        self.label_watch = LabelWatch(data, settings, runtime, state.iteration)
         self.metrics: Metrics | None = None
         self.finite = FiniteWatch(self.explain_not_finite)
         # made by ``run``
@@ -346,7 +344,7 @@ class Trainer:
         """
         parts = self.settings.accumulate
         avg_factor = self.step.task.compute_avg_factor(label) / parts
-        self.label_weight_seen.add_(avg_factor)
+        self.label_watch.add(avg_factor)
         seed = derive_seed(self.settings.seed, LABEL_NOISE_STREAM, self.state.iteration)
         row = self.runtime.rank * self.images_per_rank
         means: dict[str, Tensor] = {}
@@ -403,7 +401,9 @@ class Trainer:
         try:
             self.progress.note_iteration(self.state.iteration)
             if self.is_log_due():
-                self.check_labels()
+                warning = self.label_watch.check(self.state.iteration)
+                if warning is not None:
+                    self.logger.print_line(f"warning: {warning}")
                 self.log_terms(terms)
             self.print_expected_end()
             self.logger.advance(self.state.iteration)
@@ -435,42 +435,6 @@ class Trainer:
             self.has_printed_end = True
             if done < self.settings.max_iterations:
                 self.logger.print_line(describe_finish(seconds, self.runtime.device.type == "cpu"))
-
-    def check_labels(self) -> None:
-        """Check once that a pixel of the crops had a class, or with ``--class-weights`` one with a weight above 0.
-
-        This is done at the first log after as many images as an epoch has, counted from the start of this process, or
-        at the end of a run that was not resumed. If no pixel had such a class, the labels themselves are read. If they
-        have one, a warning is printed.
-
-        Raises:
-            UserError: no pixel of the labels has such a class, or a label cannot be read.
-        """
-        done = self.state.iteration
-        is_epoch_over = done >= self.first_iteration + len(self.data.train.dataset) / self.settings.batch_size
-        is_whole_run_over = done == self.settings.max_iterations and self.first_iteration == 0
-        has_seen_all = is_epoch_over or is_whole_run_over
-        if self.has_checked_labels or not has_seen_all:
-            return
-        self.has_checked_labels = True
-        if self.label_weight_seen:  # the same on every rank: it is counted over all ranks
-            return
-        weights = self.settings.class_weights
-        kind = f"a class with a weight above 0 (--class-weights {weights})" if weights else "a class"
-        if not self.runtime.on_rank0(self.sum_label_weight):
-            raise UserError(f"no pixel of the training labels has {kind}: {COUNT_PIXELS}")
-        self.logger.print_line(f"warning: no crop has shown {kind} so far, but labels have some: raise --crop-size")
-
-    def sum_label_weight(self) -> float:
-        """Read the training labels. Return the number of their labelled pixels, weighted by ``--class-weights``.
-
-        Raises:
-            UserError: a label cannot be read.
-        """
-        workers = choose_worker_count(self.settings.workers)
-        counts = self.data.train.dataset.count_label_pixels(workers)
-        weights = parse_class_weights(self.settings.class_weights)
-        return float(counts.sum() if weights is None else counts @ weights)
 
     def validate(self) -> None:
         """Write ``last.pth``, score the network, and write ``best.pth`` if the score is the best so far.
@@ -507,8 +471,9 @@ class Trainer:
         """Log the scores of a validation."""
         iteration = self.state.iteration
         if miou is None:
-            reason = f"no pixel of the validation labels has a class: {COUNT_PIXELS}"
-            self.logger.print_line(f"warning: no score, no {BEST}: {reason}")
+            reason = "no pixel of the validation labels has a class"
+            advice = "scripts/data/check_data.py counts the pixels of each"
+            self.logger.print_line(f"warning: no score, no {BEST}: {reason}: {advice}")
         accuracy = make_json_number(self.metrics.pixel_accuracy)
         self.logger.log_scores({"miou": miou, "pixel_accuracy": accuracy}, iteration)
         per_class = {}
