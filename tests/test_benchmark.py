@@ -6,7 +6,7 @@ import torch
 from engine.metrics import Metrics, count_confusions
 from models.label_noise import LabelNoise
 from scripts.study import as_released
-from scripts.study.benchmark import make_label_maps, mark_ignored, repeat_draws
+from scripts.study.benchmarks.inputs import make_label_maps, mark_ignored, repeat_draws
 from utils.bilinear import upsample_argmax
 from utils.seeding import RowGenerator
 

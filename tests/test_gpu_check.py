@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from scripts.study import gpu_check
-from scripts.study.benchmark import Comparison
+from scripts.study.benchmarks.comparison import Comparison
 from scripts.study.gpu_check import Check, GpuCheckConfig, compare_records, list_failures, make_speed_rows
 from tests.conftest import BACKBONE, TINY
 from utils.errors import UserError

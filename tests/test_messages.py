@@ -25,14 +25,10 @@ from models.checkpoints import imagenet
 from scripts.data import archives, check_data, describe_folder, folder_layout, prepare, shrink_dataset
 from scripts.deploy import download_checkpoints, export_onnx, export_safetensors
 from scripts.deploy.manifest import Entry, read_manifest
-from scripts.study import (
-    benchmark,
-    experiment_figure,
-    models_table,
-    results_table,
-)
+from scripts.study import experiment_figure, models_table, results_table
 from scripts.study.analysis import gained_lost, report, runs, style
 from scripts.study.analysis.output import save_text
+from scripts.study.benchmarks import steps
 from tests.conftest import BACKBONE
 from tests.networks import write_checkpoint
 from tests.trees import draw, picture
@@ -57,7 +53,7 @@ def robustness(folder: Path) -> None:
 
 def way(loss):
     """A way of training whose loss is always the same."""
-    return benchmark.Way(lambda _: torch.tensor(loss), torch.nn.Identity())
+    return steps.Way(lambda _: torch.tensor(loss), torch.nn.Identity())
 
 
 def unwritable(folder: Path) -> Path:
@@ -120,7 +116,7 @@ MESSAGES = {
     "no probability": (lambda t: parse_flags(TrainConfig, "", ["--dropout", "1.5"]), r"--dropout: 1\.5 is too large"),
     "entry twice": (lambda t: read_manifest(garbage(t, "m.yaml", yaml.safe_dump([ENTRY._asdict()] * 2).encode())),
                     r"m\.yaml: the name 'a' is there twice"),
-    "losses": (lambda t: benchmark.compare_steps("x", 2, way(1.0), way(3.0), way(2.0).loss, SimpleNamespace(amp="none"),
+    "losses": (lambda t: steps.compare_steps("x", 2, way(1.0), way(3.0), way(2.0).loss, SimpleNamespace(amp="none"),
                SimpleNamespace(device=torch.device("cpu"), compile=False)), r"x: our loss is 1\.0, the plain one 2\.0"),
     "result": (lambda t: results_table.read_score_file(garbage(t, "e.json"), ()), r"e\.json is no result of eval\.py"),
 }  # fmt: skip

@@ -8,7 +8,7 @@ from torch import nn
 
 from engine.norms import ExactNorm, SyncedNorm, replace_norms
 from engine.runtime import Runtime
-from scripts.study.benchmark import build_teacher_step
+from scripts.study.benchmarks.steps import build_teacher_step
 from utils.seeding import RowGenerator
 from utils.types import IGNORE_INDEX
 

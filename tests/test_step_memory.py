@@ -12,7 +12,7 @@ from engine.settings import TeacherConfig
 from engine.step import Step
 from engine.step_memory import LiveMemory, StepMemory, estimate_step_memory
 from losses.task import TaskLoss
-from scripts.study.benchmark import build_teacher_step
+from scripts.study.benchmarks.steps import build_teacher_step
 from tests.conftest import TINY
 from utils.types import Supervision
 
