@@ -8,7 +8,9 @@ from typing import NamedTuple
 
 from datasets.files import IMAGE_SUFFIXES, clean_name, read_list
 from datasets.folder_pairs import find_folders
-from scripts.data.folder_layout import Match, find_split_in_path, show_label_name
+from scripts.data.folder_layout import show_label_name
+from scripts.data.folder_matcher import Match
+from scripts.data.label_hints import find_split_in_path
 from utils.errors import UserError
 from utils.files import decode_text
 from utils.pictures import read_content
