@@ -696,6 +696,19 @@ def test_a_list_of_validation_images_alone_leaves_the_rest_for_training(tmp_path
     assert "# no list of training images: they are those in no other list" in (tmp_path / "dataset.yaml").read_text()
 
 
+@pytest.mark.parametrize("content", ["", "\ufeff\n \r\n"])
+def test_an_empty_list_of_training_images_is_said(content, tmp_path):
+    write_photos(tmp_path, 5)
+    (tmp_path / "val.txt").write_text("3\n4\n")
+    (tmp_path / "trainval.txt").write_text("")  # which is not for training alone
+    (tmp_path / "train.txt").write_text(content, encoding="utf-8")
+    describe(tmp_path)
+    assert len(build_dataset("folder", str(tmp_path), "train")) == 3
+    text = (tmp_path / "dataset.yaml").read_text()
+    assert "# the list file of training images is empty (train.txt): they are those in no other list\n" in text
+    assert "no list of training images" not in text
+
+
 def test_a_list_may_name_the_labels(tmp_path):
     write_photos(tmp_path, 5)
     (tmp_path / "train.txt").write_text("masks/0.png\nmasks/1.png\n")

@@ -22,7 +22,7 @@ from engine.settings import TrainConfig
 from models import from_checkpoint
 from models.backbones.context_path import ContextPath
 from models.checkpoints import imagenet
-from scripts.data import archives, check_data, describe_folder, folder_layout, prepare, shrink_dataset
+from scripts.data import archives, check_data, describe_folder, folder_layout, label_hints, prepare, shrink_dataset
 from scripts.deploy import download_checkpoints, export_onnx, export_safetensors
 from scripts.deploy.manifest import Entry, read_manifest
 from scripts.study import experiment_figure, models_table, results_table
@@ -89,7 +89,7 @@ MESSAGES = {
     "deep card": (lambda t: card(t, "[" * 100_000), "is damaged or no safetensors file: maximum recursion"),
     "no data set": (lambda t: check_data.main([]), "--dataset NAME is missing"),
     "no folder": (lambda t: describe_folder.main(["--data", "none"]), "--data none: no such folder"),
-    "colours": (lambda t: folder_layout._count_colors(garbage(t)), r"x\.png cannot be read"),
+    "colours": (lambda t: label_hints.count_colors(garbage(t)), r"x\.png cannot be read"),
     "no pictures": (lambda t: folder_layout.find_matches(t), "there are none"),
     "no archive": (lambda t: archives.extract(t, t / "root", KEPT), "cannot be unpacked: .*Is a directory"),
     "nothing in it": (lambda t: archives.extract(archive(t), t, KEPT._replace(pattern="x")),

@@ -1,14 +1,16 @@
 """Find the splits of an unknown tree, and write them as dataset.yaml has them."""
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import combinations
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
 from datasets.files import IMAGE_SUFFIXES, clean_name, read_list
 from datasets.folder_pairs import find_folders
-from scripts.data.folder_layout import Match, find_split_in_path, show_label_name
+from scripts.data.folder_layout import show_label_name
+from scripts.data.folder_matcher import Match
+from scripts.data.label_hints import find_split_in_path
 from utils.errors import UserError
 from utils.files import decode_text
 from utils.pictures import read_content
@@ -106,7 +108,11 @@ class SplitFinder:
                 f"no images for training: {', '.join(sorted(map(str, lists)))} name all images of {self.root}: write a "
                 "list of the training images, train.txt, or take their names out of the other lists"
             )
-        self.remarks.append("no list of training images: they are those in no other list")
+        empty = _find_empty_lists(self.root, "train", self.own_lists)
+        reason = "no list of training images"
+        if empty:
+            reason = f"the list file of training images is empty ({', '.join(empty)})"
+        self.remarks.append(f"{reason}: they are those in no other list")
         self.new_lists[make_list_name("train")] = rest
         return make_list_name("train")
 
@@ -285,16 +291,13 @@ def _find_lists(root: Path, bases: set[str], own_lists: Collection[Path], remark
         UserError: a text file that is called after a split cannot be read.
     """
     found: list[_FoundList] = []
-    for path in sorted(root.rglob("*")):
-        split = find_split_in_path(Path(path.stem))
-        if not split or path.suffix.lower() not in LIST_SUFFIXES or path in own_lists or not path.is_file():
-            continue
+    for path, split in _find_files_called_after_splits(root, own_lists):
         place = path.relative_to(root)
         text, is_damaged = _read_text(path)
         count = _count_listed_images(text, is_damaged, bases)
         if count:
             read_list(path)  # raises an error if the file is damaged
-        if count and len(set(re.findall("train|val|dev|test", path.stem.lower()))) > 1:
+        if count and _is_called_after_two_splits(path):
             remarks.append(f"not used: {place}, which is called after two splits")
         elif count:
             found.append(_FoundList(path.stem.lower() == split, count, split, str(place)))
@@ -304,6 +307,37 @@ def _find_lists(root: Path, bases: set[str], own_lists: Collection[Path], remark
     lists = {entry.split: entry.path for entry in sorted(found)}
     _note_shared_images(root, lists, remarks)
     return lists
+
+
+def _find_empty_lists(root: Path, split: str, own_lists: Collection[Path]) -> list[str]:
+    """Find the text files that are called after a split and hold nothing but blanks.
+
+    own_lists: lists that an earlier call wrote; they are passed over.
+    """
+    empty = []
+    for path, split_of_file in _find_files_called_after_splits(root, own_lists):
+        if split_of_file != split or _is_called_after_two_splits(path):
+            continue
+        text, is_damaged = _read_text(path)
+        if not is_damaged and not clean_name(text):
+            empty.append(str(path.relative_to(root)))
+    return empty
+
+
+def _find_files_called_after_splits(root: Path, own_lists: Collection[Path]) -> Iterator[tuple[Path, str]]:
+    """Yield each text file that is called after a split, and that split. The files may be lists of images.
+
+    own_lists: lists that an earlier call wrote; they are passed over.
+    """
+    for path in sorted(root.rglob("*")):
+        split = find_split_in_path(Path(path.stem))
+        if split and path.suffix.lower() in LIST_SUFFIXES and path not in own_lists and path.is_file():
+            yield path, split
+
+
+def _is_called_after_two_splits(path: Path) -> bool:
+    """Return whether the name of a file has the words of two splits, as trainval.txt has."""
+    return len(set(re.findall("train|val|dev|test", path.stem.lower()))) > 1
 
 
 def _count_listed_images(text: str, is_damaged: bool, bases: set[str]) -> int:
