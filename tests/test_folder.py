@@ -696,6 +696,13 @@ def test_a_list_of_validation_images_alone_leaves_the_rest_for_training(tmp_path
     assert "# no list of training images: they are those in no other list" in (tmp_path / "dataset.yaml").read_text()
 
 
+def test_a_star_in_the_name_of_a_folder(tmp_path):
+    write_photos(tmp_path / "take*1", 5)
+    with pytest.raises(UserError, match=r"rename the folder take\*1/.*: in dataset\.yaml a \* stands for any name"):
+        describe(tmp_path)
+    assert not (tmp_path / "dataset.yaml").exists()
+
+
 @pytest.mark.parametrize("content", ["", "\ufeff\n \r\n"])
 def test_an_empty_list_of_training_images_is_said(content, tmp_path):
     write_photos(tmp_path, 5)

@@ -29,7 +29,8 @@ from datasets.files import walk_images
 from datasets.folder import FILE
 from datasets.folder_pairs import NameForm
 from datasets.ids import MAX_CLASSES
-from scripts.data.folder_layout import Match, find_matches
+from scripts.data.folder_layout import find_matches
+from scripts.data.folder_matcher import Match
 from scripts.data.folder_splits import find_or_make_splits, make_list_name
 from scripts.data.label_values import LabelValues, Value
 from utils.entry import run_main
@@ -136,6 +137,7 @@ def describe(root: Path, most_labels: int) -> Description:
         UserError: no labels are found, they do not fit together, or a file cannot be read.
     """
     matches = find_matches(root)
+    require_no_stars(root, matches)
     first = matches[0]
     labels = [match.labels / name for match in matches for name in match.label_names]
     count = min(most_labels or len(labels), len(labels))
@@ -159,6 +161,19 @@ def describe(root: Path, most_labels: int) -> Description:
     for name, image_names in lists.items():
         files[root / name] = image_names
     return Description(files, list(splits))
+
+
+def require_no_stars(root: Path, matches: Iterable[Match]) -> None:
+    """Check that no folder has a * in its name, since dataset.yaml reads it as any name.
+
+    Raises:
+        UserError: a folder of images or labels has one.
+    """
+    for match in matches:
+        for folder in (match.images, match.labels):
+            place = str(folder.relative_to(root))
+            if "*" in place:
+                raise UserError(f"--data {root}: rename the folder {place}: in dataset.yaml a * stands for any name")
 
 
 def remark_on_unused_folders(root: Path, matches: Sequence[Match]) -> list[str]:
