@@ -1,7 +1,7 @@
-"""Break runs and see that nothing is lost: each fault once; signals once for each of them.
+"""Break runs with each fault and check that nothing is lost. Faults by a signal run once for each signal.
 
-Nothing is lost: the run ends as the fault demands, no process is left behind, and what continues it reaches the
-weights, the optimizer state and the losses of a run without a fault, to the last bit.
+Nothing is lost if the run ends as expected after the fault and leaves no process behind. The continued run must also
+reach the weights, the optimizer state and the losses of a run without a fault, bit by bit.
 """
 
 import pytest
@@ -14,16 +14,17 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory):
-    """A folder for runs, and the runs without a fault that others are compared with."""
+    """Return the folder for runs and the reference runs to compare them with."""
     return Bench(tmp_path_factory.mktemp("breaking"), seed=0)
 
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_nothing_is_lost(name, bench):
     _, fault = FAULTS[name]
-    for _ in SIGNALS if name.startswith("signal") else (None,):
+    repeats = len(SIGNALS) if name.startswith("signal") else 1
+    for _ in range(repeats):
         fault(bench)
 
 
-def test_a_long_run_does_not_grow(bench):
+def test_a_long_run_does_not_grow_in_memory_or_files(bench):
     soak(bench, iterations=2000)

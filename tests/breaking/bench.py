@@ -1,4 +1,4 @@
-"""Runs without a fault, and what others are compared with."""
+"""Reference runs without a fault, and the comparison of other runs with them."""
 
 import json
 import random
@@ -10,51 +10,58 @@ from tests.breaking.processes import LAUNCHERS, Job, iteration
 from utils import checkpoint
 
 
-class Lost(Exception):
-    """Something was lost; the message says what."""
+class CheckFailed(Exception):
+    """A run did not survive a fault as it should. The message says what is wrong."""
 
 
-def demand(holds: bool, what: str) -> None:
+def demand(holds: bool, message: str) -> None:
+    """Raise CheckFailed with the message unless the condition holds."""
     if not holds:
-        raise Lost(what)
+        raise CheckFailed(message)
 
 
 class Bench:
-    """A folder for runs, and the runs without a fault that others are compared with."""
+    """Start runs in one folder, and keep the reference runs to compare them with."""
 
     def __init__(self, folder: Path, seed: int) -> None:
-        self.folder, self.random, self.number = folder, random.Random(seed), 0
+        self.folder = folder
+        self.random = random.Random(seed)
+        self.number = 0  # of runs that were started
 
     def job(
         self, role: str = "teacher", launcher: str = "python", folder: Path | None = None, restarts: int = 0
     ) -> Job:
-        self.number += folder is None
-        folder = folder or self.folder / f"run{self.number}"
+        """Start a run in ``folder``, or in a new folder if none is given."""
+        if folder is None:
+            self.number += 1
+            folder = self.folder / f"run{self.number}"
         flags = ()
         if role == "student":
             flags = ("--kd", "cwd=3", "--teacher-pretrained", str(self.reference("teacher") / "last.pth"))
         return Job(role, launcher, folder, flags, restarts)
 
     def begun(self, at: int, role: str = "teacher", launcher: str = "python", **options: int) -> Job:
-        """A run that has come to an iteration."""
+        """Start a run and wait until its log has reached iteration ``at``."""
         job = self.job(role, launcher, None, **options)
         job.until(lambda: iteration(job.folder) >= at)
         return job
 
     def reference(self, role: str, launcher: str = "python") -> Path:
+        """Return the folder of the reference run. The first call runs it."""
         folder = self.folder / f"{role}-{LAUNCHERS[launcher]}"
         if not folder.exists():
             demand(self.job(role, launcher, folder).wait() == 0, f"the run without a fault failed: {folder}")
         return folder
 
     def resume(self, job: Job) -> None:
-        """Continue a run to its end, and compare."""
+        """Continue a run to its end and compare it with the reference run."""
         again = Job(job.role, job.launcher, job.folder, job.flags)
         demand(again.wait() == 0, f"it cannot be continued: {again.errors()}")
         same(self.reference(job.role, job.launcher), job.folder)
 
 
 def same(expected: Path, folder: Path) -> None:
+    """Raise CheckFailed unless both runs ended with the same checkpoint and logged the same losses."""
     one, two = (checkpoint.read(path / "last.pth") for path in (expected, folder))
     for key in one["model"]:
         demand(torch.equal(one["model"][key], two["model"][key]), f"{key} differs")
@@ -63,9 +70,10 @@ def same(expected: Path, folder: Path) -> None:
         demand(torch.equal(state["momentum_buffer"], other["momentum_buffer"]), f"momentum {key} differs")
     for key in ("iteration", "best_miou", "best_iteration"):
         demand(one[key] == two[key], f"{key}: {two[key]} instead of {one[key]}")
-    demand(losses(expected) == losses(folder), "the losses in metrics.jsonl differ")
+    demand(read_losses(expected) == read_losses(folder), "the losses in metrics.jsonl differ")
 
 
-def losses(folder: Path) -> list[tuple]:
+def read_losses(folder: Path) -> list[tuple]:
+    """Read the events, losses and scores in a run's log."""
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [(r["event"], r["iteration"], r.get("loss"), r.get("miou")) for r in records if r["event"] != "start"]

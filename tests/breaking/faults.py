@@ -1,4 +1,4 @@
-"""The faults: each breaks a run, and looks whether anything is lost."""
+"""The faults. Each function breaks a run and checks that nothing is lost."""
 
 import os
 import resource
@@ -14,12 +14,12 @@ from tests.breaking.processes import ITERATIONS, Job, iteration
 from utils import checkpoint
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
-LONG = {"patience": 3e5, "interval": 1}  # seconds: a long run's log is long to read
-END = 30  # seconds after a signal until the run has ended
+LONG_RUN_WAIT = {"patience": 3e5, "interval": 1}  # seconds; rarely, because the long log takes long to read
+END_PATIENCE = 30  # seconds that a run may take to end after a signal
 
 
-def killed(bench: Bench, role: str) -> None:
-    """SIGKILL to the whole run at a random moment of its life, start and end included."""
+def kill_run(bench: Bench, role: str) -> None:
+    """Send SIGKILL to the whole run at a random moment, which may be during its start or its end."""
     bench.reference(role)
     job = bench.begun(bench.random.randint(0, ITERATIONS), role)
     time.sleep(bench.random.uniform(0, 0.5))
@@ -27,27 +27,27 @@ def killed(bench: Bench, role: str) -> None:
     bench.resume(job)
 
 
-def signalled(bench: Bench, launcher: str) -> None:
-    """A signal to the process that was started; every 4 tries have all of them."""
+def send_stop_signal(bench: Bench, launcher: str) -> None:
+    """Send a signal to the process that was started. Four calls in a row send all four signals."""
     number = SIGNALS[bench.number % len(SIGNALS)]
     job = bench.begun(bench.random.randint(1, 9), "teacher", launcher)
     job.process.send_signal(number)
-    job.wait(END)
+    job.wait(END_PATIENCE)
     saved, logged = checkpoint.read(job.folder / "last.pth")["iteration"], iteration(job.folder)
     demand(saved == logged, f"{number.name}: saved at iteration {saved}, trained to {logged}")
     bench.resume(job)
 
 
-def rank_killed(bench: Bench) -> None:
-    """SIGKILL to one of two processes: the other ends, and a second start continues."""
+def kill_rank(bench: Bench) -> None:
+    """Send SIGKILL to one of two ranks. The other rank ends, and a second start continues the run."""
     job = bench.begun(3, "teacher", "torchrun")
     os.kill(bench.random.choice(job.ranks()), signal.SIGKILL)
-    demand(job.wait(END) != 0, "the job's status is 0")
+    demand(job.wait(END_PATIENCE) != 0, "the job's status is 0")
     bench.resume(job)
 
 
-def rank_restarted(bench: Bench) -> None:
-    """The same under --max-restarts 1: the job itself goes on to its end."""
+def kill_rank_and_restart(bench: Bench) -> None:
+    """Send SIGKILL to one of two ranks under --max-restarts 1. The job itself continues to its end."""
     bench.reference("teacher", "torchrun")
     job = bench.begun(3, "teacher", "torchrun", restarts=1)
     os.kill(bench.random.choice(job.ranks()), signal.SIGKILL)
@@ -55,25 +55,25 @@ def rank_restarted(bench: Bench) -> None:
     same(bench.reference("teacher", "torchrun"), job.folder)
 
 
-def stop_restarted(bench: Bench) -> None:
-    """A signal to one process under --max-restarts 3 is a stop, not a failure to be restarted."""
+def stop_rank_without_restart(bench: Bench) -> None:
+    """Send a signal to one rank under --max-restarts 3. The run stops, and torchrun does not restart it."""
     job = bench.begun(3, "teacher", "torchrun", restarts=3)
     os.kill(bench.random.choice(job.ranks()), signal.SIGUSR1)
-    job.wait(END)
+    job.wait(END_PATIENCE)
     bench.resume(job)
 
 
-def agent_killed(bench: Bench) -> None:
-    """SIGKILL to torchrun itself: its processes notice, save and end."""
+def kill_torchrun(bench: Bench) -> None:
+    """Send SIGKILL to torchrun itself. Its ranks notice this, save and end."""
     job = bench.begun(3, "teacher", "torchrun")
     job.process.kill()
-    job.wait(END)
+    job.wait(END_PATIENCE)
     demand(checkpoint.read(job.folder / "last.pth")["iteration"] >= iteration(job.folder), "work was lost")
     bench.resume(job)
 
 
-def damaged(bench: Bench) -> None:
-    """The last checkpoint cut off anywhere, or one bit of it changed: the previous one takes its place."""
+def damage_checkpoint(bench: Bench) -> None:
+    """Cut off last.pth anywhere, or flip one bit of it. The run continues from the previous checkpoint."""
     bench.number += 1
     folder = shutil.copytree(bench.reference("teacher"), bench.folder / f"run{bench.number}")
     path = folder / "last.pth"
@@ -90,16 +90,16 @@ def damaged(bench: Bench) -> None:
     same(bench.reference("teacher"), folder)
 
 
-def disk_full(bench: Bench) -> None:
-    """No file can grow beyond less than a checkpoint: the old one stays, the error names the file."""
+def limit_file_size(bench: Bench) -> None:
+    """Limit the size of files to less than a checkpoint. The old checkpoint stays, and the error names the file."""
     job = bench.job()
     job.until(lambda: (job.folder / "last.pth").exists())
     job.clear()
     size = (job.folder / "last.pth").stat().st_size
     before = checkpoint.read(job.folder / "last.pth")["iteration"]
     limit = bench.random.randrange(size // 10, size)
-    full = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (limit, limit))
-    again = Job(job.role, job.launcher, job.folder, prepare=full)
+    set_limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (limit, limit))
+    again = Job(job.role, job.launcher, job.folder, prepare=set_limit)
     demand(again.wait() == 2, f"it did not fail: {again.errors()}")
     demand("last.pth: File too large" in again.errors(), f"its error is {again.errors()}")
     demand(checkpoint.read(job.folder / "last.pth")["iteration"] == before, "the old checkpoint is gone")
@@ -107,40 +107,44 @@ def disk_full(bench: Bench) -> None:
 
 
 def soak(bench: Bench, iterations: int) -> str:
-    """A long run: what it holds and has open must not grow, nor its log without bound. Returns the figures."""
+    """Check that the memory, the open files and the log of a long run stay small. Return the figures as text."""
     flags = f"--max-iterations {iterations} --save-per-iters 800 --val-per-iters 800 --log-iter 10".split()
     flags += ["--backbone", "test_resnet"]  # timm's smallest
     bench.number += 1
     job = Job("teacher", "python", bench.folder / f"run{bench.number}", flags)
-    job.until(lambda: iteration(job.folder) >= min(1600, iterations // 4), **LONG)
-    first = usage(job.process.pid)
-    job.until(lambda: iteration(job.folder) >= iterations * 0.9, **LONG)
-    last = usage(job.process.pid)
+    job.until(lambda: iteration(job.folder) >= min(1600, iterations // 4), **LONG_RUN_WAIT)
+    first_memory, first_files = measure_usage(job.process.pid)
+    job.until(lambda: iteration(job.folder) >= iterations * 0.9, **LONG_RUN_WAIT)
+    last_memory, last_files = measure_usage(job.process.pid)
     demand(job.wait() == 0, f"it failed: {job.errors()}")
-    growth, log = (last[0] - first[0]) / 1e6, (job.folder / "metrics.jsonl").stat().st_size
+    growth = (last_memory - first_memory) / 1e6
+    log = (job.folder / "metrics.jsonl").stat().st_size
     demand(growth < 50, f"its memory grew by {growth:.0f} MB")
-    demand(last[1] <= first[1] + 2, f"its open files grew from {first[1]} to {last[1]}")
+    demand(last_files <= first_files + 2, f"its open files grew from {first_files} to {last_files}")
     demand(log / iterations * 40000 < 10e6, f"its log is of {log / 1e6:.1f} MB")
-    files = f"open files {first[1]} to {last[1]}, log {log / 1e6:.2f} MB"
+    files = f"open files {first_files} to {last_files}, log {log / 1e6:.2f} MB"
     return f"{iterations} iterations: memory {growth:+.1f} MB, {files}"
 
 
-def usage(pid: int) -> tuple[int, int]:
-    """Bytes in memory and open files of a process."""
+def measure_usage(pid: int) -> tuple[int, int]:
+    """Return a process's resident memory in bytes and its number of open files."""
     lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     return int(lines["VmRSS"].split()[0]) * 1024, len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
 FAULTS: dict[str, tuple[str, Callable[[Bench], object]]] = {
-    "sigkill_teacher": ("SIGKILL at a random moment, teacher", partial(killed, role="teacher")),
-    "sigkill_student": ("SIGKILL at a random moment, student", partial(killed, role="student")),
-    "signal_python": ("TERM, INT, USR1, HUP under python", partial(signalled, launcher="python")),
-    "signal_torchrun": ("TERM, INT, USR1, HUP under torchrun, 2 processes", partial(signalled, launcher="torchrun")),
-    "signal_launcher": ("TERM, INT, USR1, HUP to the shell launcher", partial(signalled, launcher="launcher")),
-    "rank_killed": ("SIGKILL to one of 2 processes", rank_killed),
-    "rank_restarted": ("the same under --max-restarts 1", rank_restarted),
-    "stop_restarted": ("USR1 to one process under --max-restarts 3", stop_restarted),
-    "agent_killed": ("SIGKILL to torchrun", agent_killed),
-    "damaged": ("last.pth cut off or one bit changed", damaged),
-    "disk_full": ("no space for a checkpoint", disk_full),
+    "sigkill_teacher": ("SIGKILL at a random moment, teacher", partial(kill_run, role="teacher")),
+    "sigkill_student": ("SIGKILL at a random moment, student", partial(kill_run, role="student")),
+    "signal_python": ("TERM, INT, USR1, HUP under python", partial(send_stop_signal, launcher="python")),
+    "signal_torchrun": (
+        "TERM, INT, USR1, HUP under torchrun, 2 processes",
+        partial(send_stop_signal, launcher="torchrun"),
+    ),
+    "signal_launcher": ("TERM, INT, USR1, HUP to the shell launcher", partial(send_stop_signal, launcher="launcher")),
+    "kill_rank": ("SIGKILL to one of 2 processes", kill_rank),
+    "kill_rank_and_restart": ("the same under --max-restarts 1", kill_rank_and_restart),
+    "stop_rank_without_restart": ("USR1 to one process under --max-restarts 3", stop_rank_without_restart),
+    "kill_torchrun": ("SIGKILL to torchrun", kill_torchrun),
+    "damage_checkpoint": ("last.pth cut off or one bit changed", damage_checkpoint),
+    "limit_file_size": ("no space for a checkpoint", limit_file_size),
 }

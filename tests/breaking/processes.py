@@ -1,4 +1,4 @@
-"""Training runs as processes: started in one of three ways, watched, and ended."""
+"""Start a training run in processes of its own in one of three ways, watch it, and end it."""
 
 import json
 import os
@@ -11,18 +11,18 @@ from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-ITERATIONS = 12  # of a run
+ITERATIONS = 12  # in one run
 SMALL = f"""
     --crop-size 32 32 --batch-size 4 --workers 1 --device cpu --lr 0.01 --resume auto
     --max-iterations {ITERATIONS} --save-per-iters 3 --val-per-iters 4 --log-iter 1
 """.split()
-LAUNCHERS = {"python": 1, "torchrun": 2, "launcher": 2}  # and their number of processes
-PATIENCE = 300  # seconds until a run has come as far as it should
-ORPHANS = 15  # seconds after a run's end until no process of it is left
+LAUNCHERS = {"python": 1, "torchrun": 2, "launcher": 2}  # launcher -> world size
+PATIENCE = 300  # seconds to wait for a run to reach an expected state
+ORPHAN_PATIENCE = 15  # seconds that the other processes of a run may outlive it
 
 
 class Job:
-    """A run of a small network. ``launcher``: python, torchrun, or the shell script."""
+    """A training run of a small network. ``launcher`` is python, torchrun, or launcher (the shell script)."""
 
     def __init__(
         self,
@@ -33,8 +33,16 @@ class Job:
         restarts: int = 0,
         prepare: Callable[[], object] | None = None,
     ) -> None:
-        """restarts: of torchrun. prepare: called in the new process before it becomes the run."""
-        self.role, self.launcher, self.folder, self.flags = role, launcher, folder, flags
+        """Start the run.
+
+        Args:
+            restarts: the value of torchrun's --max-restarts.
+            prepare: called in the new process before the training script starts there.
+        """
+        self.role = role
+        self.launcher = launcher
+        self.folder = folder
+        self.flags = flags
         folder.mkdir(parents=True, exist_ok=True)
         count = str(LAUNCHERS[launcher])
         network = f"train_{role}.py --dataset toy --model fcn --backbone resnet10t".split()
@@ -59,10 +67,10 @@ class Job:
             )
 
     def until(self, holds: Callable[[], bool], patience: float = PATIENCE, interval: float = 0.01) -> None:
-        """Wait for something in the run's folder, looking every so many seconds.
+        """Wait until the condition ``holds``. Check it every ``interval`` seconds.
 
         Raises:
-            TimeoutError: it does not happen, or the run has ended before.
+            TimeoutError: the condition does not hold after ``patience`` seconds, or the run has ended before.
         """
         deadline = time.monotonic() + patience
         while not holds():
@@ -72,24 +80,24 @@ class Job:
             time.sleep(interval)
 
     def ranks(self) -> list[int]:
-        """The training processes under torchrun."""
+        """Return the process ids of the ranks under torchrun."""
         pid, script = self.process.pid, f"train_{self.role}".encode()
         children = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
         return [child for child in children if script in Path(f"/proc/{child}/cmdline").read_bytes()]
 
     def wait(self, patience: float = 600) -> int:
-        """Its status, at its end; nothing of it is left.
+        """Wait for the run to end and return its exit status. Kill all processes that are left.
 
         Raises:
-            TimeoutError: it is still there after so many seconds, or one of its processes is a while later.
+            TimeoutError: the run takes more than ``patience`` seconds, or its other processes outlive it for too long.
         """
         try:
             status = self.process.wait(patience)
-            deadline = time.monotonic() + ORPHANS
+            deadline = time.monotonic() + ORPHAN_PATIENCE
             while (left := members(self.folder)) and time.monotonic() < deadline:
                 time.sleep(0.05)
             if left:
-                raise TimeoutError(f"{len(left)} processes are left {ORPHANS} s after its end")
+                raise TimeoutError(f"{len(left)} processes are left {ORPHAN_PATIENCE} s after its end")
         except subprocess.TimeoutExpired:
             raise TimeoutError(f"it did not end within {patience} s: {describe_threads(self.folder)}") from None
         finally:
@@ -97,28 +105,28 @@ class Job:
         return status
 
     def clear(self) -> None:
-        """End what is left of it."""
+        """Kill all processes of the run that are left."""
         for pid in members(self.folder):
             os.kill(pid, signal.SIGKILL)
         self.process.wait()
 
     def errors(self) -> str:
-        """The end of what it said on stderr."""
+        """Return the last 400 characters of the run's stderr."""
         return (self.folder / "stderr.txt").read_text(errors="replace").strip()[-400:]
 
 
 def iteration(folder: Path) -> int:
-    """The last one in the log; 0: none yet."""
+    """Return the last training iteration in the log, or 0 if there is none yet."""
     log = folder / "metrics.jsonl"
     lines = log.read_text(errors="replace").split("\n")[:-1] if log.exists() else []
     return max((record["iteration"] for record in map(json.loads, lines) if record["event"] == "train"), default=0)
 
 
 def describe_threads(folder: Path) -> str:
-    """What every thread of the run in a folder is called and waits for in the kernel."""
+    """List the run's threads with their names and the kernel functions in which they wait."""
     found = []
     for pid in members(folder):
-        with suppress(OSError):  # it has ended meanwhile
+        with suppress(OSError):  # the process has ended in the meantime
             for thread in sorted(Path(f"/proc/{pid}/task").iterdir()):
                 name, waits_in = ((thread / file).read_text().strip() for file in ("comm", "wchan"))
                 found.append(f"{pid}/{thread.name} {name} in {waits_in}")
@@ -126,13 +134,13 @@ def describe_threads(folder: Path) -> str:
 
 
 def members(folder: Path) -> list[int]:
-    """Living processes of the run in a folder: those that have it on their command line."""
+    """Return the ids of all running processes that have the run's folder on their command line."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            parts = (process / "cmdline").read_bytes().split(b"\0")  # empty for one that has ended
+            parts = (process / "cmdline").read_bytes().split(b"\0")  # empty if the process has ended
         except OSError:
-            continue  # it has ended meanwhile
+            continue  # the process has ended in the meantime
         if str(folder).encode() in parts:
             found.append(int(process.name))
     return found
