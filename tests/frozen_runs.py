@@ -1,12 +1,12 @@
-"""Digests of short runs: what a change that should not change a number is checked with.
+"""Compute digests of short runs, to check that a change of the code changes no number.
 
     python tests/frozen_runs.py write before.json
     (change the code)
     python tests/frozen_runs.py check before.json
 
 A digest covers the weights, the optimizer state, the state of the losses, and the logged losses and scores. It depends
-on the processor and on the versions of the libraries: compare only files that were written on one machine. Names of
-cases may follow the file: only those are run.
+on the processor and on the versions of the libraries, so compare only files that were written on the same machine.
+Give names of cases after the file to run only those.
 """
 
 import hashlib
@@ -40,10 +40,10 @@ MACHINE = ("images_per_second", "cpu_seconds", "memory_gb")
 
 
 class Case(NamedTuple):
-    """A run whose result is digested.
+    """A run of which to compute the digest.
 
-    flags may name ``{folder}``, where the run goes, and ``{teacher}``, the folder of the case ``teacher``. killed: the
-    run is killed after its first checkpoint, and continued.
+    ``flags`` may contain ``{folder}``, the folder of the run, and ``{teacher}``, the folder of the case ``teacher``.
+    If ``killed`` is set, the run is killed after its first checkpoint and then continued.
     """
 
     script: str
@@ -95,7 +95,7 @@ def run_case(case: Case, folder: Path, teacher: Path) -> str:
 
 
 def kill_after_first_checkpoint(line: Sequence[str], folder: Path) -> None:
-    """Start a run and end it by SIGKILL as soon as it has saved."""
+    """Start a run and send it SIGKILL as soon as it has saved a checkpoint."""
     process = subprocess.Popen(line, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL, start_new_session=True)
     while not (folder / "last.pth").exists() and process.poll() is None:
         time.sleep(0.005)
@@ -141,12 +141,12 @@ def add_value(digest: Any, value: Any) -> None:
 
 
 def run_cases(names: Sequence[str], folder: Path) -> dict[str, str]:
-    """Run cases by name, and ``teacher`` first, which others need. Return their digests."""
+    """Run the named cases and return their digests. ``teacher`` always runs first, because others need it."""
     digests = {}
     for name in ["teacher", *(name for name in names if name != "teacher")]:
-        began = time.monotonic()
+        start_time = time.monotonic()
         digests[name] = run_case(CASES[name], folder / name, folder / "teacher")
-        print(f"{name}: {digests[name][:16]} ({time.monotonic() - began:.0f} s)", flush=True)
+        print(f"{name}: {digests[name][:16]} ({time.monotonic() - start_time:.0f} s)", flush=True)
     return digests
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints of small untrained networks."""
+"""Write checkpoints of small untrained networks."""
 
 from pathlib import Path
 
@@ -14,13 +14,16 @@ from utils import checkpoint
 
 
 def write_checkpoint(path: Path, arch: str = "fcn", codes: str = "", spec: DatasetSpec = TOY, **changes: object) -> str:
-    """A network for the classes of ``spec``; with ``codes`` an assisted teacher. ``changes`` replace card entries."""
+    """Save an untrained network for the classes of ``spec`` and return the path of its checkpoint.
+
+    With ``codes`` the network is a label-assisted teacher. ``changes`` replace entries of its card.
+    """
     torch.manual_seed(0)
     noise = LabelNoise(len(spec.names), codes, 0.03, 100.0) if codes else None
     model = build_model(arch, BACKBONE, len(spec.names), 3 + (noise.planes if noise else 0))
-    model.main.classifier.weight.data.mul_(100)  # classes differ from pixel to pixel
-    shown = dict(noise.config) if noise else None
-    card = Card(dict(model.config), spec.names, spec.palette, "toy", "", "bgr_mean", shown, "random")
+    model.main.classifier.weight.data.mul_(100)  # so that the predicted class differs from pixel to pixel
+    noise_config = dict(noise.config) if noise else None
+    card = Card(dict(model.config), spec.names, spec.palette, "toy", "", "bgr_mean", noise_config, "random")
     path.parent.mkdir(exist_ok=True)
     checkpoint.save({**card.entries(), **changes, "model": model.state_dict()}, path)
     return str(path)

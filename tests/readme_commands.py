@@ -1,9 +1,9 @@
-"""Run every command of README.md and docs/ in a fresh clone with a bare environment, long ones in a small form.
+"""Run every command of README.md and docs/ in a fresh clone, with few environment variables and short trainings.
 
     python tests/readme_commands.py [--environment .venv] [--keep FOLDER]
 
-Without --environment the clone makes its own .venv. What a command needs and a newcomer brings (VOC, a folder of masks,
-a photograph) is made from random pictures; what needs a download from elsewhere than PyPI is replaced by a random file.
+Without --environment the clone makes its own .venv. Some commands need files of the user: VOC, a folder of masks, a
+photograph. This script makes them from random images. A random file replaces a download from elsewhere than PyPI.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-# in this order: a page may use what an earlier one has made
+# in this order, because a page may use files that an earlier page has made
 PAGES = (
     "README.md",
     "docs/train.md",
@@ -39,18 +39,18 @@ SMALL = {
     "OMP_NUM_THREADS": "1",
 }
 DOWNLOADED = {"download_checkpoints.py cirkd_resnet18_imagenet": "checkpoints/resnet18-imagenet.pth"}
-LEFT_OUT = (*DOWNLOADED, "prepare.py voc")  # parts of commands that need what cannot be brought
+NOT_RUN = (*DOWNLOADED, "prepare.py voc")  # a command that contains one of these needs a download and is not run
 
 
 def commands(readme: Path) -> list[str]:
-    """Of the bash blocks, continued lines joined, comments left out."""
+    """Return the commands in the bash blocks of a page. Join continued lines and leave out comments."""
     blocks = re.findall(r"^```bash\n(.*?)^```", readme.read_text(encoding="utf-8"), re.M | re.S)
     lines = [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     return [re.sub(r"\s+#.*", "", line) for line in lines if line and not line.startswith("#")]
 
 
-def bring(folder: Path) -> None:
-    """What the reader has and the repository has not."""
+def add_files_of_the_user(folder: Path) -> None:
+    """Write the files that a user has and the repository does not contain."""
     import numpy as np
     import torch
     from PIL import Image
@@ -84,13 +84,15 @@ def main() -> int:
         subprocess.run(["git", "clone", "--quiet", ROOT, clone], check=True)
         if options.environment:
             (clone / ".venv").symlink_to(options.environment.resolve())
-        bring(clone)
+        add_files_of_the_user(clone)
         lines = [line for page in PAGES for line in commands(clone / page)]
-        ran = [line for line in lines if not any(text in line for text in LEFT_OUT)]
-        script = "set -e\n" + "\n".join(f"printf '%s\\n' {'$ ' + line!r}\n{line}" for line in ran)
+        runnable = [line for line in lines if not any(text in line for text in NOT_RUN)]
+        script = "set -e\n" + "\n".join(f"printf '%s\\n' {'$ ' + line!r}\n{line}" for line in runnable)
         environment = {"HOME": os.environ["HOME"], "PATH": "/usr/local/bin:/usr/bin:/bin", **SMALL}
         status = subprocess.run(["bash", "-c", script], cwd=clone, env=environment, check=False).returncode
-        print(f"{len(ran)} of {len(lines)} commands, {'all ran' if status == 0 else f'stopped with status {status}'}")
+        print(
+            f"{len(runnable)} of {len(lines)} commands, {'all ran' if status == 0 else f'stopped with status {status}'}"
+        )
         return status
 
 

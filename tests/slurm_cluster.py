@@ -1,4 +1,4 @@
-"""Start a real SLURM of one machine for a test, from the distribution's packages slurm-wlm and munge."""
+"""Start a real SLURM cluster of one machine for a test. It needs the distribution's packages slurm-wlm and munge."""
 
 import getpass
 import os
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "srun", "scontrol")
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "srun", "scontrol")
 CONFIG = """
 # a job that is queued again waits for cred_expire seconds
 ClusterName=test
@@ -48,9 +48,9 @@ PartitionName=test Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 
 
 def find_missing() -> str:
-    """Return what of SLURM is not installed here, or why it cannot be started; "" where all is well."""
+    """Return which programs are not installed or why SLURM cannot start, or "" if it can start."""
     path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
-    missing = [name for name in NEEDED if shutil.which(name, path=path) is None]
+    missing = [name for name in PROGRAMS if shutil.which(name, path=path) is None]
     if missing:
         return f"{', '.join(missing)} not installed (apt-get install slurm-wlm munge)"
     return "" if os.geteuid() == 0 else "its daemons are started as root here"
@@ -58,10 +58,10 @@ def find_missing() -> str:
 
 @contextmanager
 def start_cluster(folder: Path, cpus: int = 2) -> Iterator[dict[str, str]]:
-    """Run the daemons of a cluster of this machine. Yield the environment in which SLURM's commands reach it.
+    """Start a cluster of this machine. Yield the environment variables with which SLURM's commands reach it.
 
     Raises:
-        TimeoutError: the node does not get ready within a minute; the message has the ends of the daemons' logs.
+        TimeoutError: the node is not ready within a minute. The message shows the ends of the daemons' logs.
     """
     for name in ("state", "spool"):
         (folder / name).mkdir(parents=True)
@@ -85,9 +85,9 @@ def start_cluster(folder: Path, cpus: int = 2) -> Iterator[dict[str, str]]:
     munge += [f"--pid-file={folder}/munge.pid", f"--log-file={folder}/munge.log", f"--seed-file={folder}/munge.seed"]
     daemons = []
     try:
-        for words in (munge, ["slurmctld", "-D", "-i"], ["slurmd", "-D", "-N", socket.gethostname().split(".")[0]]):
+        for command in (munge, ["slurmctld", "-D", "-i"], ["slurmd", "-D", "-N", socket.gethostname().split(".")[0]]):
             daemons.append(
-                subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             )
             time.sleep(1)
         wait_for_node(folder, environment)
@@ -101,14 +101,14 @@ def start_cluster(folder: Path, cpus: int = 2) -> Iterator[dict[str, str]]:
 
 def wait_for_node(folder: Path, environment: dict[str, str]) -> None:
     for _ in range(60):
-        shown = subprocess.run(
+        result = subprocess.run(
             ["sinfo", "-h", "-o", "%T"], env=environment, capture_output=True, text=True, check=False
         )
-        if shown.stdout.strip() == "idle":
+        if result.stdout.strip() == "idle":
             return
         time.sleep(1)
     logs = [path.read_text(errors="replace")[-800:] for path in sorted(folder.glob("*.log"))]
-    raise TimeoutError("the cluster does not get ready:\n" + "\n".join([shown.stdout, shown.stderr, *logs]))
+    raise TimeoutError("the cluster does not get ready:\n" + "\n".join([result.stdout, result.stderr, *logs]))
 
 
 def find_free_port() -> int:

@@ -1,4 +1,4 @@
-"""Run a script with the few images of the built-in data that tests in one process use: small_toy.py SCRIPT [flags]."""
+"""Run a script with few images in the toy data set, as many as in the tests: small_toy.py SCRIPT [flags]."""
 
 import runpy
 import sys

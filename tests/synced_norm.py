@@ -1,6 +1,6 @@
-"""Two processes hold a batch's images: SyncedNorm against BatchNorm of the whole batch. tests/test_norms.py runs it.
+"""Compare SyncedNorm on two ranks with BatchNorm on the whole batch. tests/test_norms.py runs this script.
 
-On the CPU, where PyTorch has none of the five kernels: here they are in Python, by their definition.
+The script runs on the CPU, for which PyTorch lacks the five kernels. It defines them in Python.
 """
 
 import sys
@@ -16,18 +16,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from engine.norms import SyncedNorm
 from utils.entry import run_main
 
-ACROSS = (0, 2, 3)
+REDUCED_DIMS = (0, 2, 3)
 
 
-def wide(x: Tensor) -> Tensor:
+def expand_channels(x: Tensor) -> Tensor:
     return x.view(1, -1, 1, 1)
 
 
-def stats(x, eps):
-    return x.mean(ACROSS), (x.var(ACROSS, correction=0) + eps).rsqrt()
+def compute_stats(x, eps):
+    return x.mean(REDUCED_DIMS), (x.var(REDUCED_DIMS, correction=0) + eps).rsqrt()
 
 
-def gather(x, means, inverses, running_mean, running_var, momentum, eps, counts):
+def gather_stats(x, means, inverses, running_mean, running_var, momentum, eps, counts):
     share, total = (counts / counts.sum()).unsqueeze(1), counts.sum()
     mean = (means * share).sum(0)
     var = ((inverses**-2 - eps + means**2) * share).sum(0) - mean**2
@@ -36,32 +36,39 @@ def gather(x, means, inverses, running_mean, running_var, momentum, eps, counts)
     return mean, (var + eps).rsqrt()
 
 
-def elements(x, weight, bias, mean, inverse, eps):
-    return (x - wide(mean)) * wide(inverse * weight) + wide(bias)
+def normalize(x, weight, bias, mean, inverse, eps):
+    return (x - expand_channels(mean)) * expand_channels(inverse * weight) + expand_channels(bias)
 
 
-def sums(upper, x, mean, inverse, weight, *needed):
-    down, along = upper.sum(ACROSS), (upper * (x - wide(mean))).sum(ACROSS)
-    return down, along, along * inverse, down.clone()
+def reduce_gradients(output_gradient, x, mean, inverse, weight, *needed):
+    gradient_sum, product_sum = (
+        output_gradient.sum(REDUCED_DIMS),
+        (output_gradient * (x - expand_channels(mean))).sum(REDUCED_DIMS),
+    )
+    return gradient_sum, product_sum, product_sum * inverse, gradient_sum.clone()
 
 
-def gradient(upper, x, mean, inverse, weight, down, along, counts):
+def compute_input_gradient(output_gradient, x, mean, inverse, weight, gradient_sum, product_sum, counts):
     total = counts.sum()
-    inner = upper - wide(down / total) - (x - wide(mean)) * wide(along / total * inverse**2)
-    return inner * wide(inverse * weight)
+    centred = (
+        output_gradient
+        - expand_channels(gradient_sum / total)
+        - (x - expand_channels(mean)) * expand_channels(product_sum / total * inverse**2)
+    )
+    return centred * expand_channels(inverse * weight)
 
 
 KERNELS = {
-    "batch_norm_stats": stats,
-    "batch_norm_gather_stats_with_counts": gather,
-    "batch_norm_elemt": elements,
-    "batch_norm_backward_reduce": sums,
-    "batch_norm_backward_elemt": gradient,
+    "batch_norm_stats": compute_stats,
+    "batch_norm_gather_stats_with_counts": gather_stats,
+    "batch_norm_elemt": normalize,
+    "batch_norm_backward_reduce": reduce_gradients,
+    "batch_norm_backward_elemt": compute_input_gradient,
 }
 
 
-class NoWaiting(TorchDispatchMode):
-    """Refuses what the host would wait for a device in."""
+class ForbidHostWaits(TorchDispatchMode):
+    """Fail on an operation in which the host would wait for the device."""
 
     def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
         assert not function.__name__.startswith(("nonzero", "index.", "_local_scalar_dense")), function
@@ -73,30 +80,32 @@ def main() -> None:
     for name, kernel in KERNELS.items():
         library.impl(name, kernel, "CPU")
     dist.init_process_group("gloo")
-    dist.all_gather = None  # a list of tensors costs a copy each: the layer gathers into one tensor
+    dist.all_gather = None  # the layer must gather into one tensor, because a list costs one copy per tensor
     rank = dist.get_rank()
     torch.manual_seed(0)
     for layout in (torch.contiguous_format, torch.channels_last):
-        norm, plain = SyncedNorm(3).double(), nn.BatchNorm2d(3).double()
-        for parameter, other in zip(norm.parameters(), plain.parameters(), strict=True):
+        synced_norm, batch_norm = SyncedNorm(3).double(), nn.BatchNorm2d(3).double()
+        for parameter, other in zip(synced_norm.parameters(), batch_norm.parameters(), strict=True):
             other.data = nn.init.normal_(parameter.data).clone()
         for _ in range(2):
-            whole, upper = (2 * torch.randn(2, 4, 3, 5, 6).double() + 3).contiguous().unbind()
-            whole.requires_grad_()
-            expected = plain(whole)
-            expected.backward(upper)
-            parts = (x.detach().split([1, 3])[rank].contiguous(memory_format=layout) for x in (whole, upper))
-            own, own_upper = parts
-            own.requires_grad_()
-            with NoWaiting():
-                found = norm(own)
-                found.backward(own_upper)
+            full_batch, output_gradient = (2 * torch.randn(2, 4, 3, 5, 6).double() + 3).contiguous().unbind()
+            full_batch.requires_grad_()
+            expected = batch_norm(full_batch)
+            expected.backward(output_gradient)
+            parts = (
+                x.detach().split([1, 3])[rank].contiguous(memory_format=layout) for x in (full_batch, output_gradient)
+            )
+            local_batch, local_output_gradient = parts
+            local_batch.requires_grad_()
+            with ForbidHostWaits():
+                found = synced_norm(local_batch)
+                found.backward(local_output_gradient)
             torch.testing.assert_close(found, expected.split([1, 3])[rank])
-            torch.testing.assert_close(own.grad, whole.grad.split([1, 3])[rank])
-        for parameter, other in zip(norm.parameters(), plain.parameters(), strict=True):
+            torch.testing.assert_close(local_batch.grad, full_batch.grad.split([1, 3])[rank])
+        for parameter, other in zip(synced_norm.parameters(), batch_norm.parameters(), strict=True):
             dist.all_reduce(parameter.grad)
             torch.testing.assert_close(parameter.grad, other.grad)
-        torch.testing.assert_close(norm.state_dict(), plain.state_dict())
+        torch.testing.assert_close(synced_norm.state_dict(), batch_norm.state_dict())
     dist.destroy_process_group()
 
 
