@@ -1,4 +1,4 @@
-"""The adversarial term: its gradients, its own optimizer, what is saved of it, and who sees it."""
+"""The adversarial loss: its gradients, the training of its discriminator and its state dict."""
 
 import copy
 import io
@@ -13,25 +13,25 @@ from utils.types import Output
 LABEL = torch.zeros(2, 16, 16, dtype=torch.long)
 
 
-def outputs(seed: int = 0, size: tuple[int, int] = (9, 12)) -> tuple[Output, Output]:
+def make_outputs(seed: int = 0, size: tuple[int, int] = (9, 12)) -> tuple[Output, Output]:
     generator = torch.Generator().manual_seed(seed)
     s, t = (torch.randn(2, 5, *size, generator=generator) for _ in range(2))
     return Output(s.requires_grad_(), (), s), Output(t, (), t)
 
 
-def state_of(loss: Adversarial) -> dict:
-    """As a checkpoint gives it back."""
+def save_and_load_state(loss: Adversarial) -> dict:
+    """Save the state dict of a loss to a file and load it again, as a checkpoint does."""
     file = io.BytesIO()
     torch.save(loss.state_dict(), file)
     file.seek(0)
     return torch.load(file, weights_only=True)
 
 
-def weights(loss: Adversarial) -> list[torch.Tensor]:
+def copy_weights(loss: Adversarial) -> list[torch.Tensor]:
     return [value.detach().clone() for value in loss.discriminator.state_dict().values()]
 
 
-def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
+def are_equal(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
@@ -48,18 +48,18 @@ def test_hinge_losses():
 
 
 def test_logits_that_overflowed_do_not_spoil_the_discriminator(loss):
-    s, t = outputs()
+    s, t = make_outputs()
     loss(s, t, LABEL)
     infinite = Output(s.logits.detach() * torch.inf, (), s.feat)
     assert not loss(infinite, t, LABEL).isfinite()
-    assert all(value.isfinite().all() for value in weights(loss))
+    assert all(value.isfinite().all() for value in copy_weights(loss))
     assert loss(s, t, LABEL).isfinite()
 
 
-def test_the_student_gets_the_gradient_of_the_discriminator_that_judged_it(loss):
-    s, t = outputs()
+def test_the_student_gets_the_gradient_of_the_discriminator_before_its_update(loss):
+    s, t = make_outputs()
     twin = Adversarial(8, 8, 5).train()
-    twin.load_state_dict(state_of(loss))
+    twin.load_state_dict(save_and_load_state(loss))
     value = loss(s, t, LABEL)
     value.backward()
     logits = s.logits.detach().clone().requires_grad_()
@@ -70,8 +70,8 @@ def test_the_student_gets_the_gradient_of_the_discriminator_that_judged_it(loss)
     assert s.logits.grad.abs().sum() > 0
 
 
-def test_the_discriminator_learns_to_tell_them_apart(loss):
-    s, t = outputs()
+def test_the_discriminator_learns_to_tell_student_from_teacher(loss):
+    s, t = make_outputs()
     before = discriminator_loss(loss.discriminator(s.logits), loss.discriminator(t.logits)).item()
     for _ in range(8):
         loss(s, t, LABEL)
@@ -80,7 +80,7 @@ def test_the_discriminator_learns_to_tell_them_apart(loss):
     assert all(p.grad is None for p in loss.discriminator.parameters())
 
 
-def test_it_is_hidden_from_the_step_but_moved_with_it(loss):
+def test_the_loss_hides_its_discriminator_but_passes_on_dtype_and_mode(loss):
     assert list(loss.parameters()) == list(loss.buffers()) == []
     kd = build_kd("adv=0.001", 8, 8, 5)
     assert list(kd.parameters()) == []
@@ -90,25 +90,25 @@ def test_it_is_hidden_from_the_step_but_moved_with_it(loss):
     assert not inner.training
 
 
-def test_eval_mode_leaves_it_as_it_is(loss):
-    before = weights(loss.eval())
-    s, t = outputs()
+def test_eval_mode_does_not_train_the_discriminator(loss):
+    before = copy_weights(loss.eval())
+    s, t = make_outputs()
     loss(s, t, LABEL).backward()
     assert s.logits.grad.abs().sum() > 0
-    assert same(before, weights(loss))
+    assert are_equal(before, copy_weights(loss))
 
 
-def test_a_saved_one_continues_to_the_same_bits(loss):
+def test_a_loaded_loss_continues_to_the_same_bits(loss):
     for seed in range(2):
-        loss(*outputs(seed), LABEL)
-    saved = state_of(loss)
+        loss(*make_outputs(seed), LABEL)
+    saved = save_and_load_state(loss)
     torch.manual_seed(7)
     twin = Adversarial(8, 8, 5).train()
-    assert not same(weights(loss), weights(twin))
+    assert not are_equal(copy_weights(loss), copy_weights(twin))
     twin.load_state_dict(saved)
     for seed in range(2, 4):
-        assert loss(*outputs(seed), LABEL).item() == twin(*outputs(seed), LABEL).item()
-    assert same(weights(loss), weights(twin))
+        assert loss(*make_outputs(seed), LABEL).item() == twin(*make_outputs(seed), LABEL).item()
+    assert are_equal(copy_weights(loss), copy_weights(twin))
     moments = [one.optimizer.state_dict()["state"] for one in (loss, twin)]
     for one, other in zip(*(m.values() for m in moments), strict=True):
         assert all(torch.equal(one[key], other[key]) for key in ("step", "exp_avg", "exp_avg_sq"))
@@ -119,13 +119,15 @@ def test_the_layout_of_the_logits_does_not_matter(loss):
     gradients = []
     for layout in (torch.contiguous_format, torch.channels_last):
         logits = maps.clone(memory_format=layout).requires_grad_()
-        copy.deepcopy(loss.discriminator)(logits).mean().backward()  # a forward pass changes it
+        copy.deepcopy(loss.discriminator)(
+            logits
+        ).mean().backward()  # a copy, because a forward pass changes the spectral norm
         gradients.append(logits.grad)
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6 * gradients[0].abs().max().item())
 
 
 @pytest.mark.parametrize("size", [(4, 4), (45, 45), (64, 128), (65, 97)])
-def test_maps_of_any_size_are_judged(loss, size):
-    scores = loss.discriminator(outputs(size=size)[0].logits)
+def test_the_discriminator_accepts_maps_of_any_size(loss, size):
+    scores = loss.discriminator(make_outputs(size=size)[0].logits)
     assert scores.shape[:2] == (2, 1)
     assert scores.shape[2] == max(size[0], 64) // 16 - 3

@@ -1,4 +1,4 @@
-"""The release's way, which ours is timed against, computes the same on the same draws."""
+"""The released code, with which the benchmark compares our speed, computes the same from the same random draws."""
 
 import pytest
 import torch
@@ -13,7 +13,8 @@ from utils.seeding import RowGenerator
 
 @pytest.mark.parametrize("codes", ["random", "fixed"])
 def test_label_planes(codes):
-    label, noise = make_label_maps(3, (24, 32), 21), LabelNoise(21, codes, 0.03, 100.0)
+    label = make_label_maps(3, (24, 32), 21)
+    noise = LabelNoise(21, codes, 0.03, 100.0)
     for path in (0, 1):
         plane = as_released.make_noised_label(
             mark_ignored(label), 21, 0.03, *repeat_draws(noise, label, RowGenerator(4), path)
@@ -23,7 +24,8 @@ def test_label_planes(codes):
 
 def test_scores():
     generator = torch.Generator().manual_seed(0)
-    score, confusion = as_released.Score(5), torch.zeros(5, 5, dtype=torch.int64)
+    score = as_released.Score(5)
+    confusion = torch.zeros(5, 5, dtype=torch.int64)
     label = make_label_maps(3, (40, 56), 4)  # the fifth class does not occur
     for truth in label.split(1):
         logits = 3 * torch.randn(1, 5, 6, 8, generator=generator)

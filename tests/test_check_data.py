@@ -1,4 +1,4 @@
-"""The checker counts exactly and lists every problem with its path."""
+"""check_data.py counts pixels exactly and lists every problem with its path."""
 
 import json
 import os
@@ -24,8 +24,8 @@ from utils.errors import explain_error
 SCRIPT = Path(__file__).parent.parent / "scripts/data/check_data.py"
 
 
-def check(monkeypatch, tmp_path, *flags):
-    """Exit status and JSON of a run in this process."""
+def run_check(monkeypatch, tmp_path, *flags):
+    """Run check_data.py in this process. Return its exit status and its JSON."""
     result = tmp_path / "result.json"
     argv = [str(SCRIPT), "--workers", "0", "--json", str(result), *map(str, flags)]
     monkeypatch.setattr(sys, "argv", argv)
@@ -42,7 +42,7 @@ def test_counts_of_an_official_layout(tree, tmp_path, monkeypatch):
     name, make = TREES[tree]
     root = tmp_path / "root"
     expected = make(root)
-    status, result = check(monkeypatch, tmp_path, "--dataset", name, "--data", root)
+    status, result = run_check(monkeypatch, tmp_path, "--dataset", name, "--data", root)
     assert (status, result["problems"]) == (0, [])
     names = get_dataset_spec(name, str(root)).names
     for split, labels in expected.items():
@@ -62,18 +62,18 @@ def test_one_split_in_worker_processes(tmp_path):
     assert np.array_equal(alone["val"].pixels, shared["val"].pixels)
 
 
-def end(task):
+def kill_own_process(task):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_killed_process_is_not_waited_for():
+def test_a_killed_worker_process_is_an_error():
     with pytest.raises(BrokenProcessPool) as raised:
-        list(map_in_processes(end, [(None, None, None)], 1))
+        list(map_in_processes(kill_own_process, [(None, None, None)], 1))
     assert "fewer --workers" in str(explain_error(raised.value))
 
 
-def test_processes_end_with_the_one_that_began_them():
-    """Killed, it can tell them nothing."""
+def test_worker_processes_end_if_their_parent_is_killed():
+    """A killed parent cannot tell its workers to end."""
     code = """
 import multiprocessing, os, time
 from scripts.data.pool import map_in_processes
@@ -86,7 +86,7 @@ list(map_in_processes(wait, range(32), 2))
     workers = [int(process.stdout.readline()) for _ in range(2)]
     process.kill()
     try:
-        process.communicate(timeout=30)  # until the last that could write has ended
+        process.communicate(timeout=30)  # returns when all processes that can write have ended
     except subprocess.TimeoutExpired:
         for worker in workers:
             os.kill(worker, signal.SIGKILL)
@@ -108,7 +108,7 @@ def test_every_problem_is_listed_with_its_path(tmp_path, monkeypatch, capsys):
     (train / "4.jpg").write_bytes(b"")
     label(annot / "5.png", np.zeros((20, 30, 3), np.uint8))
     shutil.copy(train / "6.jpg", root / "val/8.jpg")
-    status, result = check(monkeypatch, tmp_path, "--dataset", "camvid", "--data", root)
+    status, result = run_check(monkeypatch, tmp_path, "--dataset", "camvid", "--data", root)
     wanted = [
         f"{train}/0.jpg cannot be read",
         f"{annot}/0.png holds ids that are no class: 77 (600 px)",
@@ -125,7 +125,7 @@ def test_every_problem_is_listed_with_its_path(tmp_path, monkeypatch, capsys):
         assert sum(problem.startswith(text) for problem in result["problems"]) == 1, text
     assert len(result["problems"]) == len(wanted)
     assert result["splits"]["train"]["classes"]["tree"] == 0
-    assert result["splits"]["train"]["classes"]["sign"] == 600  # what can be read is counted
+    assert result["splits"]["train"]["classes"]["sign"] == 600  # readable labels are counted
     printed = capsys.readouterr().out
     assert all(f"problem: {problem}\n" in printed for problem in result["problems"])
     assert "train: 8 images (official: 367), 8 problems" in printed
@@ -138,8 +138,8 @@ def test_problems_of_one_kind_are_one_line(tmp_path, monkeypatch, capsys):
             picture(root / f"{split}/photo {n}.jpg", n + (100 if split == "val" else 0))
             label(root / f"{split}annot/photo {n}.png", np.full((20, 30), n + 10, np.uint8))
     (root / "trainannot/photo 3.png").unlink()
-    status, result = check(monkeypatch, tmp_path, "--dataset", "camvid", "--data", root)
-    assert (status, len(result["problems"])) == (1, 15)  # ids 10 and 11 are a class and ignored
+    status, result = run_check(monkeypatch, tmp_path, "--dataset", "camvid", "--data", root)
+    assert (status, len(result["problems"])) == (1, 15)  # id 10 is a class, id 11 is ignored
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("problem: ")]
     assert len(lines) == 3
     assert "photo 2.png holds ids that are no class: 12 (600 px); 11 classes (13 like this; also " in lines[0]
@@ -154,7 +154,7 @@ def test_a_file_that_cannot_be_opened_hides_no_other_problem(tmp_path, monkeypat
     (tmp_path / "list.txt").write_text(f"a\n{'b' * 300}.jpg\n")
     split = "{images: images, labels: labels, list: list.txt}"
     (tmp_path / "dataset.yaml").write_text(f"names: [x, y]\nsplits: {{train: {split}, val: {split}}}\n")
-    status, result = check(monkeypatch, tmp_path, "--dataset", "folder", "--data", tmp_path, "--split", "val")
+    status, result = run_check(monkeypatch, tmp_path, "--dataset", "folder", "--data", tmp_path, "--split", "val")
     assert status == 1
     assert [problem.split(": ")[-1] for problem in result["problems"]] == [
         "7 (600 px); 2 classes",
@@ -164,7 +164,7 @@ def test_a_file_that_cannot_be_opened_hides_no_other_problem(tmp_path, monkeypat
 
 
 def test_a_wrong_root_and_bad_flags(tmp_path, monkeypatch, capsys):
-    status, result = check(monkeypatch, tmp_path, "--dataset", "voc", "--data", tmp_path)
+    status, result = run_check(monkeypatch, tmp_path, "--dataset", "voc", "--data", tmp_path)
     assert status == 1
     assert "JPEGImages" in result["problems"][0]
     for flags, message in (
@@ -172,11 +172,11 @@ def test_a_wrong_root_and_bad_flags(tmp_path, monkeypatch, capsys):
         (["--dataset", "vok", "--data", tmp_path], "did you mean 'voc'"),
         (["--dataset", "voc", "--data", tmp_path, "--split", "va"], "did you mean 'val'"),
     ):
-        assert check(monkeypatch, tmp_path, *flags)[0] == 2
+        assert run_check(monkeypatch, tmp_path, *flags)[0] == 2
         assert message in capsys.readouterr().err
 
 
-def test_labels_without_image_of_long_names(tmp_path, monkeypatch):
+def test_a_cityscapes_label_without_image_is_listed(tmp_path, monkeypatch):
     root = tmp_path / "root"
     TREES["cityscapes"][1](root)
     image = next((root / "leftImg8bit/train/aachen").iterdir())
@@ -184,11 +184,11 @@ def test_labels_without_image_of_long_names(tmp_path, monkeypatch):
     found = next((root / "gtFine/train/aachen").glob("*labelIds.png"))
     shutil.copy(found, found.with_name("aachen_000009_000009_gtFine_labelIds.png"))
     image.unlink()
-    status, result = check(monkeypatch, tmp_path, "--dataset", "cityscapes", "--data", root, "--split", "train")
+    status, result = run_check(monkeypatch, tmp_path, "--dataset", "cityscapes", "--data", root, "--split", "train")
     assert (status, result["problems"]) == (1, [f"label without image: {found}"])
 
 
-def test_a_label_without_image_of_names_with_prefixes(tmp_path, monkeypatch):
+def test_a_label_without_image_is_listed_if_names_have_prefixes(tmp_path, monkeypatch):
     for n in range(3):
         picture(tmp_path / f"img_{n}.png")
     for n in range(4):
@@ -196,31 +196,33 @@ def test_a_label_without_image_of_names_with_prefixes(tmp_path, monkeypatch):
     (tmp_path / "dataset.yaml").write_text(
         "names: [a, b]\nimage_prefix: img_\nlabel_prefix: mask_\nsplits: {train: {images: ., labels: .}}\n"
     )
-    status, result = check(monkeypatch, tmp_path, "--dataset", "folder", "--data", tmp_path, "--split", "train")
+    status, result = run_check(monkeypatch, tmp_path, "--dataset", "folder", "--data", tmp_path, "--split", "train")
     assert (status, result["problems"]) == (1, [f"label without image: {tmp_path / 'mask_3.png'}"])
 
 
-def photograph(root: Path, name: str, orientation: int, size: tuple[int, int], labelled_size: tuple[int, int]) -> None:
+def write_image_and_label(
+    root: Path, name: str, orientation: int, size: tuple[int, int], label_size: tuple[int, int]
+) -> None:
+    """Write an image with an EXIF orientation, and a label that may have another size."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     pixels = np.random.default_rng(orientation).integers(0, 256, (*size, 3), dtype=np.uint8)
     (root / "images").mkdir(exist_ok=True, parents=True)
     Image.fromarray(pixels).save(root / f"images/{name}", exif=exif)
-    label(
-        root / f"masks/{Path(name).stem}.png", np.arange(size[0] * size[1], dtype=np.uint8).reshape(labelled_size) % 2
-    )
+    label(root / f"masks/{Path(name).stem}.png", np.arange(size[0] * size[1], dtype=np.uint8).reshape(label_size) % 2)
 
 
-def test_pictures_whose_orientation_leaves_the_label_open_are_named(tmp_path, monkeypatch, capsys):
+def test_images_are_warned_of_if_the_label_does_not_show_the_orientation(tmp_path, monkeypatch, capsys):
     suffixes = ["png", "jpg", "tif", "webp"]
     for suffix in suffixes:
         for orientation in (1, 2, 3, 4):
-            photograph(tmp_path, f"{suffix}{orientation}.{suffix}", orientation, (6, 8), (6, 8))
+            write_image_and_label(tmp_path, f"{suffix}{orientation}.{suffix}", orientation, (6, 8), (6, 8))
         for orientation in (5, 6, 7, 8):
-            photograph(tmp_path, f"{suffix}{orientation}.{suffix}", orientation, (6, 6), (6, 6))
-            photograph(tmp_path, f"{suffix}_told{orientation}.{suffix}", orientation, (6, 8), (8, 6))
+            write_image_and_label(tmp_path, f"{suffix}{orientation}.{suffix}", orientation, (6, 6), (6, 6))
+            # here the size of the label shows that it was drawn on the rotated image
+            write_image_and_label(tmp_path, f"{suffix}_told{orientation}.{suffix}", orientation, (6, 8), (8, 6))
     (tmp_path / "dataset.yaml").write_text("names: [a, b]\nsplits:\n  train: {images: images, labels: masks}\n")
-    status, result = check(monkeypatch, tmp_path, "--dataset", "folder", "--data", tmp_path, "--split", "train")
+    status, result = run_check(monkeypatch, tmp_path, "--dataset", "folder", "--data", tmp_path, "--split", "train")
     assert (status, result["problems"]) == (0, [])
     expected = sorted(f"{suffix}{orientation}.{suffix}" for suffix in suffixes for orientation in range(2, 9))
     assert sorted(Path(warning.split()[0]).name for warning in result["warnings"]) == expected
@@ -228,15 +230,15 @@ def test_pictures_whose_orientation_leaves_the_label_open_are_named(tmp_path, mo
     assert sorted(printed) == sorted(f"warning: {warning}" for warning in result["warnings"])
 
 
-def test_a_label_with_an_orientation_is_named(tmp_path, monkeypatch):
-    photograph(tmp_path, "a.png", 1, (6, 8), (6, 8))
+def test_a_label_with_an_exif_orientation_is_warned_of(tmp_path, monkeypatch):
+    write_image_and_label(tmp_path, "a.png", 1, (6, 8), (6, 8))
     exif = Image.Exif()
     exif[0x0112] = 3
     with Image.open(tmp_path / "masks/a.png") as file:
         ids = np.array(file)
     Image.fromarray(ids).save(tmp_path / "masks/a.png", exif=exif)
     (tmp_path / "dataset.yaml").write_text("names: [a, b]\nsplits:\n  train: {images: images, labels: masks}\n")
-    status, result = check(monkeypatch, tmp_path, "--dataset", "folder", "--data", tmp_path, "--split", "train")
+    status, result = run_check(monkeypatch, tmp_path, "--dataset", "folder", "--data", tmp_path, "--split", "train")
     assert status == 0
     assert result["warnings"] == [f"{tmp_path}/masks/a.png is a label with EXIF orientation 3, which is not applied"]
 

@@ -40,10 +40,10 @@ def test_a_flipped_byte_in_the_weights_is_found(file):
 
 
 def test_a_failed_save_keeps_the_old_file(file, monkeypatch):
-    def full(*_):
+    def fail_with_full_disk(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", fail_with_full_disk)
     with pytest.raises(UserError, match=r"last\.pth: .*No space"):
         checkpoint.save({"model": {}}, file)
     assert checkpoint.read(file)["iteration"] == 3
