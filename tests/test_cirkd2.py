@@ -1,4 +1,4 @@
-"""CIRKDV2's channel memory and context module, and the release's pixel choice."""
+"""CIRKDv2's channel queue and context module, and the choice of pixels in the released code."""
 
 import pytest
 import torch
@@ -13,31 +13,34 @@ from utils.errors import UserError
 SIZES = "pixel_size=9:region_size=5:channel_size=40"
 
 
-def test_the_context_module_by_loops_over_positions():
+def test_the_context_module_matches_loops_over_positions():
     torch.manual_seed(0)
     module = Context(4).double().eval()
     x = torch.randn(1, 4, 2, 3, dtype=torch.float64)
     rows = x.flatten(2)[0].t()
     q, k, v = (rows @ conv.weight[:, :, 0, 0].t() for conv in (module.query, module.key, module.value))
-    seen = []
+    contexts = []
     for i in range(6):
-        look = torch.exp(torch.stack([q[i] @ k[j] for j in range(6)]) / 2**0.5)
-        seen.append(sum(look[j] * v[j] for j in range(6)) / look.sum())
-    expanded = module.expand(torch.stack(seen).t().view(1, 2, 2, 3))
+        attention = torch.exp(torch.stack([q[i] @ k[j] for j in range(6)]) / 2**0.5)
+        contexts.append(sum(attention[j] * v[j] for j in range(6)) / attention.sum())
+    expanded = module.expand(torch.stack(contexts).t().view(1, 2, 2, 3))
     expected = module.fuse(torch.cat([x, expanded], 1))
     torch.testing.assert_close(module(x), expected)
 
 
-def test_the_channel_queue_takes_the_length_of_the_first_maps_and_stores_the_teacher_s():
+def test_the_channel_queue_takes_its_width_from_the_first_maps_and_stores_teacher_channels():
     torch.manual_seed(0)
     terms = ChannelTerms(6, 16, size=40).train()
     terms.fresh = 10
-    s, t, label = outputs((9, 6), (9, 6))  # pooled 3 x 2: four divides neither side
+    s, t, label = outputs((9, 6), (9, 6))  # pooled to 3 x 2, although neither side is a multiple of 4
     assert set(terms(s, t, label)) == {"channel", "memory_channel", "channel_mse"}
     assert terms.queue.shape == (1, 40, 6)
     assert terms.pointer.tolist() == [10]
-    mine = normalise_channels(pool_features(t.feat)).flatten(0, 1)
-    assert torch.cdist(terms.queue[0, :10], mine, compute_mode="donot_use_mm_for_euclid_dist").amin(1).max() < 1e-6
+    teacher_channels = normalise_channels(pool_features(t.feat)).flatten(0, 1)
+    assert (
+        torch.cdist(terms.queue[0, :10], teacher_channels, compute_mode="donot_use_mm_for_euclid_dist").amin(1).max()
+        < 1e-6
+    )
     assert len(terms.queue[0, :10].unique(dim=0)) == 10
     torch.testing.assert_close(terms.queue.norm(dim=2), torch.ones(1, 40))
     stored = terms.queue.clone()
@@ -45,18 +48,18 @@ def test_the_channel_queue_takes_the_length_of_the_first_maps_and_stores_the_tea
     assert torch.equal(stored, terms.queue)
 
 
-def test_a_new_run_begins_with_the_same_queue_in_every_process():
+def test_a_new_run_starts_with_the_same_queue_on_every_rank():
     queues = []
     for rank in range(2):
         torch.manual_seed(5)
         terms = ChannelTerms(6, 16, size=40).eval()
-        torch.manual_seed(100 + rank)  # as the engine does before each iteration
+        torch.manual_seed(100 + rank)  # the engine sets another seed on each rank before an iteration
         terms(*outputs())
         queues.append(terms.queue)
     assert torch.equal(*queues)
 
 
-def test_a_saved_one_is_loaded_before_it_has_seen_a_map():
+def test_a_state_dict_can_be_loaded_before_the_first_forward_pass():
     losses = build_kd(f"cirkd2=1:{SIZES}", 6, 16, 5).train()
     losses(*outputs())
     twin = build_kd(f"cirkd2=1:{SIZES}", 6, 16, 5).train()
@@ -78,17 +81,18 @@ def test_the_published_weights_and_shared_projector():
     assert loss.channels.projector is not loss.parts["memory_pixel"].projector
 
 
-def test_a_term_of_weight_0_is_neither_made_nor_told():
+def test_a_part_of_weight_0_is_neither_built_nor_logged():
     losses = build_kd("cirkd2=1:memory_pixel=0:memory_region=0:channel=0:memory_channel=0:channel_mse=0", 6, 16, 5)
     _, terms = losses(*outputs())
     assert terms.keys() == {"cirkd2", "cirkd2_fitnet", "cirkd2_pixel"}
     assert not any("queue" in key for key in losses.state_dict())
 
 
-def test_the_release_draws_a_class_s_pixels_from_the_top_of_the_map():
+def test_as_released_draws_the_pixels_of_a_class_from_the_top_of_the_map():
     feat = torch.arange(20.0).view(1, 20, 1)
     member = torch.zeros(1, 2, 20, dtype=torch.bool)
-    member[0, 0, 15:], member[0, 1, 4:6] = True, True
+    member[0, 0, 15:] = True
+    member[0, 1, 4:6] = True
     for seed in range(10):
         torch.manual_seed(seed)
         keys, valid = select_pixel_keys(feat, member, 3, as_released=True)

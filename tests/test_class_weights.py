@@ -1,4 +1,4 @@
-"""``--class-weights``: the loss against independent formulas, where the weights come from, and runs with them."""
+"""``--class-weights``: the loss compared with independent formulas, the sources of the weights, and short runs."""
 
 import json
 
@@ -24,10 +24,10 @@ K = 5
 WEIGHTS = torch.tensor([0.2, 1.0, 3.5, 0.0, 1.3], dtype=torch.float64)
 NAMES = ("sky", "road", "car", "tree", "person")
 BASELINE = [*TINY, "--kd", "none", "--skip-val", "--max-iterations", "4"]
-SAME_MATH = ["--freeze-bn", "--dropout", "0", "--lr", "0.001"]  # see test_distributed
+SAME_MATH = ["--freeze-bn", "--dropout", "0", "--lr", "0.001"]  # test_distributed explains these flags
 
 
-def batch(dtype=torch.float64) -> tuple[torch.Tensor, torch.Tensor]:
+def make_batch(dtype=torch.float64) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(2, K, 6, 7, dtype=torch.float64, generator=generator)
     label = torch.randint(0, K, (2, 37, 30), generator=generator)
@@ -35,8 +35,8 @@ def batch(dtype=torch.float64) -> tuple[torch.Tensor, torch.Tensor]:
     return (3 * logits).to(dtype).requires_grad_(), label
 
 
-def log_softmax_at_label_size(logits: torch.Tensor, label: torch.Tensor) -> np.ndarray:
-    """``[labelled pixels, K]``."""
+def compute_log_softmax(logits: torch.Tensor, label: torch.Tensor) -> np.ndarray:
+    """Return the log softmax of the upsampled logits at all labelled pixels: ``[labelled pixels, K]``."""
     upsampled = F.interpolate(logits.detach(), label.shape[-2:], mode="bilinear").permute(0, 2, 3, 1)[label != 255]
     values = upsampled.numpy()
     return values - np.log(np.exp(values).sum(1, keepdims=True))
@@ -44,8 +44,10 @@ def log_softmax_at_label_size(logits: torch.Tensor, label: torch.Tensor) -> np.n
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_cross_entropy_is_the_weighted_mean_over_labelled_pixels(smoothing):
-    logits, label = batch()
-    log_p, y, w = log_softmax_at_label_size(logits, label), label[label != 255].numpy(), WEIGHTS.numpy()
+    logits, label = make_batch()
+    log_p = compute_log_softmax(logits, label)
+    y = label[label != 255].numpy()
+    w = WEIGHTS.numpy()
     losses = -(1 - smoothing) * w[y] * log_p[np.arange(len(y)), y] - smoothing / K * (log_p * w).sum(1)
     loss = cross_entropy(logits, label, False, smoothing, class_weights=WEIGHTS)
     assert loss.item() == pytest.approx(losses.sum() / w[y].sum(), rel=1e-6)  # the denominator is float32
@@ -53,8 +55,8 @@ def test_cross_entropy_is_the_weighted_mean_over_labelled_pixels(smoothing):
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("deterministic", [True, False])
-def test_value_and_gradient_are_pytorch_s(smoothing, deterministic):
-    logits, label = batch()
+def test_value_and_gradient_match_pytorch(smoothing, deterministic):
+    logits, label = make_batch()
     upsampled = F.interpolate(logits, label.shape[-2:], mode="bilinear")
     expected = F.cross_entropy(upsampled, label, WEIGHTS, ignore_index=255, label_smoothing=smoothing)
     (gradient,) = torch.autograd.grad(expected, logits)
@@ -67,9 +69,10 @@ def test_value_and_gradient_are_pytorch_s(smoothing, deterministic):
 
 
 @pytest.mark.parametrize(("threshold", "min_kept"), [(0.7, 1), (0.0, 100)])
-def test_ohem_weights_the_pixels_that_are_hard_without_weights(threshold, min_kept):
-    logits, label = batch()
-    log_p, y = log_softmax_at_label_size(logits, label), label[label != 255].numpy()
+def test_ohem_selects_hard_pixels_without_the_weights_and_then_applies_them(threshold, min_kept):
+    logits, label = make_batch()
+    log_p = compute_log_softmax(logits, label)
+    y = label[label != 255].numpy()
     losses = -log_p[np.arange(len(y)), y]
     hard = losses > -np.log(0.7) if threshold else losses >= np.sort(losses)[-200]
     assert 0 < hard.sum() < len(y)
@@ -80,10 +83,10 @@ def test_ohem_weights_the_pixels_that_are_hard_without_weights(threshold, min_ke
 @pytest.mark.parametrize("criterion", ["ce", "ohem", "ce+dice"])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("ignored_in_mean", [False, True])
-def test_weights_of_one_are_the_same_bits_as_none(criterion, smoothing, ignored_in_mean):
+def test_weights_of_one_give_the_same_bits_as_no_weights(criterion, smoothing, ignored_in_mean):
     results = []
     for weights in (None, [1.0] * K):
-        logits, label = batch(torch.float32)
+        logits, label = make_batch(torch.float32)
         task = TaskLoss([Supervision()], None, smoothing, criterion, ignored_in_mean, weights)
         loss, _ = task(Output(logits, (), logits), label)
         loss.backward()
@@ -92,8 +95,8 @@ def test_weights_of_one_are_the_same_bits_as_none(criterion, smoothing, ignored_
         assert torch.equal(one, other)
 
 
-def test_weights_apply_to_auxiliary_maps_of_classes_and_not_to_dice():
-    logits, label = batch()
+def test_weights_apply_to_auxiliary_outputs_but_not_to_dice():
+    logits, label = make_batch()
     maps = Supervision("ce"), Supervision("ce", weight=0.5)
     weights = WEIGHTS.tolist()
     _, terms = TaskLoss(maps, class_weights=weights)(Output(logits, (logits,), logits), label)
@@ -106,7 +109,7 @@ def test_weights_apply_to_auxiliary_maps_of_classes_and_not_to_dice():
 
 
 def test_a_batch_of_classes_without_weight_has_loss_zero():
-    logits, label = batch()
+    logits, label = make_batch()
     loss = cross_entropy(logits, torch.full_like(label, 3), False, class_weights=WEIGHTS)
     loss.backward()
     assert loss.item() == 0
@@ -114,22 +117,22 @@ def test_a_batch_of_classes_without_weight_has_loss_zero():
 
 
 def test_misuse_of_the_task_loss_is_explained():
-    logits, label = batch()
+    logits, label = make_batch()
     with pytest.raises(UserError, match="--class-weights has no effect on the task loss dice: every class"):
         TaskLoss([Supervision()], criterion="dice", class_weights=[1.0] * K)
     with pytest.raises(UserError, match="4 class weights for 5 classes"):
         TaskLoss([Supervision()], class_weights=[1.0] * 4)(Output(logits, (), logits), label)
 
 
-def test_a_pixel_counts_as_the_weight_of_its_class():
-    _, label = batch()
+def test_the_averaging_factor_counts_each_pixel_by_the_weight_of_its_class():
+    _, label = make_batch()
     count = TaskLoss([Supervision()], class_weights=WEIGHTS.tolist()).compute_avg_factor(label)
     assert count.item() == pytest.approx(WEIGHTS[label[label != 255]].sum().item(), rel=1e-6)
-    byte_label = label.to(torch.uint8)  # as the engine counts it
+    byte_label = label.to(torch.uint8)  # the type in which the engine counts
     assert torch.equal(count, TaskLoss([Supervision()], class_weights=WEIGHTS.tolist()).compute_avg_factor(byte_label))
 
 
-def test_the_weights_are_no_entry_of_a_state_dict():
+def test_the_weights_are_not_in_the_state_dict():
     assert not TaskLoss([Supervision()], class_weights=[1.0] * K).state_dict()
 
 
@@ -144,7 +147,7 @@ def test_balanced_weights_have_mean_one_over_the_pixels():
 
 
 @pytest.mark.parametrize("exponent", [0, 0.25, 1])
-def test_another_exponent(exponent):
+def test_balanced_weights_with_another_exponent(exponent):
     counts = np.array([1000, 10, 0, 200])
     weights = np.array(balance_classes(counts.tolist(), exponent))
     assert weights[0] / weights[1] == pytest.approx(100**-exponent, rel=1e-4)
@@ -191,7 +194,7 @@ def test_auto_names_classes_without_a_pixel(tmp_path, monkeypatch, capsys):
         ("names.json", json.dumps({"person": 3, "sky": 0.5, "road": 1, "car": 2, "tree": 1e-4})),
     ],
 )
-def test_files(tmp_path, name, text):
+def test_weights_are_read_from_files(tmp_path, name, text):
     (tmp_path / name).write_text(text)
     assert read_class_weights(tmp_path / name, NAMES) == [0.5, 1, 2, 1e-4, 3]
 
@@ -240,29 +243,31 @@ def test_a_bad_setting_is_explained(tmp_path, setting, message):
         train_student.main([*BASELINE, "--save-dir", str(tmp_path / "run"), "--class-weights", setting])
 
 
-def settings_of(folder) -> str:
-    """The setting in config.yaml, which must be that of the checkpoint."""
+def read_setting(folder) -> str:
+    """Return the setting in config.yaml. Check that the checkpoint has the same one."""
     setting = yaml.safe_load((folder / "config.yaml").read_text())["class_weights"]
     assert checkpoint.read(folder / "last.pth")["config"]["class_weights"] == setting
     return setting
 
 
-def test_numbers_and_a_file_of_them_are_one_run_and_weights_of_one_are_none(tmp_path):
+def test_numbers_and_a_file_give_the_same_run_and_weights_of_one_change_nothing(tmp_path):
     (tmp_path / "w.txt").write_text("1 2 3 4 5 6 0.5")
     runs = {"none": "", "ones": "1,1,1,1,1,1,1", "numbers": "1, 2,3 4,5,6,.5", "file": str(tmp_path / "w.txt")}
     runs["doubled"] = "2,4,6,8,10,12,1"
     for name, setting in runs.items():
         train_student.main([*BASELINE, "--class-weights", setting, "--save-dir", str(tmp_path / name)])
-    assert settings_of(tmp_path / "numbers") == settings_of(tmp_path / "file") == "1.0,2.0,3.0,4.0,5.0,6.0,0.5"
+    assert read_setting(tmp_path / "numbers") == read_setting(tmp_path / "file") == "1.0,2.0,3.0,4.0,5.0,6.0,0.5"
     assert losses(tmp_path / "numbers") == losses(tmp_path / "file") != losses(tmp_path / "none")
     assert losses(tmp_path / "ones") == losses(tmp_path / "none")
-    np.testing.assert_allclose(losses(tmp_path / "doubled"), losses(tmp_path / "numbers"), rtol=1e-5)  # a weighted mean
+    np.testing.assert_allclose(
+        losses(tmp_path / "doubled"), losses(tmp_path / "numbers"), rtol=1e-5
+    )  # a common factor does not change a weighted mean
 
 
-def test_a_resumed_run_takes_the_weights_of_auto_from_where_they_stand(tmp_path, monkeypatch):
+def test_a_resumed_run_and_a_recipe_take_the_weights_of_auto_from_the_config(tmp_path, monkeypatch):
     flags = [*BASELINE, "--class-weights", "auto"]
     train_student.main([*flags, "--save-dir", str(tmp_path / "whole")])
-    setting = settings_of(tmp_path / "whole")
+    setting = read_setting(tmp_path / "whole")
     counts = build_dataset("toy", "", "train").count_label_pixels(1)
     assert parse_class_weights(setting) == balance_classes(counts.tolist())
 
@@ -271,7 +276,7 @@ def test_a_resumed_run_takes_the_weights_of_auto_from_where_they_stand(tmp_path,
         train_student.main(flags)
     monkeypatch.setattr(SegmentationDataset, "count_label_pixels", lambda *_: pytest.fail("counted again"))
     train_student.main([*flags, "--resume", "auto"])
-    assert settings_of(tmp_path / "stopped") == setting
+    assert read_setting(tmp_path / "stopped") == setting
     assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
     again = ["--recipe", str(tmp_path / "whole/config.yaml"), "--save-dir", str(tmp_path / "again")]
     train_student.main(again)
@@ -282,7 +287,7 @@ def test_auto_with_an_exponent_is_resumed_and_another_one_is_refused(tmp_path):
     flags = [*BASELINE, "--save-dir", str(tmp_path), "--class-weights"]
     with crash_at(3):
         train_student.main([*flags, "auto:0.25"])
-    setting = settings_of(tmp_path)
+    setting = read_setting(tmp_path)
     counts = build_dataset("toy", "", "train").count_label_pixels(1)
     assert setting.startswith("auto:0.25=")
     assert parse_class_weights(setting) == balance_classes(counts.tolist(), 0.25)
@@ -290,26 +295,26 @@ def test_auto_with_an_exponent_is_resumed_and_another_one_is_refused(tmp_path):
         with pytest.raises(UserError, match=r"class_weights: 'auto:0\.25=.*' -> 'auto="):
             train_student.main([*flags, other, "--resume", "auto"])
     train_student.main([*flags, "auto:0.25", "--resume", "auto"])
-    assert settings_of(tmp_path) == setting
+    assert read_setting(tmp_path) == setting
 
 
 def test_damaged_numbers_of_auto_are_counted_again(tmp_path):
     flags = [*BASELINE, "--save-dir", str(tmp_path), "--class-weights", "auto"]
     with crash_at(3):
         train_student.main(flags)
-    setting = settings_of(tmp_path)
+    setting = read_setting(tmp_path)
     file = tmp_path / "config.yaml"
     file.write_text(file.read_text().replace(setting, "auto=a,b,c,d,e,f,g"))
     train_student.main([*flags[:-1], "auto:0.50", "--resume", "auto"])
-    assert settings_of(tmp_path) == setting
+    assert read_setting(tmp_path) == setting
 
 
-def test_auto_needs_no_number_of_workers(tmp_path):
+def test_auto_works_without_the_workers_flag(tmp_path):
     flags = [*BASELINE, "--class-weights", "auto", "--save-dir", str(tmp_path)]
     position = flags.index("--workers")
     del flags[position : position + 2]
     train_student.main(flags)
-    assert settings_of(tmp_path).startswith("auto=")
+    assert read_setting(tmp_path).startswith("auto=")
 
 
 def test_a_run_is_not_resumed_with_other_weights(tmp_path):
@@ -321,11 +326,11 @@ def test_a_run_is_not_resumed_with_other_weights(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_and_a_divided_batch_are_one(command, tmp_path):
+def test_two_ranks_and_gradient_accumulation_give_the_same_run_as_one_rank(command, tmp_path):
     flags = [*BASELINE, *SAME_MATH, "--class-weights", "auto"]
     train_student.main([*flags, "--save-dir", str(tmp_path / "one")])
     command("train_student.py", *flags, "--save-dir", tmp_path / "two", processes=2)
     train_student.main([*flags, "--save-dir", str(tmp_path / "parts"), "--accumulate", "2"])
-    assert settings_of(tmp_path / "one") == settings_of(tmp_path / "two") == settings_of(tmp_path / "parts")
+    assert read_setting(tmp_path / "one") == read_setting(tmp_path / "two") == read_setting(tmp_path / "parts")
     np.testing.assert_allclose(losses(tmp_path / "one"), losses(tmp_path / "two"), rtol=1e-5)
     np.testing.assert_allclose(losses(tmp_path / "one"), losses(tmp_path / "parts"), rtol=1e-5)

@@ -25,6 +25,7 @@ from utils.seeding import RowGenerator
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
+    """Train a label-assisted teacher, a baseline, and students of both. Return the folder of the runs."""
     folder = tmp_path_factory.mktemp("runs")
     train_teacher.main([*TINY, "--save-dir", f"{folder}/teacher"])
     train_student.main([*TINY, "--kd", "none", "--save-dir", f"{folder}/baseline"])
@@ -35,14 +36,15 @@ def runs(tmp_path_factory):
     return folder
 
 
-def score(runs, tmp_path, name, *flags):
+def evaluate_run(runs, tmp_path, name, *flags):
+    """Run eval.py on the last checkpoint of a run and return its JSON."""
     evaluation.main(["--pretrained", f"{runs}/{name}/last.pth", "--json", f"{tmp_path}/out.json", *flags])
     return json.loads((tmp_path / "out.json").read_text())
 
 
 @pytest.mark.parametrize("name", ["teacher", "baseline", "student", "plain-kd"])
-def test_evaluation_is_the_validation_of_the_run(runs, tmp_path, name):
-    result = score(runs, tmp_path, name)
+def test_evaluation_matches_the_validation_of_the_run(runs, tmp_path, name):
+    result = evaluate_run(runs, tmp_path, name)
     last = records(runs / name, "val")[-1]
     assert result["miou"] == last["miou"]
     assert result["pixel_accuracy"] == last["pixel_accuracy"]
@@ -50,12 +52,13 @@ def test_evaluation_is_the_validation_of_the_run(runs, tmp_path, name):
     assert ("LABEL-ASSISTED" in result["protocol"]) == (name == "teacher")
 
 
-def test_scores_are_those_of_the_saved_predictions(runs, tmp_path):
-    dataset, victim = build_dataset("toy", "", "val"), tmp_path / "victim"
+def test_scores_match_the_saved_predictions(runs, tmp_path):
+    dataset = build_dataset("toy", "", "val")
+    victim = tmp_path / "victim"
     victim.write_text("precious")
     (tmp_path / "pred").mkdir()
-    (tmp_path / "pred" / dataset.pairs[0][0].name).symlink_to(victim)  # replaced, not followed
-    result = score(runs, tmp_path, "student", "--save-pred", f"{tmp_path}/pred")
+    (tmp_path / "pred" / dataset.pairs[0][0].name).symlink_to(victim)  # must be replaced, not followed
+    result = evaluate_run(runs, tmp_path, "student", "--save-pred", f"{tmp_path}/pred")
     assert victim.read_text() == "precious"
     confusion = np.zeros((7, 7), np.int64)
     for i, (image, _) in enumerate(dataset.pairs):
@@ -73,31 +76,31 @@ def test_no_score_without_a_label(runs, tmp_path, capsys):
     names = ", ".join(get_dataset_spec("toy").names)
     (tmp_path / "dataset.yaml").write_text(f"names: [{names}]\nsplits: {{test: {{images: test, labels: none}}}}\n")
     flags = ["--dataset", "folder", "--data", str(tmp_path), "--split", "test", "--draws", "2"]
-    result = score(runs, tmp_path, "teacher", *flags)
+    result = evaluate_run(runs, tmp_path, "teacher", *flags)
     assert result["miou"] is None
     assert "draws" not in result
     assert "nan" not in capsys.readouterr().out
 
 
-def test_a_teacher_may_be_shown_other_codes(runs, tmp_path):
+def test_a_teacher_can_be_evaluated_with_other_codes(runs, tmp_path):
     train_teacher.main([*TINY, "--save-dir", f"{runs}/untrained", "--lr", "0", "--max-iterations", "1"])
 
     def confusion(*flags):
-        return score(runs, tmp_path, "untrained", *flags)["confusion"]
+        return evaluate_run(runs, tmp_path, "untrained", *flags)["confusion"]
 
     fixed = ["--label-codes", "fixed", "--label-std", "0"]
     assert confusion(*fixed) == confusion(*fixed, "--seed", "3")
     assert confusion() != confusion(*fixed)
     assert confusion() != confusion("--seed", "3")
     assert confusion("--without-label") == confusion("--without-label", "--seed", "3") != confusion(*fixed)
-    assert "zero label plane" in score(runs, tmp_path, "untrained", "--without-label")["protocol"]
+    assert "zero label plane" in evaluate_run(runs, tmp_path, "untrained", "--without-label")["protocol"]
     flags = [*fixed, "--absent-as-zero", "--window", "32", "32", "--stride", "16", "16"]
-    protocol = score(runs, tmp_path, "untrained", *flags)["protocol"]
+    protocol = evaluate_run(runs, tmp_path, "untrained", *flags)["protocol"]
     for words in ("window 32x32, stride 16x16", "label codes fixed", "pixel noise 0", "absent classes as 0"):
-        assert words in protocol  # scores that differ in one of these are not of one view
+        assert words in protocol  # scores that differ in one of these must not be compared
     for flags in (["--label-codes", "fixed"], ["--without-label"]):
         with pytest.raises(UserError, match="sees the image only"):
-            score(runs, tmp_path, "student", *flags)
+            evaluate_run(runs, tmp_path, "student", *flags)
 
 
 def test_a_teacher_with_one_hot_planes(runs, tmp_path):
@@ -108,17 +111,17 @@ def test_a_teacher_with_one_hot_planes(runs, tmp_path):
     with pytest.raises(UserError, match="label codes 'fixed' make 1 planes, this teacher reads 7"):
         train_student.main(student)
     train_student.main([*student, "--label-codes", "onehot"])
-    assert score(tmp_path, tmp_path, "teacher")["label_assisted"]
-    assert not score(tmp_path, tmp_path, "student")["label_assisted"]
+    assert evaluate_run(tmp_path, tmp_path, "teacher")["label_assisted"]
+    assert not evaluate_run(tmp_path, tmp_path, "student")["label_assisted"]
     with pytest.raises(UserError, match="label codes 'random' make 1 planes"):
-        score(tmp_path, tmp_path, "teacher", "--label-codes", "random")
+        evaluate_run(tmp_path, tmp_path, "teacher", "--label-codes", "random")
     with pytest.raises(UserError, match="label codes 'onehot' make 7 planes, this teacher reads 1"):
-        score(runs, tmp_path, "teacher", "--label-codes", "onehot")
+        evaluate_run(runs, tmp_path, "teacher", "--label-codes", "onehot")
 
 
 @pytest.fixture
 def camvid(tmp_path):
-    """Two images a split in CamVid's layout."""
+    """Write two images per split in CamVid's layout."""
     for split in ("train", "val"):
         for folder, shape in ((split, (40, 60, 3)), (f"{split}annot", (40, 60))):
             (tmp_path / "camvid" / folder).mkdir(parents=True)
@@ -128,38 +131,38 @@ def camvid(tmp_path):
     return tmp_path / "camvid"
 
 
-def teach(camvid, tmp_path, *flags):
+def train_on_camvid(camvid, tmp_path, *flags):
     train_teacher.main([*TINY, "--dataset", "camvid", "--data", str(camvid), "--save-dir", f"{tmp_path}/run", *flags])
 
 
-def test_labels_without_a_class_teach_and_score_nothing(camvid, tmp_path, capsys):
+def test_labels_without_a_class_give_no_score_and_cannot_be_trained_on(camvid, tmp_path, capsys):
     for i in range(2):
         Image.fromarray(np.full((40, 60), 11, np.uint8)).save(camvid / f"valannot/val{i}.png")
-    teach(camvid, tmp_path, "--max-iterations", "1")
+    train_on_camvid(camvid, tmp_path, "--max-iterations", "1")
     assert "no score, no best.pth: no pixel of the validation labels has a class" in capsys.readouterr().out
     for i in range(2):
         Image.fromarray(np.full((40, 60), 255, np.uint8)).save(camvid / f"trainannot/train{i}.png")
     with pytest.raises(UserError, match="no pixel of the training labels has a class"):
-        teach(camvid, tmp_path, "--overwrite")
+        train_on_camvid(camvid, tmp_path, "--overwrite")
 
 
-def test_labels_that_no_crop_has_shown_do_not_end_a_run(camvid, tmp_path, capsys):
+def test_a_run_continues_if_no_crop_has_shown_a_class_so_far(camvid, tmp_path, capsys):
     label = np.full((40, 60), 255, np.uint8)
     label[0, 0] = 3
     for i in range(2):
         Image.fromarray(label).save(camvid / f"trainannot/train{i}.png")
-    teach(camvid, tmp_path, "--max-iterations", "1", "--scale-range", "2", "2", "--crop-size", "32", "32")
+    train_on_camvid(camvid, tmp_path, "--max-iterations", "1", "--scale-range", "2", "2", "--crop-size", "32", "32")
     assert "warning: no crop has shown a class so far, but labels have some" in capsys.readouterr().out
 
 
-def test_labels_whose_classes_all_have_weight_zero_are_told_from_labels_without_a_class(camvid, tmp_path):
+def test_labels_whose_classes_all_have_weight_zero_are_refused_with_their_own_message(camvid, tmp_path):
     weights = ",".join(["1"] + ["0"] * 10)
     with pytest.raises(UserError, match=r"has a class with a weight above 0 \(--class-weights 1\.0,0\.0,.*\): scripts"):
-        teach(camvid, tmp_path, "--max-iterations", "1", "--class-weights", weights)
+        train_on_camvid(camvid, tmp_path, "--max-iterations", "1", "--class-weights", weights)
 
 
-def test_a_good_tree_trains(camvid, tmp_path):
-    teach(camvid, tmp_path, "--max-iterations", "1")
+def test_training_on_an_undamaged_tree(camvid, tmp_path):
+    train_on_camvid(camvid, tmp_path, "--max-iterations", "1")
 
 
 @pytest.mark.parametrize(
@@ -189,7 +192,7 @@ def test_a_good_tree_trains(camvid, tmp_path):
 def test_a_damaged_tree_is_explained(camvid, tmp_path, damage, message, workers):
     damage(camvid)
     with pytest.raises(UserError, match=message) as raised:
-        teach(camvid, tmp_path, "--workers", workers)
+        train_on_camvid(camvid, tmp_path, "--workers", workers)
     assert "\n" not in str(raised.value)
 
 
@@ -228,10 +231,10 @@ def test_checkpoints_of_another_network_or_class_count_are_refused(runs, camvid,
         train_student.main([*TINY, *folder, *camvid_flags, "--teacher-pretrained", f"{runs}/teacher/last.pth"])
     with pytest.raises(UserError, match="has 7 classes, camvid 11"):
         evaluation.main(["--pretrained", f"{runs}/teacher/last.pth", *camvid_flags])
-    turned = write_checkpoint(tmp_path / "turned/last.pth", class_names=[*TOY.names[1::-1], *TOY.names[2:]])
+    swapped = write_checkpoint(tmp_path / "turned/last.pth", class_names=[*TOY.names[1::-1], *TOY.names[2:]])
     for main in (
-        lambda: evaluation.main([turned, "--device", "cpu"]),
-        lambda: train_student.main([*TINY, *folder, "--teacher-pretrained", turned]),
+        lambda: evaluation.main([swapped, "--device", "cpu"]),
+        lambda: train_student.main([*TINY, *folder, "--teacher-pretrained", swapped]),
     ):
         with pytest.raises(UserError, match=f"in another order: its class 0 is '{TOY.names[1]}', that of toy is"):
             main()
@@ -246,23 +249,23 @@ def test_checkpoints_of_another_network_or_class_count_are_refused(runs, camvid,
 
 @pytest.mark.parametrize("codes", ["", "fixed"])
 @pytest.mark.parametrize(("own", "other"), list(itertools.product(CONVENTIONS, repeat=2)))
-def test_a_teacher_sees_the_pixels_it_was_trained_on(own, other, codes, tmp_path):
+def test_a_teacher_gets_pixels_in_the_convention_it_was_trained_with(own, other, codes, tmp_path):
     file = write_checkpoint(tmp_path / "teacher.pth", codes=codes, pixels=other)
     settings = {"model": "fcn", "backbone": BACKBONE, "dataset": "toy", "kd": "kd=1", "pixels": own}
     step = train_student.build_step(train_student.StudentConfig(**settings, teacher_pretrained=file), TOY)
     generator = torch.Generator().manual_seed(0)
     image = torch.randint(0, 256, (2, 3, 64, 64), generator=generator, dtype=torch.uint8)
     label = torch.randint(0, 7, (2, 64, 64), generator=generator)
-    seen = CONVENTIONS[other].normalize(image)
+    teacher_input = CONVENTIONS[other].normalize(image)
     if codes:
         noise = from_checkpoint(file).with_label_noise(pixel_std=0.02).build_label_noise()
-        seen = noise.add_planes(seen, label, RowGenerator(0))
-    taught = step.train().teach(CONVENTIONS[own].normalize(image), label, RowGenerator(0)).logits
-    expected = step.teacher(seen).logits
-    torch.testing.assert_close(taught, expected, rtol=0, atol=float(1e-4 * expected.std()))
+        teacher_input = noise.add_planes(teacher_input, label, RowGenerator(0))
+    found = step.train().teach(CONVENTIONS[own].normalize(image), label, RowGenerator(0)).logits
+    expected = step.teacher(teacher_input).logits
+    torch.testing.assert_close(found, expected, rtol=0, atol=float(1e-4 * expected.std()))
 
 
-def test_errors_are_one_line_and_a_status(command, tmp_path):
+def test_errors_are_one_line_and_an_exit_status(command, tmp_path):
     result = command("train_teacher.py", "--dataset", "camvid", "--data", tmp_path / "none", check=False)
     assert result.returncode == 2
     assert result.stderr == f"error: --data {tmp_path}/none: no such folder\n"
@@ -277,7 +280,7 @@ def test_an_unwritable_json_is_refused_before_the_network_is_scored(runs, tmp_pa
     assert "mIoU" not in capsys.readouterr().out
 
 
-def test_a_json_that_cannot_be_written_in_the_end_does_not_hide_the_score(runs, tmp_path, capsys, monkeypatch):
+def test_a_json_that_cannot_be_written_at_the_end_does_not_hide_the_score(runs, tmp_path, capsys, monkeypatch):
     def fail(path, text):
         raise UserError(f"cannot write {path}: No space left on device")
 
@@ -287,8 +290,9 @@ def test_a_json_that_cannot_be_written_in_the_end_does_not_hide_the_score(runs, 
     assert "mIoU" in capsys.readouterr().out
 
 
-def test_a_recipe_says_how_its_data_set_is_evaluated(tmp_path):
-    recipe, file = tmp_path / "own.yaml", tmp_path / "s.json"
+def test_a_recipe_sets_how_its_data_set_is_evaluated(tmp_path):
+    recipe = tmp_path / "own.yaml"
+    file = tmp_path / "s.json"
     recipe.write_text("dataset: toy\nlr: 0.1\neval.resize: [160, 120]\neval.flip: true\n")
     student = write_checkpoint(tmp_path / "a/last.pth")
     flags = [student, "--device", "cpu", "--workers", "0", "--recipe", str(recipe), "--json", str(file)]
