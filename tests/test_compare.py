@@ -1,4 +1,4 @@
-"""Grouping, means, the paired bootstrap and the pictures, on run folders made by hand."""
+"""compare.py: grouping, means, the paired bootstrap and the pictures, on run folders that the tests write."""
 
 import json
 import re
@@ -23,7 +23,10 @@ NAMES = [f"{i:04}" for i in range(30)]
 
 
 def make_areas(quality=0.5, seed=0, images=30, classes=4, labels=0):
-    """int64 ``[images, 3, classes]``; the label counts follow ``labels``, so runs share them."""
+    """Draw random pixel counts of intersection, label and prediction: int64 ``[images, 3, classes]``.
+
+    ``labels`` is the seed of the label counts. Runs with the same value have the same labels.
+    """
     label = np.random.default_rng(labels).integers(50, 100, (images, classes))
     rng = np.random.default_rng(100 + seed)
     intersection = rng.binomial(label, np.clip(rng.normal(quality, 0.1, (images, 1)), 0.05, 0.95))
@@ -31,7 +34,7 @@ def make_areas(quality=0.5, seed=0, images=30, classes=4, labels=0):
 
 
 def make_run(folder, seed=0, areas=None, checkpoint="last", log=True, assisted=False, **settings):
-    """What training and eval.py leave behind."""
+    """Write the files that training and eval.py leave in a run folder. Return the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     config = {"dataset": "toy", "data": "", "lr": 0.1, "seed": seed, "save_dir": str(folder), "workers": seed}
     (folder / "config.yaml").write_text(yaml.safe_dump(config | settings))
@@ -41,7 +44,7 @@ def make_run(folder, seed=0, areas=None, checkpoint="last", log=True, assisted=F
             lines.append({"event": "train", "iteration": i, "loss": 3 / i + seed / 100, "lr": 0.1, "ce": 2 / i})
             lines.append({"event": "val", "iteration": i, "miou": 0.5 - abs(i - 20) / 100, "pixel_accuracy": 0.7})
             lines.append({"event": "val_iou", "iteration": i, "iou/a": 0.3, "iou/b": None, "iou/c": i / 100})
-        text = "\n".join(map(json.dumps, lines)) + '\n{"event": "train", "iter'  # cut off by a kill
+        text = "\n".join(map(json.dumps, lines)) + '\n{"event": "train", "iter'  # a killed run leaves a partial line
         (folder / "metrics.jsonl").write_text(text)
     if areas is not None:
         total = areas.sum(0)
@@ -71,20 +74,20 @@ def test_runs_that_differ_only_in_seed_are_a_group(tmp_path):
     assert {name: [run.seed for run in members] for name, members in groups.items()} == {"lad": [0, 1], "lad-slow": [0]}
 
 
-MACHINES = [
+MACHINE_SETTINGS = [
     {"data": "/here/camvid", "pretrained_base": "/here/r18.pth", "tf32": True, "compile": False, "backend": "auto"},
     {"data": "/there/camvid/", "pretrained_base": "r18.pth", "tf32": False, "compile": True, "backend": "gloo"},
 ]
 
 
-def test_the_machine_is_no_other_experiment(tmp_path):
-    runs = [make_run(tmp_path / f"s-{seed}", seed, **machine) for seed, machine in enumerate(MACHINES)]
-    runs.append(make_run(tmp_path / "small", 2, **MACHINES[0] | {"data": "/here/camvid_240"}))
-    runs.append(make_run(tmp_path / "bf16", 2, **MACHINES[0], amp="bf16"))
+def test_runs_on_other_machines_are_one_group(tmp_path):
+    runs = [make_run(tmp_path / f"s-{seed}", seed, **machine) for seed, machine in enumerate(MACHINE_SETTINGS)]
+    runs.append(make_run(tmp_path / "small", 2, **MACHINE_SETTINGS[0] | {"data": "/here/camvid_240"}))
+    runs.append(make_run(tmp_path / "bf16", 2, **MACHINE_SETTINGS[0], amp="bf16"))
     assert {name: len(members) for name, members in read_groups(runs).items()} == {"s": 2, "small": 1, "bf16": 1}
 
 
-def test_a_teacher_of_another_seed_is_no_other_experiment(tmp_path):
+def test_students_whose_teachers_differ_only_in_seed_are_one_group(tmp_path):
     for seed in (0, 1):
         make_run(tmp_path / f"teacher-{seed}", seed)
         make_run(tmp_path / f"s-{seed}", seed, teacher_pretrained=f"{tmp_path}/teacher-{seed}/last.pth")
@@ -95,7 +98,7 @@ def test_a_teacher_of_another_seed_is_no_other_experiment(tmp_path):
     assert {name: len(members) for name, members in groups.items()} == {"s": 2, "odd": 1, "of-best": 1}
 
 
-def test_records_that_were_carried_elsewhere_are_grouped_by_their_neighbours(tmp_path):
+def test_a_moved_student_finds_its_teacher_in_the_folder_beside_it(tmp_path):
     for seed in (0, 1):
         make_run(tmp_path / f"teacher-{seed}", seed)
         make_run(tmp_path / f"s-{seed}", seed, teacher_pretrained=f"runs/gone/teacher-{seed}/last.pth")
@@ -104,7 +107,7 @@ def test_records_that_were_carried_elsewhere_are_grouped_by_their_neighbours(tmp
     assert {name: len(members) for name, members in groups.items()} == {"s": 2, "odd": 1}
 
 
-def test_a_setting_younger_than_a_run_had_its_default(tmp_path):
+def test_a_setting_that_an_old_config_lacks_has_its_default(tmp_path):
     make_run(tmp_path / "s-0", 0)
     make_run(tmp_path / "s-1", 1, optimizer="sgd", task_loss="")
     make_run(tmp_path / "t-2", 2, optimizer="adamw")
@@ -112,7 +115,7 @@ def test_a_setting_younger_than_a_run_had_its_default(tmp_path):
     assert {name: len(members) for name, members in groups.items()} == {"s": 2, "t-2": 1}
 
 
-def test_runs_that_started_anew_from_their_own_weights(tmp_path):
+def test_runs_that_were_started_from_their_own_checkpoints_are_one_group(tmp_path):
     runs = [make_run(tmp_path / f"s-{seed}", seed, pretrained=f"{tmp_path}/s-{seed}/best.pth") for seed in (0, 1)]
     assert {name: len(members) for name, members in read_groups(runs).items()} == {"s": 2}
 
@@ -136,7 +139,7 @@ def test_a_damaged_line_of_the_log_is_left_out(damage, tmp_path):
     assert read_run(folder, "a").curves == whole
 
 
-def test_names_in_two_places_and_refusals(tmp_path):
+def test_runs_of_one_name_are_told_apart_and_bad_folders_are_refused(tmp_path):
     a, b = make_run(tmp_path / "x/run", 0), make_run(tmp_path / "y/run", 0)
     (runs,) = read_groups([a, b]).values()
     assert [run.name for run in runs] == ["x/run", "y/run"]
@@ -178,7 +181,7 @@ def test_bootstrap_agrees_with_a_loop():
 
 
 def test_p_of_runs_that_do_not_differ():
-    """Which of two runs did better on an image is a coin: p below 0.1 in about a tenth of the trials."""
+    """A coin decides which run did better on an image. Then p is below 0.1 in about a tenth of the trials."""
     a, b = make_areas(0.5, seed=1, images=60), make_areas(0.5, seed=2, images=60)
     below = 0
     for trial in range(150):
@@ -188,7 +191,7 @@ def test_p_of_runs_that_do_not_differ():
     assert 0.03 < below / 150 < 0.2
 
 
-def test_only_what_was_scored_alike_is_paired():
+def test_only_counts_of_the_same_images_and_labels_are_paired():
     areas = dict(zip(NAMES, make_areas(), strict=True))
     shuffled = dict(sorted(areas.items(), reverse=True))
     assert np.array_equal(*stack_counts([areas, shuffled]))
@@ -198,10 +201,12 @@ def test_only_what_was_scored_alike_is_paired():
         stack_counts([areas, dict(zip(NAMES, make_areas(labels=1), strict=True))])
 
 
-def test_the_comparison(tmp_path, capsys):
+def test_compare_writes_gains_tables_and_pictures(tmp_path, capsys):
     runs = [make_run(tmp_path / f"base-{s}", s, make_areas(0.5, s)) for s in (0, 1)]
     runs += [make_run(tmp_path / f"lad-{s}", s, make_areas(0.7, 10 + s), lr=0.2) for s in (0, 1)]
-    make_run(tmp_path / "lad-0", 0, make_areas(0.75, 20), checkpoint="best", lr=0.2)  # its counts replace last's
+    make_run(
+        tmp_path / "lad-0", 0, make_areas(0.75, 20), checkpoint="best", lr=0.2
+    )  # overwrites the counts of last.pth
     runs.append(make_run(tmp_path / "plain", lr=0.3))
     runs.append(make_run(tmp_path / "teacher", areas=make_areas(0.9), assisted=True, lr=0.4))
     out = tmp_path / "out"
@@ -212,11 +217,11 @@ def test_the_comparison(tmp_path, capsys):
     assert lad["gain"] == pytest.approx(np.mean(lad["miou"]) - np.mean(base["miou"]))
     assert lad["gain_by_seed"] == pytest.approx({str(s): lad["miou"][s] - base["miou"][s] for s in (0, 1)})
     one, two = lad["gain_by_seed"].values()
-    t = abs(one + two) / abs(one - two)  # of a paired test of two, whose p is the arc tangent's
+    t = abs(one + two) / abs(one - two)  # paired t-test of two seeds, whose p value is an arc tangent
     assert lad["p_over_seeds"] == pytest.approx(1 - 2 * np.arctan(t) / np.pi)
     assert lad["test"]["images"] == 30
     assert 0 < lad["test"]["low"] < lad["test"]["difference"] < lad["test"]["high"]
-    assert "gain" not in rows["lad", "best", "single"]  # the baseline has no best
+    assert "gain" not in rows["lad", "best", "single"]  # the baseline has no score of best.pth
     assert rows["plain", "last", "valida"]["miou"] == [0.4]
     assert rows["plain", "best", "valida"]["miou"] == [0.5]
     text = (out / "compare.md").read_text()
@@ -224,7 +229,7 @@ def test_the_comparison(tmp_path, capsys):
     assert f"| base | 2 | {100 * mean:.2f} ± {100 * std:.2f} | - | - |" in text
     paired, spread = 50 * (one + two), 100 * abs(one - two) / 2**0.5
     assert f"| {paired:+.2f} ± {spread:.2f} | {lad['p_over_seeds']:.2g} |" in text
-    assert "| teacher (LABEL-ASSISTED) | 1 |" in text  # next to the students, but no gain over them
+    assert "| teacher (LABEL-ASSISTED) | 1 |" in text  # in the table of the students, but without a gain
     assert "gain" not in rows["teacher", "last", "single"]
     assert "teacher, last, single scale, whole image: no gain: reads the label" in text
     assert "plain: no JSON of eval.py: scores are those of the training log" in text
@@ -353,7 +358,7 @@ def test_a_score_that_eval_does_not_write_is_named(tmp_path, key, value, message
     (tmp_path / "a/eval-last.json").write_text(json.dumps(content | {key: value}))
     with pytest.raises(UserError, match=rf"eval-last\.json is no result of eval\.py: {message}"):
         read_groups([run])
-    del content["label_assisted"]  # a teacher's score would pass for a student's
+    del content["label_assisted"]  # without this key the score of a teacher would count as that of a student
     (tmp_path / "a/eval-last.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match="of another version: it has no label_assisted"):
         read_groups([run])
@@ -389,10 +394,10 @@ def test_pixels_gained_and_lost(tmp_path):
         (tmp_path / run / "pred").mkdir()
     for i, (image, _) in enumerate(dataset.pairs):
         truth = dataset.read(i)[1]
-        nothing = np.where(truth == 255, 0, (truth + 1) % 7).astype(np.uint8)
+        wrong = np.where(truth == 255, 0, (truth + 1) % 7).astype(np.uint8)
         right = np.where(truth == 255, 0, truth)
-        right[:, 40 * (i + 1) :] = nothing[:, 40 * (i + 1) :]  # the last image is all right
-        Image.fromarray(nothing).save(tmp_path / f"base/pred/{image.stem}.png")
+        right[:, 40 * (i + 1) :] = wrong[:, 40 * (i + 1) :]  # each image has fewer errors than the one before
+        Image.fromarray(wrong).save(tmp_path / f"base/pred/{image.stem}.png")
         Image.fromarray(right).save(tmp_path / f"lad/pred/{image.stem}.png")
     changes = gained_lost.count_changes(dataset, tmp_path / "lad/pred", tmp_path / "base/pred")
     assert changes.choose_images(3) == [2, 1, 0]
@@ -423,7 +428,7 @@ def test_confusions_by_name():
     assert np.isnan(shares[2]).all()
 
 
-def test_a_dollar_in_a_name_is_a_character(tmp_path):
+def test_a_dollar_sign_in_a_title_starts_no_formula(tmp_path):
     figure = plt.figure()
     figure.suptitle("cost$^$")
     style.save_figure(figure, tmp_path / "named.png")
@@ -437,7 +442,7 @@ def test_smoothing_keeps_constants_and_means():
     assert np.ptp(charts._smooth_curve(np.tile([0.0, 1.0], 100))) < 0.3
 
 
-def test_a_gain_where_seeds_are_not_the_same():
+def test_a_gain_between_runs_of_other_seeds():
     row = {"miou": [0.5, 0.6], "gain": 0.05, "gain_by_seed": {0: 0.04}}
     assert report.describe_gain(row) == "+4.00 (seeds in common: 1)"
     assert report.describe_gain(row | {"gain_by_seed": {}}) == "+5.00 (no seed in common)"
@@ -456,8 +461,8 @@ def test_many_pictures_are_folded_away(tmp_path):
 def test_one_page_holds_everything(tmp_path):
     names = ("base <b>-0", "lad-0", "base <b>-1", "lad-1")
     runs = [make_run(tmp_path / n, i // 2, make_areas(seed=i), lr=0.1 + i % 2) for i, n in enumerate(names)]
-    known = {"results": {"t": robustness_records()}, "data": "toy <val>"}
-    (tmp_path / "lad-1/robustness.json").write_text(json.dumps(known))
+    robustness = {"results": {"t": make_robustness_records()}, "data": "toy <val>"}
+    (tmp_path / "lad-1/robustness.json").write_text(json.dumps(robustness))
     target = tmp_path / "new/page.html"
     flags = [*runs, "--baseline", "base <b>", "--output", str(tmp_path / "out"), "--html", str(target)]
     compare.main([*flags, "--samples", "100"])
@@ -477,13 +482,13 @@ def test_one_page_holds_everything(tmp_path):
     assert pictures == sorted(path.stem for path in (tmp_path / "out").glob("*.png"))
     assert "<td>base &lt;b&gt;</td>" in content
     assert "<b>" not in content
-    assert not re.findall(r"(?:src|href)=\"(?!data:|#)", content)  # nothing else is fetched
+    assert not re.findall(r"(?:src|href)=\"(?!data:|#)", content)  # the page loads nothing from elsewhere
     (tmp_path / "lad-1/robustness.json").write_text("{}")
     with pytest.raises(UserError, match=r"lad-1/robustness.json is not what teacher_robustness.py writes: KeyError"):
         compare.main([*flags, "--samples", "100"])
 
 
-def robustness_records():
+def make_robustness_records():
     kinds = [("as trained", "", 1), ("pixel noise", "0", 2), ("codes", "fixed", 1), ("no label", "zero plane", 1)]
     record = {"pixel_std": 0.0, "miou": [0.4, 0.5], "agreement": 0.9, "share": 0.1}
     return [{**record, "name": name, "value": value} for name, value, n in kinds for _ in range(n)]

@@ -16,7 +16,7 @@ from utils.options import parse_flags
 
 
 class DamagedStream:
-    """Training samples of which the last of the first batch cannot be read."""
+    """Training samples. The last sample of the first batch cannot be read."""
 
     def __getitem__(self, position):
         if position == plain_smp.BATCH_SIZE - 1:
@@ -31,7 +31,7 @@ def test_the_plain_loop_names_a_file_that_cannot_be_read():
 
 @pytest.fixture
 def scripts(monkeypatch):
-    """The comparison with stand-ins for the two scripts; returns the calls they got."""
+    """Replace the two training scripts by a stand-in. Return the list of its calls."""
     calls = []
 
     def run(script, *flags):
@@ -59,17 +59,19 @@ def test_every_decoder_gets_the_processor_time_of_the_recipe(scripts, tmp_path, 
         *(("fpn", 1), ("unet", 1)),
     ]
     assert {options["--seconds"] for options in plain} == {6.0}
-    shown = capsys.readouterr().out
-    assert "| plain loop, fpn | 50.50 ± 0.71 (2) | 40 | 0.1 | +9.50 (+10.00, +9.00) |" in shown
+    printed = capsys.readouterr().out
+    assert "| plain loop, fpn | 50.50 ± 0.71 (2) | 40 | 0.1 | +9.50 (+10.00, +9.00) |" in printed
     text = "<!-- table: smp smp/record.json -->\nold\n<!-- end -->"
-    assert shown in results_table.rewrite_tables(text, tmp_path)
+    assert printed in results_table.rewrite_tables(text, tmp_path)
 
     scripts.clear()
     compare_with_smp.main(flags)
-    assert {script for script, _ in scripts} == {"train_student.py"}  # which continues or ends at once by itself
+    assert {script for script, _ in scripts} == {
+        "train_student.py"
+    }  # train_student.py itself continues a run or ends at once
 
 
-def test_one_command_compares_on_both_data_sets(tmp_path):
+def test_the_shell_script_compares_on_both_data_sets(tmp_path):
     python = tmp_path / "bin/python"
     python.parent.mkdir()
     python.write_text('#!/usr/bin/env bash\necho "$@"\n')
@@ -91,13 +93,13 @@ def test_one_seed_has_no_deviation():
     assert rows == [["ours", "50.00 (1)", "10", "1.0", ""], ["theirs", "52.00 (1)", "5", "1.0", "-2.00 (-2.00)"]]
 
 
-ONE = {"miou": 0.5, "iterations": 1, "seconds": 1.0}
-NO_RECORDS = [[], {"ways": 5}, {"ways": {}}, {"ways": {"a": []}}, {"ways": {"a": [{"miou": 1}]}}]
-NO_RECORDS += [{"ways": {"a": [ONE, ONE], "b": [ONE]}}, {"ways": {"a": [{**ONE, "miou": None}]}}]
+RESULT = {"miou": 0.5, "iterations": 1, "seconds": 1.0}
+INVALID_RECORDS = [[], {"ways": 5}, {"ways": {}}, {"ways": {"a": []}}, {"ways": {"a": [{"miou": 1}]}}]
+INVALID_RECORDS += [{"ways": {"a": [RESULT, RESULT], "b": [RESULT]}}, {"ways": {"a": [{**RESULT, "miou": None}]}}]
 
 
-@pytest.mark.parametrize("content", ["", *map(json.dumps, NO_RECORDS)])
-def test_a_file_that_is_no_record(tmp_path, content):
+@pytest.mark.parametrize("content", ["", *map(json.dumps, INVALID_RECORDS)])
+def test_a_file_that_is_no_record_is_refused(tmp_path, content):
     (tmp_path / "record.json").write_text(content)
     with pytest.raises(UserError, match=r"record.json is no record of compare_with_smp.py"):
         make_table_of_record(tmp_path / "record.json")

@@ -23,6 +23,8 @@ from utils.pixels import CONVENTIONS
 
 @pytest.fixture
 def recipe(tmp_path):
+    """Return a function that writes a recipe file and returns its path."""
+
     def write(text: str) -> str:
         path = tmp_path / "recipe.yaml"
         path.write_text(text)
@@ -31,12 +33,12 @@ def recipe(tmp_path):
     return write
 
 
-def test_the_config_of_a_run_is_a_recipe_that_deletes_nothing(recipe, tmp_path):
+def test_the_config_of_a_run_is_a_recipe_without_overwrite_and_resume(recipe, tmp_path):
     settings = parse_settings(TeacherConfig, "teacher", ["--overwrite", "--lr", "0.25"])
     save_yaml(settings, tmp_path / "config.yaml")
     again = parse_settings(TeacherConfig, "teacher", ["--recipe", str(tmp_path / "config.yaml")])
     assert (again.lr, again.overwrite, again.resume) == (0.25, False, "")
-    old = recipe("lr: 0.5\noverwrite: false\nresume: ''\n")  # as older versions wrote it
+    old = recipe("lr: 0.5\noverwrite: false\nresume: ''\n")  # older versions wrote these keys
     assert parse_settings(TeacherConfig, "teacher", ["--recipe", old]).lr == 0.5
 
 
@@ -111,11 +113,11 @@ def test_a_bad_recipe_is_explained(recipe, text, message):
         load_recipe(recipe(text), "eval" if text.startswith("eval") else "teacher")
 
 
-def test_numbers_yaml_reads_as_text(recipe):
+def test_numbers_that_yaml_reads_as_text_are_converted(recipe):
     assert load_recipe(recipe("weight_decay: 1e-4"), "teacher") == {"weight_decay": 1e-4}
 
 
-def test_what_only_the_user_can_give_is_asked_for(recipe):
+def test_a_question_mark_in_a_recipe_asks_the_user_for_the_flag(recipe):
     path = recipe('student.pretrained: "?"')
     with pytest.raises(UserError, match=r"needs --pretrained \(--pretrained '' does without\): checkpoint to start"):
         parse_settings(StudentConfig, "student", ["--recipe", path])
@@ -127,7 +129,7 @@ def test_what_only_the_user_can_give_is_asked_for(recipe):
         parse_settings(TeacherConfig, "teacher", ["--batch-size", "?"])
 
 
-def test_a_recipe_without_distillation_is_a_baselines(recipe):
+def test_a_recipe_without_distillation_uses_the_keys_of_the_baseline(recipe):
     path = recipe("kd: none\nbaseline.lr: 0.5\nstudent.lr: 0.1")
     config = parse_settings(StudentConfig, "student", ["--recipe", path])
     assert (config.kd, config.lr) == ("none", 0.5)
@@ -148,7 +150,7 @@ def test_a_recipe_without_distillation_is_a_baselines(recipe):
         (TeacherConfig, "teacher", "--kd=none", "train_student.py"),
     ],
 )
-def test_a_flag_of_the_other_script_is_said_to_be_its(config_class, role, flag, script):
+def test_a_flag_of_the_other_script_is_refused_with_the_name_of_that_script(config_class, role, flag, script):
     with pytest.raises(UserError, match=rf"^{flag.partition('=')[0]} is a flag of {script};"):
         parse_settings(config_class, role, [flag, "0.5"])
 
@@ -186,7 +188,7 @@ class BareConfig:
     flip: bool = option(False, "a switch")
 
 
-def test_a_flag_may_be_left_out():
+def test_the_flag_before_a_positional_value_may_be_left_out():
     read = parse_flags
     assert read(BareConfig, "", []) == {}
     for line in (["f.pth", "--flip"], ["--flip", "f.pth"], ["--pretrained", "f.pth", "--flip"]):
@@ -208,7 +210,7 @@ NAMES = [
     ("student", [*TOY, "--kd", "kd=1", "--seed", "0", "--workers", "1"], "student-toy-pspnet-resnet10t"),
     ("teacher", [*TOY, "--single-path", "--seed", "2"], "teacher-toy-pspnet-resnet10t-seed=2-single_path"),
     ("teacher", [*TOY, "--crop-size", "64", "96"], "teacher-toy-pspnet-resnet10t-crop_size=64x96"),
-    ("student", VOC, "student-voc-deeplabv3-resnet18_v1s"),  # that recipe asks for a start
+    ("student", VOC, "student-voc-deeplabv3-resnet18_v1s"),  # this recipe asks for --pretrained
     ("teacher", VOC, "teacher-voc-deeplabv3-resnet18_v1s-pretrained=baseline"),
     (
         "student",
@@ -229,14 +231,14 @@ NAMES = [
 
 
 @pytest.mark.parametrize(("role", "flags", "name"), NAMES)
-def test_runs_are_called_by_what_differs(role, flags, name):
+def test_a_run_name_lists_the_changed_settings(role, flags, name):
     config_class = {"teacher": TeacherConfig, "student": StudentConfig}[role]
     assert parse_settings(config_class, role, flags).save_dir == f"runs/{name}"
     assert parse_settings(config_class, role, [*flags, "--save-dir", "here"]).save_dir == "here"
 
 
 @pytest.mark.parametrize(("config_class", "role"), [(TeacherConfig, "teacher"), (StudentConfig, "student")])
-def test_a_strength_without_its_codes_is_refused(config_class, role):
+def test_a_code_strength_without_its_codes_is_refused(config_class, role):
     with pytest.raises(UserError, match="--code-std is the strength of --label-codes near"):
         parse_settings(config_class, role, ["--code-std", "0.1"])
     assert parse_settings(config_class, role, ["--code-std", "0.1", "--label-codes", "near"]).code_std == 0.1
@@ -272,8 +274,8 @@ def test_help_has_a_heading_for_every_flag(config_class, capsys):
         assert "  deeplabv3_cirkd2       dropout=" in text
 
 
-def test_the_recipes_code_strength_goes_with_its_codes():
-    """Other codes by a flag have no strength; a strength that is given for them is an error."""
+def test_a_recipes_code_strength_is_dropped_with_its_codes():
+    """If a flag sets other codes, the strength in the recipe is dropped. A strength flag is then refused."""
     other = parse_settings(TeacherConfig, "teacher", ["--recipe", "light", "--label-codes", "random"])
     assert other.code_std is None
     with pytest.raises(UserError, match="--code-std is the strength of --label-codes near, not of random"):

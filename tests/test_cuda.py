@@ -1,4 +1,4 @@
-"""On a real GPU: no waiting in a step, every precision, one NCCL process, resume. Skipped where there is none."""
+"""Training on a real GPU: no device waits in a step, every precision, NCCL and resume. Skipped without a GPU."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ from utils.pixels import CONVENTIONS
 from utils.seeding import RowGenerator
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
-FLAGS = [flag if flag != "cpu" else "cuda" for flag in TINY]
+TINY_ON_GPU = [flag if flag != "cpu" else "cuda" for flag in TINY]
 
 
 @pytest.mark.parametrize("amp", ["none", "bf16", "fp16"])
@@ -29,7 +29,7 @@ def test_a_step_never_waits_for_the_device(amp):
     step = runtime.prepare(step).train()
     image = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8).cuda()
     label = torch.randint(0, 7, (4, 64, 64), dtype=torch.uint8).cuda()
-    for sync in ("default", "error"):  # the first time libraries set themselves up
+    for sync in ("default", "error"):  # libraries may wait in the first step, when they initialise
         torch.cuda.set_sync_debug_mode(sync)
         try:
             with runtime.autocast():
@@ -42,8 +42,8 @@ def test_a_step_never_waits_for_the_device(amp):
 
 
 @pytest.mark.parametrize("amp", ["none", "bf16", "fp16"])
-def test_a_run_continues_to_the_same_bits(tmp_path, amp):
-    flags = [*FLAGS, "--amp", amp, "--deterministic", "--max-iterations", "6"]
+def test_a_resumed_run_reaches_the_same_bits(tmp_path, amp):
+    flags = [*TINY_ON_GPU, "--amp", amp, "--deterministic", "--max-iterations", "6"]
     train_teacher.main([*flags, "--save-dir", str(tmp_path / "whole")])
     with crash_at(5):  # one iteration after a checkpoint
         train_teacher.main([*flags, "--save-dir", str(tmp_path / "halves")])
@@ -53,25 +53,25 @@ def test_a_run_continues_to_the_same_bits(tmp_path, amp):
     assert_same(one, two)
 
 
-def test_batchnorm_of_two_processes_is_that_of_one(command, tmp_path):
-    """They share the GPU, by gloo; what one process computes on four images two compute on two each."""
+def test_batchnorm_on_two_ranks_matches_one_rank(command, tmp_path):
+    """One rank computes on four images. Two ranks compute on two images each, with gloo on the same GPU."""
     flags = ["--dropout", "0", "--lr", "0.001", "--deterministic", "--backend", "gloo", "--max-iterations", "3"]
     for processes in (1, 2):
         folder = tmp_path / str(processes)
-        command("train_teacher.py", *FLAGS, *flags, "--save-dir", folder, processes=processes, gpu=True)
+        command("train_teacher.py", *TINY_ON_GPU, *flags, "--save-dir", folder, processes=processes, gpu=True)
     np.testing.assert_allclose(*(losses(tmp_path / name) for name in "12"), rtol=1e-4)
 
 
-def test_a_failure_under_nccl_is_said_and_ends_the_job(command):
-    flags = [*FLAGS, "--max-iterations", "2", "--save-dir", "/proc/run"]
+def test_a_failure_under_nccl_is_reported_and_ends_the_job(command):
+    flags = [*TINY_ON_GPU, "--max-iterations", "2", "--save-dir", "/proc/run"]
     done = command("train_teacher.py", *flags, processes=torch.cuda.device_count(), gpu=True, check=False)
     assert done.returncode != 0
     assert "/proc/run" in done.stderr
 
 
-def test_one_process_of_torchrun_uses_nccl(tmp_path, monkeypatch):
+def test_one_rank_of_torchrun_uses_nccl(tmp_path, monkeypatch):
     for key, value in {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_PORT": 29511}.items():
         monkeypatch.setenv(key, str(value))
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    train_teacher.main([*FLAGS, "--max-iterations", "2", "--save-dir", str(tmp_path)])
+    train_teacher.main([*TINY_ON_GPU, "--max-iterations", "2", "--save-dir", str(tmp_path)])
     assert checkpoint.read(tmp_path / "last.pth")["iteration"] == 2

@@ -1,4 +1,4 @@
-"""Every data set reads small trees in its official layouts exactly, and names what is wrong with others."""
+"""Every data set reads small trees in its official layouts exactly, and explains what is wrong with other trees."""
 
 import io
 import pickle
@@ -49,14 +49,14 @@ def test_names_and_colours_are_complete(name):
     pickle.loads(pickle.dumps(spec))
 
 
-def test_known_anchors():
+def test_known_names_colours_and_ids():
     city, ade, coco = (SPECS[name] for name in ("cityscapes", "ade20k", "coco_stuff_164k"))
     assert (city.names[10], city.palette[10]) == ("sky", (70, 130, 180))
     assert (ade.names[0], ade.palette[0], ade.names[149], ade.palette[149]) == (
         "wall", (120, 120, 120), "flag", (92, 0, 255),
     )  # fmt: skip
     assert (ade.names[12], ade.names[20], ade.names[127]) == ("person", "car", "bicycle")
-    # raw id -> class, over the unused ids (MMSegmentation: monotone)
+    # raw id -> class; unused ids are skipped and the order is kept, as in MMSegmentation
     assert [coco.ids.classes[raw] for raw in (10, 12, 24, 26, 91, 181)] == [10, 11, 23, 24, 80, 170]
     assert (coco.names[11], coco.names[80], coco.names[170]) == ("stop sign", "banner", "wood")
     ten = SPECS["coco_stuff_10k"]
@@ -128,8 +128,9 @@ def test_id_map_of_any_integer_type(kind):
 
 @pytest.mark.parametrize("name", SPECS)
 def test_predictions_in_official_ids_are_read_back(name):
-    """What --submission writes is what the data set's own labels look like."""
-    ids, classes = SPECS[name].ids, np.arange(len(SPECS[name].names))
+    """--submission writes predictions with the same ids as the labels of the data set."""
+    ids = SPECS[name].ids
+    classes = np.arange(len(SPECS[name].names))
     assert ids.to_official(classes).dtype == np.uint8
     assert np.array_equal(ids(ids.to_official(classes)), classes)
 
@@ -227,27 +228,29 @@ def test_exif_orientation(orientation, suffix, tmp_path):
     upright = np.rot90(stored, {1: 0, 3: 2, 6: 3, 8: 1}[orientation])
     assert np.array_equal(read_image(path), upright)
     assert np.array_equal(read_image(path, upright.shape[:2]), upright)
-    # a label drawn on the pixels as stored says so by its size
+    # the size of a label shows whether it was drawn on the pixels as stored
     wanted = stored if orientation in (6, 8) else upright
     assert np.array_equal(read_image(path, stored.shape[:2]), wanted)
 
 
-def test_pictures_that_have_no_exact_meaning_are_refused(tmp_path):
+def test_deep_and_transparent_pictures_are_refused(tmp_path):
     path = tmp_path / "deep.png"
     Image.fromarray(np.arange(600, dtype=np.uint16).reshape(SIZE) * 100).save(path)
     with pytest.raises(UserError, match=r"deep.png has 16 bits a channel"):
         read_image(path)
-    clear = np.zeros((*SIZE, 4), np.uint8)
-    Image.fromarray(clear).save(path)
+    rgba = np.zeros((*SIZE, 4), np.uint8)
+    Image.fromarray(rgba).save(path)
     with pytest.raises(UserError, match=r"deep.png has transparent pixels"):
         read_image(path)
-    clear[..., 3], clear[..., 0] = 255, 9
-    Image.fromarray(clear).save(path)
-    assert np.array_equal(read_image(path), clear[..., :3])
+    rgba[..., 3] = 255
+    rgba[..., 0] = 9
+    Image.fromarray(rgba).save(path)
+    assert np.array_equal(read_image(path), rgba[..., :3])
 
 
 def test_labels_of_other_kinds(tmp_path):
-    ids, path = draw(range(20), 0), tmp_path / "label.png"
+    ids = draw(range(20), 0)
+    path = tmp_path / "label.png"
     for palette in (False, True):
         label(path, ids, palette)
         assert np.array_equal(read_label(path), ids)
@@ -263,25 +266,26 @@ def test_labels_of_other_kinds(tmp_path):
         read_label(tmp_path / "l.mat")
 
 
-def few_bits(ids: np.ndarray, bits: int) -> bytes:
-    """A grey PNG of ids in so many bits each, which PIL reads and does not write."""
+def make_grey_png(ids: np.ndarray, bits: int) -> bytes:
+    """Return a grey PNG with 1, 2 or 4 bits per pixel. PIL can read such files but cannot write them."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    places = np.unpackbits(ids[..., None], axis=2)[..., 8 - bits :].reshape(len(ids), -1)
-    rows = b"".join(b"\0" + row.tobytes() for row in np.packbits(places, axis=1))
+    bit_rows = np.unpackbits(ids[..., None], axis=2)[..., 8 - bits :].reshape(len(ids), -1)
+    rows = b"".join(b"\0" + row.tobytes() for row in np.packbits(bit_rows, axis=1))
     header = struct.pack(">IIBBBBB", ids.shape[1], ids.shape[0], bits, 0, 0, 0, 0)
     data = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + data
 
 
-def test_labels_whose_numbers_are_not_ids_as_stored_are_refused(tmp_path):
-    ids, path = draw(range(4), 0), tmp_path / "label"
-    path.write_bytes(few_bits(ids % 2, 1))
+def test_grey_labels_that_pil_rescales_are_refused(tmp_path):
+    ids = draw(range(4), 0)
+    path = tmp_path / "label"
+    path.write_bytes(make_grey_png(ids % 2, 1))
     assert np.array_equal(read_label(path), ids % 2)
-    for bits in (2, 4):  # as grey levels they would be 85 and 17 times as large
-        path.write_bytes(few_bits(ids, bits))
+    for bits in (2, 4):  # PIL would multiply the ids by 85 or 17, as grey levels
+        path.write_bytes(make_grey_png(ids, bits))
         with pytest.raises(UserError, match="label holds grey levels that are not 8-bit numbers as stored"):
             read_label(path)
     for maximum in (255, 20):
@@ -305,7 +309,7 @@ LOSSY = [
 
 
 @pytest.mark.parametrize(("kind", "options", "name"), LOSSY)
-def test_labels_of_formats_that_lose_are_refused(kind, options, name, tmp_path):
+def test_labels_in_lossy_formats_are_refused(kind, options, name, tmp_path):
     if kind == "AVIF" and not features.check("avif"):
         pytest.skip("this PIL has no AVIF")
     path = tmp_path / "label"
@@ -327,7 +331,7 @@ LOSSLESS = [
 
 
 @pytest.mark.parametrize(("kind", "options"), LOSSLESS)
-def test_colours_of_formats_that_do_not_lose_are_read(kind, options, tmp_path):
+def test_colour_labels_in_lossless_formats_are_read(kind, options, tmp_path):
     path = tmp_path / "label"
     ids = draw(range(9), 0)
     Image.fromarray(ids).convert("RGB").save(path, kind, **options)
@@ -338,7 +342,10 @@ def test_colours_of_formats_that_do_not_lose_are_read(kind, options, tmp_path):
 def test_files_of_several_pictures_are_refused(kind, tmp_path):
     first, *others = [Image.fromarray(draw(range(n), 0)) for n in (9, 7, 5)]
     first.save(tmp_path / "pages", kind, save_all=True, append_images=others)
-    for read in (read_label, *[read_image] * (kind != "MPO")):  # of a JPEG the first picture is meant
+    for read in (
+        read_label,
+        *[read_image] * (kind != "MPO"),
+    ):  # of several pictures in a JPEG, read_image takes the first
         with pytest.raises(UserError, match="pages holds 3 pictures"):
             read(tmp_path / "pages")
 
@@ -351,7 +358,7 @@ def test_two_images_of_one_label_are_refused(tmp_path):
         build_dataset("ade20k", str(tmp_path), "val")
 
 
-def test_a_jpeg_that_is_called_png_is_read_as_what_it_is(tmp_path):
+def test_a_jpeg_that_is_called_png_is_read_as_a_jpeg(tmp_path):
     buffer = io.BytesIO()
     picture(tmp_path / "a.jpg")
     Image.open(tmp_path / "a.jpg").save(buffer, "JPEG")
@@ -359,11 +366,11 @@ def test_a_jpeg_that_is_called_png_is_read_as_what_it_is(tmp_path):
     assert read_image(tmp_path / "b.png").shape == (*SIZE, 3)
 
 
-def test_scripts_outside_find_a_spec_by_the_former_name():
+def test_dataset_spec_is_still_found_under_its_former_name():
     assert dataset_spec("toy") is get_dataset_spec("toy")
 
 
-def test_sizes_must_agree(tmp_path):
+def test_image_and_label_must_agree_in_size(tmp_path):
     TREES["camvid"][1](tmp_path)
     dataset = build_dataset("camvid", str(tmp_path), "val")
     label(dataset.pairs[0][1], np.zeros((7, 9), np.uint8))
@@ -371,7 +378,7 @@ def test_sizes_must_agree(tmp_path):
         dataset.read(0)
 
 
-def test_lists(tmp_path):
+def test_lists_of_names_are_read_and_checked(tmp_path):
     path = tmp_path / "list.txt"
     path.write_bytes("\ufeffa b\r\n\r\n  ü \r\n".encode())
     assert read_list(path) == ["a b", "ü"]
@@ -411,7 +418,7 @@ def test_255_may_be_a_class(tmp_path):
         ("names:", "names: !!python/object:os.system {}\nx:", "no plain yaml"),
     ],
 )
-def test_folder_says_what_is_wrong_with_its_yaml(old, new, problem, tmp_path):
+def test_a_bad_dataset_yaml_is_explained(old, new, problem, tmp_path):
     TREES["folder"][1](tmp_path)
     path = tmp_path / "dataset.yaml"
     path.write_text(path.read_text().replace(old, new))

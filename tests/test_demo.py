@@ -1,4 +1,4 @@
-"""The page to look at: what its tabs compute, what they refuse, and (slow) both tabs clicked in a browser."""
+"""The demo page: what its tabs compute and refuse. A slow test clicks through both tabs in a browser."""
 
 import shutil
 import socket
@@ -54,7 +54,7 @@ def test_an_image_is_segmented_as_by_predict(files):
     assert text.startswith("64x48 pixels in ")
 
 
-def test_an_image_is_seen_at_the_size_that_is_asked_for(files):
+def test_an_image_is_segmented_at_the_requested_size(files):
     tab = demo.SegmentTab([files["student"]])
     overlay, _, _ = tab.segment_upload(files["student"], files["image"], 32)
     loaded = from_checkpoint(files["student"])
@@ -65,7 +65,7 @@ def test_an_image_is_seen_at_the_size_that_is_asked_for(files):
     )
 
 
-def test_names_of_classes_are_no_markup():
+def test_the_legend_escapes_class_names():
     legend = demo.make_legend(["<script>", "road"], [(0, 0, 0), (255, 255, 255)], np.array([0.25, 0.75]))
     assert "<script>" not in legend
     assert legend.index("road") < legend.index("&lt;script&gt;")
@@ -79,7 +79,7 @@ def test_no_label_is_a_plane_of_zeros(teacher_tab):
     assert own.scale == teacher_tab.trained_noise.scale > 0
 
 
-def test_labels_that_a_teacher_is_shown(teacher_tab):
+def test_labels_for_the_teacher(teacher_tab):
     label = teacher_tab.read(0)[1]
     assert teacher_tab.make_shown_label(0, label, demo.OWN_LABEL) is label
     wrong = teacher_tab.make_shown_label(0, label, demo.WRONG_LABEL)
@@ -89,21 +89,21 @@ def test_labels_that_a_teacher_is_shown(teacher_tab):
     last = len(teacher_tab.dataset) - 1
     assert np.array_equal(
         teacher_tab.make_shown_label(last, label, demo.OTHER_LABEL), label
-    )  # after the last the first
+    )  # the first image follows the last
 
 
-def test_a_teacher_is_asked(teacher_tab):
+def test_the_answer_of_a_teacher(teacher_tab):
     own = teacher_tab.ask(0, demo.OWN_LABEL, "random", 0.1, 0.03)
     wrong = teacher_tab.ask(0, demo.WRONG_LABEL, "random", 0.1, 0.03)
     size = own.image.shape
     assert all(picture.shape == size and picture.dtype == np.uint8 for picture in own[:5])
-    assert np.array_equal(own.plain, wrong.plain)  # it does not look at the label
+    assert np.array_equal(own.plain, wrong.plain)  # computed without a label
     assert not np.array_equal(own.plane, wrong.plane)
     assert "repeats it" in wrong.text
     assert "repeats it" not in own.text
 
 
-def test_what_is_refused(files, tmp_path):
+def test_bad_uploads_and_checkpoints_are_refused(files, tmp_path):
     with pytest.raises(UserError, match="upload an image first"):
         demo.SegmentTab([files["student"]]).segment_upload(files["student"], None, 0)
     with pytest.raises(UserError, match="the same file twice"):
@@ -119,7 +119,7 @@ def test_what_is_refused(files, tmp_path):
         demo.load_teacher_tab(config, of_other_classes)
 
 
-def choose_port():
+def find_free_port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
@@ -127,9 +127,9 @@ def choose_port():
 
 @pytest.fixture
 def address(files):
-    """The page, served by the script itself."""
+    """Start the script and yield the address of its page."""
     pytest.importorskip("gradio")
-    port = choose_port()
+    port = find_free_port()
     command = [sys.executable, ROOT / "scripts/deploy/demo.py", "--port", port]
     command += ["--pretrained", files["student"], "--teacher", files["teacher"]]
     server = subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, text=True)
