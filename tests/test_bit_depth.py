@@ -69,17 +69,20 @@ def write_twelve_bit_jpeg(path: Path) -> None:
     path.write_bytes(data)
 
 
+def pack_color_map(factor: int) -> bytes:
+    """Return a TIFF colour map in which grey level k has the value ``k * factor`` in each of three channels."""
+    return struct.pack("<768H", *[k * factor for _ in range(3) for k in range(256)])
+
+
 def write_narrow_color_map(path: Path) -> None:
     """Write a TIFF whose colour map has 8-bit values, although TIFF colour maps have 16-bit values."""
     file = Image.fromarray((TWELVE_BITS[..., 0] % 256).astype(np.uint8))
     file.putpalette([k for k in range(256) for _ in range(3)])
     file.save(path, "TIFF")
-    wide = struct.pack("<768H", *[k * 257 for _ in range(3) for k in range(256)])
-    narrow = struct.pack("<768H", *[k for _ in range(3) for k in range(256)])
-    written = path.read_bytes()
-    path.write_bytes(written.replace(struct.pack("<768H", *[k * 256 for _ in range(3) for k in range(256)]), narrow))
-    if path.read_bytes() == written:
-        path.write_bytes(written.replace(wide, narrow))
+    data = path.read_bytes()
+    for factor in (256, 257):  # PIL may write grey level k as either
+        data = data.replace(pack_color_map(factor), pack_color_map(1))
+    path.write_bytes(data)
 
 
 DEEP = {

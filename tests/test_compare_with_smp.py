@@ -76,9 +76,9 @@ def test_the_shell_script_compares_on_both_data_sets(tmp_path):
     python.parent.mkdir()
     python.write_text('#!/usr/bin/env bash\necho "$@"\n')
     python.chmod(0o755)
-    line = ["bash", ROOT / "scripts/study/compare_with_smp.sh", "--seeds", "4"]
+    command = ["bash", ROOT / "scripts/study/compare_with_smp.sh", "--seeds", "4"]
     environment = {**os.environ, "VIRTUAL_ENV": str(tmp_path)}
-    done = subprocess.run(line, capture_output=True, text=True, check=True, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     settings = []
     for line in done.stdout.splitlines():
         script, *flags = line.split()

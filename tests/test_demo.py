@@ -161,8 +161,8 @@ def test_both_tabs_in_a_browser(address, browser, files):
     from selenium.webdriver.common.by import By
     from selenium.webdriver.support.ui import WebDriverWait
 
-    def wait_for(found):
-        return WebDriverWait(browser, 120).until(found)
+    def wait_for(condition):
+        return WebDriverWait(browser, 120).until(condition)
 
     def click(selector, text):
         wait_for(lambda page: [b for b in page.find_elements(By.CSS_SELECTOR, selector) if b.text == text])[0].click()
