@@ -25,7 +25,7 @@ TINY = [
     *("--save-per-iters", "2", "--max-iterations", "6"),
 ]
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for --deterministic; CUDA reads it once per process
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup makes a process and its children ignore SIGHUP
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # undo nohup, or child processes would ignore SIGHUP
 torch.set_num_threads(1)  # as in the processes that tests start, so that both give the same bits
 
 

@@ -28,7 +28,8 @@ def compute_stats(x, eps):
 
 
 def gather_stats(x, means, inverses, running_mean, running_var, momentum, eps, counts):
-    share, total = (counts / counts.sum()).unsqueeze(1), counts.sum()
+    share = (counts / counts.sum()).unsqueeze(1)
+    total = counts.sum()
     mean = (means * share).sum(0)
     var = ((inverses**-2 - eps + means**2) * share).sum(0) - mean**2
     running_mean.lerp_(mean, momentum)
@@ -41,10 +42,8 @@ def normalize(x, weight, bias, mean, inverse, eps):
 
 
 def reduce_gradients(output_gradient, x, mean, inverse, weight, *needed):
-    gradient_sum, product_sum = (
-        output_gradient.sum(REDUCED_DIMS),
-        (output_gradient * (x - expand_channels(mean))).sum(REDUCED_DIMS),
-    )
+    gradient_sum = output_gradient.sum(REDUCED_DIMS)
+    product_sum = (output_gradient * (x - expand_channels(mean))).sum(REDUCED_DIMS)
     return gradient_sum, product_sum, product_sum * inverse, gradient_sum.clone()
 
 
@@ -92,10 +91,9 @@ def main() -> None:
             full_batch.requires_grad_()
             expected = batch_norm(full_batch)
             expected.backward(output_gradient)
-            parts = (
+            local_batch, local_output_gradient = (
                 x.detach().split([1, 3])[rank].contiguous(memory_format=layout) for x in (full_batch, output_gradient)
             )
-            local_batch, local_output_gradient = parts
             local_batch.requires_grad_()
             with ForbidHostWaits():
                 found = synced_norm(local_batch)

@@ -119,9 +119,8 @@ def test_the_layout_of_the_logits_does_not_matter(loss):
     gradients = []
     for layout in (torch.contiguous_format, torch.channels_last):
         logits = maps.clone(memory_format=layout).requires_grad_()
-        copy.deepcopy(loss.discriminator)(
-            logits
-        ).mean().backward()  # a copy, because a forward pass changes the spectral norm
+        # in a copy, because a forward pass changes the spectral norm
+        copy.deepcopy(loss.discriminator)(logits).mean().backward()
         gradients.append(logits.grad)
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6 * gradients[0].abs().max().item())
 

@@ -189,9 +189,8 @@ def test_a_damaged_tiff_table_is_refused_by_name(tmp_path):
     data = bytearray(path.read_bytes())
     tags = int.from_bytes(data[4:8], "little")
     count = int.from_bytes(data[tags : tags + 2], "little")
-    data[tags + 2 + 12 * count : tags + 6 + 12 * count] = (6).to_bytes(
-        4, "little"
-    )  # the next table is said to be at byte 6, where there is none
+    # say that the next table is at byte 6, where there is none
+    data[tags + 2 + 12 * count : tags + 6 + 12 * count] = (6).to_bytes(4, "little")
     path.write_bytes(data)
     with pytest.raises(UserError, match=r"a\.tif cannot be read"):
         read_image(path)

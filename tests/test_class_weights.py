@@ -259,9 +259,8 @@ def test_numbers_and_a_file_give_the_same_run_and_weights_of_one_change_nothing(
     assert read_setting(tmp_path / "numbers") == read_setting(tmp_path / "file") == "1.0,2.0,3.0,4.0,5.0,6.0,0.5"
     assert losses(tmp_path / "numbers") == losses(tmp_path / "file") != losses(tmp_path / "none")
     assert losses(tmp_path / "ones") == losses(tmp_path / "none")
-    np.testing.assert_allclose(
-        losses(tmp_path / "doubled"), losses(tmp_path / "numbers"), rtol=1e-5
-    )  # a common factor does not change a weighted mean
+    # a common factor does not change a weighted mean
+    np.testing.assert_allclose(losses(tmp_path / "doubled"), losses(tmp_path / "numbers"), rtol=1e-5)
 
 
 def test_a_resumed_run_and_a_recipe_take_the_weights_of_auto_from_the_config(tmp_path, monkeypatch):

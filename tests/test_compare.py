@@ -204,9 +204,8 @@ def test_only_counts_of_the_same_images_and_labels_are_paired():
 def test_compare_writes_gains_tables_and_pictures(tmp_path, capsys):
     runs = [make_run(tmp_path / f"base-{s}", s, make_areas(0.5, s)) for s in (0, 1)]
     runs += [make_run(tmp_path / f"lad-{s}", s, make_areas(0.7, 10 + s), lr=0.2) for s in (0, 1)]
-    make_run(
-        tmp_path / "lad-0", 0, make_areas(0.75, 20), checkpoint="best", lr=0.2
-    )  # overwrites the counts of last.pth
+    # this overwrites the counts of last.pth
+    make_run(tmp_path / "lad-0", 0, make_areas(0.75, 20), checkpoint="best", lr=0.2)
     runs.append(make_run(tmp_path / "plain", lr=0.3))
     runs.append(make_run(tmp_path / "teacher", areas=make_areas(0.9), assisted=True, lr=0.4))
     out = tmp_path / "out"

@@ -66,9 +66,8 @@ def test_every_decoder_gets_the_processor_time_of_the_recipe(scripts, tmp_path, 
 
     scripts.clear()
     compare_with_smp.main(flags)
-    assert {script for script, _ in scripts} == {
-        "train_student.py"
-    }  # train_student.py itself continues a run or ends at once
+    # train_student.py itself continues a run or ends at once
+    assert {script for script, _ in scripts} == {"train_student.py"}
 
 
 def test_the_shell_script_compares_on_both_data_sets(tmp_path):

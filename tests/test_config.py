@@ -42,7 +42,7 @@ def test_the_config_of_a_run_is_a_recipe_without_overwrite_and_resume(recipe, tm
     assert parse_settings(TeacherConfig, "teacher", ["--recipe", old]).lr == 0.5
 
 
-def test_a_learning_rate_does_not_rise():
+def test_a_min_lr_above_lr_is_refused():
     with pytest.raises(UserError, match=r"--min-lr 5 is above --lr 0\.1"):
         parse_settings(TeacherConfig, "teacher", ["--lr", "0.1", "--min-lr", "5"])
 

@@ -86,10 +86,9 @@ def test_labels_for_the_teacher(teacher_tab):
     labelled = label != IGNORE_INDEX
     assert (wrong[labelled] != label[labelled]).all()
     assert (wrong[~labelled] == IGNORE_INDEX).all()
+    # the first image follows the last
     last = len(teacher_tab.dataset) - 1
-    assert np.array_equal(
-        teacher_tab.make_shown_label(last, label, demo.OTHER_LABEL), label
-    )  # the first image follows the last
+    assert np.array_equal(teacher_tab.make_shown_label(last, label, demo.OTHER_LABEL), label)
 
 
 def test_the_answer_of_a_teacher(teacher_tab):

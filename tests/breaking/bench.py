@@ -26,7 +26,7 @@ class Bench:
     def __init__(self, folder: Path, seed: int) -> None:
         self.folder = folder
         self.random = random.Random(seed)
-        self.number = 0  # of runs that were started
+        self.number = 0  # of run folders so far
 
     def job(
         self, role: str = "teacher", launcher: str = "python", folder: Path | None = None, restarts: int = 0
