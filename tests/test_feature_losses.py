@@ -55,7 +55,7 @@ REFERENCE = {
 
 
 @pytest.mark.parametrize("name", REFERENCE)
-def test_losses_equal_the_reference_values_of_cirkd(golden, name):
+def test_golden_numbers_of_cirkd(golden, name):
     loss = REFERENCE[name](golden, golden["student_feat"], golden["teacher_feat"])
     assert loss.item() == pytest.approx(golden[f"loss_{name}"].item(), rel=1e-6)
 
