@@ -232,12 +232,9 @@ def test_flags_of_the_image_cache_are_read_and_written_under_its_lock(tmp_path):
     dataset.read(0)
     before = [0] * len(dataset)
     after = [1, *before[1:]]
-    assert lock.recorded_flags == [
-        before,
-        before,
-        before,
-        after,
-    ]  # the first two are of the lookup, the others of the write
+    lookup = [before, before]
+    write = [before, after]
+    assert lock.recorded_flags == [*lookup, *write]
 
 
 def test_loader_workers_do_not_exceed_the_cores(monkeypatch):

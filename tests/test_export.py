@@ -145,9 +145,7 @@ def test_a_fixed_size_is_exported_and_a_wrong_file_is_deleted(tmp_path, capsys, 
     assert output.shape[1:] == [7, 64, 48]
 
     target.unlink()
-    monkeypatch.setattr(
-        export_onnx, "export_network", lambda *_: programs[0]
-    )  # the export is slow, so it is not repeated
+    monkeypatch.setattr(export_onnx, "export_network", lambda *_: programs[0])  # because the export is slow
     monkeypatch.setattr(export_onnx, "compare_with_network", lambda *_: {"random": 0.9998})
     with pytest.raises(UserError, match=r"differ on random: .* is not kept"):
         export_onnx.main(flags)

@@ -42,9 +42,8 @@ def fake_cuda(monkeypatch):
 
     monkeypatch.setattr(RowGenerator, "normal", normal)
     monkeypatch.setattr(memory, "get_free_memory", lambda device: None)
-    monkeypatch.setattr(
-        torch.cuda.amp.common, "amp_definitely_not_available", lambda: False
-    )  # otherwise autocast is switched off
+    # torch switches autocast off if it finds no GPU
+    monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
     with FakeTensorMode(allow_non_fake_inputs=False), torch.device("cuda"):
         yield
@@ -100,7 +99,7 @@ def test_all_loss_terms_of_a_step_are_float32_on_the_gpu(fake_cuda, arch, amp):
 
 
 @pytest.mark.parametrize("codes", ["random", "fixed", "shuffled", "onehot"])
-def test_evaluation_and_metrics(fake_cuda, codes):
+def test_evaluation_counts_confusions_on_the_gpu(fake_cuda, codes):
     noise = LabelNoise(K, codes, 0.03, 100.0)
     model = build_model("pspnet", BACKBONE, K, 3 + noise.planes).eval()
     image, label = make_batch()

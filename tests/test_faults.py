@@ -175,9 +175,8 @@ def test_a_run_continues_in_another_folder_with_all_its_files(finished_run, run,
     assert read_files(run) == before
     assert read_files(other).keys() == {"best.pth", "last.pth", "metrics.jsonl", "config.yaml"}
     assert (other / "best.pth").read_bytes() == before["best.pth"]
-    assert_same(
-        train_small_teacher(other, "--resume", "auto"), checkpoint.read(finished_run / "last.pth")
-    )  # as if it was killed at its start
+    # as if the run was killed at its start
+    assert_same(train_small_teacher(other, "--resume", "auto"), checkpoint.read(finished_run / "last.pth"))
 
 
 @pytest.mark.parametrize("is_damaged", [False, True])
@@ -451,16 +450,14 @@ def test_changed_inputs_are_refused(finished_run, tmp_path, monkeypatch):
     moved = tmp_path / "moved.pth"  # the same file may be at another path now
     moved.write_bytes(teacher.read_bytes())
     train_student.main([*flags, "--teacher-pretrained", str(moved), "--resume", "auto"])
-    with pytest.raises(
-        UserError, match=r"other settings \(pretrained: '' -> .*teacher.pth'\)"
-    ):  # other initial weights
+    # other initial weights are another setting
+    with pytest.raises(UserError, match=r"other settings \(pretrained: '' -> .*teacher.pth'\)"):
         train_student.main([*flags, "--pretrained", str(teacher), "--resume", "auto"])
     teacher.write_bytes((finished_run / "previous.pth").read_bytes())
     with pytest.raises(UserError, match=r"other inputs \(teacher_pretrained: \w+ -> \w+\)"):
         train_student.main([*flags, "--resume", "auto"])
-    teacher.rename(
-        tmp_path / "street.safetensors"
-    )  # a change of a shipped checkpoint, given by its name, is noticed as well
+    # a change of a shipped checkpoint, which is given by its name, is noticed as well
+    teacher.rename(tmp_path / "street.safetensors")
     monkeypatch.setattr(reading, "SHIPPED", tmp_path)
     config = StudentConfig(teacher_pretrained="street", pretrained="none", pretrained_base="package")
     data = build_train_and_val("toy")
