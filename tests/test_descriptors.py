@@ -1,4 +1,4 @@
-"""Too few file descriptors for loader workers are one message before the start, not a hang in the middle."""
+"""A run with too few file descriptors for its loader workers is refused at the start. It does not hang later."""
 
 import errno
 import resource
@@ -12,19 +12,19 @@ from utils.errors import UserError, explain_error
 
 @pytest.fixture
 def limits(monkeypatch):
-    """The limits of this process as a dictionary, so that the real ones stay."""
-    now = {"soft": 40, "hard": 40}
+    """Replace the limits of this process with a dictionary, so that the real limits do not change."""
+    fake_limits = {"soft": 40, "hard": 40}
 
-    def change(kind, values):
-        now["soft"], now["hard"] = values
+    def set_limits(kind, values):
+        fake_limits["soft"], fake_limits["hard"] = values
 
-    monkeypatch.setattr(descriptors.resource, "getrlimit", lambda kind: (now["soft"], now["hard"]))
-    monkeypatch.setattr(descriptors.resource, "setrlimit", change)
+    monkeypatch.setattr(descriptors.resource, "getrlimit", lambda kind: (fake_limits["soft"], fake_limits["hard"]))
+    monkeypatch.setattr(descriptors.resource, "setrlimit", set_limits)
     monkeypatch.setattr(descriptors, "count_open_files", lambda: 10)
-    return now
+    return fake_limits
 
 
-def test_a_limit_that_is_too_low_is_said(limits):
+def test_a_limit_that_is_too_low_is_reported(limits):
     with pytest.raises(UserError, match=r"--workers 2 need 58 open files, this process may have 40: .*ulimit -n 4096"):
         require_descriptors(2)
     require_descriptors(0)
@@ -32,13 +32,13 @@ def test_a_limit_that_is_too_low_is_said(limits):
 
 
 @pytest.mark.parametrize("hard", [58, 4096, resource.RLIM_INFINITY])
-def test_a_limit_of_ones_own_is_raised(limits, hard):
+def test_a_soft_limit_below_the_hard_limit_is_raised(limits, hard):
     limits["hard"] = hard
     require_descriptors(2)
     assert limits == {"soft": 58, "hard": hard}
 
 
-def test_a_limit_that_is_high_enough_stays(limits):
+def test_a_limit_that_is_high_enough_is_not_changed(limits):
     for soft in (58, resource.RLIM_INFINITY):
         limits.update(soft=soft, hard=resource.RLIM_INFINITY)
         require_descriptors(2)
@@ -54,5 +54,5 @@ def test_a_limit_that_is_high_enough_stays(limits):
         RuntimeError("Caught X in DataLoader worker process 0.\nTraceback\nOSError: [Errno 24] Too many open files"),
     ],
 )
-def test_what_fails_for_want_of_descriptors_says_so(error):
+def test_errors_from_too_few_descriptors_suggest_a_remedy(error):
     assert "ulimit -n 4096), or fewer --workers" in str(explain_error(error))

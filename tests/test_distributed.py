@@ -1,4 +1,4 @@
-"""Two gloo processes do what one does."""
+"""Two ranks (gloo) give the results of one rank."""
 
 import json
 
@@ -17,19 +17,21 @@ from tests.test_engine import losses
 from utils import checkpoint
 from utils.errors import UserError
 
-# Frozen BatchNorm and no dropout: what is left does not depend on the split. In float64 one and two processes agree to
-# 1e-15 at any rate; at 0.01 the loss first grows tenfold, and float32's rounding with it to 1e-3 within 8 iterations.
-SAME_MATH = ["--freeze-bn", "--dropout", "0", "--lr", "0.001"]
+# With frozen BatchNorm and without dropout, the results do not depend on how the batch is split over ranks.
+# In float64, one and two ranks agree to 1e-15 at any learning rate. In float32 the learning rate must be small:
+# at 0.01 the loss first grows tenfold, and within 8 iterations the rounding errors reach 1e-3.
+INDEPENDENT_OF_SPLIT = ["--freeze-bn", "--dropout", "0", "--lr", "0.001"]
 
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
+    """Write the checkpoint of a label-assisted teacher and return its path."""
     return write_checkpoint(tmp_path_factory.mktemp("teacher") / "last.pth", codes="random")
 
 
 @pytest.mark.parametrize("script", [train_teacher, train_student], ids=lambda script: script.__name__)
-def test_losses_and_scores_of_two_processes_are_those_of_one(command, tmp_path, teacher, script):
-    flags = [*TINY, *SAME_MATH, "--max-iterations", "4"]
+def test_two_ranks_give_the_losses_and_weights_of_one(command, tmp_path, teacher, script):
+    flags = [*TINY, *INDEPENDENT_OF_SPLIT, "--max-iterations", "4"]
     if script is train_student:
         flags += ["--teacher-pretrained", teacher, "--kd", "cwd=3,kd=1", "--backbone", WIDE_BACKBONE]
     script.main([*flags, "--save-dir", str(tmp_path / "1")])
@@ -47,7 +49,7 @@ def test_confusion_matrices_do_not_depend_on_the_number_of_processes(command, tm
     command("eval.py", *flags, files[1], processes=2)
     one, two = (json.loads(file.read_text()) for file in files)
     assert one["confusion"] == two["confusion"]
-    assert one["images"] == 3  # the processes have shares of different sizes
+    assert one["images"] == 3  # an odd number, so that the ranks evaluate different numbers of images
 
 
 @pytest.mark.parametrize(

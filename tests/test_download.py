@@ -1,4 +1,4 @@
-"""The download script against a local server that misbehaves in every way it should survive."""
+"""Test the download script with a local server that can misbehave."""
 
 import hashlib
 import re
@@ -22,20 +22,22 @@ from scripts.deploy.manifest import find_problem, read_manifest
 from utils.errors import UserError
 from utils.options import parse_flags
 
-CONTENT = b"PK\x03\x04" + bytes(range(256)) * 4096  # begins like a file of torch.save
+CONTENT = b"PK\x03\x04" + bytes(range(256)) * 4096  # starts like a file that torch.save wrote
 SHA = hashlib.sha256(CONTENT).hexdigest()
 BLOB = hashlib.sha1(f"blob {len(CONTENT)}\0".encode() + CONTENT).hexdigest()
 
-
-ELSEWHERE = "file:///etc/hostname"
-CIRCLE = "/release/net%2Ba.pth"
-NO_ADDRESS = "http://[net.pth"
-REDIRECTS = (ELSEWHERE, CIRCLE, NO_ADDRESS)
+# addresses to which the server redirects
+FILE_ADDRESS = "file:///etc/hostname"
+OWN_ADDRESS = "/release/net%2Ba.pth"  # the address of the request itself
+BAD_ADDRESS = "http://[net.pth"
+REDIRECTS = (FILE_ADDRESS, OWN_ADDRESS, BAD_ADDRESS)
 
 
 class Handler(BaseHTTPRequestHandler):
+    """Answer each request with CONTENT, or with the fault that the test has set on the server."""
+
     def do_GET(self):
-        self.server.asked.append(self.path)
+        self.server.requested_paths.append(self.path)
         fault = self.server.fault
         if fault == "missing":
             self.send_error(404)
@@ -52,7 +54,7 @@ class Handler(BaseHTTPRequestHandler):
             self.end_headers()
             self.wfile.write(body[:100])
             self.wfile.flush()
-            self.server.released.wait(10)
+            self.server.stall_may_end.wait(10)
             return
         if fault == "other bytes":
             body = body[: len(body) // 2] + b"x" + body[len(body) // 2 + 1 :]
@@ -68,10 +70,13 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch):
+    """Run a local server without any proxy."""
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.fault, server.asked, server.released = None, [], threading.Event()
+    server.fault = None
+    server.requested_paths = []
+    server.stall_may_end = threading.Event()
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     yield server
@@ -82,6 +87,7 @@ def server(monkeypatch):
 
 @pytest.fixture
 def entry(server):
+    """Return the manifest entry of the file that the server offers."""
     url = f"http://127.0.0.1:{server.server_port}/release/net%2Ba.pth"
     return download.Entry("net", url, "fcn", "resnet18", "voc", 70.0, "val", f"sha256:{SHA[:8]}", len(CONTENT))
 
@@ -93,7 +99,7 @@ def test_a_server_that_stalls_does_not_block(server, entry, tmp_path, monkeypatc
         with pytest.raises(UserError, match=r"interrupted .*timed out.*: run again"):
             download.fetch(entry, tmp_path)
     finally:
-        server.released.set()
+        server.stall_may_end.set()
         socket.setdefaulttimeout(None)
     assert not list(tmp_path.iterdir())
 
@@ -105,7 +111,7 @@ def test_a_download_is_verified_and_not_repeated(server, entry, tmp_path, digest
     assert path.name == "net+a.pth"
     assert path.read_bytes() == CONTENT
     assert download.fetch(entry, tmp_path / "new") == path
-    assert len(server.asked) == 1
+    assert len(server.requested_paths) == 1
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
@@ -115,19 +121,19 @@ def test_a_download_is_verified_and_not_repeated(server, entry, tmp_path, digest
         ("other bytes", "not the published file .sha256"),
         ("cut", "interrupted .*got only .*: run again"),
         ("missing", "answers 404"),
-        (ELSEWHERE, "(?i)redirect"),
-        (CIRCLE, r"answers 302 .*infinite loop\.$"),
-        (NO_ADDRESS, "sends on to an address that is none"),
+        (FILE_ADDRESS, "(?i)redirect"),
+        (OWN_ADDRESS, r"answers 302 .*infinite loop\.$"),
+        (BAD_ADDRESS, "sends on to an address that is none"),
     ],
 )
-def test_wrong_bytes_never_get_the_name(server, entry, tmp_path, fault, message):
+def test_a_failed_download_leaves_no_file(server, entry, tmp_path, fault, message):
     server.fault = fault
     with pytest.raises(UserError, match=message):
         download.fetch(entry, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_page_of_the_server_is_no_checkpoint(server, entry, tmp_path):
+def test_a_web_page_is_not_kept_as_a_checkpoint(server, entry, tmp_path):
     server.fault = "page"
     with pytest.raises(UserError, match=r"not the published file \(it holds no weights\)"):
         download.fetch(entry._replace(hash=None, size=None), tmp_path)
@@ -148,7 +154,7 @@ def test_a_file_on_disk_that_differs_is_not_overwritten(entry, tmp_path):
     assert (tmp_path / entry.file).read_bytes() == b"mine"
 
 
-def test_offline_and_proxy(entry, tmp_path, monkeypatch):
+def test_an_unreachable_server_or_proxy_is_reported(entry, tmp_path, monkeypatch):
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{closed.getsockname()[1]}/net.pth"
@@ -165,57 +171,58 @@ def test_a_folder_that_cannot_be_written_is_named(entry, tmp_path):
         download.fetch(entry, tmp_path / "file")
 
 
-def test_a_file_of_the_project_is_there_or_comes_from_git(entry, tmp_path):
-    own = entry._replace(url="", hash=None, size=None)
+def test_a_file_that_comes_with_the_project_is_not_downloaded(entry, tmp_path):
+    shipped = entry._replace(url="", hash=None, size=None)
     with pytest.raises(UserError, match=r"net\.safetensors is missing: it comes with the project"):
-        download.fetch(own, tmp_path)
+        download.fetch(shipped, tmp_path)
     (tmp_path / "net.safetensors").write_bytes(bytes(8) + b"{}")
-    assert download.fetch(own, tmp_path) == tmp_path / "net.safetensors"
+    assert download.fetch(shipped, tmp_path) == tmp_path / "net.safetensors"
 
 
-def run(*flags):
+def run_download(*flags):
+    """Run the download script."""
     download.main([*map(str, flags)])
 
 
-def test_the_printed_command_measures_as_the_authors_did(server, entry, tmp_path, capsys):
+def test_the_printed_command_evaluates_as_the_authors_did(server, entry, tmp_path, capsys):
     manifest = tmp_path / "manifest.yaml"
     resized = entry._replace(resize=[2048, 512])
     manifest.write_text(yaml.safe_dump([resized._asdict()]))
-    run("--manifest", manifest, "--folder", tmp_path / "files", "--fetch", entry.name)
+    run_download("--manifest", manifest, "--folder", tmp_path / "files", "--fetch", entry.name)
     _, _, command = capsys.readouterr().out.partition("python eval.py ")
     flags = parse_flags(EvalConfig, "", shlex.split(command, comments=True))
     assert flags["resize"] == (2048, 512)
     assert flags["dataset"] == entry.dataset
-    run("--manifest", manifest, "--folder", tmp_path / "files", "--verify")
+    run_download("--manifest", manifest, "--folder", tmp_path / "files", "--verify")
     assert f"{entry.file}: ok" in capsys.readouterr().out
 
 
-def test_every_command_that_is_printed_is_one(tmp_path):
-    for known in read_manifest(Path(download.ROOT) / "checkpoints/manifest.yaml"):
-        use = known.describe_use(tmp_path / known.file)
+def test_every_printed_command_can_be_parsed(tmp_path):
+    for entry in read_manifest(Path(download.ROOT) / "checkpoints/manifest.yaml"):
+        use = entry.describe_use(tmp_path / entry.file)
         words = shlex.split(use, comments=True)
-        if known.arch == "backbone":
+        if entry.arch == "backbone":
             parse_flags(StudentConfig, "", words)
             continue
         assert words[:2] == ["python", "eval.py"]
         flags = parse_flags(EvalConfig, "", words[2:])
-        assert flags.get("absent_as_zero", False) == (known.dataset == "coco_stuff_164k_182")
-        assert ("the published score is of the test server" in use) == (known.protocol == "test server")
+        assert flags.get("absent_as_zero", False) == (entry.dataset == "coco_stuff_164k_182")
+        assert ("the published score is of the test server" in use) == (entry.protocol == "test server")
 
 
-def test_command_line(server, entry, tmp_path, capsys):
+def test_files_are_listed_fetched_and_verified(server, entry, tmp_path, capsys):
     manifest = tmp_path / "manifest.yaml"
     manifest.write_text(yaml.safe_dump([entry._asdict()]))
-    where = ("--manifest", manifest, "--folder", tmp_path / "files")
-    run(*where)
+    location_flags = ("--manifest", manifest, "--folder", tmp_path / "files")
+    run_download(*location_flags)
     assert "net " in capsys.readouterr().out
-    run(*where, "--fetch", "n*", "--verify")
+    run_download(*location_flags, "--fetch", "n*", "--verify")
     assert "ok" in capsys.readouterr().out
     (tmp_path / "files" / entry.file).write_bytes(b"x" * len(CONTENT))
     with pytest.raises(UserError, match=r"1 files in .* not the published"):
-        run(*where, "--verify")
+        run_download(*location_flags, "--verify")
     with pytest.raises(UserError, match="did you mean 'net'"):
-        run(*where, "--fetch", "nett")
+        run_download(*location_flags, "--fetch", "nett")
 
 
 @pytest.mark.parametrize(
@@ -238,7 +245,7 @@ def test_a_bad_manifest_is_refused(entry, tmp_path, change, message):
         download.read_manifest(tmp_path / "manifest.yaml")
 
 
-def test_the_manifest_names_networks_and_hashes_of_this_project():
+def test_the_manifest_names_known_networks_and_valid_hashes():
     entries = download.read_manifest(Path(download.ROOT) / "checkpoints/manifest.yaml")
     for entry in entries:
         kind, _, digits = (entry.hash or "").partition(":")

@@ -1,4 +1,4 @@
-"""The training loop: repeatable, resumable at any moment, and it never loses a checkpoint to bad input."""
+"""Test the training loop: a run is repeatable, can be resumed at any moment, and loses no checkpoint to bad input."""
 
 import json
 import multiprocessing
@@ -32,21 +32,24 @@ STUDENT = ["--backbone", WIDE_BACKBONE, "--kd", "cwd=3,kd=1,dist=1"]
 
 
 def train(script, folder: Path, *flags: str) -> dict:
+    """Train with small settings and return the content of last.pth."""
     script.main([*TINY, "--save-dir", str(folder), *flags])
     return checkpoint.read(folder / "last.pth")
 
 
 def records(folder: Path, event: str) -> list[dict]:
+    """Read all records of one kind of event from metrics.jsonl."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [line for line in lines if line["event"] == event]
 
 
 def losses(folder: Path) -> list[tuple[int, float]]:
+    """Read the iteration and the loss of every training record."""
     return [(line["iteration"], line["loss"]) for line in records(folder, "train")]
 
 
 def assert_equal(a: Any, b: Any, where: str = "") -> None:
-    """Tensors in nested dicts and lists, to the last bit."""
+    """Assert that all tensors in two nested dicts or lists are equal to the last bit."""
     if isinstance(a, torch.Tensor):
         assert torch.equal(a, b), where
     elif isinstance(a, (dict, list, tuple)):
@@ -58,14 +61,14 @@ def assert_equal(a: Any, b: Any, where: str = "") -> None:
 
 
 def assert_same(a: dict, b: dict) -> None:
-    """Weights, optimizer state and progress of two checkpoints."""
+    """Assert that two checkpoints have the same weights, optimizer state and progress."""
     for key in ("model", "optimizer", "iteration", "best_miou", "best_iteration"):
         assert_equal(a[key], b[key], key)
 
 
 @contextmanager
 def crash_at(last: int) -> Iterator[None]:
-    """Training within ends like a process that dies at an iteration: nothing is saved."""
+    """Make the training inside this context die at the iteration ``last`` without saving."""
 
     class Crash(BaseException):
         pass
@@ -74,14 +77,14 @@ def crash_at(last: int) -> Iterator[None]:
         if iteration == last:
             raise Crash
 
-    with pytest.raises(Crash), pytest.MonkeyPatch.context() as patch:  # noqa: PT012  the tests are inside
+    with pytest.raises(Crash), pytest.MonkeyPatch.context() as patch:  # noqa: PT012  the training is inside
         patch.setattr(trainer.RunLogger, "advance", crash)
         yield
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """An uninterrupted teacher run, and the student distilled from it."""
+def finished_runs(tmp_path_factory):
+    """Train a teacher and its student without interruption. Return the folder and both last checkpoints."""
     folder = tmp_path_factory.mktemp("finished")
     teacher = train(train_teacher, folder / "teacher", "--val-per-iters", "2")
     flags = ["--teacher-pretrained", str(folder / "teacher/last.pth"), *STUDENT]
@@ -89,16 +92,16 @@ def finished(tmp_path_factory):
     return folder, teacher, student
 
 
-def test_the_same_seed_gives_the_same_bits(finished, tmp_path):
-    folder, teacher, _ = finished
+def test_the_same_seed_gives_the_same_bits(finished_runs, tmp_path):
+    folder, teacher, _ = finished_runs
     assert_same(teacher, train(train_teacher, tmp_path, "--val-per-iters", "2", "--workers", "2"))
     assert losses(folder / "teacher") == losses(tmp_path)
     other = train(train_teacher, tmp_path, "--val-per-iters", "2", "--seed", "1", "--overwrite")
     assert not torch.equal(teacher["model"]["main.classifier.weight"], other["model"]["main.classifier.weight"])
 
 
-def test_what_a_run_writes(finished):
-    folder, teacher, student = finished
+def test_a_run_writes_checkpoints_settings_and_records(finished_runs):
+    folder, teacher, student = finished_runs
     assert {path.name for path in (folder / "teacher").iterdir()} >= {"last.pth", "best.pth", "config.yaml"}
     (start,) = records(folder / "teacher", "start")
     assert {"torch", "timm", "device", "git", "config", "world_size"} <= start.keys()
@@ -115,11 +118,15 @@ def test_what_a_run_writes(finished):
 
 
 @pytest.mark.parametrize("role", ["teacher", "student"])
-def test_a_stopped_run_continues_to_the_same_bits(finished, tmp_path, role):
-    folder, teacher, student = finished
-    script, expected, flags = train_teacher, teacher, ["--val-per-iters", "2"]
-    if role == "student":
-        script, expected = train_student, student
+def test_a_stopped_run_continues_to_the_same_bits(finished_runs, tmp_path, role):
+    folder, teacher, student = finished_runs
+    if role == "teacher":
+        script = train_teacher
+        expected = teacher
+        flags = ["--val-per-iters", "2"]
+    else:
+        script = train_student
+        expected = student
         flags = ["--teacher-pretrained", f"{folder}/teacher/last.pth", *STUDENT]
     with crash_at(5):  # one iteration after a checkpoint
         train(script, tmp_path, *flags)
@@ -129,9 +136,9 @@ def test_a_stopped_run_continues_to_the_same_bits(finished, tmp_path, role):
     assert_same(expected, train(script, tmp_path, *flags, "--resume", "auto"))  # finished: nothing happens
 
 
-def test_a_killed_run_continues_to_the_same_bits(finished, tmp_path, start):
-    """SIGKILL to a process of its own, as soon as it has saved; tests/breaking kills at any other moment."""
-    folder, teacher, _ = finished
+def test_a_killed_run_continues_to_the_same_bits(finished_runs, tmp_path, start):
+    """Kill a separate training process as soon as it has saved. tests/breaking kills runs at other moments."""
+    folder, teacher, _ = finished_runs
     process = start("train_teacher.py", *TINY, "--val-per-iters", "2", "--save-dir", tmp_path)
     while not (tmp_path / "last.pth").exists() and process.poll() is None:
         time.sleep(0.005)
@@ -142,8 +149,8 @@ def test_a_killed_run_continues_to_the_same_bits(finished, tmp_path, start):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
-def test_a_signal_saves_before_it_stops(finished, tmp_path, monkeypatch, number):
-    _, teacher, _ = finished
+def test_a_signal_saves_before_it_stops(finished_runs, tmp_path, monkeypatch, number):
+    _, teacher, _ = finished_runs
 
     def send(self, iteration):
         if iteration == 3:
@@ -159,7 +166,7 @@ def test_a_signal_saves_before_it_stops(finished, tmp_path, monkeypatch, number)
 
 
 def test_a_signal_to_the_whole_job_saves_too(tmp_path, start):
-    """Schedulers signal every process: the loader's workers leave the answer to the main one."""
+    """A scheduler sends the signal to every process. The loader workers ignore it, and the main process saves."""
     flags = [*TINY, "--workers", "2", "--max-iterations", "1000", "--save-dir", tmp_path]
     process = start("train_teacher.py", *flags)
     while not (tmp_path / "last.pth").exists() and process.poll() is None:
@@ -177,13 +184,15 @@ def test_a_loss_that_is_not_finite_names_the_images(tmp_path):
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
-def test_an_unreadable_image_does_not_cost_the_work_so_far(finished, tmp_path, monkeypatch, workers):
-    _, teacher, _ = finished
+def test_an_unreadable_image_does_not_lose_the_work_so_far(finished_runs, tmp_path, monkeypatch, workers):
+    _, teacher, _ = finished_runs
     flags = ["--val-per-iters", "2", "--workers", workers]
     read = TrainStream.__getitem__
 
     def fail(stream, position):
-        return UserError("a.png cannot be read") if position == 21 else read(stream, position)
+        if position == 21:
+            return UserError("a.png cannot be read")
+        return read(stream, position)
 
     with monkeypatch.context() as patch:
         patch.setattr(TrainStream, "__getitem__", fail)
@@ -204,39 +213,41 @@ def test_an_unreadable_image_does_not_cost_the_work_so_far(finished, tmp_path, m
         (("--resume", "auto", "--max-iterations", "9"), r"max_iterations: 6 -> 9\).*--pretrained takes its last\.pth"),
     ],
 )
-def test_a_run_is_not_lost_to_a_mistake(finished, flags, message):
-    folder = finished[0] / "teacher"
+def test_wrong_flags_do_not_change_an_existing_run(finished_runs, flags, message):
+    folder = finished_runs[0] / "teacher"
     before = {path.name: path.read_bytes() for path in folder.glob("*.*")}
     with pytest.raises(UserError, match=message):
         train(train_teacher, folder, "--val-per-iters", "2", *flags)
     assert before == {path.name: path.read_bytes() for path in folder.glob("*.*")}
 
 
-def test_best_cannot_be_resumed(finished, tmp_path):
+def test_the_best_checkpoint_cannot_be_resumed(finished_runs, tmp_path):
     with pytest.raises(UserError, match="holds no training state"):
-        train(train_teacher, tmp_path, "--resume", f"{finished[0]}/teacher/best.pth")
+        train(train_teacher, tmp_path, "--resume", f"{finished_runs[0]}/teacher/best.pth")
 
 
 def test_two_runs_do_not_share_a_folder(tmp_path):
-    config, world = TeacherConfig(save_dir=str(tmp_path)), Runtime()
-    run = open_run_folder(config, world, {})
+    config = TeacherConfig(save_dir=str(tmp_path))
+    runtime = Runtime()
+    run = open_run_folder(config, runtime, {})
     with pytest.raises(UserError, match="in use by another run"):
-        open_run_folder(config, world, {})
+        open_run_folder(config, runtime, {})
     run.close()
-    open_run_folder(config, world, {}).close()
+    open_run_folder(config, runtime, {}).close()
 
 
-def test_the_lock_ends_with_the_run_not_with_its_loader_processes(tmp_path):
-    config, world = TeacherConfig(save_dir=str(tmp_path)), Runtime()
-    run = open_run_folder(config, world, {})
-    fork = multiprocessing.get_context("fork")
-    running = fork.Event()
-    worker = fork.Process(target=lambda: (running.set(), time.sleep(60)))
+def test_the_lock_ends_with_the_run_not_with_its_loader_workers(tmp_path):
+    config = TeacherConfig(save_dir=str(tmp_path))
+    runtime = Runtime()
+    run = open_run_folder(config, runtime, {})
+    context = multiprocessing.get_context("fork")
+    is_running = context.Event()
+    worker = context.Process(target=lambda: (is_running.set(), time.sleep(60)))
     worker.start()
     try:
-        assert running.wait(60)
-        run.close()  # as at the run's death
-        open_run_folder(config, world, {}).close()
+        assert is_running.wait(60)
+        run.close()  # as when the run dies
+        open_run_folder(config, runtime, {}).close()
     finally:
         worker.kill()
         worker.join()
@@ -249,13 +260,13 @@ def test_a_network_without_parameters_to_train_is_refused():
         TrainingState(step, TeacherConfig(), Runtime())
 
 
-def test_a_baseline_reads_no_teacher(tmp_path):
+def test_a_baseline_refuses_a_teacher(tmp_path):
     flags = [*TINY, "--kd", "none", "--teacher-pretrained", "teacher.pth", "--save-dir", str(tmp_path / "run")]
     with pytest.raises(UserError, match=r"--teacher-pretrained teacher\.pth: --kd none trains without a teacher"):
         train_student.main(flags)
 
 
-def test_learning_rate_follows_the_release():
+def test_learning_rate_follows_the_released_code():
     config = TeacherConfig(lr=0.001, max_iterations=40000)
     for i in (0, 1, 20000, 39999):
         assert trainer.compute_learning_rate(config, i) == pytest.approx(0.001 * (1 - i / 40000) ** 0.9, rel=1e-12)
@@ -267,8 +278,8 @@ def test_learning_rate_follows_the_release():
 @pytest.mark.parametrize(("warmup", "warned"), [(1, False), (2, True)])
 def test_a_warm_up_that_does_not_end_is_warned_about(warmup, warned, tmp_path, capsys):
     train(train_teacher, tmp_path, "--max-iterations", "2", "--warmup-iterations", str(warmup))
-    said = "warning: --warmup-iterations 2 do not end within --max-iterations 2" in capsys.readouterr().out
-    assert said == warned
+    has_warning = "warning: --warmup-iterations 2 do not end within --max-iterations 2" in capsys.readouterr().out
+    assert has_warning == warned
 
 
 def test_frozen_batchnorm_keeps_its_statistics(tmp_path, capsys):
@@ -277,7 +288,7 @@ def test_frozen_batchnorm_keeps_its_statistics(tmp_path, capsys):
     assert all(not value.any() for key, value in frozen.items() if key.endswith("running_mean"))
 
 
-def test_a_resumed_run_chooses_no_frozen_norms_anew(tmp_path, capsys):
+def test_a_resumed_run_keeps_its_choice_of_frozen_norms(tmp_path, capsys):
     flags = ("--freeze-bn", "--pretrained-base", "package", "--backbone", "tf_efficientnet_lite0")
     whole = train(train_teacher, tmp_path / "whole", *flags)
     with crash_at(4):
@@ -308,7 +319,7 @@ def test_a_new_run_keeps_no_scores_of_the_old_one(tmp_path):
     assert not list(tmp_path.glob("*.npz"))
 
 
-def test_one_image_a_process_with_batchnorm_on_one_position(tmp_path):
+def test_batchnorm_on_one_position_needs_two_images_per_rank(tmp_path):
     with pytest.raises(UserError, match="needs at least 2 images a process"):
         train(train_teacher, tmp_path, "--model", "deeplabv3", "--batch-size", "1")
     train(train_teacher, tmp_path, "--model", "deeplabv3", "--batch-size", "1", "--freeze-bn", "--max-iterations", "1")

@@ -1,4 +1,4 @@
-"""Faults of the engine that were mended: each test fails on the code that had it."""
+"""Regression tests of the engine. Each test fails on the code that still had the bug."""
 
 import json
 import math
@@ -32,8 +32,8 @@ from utils.errors import UserError
 SHORT = ["--max-iterations", "4", "--save-per-iters", "1", "--skip-val"]
 
 
-def overflow(patch, iterations, step=train_teacher.TeacherStep):
-    """Have the loss of some iterations overflow, after a running mean and a gradient have seen it."""
+def make_iterations_overflow(patch, iterations, step=train_teacher.TeacherStep):
+    """Make some iterations overflow: a running mean becomes NaN and the loss infinite. ``iterations`` counts from 0."""
     forward = step.forward
     calls = []
 
@@ -50,7 +50,7 @@ def overflow(patch, iterations, step=train_teacher.TeacherStep):
 
 def test_a_step_that_overflows_in_fp16_is_skipped(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        overflow(patch, [1])
+        make_iterations_overflow(patch, [1])
         skipped = train(train_teacher, tmp_path / "skipped", "--amp", "fp16", *SHORT, "--max-iterations", "2")
     before = checkpoint.read(tmp_path / "skipped/previous.pth")
     assert (before["iteration"], skipped["iteration"]) == (1, 2)
@@ -62,7 +62,7 @@ def test_a_step_that_overflows_in_fp16_is_skipped(tmp_path, monkeypatch):
 def test_a_skipped_step_leaves_the_queues_as_they_were(tmp_path, monkeypatch):
     flags = ["--kd", "cirkd_pixel=1:size=9", "--teacher-pretrained", write_checkpoint(tmp_path / "teacher.pth")]
     flags += [*SHORT, "--amp", "fp16", "--max-iterations", "2"]
-    overflow(monkeypatch, [1], train_student.StudentStep)
+    make_iterations_overflow(monkeypatch, [1], train_student.StudentStep)
     skipped = train(train_student, tmp_path / "student", *flags)
     before = checkpoint.read(tmp_path / "student/previous.pth")
     assert before["losses"]["kd.losses.cirkd_pixel.pointer"].any()
@@ -72,7 +72,7 @@ def test_a_skipped_step_leaves_the_queues_as_they_were(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_many_steps_that_overflow_in_a_row_end_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "MAX_SKIPPED", 2)
-    overflow(monkeypatch, [1, 2, 3])
+    make_iterations_overflow(monkeypatch, [1, 2, 3])
     with pytest.raises(UserError, match=r"not finite 3 times in a row .*at iteration 4"):
         train(train_teacher, tmp_path, "--amp", "fp16", *SHORT)
     assert checkpoint.read(tmp_path / "last.pth")["iteration"] == 3
@@ -95,7 +95,7 @@ def test_norms_that_were_never_trained_are_not_frozen(tmp_path):
     assert_same(whole, train(train_student, tmp_path / "stopped", *flags, "--resume", "auto"))
 
 
-COUNTING = """
+COUNTING_LOSS = """
 import os, torch
 from torch import nn
 class Counting(nn.Module):
@@ -115,40 +115,41 @@ class Counting(nn.Module):
 
 
 @pytest.fixture
-def counting(tmp_path, monkeypatch):
-    """Flags of a student with a loss that has buffers of its own; FAIL_AT in the environment ends it at a step."""
-    (tmp_path / "my_counting.py").write_text(COUNTING)
+def counting_flags(tmp_path, monkeypatch):
+    """Return the flags of a student whose loss has buffers. The loss fails at the step in the environment's FAIL_AT."""
+    (tmp_path / "my_counting.py").write_text(COUNTING_LOSS)
     monkeypatch.setitem(ENVIRONMENT, "PYTHONPATH", str(tmp_path))
     teacher = write_checkpoint(tmp_path / "teacher.pth")
     return [*TINY, *SHORT, "--kd", "my_counting:Counting=1", "--teacher-pretrained", teacher]
 
 
-def read_ranks(folder):
+def read_rank_states(folder):
+    """Read the states that tests/rank_states.py saved, one of each rank."""
     return [torch.load(folder / f"rank{rank}.pth", weights_only=True) for rank in range(2)]
 
 
 @pytest.mark.slow
-def test_buffers_of_a_loss_of_ones_own_are_the_same_on_every_rank(counting, tmp_path, command):
-    command("tests/rank_states.py", *counting, "--save-dir", tmp_path / "run", processes=2)
-    one, two = read_ranks(tmp_path / "run")
+def test_buffers_of_a_custom_loss_are_the_same_on_every_rank(counting_flags, tmp_path, command):
+    command("tests/rank_states.py", *counting_flags, "--save-dir", tmp_path / "run", processes=2)
+    one, two = read_rank_states(tmp_path / "run")
     assert one["kd.losses.Counting.mean"] != 0
     assert_equal(one, two)
 
 
 @pytest.mark.slow
-def test_a_loss_of_ones_own_continues_on_every_rank(counting, tmp_path, command, monkeypatch):
-    command("tests/rank_states.py", *counting, "--save-dir", tmp_path / "whole", processes=2)
-    flags = [*counting, "--save-dir", tmp_path / "halves"]
+def test_a_custom_loss_continues_on_every_rank(counting_flags, tmp_path, command, monkeypatch):
+    command("tests/rank_states.py", *counting_flags, "--save-dir", tmp_path / "whole", processes=2)
+    flags = [*counting_flags, "--save-dir", tmp_path / "halves"]
     with monkeypatch.context() as patch:
         patch.setitem(ENVIRONMENT, "FAIL_AT", "4")
         command("tests/rank_states.py", *flags, processes=2, check=False)
     assert checkpoint.read(tmp_path / "halves/last.pth")["iteration"] == 3
     command("tests/rank_states.py", *flags, "--resume", "auto", processes=2)
-    assert_equal(read_ranks(tmp_path / "whole"), read_ranks(tmp_path / "halves"))
+    assert_equal(read_rank_states(tmp_path / "whole"), read_rank_states(tmp_path / "halves"))
 
 
-class WithNorms(Step):
-    """A step with one BatchNorm that has weights, one that has none, and one of a frozen network."""
+class StepWithNorms(Step):
+    """Hold three BatchNorm layers: one with weights, one without, and one in a frozen network."""
 
     network_names = ("model", "teacher")
 
@@ -158,8 +159,8 @@ class WithNorms(Step):
         self.teacher = nn.BatchNorm2d(3).requires_grad_(False)
 
 
-def test_statistics_of_norms_without_weights_are_shared_and_checked():
-    step = WithNorms()
+def test_running_statistics_of_norms_without_weights_are_shared_and_checked():
+    step = StepWithNorms()
     state = TrainingState(step, TeacherConfig(), Runtime())
     shared = {id(buffer) for buffer in state.list_buffers_changed_by_forward()}
     assert shared == {id(buffer) for buffer in step.model.buffers()}
@@ -168,11 +169,16 @@ def test_statistics_of_norms_without_weights_are_shared_and_checked():
     assert step.teacher.running_var.data_ptr() not in checked
 
 
-def test_buffers_are_the_same_on_every_rank_from_the_start(tmp_path, monkeypatch):
+def test_buffers_are_broadcast_before_the_first_step(tmp_path, monkeypatch):
     events = []
     train_step = trainer.Trainer.train_step
+
+    def record_and_step(*arguments):
+        events.append("step")
+        return train_step(*arguments)
+
     monkeypatch.setattr(trainer, "broadcast_values", lambda values: events.append(len(values)))
-    monkeypatch.setattr(trainer.Trainer, "train_step", lambda *given: (events.append("step"), train_step(*given))[1])
+    monkeypatch.setattr(trainer.Trainer, "train_step", record_and_step)
     train(train_teacher, tmp_path, "--max-iterations", "1", "--skip-val")
     assert events[0] > 0
     assert events[1] == "step"
@@ -181,10 +187,9 @@ def test_buffers_are_the_same_on_every_rank_from_the_start(tmp_path, monkeypatch
 def test_a_network_is_evaluated_with_the_precision_and_layout_of_its_training():
     config = {"amp": "bf16", "tf32": False, "channels_last": False, "deterministic": True, "compile": True}
     card = Card({"num_classes": 7}, training={"config": config})
-    asked = evaluation.take_precision_from_training(evaluation.EvalConfig(compile=False, amp="none"), card)
-    assert (asked.amp, asked.compile, asked.tf32, asked.channels_last, asked.deterministic) == (
-        *("none", False, False, False, True),
-    )
+    settings = evaluation.take_precision_from_training(evaluation.EvalConfig(compile=False, amp="none"), card)
+    values = (settings.amp, settings.compile, settings.tf32, settings.channels_last, settings.deterministic)
+    assert values == ("none", False, False, False, True)
     unknown = evaluation.take_precision_from_training(evaluation.EvalConfig(), Card({"num_classes": 7}))
     assert (unknown.amp, unknown.tf32, unknown.compile) == ("none", None, None)
     damaged = Card({"num_classes": 7}, training={"config": {"amp": 5}})
@@ -192,7 +197,7 @@ def test_a_network_is_evaluated_with_the_precision_and_layout_of_its_training():
         evaluation.take_precision_from_training(evaluation.EvalConfig(pretrained="a.pth"), damaged)
 
 
-def test_workers_share_the_image_cache_whatever_the_usual_start_method(tmp_path):
+def test_workers_share_the_image_cache_with_any_default_start_method(tmp_path):
     trees.camvid(tmp_path)
     dataset = build_dataset("camvid", str(tmp_path), "val", cache_gb=1)
     method = multiprocessing.get_start_method()
@@ -205,28 +210,31 @@ def test_workers_share_the_image_cache_whatever_the_usual_start_method(tmp_path)
     assert dataset.cache.filled.all()
 
 
-class Watched:
-    """A lock that notes what it saw: the flags when it was taken and when it was given back."""
+class RecordingLock:
+    """Take the place of a cache's lock, and record the cache's flags whenever it is acquired or released."""
 
     def __init__(self, cache):
         self.cache = cache
-        self.seen = []
+        self.recorded_flags = []
 
     def __enter__(self):
-        self.seen.append(self.cache.filled.tolist())
+        self.recorded_flags.append(self.cache.filled.tolist())
 
     def __exit__(self, *failure):
-        self.seen.append(self.cache.filled.tolist())
+        self.recorded_flags.append(self.cache.filled.tolist())
 
 
 def test_flags_of_the_image_cache_are_read_and_written_under_its_lock(tmp_path):
     trees.camvid(tmp_path)
     dataset = build_dataset("camvid", str(tmp_path), "val", cache_gb=1)
-    dataset.cache.lock = lock = Watched(dataset.cache)
+    lock = RecordingLock(dataset.cache)
+    dataset.cache.lock = lock
     dataset.read(0)
     before = [0] * len(dataset)
     after = [1, *before[1:]]
-    assert lock.seen == [before, before, before, after]  # asked for, and then put
+    lookup = [before, before]
+    write = [before, after]
+    assert lock.recorded_flags == [*lookup, *write]
 
 
 def test_loader_workers_do_not_exceed_the_cores(monkeypatch):
@@ -256,15 +264,15 @@ def test_the_traceback_of_a_known_error_can_be_shown(shown, monkeypatch, capsys)
     monkeypatch.setenv("LAD_TRACEBACK", "1" if shown else "")
     with pytest.raises(SystemExit):
         run_main(main)
-    said = capsys.readouterr().err
-    assert said.endswith("error: a disk is full\n")
-    assert ("Traceback" in said) == shown
+    printed = capsys.readouterr().err
+    assert printed.endswith("error: a disk is full\n")
+    assert ("Traceback" in printed) == shown
 
 
-def test_a_start_imports_only_what_every_start_needs():
+def test_the_scripts_import_no_optional_packages_at_the_start():
     code = "import sys, train_student, train_teacher, eval; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    loaded = {name.partition(".")[0] for name in done.stdout.split()}
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    loaded = {name.partition(".")[0] for name in result.stdout.split()}
     assert {"torch", "models", "engine"} <= loaded
     assert not loaded & {"timm", "mmcv", "mmengine", "torchvision", "tensorboard", "segmentation_models_pytorch"}

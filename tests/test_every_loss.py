@@ -1,4 +1,4 @@
-"""All losses at once in real runs: processes stay alike, and a stopped run continues to the same bits."""
+"""Train with all losses at once. Ranks hold the same state, and a stopped run continues to the same bits."""
 
 import pytest
 import torch
@@ -11,26 +11,27 @@ from tests.test_engine import assert_equal, assert_same, crash_at, losses, recor
 from tests.test_feature_losses import SMALL
 from utils import checkpoint
 
-WEIGHTS = {"at": 1000, "adv": 0.001, "mgd": 0.00002, "dsd": 0.1}  # else they outweigh the others
+WEIGHTS = {"at": 1000, "adv": 0.001, "mgd": 0.00002, "dsd": 0.1}  # so that no loss outweighs the others
 KD = ",".join(f"{name}={WEIGHTS.get(name, 1)}{SMALL.get(name, '')}" for name in LOSSES)
 
 
 @pytest.mark.slow
-def test_two_processes_hold_the_same_and_continue_to_the_same_bits(command, tmp_path):
+def test_two_ranks_hold_the_same_state_and_continue_to_the_same_bits(command, tmp_path):
     flags = [*TINY, "--max-iterations", "3", "--skip-val", "--kd", KD, "--save-dir", tmp_path, "--resume", "auto"]
     flags += ["--teacher-pretrained", write_checkpoint(tmp_path / "assisted.pth", codes="random")]
 
-    def states():
+    def train_on_two_ranks():
+        """Train on two ranks and return the state of each."""
         command("tests/rank_states.py", *flags, processes=2)
         return [torch.load(tmp_path / f"rank{rank}.pth", weights_only=True) for rank in range(2)]
 
-    one, two = states()
+    one, two = train_on_two_ranks()
     assert any(key.endswith("adv._extra_state") for key in one)
     assert_equal(one, two)
-    (tmp_path / "last.pth").unlink()  # previous.pth is of the second iteration
-    again = states()
-    assert_equal(one, again[0])
-    assert_equal(one, again[1])
+    (tmp_path / "last.pth").unlink()  # the run continues from previous.pth, which is of iteration 2
+    resumed = train_on_two_ranks()
+    assert_equal(one, resumed[0])
+    assert_equal(one, resumed[1])
     for line in records(tmp_path, "train"):
         assert {*LOSSES, *(f"{name}_weighted" for name in LOSSES), "dsd_psd", "cirkd2_channel_weighted"} <= line.keys()
 
@@ -45,7 +46,7 @@ def test_a_stopped_run_continues_to_the_same_bits(tmp_path):
     whole, stopped = (checkpoint.read(tmp_path / name / "last.pth") for name in ("whole", "stopped"))
     assert_same(whole, stopped)
     assert losses(tmp_path / "whole") == losses(tmp_path / "stopped")
-    kept = whole["losses"]
-    assert {"kd.losses.cirkd_pixel.queue", "kd.losses.cirkd2.channels.queue"} <= kept.keys()
-    assert kept["kd.losses.adv._extra_state"]["optimizer"]["state"][0]["step"].item() == 4
-    assert_equal(kept, stopped["losses"])
+    loss_states = whole["losses"]
+    assert {"kd.losses.cirkd_pixel.queue", "kd.losses.cirkd2.channels.queue"} <= loss_states.keys()
+    assert loss_states["kd.losses.adv._extra_state"]["optimizer"]["state"][0]["step"].item() == 4
+    assert_equal(loss_states, stopped["losses"])

@@ -1,4 +1,4 @@
-"""Experiments: files, plan, failures and stops, tables; and a real one on the built-in data."""
+"""Test experiments: files, plans, failures, stops, tables, and a real experiment on the built-in data."""
 
 import json
 import os
@@ -43,7 +43,7 @@ from tests.test_compare import make_areas, make_run
 from utils.errors import UserError
 from utils.options import get_flag, parse_flags
 
-SMALL = {
+SMALL_EXPERIMENT = {
     "recipe": "toy",
     "seeds": [0, 1],
     "baseline": "base",
@@ -57,8 +57,9 @@ SMALL = {
 }
 
 
-def write(path, **changes):
-    path.write_text(yaml.safe_dump({**SMALL, **changes}, sort_keys=False))
+def write_experiment(path, **changes):
+    """Write the small experiment with some keys changed. Return the path as a string."""
+    path.write_text(yaml.safe_dump({**SMALL_EXPERIMENT, **changes}, sort_keys=False))
     return str(path)
 
 
@@ -69,40 +70,43 @@ def test_a_run_may_start_from_a_checkpoint_without_suffix(name, tmp_path, monkey
     for file in ("config.json", "model.safetensors"):
         (tmp_path / "of_smp" / file).write_text("{}")
     runs = {"base": {"settings": {"kd": "none", "pretrained": name}}}
-    assert read_experiment(write(tmp_path / "small.yaml", runs=runs)).arms["base"].settings["pretrained"] == name
+    definition = read_experiment(write_experiment(tmp_path / "small.yaml", runs=runs))
+    assert definition.arms["base"].settings["pretrained"] == name
 
 
 @pytest.fixture
 def small(tmp_path):
-    return write(tmp_path / "small.yaml")
+    """Write the small experiment and return its path."""
+    return write_experiment(tmp_path / "small.yaml")
 
 
 def test_a_file_becomes_arms_in_an_order_that_can_be_run(small):
-    found = read_experiment(small)
-    assert list(found.arms) == ["teacher", "lad", "base", "plain"]
-    assert found.arms["lad"].origins == {"teacher_pretrained": Origin("teacher", 0)}
-    assert found.arms["plain"].origins == {"teacher_pretrained": Origin("base", 1)}
-    assert found.arms["plain"].settings == {"lr": 0.01, "pretrained": "weights.pth"}
-    assert found.arms["base"].settings == {"lr": 0.02, "kd": "none"}
-    assert found.arms["teacher"].settings == {"lr": 0.01, "single_path": True}  # no flag of the students
-    assert found.arms["base"].title == "nothing"
-    assert [found.shift_seed(seed, 1) for seed in (0, 1, 5)] == [1, 0, 6]
+    definition = read_experiment(small)
+    assert list(definition.arms) == ["teacher", "lad", "base", "plain"]
+    assert definition.arms["lad"].origins == {"teacher_pretrained": Origin("teacher", 0)}
+    assert definition.arms["plain"].origins == {"teacher_pretrained": Origin("base", 1)}
+    assert definition.arms["plain"].settings == {"lr": 0.01, "pretrained": "weights.pth"}
+    assert definition.arms["base"].settings == {"lr": 0.02, "kd": "none"}
+    # single_path is a flag of teachers only
+    assert definition.arms["teacher"].settings == {"lr": 0.01, "single_path": True}
+    assert definition.arms["base"].title == "nothing"
+    assert [definition.shift_seed(seed, 1) for seed in (0, 1, 5)] == [1, 0, 6]
 
 
-def test_the_example_of_the_page_is_an_experiment(tmp_path):
+def test_the_example_in_the_documentation_is_an_experiment(tmp_path):
     text = (ROOT / "docs/reproduce.md").read_text(encoding="utf-8")
     (tmp_path / "my_loss.yaml").write_text(re.search(r"```yaml\n(.*?)```", text, re.DOTALL)[1])
-    found = read_experiment(str(tmp_path / "my_loss.yaml"))
-    assert found.arms["mine"].origins == {"teacher_pretrained": Origin("teacher", 1)}
-    assert len(plan_jobs(found, Places(tmp_path), Machine())) == 12
+    definition = read_experiment(str(tmp_path / "my_loss.yaml"))
+    assert definition.arms["mine"].origins == {"teacher_pretrained": Origin("teacher", 1)}
+    assert len(plan_jobs(definition, Places(tmp_path), Machine())) == 12
 
 
-def test_a_file_on_top_of_another(small, tmp_path):
+def test_a_file_may_include_another(small, tmp_path):
     top = {"include": "small", "seeds": [7], "only": ["base", "lad"], "runs": {"base": {"settings": {"lr": 0.3}}}}
     (tmp_path / "top.yaml").write_text(yaml.safe_dump(top))
-    found = read_experiment(str(tmp_path / "top.yaml"))
-    assert (found.name, found.seeds, list(found.arms)) == ("top", (7,), ["base", "teacher", "lad"])
-    assert found.arms["base"].settings == {"lr": 0.3, "kd": "none"}
+    definition = read_experiment(str(tmp_path / "top.yaml"))
+    assert (definition.name, definition.seeds, list(definition.arms)) == ("top", (7,), ["base", "teacher", "lad"])
+    assert definition.arms["base"].settings == {"lr": 0.3, "kd": "none"}
 
 
 @pytest.mark.parametrize(
@@ -178,8 +182,8 @@ def test_a_file_on_top_of_another(small, tmp_path):
         ({"settings": {"crop": 3}}, "unknown setting in .* 'crop'"),
     ],
 )
-def test_what_is_wrong_with_a_file_is_said(tmp_path, changes, message):
-    path = write(tmp_path / "small.yaml", **changes)
+def test_mistakes_in_a_file_are_reported(tmp_path, changes, message):
+    path = write_experiment(tmp_path / "small.yaml", **changes)
     with pytest.raises(UserError, match=message):
         read_experiment(path)
 
@@ -189,7 +193,7 @@ def test_listed_settings_exist_and_volatile_ones_change_no_result():
     assert {get_flag(name) for name in list_settings_without_effect(TrainConfig)} >= VOLATILE
 
 
-def test_missing_and_broken_files(tmp_path):
+def test_missing_and_broken_files_are_reported(tmp_path):
     with pytest.raises(UserError, match="experiments: camvid"):
         read_experiment("camvit")
     (tmp_path / "x.yaml").write_text("a: [")
@@ -201,10 +205,10 @@ def test_missing_and_broken_files(tmp_path):
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in EXPERIMENTS.glob("*.yaml")))
-def test_every_command_of_the_experiments_is_one_the_scripts_take(name, tmp_path):
-    found = read_experiment(name)
-    jobs = plan_jobs(found, Places(tmp_path, data_root="root"), Machine())
-    assert len(jobs) == len(found.arms) * len(found.seeds)
+def test_the_scripts_accept_every_command_of_the_experiments(name, tmp_path):
+    definition = read_experiment(name)
+    jobs = plan_jobs(definition, Places(tmp_path, data_root="root"), Machine())
+    assert len(jobs) == len(definition.arms) * len(definition.seeds)
     done = set()
     for job in jobs.values():
         assert set(job.needs) <= done
@@ -227,16 +231,16 @@ def test_the_scripts_choose_the_number_of_workers_unless_it_is_given(small, tmp_
         assert ("--workers" in training) == given
 
 
-def test_chosen_runs_bring_what_they_start_from_at_the_seeds_they_need(small, tmp_path):
+def test_chosen_runs_include_the_runs_they_start_from_at_the_needed_seeds(small, tmp_path):
     jobs = plan_jobs(read_experiment(small), Places(tmp_path), Machine(), ("plain",), (1,))
     assert list(jobs) == ["base-0", "plain-1"]
-    chosen = read_experiment(write(tmp_path / "chosen.yaml", only=["plain"]))
+    chosen = read_experiment(write_experiment(tmp_path / "chosen.yaml", only=["plain"]))
     assert list(plan_jobs(chosen, Places(tmp_path), Machine(), seeds=(1,))) == ["base-0", "plain-1"]
     with pytest.raises(UserError, match="unknown run in --only 'plane'"):
         plan_jobs(read_experiment(small), Places(tmp_path), Machine(), ("plane",))
 
 
-def test_a_reader_that_goes_away_is_no_error():
+def test_a_closed_output_pipe_gives_one_line_and_no_traceback():
     line = [sys.executable, "scripts/study/experiment.py", "camvid", "--data", "x", "--dry-run"]
     process = subprocess.Popen(line, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.close()
@@ -244,17 +248,17 @@ def test_a_reader_that_goes_away_is_no_error():
     assert process.wait(timeout=60) == 141
 
 
-def script(path, code):
-    """A script with the given code, as a job's command."""
+def write_script(path, code):
+    """Write a script and return a job's command that runs it."""
     path.write_text(code)
     return (str(path),)
 
 
 @pytest.fixture
 def jobs(tmp_path):
-    """a; b and c need a; d needs b. Each writes its name into log, and a training record as the real scripts do."""
+    """Return four jobs: b and c need a, and d needs b. Each job writes its name into ``log`` and a training record."""
 
-    def job(name, *needs):
+    def make_job(name, *needs):
         code = f"""
 import json, os, time
 open({str(tmp_path / "log")!r}, "a").write("{name}\\n")
@@ -262,13 +266,15 @@ record = {{"event": "train", "iteration": 1, "at": time.time_ns()}}
 if not os.path.exists({str(tmp_path / name / "metrics.jsonl")!r}):
     open({str(tmp_path / name / "metrics.jsonl")!r}, "w").write(json.dumps(record) + "\\n")
 """
-        commands = (script(tmp_path / f"{name}.py", code), script(tmp_path / f"{name}-score.py", "print('fine')"))
-        return Job(name, tmp_path / name, commands, needs)
+        training = write_script(tmp_path / f"{name}.py", code)
+        scoring = write_script(tmp_path / f"{name}-score.py", "print('fine')")
+        return Job(name, tmp_path / name, (training, scoring), needs)
 
-    return {j.name: j for j in (job("a"), job("b", "a"), job("c", "a"), job("d", "b"))}
+    return {"a": make_job("a"), "b": make_job("b", "a"), "c": make_job("c", "a"), "d": make_job("d", "b")}
 
 
-def order(folder):
+def read_order(folder):
+    """Read the names of the jobs in the order in which they started."""
     return (folder / "log").read_text().split()
 
 
@@ -277,34 +283,34 @@ def test_jobs_wait_for_what_they_need_and_are_not_done_twice(jobs, tmp_path, slo
     seen = []
     ended = execute_jobs(jobs, [{}] * slots, StopCondition(), lambda job: seen.append(job.name))
     assert all(outcome.done for outcome in ended.values())
-    begun = order(tmp_path)
-    assert sorted(begun) == sorted(seen) == ["a", "b", "c", "d"]
-    assert begun[0] == "a"
-    assert begun.index("b") < begun.index("d")
+    order = read_order(tmp_path)
+    assert sorted(order) == sorted(seen) == ["a", "b", "c", "d"]
+    assert order[0] == "a"
+    assert order.index("b") < order.index("d")
     again = execute_jobs(jobs, [{}] * slots, StopCondition())
     assert {outcome.text for outcome in again.values()} == {"done before"}
-    assert len(order(tmp_path)) == 4
-    flags = ("--workers", "3"), ("--lr", "3")
-    for more, expected in zip(flags, ("done before", "done"), strict=True):
-        changed = replace(jobs["a"], commands=((*jobs["a"].commands[0], *more), jobs["a"].commands[1]))
+    assert len(read_order(tmp_path)) == 4
+    training, scoring = jobs["a"].commands
+    for flag, expected in (("--workers", "done before"), ("--lr", "done")):
+        changed = replace(jobs["a"], commands=((*training, flag, "3"), scoring))
         assert execute_jobs({"a": changed}, [{}], StopCondition())["a"].text == expected
 
 
-def test_the_same_data_folder_in_other_words_and_a_refusal_leave_a_job_done(jobs, tmp_path):
+def test_a_job_stays_done_after_another_spelling_of_its_data_folder_or_a_refusal(jobs, tmp_path):
     a = jobs["a"]
     job = replace(a, commands=((*a.commands[0], "--data", f"{tmp_path}/x"), a.commands[1]))
     assert execute_jobs({"a": job}, [{}], StopCondition())["a"].done
     for data in ([], ["--data", f"{tmp_path}/x/"], ["--data", f"{tmp_path}/y/../x"]):
         same = replace(a, commands=((*a.commands[0], *data), a.commands[1]))
         assert find_outcome(same).done, data
-    refused = replace(a, commands=(script(tmp_path / "refuses.py", "import sys; sys.exit(2)"),))
+    refused = replace(a, commands=(write_script(tmp_path / "refuses.py", "import sys; sys.exit(2)"),))
     assert execute_jobs({"a": refused}, [{}], StopCondition())["a"].failed
     assert find_outcome(job).done
     other = replace(a, commands=((*a.commands[0], "--data", f"{tmp_path}/other"), a.commands[1]))
     assert find_outcome(other) is None
 
 
-def test_what_starts_from_another_training_by_now_is_not_done(jobs, tmp_path):
+def test_a_job_is_not_done_if_the_run_it_needs_was_trained_again(jobs, tmp_path):
     execute_jobs(jobs, [{}] * 2, StopCondition())
     shutil.rmtree(tmp_path / "a")
     ended = execute_jobs(jobs, [{}] * 2, StopCondition())
@@ -316,8 +322,8 @@ def test_what_starts_from_another_training_by_now_is_not_done(jobs, tmp_path):
     assert execute_jobs(jobs, [{}] * 2, StopCondition())["c"].done
 
 
-def test_a_failure_takes_its_followers_along_and_nothing_else(jobs, tmp_path):
-    failing = script(tmp_path / "failing.py", "import sys; print('no luck', file=sys.stderr); sys.exit(2)")
+def test_a_failed_job_fails_only_the_jobs_that_need_it(jobs, tmp_path):
+    failing = write_script(tmp_path / "failing.py", "import sys; print('no luck', file=sys.stderr); sys.exit(2)")
     jobs["b"] = replace(jobs["b"], commands=(failing,))
     ended = execute_jobs(jobs, [{}], StopCondition())
     assert [name for name, outcome in ended.items() if outcome.done] == ["a", "c"]
@@ -330,20 +336,22 @@ def test_a_failure_takes_its_followers_along_and_nothing_else(jobs, tmp_path):
 
 SLOW = """
 import os, sys, time
-open("{begun}", "w").write(str(os.getpid()))
+open("{started}", "w").write(str(os.getpid()))
 if not os.path.exists("{again}"): time.sleep(600)
 """
 
 
 @pytest.fixture
 def slow(jobs, tmp_path):
-    """b takes for ever until ``again`` is there."""
-    code = SLOW.format(begun=tmp_path / "begun", again=tmp_path / "again")
-    jobs["b"] = replace(jobs["b"], commands=(script(tmp_path / "slow.py", code),))
+    """Make job b sleep for ten minutes, unless the file ``again`` exists when it starts."""
+    code = SLOW.format(started=tmp_path / "started", again=tmp_path / "again")
+    jobs["b"] = replace(jobs["b"], commands=(write_script(tmp_path / "slow.py", code),))
     return jobs
 
 
-class StopWhen(StopCondition):
+class StopWhenFileExists(StopCondition):
+    """Stop as soon as a file exists."""
+
     def __init__(self, path):
         super().__init__()
         self.path = path
@@ -352,8 +360,8 @@ class StopWhen(StopCondition):
         return self.path.exists()
 
 
-def test_what_was_stopped_can_go_on(slow, tmp_path):
-    ended = execute_jobs(slow, [{}], StopWhen(tmp_path / "begun"))
+def test_a_stopped_job_can_continue(slow, tmp_path):
+    ended = execute_jobs(slow, [{}], StopWhenFileExists(tmp_path / "started"))
     assert ended["a"].done
     assert ended["b"].text == "stopped, to be continued"
     assert not any(outcome.failed for outcome in ended.values())
@@ -371,18 +379,18 @@ def test_what_was_stopped_can_go_on(slow, tmp_path):
 
 
 def test_no_job_outlives_the_runner(slow, tmp_path):
-    def full(job):
+    def fail(job):
         raise UserError("the disk is full")
 
     with pytest.raises(UserError, match="the disk is full"):
-        execute_jobs({"a": slow["a"], "b": replace(slow["b"], needs=())}, [{}] * 2, StopCondition(), full)
-    if (tmp_path / "begun").exists():
+        execute_jobs({"a": slow["a"], "b": replace(slow["b"], needs=())}, [{}] * 2, StopCondition(), fail)
+    if (tmp_path / "started").exists():
         with pytest.raises(ProcessLookupError):
-            os.kill(int((tmp_path / "begun").read_text()), 0)
+            os.kill(int((tmp_path / "started").read_text()), 0)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_stops_and_its_handler_goes(number):
+def test_a_signal_stops_the_jobs_and_its_handler_is_removed(number):
     before = signal.getsignal(number)
     with StopCondition() as stop:
         assert not stop.is_met()
@@ -402,14 +410,15 @@ def test_a_signal_that_nohup_ignores_stays_ignored():
         signal.signal(signal.SIGHUP, before)
 
 
-def test_what_would_fail_after_hours_fails_at_once(small, tmp_path):
-    found, runs = read_experiment(small), tmp_path / "runs"
+def test_bad_paths_are_refused_before_the_first_job(small, tmp_path):
+    definition = read_experiment(small)
+    runs = tmp_path / "runs"
     (tmp_path / "file").touch()
-    blocked = RunnerConfig(records=str(tmp_path / "file/x/r.zip"))
+    config = RunnerConfig(records=str(tmp_path / "file/x/r.zip"))
     with pytest.raises(UserError, match=r"--records .* cannot be written"):
-        lock_output(blocked, runs)
+        lock_output(config, runs)
     with pytest.raises(UserError, match=r"--data .*none: no such folder"):
-        check_data(found, Places(runs, str(tmp_path / "none")))
+        check_data(definition, Places(runs, str(tmp_path / "none")))
     with pytest.raises(UserError, match="--data is missing: the root folder of camvid"):
         check_data(read_experiment("camvid"), Places(runs))
     with pytest.raises(UserError, match=r"no such folder: .*/voc"):
@@ -453,13 +462,13 @@ def test_each_slot_has_its_own_gpus_or_share_of_the_cores(monkeypatch):
         ([], "name an experiment"),
     ],
 )
-def test_flags_that_make_no_sense(flags, message):
+def test_flags_that_contradict_each_other_are_refused(flags, message):
     with pytest.raises(UserError, match=message):
         experiment.main(flags)
 
 
 @pytest.mark.parametrize("folder", [".", "scripts", "scripts/study/experiments"])
-def test_printed_commands_lead_from_the_folder_of_the_caller(folder, capsys, monkeypatch):
+def test_printed_commands_work_from_the_folder_of_the_caller(folder, capsys, monkeypatch):
     monkeypatch.chdir(ROOT / folder)
     experiment.main(["lad_voc", "--data-root", "my data", "--processes", "2", "--dry-run"])
     first = shlex.split(capsys.readouterr().out.splitlines()[0])
@@ -472,8 +481,8 @@ def test_printed_commands_lead_from_the_folder_of_the_caller(folder, capsys, mon
 
 
 @pytest.fixture(scope="module")
-def real(tmp_path_factory):
-    """An experiment of a baseline, a teacher and its student, one seed, run by its command: stopped, then finished."""
+def real_experiment(tmp_path_factory):
+    """Run an experiment of three runs by its command: stop it, finish it, and start it once more."""
     folder = tmp_path_factory.mktemp("experiment")
     flags = parse_flags(ROLES["student"], "", TINY)
     settings = {k: list(v) if isinstance(v, tuple) else v for k, v in flags.items() if k != "workers"}
@@ -498,8 +507,8 @@ def real(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_a_real_experiment_is_stopped_and_finished(real):
-    folder, first, second, third = real
+def test_a_real_experiment_is_stopped_and_finished(real_experiment):
+    folder, first, second, third = real_experiment
     assert first == 3
     assert second.returncode == 0, second.stdout
     assert "3 of 3 runs done" in second.stdout
@@ -516,23 +525,23 @@ def test_a_real_experiment_is_stopped_and_finished(real):
 
 
 @pytest.mark.slow
-def test_its_tables_and_its_picture(real):
-    folder = real[0]
-    found = read_experiment(f"{folder}/tiny.yaml")
+def test_a_real_experiment_has_tables_and_a_figure(real_experiment):
+    folder = real_experiment[0]
+    definition = read_experiment(f"{folder}/tiny.yaml")
     records = open_folder(folder / "records.zip")
-    header, rows = make_students_table(found, records)
+    header, rows = make_students_table(definition, records)
     miou = {n: 100 * json.loads((records / f"{n}-4/last.json").read_text())["miou"] for n in ("base", "lad")}
-    assert f"| taught | {miou['lad']:.2f} (1) |" in real[2].stdout
+    assert f"| taught | {miou['lad']:.2f} (1) |" in real_experiment[2].stdout
     by_title = {row[1]: dict(zip(header, row, strict=True)) for row in rows}
     assert [row[0] for row in rows] == ["[`base`](results/tiny.zip)", "[`lad`](results/tiny.zip)"]
     for name, title in (("base", "alone"), ("lad", "taught")):
         assert by_title[title]["last mIoU % (seeds)"] == f"{miou[name]:.2f} (1)"
-    header, rows = make_gains_table(found, records)
+    header, rows = make_gains_table(definition, records)
     lad = dict(zip(header, rows[0], strict=True))
     assert len(rows) == 1
     assert (lad["training"], lad["compared with"], lad["p over seeds"]) == ("taught", "alone", "one seed")
     assert float(lad["gain in points"]) == pytest.approx(miou["lad"] - miou["base"], abs=0.006)
-    header, rows = make_teachers_table(found, records)
+    header, rows = make_teachers_table(definition, records)
     teacher = dict(zip(header, rows[0], strict=True))
     scored = json.loads((records / "teacher-4/last.json").read_text())
     assert scored["label_assisted"]
@@ -546,15 +555,17 @@ def test_its_tables_and_its_picture(real):
 
 
 def test_tables_of_several_seeds(tmp_path):
-    path = write(tmp_path / "e.yaml", seeds=[0, 1, 2], only=["base", "lad", "plain"], compare=[["lad", "plain"]])
+    path = write_experiment(
+        tmp_path / "e.yaml", seeds=[0, 1, 2], only=["base", "lad", "plain"], compare=[["lad", "plain"]]
+    )
     areas = {("base", s): make_areas(0.5, s) for s in range(3)} | {("lad", s): make_areas(0.6, 9 + s) for s in (0, 2)}
     for (name, seed), counts in areas.items():
         make_run(tmp_path / f"records/{name}-{seed}", seed, counts, batch_size=4)
     for log in tmp_path.glob("records/*/metrics.jsonl"):
         log.write_text(log.read_text().replace('"ce"', '"images_per_second": 2.0, "ce"'))
-    make_run(tmp_path / "records/base_other-0", 0, make_areas(0.9))  # another arm's name begins the same
-    found = read_experiment(path)
-    records = read_records(found, tmp_path / "records")
+    make_run(tmp_path / "records/base_other-0", 0, make_areas(0.9))  # another run, whose name also starts with base
+    definition = read_experiment(path)
+    records = read_records(definition, tmp_path / "records")
     assert {name: [run.seed for run in runs] for name, runs in records.items()} == {
         "base": [0, 1, 2],
         "teacher": [],
@@ -562,7 +573,7 @@ def test_tables_of_several_seeds(tmp_path):
         "plain": [],
     }
     assert compute_training_minutes(records["base"][0]) == pytest.approx(30 * 4 / 2 / 60)
-    header, rows = make_students_table(found, tmp_path / "records")
+    header, rows = make_students_table(definition, tmp_path / "records")
     lad = next(dict(zip(header, row, strict=True)) for row in rows if row[1] == "lad")
 
     def miou(name, seed):
@@ -571,9 +582,9 @@ def test_tables_of_several_seeds(tmp_path):
 
     assert lad["last mIoU % (seeds)"].endswith(" (2)")
     assert lad["best mIoU % (seeds)"] == "not run"
-    header, rows = make_gains_table(found, tmp_path / "records")
+    header, rows = make_gains_table(definition, tmp_path / "records")
     rows = {(row[0], row[1]): dict(zip(header, row, strict=True)) for row in rows}
-    assert list(rows) == [("lad", "nothing")]  # what was not run has no gain
+    assert list(rows) == [("lad", "nothing")]  # a run that has not been done has no gain
     expected = [miou("lad", s) - miou("base", s) for s in (0, 2)]
     lad = rows["lad", "nothing"]
     assert lad["gain by seed"] == ", ".join(f"{gain:+.2f}" for gain in expected)
@@ -581,13 +592,13 @@ def test_tables_of_several_seeds(tmp_path):
     t = np.mean(expected) / (np.std(expected, ddof=1) / 2**0.5)
     p = 1 - 2 / np.pi * np.arctan(abs(t))  # Student's t with one degree of freedom is Cauchy's distribution
     assert float(lad["p over seeds"]) == pytest.approx(p, rel=0.05)
-    _, rows = make_teachers_table(found, tmp_path / "records")
+    _, rows = make_teachers_table(definition, tmp_path / "records")
     assert rows[0][2] == "not run"
 
 
-def test_the_summary_counts_the_teachers_time_and_compares_twice(tmp_path):
+def test_the_summary_counts_the_teachers_time_and_compares_with_two_baselines(tmp_path):
     runs = {"long": {"title": "longer", "settings": {"kd": "none"}}}
-    path = write(tmp_path / "e.yaml", runs=SMALL["runs"] | runs, equal_time="long")
+    path = write_experiment(tmp_path / "e.yaml", runs=SMALL_EXPERIMENT["runs"] | runs, equal_time="long")
     scored = {"base": (0.5, (0, 1)), "long": (0.55, (0, 1)), "lad": (0.6, (0, 1)), "teacher": (0.9, (0,))}
     for name, (share, seeds) in scored.items():
         for seed in seeds:
@@ -595,40 +606,41 @@ def test_the_summary_counts_the_teachers_time_and_compares_twice(tmp_path):
     for log in tmp_path.glob("records/*/metrics.jsonl"):
         speed = 0.1 if log.parent.name.startswith(("teacher", "long")) else 0.2
         log.write_text(log.read_text().replace('"ce"', f'"images_per_second": {speed}, "ce"'))
-    found = read_experiment(path)
-    header, rows = make_summary_table(found, tmp_path / "records")
+    definition = read_experiment(path)
+    header, rows = make_summary_table(definition, tmp_path / "records")
     rows = {row[0]: dict(zip(header, row, strict=True)) for row in rows}
     minutes = next(name for name in header if name.startswith("minutes, teacher included"))
     assert rows["nothing"][minutes] == "10"  # 30 iterations of 4 images at 0.2 a second
-    assert rows["lad"][minutes] == "30"  # and a teacher at half the speed; of seed 1 there is none
+    assert rows["lad"][minutes] == "30"  # and a teacher at half the speed; seed 1 has no teacher and does not count
     over_base, over_long = (f"points over the {minutes}-minute baseline" for minutes in (10, 20))
     assert rows["nothing"][over_base] == rows["longer"][over_long] == ""
-    _, listed = make_gains_table(found, tmp_path / "records")
+    _, listed = make_gains_table(definition, tmp_path / "records")
     listed = {(row[0], row[1]): row[2] for row in listed}
     for column, base in ((over_base, "nothing"), (over_long, "longer")):
         assert rows["lad"][column].startswith(listed["lad", base])
         assert rows["lad"][column].startswith("+")
     with pytest.raises(UserError, match="equal_time: teacher reads the label"):
-        read_experiment(write(tmp_path / "f.yaml", equal_time="teacher"))
+        read_experiment(write_experiment(tmp_path / "f.yaml", equal_time="teacher"))
 
 
-def test_minutes_count_a_run_once_that_teacher_and_student_start_from(tmp_path):
+def test_minutes_count_a_run_once_if_teacher_and_student_both_start_from_it(tmp_path):
     runs = {
         "base": {"settings": {"kd": "none"}},
         "teacher": {"train": "teacher", "settings": {"pretrained": "base/best"}},
         "lad": {"settings": {"pretrained": "base/best", "teacher_pretrained": "teacher"}},
         "other": {"settings": {"pretrained": "base+1", "teacher_pretrained": "teacher"}},
     }
-    path = write(tmp_path / "e.yaml", runs=runs)
+    path = write_experiment(tmp_path / "e.yaml", runs=runs)
     for name, seed in (("base", 0), ("base", 1), ("teacher", 0), ("lad", 0), ("other", 0)):
         make_run(tmp_path / f"records/{name}-{seed}", seed, make_areas(), batch_size=4)
     for log in tmp_path.glob("records/*/metrics.jsonl"):  # 30 iterations of 4 images: a minute each
         log.write_text(log.read_text().replace('"ce"', '"images_per_second": 2.0, "ce"'))
-    found = read_experiment(path)
-    records = read_records(found, tmp_path / "records")
-    assert compute_total_minutes(found, records, "lad", 0) == pytest.approx(3)
-    assert compute_total_minutes(found, records, "other", 0) == pytest.approx(4)  # its start has another seed
-    assert compute_total_minutes(found, records, "lad", 1) is None
+    definition = read_experiment(path)
+    records = read_records(definition, tmp_path / "records")
+    assert compute_total_minutes(definition, records, "lad", 0) == pytest.approx(3)
+    # other starts from base at another seed, which counts as well
+    assert compute_total_minutes(definition, records, "other", 0) == pytest.approx(4)
+    assert compute_total_minutes(definition, records, "lad", 1) is None
 
 
 def test_the_dial_pairs_every_strength_with_its_first_student(tmp_path):
@@ -642,14 +654,14 @@ def test_the_dial_pairs_every_strength_with_its_first_student(tmp_path):
     runs["s_e"] = {"settings": {"teacher_pretrained": "t_e"}}
     runs["s_one"] = {"settings": {"teacher_pretrained": "one"}}
     runs["again"] = {"settings": {"teacher_pretrained": "t_a", "pretrained": "base"}}
-    found = read_experiment(write(tmp_path / "e.yaml", runs=runs, settings={}))
+    definition = read_experiment(write_experiment(tmp_path / "e.yaml", runs=runs, settings={}))
     places = {"a": "0.1", "b": "0.3", "d": "10.0", "e": "random", "c": "random"}
-    points = [(point.place, point.teacher, point.student) for point in list_dial_points(found)]
+    points = [(point.place, point.teacher, point.student) for point in list_dial_points(definition)]
     assert points == [(place, f"t_{x}", f"s_{x}") for x, place in places.items()]
-    assert draw_dial(found, tmp_path / "records") is None
+    assert draw_dial(definition, tmp_path / "records") is None
     for name in ("base", "s_a", "s_c"):
         make_run(tmp_path / f"records/{name}-0", 0, make_areas())
-    figure = draw_dial(found, tmp_path / "records")
+    figure = draw_dial(definition, tmp_path / "records")
     assert [label.get_text() for label in figure.axes[1].get_xticklabels()] == ["0.1", "random"]
 
 
@@ -657,7 +669,7 @@ def test_the_dial_pairs_every_strength_with_its_first_student(tmp_path):
     "content", ['{"data": 1}', "[1]", "3", '{"data": "", "results": {}}', "{", '{"results": {"a": [{}]}}']
 )
 def test_a_damaged_record_is_named(tmp_path, content):
-    path = write(tmp_path / "e.yaml")
+    path = write_experiment(tmp_path / "e.yaml")
     folder = tmp_path / "records/teacher-0"
     make_run(folder, 0, make_areas())
     (folder / "robustness.json").write_text(content)
@@ -666,15 +678,19 @@ def test_a_damaged_record_is_named(tmp_path, content):
 
 
 def test_minutes_of_an_interrupted_run(tmp_path):
-    """From 0 to 20 at 4 images a second, then, after a stop at 15, from 15 to 20 at 1."""
+    """Iterations 0 to 10 ran at 4 images per second. After a stop, iterations 15 to 20 ran at 1 image per second."""
     make_run(tmp_path / "r", 0, make_areas(), batch_size=2)
-    events = [("start", 0), ("train", 10, 4.0), ("start", 15), ("train", 20, 1.0)]
-    lines = [{"event": e, "iteration": i, **({"images_per_second": v[0]} if v else {})} for e, i, *v in events]
+    lines = [
+        {"event": "start", "iteration": 0},
+        {"event": "train", "iteration": 10, "images_per_second": 4.0},
+        {"event": "start", "iteration": 15},
+        {"event": "train", "iteration": 20, "images_per_second": 1.0},
+    ]
     (tmp_path / "r/metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
     assert compute_training_minutes(read_run(tmp_path / "r", "r")) == pytest.approx((10 * 2 / 4 + 5 * 2 / 1) / 60)
 
 
-def test_minutes_of_a_run_on_one_thread_are_the_processors(tmp_path):
+def test_minutes_of_a_run_on_one_thread_are_processor_time(tmp_path):
     make_run(tmp_path / "r", 0, make_areas(), batch_size=2)
     lines = [{"event": "start", "iteration": 0, "device": "cpu: x", "threads": 1}]
     lines += [{"event": "train", "iteration": i, "images_per_second": 4.0, "cpu_seconds": 3.0} for i in (10, 20)]
@@ -739,7 +755,7 @@ def test_damaged_record_files_are_refused(tmp_path):
     assert archive.read_bytes() == cut
 
 
-def test_record_files_that_are_none(tmp_path):
+def test_bad_record_files_and_run_folders_are_refused(tmp_path):
     (tmp_path / "x.zip").write_bytes(b"garbage")
     with pytest.raises(UserError, match=r"x\.zip is no record file"):
         open_folder(tmp_path / "x.zip")

@@ -1,4 +1,4 @@
-"""The ONNX file computes what PyTorch computes, at sizes it was not traced with, and is refused where it does not."""
+"""The ONNX file gives the logits of PyTorch, also at sizes it was not traced with. A file that does not is refused."""
 
 import importlib.util
 import json
@@ -36,7 +36,7 @@ def test_pools_as_matrices_are_adaptive_average_pools(size, bins):
 
 
 @pytest.mark.parametrize("arch", ["pspnet", "smp_pspnet"])
-def test_no_adaptive_pool_is_left_and_the_function_stays(tmp_path, arch):
+def test_adaptive_pools_are_replaced_without_changing_the_logits(tmp_path, arch):
     model = from_checkpoint(write_checkpoint(tmp_path / "psp.pth", arch)).model
     x = torch.randn(1, 3, 50, 71)
     with torch.inference_mode():
@@ -47,18 +47,18 @@ def test_no_adaptive_pool_is_left_and_the_function_stays(tmp_path, arch):
 
 
 @pytest.mark.parametrize("kernel", [1, 2, 3, 5])
-def test_same_padding_in_a_form_for_the_exporter_is_timms_and_rows_that_no_window_reaches(kernel):
+def test_exportable_same_padding_is_timms_padding_plus_unused_rows(kernel):
     for side in range(1, 40):
         for stride in (1, 2, 4):
             for dilation in (1, 2):
                 total = padding.get_same_padding(side, kernel, stride, dilation)
-                before, behind = split_same_padding(side, kernel, stride, dilation)
+                before, after = split_same_padding(side, kernel, stride, dilation)
                 assert before == total // 2
-                assert behind >= total - total // 2
-                assert (side + before + behind - (kernel - 1) * dilation - 1) // stride + 1 == -(-side // stride)
+                assert after >= total - total // 2
+                assert (side + before + after - (kernel - 1) * dilation - 1) // stride + 1 == -(-side // stride)
 
 
-def test_timms_layers_compute_the_same_with_the_exporters_padding():
+def test_timms_layers_compute_the_same_with_exportable_padding():
     layers = [
         create_conv2d(2, 3, 3, stride=2, padding="same"),
         create_conv2d(2, 3, 5, stride=2, padding="same", dilation=2),
@@ -92,7 +92,7 @@ def test_no_activation_overwrites_its_input():
         ({"crop_size": 5}, None),
     ],
 )
-def test_the_size_of_the_training_crops_is_said(config, expected, tmp_path):
+def test_the_metadata_holds_the_crop_size_of_the_training(config, expected, tmp_path):
     loaded = from_checkpoint(write_checkpoint(tmp_path / "net.pth", config=config))
     assert loaded.card.crop_size == (expected and tuple(expected))
     assert json.loads(export_onnx.make_metadata(loaded.card, "net.pth")["crop_size"]) == expected
@@ -101,7 +101,7 @@ def test_the_size_of_the_training_crops_is_said(config, expected, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ["pspnet", "smp_pspnet", "smp_fpn"])
 @needs_onnx
-def test_a_file_for_every_size(tmp_path, capsys, arch):
+def test_an_exported_file_accepts_every_size(tmp_path, capsys, arch):
     import onnx
     import onnxruntime
 
@@ -110,9 +110,9 @@ def test_a_file_for_every_size(tmp_path, capsys, arch):
     assert capsys.readouterr().out.count("equal classes 100.0000 %") == len(export_onnx.CHECKED_SIZES)
     assert [path.name for path in target.parent.iterdir()] == ["psp.onnx"]
     session = onnxruntime.InferenceSession(str(target), providers=["CPUExecutionProvider"])
-    (given,), (made,) = session.get_inputs(), session.get_outputs()
-    assert given.shape == ["batch", 3, "height", "width"]
-    assert made.shape == ["batch", 7, "height", "width"]
+    (model_input,), (model_output,) = session.get_inputs(), session.get_outputs()
+    assert model_input.shape == ["batch", 3, "height", "width"]
+    assert model_output.shape == ["batch", 7, "height", "width"]
     network = export_onnx.PixelsToLogits(from_checkpoint(source).model, CONVENTIONS["bgr_mean"])
     for shape in ((1, 3, 33, 200), (3, 3, 90, 61)):
         image = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
@@ -126,7 +126,7 @@ def test_a_file_for_every_size(tmp_path, capsys, arch):
 
 
 @needs_onnx
-def test_a_fixed_size_and_what_is_not_kept(tmp_path, capsys, monkeypatch):
+def test_a_fixed_size_is_exported_and_a_wrong_file_is_deleted(tmp_path, capsys, monkeypatch):
     import onnxruntime
 
     source, target = write_checkpoint(tmp_path / "fcn.pth"), tmp_path / "fcn.onnx"
@@ -145,7 +145,7 @@ def test_a_fixed_size_and_what_is_not_kept(tmp_path, capsys, monkeypatch):
     assert output.shape[1:] == [7, 64, 48]
 
     target.unlink()
-    monkeypatch.setattr(export_onnx, "export_network", lambda *_: programs[0])  # once is enough
+    monkeypatch.setattr(export_onnx, "export_network", lambda *_: programs[0])  # because the export is slow
     monkeypatch.setattr(export_onnx, "compare_with_network", lambda *_: {"random": 0.9998})
     with pytest.raises(UserError, match=r"differ on random: .* is not kept"):
         export_onnx.main(flags)
@@ -159,17 +159,17 @@ def test_a_fixed_size_and_what_is_not_kept(tmp_path, capsys, monkeypatch):
     assert {path.name for path in tmp_path.iterdir()} == {"fcn.pth"}
 
 
-def test_refusals(tmp_path, monkeypatch):
+def test_wrong_flags_and_networks_are_refused(tmp_path, monkeypatch):
     student = write_checkpoint(tmp_path / "student.pth")
     target = ["--output", str(tmp_path / "x.onnx")]
-    whole = ["--pretrained", student, *target]
+    valid_flags = ["--pretrained", student, *target]
     for flags, message in (
-        ([*whole, "--int8"], "--int8 needs images like those .*: --calibration FOLDER, or --data ROOT"),
-        ([*whole, "--calibration", "x", "--resize", "64", "64"], "--calibration, --resize: only with --int8"),
-        ([*whole, "--int8", "--calibration", str(tmp_path)], "holds no images"),
-        ([*whole, "--int8", "--calibration", "none.png"], r"--calibration none\.png: no such file or folder"),
-        ([*whole, "--int8", "--data", "x", "--size", "64", "64", "--resize", "64", "64"], "--size and --resize"),
-        ([*whole, "--int8", "--dataset", "camvid"], r"student\.pth has 7 classes, camvid 11"),
+        ([*valid_flags, "--int8"], "--int8 needs images like those .*: --calibration FOLDER, or --data ROOT"),
+        ([*valid_flags, "--calibration", "x", "--resize", "64", "64"], "--calibration, --resize: only with --int8"),
+        ([*valid_flags, "--int8", "--calibration", str(tmp_path)], "holds no images"),
+        ([*valid_flags, "--int8", "--calibration", "none.png"], r"--calibration none\.png: no such file or folder"),
+        ([*valid_flags, "--int8", "--data", "x", "--size", "64", "64", "--resize", "64", "64"], "--size and --resize"),
+        ([*valid_flags, "--int8", "--dataset", "camvid"], r"student\.pth has 7 classes, camvid 11"),
         (target, "--pretrained FILE is missing"),
         (["--pretrained", student], r"--output FILE: the file's name must end with \.onnx"),
     ):
@@ -188,8 +188,8 @@ def test_refusals(tmp_path, monkeypatch):
 
 @needs_onnx
 @pytest.mark.parametrize(("gap", "share"), [(1e-7, 1.0), (1e-2, 0.5)])
-def test_a_pixel_whose_classes_rounding_decides_counts_as_equal(tmp_path, monkeypatch, gap, share):
-    """Half of the pixels get their second class from the file; whether that counts depends on how close the two are."""
+def test_a_pixel_whose_class_depends_on_rounding_counts_as_equal(tmp_path, monkeypatch, gap, share):
+    """The file predicts another class at half of the pixels. They count as equal if the two logits hardly differ."""
     import onnxruntime
 
     ours = torch.tensor([1.0, 1.0 - gap]).reshape(1, 2, 1, 1).repeat(1, 1, 1, 4)

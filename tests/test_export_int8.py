@@ -1,4 +1,4 @@
-"""The 8-bit ONNX file: what is quantised, and how it is compared with the float file."""
+"""Test the 8-bit ONNX file: what is quantised, and how the file is compared with the float file."""
 
 import numpy as np
 import pytest
@@ -28,8 +28,8 @@ from utils.pixels import CONVENTIONS
 from utils.types import Output, Supervision
 
 
-class Tiny(nn.Module):
-    """Two convolutions: three classes at stride 2."""
+class TinyNetwork(nn.Module):
+    """Predict three classes at stride 2 with two convolutions."""
 
     supervision = (Supervision(),)
 
@@ -43,31 +43,32 @@ class Tiny(nn.Module):
         return Output(self.last(feat), (), feat)
 
 
-def samples(count, labelled):
+def make_samples(count, labelled):
+    """Yield random images and, if ``labelled``, labels of twice their size."""
     rng = np.random.default_rng(0)
     for _ in range(count):
         image = np.repeat(np.repeat(rng.integers(0, 256, (1, 3, 6, 8), dtype=np.uint8), 8, 2), 8, 3)
-        label = rng.integers(0, 3, (96, 128)).astype(np.uint8)  # twice the image's size
+        label = rng.integers(0, 3, (96, 128)).astype(np.uint8)  # the image is 48x64
         label[:, :20] = 255
         yield Sample(image, label if labelled else None)
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """A float file, and the 8-bit file that is made from it."""
+    """Export a float file and quantise it. Return the paths of both files."""
     folder = tmp_path_factory.mktemp("int8")
     torch.manual_seed(0)
-    network = export_onnx.PixelsToLogits(Tiny(), CONVENTIONS["imagenet"]).eval()
+    network = export_onnx.PixelsToLogits(TinyNetwork(), CONVENTIONS["imagenet"]).eval()
     with torch.inference_mode():
         program = export_onnx.export_network(network, None)
     program.model.metadata_props.update({"class_names": '["a", "b", "c"]'})
     program.save(str(folder / "tiny.onnx"), external_data=False)
-    quantise(folder / "tiny.onnx", folder / "tiny.int8.onnx", samples(4, labelled=False))
+    quantise(folder / "tiny.onnx", folder / "tiny.int8.onnx", make_samples(4, labelled=False))
     return folder / "tiny.onnx", folder / "tiny.int8.onnx"
 
 
 @needs_onnx
-def test_convolutions_have_8_bits_and_the_upsampling_has_not(files):
+def test_convolutions_are_quantised_and_the_upsampling_is_not(files):
     import onnx
 
     model = onnx.load(files[1])
@@ -86,18 +87,18 @@ def test_convolutions_have_8_bits_and_the_upsampling_has_not(files):
 
 @needs_onnx
 @pytest.mark.parametrize("align_corners", [False, True])
-def test_the_comparison_is_that_of_the_predictions(files, align_corners):
+def test_the_comparison_uses_the_upsampled_predictions(files, align_corners):
     import onnxruntime
 
-    given = list(samples(3, labelled=True))
-    agreement = compare_files(*files, given, align_corners)
+    samples = list(make_samples(3, labelled=True))
+    agreement = compare_files(*files, samples, align_corners)
     predictions = []
     for file in files:
         session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-        logits = [torch.from_numpy(session.run(None, {"image": sample.image})[0]) for sample in given]
+        logits = [torch.from_numpy(session.run(None, {"image": sample.image})[0]) for sample in samples]
         wide = nn.functional.interpolate(torch.cat(logits), (96, 128), mode="bilinear", align_corners=align_corners)
         predictions.append(wide.argmax(1).numpy())
-    label = np.stack([sample.label for sample in given])
+    label = np.stack([sample.label for sample in samples])
     assert agreement.equal == pytest.approx((predictions[0] == predictions[1]).mean(), abs=1e-4)
     assert 0.9 < agreement.equal <= 1
     for miou, prediction in zip(agreement[1:], predictions, strict=True):
@@ -112,19 +113,19 @@ def test_the_comparison_is_that_of_the_predictions(files, align_corners):
 
 @needs_onnx
 def test_without_labels_there_is_no_miou(files):
-    agreement = compare_files(*files, samples(2, labelled=False), False)
+    agreement = compare_files(*files, make_samples(2, labelled=False), False)
     assert np.isnan(agreement.float_miou)
     assert describe(agreement, "2 images").endswith("on 2 images")
 
 
-def test_what_is_said_of_two_files():
+def test_the_agreement_of_two_files_is_described():
     text = describe(Agreement(0.98765, 0.5213, 0.5188), "101 validation images")
     assert text == (
         "int8 and float32: equal classes 98.77 % on 101 validation images; mIoU 51.88 % instead of 52.13 % (loss 0.25)"
     )
 
 
-def test_images_are_found_chosen_evenly_and_brought_to_size(tmp_path):
+def test_images_are_found_chosen_evenly_and_resized(tmp_path):
     (tmp_path / "photos/below").mkdir(parents=True)
     for name in ("a.png", "below/b.png"):
         Image.new("RGB", (40, 30), (10, 20, 30)).save(tmp_path / "photos" / name)
@@ -157,12 +158,12 @@ def test_the_command_writes_both_files(flags, tmp_path, capsys, monkeypatch):
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)).save("photos/a.png")
     source = write_checkpoint(tmp_path / "fcn.pth")
     export_onnx.main(["--pretrained", source, "--output", "fcn.onnx", "--int8", *flags])
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     if "--dataset" in flags:
-        assert "on 3 validation images; mIoU" in said
+        assert "on 3 validation images; mIoU" in printed
     else:
-        assert "on the images it was calibrated with\n" in said
-    assert "wrote fcn.int8.onnx (" in said
+        assert "on the images it was calibrated with\n" in printed
+    assert "wrote fcn.int8.onnx (" in printed
     assert (tmp_path / "fcn.int8.onnx").stat().st_size < (tmp_path / "fcn.onnx").stat().st_size / 3
     session = onnxruntime.InferenceSession("fcn.int8.onnx", providers=["CPUExecutionProvider"])
     image = torch.randint(0, 256, (2, 3, 50, 71), dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""Losses on features and classes: reference numbers, second formulas, and what every loss of the dict has to keep."""
+"""Test losses on features and classes: reference values, independent formulas, and rules that hold for every loss."""
 
 import numpy as np
 import pytest
@@ -23,11 +23,11 @@ from utils.types import Output
 
 SMALL = {"cirkd_pixel": ":size=9", "cirkd_region": ":size=5"}
 SMALL["cirkd2"] = ":pixel_size=9:region_size=5:channel_size=7"
-EVERY = [f"{name}=0.5{SMALL.get(name, '')}" for name in LOSSES]
+ALL_LOSSES = [f"{name}=0.5{SMALL.get(name, '')}" for name in LOSSES]
 
 
-def channels(golden) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the channel terms compare: the student's pooled features projected, the teacher's pooled."""
+def compute_channel_features(golden) -> tuple[torch.Tensor, torch.Tensor]:
+    """Compute what the channel terms compare: pooled features of both networks, the student's also projected."""
     project = build_projector(6, 9).double()
     names = ("project1", "project1_bn_weight", "project1_bn_bias", "project2")
     keys = ("0.weight", "1.weight", "1.bias", "3.weight")
@@ -35,7 +35,8 @@ def channels(golden) -> tuple[torch.Tensor, torch.Tensor]:
     return project(pool_features(golden["student_feat"])), pool_features(golden["teacher_feat"])
 
 
-def maps_of(golden, who: str) -> list[torch.Tensor]:
+def get_maps(golden, who: str) -> list[torch.Tensor]:
+    """Return the auxiliary map, the features and the logits of the student or the teacher."""
     return [golden[f"{who}_{name}"] for name in ("aux", "feat", "logits")]
 
 
@@ -45,11 +46,11 @@ REFERENCE = {
     "cwd_feat_T4": lambda g, s, t: cwd_feat_loss(F.conv2d(s, g["conv_feat"]), t, s.shape[1], 4),
     "skd": lambda g, s, t: skd_loss(s, t),
     "ifvd": lambda g, s, t: ifvd_loss(s, t, g["label"].long(), 5),
-    "dsd_psd": lambda g, s, t: psd_loss(maps_of(g, "student"), maps_of(g, "teacher")),
+    "dsd_psd": lambda g, s, t: psd_loss(get_maps(g, "student"), get_maps(g, "teacher")),
     "dsd_csd": lambda g, s, t: csd_loss(g["student_logits"], g["teacher_logits"]),
-    "cirkd2_channel_minibatch": lambda g, s, t: channel_minibatch_loss(*channels(g)),
-    "cirkd2_channel_memory": lambda g, s, t: channel_memory_loss(*channels(g), g["channel_queue"]),
-    "cirkd2_channel_mse": lambda g, s, t: channel_mse_loss(*channels(g)),
+    "cirkd2_channel_minibatch": lambda g, s, t: channel_minibatch_loss(*compute_channel_features(g)),
+    "cirkd2_channel_memory": lambda g, s, t: channel_memory_loss(*compute_channel_features(g), g["channel_queue"]),
+    "cirkd2_channel_mse": lambda g, s, t: channel_mse_loss(*compute_channel_features(g)),
 }
 
 
@@ -60,16 +61,19 @@ def test_golden_numbers_of_cirkd(golden, name):
 
 
 def outputs(size=(6, 7), teacher_size=(6, 7), seed=0) -> tuple[Output, Output, torch.Tensor]:
-    """Student of 6 channels, teacher of 16, five classes, two images; everything may take a gradient."""
+    """Return random outputs of a student (6 channels) and a teacher (16 channels), and the label.
+
+    There are two images and five classes. All outputs can receive a gradient.
+    """
     generator = torch.Generator().manual_seed(seed)
 
-    def network(channels: int, size: tuple[int, int]) -> Output:
+    def make_output(channels: int, size: tuple[int, int]) -> Output:
         logits, aux, feat = (torch.randn(2, c, *size, generator=generator).requires_grad_() for c in (5, 5, channels))
         return Output(logits, (aux,), feat)
 
     label = torch.randint(0, 5, (2, 21, 30), generator=generator)
     label[:, :5] = 255
-    return network(6, size), network(16, teacher_size), label
+    return make_output(6, size), make_output(16, teacher_size), label
 
 
 def test_ifvd_by_a_loop_over_classes():
@@ -91,16 +95,16 @@ def test_ifvd_by_a_loop_over_classes():
 def test_nfd_by_an_independent_formula():
     s, t, _ = outputs()
     kernel = torch.randn(16, 6, 1, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    mapped = np.einsum("oc,bchw->bohw", kernel[:, :, 0, 0].numpy(), s.feat.detach().double().numpy())
+    projected = np.einsum("oc,bchw->bohw", kernel[:, :, 0, 0].numpy(), s.feat.detach().double().numpy())
     a, b = (
         (x - x.mean((2, 3), keepdims=True)) / x.std((2, 3), keepdims=True)
-        for x in (mapped, t.feat.detach().double().numpy())
+        for x in (projected, t.feat.detach().double().numpy())
     )
     loss = nfd_loss(F.conv2d(s.feat.double(), kernel), t.feat.double(), eps=0)
     assert loss.item() == pytest.approx(((a - b) ** 2).mean(), rel=1e-9)
 
 
-def test_nfd_does_not_see_scale_offset_and_dead_channels():
+def test_nfd_ignores_scale_and_offset_and_allows_dead_channels():
     _, t, _ = outputs()
     dead = t.feat.detach().clone()
     dead[:, 0] = 0
@@ -123,20 +127,20 @@ def test_af_dcd_by_loops_over_patches_positions_and_groups():
     values = []
     for i in range(2):
         for left in (0, 2):
-            spots = [(g, y, left + x) for y in range(2) for x in range(2) for g in range(3)]
-            for g, y, x in spots:
+            positions = [(g, y, left + x) for y in range(2) for x in range(2) for g in range(3)]
+            for g, y, x in positions:
 
                 def distance(h, v, u, g=g, y=y, x=x, i=i):
                     return -np.abs(a[i, 2 * g : 2 * g + 2, y, x] - b[i, 2 * h : 2 * h + 2, v, u]).sum() / 0.5
 
                 own = distance(g, y, x)
-                others = [distance(*spot) for spot in spots if spot[0] != g]
+                others = [distance(*position) for position in positions if position[0] != g]
                 values.append(np.log(np.exp([own, *others]).sum()) - own)
     loss = af_dcd_loss(s, t, groups=3, pool=2, patch=2, tau=0.5)
     assert loss.item() == pytest.approx(3 * np.mean(values), rel=1e-9)
 
 
-@pytest.mark.parametrize("kd", EVERY)
+@pytest.mark.parametrize("kd", ALL_LOSSES)
 def test_gradients_reach_the_student_and_own_parameters_and_not_the_teacher(kd):
     torch.manual_seed(0)
     s, t, label = outputs(teacher_size=(8, 9))
@@ -152,7 +156,7 @@ def test_gradients_reach_the_student_and_own_parameters_and_not_the_teacher(kd):
 
 
 @pytest.mark.parametrize("name", ["at", "skd", "ifvd", "dsd", "nfd", "cwd_feat", "cirkd"])
-def test_a_student_like_its_teacher_has_nothing_to_learn(name):
+def test_losses_are_zero_if_the_student_equals_its_teacher(name):
     _, t, label = outputs()
     same = Output(*(x if isinstance(x, tuple) else x.detach() for x in t))
     total, _ = build_kd(f"{name}=1", 16, 16, 5)(same, t, label)
@@ -160,24 +164,26 @@ def test_a_student_like_its_teacher_has_nothing_to_learn(name):
 
 
 class NoReadBack(TorchDispatchMode):
-    """Fails where a value, or the number of true values, would have to come back from the device."""
+    """Fail if a value, or the number of true values, would have to come back from the device."""
+
+    read_backs = ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal")
+
+    def has_mask_index(self, name, args):
+        """Return whether an operation indexes a tensor with a boolean mask."""
+        if not name.startswith(("aten::index", "aten::_index_put")) or not isinstance(args[1], list):
+            return False
+        return any(isinstance(index, torch.Tensor) and index.dtype == torch.bool for index in args[1])
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         name = function.name()
-        masks = name.startswith(("aten::index", "aten::_index_put")) and any(
-            isinstance(i, torch.Tensor) and i.dtype == torch.bool
-            for i in (args[1] if isinstance(args[1], list) else ())
-        )
-        if masks or name.startswith(
-            ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal")
-        ):
+        if name.startswith(self.read_backs) or self.has_mask_index(name, args):
             raise AssertionError(f"{name} reads back from the device")
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("kd", EVERY)
-def test_no_step_waits_for_the_device(kd, monkeypatch):
-    # Adam's count of its steps lives on the host in any case
+@pytest.mark.parametrize("kd", ALL_LOSSES)
+def test_no_loss_reads_back_from_the_device(kd, monkeypatch):
+    # Adam reads its step count, which is always on the host; this is no read-back from the device
     monkeypatch.setattr(torch.optim.Adam, "step", lambda self: None)
     losses = build_kd(kd, 6, 16, 5).train()
     losses(*outputs())
@@ -185,14 +191,14 @@ def test_no_step_waits_for_the_device(kd, monkeypatch):
         losses(*outputs(seed=1))[0].backward()
 
 
-def test_reading_back_is_noticed():
+def test_a_read_back_raises():
     with pytest.raises(AssertionError, match="reads back"), NoReadBack():
         torch.ones(3)[torch.ones(3) > 0]
     with pytest.raises(AssertionError, match="reads back"), NoReadBack():
         torch.ones(()).item()
 
 
-def test_terms_and_parts_are_told_weighted_and_unweighted():
+def test_terms_and_their_parts_are_returned_with_and_without_weights():
     s, t, label = outputs()
     losses = build_kd("dsd=0.5:psd=1000:csd=10,at=3", 6, 16, 5)
     total, terms = losses(s, t, label)
@@ -213,8 +219,8 @@ def test_dsd_leaves_out_an_auxiliary_map_that_only_one_network_has(aux):
     assert terms["dsd_psd"].item() == expected.item()
 
 
-@pytest.mark.parametrize("kd", EVERY)
-def test_a_loss_says_whether_it_reads_the_teacher_s_auxiliary_maps(kd):
+@pytest.mark.parametrize("kd", ALL_LOSSES)
+def test_reads_aux_says_whether_a_loss_reads_the_teachers_auxiliary_maps(kd):
     s, t, label = outputs()
     values = []
     for teacher in (t, t._replace(aux=())):

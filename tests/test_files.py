@@ -1,4 +1,4 @@
-"""Files are read and written whole or not at all, and what fails has a name."""
+"""Files are read and written completely or not at all, and errors name the file."""
 
 import io
 import os
@@ -23,35 +23,41 @@ from utils.jpeg import collect_complaints
 from utils.pictures import read_image
 
 
-def test_streams_that_are_closed_or_cannot_hold_a_character_end_no_program(monkeypatch):
+def test_a_closed_or_ascii_stream_does_not_end_a_program(monkeypatch):
     printed = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, "ascii", errors="strict"))
     monkeypatch.setattr(sys, "stderr", None)
-    run_main(lambda: (print("a\udcff \u00b1"), sys.stderr.flush()))
+
+    def main():
+        print("a\udcff \u00b1")
+        sys.stderr.flush()
+
+    run_main(main)
     assert printed.getvalue() == b"a\\udcff \\xb1\n"
     sys.stderr.close()
 
 
-def test_an_interrupt_is_one_line_and_a_status(capsys):
-    def interrupted():
+def test_an_interrupt_prints_one_line_and_sets_the_status(capsys):
+    def interrupt():
         raise KeyboardInterrupt
 
-    with pytest.raises(SystemExit) as ended:
-        run_main(interrupted)
-    assert (ended.value.code, capsys.readouterr().err) == (130, "ended: interrupted\n")
+    with pytest.raises(SystemExit) as raised:
+        run_main(interrupt)
+    assert (raised.value.code, capsys.readouterr().err) == (130, "ended: interrupted\n")
 
 
-def test_names_that_are_no_text_are_written_as_they_are(tmp_path):
+def test_names_that_are_not_utf8_are_written_unchanged(tmp_path):
     files.write_text(tmp_path / "list.txt", "a\udcff\n\u00fc\n")
     assert (tmp_path / "list.txt").read_bytes() == b"a\xff\n\xc3\xbc\n"
 
 
 @pytest.mark.parametrize("room", [0, 100, 5000, 40_000])
-def test_the_disk_is_full(tmp_path, room):
-    """torch.save hides the error of a write behind one of its own."""
+def test_a_full_disk_keeps_the_old_checkpoint(tmp_path, room):
+    """torch.save hides the error of a write behind its own error. The message must name the real cause."""
     checkpoint.save({"model": {}}, tmp_path / "last.pth")
     before = (tmp_path / "last.pth").read_bytes()
-    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
     try:
         with pytest.raises(UserError, match=r"cannot write .*last\.pth: File too large$"):
@@ -62,7 +68,7 @@ def test_the_disk_is_full(tmp_path, room):
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"last.pth": before}
 
 
-def test_what_is_no_regular_file_is_neither_read_nor_written(tmp_path):
+def test_pipes_and_devices_are_neither_read_nor_written(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "zero").symlink_to("/dev/zero")
     for name in ("pipe", "zero"):
@@ -81,7 +87,7 @@ def test_what_is_no_regular_file_is_neither_read_nor_written(tmp_path):
         ("a: !!python/object/apply:os.system [ls]", "no plain yaml"),
     ],
 )
-def test_yaml_that_is_no_recipe(tmp_path, text, message):
+def test_bad_yaml_is_refused(tmp_path, text, message):
     (tmp_path / "r.yaml").write_text(text)
     with pytest.raises(UserError, match=message):
         files.read_yaml(tmp_path / "r.yaml")
@@ -107,11 +113,11 @@ def test_yaml_that_is_no_recipe(tmp_path, text, message):
         (RuntimeError("Could not determine home directory."), "a path begins with ~"),
     ],
 )
-def test_failures_of_the_machine_have_names(error, message):
+def test_failures_of_the_machine_are_explained(error, message):
     assert message in str(explain_error(error))
 
 
-def test_only_a_process_of_a_group_has_peers(monkeypatch):
+def test_a_lost_connection_is_explained_only_in_a_process_group(monkeypatch):
     error = RuntimeError("[gloo/pair.cc:1] Connection closed by peer [::1]:3")
     assert explain_error(error) is None
     monkeypatch.setenv("RANK", "0")
@@ -119,7 +125,7 @@ def test_only_a_process_of_a_group_has_peers(monkeypatch):
     assert "another process" in str(explain_error(error))
 
 
-def test_an_image_too_small_for_a_network():
+def test_an_image_too_small_for_a_network_is_explained():
     with pytest.raises(RuntimeError) as raised:
         torch.conv2d(torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 4, 4))
     assert "is too small for this network" in str(explain_error(raised.value))
@@ -133,7 +139,7 @@ def test_failures_of_the_program_keep_their_traceback():
 
 @pytest.fixture
 def jpeg(tmp_path):
-    """A photograph-like picture, and its bytes."""
+    """Write a JPEG that looks like a photograph. Return its path and its bytes."""
     rng = np.random.default_rng(0)
     coarse = Image.fromarray(rng.integers(0, 255, (12, 16, 3), dtype=np.uint8)).resize((256, 192), Image.BICUBIC)
     pixels = np.clip(np.asarray(coarse) + rng.normal(0, 15, (192, 256, 3)), 0, 255).astype(np.uint8)
@@ -158,31 +164,34 @@ def test_a_damaged_jpeg_is_refused_by_name(jpeg, damage, capfd):
     assert capfd.readouterr().err == ""
 
 
-def test_a_few_bytes_too_many_harm_no_pixel(jpeg):
+def test_a_few_extra_bytes_in_a_jpeg_change_no_pixel(jpeg):
     path, data = jpeg
     expected = read_image(path)
     path.write_bytes(data[:-2] + bytes([1] * 5) + data[-2:])
     assert np.array_equal(read_image(path), expected)
 
 
-def test_what_others_say_meanwhile_is_passed_on(capfd):
-    with collect_complaints() as heard:
+def test_other_messages_on_stderr_are_passed_on(capfd):
+    with collect_complaints() as complaints:
         os.write(2, b"something else\nPremature end of JPEG file\n")
-    assert heard == ["Premature end of JPEG file"]
+    assert complaints == ["Premature end of JPEG file"]
     assert capfd.readouterr().err == "something else\n"
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device"])
-def test_an_image_that_is_no_file_is_refused(tmp_path, kind):
+def test_an_image_that_is_no_regular_file_is_refused(tmp_path, kind):
     path = tmp_path / "a.png"
-    os.mkfifo(path) if kind == "pipe" else path.symlink_to("/dev/zero")
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
     for pair in ((path, None), (tmp_path / "none.png", path)):
         with pytest.raises(UserError, match=r"(a|none)\.png"):
             read_sample(CAMVID, *pair)
 
 
 @pytest.mark.parametrize("content", [None, "pipe", b"\xff\xfe\x00", b"a\nb\na", b"../a", b"/a"])
-def test_a_list_that_is_none_is_refused(tmp_path, content):
+def test_a_bad_list_file_is_refused(tmp_path, content):
     path = tmp_path / "train.txt"
     if content == "pipe":
         os.mkfifo(path)
@@ -192,25 +201,25 @@ def test_a_list_that_is_none_is_refused(tmp_path, content):
         read_list(path)
 
 
-LISTED = "s0\r\nordner/caf\u00e9 1.jpg\r\n"
+LIST_TEXT = "s0\r\nordner/caf\u00e9 1.jpg\r\n"
 
 
 @pytest.mark.parametrize(
     "encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-16-le with a mark"]
 )
-def test_a_list_as_windows_programs_write_it(tmp_path, encoding):
-    text = "\ufeff" + LISTED if encoding.endswith("mark") else LISTED
+def test_a_list_in_an_encoding_of_windows_is_read(tmp_path, encoding):
+    text = "\ufeff" + LIST_TEXT if encoding.endswith("mark") else LIST_TEXT
     (tmp_path / "train.txt").write_bytes(text.encode(encoding.split()[0]))
     assert read_list(tmp_path / "train.txt") == ["s0", "ordner/caf\u00e9 1.jpg"]
 
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
-def test_names_that_are_partly_western_in_utf_16_without_a_mark(tmp_path, encoding):
+def test_names_of_mixed_scripts_in_utf_16_without_a_byte_order_mark_are_read(tmp_path, encoding):
     (tmp_path / "train.txt").write_bytes("\u0434\u043e\u043c_1.jpg\r\n".encode(encoding))
     assert read_list(tmp_path / "train.txt") == ["\u0434\u043e\u043c_1.jpg"]
 
 
-def test_invisible_marks_in_a_list_are_no_part_of_a_name(tmp_path):
+def test_invisible_characters_in_a_list_are_removed(tmp_path):
     (tmp_path / "train.txt").write_bytes("\ufeffs0\r\n\ufeffs1\u200b\r\n\x1a".encode())
     assert read_list(tmp_path / "train.txt") == ["s0", "s1"]
 
@@ -230,17 +239,18 @@ def test_invisible_marks_in_a_list_are_no_part_of_a_name(tmp_path):
 )
 def test_a_list_that_is_no_text_is_refused(tmp_path, data, problem):
     (tmp_path / "train.txt").write_bytes(data)
-    with pytest.raises(UserError, match=rf"train\.txt is {'(no text file: )?' * (problem[0] == 'z')}{problem}"):
+    prefix = "(no text file: )?" if problem.startswith("zero bytes") else ""
+    with pytest.raises(UserError, match=rf"train\.txt is {prefix}{problem}"):
         read_list(tmp_path / "train.txt")
 
 
-def test_yaml_as_windows_programs_write_it(tmp_path):
+def test_yaml_in_an_encoding_of_windows_is_read(tmp_path):
     for encoding in ("utf-8-sig", "utf-16", "utf-16-le"):
         (tmp_path / "a.yaml").write_bytes("names: [caf\u00e9, b]\r\n".encode(encoding))
         assert files.read_yaml(tmp_path / "a.yaml") == {"names": ["caf\u00e9", "b"]}
 
 
-def test_a_checkpoint_that_unpacks_to_more_than_it_is(tmp_path):
+def test_a_checkpoint_that_unpacks_to_many_more_bytes_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", bytes(10**7))
     with pytest.raises(UserError, match="unpacked it would be larger"):
@@ -250,7 +260,7 @@ def test_a_checkpoint_that_unpacks_to_more_than_it_is(tmp_path):
 @pytest.mark.parametrize(
     "data", [b"\x10" + bytes(7) + b"{}", b"", b"garbage", bytes(100), b"\x80\x02." * 9, b"PK\x03\x04"]
 )
-def test_garbage_is_no_checkpoint(tmp_path, data):
+def test_garbage_is_refused_as_a_checkpoint(tmp_path, data):
     for name in ("x.safetensors", "x.pth"):
         (tmp_path / name).write_bytes(data)
         with pytest.raises(UserError, match=re.escape(str(tmp_path / name))):

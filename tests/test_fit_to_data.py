@@ -1,4 +1,4 @@
-"""What --fit-to-data makes of the images it finds, and that a resumed run keeps it."""
+"""--fit-to-data derives settings from the images, and a resumed run keeps these settings."""
 
 from dataclasses import replace
 
@@ -21,11 +21,11 @@ SETTINGS = StudentConfig(crop_size=(320, 320), batch_size=4, max_iterations=4000
     [
         ({"count": 30, "height": 300, "width": 500}, (288, 320), 4, 500),  # the crop is not larger than the images
         ({"count": 200, "height": 1080, "width": 1920}, (320, 320), 4, 2500),  # 50 epochs
-        ({"count": 10000, "height": 480, "width": 640}, (320, 320), 4, 4000),  # not more than the recipe's
+        ({"count": 10000, "height": 480, "width": 640}, (320, 320), 4, 4000),  # no more iterations than in the recipe
         ({"count": 2, "height": 20, "width": 40}, (32, 32), 2, 500),
     ],
 )
-def test_the_rule(sizes, crop_size, batch_size, max_iterations):
+def test_settings_are_fitted_to_the_number_and_size_of_the_images(sizes, crop_size, batch_size, max_iterations):
     fitted = compute_fitted_settings(SETTINGS, sizes)
     assert (fitted["crop_size"], fitted["batch_size"], fitted["max_iterations"]) == (
         crop_size,
@@ -35,7 +35,7 @@ def test_the_rule(sizes, crop_size, batch_size, max_iterations):
     assert fitted["val_per_iters"] == fitted["save_per_iters"] == max_iterations // 10
 
 
-def test_the_intervals_follow_a_given_length_and_the_length_a_given_batch():
+def test_fitted_settings_follow_the_settings_that_are_given():
     sizes = {"count": 100, "height": 300, "width": 300}
     settings = replace(SETTINGS, max_iterations=4000, batch_size=4)
     fitted = compute_fitted_settings(settings, sizes, given=("max_iterations",))
@@ -48,7 +48,7 @@ def test_the_intervals_follow_a_given_length_and_the_length_a_given_batch():
     ("count", "ranks", "accumulate", "batch_size"),
     [(5, 2, 1, 4), (3, 1, 2, 2), (1, 2, 1, 2), (100, 2, 1, 4), (6, 1, 3, 3), (100, 3, 1, 3)],
 )
-def test_few_images_give_a_batch_that_divides(count, ranks, accumulate, batch_size):
+def test_the_batch_size_divides_over_ranks_and_parts_with_few_images(count, ranks, accumulate, batch_size):
     settings = replace(SETTINGS, accumulate=accumulate)
     fitted = compute_fitted_settings(settings, {"count": count, "height": 300, "width": 300}, ranks)
     assert fitted["batch_size"] == batch_size
@@ -68,7 +68,7 @@ def write_folder(root, count=6, size=(96, 128)):
     (root / "dataset.yaml").write_text("\n".join(lines))
 
 
-def test_a_run_fits_once(tmp_path, capsys, monkeypatch):
+def test_a_resumed_run_keeps_its_fitted_settings(tmp_path, capsys, monkeypatch):
     write_folder(tmp_path / "data")
     assert measure_images(replace(SETTINGS, dataset="folder", data=str(tmp_path / "data"))) == {
         "count": 6,
@@ -77,7 +77,7 @@ def test_a_run_fits_once(tmp_path, capsys, monkeypatch):
     }
     flags = ["--dataset", "folder", "--data", str(tmp_path / "data"), "--fit-to-data", "--kd", "none", "--model", "fcn"]
     flags += ["--backbone", BACKBONE, "--workers", "0", "--save-dir", str(tmp_path / "run"), "--device", "cpu"]
-    train_student.main([*flags, "--max-iterations", "2"])  # a flag wins
+    train_student.main([*flags, "--max-iterations", "2"])  # a flag overrides the fitted value
     assert "fitted to the training images of" in capsys.readouterr().out
     saved = read_yaml(tmp_path / "run/config.yaml")
     assert (saved["crop_size"], saved["batch_size"], saved["max_iterations"]) == ([96, 128], 6, 2)
@@ -86,7 +86,7 @@ def test_a_run_fits_once(tmp_path, capsys, monkeypatch):
     (tmp_path / "run/config.yaml").write_text(text.replace("val_per_iters: 1", "val_per_iters: 3"))
     train_student.main([*flags, "--max-iterations", "2", "--resume", "auto"])
     out = capsys.readouterr().out
-    assert "--val-per-iters 3 " in out  # taken from the run, not fitted anew
+    assert "--val-per-iters 3 " in out  # taken from the run, not fitted again
     assert "is finished: 2 iterations" in out
 
     train_student.main(["--recipe", str(tmp_path / "run/config.yaml"), "--save-dir", str(tmp_path / "again")])

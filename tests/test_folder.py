@@ -1,4 +1,4 @@
-"""One's own data: labels as ids and as colours, lists, and the description of an unknown tree."""
+"""Test the user's own data: labels as ids and as colours, lists, and the script that describes an unknown folder."""
 
 import shlex
 from collections.abc import Callable
@@ -20,13 +20,13 @@ from utils.errors import UserError
 COLORS = np.array([(0, 0, 0), (128, 0, 0), (0, 128, 0), (64, 0, 128)], np.uint8)
 
 
-def save(path: Path, ids: np.ndarray, form: str = "RGB") -> None:
-    """A label file of ``form``: "ids", or a mode of PIL in which every id has its colour."""
+def save_label(path: Path, ids: np.ndarray, form: str = "RGB") -> None:
+    """Save a label. ``form`` is "ids", or a mode of PIL in which every id has its colour."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if form == "ids":
         file = Image.fromarray(ids)
     elif form == "P":
-        file = Image.fromarray(3 - ids)  # so that ids of a palette file are not its classes
+        file = Image.fromarray(3 - ids)  # so that the ids in a palette file differ from the classes
         file.putpalette(COLORS[::-1].ravel().tolist())
     else:
         file = Image.fromarray(COLORS[ids]).convert(form)
@@ -35,81 +35,82 @@ def save(path: Path, ids: np.ndarray, form: str = "RGB") -> None:
     file.save(path)
 
 
-def tree(root: Path, text: str, form: str = "RGB", ids: np.ndarray | None = None) -> np.ndarray:
-    """Two splits of one image each; the ids of both labels."""
+def write_dataset(root: Path, text: str, form: str = "RGB", ids: np.ndarray | None = None) -> np.ndarray:
+    """Write a data set with two splits of one image each. Return the ids of both labels."""
     ids = draw(range(4), 1) if ids is None else ids
     for split in ("train", "val"):
         picture(root / f"{split}/a.jpg")
-        save(root / f"{split}annot/a.png", ids, form)
+        save_label(root / f"{split}annot/a.png", ids, form)
     splits = "splits:\n  train: {images: train, labels: trainannot}\n  val: {images: val, labels: valannot}\n"
     (root / "dataset.yaml").write_text(splits + text)
     return ids
 
 
-COLORED = "colors: {a: [128, 0, 0], b: [0, 128, 0], c: [64, 0, 128]}\nignore: [[0, 0, 0]]\n"
-WANTED = np.array([255, 0, 1, 2], np.uint8)
+COLOR_CLASSES = "colors: {a: [128, 0, 0], b: [0, 128, 0], c: [64, 0, 128]}\nignore: [[0, 0, 0]]\n"
+CLASS_OF_ID = np.array([255, 0, 1, 2], np.uint8)
 
 
 @pytest.mark.parametrize("form", ["RGB", "RGBA", "P"])
-def test_labels_of_colours(form, tmp_path):
-    ids = tree(tmp_path, COLORED, form)
+def test_colour_labels_are_read_as_classes(form, tmp_path):
+    ids = write_dataset(tmp_path, COLOR_CLASSES, form)
     dataset = build_dataset("folder", str(tmp_path), "val")
     assert dataset.spec.names == ("a", "b", "c")
     assert dataset.spec.palette == ((128, 0, 0), (0, 128, 0), (64, 0, 128))
-    assert np.array_equal(dataset.read(0)[1], WANTED[ids])
+    assert np.array_equal(dataset.read(0)[1], CLASS_OF_ID[ids])
     cached = build_dataset("folder", str(tmp_path), "val", cache_gb=0.1)
-    assert all(np.array_equal(cached.read(0)[1], WANTED[ids]) for _ in range(2))
+    assert all(np.array_equal(cached.read(0)[1], CLASS_OF_ID[ids]) for _ in range(2))
     official = dataset.spec.ids.to_official(np.array([[2, 0, 1]]))
     assert official.dtype == np.uint8
     assert official.tolist() == [[[64, 0, 128], [128, 0, 0], [0, 128, 0]]]
 
 
-def test_a_key_without_a_value_is_none(tmp_path):
-    ids = tree(tmp_path, "names: [a, b, c, d]\npalette:\nignore: [[0, 0, 0]]\n")
-    save(tmp_path / "valannot/a.png", ids, "ids")
+def test_a_key_without_a_value_counts_as_absent(tmp_path):
+    ids = write_dataset(tmp_path, "names: [a, b, c, d]\npalette:\nignore: [[0, 0, 0]]\n")
+    save_label(tmp_path / "valannot/a.png", ids, "ids")
     assert np.array_equal(build_dataset("folder", str(tmp_path), "val").read(0)[1], ids)
 
 
 def test_a_class_of_several_colours_and_names_in_another_order(tmp_path):
     text = "names: [c, a]\npalette: [[1, 2, 3], [4, 5, 6]]\n"
-    ids = tree(tmp_path, text + "colors: {a: [[0, 0, 0], [128, 0, 0]], c: [[0, 128, 0], [64, 0, 128]]}\n")
+    ids = write_dataset(tmp_path, text + "colors: {a: [[0, 0, 0], [128, 0, 0]], c: [[0, 128, 0], [64, 0, 128]]}\n")
     dataset = build_dataset("folder", str(tmp_path), "train")
     assert np.array_equal(dataset.read(0)[1], np.array([1, 1, 0, 0])[ids])
     assert dataset.spec.palette == ((1, 2, 3), (4, 5, 6))
 
 
 def test_grey_labels_may_be_colours(tmp_path):
-    ids = tree(tmp_path, "colors: {a: [0, 0, 0], b: [255, 255, 255]}\n", "ids", draw((0, 255), 3))
+    ids = write_dataset(tmp_path, "colors: {a: [0, 0, 0], b: [255, 255, 255]}\n", "ids", draw((0, 255), 3))
     assert np.array_equal(build_dataset("folder", str(tmp_path), "val").read(0)[1], ids // 255)
 
 
-def test_the_palette_reads_pictures_among_ids(tmp_path):
-    ids = tree(tmp_path, f"names: [w, x, y, z]\npalette: {COLORS.tolist()}\n")
-    save(tmp_path / "valannot/a.png", ids, "ids")
+def test_colour_labels_may_be_mixed_with_id_labels(tmp_path):
+    ids = write_dataset(tmp_path, f"names: [w, x, y, z]\npalette: {COLORS.tolist()}\n")
+    save_label(tmp_path / "valannot/a.png", ids, "ids")
     for split in ("train", "val"):
         assert np.array_equal(build_dataset("folder", str(tmp_path), split).read(0)[1], ids)
     text = f"names: [x, y, z]\nids: {{1: x, 2: y, 3: z}}\npalette: {COLORS[1:].tolist()}\nignore: [0, [0, 0, 0]]\n"
-    tree(tmp_path, text)
-    save(tmp_path / "valannot/a.png", ids, "ids")
+    write_dataset(tmp_path, text)
+    save_label(tmp_path / "valannot/a.png", ids, "ids")
     for split in ("train", "val"):
-        assert np.array_equal(build_dataset("folder", str(tmp_path), split).read(0)[1], WANTED[ids])
+        assert np.array_equal(build_dataset("folder", str(tmp_path), split).read(0)[1], CLASS_OF_ID[ids])
 
 
-def test_a_smaller_copy_keeps_colours(tmp_path):
-    ids = tree(tmp_path / "large", COLORED, "RGBA")
+def test_a_shrunk_copy_keeps_its_colours(tmp_path):
+    ids = write_dataset(tmp_path / "large", COLOR_CLASSES, "RGBA")
     small = tmp_path / "small"
     flags = ["--dataset", "folder", "--source", str(tmp_path / "large"), "--data", str(small), "--factor", "2"]
     shrink_dataset.main(flags)
-    squares = WANTED[ids].reshape(SIZE[0] // 2, 2, -1, 2)
+    squares = CLASS_OF_ID[ids].reshape(SIZE[0] // 2, 2, -1, 2)
     label = build_dataset("folder", str(small), "val").read(0)[1]
     assert (squares == label[:, None, :, None]).any((1, 3)).all()
 
 
 def test_unknown_colours_are_refused_with_their_counts(tmp_path):
     ids = draw(range(4), 1)
-    ids[:3, :4], ids[5, :5] = 1, 3
+    ids[:3, :4] = 1
+    ids[5, :5] = 3
     count = (ids == 1).sum(), (ids == 3).sum()
-    tree(tmp_path, "colors: {a: [0, 0, 0], b: [0, 128, 0]}\n", ids=ids)
+    write_dataset(tmp_path, "colors: {a: [0, 0, 0], b: [0, 128, 0]}\n", ids=ids)
     first, second = sorted([(count[0], [128, 0, 0]), (count[1], [64, 0, 128])], reverse=True)
     with pytest.raises(UserError) as error:
         build_dataset("folder", str(tmp_path), "val").read(0)
@@ -117,8 +118,8 @@ def test_unknown_colours_are_refused_with_their_counts(tmp_path):
     assert str(error.value) == f"{tmp_path}/valannot/a.png holds colours that are no class: {found}; 2 classes"
 
 
-def test_what_holds_no_colours_is_refused(tmp_path):
-    tree(tmp_path, COLORED)
+def test_labels_without_valid_colours_are_refused(tmp_path):
+    write_dataset(tmp_path, COLOR_CLASSES)
     spec = get_dataset_spec("folder", str(tmp_path))
     deep, image = tmp_path / "deep.png", tmp_path / "val/a.jpg"
     Image.fromarray(np.full(SIZE, 300, np.uint16)).save(deep)
@@ -127,7 +128,7 @@ def test_what_holds_no_colours_is_refused(tmp_path):
     Image.fromarray(COLORS[draw(range(4), 1)][:7]).save(deep)
     with pytest.raises(UserError, match=r"differ in size: .*a.jpg is 30x20, .*deep.png is 30x7"):
         read_sample(spec, image, deep)
-    tree(tmp_path, "names: [w, x, y, z]\n")
+    write_dataset(tmp_path, "names: [w, x, y, z]\n")
     with pytest.raises(UserError, match=r"a.png: a label must hold class ids .*found mode RGB; colours: see"):
         build_dataset("folder", str(tmp_path), "val").read(0)
 
@@ -149,17 +150,17 @@ def test_what_holds_no_colours_is_refused(tmp_path):
         ("label_suffix: .png\n", "lacks the key 'names'"),
     ],
 )
-def test_a_description_of_colours_that_is_wrong(text, problem, tmp_path):
-    tree(tmp_path, text)
+def test_a_wrong_description_of_colours_is_refused(text, problem, tmp_path):
+    write_dataset(tmp_path, text)
     with pytest.raises(UserError, match=problem):
         get_dataset_spec("folder", str(tmp_path))
 
 
 def test_a_list_picks_images_by_name(tmp_path):
-    tree(tmp_path, "names: [a, b, c, d]\n")
+    write_dataset(tmp_path, "names: [a, b, c, d]\n")
     for name in ("b", "c"):
         picture(tmp_path / f"train/{name}.jpg")
-        save(tmp_path / f"trainannot/{name}.png", draw(range(4), 2), "ids")
+        save_label(tmp_path / f"trainannot/{name}.png", draw(range(4), 2), "ids")
     path = tmp_path / "dataset.yaml"
     path.write_text(path.read_text().replace("labels: trainannot}", "labels: trainannot, list: some.txt}"))
     (tmp_path / "some.txt").write_text("train/c.jpg\nb\n")
@@ -184,20 +185,21 @@ def test_a_list_picks_images_by_name(tmp_path):
 def test_images_of_one_name_and_two_suffixes_keep_their_suffixes(tmp_path):
     for name in ("a.jpg", "a.png", "b.jpg"):
         picture(tmp_path / "images" / name)
-        save(tmp_path / f"labels/{name}.png", draw(range(4), 1), "ids")
+        save_label(tmp_path / f"labels/{name}.png", draw(range(4), 1), "ids")
     lines = ["names: [w, x, y, z]", 'label_suffix: "{suffix}.png"', "splits:"]
     lines.append("  val: {images: images, labels: labels}")
     (tmp_path / "dataset.yaml").write_text("\n".join(lines))
     assert build_dataset("folder", str(tmp_path), "val").names == ["a.jpg", "a.png", "b.jpg"]
 
 
-def test_a_star_is_any_name(tmp_path):
+def test_a_star_matches_any_folder_name(tmp_path):
     for drive, names in (("d1", "ab"), ("d2", "bc")):
         for name in names:
             picture(tmp_path / f"{drive}/rgb/{name}.jpg")
-            save(tmp_path / f"{drive}/mask/{name}.png", draw(range(2), 1), "ids")
+            save_label(tmp_path / f"{drive}/mask/{name}.png", draw(range(2), 1), "ids")
 
-    def pairs(images: str, labels: str, lines: str = "") -> list[str]:
+    def list_pairs(images: str, labels: str, lines: str = "") -> list[str]:
+        """Return the parent folder, the image and the label of every pair that this description gives."""
         entry = {"images": images, "labels": labels} | ({"list": "some.txt"} if lines else {})
         (tmp_path / "some.txt").write_text(lines)
         (tmp_path / "dataset.yaml").write_text(yaml.safe_dump({"names": ["x", "y"], "splits": {"train": entry}}))
@@ -206,17 +208,17 @@ def test_a_star_is_any_name(tmp_path):
         return [f"{image.parent.parent.name}{image.stem}{label.stem}" for image, label in found]
 
     picture(tmp_path / ".hidden/rgb/a.jpg")
-    assert pairs("*/rgb", "*/mask") == ["d1aa", "d1bb", "d2bb", "d2cc"]
-    assert pairs("./d*/rgb/", "d*/mask") == ["d1aa", "d1bb", "d2bb", "d2cc"]
+    assert list_pairs("*/rgb", "*/mask") == ["d1aa", "d1bb", "d2bb", "d2cc"]
+    assert list_pairs("./d*/rgb/", "d*/mask") == ["d1aa", "d1bb", "d2bb", "d2cc"]
     names = build_dataset("folder", str(tmp_path), "train").names
     assert names == ["d1/rgb/a", "d1/rgb/b", "d2/rgb/b", "d2/rgb/c"]
-    assert pairs("*/rgb", "*/mask", "c\nd1/a\nd2/rgb/b.jpg\n") == ["d1aa", "d2bb", "d2cc"]
+    assert list_pairs("*/rgb", "*/mask", "c\nd1/a\nd2/rgb/b.jpg\n") == ["d1aa", "d2bb", "d2cc"]
     with pytest.raises(UserError, match=r"some.txt: b may be .*d1/rgb/b.jpg or .*d2/rgb/b.jpg: name its folder"):
-        pairs("*/rgb", "*/mask", "a\nb\n")
+        list_pairs("*/rgb", "*/mask", "a\nb\n")
     with pytest.raises(UserError, match=r"d1/rgb/b.jpg and b.jpg would have one label, .*: set image_suffix"):
-        pairs("*/rgb", "d1/mask")
+        list_pairs("*/rgb", "d1/mask")
     with pytest.raises(UserError, match=r"holds no folder \*/image"):
-        pairs("*/image", "*/mask")
+        list_pairs("*/image", "*/mask")
     for images, labels in (
         ("*/rgb", "*/*"),
         ("rgb", "*/mask"),
@@ -225,19 +227,23 @@ def test_a_star_is_any_name(tmp_path):
         ("a\0", "b"),
     ):
         with pytest.raises(UserError, match=r"splits must be train: .*a \* in both or in images alone"):
-            pairs(images, labels)
+            list_pairs(images, labels)
 
 
 FLAT = {"all": ("images/{}.jpg", "masks/{}.png")}
 FLAT_SPLITS = {s: {"images": "images", "labels": "masks", "list": f"{s}_names.txt"} for s in ("train", "val")}
-LONG = {"train": "training", "val": "validation"}
+LONG_NAMES = {"train": "training", "val": "validation"}
 # layout -> (places by split, form of the labels, what dataset.yaml must hold)
 LAYOUTS = {
     "camvid": ({s: (f"{s}/{{}}.png", f"{s}annot/{{}}.png") for s in ("train", "val", "test")}, "ids", {"ignore": []}),
     "split below": (
-        {s: (f"images/{folder}/{{}}.jpg", f"labels/{folder}/{{}}.png") for s, folder in LONG.items()},
+        {s: (f"images/{folder}/{{}}.jpg", f"labels/{folder}/{{}}.png") for s, folder in LONG_NAMES.items()},
         "RGB",
-        {"splits": {s: {"images": f"images/{folder}", "labels": f"labels/{folder}"} for s, folder in LONG.items()}},
+        {
+            "splits": {
+                s: {"images": f"images/{folder}", "labels": f"labels/{folder}"} for s, folder in LONG_NAMES.items()
+            }
+        },
     ),
     "split above, RGBA": ({s: (f"{s}/img/{{}}.jpg", f"{s}/gt/{{}}.png") for s in ("train", "valid")}, "RGBA", {}),
     "no split": (FLAT, "RGB", {"splits": FLAT_SPLITS}),
@@ -249,7 +255,7 @@ LAYOUTS = {
     ),
     "side by side": ({"all": ("{}.jpg", "{}.png")}, "ids", {"names": [f"class_{k}" for k in range(4)]}),
     "two suffixes": ({"all": ("ds/img/{}.jpg", "ds/ann/{}.jpg.png")}, "RGB", {"label_suffix": ".jpg.png"}),
-    "flat photos": (FLAT, "RGB", {}),  # only the names of the folders tell which are the labels
+    "flat photos": (FLAT, "RGB", {}),  # only the names of the folders show which files are labels
     "folders of sequences": (
         {k: (f"images/{k}/{{}}.jpg", f"labels/{k}/{{}}.png") for k in ("a", "b", "c")},
         "ids",
@@ -262,7 +268,7 @@ LAYOUTS = {
     "a depth beside": (
         {k: (f"drives/{k}/rgb/{{}}.jpg", f"labels/{k}/{{}}.png") for k in ("a", "b", "c")},
         "RGB",
-        {"splits": {s: {"images": "drives/*/rgb", "labels": "labels/*", "list": f"{s}_names.txt"} for s in LONG}},
+        {"splits": {s: {"images": "drives/*/rgb", "labels": "labels/*", "list": f"{s}_names.txt"} for s in LONG_NAMES}},
     ),
     "sequences, splits": (
         {f"{s}{k}": (f"{s}/{k}/rgb/{{}}.jpg", f"{s}/{k}/mask/{{}}.png") for s in ("train", "val") for k in "xy"},
@@ -274,22 +280,22 @@ LAYOUTS = {
 
 
 def write_photos(root: Path, count: int) -> None:
-    """Images and labels of three classes, in two folders."""
+    """Write images and labels of three classes into two folders."""
     for n in range(count):
         picture(root / f"images/{n}.jpg", n)
-        save(root / f"masks/{n}.png", draw(range(3), n), "ids")
+        save_label(root / f"masks/{n}.png", draw(range(3), n), "ids")
 
 
 def describe(root: Path, *flags: str) -> dict:
-    """dataset.yaml as the script writes it."""
+    """Run the script that describes a folder. Return the content of the dataset.yaml that it writes."""
     describe_folder.main(["--data", str(root), *flags])
     return yaml.safe_load((root / "dataset.yaml").read_text())
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_an_unknown_tree_is_described_so_that_it_can_be_read(layout, tmp_path):
-    places, form, wanted = LAYOUTS[layout]
-    drawn = {}
+def test_an_unknown_folder_is_described_so_that_it_can_be_read(layout, tmp_path):
+    places, form, expected = LAYOUTS[layout]
+    labels = {}
     for k, (image, label) in enumerate(places.values()):
         for n in range(6):
             path = tmp_path / image.format(n)
@@ -297,33 +303,35 @@ def test_an_unknown_tree_is_described_so_that_it_can_be_read(layout, tmp_path):
             if layout == "flat photos":
                 Image.new("RGB", SIZE[::-1], (n, n, n)).save(path)
             if layout == "a depth beside":
-                save(path.parents[1] / f"depth/{n}.png", draw(range(9), n), "ids")
-            drawn[path] = draw(range(4), n + 10 * k)
-            save(tmp_path / label.format(n), drawn[path], form)
+                save_label(path.parents[1] / f"depth/{n}.png", draw(range(9), n), "ids")
+            labels[path] = draw(range(4), n + 10 * k)
+            save_label(tmp_path / label.format(n), labels[path], form)
     content = describe(tmp_path)
-    assert {key: content[key] for key in wanted} == wanted
+    assert {key: content[key] for key in expected} == expected
     assert {"train", "val"} <= set(content["splits"])
-    left = "# not used, neither images with labels nor these: drives/a/depth, drives/b/depth, drives/c/depth\n"
+    remark = "# not used, neither images with labels nor these: drives/a/depth, drives/b/depth, drives/c/depth\n"
     text = (tmp_path / "dataset.yaml").read_text()
-    assert ("not used" in text, left in text) == (layout == "a depth beside",) * 2
+    has_unused_folders = layout == "a depth beside"
+    assert ("not used" in text) == has_unused_folders
+    assert (remark in text) == has_unused_folders
     seen = []
     for split in content["splits"]:
         dataset = build_dataset("folder", str(tmp_path), split)
         for i, (image, _) in enumerate(dataset.pairs):
             label = dataset.read(i)[1]
-            shown = np.array(dataset.spec.palette)[label]
+            colors = np.array(dataset.spec.palette)[label]
             if form in ("RGB", "RGBA"):
-                assert np.array_equal(shown, COLORS[drawn[image]])
+                assert np.array_equal(colors, COLORS[labels[image]])
             else:
-                assert np.array_equal(label, drawn[image] if form == "ids" else 3 - drawn[image])
+                assert np.array_equal(label, labels[image] if form == "ids" else 3 - labels[image])
             seen.append(image)
-    assert sorted(seen) == sorted(drawn)
+    assert sorted(seen) == sorted(labels)
 
 
-def test_lists_are_splits(tmp_path):
+def test_lists_become_splits(tmp_path):
     for n in range(8):
         picture(tmp_path / f"images/{n}.jpg", n)
-        save(tmp_path / f"masks/{n}.png", draw(range(4), n))
+        save_label(tmp_path / f"masks/{n}.png", draw(range(4), n))
     (tmp_path / "lists").mkdir()
     (tmp_path / "lists/train_ids.txt").write_text("0\n1.jpg\nimages/2.jpg\n\n3\n4\n")
     (tmp_path / "lists/val.txt").write_text("5\r\n6\r\n7\r\n")
@@ -346,7 +354,7 @@ def test_a_list_of_all_images_is_no_list_for_training(other, tmp_path):
     assert {name: entry["list"] for name, entry in splits.items()} == {"train": "train.txt", "val": "val.txt"}
 
 
-def test_images_in_two_lists_are_said(tmp_path):
+def test_images_in_two_lists_are_reported(tmp_path):
     write_photos(tmp_path, 6)
     (tmp_path / "train_all.txt").write_text("0\n1\n2\n3\n")
     (tmp_path / "val.txt").write_text("3\n4\n5\n")
@@ -354,7 +362,7 @@ def test_images_in_two_lists_are_said(tmp_path):
     assert "# 1 images are in train_all.txt and in val.txt" in (tmp_path / "dataset.yaml").read_text()
 
 
-def test_labels_of_a_format_that_is_not_read_are_said(tmp_path):
+def test_labels_in_an_unsupported_format_are_reported(tmp_path):
     write_photos(tmp_path, 3)
     for path in (tmp_path / "masks").iterdir():
         path.rename(path.with_suffix(".gif"))
@@ -362,10 +370,10 @@ def test_labels_of_a_format_that_is_not_read_are_said(tmp_path):
         describe(tmp_path)
 
 
-def test_lists_in_utf_16_are_splits(tmp_path):
+def test_lists_in_utf_16_become_splits(tmp_path):
     for n in range(4):
         picture(tmp_path / f"images/{n}.jpg", n)
-        save(tmp_path / f"masks/{n}.png", draw(range(4), n))
+        save_label(tmp_path / f"masks/{n}.png", draw(range(4), n))
     (tmp_path / "train.txt").write_bytes("0\r\n2.jpg\r\n".encode("utf-16"))
     (tmp_path / "val.txt").write_bytes("1\r\n3\r\n".encode("utf-16-le"))
     splits = describe(tmp_path)["splits"]
@@ -376,25 +384,25 @@ def test_lists_in_utf_16_are_splits(tmp_path):
         describe(tmp_path, "--overwrite")
 
 
-def test_images_without_a_label_are_said(tmp_path):
+def test_images_without_a_label_are_reported(tmp_path):
     for n in range(6):
         picture(tmp_path / f"images/{n}.jpg", n)
         if n < 4:
-            save(tmp_path / f"masks/{n}.png", draw(range(4), n))
+            save_label(tmp_path / f"masks/{n}.png", draw(range(4), n))
     (tmp_path / "train.txt").mkdir()
     describe(tmp_path)
     assert "# 2 images of images have no label called NAME.png\n" in (tmp_path / "dataset.yaml").read_text()
 
 
-# places of images and labels, all of which belong together
-ONE_FORM = {
+# places of images and labels; all images and labels form pairs
+ONE_NAMING = {
     "a suffix behind another": [("img/{}.jpg", "ann/{}.jpg.png"), ("img/{}.png", "ann/{}.png.png")],
     "in one folder": [("{}.jpg", "{}.jpg.png"), ("{}.png", "{}.png.png"), ("{}.jpeg", "{}.jpeg.png")],
     "in two folders": [("train/img/{}.jpg", "train/ann/{}.jpg.png"), ("val/img/{}.png", "val/ann/{}.png.png")],
     "a folder each": [("{}_json/img.png", "{}_json/label.png")],
     "a folder each, by split": [("train/{}/image.jpg", "train/{}/mask.png"), ("val/{}/image.jpg", "val/{}/mask.png")],
 }
-TWO_FORMS = {
+TWO_NAMINGS = {
     "labels in capitals": [("images/{}.jpg", "masks/{}.png"), ("images/{}.jpg", "masks/{}.PNG")],
     "labels of two suffixes": [("images/{}.jpg", "masks/{}.png"), ("images/{}.jpg", "masks/{}.bmp")],
     "labels of two endings": [("images/{}.jpg", "masks/{}_mask.png"), ("images/{}.jpg", "masks/{}_gt.png")],
@@ -404,38 +412,38 @@ TWO_FORMS = {
 
 
 def write_pairs(root: Path, places: list[tuple[str, str]]) -> dict[Path, Path]:
-    """Write eight images and their labels, one after the other at each of the places; labels by their image."""
+    """Write eight images and their labels, using the places in turn. Return the label of each image."""
     pairs = {}
     for n in range(8):
         image, label = (root / place.format(f"scene{n}") for place in places[n % len(places)])
         picture(image, n)
-        save(label, draw(range(3), n), "ids")
+        save_label(label, draw(range(3), n), "ids")
         pairs[image] = label
     return pairs
 
 
-@pytest.mark.parametrize("layout", ONE_FORM)
+@pytest.mark.parametrize("layout", ONE_NAMING)
 def test_every_pair_is_found(layout, tmp_path):
-    pairs = write_pairs(tmp_path, ONE_FORM[layout])
+    pairs = write_pairs(tmp_path, ONE_NAMING[layout])
     if layout == "a folder each":
         picture(tmp_path / "scene3_json/label_viz.png", 9)
-        picture(tmp_path / "overview/map.jpg", 9)  # which is no such folder
+        picture(tmp_path / "overview/map.jpg", 9)  # a folder without a label
     content = describe(tmp_path)
     spec = get_dataset_spec("folder", str(tmp_path))
     assert dict(pair for split in content["splits"] for pair in spec.pairs(tmp_path, split)) == pairs
     assert "left out" not in (tmp_path / "dataset.yaml").read_text()
 
 
-@pytest.mark.parametrize("layout", TWO_FORMS)
-def test_pairs_of_two_forms_are_no_half_of_the_pairs(layout, tmp_path):
-    write_pairs(tmp_path, TWO_FORMS[layout])
+@pytest.mark.parametrize("layout", TWO_NAMINGS)
+def test_pairs_named_in_two_ways_are_refused(layout, tmp_path):
+    write_pairs(tmp_path, TWO_NAMINGS[layout])
     with pytest.raises(UserError, match=r"name all (labels|images|of them) in one way"):
         describe(tmp_path)
     assert not (tmp_path / "dataset.yaml").exists()
 
 
-def test_a_list_names_images_whose_labels_have_their_suffix(tmp_path):
-    write_pairs(tmp_path, ONE_FORM["a suffix behind another"])
+def test_a_list_finds_labels_whose_names_contain_the_suffix_of_the_image(tmp_path):
+    write_pairs(tmp_path, ONE_NAMING["a suffix behind another"])
     (tmp_path / "train.txt").write_text("scene0\nscene1.png\nimg/scene2.jpg\n")
     (tmp_path / "val.txt").write_text("scene4.jpg\nscene5\n")
     assert {name: entry["list"] for name, entry in describe(tmp_path)["splits"].items()} == {
@@ -451,14 +459,14 @@ def test_ignored_values_come_from_counts(tmp_path):
     ids[1:] = draw(range(1, 4), 0)[1:]  # black on 5 % of the pixels
     for n in range(5):
         picture(tmp_path / f"images/{n}.jpg", n)
-        save(tmp_path / f"labels/{n}.png", ids)
+        save_label(tmp_path / f"labels/{n}.png", ids)
     content = describe(tmp_path)
     assert content["ignore"] == [[0, 0, 0]]
     assert content["colors"]["class_800000"] == [128, 0, 0]
     text = (tmp_path / "dataset.yaml").read_text()
     assert "[0, 0, 0]: 5.00% of the pixels, in 5 of 5 files" in text
     for n in range(5):
-        save(tmp_path / f"labels/{n}.png", np.where(ids == 0, 255, ids).astype(np.uint8), "ids")
+        save_label(tmp_path / f"labels/{n}.png", np.where(ids == 0, 255, ids).astype(np.uint8), "ids")
     content = describe(tmp_path, "--overwrite")
     assert (content["names"], content["ignore"]) == (["class_1", "class_2", "class_3"], [255])
     assert content["ids"] == {1: 0, 2: 1, 3: 2}
@@ -467,7 +475,10 @@ def test_ignored_values_come_from_counts(tmp_path):
 
 
 def write_masks(root: Path, change: Callable[[np.ndarray, int], np.ndarray]) -> None:
-    """Ten images, and masks 48x64 of a rectangle of 255 (29 % of the pixels) on 0, changed by ``change(mask, n)``."""
+    """Write ten images and masks of 48x64 pixels. Pass each mask through ``change(mask, n)``.
+
+    A mask has a rectangle of 255 (29 % of the pixels) on a background of 0.
+    """
     for n in range(10):
         picture(root / f"images/{n}.jpg", n)
         mask = np.zeros((48, 64), np.uint8)
@@ -478,18 +489,21 @@ def write_masks(root: Path, change: Callable[[np.ndarray, int], np.ndarray]) -> 
         Image.fromarray(mask).save(path)
 
 
-def with_two_greys(mask: np.ndarray, n: int) -> np.ndarray:
+def add_two_greys_to_mask_4(mask: np.ndarray, n: int) -> np.ndarray:
     if n == 4:
-        mask[8, 12], mask[39, 39] = 127, 254
+        mask[8, 12] = 127
+        mask[39, 39] = 254
     return mask
 
 
-def blended(mask: np.ndarray, n: int) -> np.ndarray:
-    """As a mask that was made smaller by averaging."""
-    return cv2.resize(mask, (43, 31), interpolation=cv2.INTER_AREA) if n == 4 else mask
+def shrink_mask_4(mask: np.ndarray, n: int) -> np.ndarray:
+    """Make one mask smaller by averaging, which blends the values at the edges."""
+    if n == 4:
+        return cv2.resize(mask, (43, 31), interpolation=cv2.INTER_AREA)
+    return mask
 
 
-@pytest.mark.parametrize("change", [with_two_greys, blended])
+@pytest.mark.parametrize("change", [add_two_greys_to_mask_4, shrink_mask_4])
 def test_stray_greys_do_not_make_the_foreground_unlabelled(change, tmp_path):
     write_masks(tmp_path, change)
     content = describe(tmp_path)
@@ -501,19 +515,19 @@ def test_stray_greys_do_not_make_the_foreground_unlabelled(change, tmp_path):
     assert "# 255 is taken for a class (" in text
 
 
-def test_the_edges_of_small_masks_are_no_classes(tmp_path):
-    """All masks were made smaller by averaging, so that their edges have more than a few pixels."""
+def test_values_at_the_edges_of_small_masks_are_not_classes(tmp_path):
+    """All masks are made smaller by averaging, so that many pixels at their edges have blended values."""
     write_masks(tmp_path, lambda mask, n: cv2.resize(mask, (31, 23), interpolation=cv2.INTER_AREA))
     content = describe(tmp_path)
     assert (content["names"], content["ids"]) == (["class_0", "class_255"], {0: 0, 255: 1})
     assert len(content["ignore"]) > 2
 
 
-def test_a_folder_per_image_of_which_one_lacks_its_label(tmp_path):
+def test_one_folder_of_a_folder_per_image_may_lack_its_label(tmp_path):
     for n in range(10):
         picture(tmp_path / f"scene{n}_json/img.png", n)
         if n != 3:
-            save(tmp_path / f"scene{n}_json/label.png", draw(range(3), n), "ids")
+            save_label(tmp_path / f"scene{n}_json/label.png", draw(range(3), n), "ids")
     content = describe(tmp_path)
     pairs = [pair for split in ("train", "val") for pair in build_dataset("folder", str(tmp_path), split).pairs]
     assert sorted(image.parent.name for image, _ in pairs) == [f"scene{n}_json" for n in range(10) if n != 3]
@@ -530,19 +544,21 @@ def test_lists_of_other_suffixes_are_found(name, tmp_path):
     assert {split: entry["list"] for split, entry in splits.items()} == {"train": name, "val": "val.txt"}
 
 
-def test_a_list_of_two_columns_is_said_not_to_be_used(tmp_path):
+def test_a_list_of_two_columns_is_reported_as_not_used(tmp_path):
     write_photos(tmp_path, 6)
     (tmp_path / "train.txt").write_text("images/0.jpg masks/0.png\nimages/1.jpg masks/1.png\n")
     describe(tmp_path)
     assert "# not used: train.txt names images, but a list has one name" in (tmp_path / "dataset.yaml").read_text()
 
 
-def test_stray_values_between_ids_that_follow_one_another(tmp_path):
-    """A thin object of a rare class, whose neighbours are all lower, is no stray."""
+def test_stray_values_between_consecutive_ids_are_ignored(tmp_path):
+    """A thin object of a rare class is not a stray value, because all its neighbours have lower ids."""
 
     def change(mask: np.ndarray, n: int) -> np.ndarray:
         mask = np.where(mask == 255, 6, 0).astype(np.uint8)
-        mask[:8], mask[40:], mask[47] = 1, 2, 255
+        mask[:8] = 1
+        mask[40:] = 2
+        mask[47] = 255
         mask[2, 5:9] = 3
         if n == 4:
             mask[20, 12] = 4
@@ -566,10 +582,12 @@ def test_255_with_more_than_a_small_share_is_a_class(tmp_path):
     assert "# 255 is taken for a class (29.17% of the pixels" in (tmp_path / "dataset.yaml").read_text()
 
 
-def test_stray_colours(tmp_path):
+def test_stray_colours_are_ignored(tmp_path):
     def change(mask: np.ndarray, n: int) -> np.ndarray:
         colors = COLORS[[1, 2]][(mask > 0).astype(int)]
-        return cv2.resize(colors, (43, 31), interpolation=cv2.INTER_AREA) if n == 4 else colors
+        if n == 4:
+            return cv2.resize(colors, (43, 31), interpolation=cv2.INTER_AREA)
+        return colors
 
     write_masks(tmp_path, change)
     content = describe(tmp_path)
@@ -580,14 +598,14 @@ def test_stray_colours(tmp_path):
     assert np.unique(label).tolist() == [0, 1, 255]
 
 
-def test_a_tree_that_cannot_be_described_is_left_as_it_is(tmp_path):
+def test_a_folder_that_cannot_be_described_is_not_changed(tmp_path):
     for n in range(5):
         picture(tmp_path / f"images/{n}.jpg", n)
     with pytest.raises(UserError, match="no folder of labels found"):
         describe(tmp_path)
     for suffix, message in (("jpg", "stored without loss"), ("bmp", r"different colours \(the most frequent: \[")):
         for n in range(5):
-            picture(tmp_path / f"masks/{n}.{suffix}", n)  # its colours are blended
+            picture(tmp_path / f"masks/{n}.{suffix}", n)  # a smooth picture, so it has many colours
         with pytest.raises(UserError, match=message):
             describe(tmp_path)
         for n in range(5):
@@ -610,29 +628,29 @@ def test_the_command_that_describes_a_folder_can_be_copied(tmp_path):
 @pytest.mark.parametrize(
     "names", [("{}_road.png", "{}_car.png"), ("{}_0.png", "{}_1.png"), ("{}_mask0.png", "{}_mask1.png")]
 )
-def test_a_mask_for_each_class_or_object_is_not_half_of_a_label(names, tmp_path):
+def test_several_masks_per_image_are_refused(names, tmp_path):
     for n in range(5):
         picture(tmp_path / f"images/{n}.jpg", n)
         for seed, name in enumerate(names):
-            save(tmp_path / "masks" / name.format(n), draw(range(2), 10 * seed + n), "ids")
+            save_label(tmp_path / "masks" / name.format(n), draw(range(2), 10 * seed + n), "ids")
     with pytest.raises(UserError, match=r"masks has several masks of two values for one image \(0_.*merge them"):
         describe(tmp_path)
 
 
 @pytest.mark.parametrize("classes", [2, 4])
 def test_other_pictures_beside_a_label_are_left_alone(classes, tmp_path):
-    """Such as Cityscapes' coloured labels."""
+    """Cityscapes, for example, has coloured labels beside its ids."""
     for n in range(5):
         picture(tmp_path / f"images/{n}.jpg", n)
-        save(tmp_path / f"masks/{n}_gtFine_labelIds.png", draw(range(classes), n), "ids")
-        save(tmp_path / f"masks/{n}_gtFine_color.png", draw(range(classes), n))
+        save_label(tmp_path / f"masks/{n}_gtFine_labelIds.png", draw(range(classes), n), "ids")
+        save_label(tmp_path / f"masks/{n}_gtFine_color.png", draw(range(classes), n))
     assert describe(tmp_path)["label_suffix"] in ("_gtFine_labelIds.png", "_gtFine_color.png")
 
 
-def test_labelmes_numbers_of_classes_must_be_the_same_in_all_folders(tmp_path):
+def test_labelmes_class_names_must_be_the_same_in_all_folders(tmp_path):
     for n in range(4):
         picture(tmp_path / f"{n}_json/img.png", n)
-        save(tmp_path / f"{n}_json/label.png", draw(range(2), n), "ids")
+        save_label(tmp_path / f"{n}_json/label.png", draw(range(2), n), "ids")
         (tmp_path / f"{n}_json/label_names.txt").write_text("_background_\ndog\n")
     assert describe(tmp_path)["names"] == ["class_0", "class_1"]
     (tmp_path / "3_json/label_names.txt").write_text("_background_\ncat\n")
@@ -642,14 +660,14 @@ def test_labelmes_numbers_of_classes_must_be_the_same_in_all_folders(tmp_path):
         describe(tmp_path, "--overwrite")
 
 
-def test_palettes_that_number_colours_anew_are_refused(tmp_path):
+def test_palettes_that_give_an_id_two_colours_are_refused(tmp_path):
     for n in range(4):
         picture(tmp_path / f"images/{n}.jpg", n)
         path = tmp_path / f"masks/{n}.png"
-        save(path, draw(range(3), n), "P")
+        save_label(path, draw(range(3), n), "P")
     describe(tmp_path)
     file = Image.fromarray(draw(range(3), 3))
-    file.putpalette(COLORS.ravel().tolist())  # the other way round
+    file.putpalette(COLORS.ravel().tolist())  # the colours in reverse order
     file.save(path)
     with pytest.raises(
         UserError, match=r"id \d has the colour \[.*\] in .*0\.png and \[.*\] in .*3\.png: the palettes"
@@ -662,12 +680,12 @@ def test_new_images_are_found_when_a_folder_is_described_again(tmp_path):
         if n == 6:
             assert len(describe(tmp_path)["splits"]) == 2
         picture(tmp_path / f"images/{n}.jpg", n)
-        save(tmp_path / f"masks/{n}.png", draw(range(3), n), "ids")
+        save_label(tmp_path / f"masks/{n}.png", draw(range(3), n), "ids")
     splits = describe(tmp_path, "--overwrite")["splits"]
     assert sum(len(build_dataset("folder", str(tmp_path), split)) for split in splits) == 12
 
 
-def test_lists_of_windows_are_splits(tmp_path):
+def test_lists_with_windows_paths_become_splits(tmp_path):
     write_photos(tmp_path, 5)
     (tmp_path / "train.txt").write_text("images\\0.jpg\r\nimages\\1.jpg\r\nimages\\2.jpg\r\n")
     (tmp_path / "val.txt").write_text("images\\3.jpg\r\nimages\\4.jpg\r\n")
@@ -676,11 +694,11 @@ def test_lists_of_windows_are_splits(tmp_path):
     assert [image.name for image, _ in build_dataset("folder", str(tmp_path), "val").pairs] == ["3.jpg", "4.jpg"]
 
 
-def test_a_folder_whose_name_only_begins_like_a_split_is_none(tmp_path):
+def test_a_folder_whose_name_only_starts_like_a_split_is_not_a_split(tmp_path):
     for place in ("valley", "forest", "devices"):
         for n in range(4):
             picture(tmp_path / f"{place}/images/{place}{n}.jpg", n)
-            save(tmp_path / f"{place}/masks/{place}{n}.png", draw(range(3), n), "ids")
+            save_label(tmp_path / f"{place}/masks/{place}{n}.png", draw(range(3), n), "ids")
     splits = describe(tmp_path)["splits"]
     assert sum(len(build_dataset("folder", str(tmp_path), split)) for split in splits) == 12
     assert len(build_dataset("folder", str(tmp_path), "train")) > 8
@@ -696,7 +714,7 @@ def test_a_list_of_validation_images_alone_leaves_the_rest_for_training(tmp_path
     assert "# no list of training images: they are those in no other list" in (tmp_path / "dataset.yaml").read_text()
 
 
-def test_a_star_in_the_name_of_a_folder(tmp_path):
+def test_a_star_in_the_name_of_a_folder_is_refused(tmp_path):
     write_photos(tmp_path / "take*1", 5)
     with pytest.raises(UserError, match=r"rename the folder take\*1/.*: in dataset\.yaml a \* stands for any name"):
         describe(tmp_path)
@@ -704,10 +722,10 @@ def test_a_star_in_the_name_of_a_folder(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", "\ufeff\n \r\n"])
-def test_an_empty_list_of_training_images_is_said(content, tmp_path):
+def test_an_empty_list_of_training_images_is_reported(content, tmp_path):
     write_photos(tmp_path, 5)
     (tmp_path / "val.txt").write_text("3\n4\n")
-    (tmp_path / "trainval.txt").write_text("")  # which is not for training alone
+    (tmp_path / "trainval.txt").write_text("")  # this name does not mean training alone
     (tmp_path / "train.txt").write_text(content, encoding="utf-8")
     describe(tmp_path)
     assert len(build_dataset("folder", str(tmp_path), "train")) == 3
@@ -728,7 +746,7 @@ def test_a_list_does_not_take_an_image_of_another_folder(tmp_path):
     for place, count in (("a", 3), ("b", 2)):
         for n in range(count):
             picture(tmp_path / place / f"rgb/{n}.jpg", n)
-            save(tmp_path / place / f"mask/{n}.png", draw(range(2), n), "ids")
+            save_label(tmp_path / place / f"mask/{n}.png", draw(range(2), n), "ids")
     (tmp_path / "val.txt").write_text("b/rgb/0.jpg\nb/rgb/2.jpg\n")
     lines = ["names: [x, z]", "splits:", "  val: {images: '*/rgb', labels: '*/mask', list: val.txt}"]
     (tmp_path / "dataset.yaml").write_text("\n".join(lines))
@@ -736,11 +754,11 @@ def test_a_list_does_not_take_an_image_of_another_folder(tmp_path):
         build_dataset("folder", str(tmp_path), "val")
 
 
-def test_sixteen_bits_are_not_few_colours(tmp_path):
-    """Depth or instances beside the labels, under the same names."""
+def test_16_bit_pictures_are_not_taken_for_labels(tmp_path):
+    """Depth maps or instance maps may lie beside the labels under the same names."""
     for n in range(5):
         picture(tmp_path / f"rgb/{n}.png", n)
-        save(tmp_path / f"semantic/{n}.png", draw(range(3), n), "ids")
+        save_label(tmp_path / f"semantic/{n}.png", draw(range(3), n), "ids")
         deep = tmp_path / f"instance/{n}.png"
         deep.parent.mkdir(exist_ok=True)
         Image.fromarray(1000 + 256 * draw(range(9), n).astype(np.uint16)).save(deep)
@@ -748,7 +766,7 @@ def test_sixteen_bits_are_not_few_colours(tmp_path):
 
 
 def read_pairs(root: Path, content: dict) -> dict[str, str]:
-    """Read the pairs of all splits, by their places below the root. All of their files exist."""
+    """Read the pairs of all splits. Return the path of each image's label, both relative to the root."""
     pairs = {}
     for split in content["splits"]:
         for image, label in build_dataset("folder", str(root), split).pairs:
@@ -757,32 +775,32 @@ def read_pairs(root: Path, content: dict) -> dict[str, str]:
 
 
 def write_places(root: Path, folders: tuple[str, ...], count: int, image: str, label: str) -> dict[str, str]:
-    """Write images and labels to places with the folder and a number. Return the place of each image's label."""
+    """Write images and labels at places made of a folder and a number. Return the place of each image's label."""
     pairs = {}
     for k, folder in enumerate(folders):
         for n in range(count):
             place = image.format(folder=folder, n=n)
             pairs[place] = label.format(folder=folder, n=n)
             picture(root / place, 100 * k + n)
-            save(root / pairs[place], draw(range(3), 100 * k + n), "ids")
+            save_label(root / pairs[place], draw(range(3), 100 * k + n), "ids")
     return pairs
 
 
 @pytest.mark.parametrize("count", [3, 6, 12])
 @pytest.mark.parametrize("folders", [("day", "night"), ("train", "val"), ("a/x", "a/y", "b/x"), ("s", "s/more")])
-def test_sequences_of_the_same_names_have_their_own_masks_beside_them(folders, count, tmp_path):
+def test_sequences_with_equal_file_names_get_their_own_masks(folders, count, tmp_path):
     for label in ("_mask.png", "_L.png"):
         root = tmp_path / label
         pairs = write_places(root, folders, count, "{folder}/frame{n}.jpg", "{folder}/frame{n}" + label)
         content = describe(root)
-        if folders == ("s", "s/more"):  # no pattern names both, which a remark says
+        if folders == ("s", "s/more"):  # no pattern matches both folders, and a remark says so
             assert "# left out: s/more" in (root / "dataset.yaml").read_text()
             pairs = {image: pairs[image] for image in pairs if "more" not in image}
         assert read_pairs(root, content) == pairs
         assert content["label_suffix"] == label
 
 
-def test_a_sequence_without_masks_has_not_those_of_another(tmp_path):
+def test_a_sequence_without_masks_does_not_get_those_of_another(tmp_path):
     pairs = write_places(tmp_path, ("day",), 6, "{folder}/{n}.jpg", "{folder}/{n}_mask.png")
     for n in range(6):
         picture(tmp_path / f"night/{n}.jpg", 50 + n)
@@ -790,7 +808,7 @@ def test_a_sequence_without_masks_has_not_those_of_another(tmp_path):
 
 
 @pytest.mark.parametrize("masks", ["masks", "x"])
-def test_previews_beside_labels_are_no_images(masks, tmp_path):
+def test_previews_beside_labels_are_not_taken_for_images(masks, tmp_path):
     pairs = write_places(tmp_path, (masks,), 6, "images/{n}.jpg", "{folder}/{n}.png")
     for n in range(6):
         picture(tmp_path / masks / f"{n}.jpg", 50 + n)
@@ -798,7 +816,7 @@ def test_previews_beside_labels_are_no_images(masks, tmp_path):
 
 
 @pytest.mark.parametrize("label", ["label_{n}.png", "mask{n}.png"])
-def test_numbered_images_are_not_one_image_a_folder(label, tmp_path):
+def test_numbered_images_are_not_taken_for_a_folder_per_image(label, tmp_path):
     pairs = {}
     for count, folders in ((3, ("train", "val")), (1, ("test",))):
         pairs |= write_places(tmp_path, folders, count, "{folder}/{n}.jpg", "{folder}/" + label)
@@ -816,21 +834,21 @@ def test_numbered_images_are_not_one_image_a_folder(label, tmp_path):
         ("a/img_{n}.jpg", "a/mask_{n}_l.png"),
     ],
 )
-def test_images_and_labels_may_differ_in_a_word_in_front(image, label, tmp_path):
+def test_images_and_labels_may_have_different_prefixes(image, label, tmp_path):
     pairs = write_places(tmp_path, ("train", "val"), 6, "{folder}/" + image, "{folder}/" + label)
     content = describe(tmp_path)
     assert {"image_prefix", "label_prefix"} & set(content)
     assert read_pairs(tmp_path, content) == pairs
 
 
-def test_other_words_in_front_tell_sequences_apart(tmp_path):
+def test_prefixes_that_name_different_views_do_not_form_pairs(tmp_path):
     write_places(tmp_path, ("train", "val"), 6, "{folder}/rgb/left_{n}.jpg", "{folder}/gt/right_{n}.png")
     with pytest.raises(UserError, match="no folder of labels found"):
         describe(tmp_path)
 
 
 @pytest.mark.parametrize("other", ["depth.png", "normals.png", "a_viz.png"])
-def test_the_image_of_a_folder_is_told_from_other_pictures(other, tmp_path):
+def test_other_pictures_in_a_folder_are_not_taken_for_its_image(other, tmp_path):
     folders = tuple(f"scene{n}" for n in range(5))
     pairs = write_places(tmp_path, folders, 1, "{folder}/image.jpg", "{folder}/mask.png")
     for n, folder in enumerate(folders):
@@ -845,14 +863,14 @@ def test_a_folder_with_several_possible_images_or_labels_is_refused(tmp_path):
     write_places(tmp_path / "labels", folders, 1, "{folder}/image.jpg", "{folder}/mask_car.png")
     for n, folder in enumerate(folders):
         picture(tmp_path / f"images/{folder}/right.jpg", 50 + n)
-        save(tmp_path / f"labels/{folder}/mask_road.png", draw(range(3), 50 + n), "ids")
+        save_label(tmp_path / f"labels/{folder}/mask_road.png", draw(range(3), 50 + n), "ids")
     with pytest.raises(UserError, match=r"scene0 has several .* the image of its label \(left\.jpg, right\.jpg\)"):
         describe(tmp_path / "images")
     with pytest.raises(UserError, match=r"scene0 has several .* \(mask_car\.png, mask_road\.png\)"):
         describe(tmp_path / "labels")
 
 
-COLOURED_BESIDE = {
+LAYOUTS_WITH_COLOURED_LABELS = {
     "flat": (("all",), "images/{n}_img.png", "gt/{n}_labelIds.png"),
     "stems": (("all",), "images/{n}.jpg", "gt/{n}_labelIds.png"),
     "cityscapes": (
@@ -866,12 +884,12 @@ COLOURED_BESIDE = {
 }
 
 
-@pytest.mark.parametrize("layout", COLOURED_BESIDE)
-def test_ids_colours_and_instances_side_by_side(layout, tmp_path):
-    folders, image, label = COLOURED_BESIDE[layout]
+@pytest.mark.parametrize("layout", LAYOUTS_WITH_COLOURED_LABELS)
+def test_id_labels_are_found_beside_colours_and_instances(layout, tmp_path):
+    folders, image, label = LAYOUTS_WITH_COLOURED_LABELS[layout]
     pairs = write_places(tmp_path, folders, 6, image, label)
     for seed, place in enumerate(pairs.values()):
-        save(tmp_path / place.replace("_labelIds", "_color"), draw(range(3), seed))
+        save_label(tmp_path / place.replace("_labelIds", "_color"), draw(range(3), seed))
         instances = 1000 * draw(range(3), seed).astype(np.uint16) + np.arange(SIZE[1], dtype=np.uint16)
         Image.fromarray(instances).save(tmp_path / place.replace("_labelIds", "_instanceIds"))
     content = describe(tmp_path)
@@ -879,10 +897,10 @@ def test_ids_colours_and_instances_side_by_side(layout, tmp_path):
     assert len(content["names"]) == 3
 
 
-def test_labels_of_classes_go_before_those_of_objects(tmp_path):
+def test_class_labels_are_preferred_to_object_labels(tmp_path):
     pairs = write_places(tmp_path, ("all",), 6, "JPEGImages/{n}.jpg", "SegmentationClass/{n}.png")
     for n in range(6):
-        save(tmp_path / f"SegmentationObject/{n}.png", draw(range(2), n), "ids")
+        save_label(tmp_path / f"SegmentationObject/{n}.png", draw(range(2), n), "ids")
     assert read_pairs(tmp_path, describe(tmp_path)) == pairs
 
 
@@ -916,7 +934,7 @@ def test_one_image_cannot_be_split(tmp_path):
 
 @pytest.mark.parametrize("folders", [(".",), ("a", "b"), (" a", "b")])
 @pytest.mark.parametrize("name", ["pic {n} ", " pic {n}", " {n} "])
-def test_lists_keep_blanks_at_the_ends_of_names(name, folders, tmp_path):
+def test_lists_keep_spaces_at_the_ends_of_names(name, folders, tmp_path):
     pairs = write_places(tmp_path, folders, 6, f"{{folder}}/images/{name}.jpg", f"{{folder}}/masks/{name}.png")
     pairs = {image.removeprefix("./"): label.removeprefix("./") for image, label in pairs.items()}
     assert read_pairs(tmp_path, describe(tmp_path)) == pairs
