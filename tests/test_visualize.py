@@ -87,7 +87,7 @@ def test_a_wide_picture_is_limited_in_width():
 
 
 def test_the_method_figure_shows_math_symbols(tmp_path):
-    """Other figures show a dollar sign in a name as it is. Their setting must not affect this figure."""
+    """Other figures turn math text off, to show a dollar sign in a name as it is. The method figure needs math text."""
     figure = method_figure.draw_method()
     figure.canvas.draw()
     symbols = [text for axis in figure.axes for text in axis.texts if "$" in text.get_text()]
