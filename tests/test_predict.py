@@ -1,4 +1,4 @@
-"""Segmenting image files: the classes are the evaluator's, bad files are named, nothing is overwritten."""
+"""Test predict.py: it writes the classes of eval.py, names bad files and overwrites nothing."""
 
 import numpy as np
 import pytest
@@ -22,14 +22,15 @@ def student(tmp_path_factory):
     return write_checkpoint(tmp_path_factory.mktemp("student") / "last.pth", "pspnet")
 
 
-def picture(path, height=45, width=70, mode="RGB", seed=0):
+def write_picture(path, height=45, width=70, mode="RGB", seed=0):
+    """Write a picture of random pixels. Return its path."""
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     Image.fromarray(pixels).convert(mode).save(path)
     return path
 
 
-def test_files_hold_the_evaluators_classes(student, tmp_path, capsys):
-    source = picture(tmp_path / "a.png")
+def test_predicted_files_hold_the_classes_of_the_evaluator(student, tmp_path, capsys):
+    source = write_picture(tmp_path / "a.png")
     predict.main([str(source), "--pretrained", student, "--output", f"{tmp_path}/out", "--blend"])
     loaded = from_checkpoint(student)
     image = torch.from_numpy(read_image(source).transpose(2, 0, 1).copy())[None]
@@ -45,8 +46,8 @@ def test_files_hold_the_evaluators_classes(student, tmp_path, capsys):
     assert all(name in printed for name in TOY.names)
 
 
-def test_a_resized_image_has_the_classes_of_that_protocol_at_its_own_size(student, tmp_path):
-    source = picture(tmp_path / "a.png", 200, 300)
+def test_resize_predicts_at_that_size_and_writes_the_original_size(student, tmp_path):
+    source = write_picture(tmp_path / "a.png", 200, 300)
     flags = [str(source), "--pretrained", student, "--output", f"{tmp_path}/out"]
     predict.main([*flags, "--resize", "96", "64"])
     loaded = from_checkpoint(student)
@@ -61,7 +62,7 @@ def test_a_resized_image_has_the_classes_of_that_protocol_at_its_own_size(studen
 
 
 @pytest.mark.parametrize(
-    ("flags", "views"),
+    ("flags", "options"),
     [
         (["--scales", "0.5", "1.0", "1.5", "--flip"], {"scales": (0.5, 1.0, 1.5), "flip": True}),
         (["--window", "64", "64"], {"window": (64, 64)}),
@@ -72,29 +73,29 @@ def test_a_resized_image_has_the_classes_of_that_protocol_at_its_own_size(studen
         (["--amp", "bf16"], {"precision": torch.bfloat16}),
     ],
 )
-def test_the_views_are_those_of_the_evaluator(flags, views, student, tmp_path):
-    source = picture(tmp_path / "a.png", 90, 120)
+def test_test_time_flags_give_the_classes_of_the_evaluator(flags, options, student, tmp_path):
+    source = write_picture(tmp_path / "a.png", 90, 120)
     predict.main([str(source), "--pretrained", student, "--output", f"{tmp_path}/out", "--device", "cpu", *flags])
     image = torch.from_numpy(read_image(source).transpose(2, 0, 1).copy())[None]
     model = from_checkpoint(student).model
-    expected = Predictor(model, CONVENTIONS["bgr_mean"], **views).predict_classes(image)[0].numpy()
+    expected = Predictor(model, CONVENTIONS["bgr_mean"], **options).predict_classes(image)[0].numpy()
     assert np.array_equal(np.array(Image.open(tmp_path / "out/a.png")), expected)
 
 
 def test_a_stride_without_a_window_is_refused(student, tmp_path):
     flags = ["--pretrained", student, "--output", f"{tmp_path}/out", "--stride", "8", "8"]
     with pytest.raises(UserError, match="--stride 8 8 needs a --window"):
-        predict.main([str(picture(tmp_path / "a.png")), *flags])
+        predict.main([str(write_picture(tmp_path / "a.png")), *flags])
 
 
-def test_folders_in_folders_are_kept(student, tmp_path):
+def test_subfolders_are_kept_in_the_output(student, tmp_path):
     names = ["a.jpg", "trip/a.png", "trip/day 1/a.png", ".hidden/a.png"]
     for seed, name in enumerate(names):
         (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
-        picture(tmp_path / "photos" / name, seed=seed)
+        write_picture(tmp_path / "photos" / name, seed=seed)
     (tmp_path / "photos/trip/loop").symlink_to(tmp_path / "photos")
     flags = [str(tmp_path / "photos"), "--pretrained", student, "--output", f"{tmp_path}/photos/out", "--blend"]
-    for _ in range(2):  # its own pictures are no images of the second time
+    for _ in range(2):  # the second run must not read the output of the first
         predict.main(flags)
     out = tmp_path / "photos/out"
     found = {str(path.relative_to(out)) for path in out.rglob("*.png")}
@@ -105,22 +106,23 @@ def test_folders_in_folders_are_kept(student, tmp_path):
 
 
 def test_a_link_in_place_of_a_prediction_is_not_followed(student, tmp_path):
-    source, victim, out = picture(tmp_path / "a.png"), tmp_path / "victim", tmp_path / "out"
-    victim.write_text("precious")
+    source = write_picture(tmp_path / "a.png")
+    other_file = tmp_path / "victim"
+    out = tmp_path / "out"
+    other_file.write_text("precious")
     out.mkdir()
     for name in ("a.png", ".a.png.tmp", "a_blend.png"):
-        (out / name).symlink_to(victim)
+        (out / name).symlink_to(other_file)
     predict.main([str(source), "--pretrained", student, "--output", str(out), "--blend"])
-    assert victim.read_text() == "precious"
+    assert other_file.read_text() == "precious"
     assert {path.name for path in out.iterdir()} == {"a.png", "a_blend.png"}
     assert all(Image.open(path).size == (70, 45) and not path.is_symlink() for path in out.iterdir())
 
 
-def test_every_size_and_kind_of_image(student, tmp_path):
-    for i, (size, mode, suffix) in enumerate(
-        [((1, 1), "RGB", "png"), ((7, 3), "L", "png"), ((33, 17), "RGBA", "png"), ((40, 40), "CMYK", "jpg")]
-    ):
-        picture(tmp_path / f"{i}.{suffix}", *size, mode)
+def test_images_of_every_size_and_mode(student, tmp_path):
+    images = [((1, 1), "RGB", "png"), ((7, 3), "L", "png"), ((33, 17), "RGBA", "png"), ((40, 40), "CMYK", "jpg")]
+    for i, (size, mode, suffix) in enumerate(images):
+        write_picture(tmp_path / f"{i}.{suffix}", *size, mode)
     (tmp_path / "notes.txt").write_text("no image")
     predict.main([str(tmp_path), "--pretrained", student, "--output", f"{tmp_path}/out"])
     sizes = [Image.open(tmp_path / f"out/{i}.png").size for i in range(4)]
@@ -129,14 +131,16 @@ def test_every_size_and_kind_of_image(student, tmp_path):
 
 def test_transparent_pixels_are_white(student, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 4), dtype=np.uint8)
-    pixels[:20, :, 3], pixels[20:, :, 3] = 0, 255
+    pixels[:20, :, 3] = 0
+    pixels[20:, :, 3] = 255
     Image.fromarray(pixels).save(tmp_path / "clear.png")
     pixels[:20, :, :3] = 255
     Image.fromarray(pixels[..., :3]).save(tmp_path / "white.png")
     files = [f"{tmp_path}/clear.png", f"{tmp_path}/white.png"]
     predict.main([*files, "--pretrained", student, "--output", f"{tmp_path}/out", "--blend"])
     for end in ("", "_blend"):
-        clear, white = (np.array(Image.open(tmp_path / f"out/{name}{end}.png")) for name in ("clear", "white"))
+        clear = np.array(Image.open(tmp_path / f"out/clear{end}.png"))
+        white = np.array(Image.open(tmp_path / f"out/white{end}.png"))
         assert np.array_equal(clear, white)
 
 
@@ -145,15 +149,15 @@ def test_an_image_that_is_too_small_is_named_and_skipped(student, tmp_path, monk
     def fail(self, x, with_aux=True):
         raise RuntimeError("Calculated padded input size: (5 x 7). Kernel size can't be greater than actual input size")
 
-    small = picture(tmp_path / "small.png")
+    small = write_picture(tmp_path / "small.png")
     monkeypatch.setattr(Segmentor, "forward", fail)
     with pytest.raises(SystemExit):
         predict.main([str(small), "--pretrained", student, "--output", f"{tmp_path}/out"])
     assert f"skipped: {small}: an image, or a part of one, is too small for this network" in capsys.readouterr().err
 
 
-def test_an_image_that_would_fill_the_memory_is_said_before(student, tmp_path, capsys):
-    image = picture(tmp_path / "image.png")
+def test_an_image_that_would_fill_the_memory_is_skipped_with_advice(student, tmp_path, capsys):
+    image = write_picture(tmp_path / "image.png")
     flags = ["--pretrained", student, "--output", f"{tmp_path}/out", "--resize", "1000000", "1000000"]
     with pytest.raises(SystemExit):
         predict.main([str(image), *flags])
@@ -163,8 +167,9 @@ def test_an_image_that_would_fill_the_memory_is_said_before(student, tmp_path, c
 
 
 def test_bad_images_are_named_and_skipped(student, tmp_path, capsys):
-    good = picture(tmp_path / "good.png")
-    cut, deep = tmp_path / "cut.png", tmp_path / "deep.png"
+    good = write_picture(tmp_path / "good.png")
+    cut = tmp_path / "cut.png"
+    deep = tmp_path / "deep.png"
     cut.write_bytes(good.read_bytes()[:200])
     Image.fromarray(np.full((9, 9), 40000, np.uint16)).save(deep)
     (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
@@ -182,11 +187,11 @@ def test_bad_images_are_named_and_skipped(student, tmp_path, capsys):
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["good.png"]
 
 
-def test_refusals(student, tmp_path):
-    source = str(picture(tmp_path / "a.png"))
+def test_bad_flags_are_refused(student, tmp_path):
+    source = str(write_picture(tmp_path / "a.png"))
     other = tmp_path / "more"
     other.mkdir()
-    picture(other / "a.jpg")
+    write_picture(other / "a.jpg")
     empty = tmp_path / "empty"
     empty.mkdir()
     teacher = write_checkpoint(tmp_path / "teacher.pth", codes="random")
@@ -205,15 +210,15 @@ def test_refusals(student, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_the_size_of_the_training_crops_is_said(tmp_path, capsys):
+def test_the_size_of_the_training_crops_is_printed(tmp_path, capsys):
     network = write_checkpoint(tmp_path / "net.pth", config={"crop_size": [96, 128]})
-    predict.main([str(picture(tmp_path / "a.png")), "--pretrained", network, "--output", f"{tmp_path}/out"])
+    predict.main([str(write_picture(tmp_path / "a.png")), "--pretrained", network, "--output", f"{tmp_path}/out"])
     assert "trained on crops of 96x128 (height x width)" in capsys.readouterr().out
 
 
 def test_a_checkpoint_without_names_and_colours(tmp_path, capsys):
     foreign = write_checkpoint(tmp_path / "foreign.pth", class_names=[], palette=[])
-    source = picture(tmp_path / "a.png")
+    source = write_picture(tmp_path / "a.png")
     predict.main([str(source), "--pretrained", foreign, "--output", f"{tmp_path}/out"])
     assert "class 3" in capsys.readouterr().out
     colors = Image.open(tmp_path / "out/a.png").getpalette()
@@ -223,19 +228,20 @@ def test_a_checkpoint_without_names_and_colours(tmp_path, capsys):
 @pytest.mark.parametrize(
     "error", [RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), torch.OutOfMemoryError("CUDA")]
 )
-def test_a_picture_too_large_for_the_memory_costs_no_other(error, student, tmp_path, capsys, monkeypatch):
-    small, large = picture(tmp_path / "a.png"), picture(tmp_path / "b.png", height=50)
+def test_other_images_are_predicted_when_one_runs_out_of_memory(error, student, tmp_path, capsys, monkeypatch):
+    small = write_picture(tmp_path / "a.png")
+    large = write_picture(tmp_path / "b.png", height=50)
     predict_classes = Predictor.predict_classes
 
-    def fail(predictor, image, *more):
+    def fail_for_large_images(predictor, image, *more):
         if image.shape[2] == 50:
             raise error
         return predict_classes(predictor, image, *more)
 
-    monkeypatch.setattr(Predictor, "predict_classes", fail)
+    monkeypatch.setattr(Predictor, "predict_classes", fail_for_large_images)
     with pytest.raises(SystemExit):
         predict.main([str(large), str(small), "--pretrained", student, "--output", f"{tmp_path}/out"])
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.png"]
-    said = capsys.readouterr().err
-    assert f"skipped: {large}: out of memory for an image of 50x70: --window H W, or --resize LONG SHORT" in said
-    assert said.endswith("error: 1 of 2 images were skipped\n")
+    errors = capsys.readouterr().err
+    assert f"skipped: {large}: out of memory for an image of 50x70: --window H W, or --resize LONG SHORT" in errors
+    assert errors.endswith("error: 1 of 2 images were skipped\n")

@@ -1,4 +1,4 @@
-"""Every command of the READMEs: its script exists, its flags parse, and what it reads is there or made before."""
+"""Test every command of the documentation: its script exists, its flags parse, and its input files exist."""
 
 import dataclasses
 import importlib
@@ -15,18 +15,21 @@ from utils.options import parse_flags
 
 READMES = [p for p in sorted(ROOT.rglob("README.md")) if not {".venv", "runs"} & set(p.parts)]
 READMES += sorted((ROOT / "docs").glob("*.md"))
-LINES = [(path.relative_to(ROOT), line) for path in READMES for line in commands(path)]
-LINES = [(readme, part) for readme, line in LINES for part in line.split(" && ")]
-BROUGHT = ("VOCdevkit", "runs", "my_photos", ".venv", "data", "bases", "results", *DOWNLOADED.values())
+LINES = []
+for path in READMES:
+    for line in commands(path):
+        LINES += [(path.relative_to(ROOT), part) for part in line.split(" && ")]
+# paths that begin so come from the reader or from an earlier command
+NOT_IN_REPOSITORY = ("VOCdevkit", "runs", "my_photos", ".venv", "data", "bases", "results", *DOWNLOADED.values())
 
 
-def config_class(module):
-    """The settings of a script: the record it defines last."""
-    made = [c for c in vars(module).values() if dataclasses.is_dataclass(c) and c.__module__ == module.__name__]
-    return next((c for c in reversed(made) if c.__name__.endswith("Config")), None)
+def find_config_class(module):
+    """Return the last settings class that a script defines, or None."""
+    classes = [c for c in vars(module).values() if dataclasses.is_dataclass(c) and c.__module__ == module.__name__]
+    return next((c for c in reversed(classes) if c.__name__.endswith("Config")), None)
 
 
-def check(words):
+def check_command(words):
     """Parse the flags of one command.
 
     Raises:
@@ -39,29 +42,32 @@ def check(words):
     assert (ROOT / script).is_file(), script
     name = script.rpartition("/")[2]
     if name in ("train_teacher.sh", "train_student.sh"):
-        made, role = (TeacherConfig, "teacher") if "teacher" in name else (StudentConfig, "student")
+        if name == "train_teacher.sh":
+            config_class, role = TeacherConfig, "teacher"
+        else:
+            config_class, role = StudentConfig, "student"
         data, model, backbone, *rest = flags
         recipe = ["--recipe", data, "--dataset", data, "--model", model, "--backbone", backbone]
-        assert parse_settings(made, role, [*recipe, *rest]).model == model
+        assert parse_settings(config_class, role, [*recipe, *rest]).model == model
     elif name == "eval.sh" or first == "python":
         module = "eval" if name == "eval.sh" else script.removesuffix(".py").replace("/", ".")
-        made = config_class(importlib.import_module(module))
-        if made is not None:  # a few small tools have no record of settings
-            parse_flags(made, "", flags)
+        config_class = find_config_class(importlib.import_module(module))
+        if config_class is not None:  # a few small tools have no settings class
+            parse_flags(config_class, "", flags)
 
 
 @pytest.mark.parametrize(("readme", "line"), LINES, ids=lambda x: str(x)[:60])
 def test_a_command_parses_and_its_files_exist(readme, line):
     words = shlex.split(line)
-    check(words)
+    check_command(words)
     produced = {word for flag, word in pairwise(words) if flag in ("--output", "--export", "--json")}
     for word in words:
-        if "/" in word and word not in produced and not word.startswith(BROUGHT):
+        if "/" in word and word not in produced and not word.startswith(NOT_IN_REPOSITORY):
             assert (ROOT / word).exists(), f"{readme}: {word}"
 
 
 @pytest.mark.parametrize("page", ["method.md", "layout.md"])
-def test_names_that_a_page_places_in_a_file_are_there(page):
+def test_names_that_a_page_places_in_a_file_exist(page):
     places = re.findall(r"`([\w.]+)` in \[?`?([\w/]+\.py)", (ROOT / "docs" / page).read_text(encoding="utf-8"))
     assert places
     for name, file in places:

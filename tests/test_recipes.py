@@ -1,4 +1,4 @@
-"""Every recipe loads for every role and gives its sources; the published tables give it what it asks for."""
+"""Test the recipes: they load for every role, name their sources, and get the values that they require."""
 
 import pytest
 import yaml
@@ -29,7 +29,7 @@ def test_every_value_has_a_source(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_methods_of_a_recipe_are_losses(name):
+def test_the_methods_of_a_recipe_name_valid_losses(name):
     keys = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
     for method in (key.partition(".")[2] for key in keys if key.startswith("kd.")):
         kd = load_recipe(f"{name}:{method}", "student")["kd"]
@@ -37,10 +37,9 @@ def test_the_methods_of_a_recipe_are_losses(name):
         assert parse_losses(kd)
 
 
-def test_the_published_weights_of_cirkd_s_comparison():
-    weights = {
-        m: load_recipe(f"cityscapes:{m}", "student")["kd"] for m in ("skd", "ifvd", "cwd", "dsd", "at", "fitnet")
-    }
+def test_loss_weights_match_the_comparison_of_cirkd():
+    methods = ("skd", "ifvd", "cwd", "dsd", "at", "fitnet")
+    weights = {method: load_recipe(f"cityscapes:{method}", "student")["kd"] for method in methods}
     assert weights["skd"] == "kd=1,skd=10,adv=0.001"
     assert weights["ifvd"] == "kd=1,ifvd=20,adv=0.001"
     assert weights["cwd"] == "kd=1,cwd_feat=50,cwd=3,adv=0.001"
@@ -53,7 +52,7 @@ def test_every_data_set_of_the_paper_has_a_recipe():
     assert {"cityscapes", "ade20k", "voc", "coco_stuff_10k", "coco_stuff_164k", "camvid", "folder"} <= set(NAMES)
 
 
-def test_voc_is_the_lad_release():
+def test_voc_recipe_matches_the_lad_release():
     teacher, student, baseline = (load_recipe("voc", role) for role in ("teacher", "student", "baseline"))
     assert (teacher["lr"], teacher["aux_weight"], teacher["consistency"]) == (0.001, 0.4, "cwd=5")
     assert (student["lr"], student["aux_weight"], student["kd"], student["pretrained"]) == (0.001, 0.02, "cwd=3", "?")
@@ -71,16 +70,16 @@ def test_the_paper_has_five_data_sets_by_five_models():
 
 
 @pytest.mark.parametrize("table", ["lad_voc", "cirkd", "lad_paper"])
-def test_every_run_of_a_table_gets_what_its_recipe_asks_for(table):
+def test_every_run_of_a_published_table_sets_what_its_recipe_requires(table):
     for arm in read_experiment(table).arms.values():
         role = "baseline" if arm.settings.get("kd") == "none" else arm.role
         for name, value in load_recipe(arm.recipe, role).items():
-            given = name in arm.settings or name in arm.origins
-            assert value != "?" or given, f"{arm.name}: {name} is asked for by the recipe"
+            is_set = name in arm.settings or name in arm.origins
+            assert value != "?" or is_set, f"{arm.name}: {name} is asked for by the recipe"
 
 
 def test_a_recipe_may_include_another():
-    """The recipe of one's own images is the light one; its own lines win."""
+    """The recipe `folder` includes the recipe `light`. Its own lines win."""
     own = {"dataset": "folder", "fit_to_data": True}
     for role in TRAINED:
         assert load_recipe("folder", role) == load_recipe("light", role) | own

@@ -1,3 +1,5 @@
+"""Test the tables that results_table.py writes into the pages."""
+
 import re
 from statistics import mean, stdev
 
@@ -17,7 +19,7 @@ from tests.test_compare import make_areas, make_run
 from utils.errors import UserError
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-PAGES += [ROOT / f"{room}/README.md" for room in ("results", "checkpoints", "losses", "models")]
+PAGES += [ROOT / f"{folder}/README.md" for folder in ("results", "checkpoints", "losses", "models")]
 MOST_COLUMNS = 5
 EXPERIMENT = """
 columns: [network]
@@ -32,17 +34,17 @@ runs:
 """
 
 
-def test_a_published_table_has_what_was_printed_and_what_was_run(tmp_path):
+def test_a_published_table_has_the_scores_of_the_paper_and_ours(tmp_path):
     (tmp_path / "t.yaml").write_text(EXPERIMENT)
-    quality = {0: make_areas(0.5), 1: make_areas(0.6)}
-    for seed, areas in quality.items():
+    areas_of_seed = {0: make_areas(0.5), 1: make_areas(0.6)}
+    for seed, areas in areas_of_seed.items():
         make_run(tmp_path / f"runs/a-{seed}", seed, areas)
         (tmp_path / f"runs/a-{seed}/eval-last.json").rename(tmp_path / f"runs/a-{seed}/last.json")
     pack_runs(tmp_path / "t.zip", [tmp_path / "runs/a-0", tmp_path / "runs/a-1"])
     text = f"x\n<!-- table: {tmp_path}/t.yaml published -->\nold\n<!-- end -->\ny\n"
     lines = results_table.rewrite_tables(text, tmp_path, ".").splitlines()
     assert (lines[0], lines[-1]) == ("x", "y")
-    ours = format_mean_std([float(compute_miou(areas.sum(0))) for areas in quality.values()])
+    ours = format_mean_std([float(compute_miou(areas.sum(0))) for areas in areas_of_seed.values()])
     assert f"| first | 75.00 | {ours} (2) | not run | [`a`](./t.zip) |" in lines
     assert "| second | none | not run | not run | `b` |" in lines
     assert len(lines) == 8
@@ -50,7 +52,7 @@ def test_a_published_table_has_what_was_printed_and_what_was_run(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", "{", "3", '{"miou": 0.5}'])
-def test_a_file_of_something_else_is_named(content, tmp_path):
+def test_a_file_that_is_no_result_is_refused(content, tmp_path):
     (tmp_path / "robustness.json").write_text(content)
     with pytest.raises(UserError, match=r"robustness.json is no result of eval.py"):
         results_table.make_files_table([tmp_path / "robustness.json"])
@@ -71,13 +73,13 @@ def test_an_unknown_table_is_named(mark, message, tmp_path):
 
 
 @pytest.mark.parametrize("readme", ["README.md", "results/README.md"])
-def test_the_readmes_show_what_the_results_hold(readme, monkeypatch):
+def test_the_tables_of_the_readmes_are_up_to_date(readme, monkeypatch):
     monkeypatch.chdir(ROOT)
     results_table.main(["--readme", readme, "--check"])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_a_table_has_at_most_five_columns_of_a_heading_each(page):
+def test_a_table_has_at_most_five_columns_and_rows_of_equal_length(page):
     for table in re.findall(r"(?:^\|.*\n)+", page.read_text(encoding="utf-8"), re.M):
         widths = {len(re.split(r"(?<!\\)\|", line.strip())) - 2 for line in table.splitlines()}
         assert len(widths) == 1, f"rows of different lengths below {table.splitlines()[0]}"
@@ -85,7 +87,7 @@ def test_a_table_has_at_most_five_columns_of_a_heading_each(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_files_and_headings_that_a_page_links_are_there(page):
+def test_files_and_headings_that_a_page_links_exist(page):
     for path, heading in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", page.read_text(encoding="utf-8")):
         target = page.parent / path if path else page
         assert target.exists(), f"{page}: {path}"
@@ -95,7 +97,7 @@ def test_files_and_headings_that_a_page_links_are_there(page):
             assert heading in anchors, f"{page}: {path}#{heading}"
 
 
-def test_chosen_runs_and_pairs(tmp_path):
+def test_a_table_shows_only_the_chosen_runs_and_pairs(tmp_path):
     runs = "{one: {settings: {kd: none}}, two: {settings: {kd: none}}, later: {settings: {kd: none}}}"
     (tmp_path / "t.yaml").write_text(f"recipe: toy\nseeds: [0, 1]\nbaseline: one\nequal_time: two\nruns: {runs}\n")
     for seed in (0, 1):
@@ -108,15 +110,16 @@ def test_chosen_runs_and_pairs(tmp_path):
         text = results_table.rewrite_tables(f"<!-- table: {tmp_path}/t.yaml {kind} -->\n<!-- end -->", tmp_path)
         return [tuple(cell.strip() for cell in line.split("|")[1:3]) for line in text.splitlines()[3:-1]]
 
-    assert [cells[0] for cells in first_cells("brief later two one")] == ["two", "one"]  # what was not run has no row
+    # a run without results has no row
+    assert [cells[0] for cells in first_cells("brief later two one")] == ["two", "one"]
     assert first_cells("brief later")[0][0] == "not run"
     assert first_cells("pairs one:two later:one") == [("one", "two")]
-    assert first_cells("gains") == [("two", "one")]  # and not the same with its sign turned
+    assert first_cells("gains") == [("two", "one")]  # the reverse, ("one", "two"), is not listed as well
     with pytest.raises(UserError, match="unknown run of t 'twoo'; did you mean 'two'"):
         first_cells("pairs one:twoo")
 
 
-def test_comparisons_in_several_experiments(tmp_path):
+def test_comparisons_table_of_an_experiment(tmp_path):
     runs = "{one: {settings: {kd: none}}, two: {settings: {kd: none}}, later: {settings: {kd: none}}}"
     (tmp_path / "t.yaml").write_text(f"recipe: toy\nseeds: [0, 1, 2]\nruns: {runs}\n")
     differences = []
@@ -156,22 +159,21 @@ def test_an_interval_excludes_zero_where_p_is_below_5_percent():
     assert compute_interval_over_seeds([0.5]) is None
 
 
-def test_scores_on_the_way(tmp_path):
-    """Validations of several seeds at each quarter; make_run validates after 10, 20 and 30 iterations."""
+def test_the_progress_table_has_the_scores_at_each_quarter(tmp_path):
+    """Two seeds are validated at each quarter: make_run() writes validations after 10, 20 and 30 iterations."""
     (tmp_path / "t.yaml").write_text("recipe: toy\nseeds: [0, 1]\nruns: {one: {settings: {kd: none}}}\n")
     for seed in (0, 1):
         make_run(tmp_path / f"runs/one-{seed}", seed, max_iterations=40)
     log = tmp_path / "runs/one-1/metrics.jsonl"
-    lines = (
-        log.read_text().replace('"miou": 0.4,', '"miou": 0.6,').splitlines()[:-1]
-    )  # after 10 and after 30 iterations
+    text = log.read_text().replace('"miou": 0.4,', '"miou": 0.6,')  # after 10 and after 30 iterations
+    lines = text.splitlines()[:-1]
     lines.append('{"event": "val", "iteration": 20, "miou": 0.3}')  # a resumed run may validate once more
     log.write_text("\n".join(lines))
     _, rows = make_progress_table(read_experiment(f"{tmp_path}/t.yaml"), tmp_path / "runs", ["one"])
     assert rows == [["one (2)", "50.00 ± 14.14", "40.00 ± 14.14", "50.00 ± 14.14", "-"]]
 
 
-def test_a_record_file_that_is_missing_is_said(tmp_path):
+def test_a_missing_record_file_is_named(tmp_path):
     with pytest.raises(UserError, match="no such file or folder"):
         results_table.main(["--experiment", "camvid_fpn", "--records", f"{tmp_path}/none.zip"])
 

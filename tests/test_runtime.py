@@ -1,4 +1,4 @@
-"""The owner of device and processes, and mistakes that only a cluster would show."""
+"""Test the Runtime, which owns the device and the process group, and failures that occur only on a cluster."""
 
 import errno
 import fcntl
@@ -28,7 +28,7 @@ from utils.entry import run_main
 from utils.errors import UserError, explain_error
 
 
-def test_rank_0_decides_and_its_error_is_everybodys():
+def test_a_function_runs_on_rank_0_and_its_error_is_raised():
     assert Runtime().on_rank0(pow, 2, 3) == 8
     assert Runtime().broadcast(3) == 3
 
@@ -50,50 +50,56 @@ def test_an_explained_error_of_rank_0_keeps_its_cause():
     assert raised.value.__cause__ is full
 
 
-@pytest.mark.parametrize(("backend", "left"), [("auto", 0), ("gloo", 1)])
-def test_a_failure_does_not_wait_for_processes_that_wait_for_this_one(backend, left, monkeypatch):
-    """On a pretended GPU: NCCL's group is left by what all processes do, and not by a failure of one."""
-    leaves = []
+@pytest.mark.parametrize(("backend", "destroyed_after_failure"), [("auto", 0), ("gloo", 1)])
+def test_an_nccl_group_is_not_destroyed_after_a_failure_of_one_rank(backend, destroyed_after_failure, monkeypatch):
+    """Destroying an NCCL group waits for the other ranks, which may wait for the failed one.
+
+    All ranks stop together, so after a stop the group is destroyed. The test only pretends to have a GPU.
+    """
+    destroyed = []
     monkeypatch.setattr(runtime, "_choose_device", lambda *given: torch.device("cuda", 0))
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     monkeypatch.setattr(runtime, "_join_group", lambda backend: None)
     for name, value in (("is_initialized", True), ("get_rank", 0), ("get_world_size", 2)):
         monkeypatch.setattr(dist, name, lambda value=value: value)
-    monkeypatch.setattr(dist, "destroy_process_group", lambda: leaves.append(1))
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: destroyed.append(1))
     for key in ("RANK", "WORLD_SIZE"):
         monkeypatch.setenv(key, "1")
     settings = SimpleNamespace(device="cuda", backend=backend)
     with pytest.raises(UserError), runtime.start_runtime(settings):
         raise UserError("a disk is full")
-    assert len(leaves) == left
+    assert len(destroyed) == destroyed_after_failure
     with pytest.raises(SystemExit), runtime.start_runtime(settings):
-        raise Stopped(3)  # as all processes do
+        raise Stopped(3)  # all ranks stop together
     with runtime.start_runtime(settings):
         pass
-    assert len(leaves) == left + 2
+    assert len(destroyed) == destroyed_after_failure + 2
 
 
 @pytest.mark.parametrize(("error", "status"), [(UserError("a disk is full"), 2), (ZeroDivisionError("bug"), 1)])
-def test_a_process_that_failed_in_a_group_says_so_and_ends_at_once(error, status, monkeypatch, capsys):
+def test_a_failed_rank_prints_its_error_and_exits_at_once(error, status, monkeypatch, capsys):
     def fail():
         raise error
 
-    class Ended(BaseException):
-        """What nothing in between catches."""
+    class ExitCalled(BaseException):
+        """Raised in place of os._exit(). Code that catches Exception does not catch it."""
 
-    def ended(status):
-        raise Ended(f"at once, {status}")
+    def raise_exit_called(status):
+        raise ExitCalled(f"at once, {status}")
 
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(os, "_exit", ended)
-    with pytest.raises(Ended, match=f"at once, {status}"):
+    monkeypatch.setattr(os, "_exit", raise_exit_called)
+    with pytest.raises(ExitCalled, match=f"at once, {status}"):
         run_main(fail)
-    said = capsys.readouterr().err
-    assert said == "error: a disk is full\n" if status == 2 else "ZeroDivisionError: bug" in said
+    stderr = capsys.readouterr().err
+    if status == 2:
+        assert stderr == "error: a disk is full\n"
+    else:
+        assert "ZeroDivisionError: bug" in stderr
 
 
-ENDING = """
+EXIT_SCRIPT = """
 import atexit, sys
 from utils.entry import run_main
 
@@ -109,19 +115,21 @@ run_main(lambda: sys.exit(status) if status else print("done"))
 
 
 @pytest.mark.parametrize("status", [0, 3])
-def test_a_process_of_a_group_ends_before_the_interpreter_is_taken_down(status):
-    """Gloo's threads outlive the group; one that then needs the interpreter would abort the process."""
+def test_a_rank_exits_before_the_interpreter_is_shut_down(status):
+    """Gloo threads outlive the process group. Such a thread aborts the process if it needs the interpreter too late."""
     environment = ENVIRONMENT | {"RANK": "0", "WORLD_SIZE": "1"}
-    line = [sys.executable, "-c", ENDING, str(status)]
-    done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True)
-    said = ["done", "exit functions ran"] if status == 0 else ["exit functions ran"]
-    assert (done.returncode, done.stdout.splitlines(), done.stderr) == (status, said, "")
+    line = [sys.executable, "-c", EXIT_SCRIPT, str(status)]
+    result = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True)
+    lines = ["done", "exit functions ran"] if status == 0 else ["exit functions ran"]
+    assert (result.returncode, result.stdout.splitlines(), result.stderr) == (status, lines, "")
 
 
-@pytest.mark.parametrize("launched", [False, True])
+@pytest.mark.parametrize("is_launched", [False, True])
 @pytest.mark.parametrize("status", [0, 3])
-def test_the_status_does_not_depend_on_who_reads_the_output(status, launched):
-    environment = ENVIRONMENT | ({"RANK": "0", "WORLD_SIZE": "1"} if launched else {})
+def test_the_exit_status_when_nobody_reads_the_output(status, is_launched):
+    environment = dict(ENVIRONMENT)
+    if is_launched:
+        environment |= {"RANK": "0", "WORLD_SIZE": "1"}
     environment.pop("PYTHONUNBUFFERED", None)
     code = f"""
 import sys
@@ -135,12 +143,12 @@ run_main(main)
     reader, writer = os.pipe()
     os.close(reader)
     line = [sys.executable, "-c", code]
-    done = subprocess.run(line, cwd=ROOT, env=environment, stdout=writer, stderr=writer, check=False)
+    result = subprocess.run(line, cwd=ROOT, env=environment, stdout=writer, stderr=writer, check=False)
     os.close(writer)
-    assert done.returncode == (status or 141)
+    assert result.returncode == (status or 141)
 
 
-def test_a_message_in_place_of_a_status_is_printed(monkeypatch, capsys):
+def test_sys_exit_with_a_message_prints_it(monkeypatch, capsys):
     with pytest.raises(SystemExit) as ending:
         run_main(lambda: sys.exit("in words"))
     assert ending.value.code == 1
@@ -148,7 +156,7 @@ def test_a_message_in_place_of_a_status_is_printed(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("cause", "said"),
+    ("cause", "message"),
     [
         (" \nCuda failure 2 'out of memory'", "NCCL failed (Cuda failure 2 'out of memory')"),
         (
@@ -159,15 +167,16 @@ def test_a_message_in_place_of_a_status_is_printed(monkeypatch, capsys):
         (None, "another process of the job ended or does not"),
     ],
 )
-def test_nccls_own_failures_are_told_from_those_of_others(cause, said, monkeypatch):
+def test_nccl_errors_of_this_rank_and_of_other_ranks_are_distinguished(cause, message, monkeypatch):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     text = "NCCL error in: ProcessGroupNCCL.cpp:94, unhandled system error (run with NCCL_DEBUG=INFO for details)"
-    text += "" if cause is None else f"\nncclSystemError: System call failed.\nLast error:{cause}"
-    assert said in str(explain_error(dist.DistBackendError(text)))
+    if cause is not None:
+        text += f"\nncclSystemError: System call failed.\nLast error:{cause}"
+    assert message in str(explain_error(dist.DistBackendError(text)))
 
 
-def test_weights_that_are_not_finite_are_noticed_behind_a_finite_loss():
+def test_tensors_that_are_not_finite_are_noticed_when_the_loss_is_finite():
     watch = FiniteWatch(lambda what, iteration, terms: f"{what} at {iteration}")
     watch.watch(4, {"loss": torch.tensor(1.0)})
     watch.check([torch.ones(3), torch.full((2, 2), 1e30)])
@@ -185,7 +194,9 @@ def test_weights_that_are_not_finite_are_noticed_behind_a_finite_loss():
         ("127.0.1.1", 2, "eth0", False),
     ],
 )
-def test_a_host_that_others_cannot_find_is_said(address, hosts, interface, is_warned, monkeypatch, capsys):
+def test_a_host_name_that_others_cannot_resolve_gives_a_warning(
+    address, hosts, interface, is_warned, monkeypatch, capsys
+):
     def resolve(name):
         if address is None:
             raise socket.gaierror("Name or service not known")
@@ -203,7 +214,7 @@ def test_a_host_that_others_cannot_find_is_said(address, hosts, interface, is_wa
 
 
 @pytest.mark.parametrize("parts", [2, 4])
-def test_parts_of_a_batch_add_up(tmp_path, parts):
+def test_gradient_accumulation_gives_the_same_weights(tmp_path, parts):
     flags = [*TINY, "--freeze-bn", "--dropout", "0", "--max-iterations", "2"]
     weights = []
     for n in (1, parts):
@@ -212,28 +223,28 @@ def test_parts_of_a_batch_add_up(tmp_path, parts):
     torch.testing.assert_close(*weights, rtol=1e-3, atol=1e-5)
 
 
-def test_neither_git_nor_locks_nor_memory_are_taken_for_granted(tmp_path, monkeypatch, capsys):
+def test_missing_git_locks_and_shared_memory_are_handled(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(FileNotFoundError):
         subprocess.run(["git"], check=False)
     assert machine.describe_environment(torch.device("cpu"))["git"] == "unknown"
 
-    def no_lock(file, flags):
+    def fail_to_lock(file, flags):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(fcntl, "flock", no_lock)
+    monkeypatch.setattr(fcntl, "flock", fail_to_lock)
     run_folder.open_run_folder(TeacherConfig(save_dir=str(tmp_path / "run")), Runtime(), {}).close()
     assert "cannot be locked" in capsys.readouterr().err
 
-    def full(*_):
+    def fail_for_full_memory(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(cache.os, "posix_fallocate", full)
+    monkeypatch.setattr(cache.os, "posix_fallocate", fail_for_full_memory)
     with pytest.raises(UserError, match=r"do not fit in /dev/shm .*No space left"):
         cache._allocate_shared(10)
 
 
-def test_layers_can_be_made_by_a_process_beyond_the_visible_gpus(monkeypatch):
+def test_layers_can_be_built_by_a_rank_without_a_visible_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     monkeypatch.setenv("LOCAL_RANK", "1")

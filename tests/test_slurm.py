@@ -1,4 +1,4 @@
-"""Runs as jobs of SLURM: what is submitted, what waits, what is left alone; with stand-ins for SLURM's commands."""
+"""Test runs as SLURM jobs: which are submitted, and which wait. Small scripts stand in for SLURM's commands."""
 
 import json
 import os
@@ -13,8 +13,8 @@ from scripts.study.experiments.slurm import read_standings, submit_jobs
 from tests.conftest import ENVIRONMENT
 from utils.errors import UserError
 
-# The stand-ins keep their jobs in a folder, a file a job: number, state, the numbers it waits for, the command, and
-# where its output goes. run_cluster() is the scheduler.
+# The stand-ins keep one JSON file per job in a folder, named by the number of the job. It holds the job's state, the
+# numbers of the jobs to wait for, the command and the output file. run_cluster() is the scheduler.
 SBATCH = """#!{python} -S
 import json, os, sys
 folder = {folder!r}
@@ -53,7 +53,7 @@ SCONTROL = """#!/bin/sh
 
 @pytest.fixture
 def cluster(tmp_path, monkeypatch):
-    """The folder of the jobs of a cluster whose commands are on the path."""
+    """Put the stand-ins for SLURM's commands on the path. Return the folder of their jobs."""
     folder = tmp_path / "cluster"
     folder.mkdir()
     (tmp_path / "bin").mkdir()
@@ -75,7 +75,7 @@ def set_state(cluster, number, state):
 
 
 def run_cluster(cluster):
-    """Run the queued jobs in order, as SLURM would: one whose needs have failed is cancelled."""
+    """Run the queued jobs in order. As SLURM does, cancel a job if one that it waits for has failed."""
     for number in sorted(path.name for path in cluster.iterdir()):
         job = read_job(cluster, number)
         if job["state"] != "PENDING":
@@ -87,8 +87,10 @@ def run_cluster(cluster):
         set_state(cluster, number, "RUNNING")
         slurm = {"SLURM_JOB_ID": number, "SLURM_JOB_NODELIST": "here", "SLURM_NNODES": "1"}
         with open(job["output"], "a") as log:
-            done = subprocess.run(["bash", *job["words"]], env=os.environ | slurm, stdout=log, stderr=log, check=False)
-        set_state(cluster, number, "FAILED" if done.returncode else "COMPLETED")
+            result = subprocess.run(
+                ["bash", *job["words"]], env=os.environ | slurm, stdout=log, stderr=log, check=False
+            )
+        set_state(cluster, number, "FAILED" if result.returncode else "COMPLETED")
 
 
 TRAIN = """
@@ -104,9 +106,9 @@ open(folder + "/metrics.jsonl", "a").write(json.dumps({{"event": "train", "itera
 
 @pytest.fixture
 def jobs(tmp_path):
-    """A teacher with two students, and a student alone. Each writes its name into log and a training record."""
+    """Return a teacher, its two students and a single run. Each training script notes its name in the file `log`."""
 
-    def make(name, *needs):
+    def make_job(name, *needs):
         folder = tmp_path / "runs" / name
         script = tmp_path / f"train_{name}.py"
         script.write_text(TRAIN.format(folder=str(folder), log=str(tmp_path / "log"), name=name))
@@ -114,17 +116,21 @@ def jobs(tmp_path):
         score.write_text(f"open({str(folder)!r} + '/last.json', 'w').write('scored')")
         return Job(name, folder, ((str(script), "--lr", "1"), (str(score),)), needs)
 
-    return {job.name: job for job in (make("teacher"), make("a", "teacher"), make("b", "teacher"), make("alone"))}
+    return {
+        job.name: job
+        for job in (make_job("teacher"), make_job("a", "teacher"), make_job("b", "teacher"), make_job("alone"))
+    }
 
 
 def finish_at_once(monkeypatch, tmp_path):
-    """Have the last step of a job be a script that needs no torch: importing it takes longer than all the rest."""
+    """Replace the script that ends a job: the real one imports torch, which takes longer than all the rest."""
     script = tmp_path / "finish.py"
     script.write_text("import sys\nopen(sys.argv[1] + '/finished', 'w')\n")
     monkeypatch.setattr("scripts.study.experiments.slurm.FINISH", str(script))
 
 
 def note_finished(jobs):
+    """Do what the replaced script would have done for the jobs that have reached it."""
     from scripts.study.experiments.slurm import finish_run
 
     for job in jobs.values():
@@ -132,7 +138,7 @@ def note_finished(jobs):
             finish_run(job.folder)
 
 
-def test_a_job_a_run_waits_for_those_it_starts_from(cluster, jobs):
+def test_each_run_is_a_job_that_waits_for_its_teacher(cluster, jobs):
     standings = submit_jobs(jobs, ["--time", "60"], 2)
     assert [standings[name].job for name in jobs] == ["100", "101", "102", "103"]
     teacher, student = read_job(cluster, "100"), read_job(cluster, "101")
@@ -146,7 +152,7 @@ def test_a_job_a_run_waits_for_those_it_starts_from(cluster, jobs):
     assert json.loads((jobs["a"].folder / "slurm.json").read_text())["job"] == "101"
 
 
-def test_a_failing_teacher_takes_its_students_along_and_the_rest_is_done_later(
+def test_students_of_a_failed_teacher_are_cancelled_and_later_submitted_again(
     cluster, jobs, tmp_path, monkeypatch, capsys
 ):
     finish_at_once(monkeypatch, tmp_path)
@@ -182,7 +188,7 @@ def test_a_failing_teacher_takes_its_students_along_and_the_rest_is_done_later(
     assert find_outcome(jobs["b"]).done, "the runner of one machine finds it done as well"
 
 
-def test_a_run_of_a_teacher_that_was_trained_again_is_not_submitted(cluster, jobs, tmp_path, monkeypatch):
+def test_students_of_a_retrained_teacher_are_not_submitted(cluster, jobs, tmp_path, monkeypatch):
     finish_at_once(monkeypatch, tmp_path)
     submit_jobs(jobs, [], None)
     run_cluster(cluster)
@@ -194,7 +200,7 @@ def test_a_run_of_a_teacher_that_was_trained_again_is_not_submitted(cluster, job
     assert len(list(cluster.iterdir())) == 4
 
 
-def test_a_cluster_without_accounts_and_a_machine_without_slurm(cluster, jobs, monkeypatch, capsys):
+def test_a_cluster_without_accounting_and_a_machine_without_slurm(cluster, jobs, monkeypatch, capsys):
     submit_jobs(jobs, [], None)
     set_state(cluster, "100", "FAILED")
     (cluster.parent / "bin/sacct").write_text("#!/bin/sh\nexit 1\n")
@@ -207,7 +213,7 @@ def test_a_cluster_without_accounts_and_a_machine_without_slurm(cluster, jobs, m
         submit_jobs(jobs, [], None)
 
 
-def test_the_command_submits_and_tells_where_runs_stand(cluster, tmp_path, monkeypatch, capsys):
+def test_the_command_submits_runs_and_prints_their_status(cluster, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     line = ["toy", "--only", "plain", "--seeds", "0"]
     experiment.main([*line, "--status"])

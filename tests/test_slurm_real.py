@@ -1,4 +1,4 @@
-"""Runs as jobs of a real SLURM on this machine: waiting, cancelled, queued again, submitted once more."""
+"""Test runs as jobs of a real SLURM on this machine: jobs wait, are cancelled, requeued and submitted again."""
 
 import shutil
 import subprocess
@@ -15,7 +15,7 @@ from tests.test_slurm import finish_at_once, note_finished
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(find_missing() != "", reason=find_missing())]
 
-# In place of a training that takes long: it waits for a file, saves at USR1 as the training scripts do, or fails.
+# This stands in for a long training. It waits for a file `-goes`, fails at a file `-fails`, and saves at SIGUSR1.
 TRAIN = """
 import json, os, signal, sys, time
 folder = {folder!r}
@@ -33,13 +33,14 @@ open(folder + "/metrics.jsonl", "a").write(json.dumps({{"event": "train", "itera
 """
 
 
-# in place of scripts/torchrun.py, which takes seconds to import torch: its flags end before the training script
+# This stands in for scripts/torchrun.py, which takes seconds to import torch. It drops the flags of torchrun.
 TORCHRUN = "import os, sys\ni = next(i for i, word in enumerate(sys.argv) if '/train_' in word)\n"
 TORCHRUN += "os.execv(sys.executable, [sys.executable, *sys.argv[i:]])\n"
 
 
 @pytest.fixture
 def cluster(tmp_path, monkeypatch):
+    """Start a SLURM cluster, with its commands on the path."""
     with start_cluster(tmp_path / "cluster") as environment:
         for key, value in environment.items():
             monkeypatch.setenv(key, value)
@@ -49,14 +50,14 @@ def cluster(tmp_path, monkeypatch):
 
 @pytest.fixture
 def jobs(tmp_path, monkeypatch):
-    """A teacher with two students, and a student alone; slurm.sh lies beside a launcher that is quick."""
+    """Return a teacher, its two students and a single run. Put slurm.sh beside the fast launcher."""
     (tmp_path / "scripts").mkdir()
     shutil.copy(ROOT / "scripts/slurm.sh", tmp_path / "scripts")
     (tmp_path / "scripts/torchrun.py").write_text(TORCHRUN)
     monkeypatch.setattr("scripts.study.experiments.slurm.ROOT", tmp_path)
     (tmp_path / "runs").mkdir()
 
-    def make(name, *needs):
+    def make_job(name, *needs):
         folder = tmp_path / "runs" / name
         script = tmp_path / f"train_{name}.py"
         script.write_text(TRAIN.format(folder=str(folder)))
@@ -64,16 +65,20 @@ def jobs(tmp_path, monkeypatch):
         score.write_text(f"open({str(folder)!r} + '/last.json', 'w').write('scored')")
         return Job(name, folder, ((str(script), "--lr", "1"), (str(score),)), needs)
 
-    return {job.name: job for job in (make("teacher"), make("a", "teacher"), make("b", "teacher"), make("alone"))}
+    return {
+        job.name: job
+        for job in (make_job("teacher"), make_job("a", "teacher"), make_job("b", "teacher"), make_job("alone"))
+    }
 
 
-def let(jobs, what, *names):
+def create_marker(jobs, marker, *names):
+    """Create the file that lets the training scripts of these runs end ("goes") or fail ("fails")."""
     for name in names:
-        (jobs[name].folder.parent / f"{name}-{what}").touch()
+        (jobs[name].folder.parent / f"{name}-{marker}").touch()
 
 
 def wait_for(jobs, name, *texts):
-    """Wait until the standing of a run has one of the texts."""
+    """Wait until the status of a run contains one of the texts. Return the status."""
     for _ in range(600):
         note_finished(jobs)
         standing = read_standings(jobs)[name]
@@ -89,7 +94,7 @@ def read_log(jobs, name):
 
 
 def wait_for_log(jobs, name, text):
-    """Wait until the output of a run that is running has a text."""
+    """Wait until the output of a run contains a text. Fail if the run ends before."""
     for _ in range(1500):
         if text in read_log(jobs, name):
             return
@@ -110,7 +115,7 @@ def test_a_teacher_is_queued_again_and_a_cancelled_student_is_submitted_again(cl
     wait_for(jobs, "teacher", "pending")
     assert "saved" in read_log(jobs, "teacher")
     subprocess.run(["scancel", first["b"].job], check=True)
-    let(jobs, "goes", "alone", "teacher", "a", "b")
+    create_marker(jobs, "goes", "alone", "teacher", "a", "b")
     assert wait_for(jobs, "teacher", "done").done
     assert read_log(jobs, "teacher").count("begins") == 2, "it went on where it was"
     assert wait_for(jobs, "a", "done").done
@@ -127,15 +132,15 @@ def test_a_teacher_is_queued_again_and_a_cancelled_student_is_submitted_again(cl
 
 def test_students_of_a_failing_teacher_are_cancelled_and_the_others_finish(cluster, jobs, tmp_path, monkeypatch):
     finish_at_once(monkeypatch, tmp_path)
-    let(jobs, "fails", "teacher")
-    let(jobs, "goes", "a", "b", "alone")
+    create_marker(jobs, "fails", "teacher")
+    create_marker(jobs, "goes", "a", "b", "alone")
     submit_jobs(jobs, [], 1)
     assert wait_for(jobs, "alone", "done").done
     for name in ("teacher", "a", "b"):
         assert wait_for(jobs, name, "ended without getting done", "failed", "cancelled").blocked
     assert "no luck" in read_log(jobs, "teacher")
     assert not (jobs["a"].folder / "metrics.jsonl").exists()
-    let(jobs, "goes", "teacher")
+    create_marker(jobs, "goes", "teacher")
     (jobs["teacher"].folder.parent / "teacher-fails").unlink()
     again = submit_jobs(jobs, [], 1)
     assert [name for name in jobs if again[name].active] == ["teacher", "a", "b"]

@@ -1,4 +1,4 @@
-"""Decoders of segmentation_models_pytorch: equal logits, any size, its files, and messages for what does not fit."""
+"""Test the decoders of segmentation_models_pytorch: equal logits, any image size, its files, and error messages."""
 
 import json
 from dataclasses import replace
@@ -20,11 +20,11 @@ from utils.errors import UserError
 
 K = 5
 SMALL = "test_efficientnet"  # a timm network of 0.3 million parameters, with maps at strides 2 to 32
-SIZE = (128, 160)  # sides that every decoder takes as they are
+SIZE = (128, 160)  # every decoder accepts these sides without padding
 
 
-def their_model(arch: str, encoder: str = f"tu-{SMALL}", **options: object) -> torch.nn.Module:
-    """Build the library's own network, with running statistics that are not 0 and 1."""
+def build_library_model(arch: str, encoder: str = f"tu-{SMALL}", **options: object) -> torch.nn.Module:
+    """Build the library's own network, with random running statistics instead of 0 and 1."""
     torch.manual_seed(0)
     model = library.create_model(DECODERS[arch], encoder, encoder_weights=None, **{"classes": K, **options})
     for module in model.modules():
@@ -34,32 +34,33 @@ def their_model(arch: str, encoder: str = f"tu-{SMALL}", **options: object) -> t
     return model.eval()
 
 
-def full_size(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+def upsample(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Upsample logits to the size of the image, as the library does."""
     return F.interpolate(logits, size, mode="bilinear", align_corners=True)
 
 
 def check_same_logits(folder: Path, theirs: torch.nn.Module) -> None:
-    """Check that the network that is read from a folder gives the library's logits."""
+    """Check that the network loaded from a folder gives the logits of the library's network."""
     image = torch.randn(1, 3, 64, 96)
-    logits = full_size(from_checkpoint(folder).model(image).logits, (64, 96))
+    logits = upsample(from_checkpoint(folder).model(image).logits, (64, 96))
     torch.testing.assert_close(logits, theirs(image), rtol=1e-5, atol=1e-5)
 
 
-def test_every_decoder_of_the_library_is_known_but_dpt():
+def test_every_decoder_of_the_library_except_dpt_is_supported():
     assert {*DECODERS.values(), "dpt"} == {*library.MODEL_ARCHITECTURES_MAPPING}
 
 
 @pytest.mark.parametrize("arch", DECODERS)
 @torch.inference_mode()
-def test_logits_are_the_librarys(arch, tmp_path):
-    """At sides that the encoder's stride divides; at others they are the crop of the padded picture's."""
-    theirs = their_model(arch)
+def test_logits_equal_those_of_the_library(arch, tmp_path):
+    """At odd sizes our network pads the image, so its logits are a crop of the padded image's logits."""
+    theirs = build_library_model(arch)
     theirs.save_pretrained(tmp_path)
     ours = from_checkpoint(tmp_path).model
     image = torch.randn(1, 3, *SIZE)
     output = ours(image)
     assert output.logits.shape[-2:] == output.feat.shape[-2:]
-    torch.testing.assert_close(full_size(output.logits, SIZE), theirs(image), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(upsample(output.logits, SIZE), theirs(image), rtol=1e-5, atol=1e-5)
 
     odd = torch.randn(1, 3, 241, 181)
     divisor = theirs.encoder.output_stride
@@ -70,15 +71,15 @@ def test_logits_are_the_librarys(arch, tmp_path):
 
 @pytest.mark.parametrize("arch", DECODERS)
 @pytest.mark.parametrize("size", [(1, 1), (33, 250)])
-def test_any_size_goes_through(arch, size):
+def test_images_of_any_size_are_accepted(arch, size):
     output = build_model(arch, SMALL, K).eval()(torch.zeros(1, 3, *size))
     assert output.logits.shape == (1, K, *size)
 
 
 @pytest.mark.parametrize("arch", ["smp_fpn", "smp_unet", "smp_deeplabv3plus"])
 @pytest.mark.parametrize("size", [(32, 64), (40, 50)])
-def test_as_teacher_and_student_with_every_loss(arch, size):
-    """Of the second size the network pads inside: its logits and features then have different sizes."""
+def test_teacher_and_student_with_every_loss(arch, size):
+    """The network pads images of the second size. Its logits and features then have different sizes."""
     teacher, student = build_model(arch, SMALL, K, in_channels=4), build_model(arch, SMALL, K)
     image, label = torch.randn(2, 4, *size), torch.randint(0, K, (2, *size))
     names = ",".join(f"{name}=1" for name in LOSSES if name not in ("cirkd_pixel", "cirkd_region"))
@@ -92,19 +93,19 @@ def test_as_teacher_and_student_with_every_loss(arch, size):
 @pytest.mark.parametrize("encoder", ["resnet18", "mit_b0"])
 @torch.inference_mode()
 def test_plain_state_dict_of_the_librarys_own_encoders(encoder, tmp_path):
-    theirs = their_model("smp_fpn", encoder)
+    theirs = build_library_model("smp_fpn", encoder)
     torch.save(
         {"state_dict": {f"module.{key}": value for key, value in theirs.state_dict().items()}}, tmp_path / "a.pth"
     )
     loaded = from_checkpoint(tmp_path / "a.pth")
     assert loaded.card.arch["backbone"] == f"smp-{encoder}"
     image = torch.randn(1, 3, 64, 96)
-    torch.testing.assert_close(full_size(loaded.model(image).logits, (64, 96)), theirs(image), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(upsample(loaded.model(image).logits, (64, 96)), theirs(image), rtol=1e-5, atol=1e-5)
 
 
 @torch.inference_mode()
-def test_timm_encoder_of_a_plain_state_dict_is_asked_for(tmp_path):
-    theirs = their_model("smp_unet")
+def test_a_plain_state_dict_needs_the_name_of_its_timm_encoder(tmp_path):
+    theirs = build_library_model("smp_unet")
     torch.save(theirs.state_dict(), tmp_path / "a.pth")
     with pytest.raises(UserError, match="does not say which of timm's networks its encoder is: --backbone NAME"):
         from_checkpoint(tmp_path / "a.pth")
@@ -117,8 +118,8 @@ def test_timm_encoder_of_a_plain_state_dict_is_asked_for(tmp_path):
 
 @torch.inference_mode()
 def test_options_one_logit_and_image_labels_of_a_saved_network(tmp_path, capsys):
-    """One logit z for a sigmoid is two classes of logits (0, z); a head for labels of whole images is left out."""
-    theirs = their_model("smp_fpn", classes=1, decoder_pyramid_channels=32, aux_params={"classes": 3})
+    """One logit z for a sigmoid becomes the two logits (0, z). A head that classifies whole images is ignored."""
+    theirs = build_library_model("smp_fpn", classes=1, decoder_pyramid_channels=32, aux_params={"classes": 3})
     theirs.save_pretrained(tmp_path)
     loaded = from_checkpoint(tmp_path)
     assert loaded.card.arch["decoder_pyramid_channels"] == 32
@@ -127,7 +128,8 @@ def test_options_one_logit_and_image_labels_of_a_saved_network(tmp_path, capsys)
     with pytest.raises(UserError, match=r"has one logit and no class names: .* give --other-class-names"):
         require_classes(loaded.card, replace(TOY, names=("sky", "road")), "folder", "F", allow_other_names=False)
     image = torch.randn(1, 3, 64, 96)
-    logits, (z, _) = full_size(loaded.model(image).logits, (64, 96)), theirs(image)
+    logits = upsample(loaded.model(image).logits, (64, 96))
+    z, _ = theirs(image)
     torch.testing.assert_close(logits, torch.cat([torch.zeros_like(z), z], 1), rtol=1e-5, atol=1e-5)
 
 
@@ -143,12 +145,12 @@ def test_options_one_logit_and_image_labels_of_a_saved_network(tmp_path, capsys)
 @torch.inference_mode()
 @pytest.mark.filterwarnings("ignore:The usage of")
 def test_options_under_their_older_names(arch, older, tmp_path):
-    theirs = their_model(arch, **older)
+    theirs = build_library_model(arch, **older)
     theirs.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, **older}))
     image = torch.randn(1, 3, *SIZE)
-    logits = full_size(from_checkpoint(tmp_path).model(image).logits, SIZE)
+    logits = upsample(from_checkpoint(tmp_path).model(image).logits, SIZE)
     torch.testing.assert_close(logits, theirs(image), rtol=1e-5, atol=1e-5)
 
 
@@ -156,7 +158,7 @@ def test_options_under_their_older_names(arch, older, tmp_path):
 @torch.inference_mode()
 @pytest.mark.filterwarnings("ignore:`timm-` encoders")
 def test_older_names_of_timms_networks(encoder, tmp_path):
-    theirs = their_model("smp_fpn", encoder)
+    theirs = build_library_model("smp_fpn", encoder)
     theirs.save_pretrained(tmp_path)
     check_same_logits(tmp_path, theirs)
 
@@ -165,13 +167,15 @@ def test_older_names_of_timms_networks(encoder, tmp_path):
 @torch.inference_mode()
 @pytest.mark.filterwarnings("ignore:`timm-` encoders")
 def test_older_keys_of_timms_networks(encoder, tmp_path):
-    """Of the library's own copies, which it had before it took timm's networks as they are."""
-    theirs = their_model("smp_fpn", encoder)
+    """Older versions of the library had their own copies of timm's networks, with other keys."""
+    theirs = build_library_model("smp_fpn", encoder)
     theirs.save_pretrained(tmp_path)
     older = {}
     for key, value in load_file(tmp_path / "model.safetensors").items():
         key = key.replace("encoder.model.", "encoder.")
-        older[key.replace(".stages_", ".stages.") if "gernet" in encoder else key] = value
+        if "gernet" in encoder:
+            key = key.replace(".stages_", ".stages.")
+        older[key] = value
     save_file(older, tmp_path / "model.safetensors")
     check_same_logits(tmp_path, theirs)
     torch.save(older, tmp_path / "plain.pth")
@@ -189,7 +193,7 @@ def test_older_keys_of_timms_networks(encoder, tmp_path):
     ],
 )
 def test_damaged_plain_state_dicts_are_refused(key, value, message, tmp_path):
-    weights = dict(their_model("smp_fpn", "resnet18").state_dict())
+    weights = dict(build_library_model("smp_fpn", "resnet18").state_dict())
     weights.pop(key)
     if value is not None:
         weights[key] = value
@@ -204,20 +208,20 @@ def test_a_backbone_that_rearranges_the_image_reads_no_label_plane():
         build_model("smp_fpn", "tresnet_m", K, in_channels=4)
 
 
-def test_what_a_plain_state_dict_does_not_say(tmp_path, capsys):
-    """Options that no shape shows are assumed, and that is said; counters of batches may be missing."""
-    weights = their_model("smp_fpn", "resnet18").state_dict()
+def test_options_missing_in_a_plain_state_dict_are_assumed_with_a_warning(tmp_path, capsys):
+    """The shapes of the weights do not show every option. Counters of batches may be missing too."""
+    weights = build_library_model("smp_fpn", "resnet18").state_dict()
     fewer = {key: value for key, value in weights.items() if not key.endswith("num_batches_tracked")}
     torch.save(fewer, tmp_path / "a.pth")
     from_checkpoint(tmp_path / "a.pth")
     assert "does not say the options of its decoder and encoder; they are taken to be" in capsys.readouterr().err
-    torch.save(their_model("smp_fpn", "resnet18", decoder_pyramid_channels=32).state_dict(), tmp_path / "a.pth")
+    torch.save(build_library_model("smp_fpn", "resnet18", decoder_pyramid_channels=32).state_dict(), tmp_path / "a.pth")
     with pytest.raises(UserError, match=r"does not fit .*, which model\.save_pretrained writes: save it so"):
         from_checkpoint(tmp_path / "a.pth")
 
 
-def test_pixels_that_are_assumed_are_said(tmp_path, capsys):
-    their_model("smp_fpn").save_pretrained(tmp_path)
+def test_an_assumed_pixel_normalisation_is_printed(tmp_path, capsys):
+    build_library_model("smp_fpn").save_pretrained(tmp_path)
     pixels = from_checkpoint(tmp_path).card.pixels
     assert f"its images are taken to be normalised as {pixels!r}" in capsys.readouterr().err
 
@@ -239,8 +243,8 @@ def test_pixels_that_are_assumed_are_said(tmp_path, capsys):
         ({"drop_path_rate": 0.1}, "was built with drop_path_rate=0.1, which this project does not have"),
     ],
 )
-def test_saved_networks_that_cannot_be_read(changes, message, tmp_path):
-    their_model("smp_fpn").save_pretrained(tmp_path)
+def test_saved_networks_that_cannot_be_read_are_refused(changes, message, tmp_path):
+    build_library_model("smp_fpn").save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | changes))
     with pytest.raises(UserError, match=message):
@@ -248,14 +252,14 @@ def test_saved_networks_that_cannot_be_read(changes, message, tmp_path):
 
 
 def test_another_backbone_than_that_of_a_saved_network_is_refused(tmp_path):
-    their_model("smp_fpn").save_pretrained(tmp_path)
+    build_library_model("smp_fpn").save_pretrained(tmp_path)
     with pytest.raises(UserError, match=f"--backbone resnet18: the encoder of .* is {SMALL}, says its config.json"):
         from_checkpoint(tmp_path, backbone="resnet18")
     assert from_checkpoint(tmp_path, backbone=SMALL).card.arch["backbone"] == SMALL
 
 
-def test_a_deep_config_is_damaged(tmp_path):
-    their_model("smp_fpn").save_pretrained(tmp_path)
+def test_a_deeply_nested_config_is_called_damaged(tmp_path):
+    build_library_model("smp_fpn").save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text("[" * 100000)
     with pytest.raises(UserError, match=r"config\.json is damaged"):
         from_checkpoint(tmp_path)
@@ -276,14 +280,14 @@ def test_a_deep_config_is_damaged(tmp_path):
         (("fcn", "smp-resnet18"), "are for --model smp_... only"),
     ],
 )
-def test_networks_that_cannot_be_built(network, message):
+def test_networks_that_cannot_be_built_are_refused(network, message):
     with pytest.raises(UserError, match=message):
         build_model(*network, K)
 
 
 @pytest.mark.parametrize("arch", DECODERS)
-def test_every_weight_that_learns_gets_a_gradient(arch):
-    """DistributedDataParallel waits for those that do not come: stages that the decoder does not read are frozen."""
+def test_every_trainable_weight_gets_a_gradient(arch):
+    """DistributedDataParallel waits for every gradient, so stages that the decoder does not use must be frozen."""
     model = build_model(arch, "smp-resnet18", K, in_channels=4)
     output = model.train()(torch.randn(2, 4, *SIZE))
     output.logits.sum().backward()
@@ -291,6 +295,6 @@ def test_every_weight_that_learns_gets_a_gradient(arch):
     assert all(p.requires_grad for p in model.main.parameters())
 
 
-def test_unknown_option_of_a_decoder():
+def test_an_unknown_option_of_a_decoder_is_refused():
     with pytest.raises(UserError, match="unknown option of smp_fpn 'decoder_channels'"):
         build_model("smp_fpn", SMALL, K, decoder_channels=3)

@@ -1,4 +1,4 @@
-"""Predictions for the test servers: official ids, official names, no labels needed."""
+"""Test predictions for the test servers: they have official ids and file names, and need no labels."""
 
 import json
 import shutil
@@ -15,8 +15,8 @@ from utils.errors import UserError
 
 
 @pytest.mark.parametrize("name", ["cityscapes", "ade20k"])
-def test_submission_of_unlabelled_images(name, tmp_path):
-    """The same predictions as palette PNG and as a submission: the second are the official ids of the first."""
+def test_a_submission_has_the_official_ids_and_names(name, tmp_path):
+    """Save the same predictions as palette PNG files and as a submission. Compare their class ids."""
     data = tmp_path / "data"
     TREES[name][1](data)
     split = {"cityscapes": "test", "ade20k": "val"}[name]
@@ -61,7 +61,7 @@ def test_submission_of_unlabelled_images(name, tmp_path):
         (["--save-pred", "taken"], r"--save-pred taken cannot be written: File exists"),
     ],
 )
-def test_predictions_take_no_place_of_labels_or_of_each_other(flags, message, tmp_path, monkeypatch):
+def test_outputs_do_not_overwrite_inputs_or_each_other(flags, message, tmp_path, monkeypatch):
     TREES["ade20k"][1](tmp_path)
     (tmp_path / "other.pth").write_bytes(b"another checkpoint")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}

@@ -1,4 +1,4 @@
-"""timm networks as backbones: dilated, as pyramids, with several first convolutions; and those that are refused."""
+"""Test timm networks as backbones: dilated or not, with one or several first convolutions, and unsuitable ones."""
 
 import pytest
 import timm
@@ -10,18 +10,18 @@ from models.checkpoints.imagenet import convert_backbone_weights
 from utils import checkpoint
 from utils.errors import UserError
 
-# name: strides at output stride 8, first convolutions
+# name: (strides at output stride 8, number of first convolutions)
 NETWORKS = {
-    "convnext_atto": ((4, 8, 8, 8), 1),  # its stem has stride 4: there is no map at stride 2
+    "convnext_atto": ((4, 8, 8, 8), 1),  # its stem has stride 4, so there is no map at stride 2
     "efficientvit_b0": ((4, 8, 16, 32), 1),  # timm cannot dilate it
-    "mobileone_s0": ((4, 8, 8, 8), 2),  # two branches see the image
+    "mobileone_s0": ((4, 8, 8, 8), 2),  # two branches read the image
 }
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("arch", ["stdc", "ocrnet"])
-def test_an_assisted_teacher_learns_and_sees_its_plane(name, arch):
-    strides, stems = NETWORKS[name]
+def test_an_assisted_teacher_gets_gradients_for_its_label_plane(name, arch):
+    strides, stem_count = NETWORKS[name]
     torch.manual_seed(0)
     model = build_model(arch, name, 5, in_channels=4)
     x = torch.randn(2, 4, 65, 70)
@@ -32,7 +32,7 @@ def test_an_assisted_teacher_learns_and_sees_its_plane(name, arch):
     ]
     output.logits.square().mean().backward()
     convs = find_stem_convs(model.backbone)
-    assert len(convs) == stems
+    assert len(convs) == stem_count
     for conv in convs:
         assert conv.weight.grad[:, 3].abs().sum() > 0
     narrow_stem(model.backbone)
@@ -46,14 +46,15 @@ def test_strides_and_imagenet_weights_of_the_whole_network(name):
     assert backbone.strides == NETWORKS[name][0]
     whole = timm.create_model(name).state_dict()
     checkpoint.load_weights(backbone, convert_backbone_weights(whole, backbone, "file"), "file")
-    (first, *_), shape = find_stem_convs(backbone), find_stem_convs(backbone)[0].weight.shape
+    first = find_stem_convs(backbone)[0]
+    shape = first.weight.shape
     assert any(value.shape == shape and torch.equal(value, first.weight) for value in whole.values())
 
 
 @pytest.mark.parametrize(
     ("output_stride", "strides"), [(DILATED_OUTPUT_STRIDE, (4, 8, 8, 8)), (FULL_OUTPUT_STRIDE, (4, 8, 16, 32))]
 )
-def test_of_more_than_five_maps_the_last_four_are_taken(output_stride, strides):
+def test_the_last_four_of_more_than_five_maps_are_used(output_stride, strides):
     with torch.device("meta"):
         backbone = build_backbone("darknet17", output_stride=output_stride)
     assert backbone.strides == strides
@@ -62,6 +63,6 @@ def test_of_more_than_five_maps_the_last_four_are_taken(output_stride, strides):
 
 @pytest.mark.parametrize("output_stride", [DILATED_OUTPUT_STRIDE, FULL_OUTPUT_STRIDE])
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "efficientvit_m0", "dla34", "halonet26t"])
-def test_what_does_not_fit_is_refused_in_one_line(name, output_stride):
+def test_unsuitable_networks_are_refused(name, output_stride):
     with pytest.raises(UserError, match=f"backbone '{name}' cannot be used: needed are four maps"):
         build_backbone(name, output_stride=output_stride)

@@ -1,4 +1,4 @@
-"""``from_checkpoint(file).predict(image)``: the classes that predict.py writes, from whatever people call an image."""
+"""Test ``from_checkpoint(file).predict(image)``: it returns the classes of paths, arrays and PIL images."""
 
 import numpy as np
 import pytest
@@ -19,25 +19,25 @@ def student(tmp_path_factory):
 PIXELS = np.random.default_rng(0).integers(0, 256, (45, 70, 3), dtype=np.uint8)
 
 
-def test_a_path_an_array_and_a_picture_are_the_same(student, tmp_path):
+def test_a_path_an_array_and_a_picture_give_the_same_classes(student, tmp_path):
     Image.fromarray(PIXELS).save(tmp_path / "a.png")
     classes = student.predict(PIXELS)
     assert (classes.shape, classes.dtype) == ((45, 70), np.uint8)
     x = CONVENTIONS["bgr_mean"].normalize(torch.from_numpy(PIXELS.transpose(2, 0, 1).copy())[None])
     with torch.inference_mode():
         logits = torch.nn.functional.interpolate(student.model(x).logits, (45, 70), mode="bilinear", align_corners=True)
-    shares = logits.softmax(1)[0].numpy()
-    expected = shares.argmax(0)
+    expected_probabilities = logits.softmax(1)[0].numpy()
+    expected = expected_probabilities.argmax(0)
     assert len(np.unique(expected)) > 1
     for image in (PIXELS, tmp_path / "a.png", str(tmp_path / "a.png"), Image.fromarray(PIXELS)):
         assert np.array_equal(student.predict(image), expected)
-    again, found = student.predict(PIXELS, probabilities=True)
+    again, probabilities = student.predict(PIXELS, probabilities=True)
     assert np.array_equal(again, expected)
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, shares, atol=1e-5)
+    assert probabilities.dtype == np.float32
+    np.testing.assert_allclose(probabilities, expected_probabilities, atol=1e-5)
 
 
-def test_grey_transparent_and_turned_images(student, tmp_path):
+def test_grey_transparent_and_rotated_images(student, tmp_path):
     grey = PIXELS[..., 0]
     assert np.array_equal(student.predict(grey), student.predict(np.dstack([grey] * 3)))
     clear = np.dstack([PIXELS, np.full(grey.shape, 255, np.uint8)])
@@ -47,7 +47,7 @@ def test_grey_transparent_and_turned_images(student, tmp_path):
     assert np.array_equal(student.predict(clear), student.predict(white))
     assert np.array_equal(student.predict(Image.fromarray(clear)), student.predict(white))
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by a quarter
+    exif[0x0112] = 6  # a viewer must rotate the image by 90 degrees
     Image.fromarray(PIXELS).save(tmp_path / "turned.png", exif=exif)
     assert np.array_equal(student.predict(tmp_path / "turned.png"), student.predict(np.rot90(PIXELS, -1).copy()))
 
@@ -62,7 +62,7 @@ def test_grey_transparent_and_turned_images(student, tmp_path):
         (torch.zeros(3, 5, 5), "an image is a path, a PIL image or an array, not Tensor"),
     ],
 )
-def test_what_is_no_image_is_refused(student, image, message):
+def test_bad_images_are_refused(student, image, message):
     with pytest.raises(UserError, match=message):
         student.predict(image)
 

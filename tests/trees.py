@@ -1,4 +1,4 @@
-"""Small trees in the layouts of the official archives, with the labels they must be read as."""
+"""Write small data sets in the layouts of the official archives. Return the labels that must be read from them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +15,7 @@ TRAINED = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32,
 
 
 def picture(path: Path, seed: int = 0, **options: object) -> np.ndarray:
-    """Write a random smooth picture; what PIL reads from the file."""
+    """Write a smooth random picture. Return the pixels that PIL reads from the file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     noise = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), dtype=np.uint8)
     Image.fromarray(noise).resize(SIZE[::-1]).save(path, **options)
@@ -24,6 +24,7 @@ def picture(path: Path, seed: int = 0, **options: object) -> np.ndarray:
 
 
 def label(path: Path, ids: np.ndarray, palette: bool = False) -> None:
+    """Write a label map, with a palette if asked."""
     path.parent.mkdir(parents=True, exist_ok=True)
     file = Image.fromarray(ids)
     if palette:
@@ -32,14 +33,14 @@ def label(path: Path, ids: np.ndarray, palette: bool = False) -> None:
 
 
 def draw(values: object, seed: int) -> np.ndarray:
-    """A label map in which every one of ``values`` occurs."""
+    """Return a random label map in which each of ``values`` occurs."""
     values = np.array(list(values), np.uint8)
     flat = np.resize(values, SIZE[0] * SIZE[1])
     return np.random.default_rng(seed).permutation(flat).reshape(SIZE)
 
 
 def mapped(ids: np.ndarray, classes: dict[int, int]) -> np.ndarray:
-    """Every pixel on its own, by the dictionary; 255 for what is not in it."""
+    """Return the class of each id in ``classes``, and 255 for other ids. Map pixel by pixel."""
     return np.array([classes.get(int(i), 255) for i in ids.ravel()], np.uint8).reshape(ids.shape)
 
 
@@ -70,8 +71,9 @@ def ade20k(root: Path) -> Expected:
 
 
 def voc(root: Path) -> Expected:
-    """The devkit with augmented labels; the validation images among those, as in the archive people pass around."""
-    base, expected = root / "VOCdevkit/VOC2012", {"train": [], "val": []}
+    """Write the devkit with augmented labels. Some are of validation images, as in the archive that people share."""
+    base = root / "VOCdevkit/VOC2012"
+    expected = {"train": [], "val": []}
     ids = {name: draw((*range(21), 255), n) for n, name in enumerate(("2007_01", "2008_02", "2009_03", "2010_04"))}
     for n, name in enumerate(ids):
         picture(base / f"JPEGImages/{name}.jpg", n)
@@ -89,7 +91,7 @@ def voc(root: Path) -> Expected:
 
 
 def coco_stuff_10k(root: Path) -> Expected:
-    """As the archive: MATLAB labels, and lists."""
+    """Write labels as MATLAB files, and lists of images, as in the official archive."""
     names = {"train": ["COCO_train2014_01", "COCO_train2014_03"], "test": ["COCO_train2014_02"]}
     expected: Expected = {}
     classes = {raw + 1: k for k, raw in enumerate(USED)}
@@ -106,7 +108,7 @@ def coco_stuff_10k(root: Path) -> Expected:
 
 
 def coco_stuff_10k_mmseg(root: Path) -> Expected:
-    """As MMSegmentation's converter leaves it."""
+    """Write the files as MMSegmentation's converter does."""
     expected: Expected = {}
     for split, folder in {"train": "train2014", "val": "test2014"}.items():
         ids = draw(range(172), len(split))
@@ -128,7 +130,7 @@ def coco_stuff_164k(root: Path) -> Expected:
 
 
 def coco_stuff_164k_182(root: Path) -> Expected:
-    """The three archives unpacked side by side: images and labels in the same folders."""
+    """Write images and labels in the same folders, as when the three archives are unpacked in one place."""
     expected: Expected = {}
     for n, split in enumerate(("train", "val")):
         ids = draw((*range(182), 255), n)
@@ -149,7 +151,7 @@ def camvid(root: Path) -> Expected:
 
 
 def folder(root: Path) -> Expected:
-    """Three classes of which one has two ids, labels beside the images."""
+    """Write a data set of three classes with labels beside the images. One class has two ids."""
     root.mkdir(parents=True, exist_ok=True)
     (root / "dataset.yaml").write_text(
         "names: [road, sky, car]\nids: {7: road, 300: sky, 26: car, 27: 2}\nignore: 0\nlabel_suffix: _mask.png\n"
@@ -165,7 +167,7 @@ def folder(root: Path) -> Expected:
     return expected
 
 
-# data set -> the trees it is read from
+# name of the case: (data set, function that writes its files)
 TREES: dict[str, tuple[str, Callable[[Path], Expected]]] = {
     "cityscapes": ("cityscapes", cityscapes),
     "ade20k": ("ade20k", ade20k),
