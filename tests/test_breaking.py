@@ -20,10 +20,9 @@ def bench(tmp_path_factory):
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_nothing_is_lost(name, bench):
-    _, fault = FAULTS[name]
     repeats = len(SIGNALS) if name.startswith("signal") else 1
     for _ in range(repeats):
-        fault(bench)
+        FAULTS[name](bench)
 
 
 def test_a_long_run_does_not_grow_in_memory_or_files(bench):

@@ -379,14 +379,18 @@ def test_a_stopped_job_can_continue(slow, tmp_path):
 
 
 def test_no_job_outlives_the_runner(slow, tmp_path):
+    started = tmp_path / "started"
+
     def fail(job):
+        deadline = time.monotonic() + 60
+        while not (started.exists() and started.read_text()) and time.monotonic() < deadline:
+            time.sleep(0.01)
         raise UserError("the disk is full")
 
     with pytest.raises(UserError, match="the disk is full"):
         execute_jobs({"a": slow["a"], "b": replace(slow["b"], needs=())}, [{}] * 2, StopCondition(), fail)
-    if (tmp_path / "started").exists():
-        with pytest.raises(ProcessLookupError):
-            os.kill(int((tmp_path / "started").read_text()), 0)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(started.read_text()), 0)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

@@ -132,19 +132,16 @@ def measure_usage(pid: int) -> tuple[int, int]:
     return int(lines["VmRSS"].split()[0]) * 1024, len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
-FAULTS: dict[str, tuple[str, Callable[[Bench], object]]] = {
-    "sigkill_teacher": ("SIGKILL at a random moment, teacher", partial(kill_run, role="teacher")),
-    "sigkill_student": ("SIGKILL at a random moment, student", partial(kill_run, role="student")),
-    "signal_python": ("TERM, INT, USR1, HUP under python", partial(send_stop_signal, launcher="python")),
-    "signal_torchrun": (
-        "TERM, INT, USR1, HUP under torchrun, 2 processes",
-        partial(send_stop_signal, launcher="torchrun"),
-    ),
-    "signal_launcher": ("TERM, INT, USR1, HUP to the shell launcher", partial(send_stop_signal, launcher="launcher")),
-    "kill_rank": ("SIGKILL to one of 2 processes", kill_rank),
-    "kill_rank_and_restart": ("the same under --max-restarts 1", kill_rank_and_restart),
-    "stop_rank_without_restart": ("USR1 to one process under --max-restarts 3", stop_rank_without_restart),
-    "kill_torchrun": ("SIGKILL to torchrun", kill_torchrun),
-    "damage_checkpoint": ("last.pth cut off or one bit changed", damage_checkpoint),
-    "limit_file_size": ("no space for a checkpoint", limit_file_size),
+FAULTS: dict[str, Callable[[Bench], object]] = {
+    "sigkill_teacher": partial(kill_run, role="teacher"),
+    "sigkill_student": partial(kill_run, role="student"),
+    "signal_python": partial(send_stop_signal, launcher="python"),
+    "signal_torchrun": partial(send_stop_signal, launcher="torchrun"),
+    "signal_launcher": partial(send_stop_signal, launcher="launcher"),
+    "kill_rank": kill_rank,
+    "kill_rank_and_restart": kill_rank_and_restart,
+    "stop_rank_without_restart": stop_rank_without_restart,
+    "kill_torchrun": kill_torchrun,
+    "damage_checkpoint": damage_checkpoint,
+    "limit_file_size": limit_file_size,
 }
