@@ -38,9 +38,8 @@ def test_a_step_that_the_grad_scaler_skips_changes_nothing(optimizer, overflow_s
     gradients_with_overflow = [*finite_gradients[:overflow_step], torch.inf, *finite_gradients[overflow_step:]]
     weights = []
     for gradients in (finite_gradients, gradients_with_overflow):
-        garbage = [
-            torch.full((16, 16), 1e30) for _ in range(20)
-        ]  # fill memory that is then reused, so that state left uninitialised shows
+        # fill memory that is used again below, so that uninitialised state would change the result
+        garbage = [torch.full((16, 16), 1e30) for _ in range(20)]
         del garbage
         weight = torch.nn.Parameter(torch.ones(16, 16))
         updater = OPTIMIZERS[optimizer]([weight], StudentConfig(lr=0.1))
