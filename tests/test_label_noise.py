@@ -75,7 +75,8 @@ def test_shuffled_codes_are_the_fixed_table_in_another_order():
 
 
 def test_paths_are_independent_and_draws_can_be_repeated():
-    label, noise = make_label_map(), LabelNoise(5, "random", 0.03, 100.0)
+    label = make_label_map()
+    noise = LabelNoise(5, "random", 0.03, 100.0)
     first, second = (noise(label, RowGenerator(5), path) for path in (0, 1))
     assert abs(torch.corrcoef(torch.stack([first.flatten(), second.flatten()]))[0, 1]) < 0.6
     assert not torch.equal(first, second)
@@ -108,7 +109,8 @@ def test_one_hot_planes():
 
 @pytest.mark.parametrize("codes", CODES)
 def test_a_sample_sees_the_same_noise_in_every_split_of_the_batch(codes):
-    label, noise = make_label_map(4), LabelNoise(5, codes, 0.03, 100.0, code_std=0.3)
+    label = make_label_map(4)
+    noise = LabelNoise(5, codes, 0.03, 100.0, code_std=0.3)
     whole = noise(label, RowGenerator(5))
     halves = [noise(label[i : i + 2], RowGenerator(5, i)) for i in (0, 2)]
     assert torch.equal(whole, torch.cat(halves))
@@ -137,9 +139,10 @@ def test_the_widened_stem_keeps_its_rgb_weights(backbone):
     plain = build_model("fcn", backbone, 5)
     torch.manual_seed(0)
     wide = build_model("fcn", backbone, 5, in_channels=4)
-    weight, wider = find_stem_convs(plain.backbone)[0].weight, find_stem_convs(wide.backbone)[0].weight
-    assert torch.equal(weight, wider[:, :3])
-    assert wider[:, 3].std().item() == pytest.approx(0.1, rel=0.35)
+    rgb_weight = find_stem_convs(plain.backbone)[0].weight
+    wide_weight = find_stem_convs(wide.backbone)[0].weight
+    assert torch.equal(rgb_weight, wide_weight[:, :3])
+    assert wide_weight[:, 3].std().item() == pytest.approx(0.1, rel=0.35)
     x = torch.randn(2, 3, 33, 33)
     zero = torch.cat([x, torch.zeros(2, 1, 33, 33)], 1)
     torch.manual_seed(1)
@@ -149,7 +152,8 @@ def test_the_widened_stem_keeps_its_rgb_weights(backbone):
 
 
 def test_label_dropout_zeroes_the_plane_of_some_images_in_both_paths():
-    noise, label = LabelNoise(5, "near", 0.03, 1.0, 0.1), torch.randint(0, 5, (64, 4, 4))
+    noise = LabelNoise(5, "near", 0.03, 1.0, 0.1)
+    label = torch.randint(0, 5, (64, 4, 4))
     image = torch.randn(64, 3, 4, 4)
     first, second = (noise.add_planes(image, label, RowGenerator(5), path, dropout=0.5) for path in (0, 1))
     hidden = (first[:, 3] == 0).flatten(1).all(1)
