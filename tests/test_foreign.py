@@ -1,4 +1,8 @@
-"""Files of LAD, CIRKD, MMSegmentation and torchvision: same outputs; everything else about them inferred or refused."""
+"""Checkpoints of LAD, CIRKD, MMSegmentation and torchvision.
+
+Our networks give the outputs of the original ones. Architecture, depth, widths and classes are inferred from the
+weights, and a file that does not fit is refused.
+"""
 
 import json
 from functools import lru_cache
@@ -23,21 +27,25 @@ FCN = "mmseg_fcn_r18-d8"
 
 
 @lru_cache(maxsize=1)
-def _state(name):
+def _generate_state(name):
+    """Generate the weights of a reference network once."""
     return fill_state(KEYS[name])
 
 
 def state(name):
-    return dict(_state(name))
+    """Return the generated weights of a reference network, under its own keys."""
+    return dict(_generate_state(name))
 
 
 def save(path, content):
+    """Save with torch and return the path."""
     torch.save(content, path)
     return path
 
 
 @torch.inference_mode()
-def run(model, shape=(1, 3, 65, 97)):
+def run_model(model, shape=(1, 3, 65, 97)):
+    """Compute the output for the reference input."""
     return model(reference_input(shape))
 
 
@@ -46,17 +54,21 @@ def test_same_outputs_as_the_released_network(name, tmp_path):
     with np.load(DATA / "reference_logits.npz") as data:
         expected = {key.removeprefix(f"{name}/"): data[key] for key in data if key.startswith(f"{name}/")}
     weights = state(name)
-    path = save(tmp_path / "net.pth", {"state_dict": weights, "meta": {}} if name.startswith("mmseg") else weights)
-    model, card = from_checkpoint(path, assisted=True)
-    assert card.pixels == ("imagenet" if name.startswith("mmseg") else "bgr_mean")
-    output = run(model, tuple(expected.pop("input_shape")))
+    is_mmsegmentation = name.startswith("mmseg")
+    content = {"state_dict": weights, "meta": {}} if is_mmsegmentation else weights
+    model, card = from_checkpoint(save(tmp_path / "net.pth", content), assisted=True)
+    assert card.pixels == ("imagenet" if is_mmsegmentation else "bgr_mean")
+    output = run_model(model, tuple(expected.pop("input_shape")))
     assert len(expected) == 1 + len(output.aux)
-    for key, value in {"logits": output.logits, **{f"aux{i}": a for i, a in enumerate(output.aux)}}.items():
+    outputs = {"logits": output.logits}
+    for i, aux in enumerate(output.aux):
+        outputs[f"aux{i}"] = aux
+    for key, value in outputs.items():
         assert np.abs(value.numpy() - expected[key]).max() / expected[key].std() < 1e-4, key
 
 
 @pytest.mark.parametrize(("cls", "arch"), [("fcn_resnet50", "fcn"), ("deeplabv3_resnet50", "deeplabv3")])
-def test_torchvision(cls, arch, tmp_path):
+def test_torchvision_networks_give_the_same_logits(cls, arch, tmp_path):
     theirs = getattr(torchvision.models.segmentation, cls)(weights=None, weights_backbone=None, aux_loss=True)
     for module in theirs.eval().modules():
         if isinstance(module, torch.nn.BatchNorm2d):
@@ -71,10 +83,11 @@ def test_torchvision(cls, arch, tmp_path):
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4 * float(expected.std()))
 
 
-def their_keys(model, form):
-    """The keys of a file of ``form`` that holds ``model``: the reference file's own, in the depth of the model.
+def map_foreign_keys(model, format_name):
+    """Return a dict from a foreign key to ours, for a file of ``format_name`` that holds ``model``.
 
-    Blocks and layers are renamed by the example of a block that the reference has.
+    Keys of the reference file translate as they do there. Any other backbone key, such as one of a deeper block, is
+    our key with the backbone prefix of the format.
     """
     reference = {
         "LAD/CIRKD DeepLabV3": "lad_deeplabv3_resnet18",
@@ -84,17 +97,20 @@ def their_keys(model, form):
         "MMSegmentation DeepLabV3": "mmseg_deeplabv3_r18-d8",
         "MMSegmentation STDC": "mmseg_stdc1",
         "MMSegmentation OCRNet": "mmseg_ocrnet_hr18s",
-    }[form]
-    prefix = FORMATS[form].family.prefix
-    known = translate_network({key: key for key in KEYS[reference]}, form)
-    if "hrnet" in model.config["backbone"]:  # whose stem has its own names
+    }[format_name]
+    prefix = FORMATS[format_name].family.prefix
+    known = translate_network({key: key for key in KEYS[reference]}, format_name)
+    if "hrnet" in model.config["backbone"]:  # its stem has other keys than that of a ResNet
         known = {ours: theirs for ours, theirs in known.items() if not theirs.startswith(prefix)}
-    deeper = {"backbone.encoder.": "backbone.backbone."}
     keys = {}
     for key in model.state_dict():
-        body = next((new + key.removeprefix(old) for old, new in deeper.items() if key.startswith(old)), None)
-        body = body or prefix + key.removeprefix("backbone.")
-        keys[known.get(key, body)] = key
+        if key in known:
+            foreign_key = known[key]
+        elif key.startswith("backbone.encoder."):  # the encoder of an STDC
+            foreign_key = "backbone.backbone." + key.removeprefix("backbone.encoder.")
+        else:
+            foreign_key = prefix + key.removeprefix("backbone.")
+        keys[foreign_key] = key
     return keys
 
 
@@ -119,15 +135,15 @@ VARIANTS = [
 ]
 
 
-@pytest.mark.parametrize(("form", "network", "widths"), VARIANTS, ids=lambda v: "-".join(map(str, v)))
-def test_depth_widths_and_classes_are_inferred(form, network, widths):
+@pytest.mark.parametrize(("format_name", "network", "widths"), VARIANTS, ids=lambda v: "-".join(map(str, v)))
+def test_depth_widths_and_classes_are_inferred(format_name, network, widths):
     with torch.device("meta"):
         model = build_model(*network, **widths)
-    keys = their_keys(model, form)
+    keys = map_foreign_keys(model, format_name)
     own = model.state_dict()
     assert len(keys) == len(own)
     found = recognise_network({theirs: own[ours] for theirs, ours in keys.items()}, "file")
-    assert found.format == form
+    assert found.format == format_name
     assert found.config.items() >= model.config.items()
     if not widths:
         assert found.config == model.config
@@ -137,24 +153,27 @@ def test_depth_widths_and_classes_are_inferred(form, network, widths):
     assert {k: v.shape for k, v in again.state_dict().items()} == {k: v.shape for k, v in own.items()}
 
 
-def test_7x7_stems_keep_their_projects_dilation():
-    """Without a deep stem LAD and CIRKD still dilate all of a basic block, MMSegmentation its first convolution."""
-    for form, arch, backbone, dilation in (
+def test_networks_with_a_7x7_stem_keep_the_dilation_of_their_project():
+    """With a 7x7 stem, LAD and CIRKD dilate both convolutions of a basic block, MMSegmentation only the first one."""
+    for format_name, arch, backbone, dilation in (
         ("LAD/CIRKD DeepLabV3", "deeplabv3", "resnet18", 4),
         ("MMSegmentation FCN", "fcn", "resnet18_v1b", 1),
     ):
         with torch.device("meta"):
             model = build_model(arch, backbone, 19)
-        keys = their_keys(model, form)
+        keys = map_foreign_keys(model, format_name)
         found = recognise_network({theirs: model.state_dict()[ours] for theirs, ours in keys.items()}, "file")
         assert found.config["backbone"] == backbone
         assert model.backbone.layer4[1].conv2.dilation == (dilation, dilation)
 
 
-def mobilenetv2_by_hand(weights, x):
-    """CIRKD's dilated MobileNetV2 from its own keys: stride 8, then dilations; residual where the shapes allow."""
+def run_mobilenetv2_by_hand(weights, x):
+    """Compute the last features of CIRKD's dilated MobileNetV2 from the weights under its own keys.
 
-    def conv(key, norm, x, clip=True, **options):
+    The output stride is 8: later blocks are dilated. Blocks of equal input and output shape add their input.
+    """
+
+    def apply_conv(key, norm, x, clip=True, **options):
         weight = weights[f"{key}.weight"]
         groups = x.shape[1] if weight.shape[1] == 1 else 1
         x = torch.nn.functional.conv2d(x, weight, groups=groups, **options)
@@ -163,54 +182,60 @@ def mobilenetv2_by_hand(weights, x):
         return x.clamp(0, 6) if clip else x
 
     prefix = "pretrained.net.features"
-    x = conv(f"{prefix}.0.0", f"{prefix}.0.1", x, stride=2, padding=1)
+    x = apply_conv(f"{prefix}.0.0", f"{prefix}.0.1", x, stride=2, padding=1)
     for n in range(1, 18):
-        block, y = f"{prefix}.{n}.conv", x
-        stride = 2 if n in (2, 4) else 1  # 7 and 14 would be, at stride 32
-        dilation = 1 if n < 8 else 2 if n < 15 else 4
+        block = f"{prefix}.{n}.conv"
+        y = x
+        stride = 2 if n in (2, 4) else 1  # at an output stride of 32, blocks 7 and 14 have stride 2, too
+        if n < 8:
+            dilation = 1
+        elif n < 15:
+            dilation = 2
+        else:
+            dilation = 4
         depthwise = 3 if n > 1 else 0
         if n > 1:
-            y = conv(f"{block}.0", f"{block}.1", y)
+            y = apply_conv(f"{block}.0", f"{block}.1", y)
         options = {"stride": stride, "padding": dilation, "dilation": dilation}
-        y = conv(f"{block}.{depthwise}", f"{block}.{depthwise + 1}", y, **options)
-        y = conv(f"{block}.{depthwise + 3}", f"{block}.{depthwise + 4}", y, clip=False)
+        y = apply_conv(f"{block}.{depthwise}", f"{block}.{depthwise + 1}", y, **options)
+        y = apply_conv(f"{block}.{depthwise + 3}", f"{block}.{depthwise + 4}", y, clip=False)
         x = x + y if x.shape == y.shape else y
     return x
 
 
-def cirkd_mobilenet_keys(model):
-    """CIRKD's key of each of ours, for a DeepLabV3 or PSPNet on MobileNetV2."""
+def map_cirkd_mobilenet_keys(model):
+    """Return a dict from our key to CIRKD's, for a DeepLabV3 or PSPNet on MobileNetV2."""
     blocks = [(stage, i) for stage, n in enumerate((1, 2, 3, 4, 3, 3, 1)) for i in range(n)]
-    parts = {"conv_pw": 0, "bn1": 1, "conv_dw": 3, "bn2": 4, "conv_pwl": 6, "bn3": 7}
-    first = {"conv_dw": 0, "bn1": 1, "conv_pw": 3, "bn2": 4}
+    block_layers = {"conv_pw": 0, "bn1": 1, "conv_dw": 3, "bn2": 4, "conv_pwl": 6, "bn3": 7}
+    first_block_layers = {"conv_dw": 0, "bn1": 1, "conv_pw": 3, "bn2": 4}
     keys = {}
-    for theirs, ours in their_keys(model, f"LAD/CIRKD {NAMES[model.config['arch']]}").items():
+    for theirs, ours in map_foreign_keys(model, f"LAD/CIRKD {HEAD_NAMES[model.config['arch']]}").items():
         if ours.startswith("backbone.blocks."):
             _, _, stage, i, part, *rest = ours.split(".")
             n = 1 + blocks.index((int(stage), int(i)))
-            theirs = ".".join(
-                ["pretrained.net.features", str(n), "conv", str((first if n == 1 else parts)[part]), *rest]
-            )
+            layer_numbers = first_block_layers if n == 1 else block_layers
+            theirs = ".".join(["pretrained.net.features", str(n), "conv", str(layer_numbers[part]), *rest])
         elif ours.startswith("backbone."):
             theirs = f"pretrained.net.features.0.{int('bn1' in ours)}.{ours.rpartition('.')[2]}"
         keys[ours] = theirs
     return keys
 
 
-NAMES = {"deeplabv3": "DeepLabV3", "pspnet": "PSPNet"}
+HEAD_NAMES = {"deeplabv3": "DeepLabV3", "pspnet": "PSPNet"}
 
 
-@pytest.mark.parametrize("arch", NAMES)
-def test_mobilenetv2_of_cirkd(arch, tmp_path):
+@pytest.mark.parametrize("arch", HEAD_NAMES)
+def test_mobilenetv2_of_cirkd_gives_the_same_features(arch, tmp_path):
     model = fill_model(build_model(arch, "mobilenetv2_100", 19)).eval()
-    keys = cirkd_mobilenet_keys(model)
+    keys = map_cirkd_mobilenet_keys(model)
     theirs = {keys[key]: value for key, value in model.state_dict().items()}
     assert len(theirs) == {"deeplabv3": 350, "pspnet": 338}[arch]
     loaded = from_checkpoint(save(tmp_path / "net.pth", theirs)).model
     assert loaded.config == model.config
     x = reference_input((1, 3, 65, 97))
     with torch.inference_mode():
-        expected, ours = mobilenetv2_by_hand(theirs, x), loaded.backbone(x)[3]
+        expected = run_mobilenetv2_by_hand(theirs, x)
+        ours = loaded.backbone(x)[3]
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4 * float(expected.std()))
         assert torch.equal(loaded(x).logits, model(x).logits)
 
@@ -248,13 +273,13 @@ def test_the_grid_of_predictions_keeps_the_label_plane_of_a_teacher(tmp_path):
     ],
     ids=["state_dict", "module", "model", "nested", "half", "no counters"],
 )
-def test_wrappings(wrap, tmp_path):
+def test_weights_are_found_in_any_wrapping(wrap, tmp_path):
     loaded = from_checkpoint(save(tmp_path / "net.pth", wrap(state(FCN)))).model
     assert loaded.config["arch"] == "fcn"
     assert {p.dtype for p in loaded.parameters()} == {torch.float32}
 
 
-def test_records_of_mmsegmentation_are_read(tmp_path):
+def test_classes_palette_and_settings_of_mmsegmentation_are_read(tmp_path):
     names = [f"c{i}" for i in range(19)]
     text = "decode_head=dict(align_corners=True), auxiliary_head=dict(align_corners=True), dilations=(1, 1, 2, 4)"
     meta = {"cfg": text, "dataset_meta": {"classes": tuple(names), "palette": [[i, 0, 0] for i in range(19)]}}
@@ -270,20 +295,20 @@ def test_records_of_mmsegmentation_are_read(tmp_path):
         from_checkpoint(save(tmp_path / "net.pth", {"state_dict": state(FCN), "meta": meta}))
 
 
-USUAL = "mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True"
+USUAL_PIXELS = "mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True"
 
 
 @pytest.mark.parametrize(
     ("pixels", "message"),
     [
-        (USUAL, ""),
-        (USUAL.replace("[123.675, ", "[\n    123.675,\n    "), ""),
-        (USUAL.replace("123.675", "100.0"), r"pixels with mean=\[100\.0, 116\.28, 103\.53\]"),
+        (USUAL_PIXELS, ""),
+        (USUAL_PIXELS.replace("[123.675, ", "[\n    123.675,\n    "), ""),
+        (USUAL_PIXELS.replace("123.675", "100.0"), r"pixels with mean=\[100\.0, 116\.28, 103\.53\]"),
         ("mean=(123.675, 116.28, 103.53), std=(1, 1, 1)", r"pixels with std=\[1\.0, 1\.0, 1\.0\]"),
-        (USUAL.replace("True", "False"), "trained on BGR pixels"),
+        (USUAL_PIXELS.replace("True", "False"), "trained on BGR pixels"),
     ],
 )
-def test_pixels_of_mmsegmentation_are_those_that_are_known(pixels, message, tmp_path):
+def test_pixels_of_mmsegmentation_must_be_a_known_convention(pixels, message, tmp_path):
     meta = {"cfg": f"data_preprocessor=dict(type='SegDataPreProcessor', {pixels})"}
     path = save(tmp_path / "net.pth", {"state_dict": state(FCN), "meta": meta})
     if not message:
@@ -293,18 +318,19 @@ def test_pixels_of_mmsegmentation_are_those_that_are_known(pixels, message, tmp_
         from_checkpoint(path)
 
 
-def without(weights, part):
+def remove_keys(weights, part):
+    """Return the weights without the keys that contain ``part``."""
     return {key: value for key, value in weights.items() if part not in key}
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("make_content", "message"),
     [
-        (lambda: without(state(FCN), "layer4"), r"a ResNet of \(2, 2, 2, 0\) blocks"),
-        (lambda: without(state(FCN), "layer4.1.conv2"), "keys missing .*layer4.1.conv2.weight"),
-        (lambda: without(state(FCN), "decode_head.conv_seg"), "without its classifier"),
-        (lambda: without(state(FCN), "stem.0"), "its backbone is none of ResNet"),
-        (lambda: without(state(FCN), "decode_head"), "holds no network this project knows"),
+        (lambda: remove_keys(state(FCN), "layer4"), r"a ResNet of \(2, 2, 2, 0\) blocks"),
+        (lambda: remove_keys(state(FCN), "layer4.1.conv2"), "keys missing .*layer4.1.conv2.weight"),
+        (lambda: remove_keys(state(FCN), "decode_head.conv_seg"), "without its classifier"),
+        (lambda: remove_keys(state(FCN), "stem.0"), "its backbone is none of ResNet"),
+        (lambda: remove_keys(state(FCN), "decode_head"), "holds no network this project knows"),
         (
             lambda: {**state(FCN), "decode_head.extra.weight": torch.ones(1)},
             r"as fcn on .*unknown keys .decode_head\.ex",
@@ -329,13 +355,13 @@ def without(weights, part):
         (lambda: build_model("fcn", "resnet18_v1c", 3).state_dict(), "bare weights of this project"),
     ],
 )
-def test_what_does_not_fit_is_refused_with_its_reason(content, message, tmp_path):
+def test_files_that_do_not_fit_are_refused_with_a_reason(make_content, message, tmp_path):
     with pytest.raises(UserError, match=message):
-        from_checkpoint(save(tmp_path / "net.pth", content()))
+        from_checkpoint(save(tmp_path / "net.pth", make_content()))
 
 
 @pytest.mark.parametrize("channels", [1, 2, 5])
-def test_inputs_other_than_an_image_and_a_plane_are_refused(channels, tmp_path):
+def test_other_inputs_than_an_image_and_a_label_plane_are_refused(channels, tmp_path):
     weights = state(LAD)
     weights["pretrained.conv1.weight"] = torch.zeros(64, channels, 3, 3)
     with pytest.raises(UserError, match=rf"net\.pth: its network takes {channels} channels"):

@@ -1,4 +1,4 @@
-"""The check for machines with a GPU: what it compares and prints, and that it works as far as a CPU goes."""
+"""The check for machines with a GPU: what it compares and prints. Here it runs on the CPU."""
 
 import json
 from dataclasses import asdict
@@ -14,13 +14,14 @@ from utils.errors import UserError
 
 
 def make_records(losses):
+    """Return the training records of a run with these losses."""
     return [
         {"event": "train", "iteration": i, "loss": loss, "images_per_second": 10.0, "memory_gb": 1.5}
         for i, loss in enumerate(losses, 1)
     ]
 
 
-CPU = make_records([4.0, 3.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0])
+CPU_RECORDS = make_records([4.0, 3.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0])
 
 
 @pytest.mark.parametrize(
@@ -34,13 +35,13 @@ CPU = make_records([4.0, 3.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0])
     ],
 )
 def test_losses_are_compared(losses, error):
-    result = compare_records(CPU, make_records(losses))
+    result = compare_records(CPU_RECORDS, make_records(losses))
     assert error in result["error"]
     assert bool(error) == bool(result["error"])
     assert bool(list(list_failures({"training": {"teacher": result}}))) == bool(error)
 
 
-def test_rows_of_the_table():
+def test_rows_of_the_speed_table():
     seconds = {"as released": 0.4, "ours": 0.1}
     peak_mib = {"as released": 4000.0, "ours": 3000.0}
     comparison = Comparison("teacher step, resnet18_v1s, 16 images of 512x512", seconds, {}, 21, peak_mib)
@@ -56,34 +57,34 @@ def test_rows_of_the_table():
     ]
 
 
-def test_commands_that_fail_or_find_no_time_are_said(tmp_path):
+def test_commands_that_fail_or_run_out_of_time_are_reported(tmp_path):
     check = Check(GpuCheckConfig(folder=str(tmp_path)))
     assert check.run_python("good", "-c", "print('2 passed')").last_line == "2 passed"
     assert "status 3: it broke" in check.run_python("bad", "-c", "print('it broke'); raise SystemExit(3)").error
-    late = Check(GpuCheckConfig(folder=str(tmp_path), minutes=0))
-    assert "time is used up" in late.run_python("late", "-c", "").error
+    check_without_time = Check(GpuCheckConfig(folder=str(tmp_path), minutes=0))
+    assert "time is used up" in check_without_time.run_python("late", "-c", "").error
 
 
-def test_every_part_that_finds_no_time_is_a_failure_and_the_file_is_written(tmp_path, capsys):
-    with pytest.raises(SystemExit) as ended:
+def test_each_part_without_time_is_a_failure_and_the_file_is_written(tmp_path, capsys):
+    with pytest.raises(SystemExit) as exit_error:
         gpu_check.main(["--device", "cpu", "--minutes", "0", "--folder", str(tmp_path)])
-    assert ended.value.code == 1
+    assert exit_error.value.code == 1
     result = json.loads((tmp_path / "gpu_check.json").read_text())
     assert len(result["failures"]) == 1 + 1 + len(gpu_check.WAYS)
     assert "failed: tests: not run" in capsys.readouterr().err
 
 
-def test_a_machine_without_a_gpu_is_told(monkeypatch):
+def test_a_machine_without_a_gpu_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="torch finds none"):
         gpu_check.main([])
 
 
-@pytest.mark.slow  # five processes
-def test_training_is_compared_for_real(tmp_path, monkeypatch, command, capsys):
-    done = command("scripts/study/gpu_check.py", check=False)
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
+@pytest.mark.slow  # it starts five processes
+def test_the_comparison_of_trainings_runs_from_end_to_end(tmp_path, monkeypatch, command, capsys):
+    process = command("scripts/study/gpu_check.py", check=False)
+    assert process.returncode == 2
+    assert process.stderr.count("\n") == 1
     flags = [flag for flag in TINY if flag not in ("--device", "cpu")]
     monkeypatch.setattr(gpu_check, "TRAINING", [*gpu_check.TRAINING, *flags, "--backbone", BACKBONE])
     gpu_check.main(["training", "--device", "cpu", "--iterations", "4", "--folder", str(tmp_path)])
@@ -92,5 +93,5 @@ def test_training_is_compared_for_real(tmp_path, monkeypatch, command, capsys):
     for role in ("teacher", "student"):
         entry = result["training"][role]
         assert entry["iterations"] == 4
-        assert entry["relative_difference"] == {"first": 0, "last_quarter": 0}  # one device twice
+        assert entry["relative_difference"] == {"first": 0, "last_quarter": 0}  # both runs used the CPU
     assert "| student, 4 iterations |" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""One teacher step and one student step of the LAD release, reproduced through our own classes in float64."""
+"""Our classes reproduce one teacher step and one student step of the LAD release in float64."""
 
 from pathlib import Path
 
@@ -21,29 +21,34 @@ K = 21
 RELEASE = "LAD/CIRKD DeepLabV3"
 
 
-class Planes(nn.Module):
-    """Stands in for LabelNoise with given planes, one a path."""
+class GivenPlanes(nn.Module):
+    """Replace LabelNoise: add given planes, one for each path."""
 
     def __init__(self, *planes: torch.Tensor) -> None:
         super().__init__()
-        self.given = planes
+        self.path_planes = planes
 
     def add_planes(self, image, label, draw, path=0, dropout=0.0):
-        return torch.cat([image, self.given[path].to(image.dtype).unsqueeze(1)], 1)
+        return torch.cat([image, self.path_planes[path].to(image.dtype).unsqueeze(1)], 1)
 
 
 @pytest.fixture(scope="module")
 def reference():
+    """Load the inputs and results of the release's steps."""
     with np.load(Path(__file__).parent / "data/lad_step_deeplabv3.npz") as data:
         return {key: data[key] for key in data}
 
 
-def our_names() -> dict[str, str]:
-    """The release's key -> ours."""
+def map_release_names() -> dict[str, str]:
+    """Return a dict from the release's key to ours."""
     return {theirs: ours for ours, theirs in translate_network({key: key for key in KEYS[LAD]}, RELEASE).items()}
 
 
-def filled(weight_factor: float = 1.0) -> nn.Module:
+def build_filled_model(weight_factor: float = 1.0) -> nn.Module:
+    """Build the network of the release in float64, with generated weights and no dropout.
+
+    weight_factor: scales the weights of two or more dimensions.
+    """
     model = build_model("deeplabv3", "resnet18_v1s", K, 4)
     weights = state(LAD)
     weights = {key: value * weight_factor if value.ndim >= 2 else value for key, value in weights.items()}
@@ -52,13 +57,15 @@ def filled(weight_factor: float = 1.0) -> nn.Module:
     return model.double()
 
 
-def tensors(reference, *names):
+def get_tensors(reference, *names):
+    """Return arrays of the reference as tensors."""
     return [torch.from_numpy(reference[name]) for name in names]
 
 
 def assert_grad_norms(model, reference, name):
+    """Check that every parameter has the gradient norm that the reference has under ``name``."""
     parameters = dict(model.named_parameters())
-    names = our_names()
+    names = map_release_names()
     ours = {names[str(key)]: i for i, key in enumerate(reference["grad_keys"])}
     assert set(ours) == set(parameters)
     for key, i in ours.items():
@@ -66,8 +73,8 @@ def assert_grad_norms(model, reference, name):
         assert norm == pytest.approx(float(reference[name][i]), rel=1e-5, abs=1e-9), key
 
 
-def test_planes_are_the_releases_formula(reference):
-    label, codes, noise = tensors(reference, "label", "codes1", "noise1")
+def test_planes_follow_the_formula_of_the_release(reference):
+    label, codes, noise = get_tensors(reference, "label", "codes1", "noise1")
     plane = compute_noised_planes(label, codes, noise, 0.03, 100.0)
     torch.testing.assert_close(plane[:, 0], torch.from_numpy(reference["plane1"]), rtol=1e-6, atol=1e-4)
 
@@ -77,11 +84,11 @@ def test_planes_are_the_releases_formula(reference):
     torch.testing.assert_close(plane[:, 0], torch.from_numpy(reference["student_plane"]), rtol=1e-6, atol=1e-4)
 
 
-def test_teacher_step(reference):
-    image, label, plane1, plane2 = tensors(reference, "image", "label", "plane1", "plane2")
-    model = filled()
+def test_teacher_step_equals_that_of_the_release(reference):
+    image, label, plane1, plane2 = get_tensors(reference, "image", "label", "plane1", "plane2")
+    model = build_filled_model()
     distance = build_kd("cwd=5", 128, 128, K)
-    step = TeacherStep(model, Planes(plane1, plane2), TaskLoss(model.supervision), distance).train()
+    step = TeacherStep(model, GivenPlanes(plane1, plane2), TaskLoss(model.supervision), distance).train()
     terms = step(image.double(), label.long())
     for ours, theirs in [
         ("task1", "teacher_task1"),
@@ -93,18 +100,18 @@ def test_teacher_step(reference):
     terms["loss"].backward()
     assert_grad_norms(model, reference, "teacher_grad_norms")
     buffers = dict(model.named_buffers())
-    names = our_names()
+    names = map_release_names()
     for i, key in enumerate(reference["running_mean_keys"]):
         expected = float(reference["teacher_running_mean_sum"][i])
         assert float(buffers[names[str(key)]].sum()) == pytest.approx(expected, rel=1e-5, abs=1e-6), key
 
 
-def test_student_step(reference):
-    image, label, plane = tensors(reference, "image", "label", "student_plane")
-    teacher, student = filled(), filled(0.9)
+def test_student_step_equals_that_of_the_release(reference):
+    image, label, plane = get_tensors(reference, "image", "label", "student_plane")
+    teacher, student = build_filled_model(), build_filled_model(0.9)
 
     class FourChannels(nn.Module):
-        """The release's student sees a fourth plane of zeros."""
+        """Add a plane of zeros to the image, because the student of the release takes four channels."""
 
         def __init__(self, model):
             super().__init__()
@@ -115,7 +122,7 @@ def test_student_step(reference):
 
     kd = build_kd("cwd=3,dist=0", 128, 128, K)
     task = TaskLoss(student.supervision, aux_weight=0.02)
-    step = StudentStep(FourChannels(student), task, teacher, Planes(plane), kd).train()
+    step = StudentStep(FourChannels(student), task, teacher, GivenPlanes(plane), kd).train()
     terms = step(image.double(), label.long())
     for ours, theirs in [
         ("ce", "student_ce"),
@@ -128,8 +135,8 @@ def test_student_step(reference):
     terms["loss"].backward()
     assert_grad_norms(student, reference, "student_grad_norms")
 
-    s, t = tensors(reference, "student_logits", "teacher_logits")
-    # the release's commented-out KL has an epsilon of 1e-5 on both probabilities and no tau^2
+    s, t = get_tensors(reference, "student_logits", "teacher_logits")
+    # the release's KL loss, which is commented out, adds 1e-5 to both probabilities and lacks the factor tau^2
     assert kd_loss(s.double(), t.double(), 4.0).item() / 16 == pytest.approx(
         float(reference["student_kl_lad"]), rel=0.02
     )

@@ -19,7 +19,8 @@ TINY_FLAGS = [
 ]
 
 
-def bash(script, *arguments, cwd="/", **environment):
+def run_launcher(script, *arguments, cwd="/", **environment):
+    """Run a launcher with the Python of this test first on the path."""
     path = f"{Path(sys.executable).parent}:{ENVIRONMENT['PATH']}"
     return subprocess.run(
         ["bash", ROOT / "scripts" / script, *map(str, arguments)],
@@ -32,33 +33,35 @@ def bash(script, *arguments, cwd="/", **environment):
 
 
 @pytest.mark.slow
-def test_teacher_student_and_score_in_the_folder_of_the_caller(tmp_path):
+def test_training_and_evaluation_use_the_folder_of_the_caller(tmp_path):
     runs = [("teacher", "2", ()), ("student", "1", ("--teacher-pretrained", "teacher/last.pth"))]
     for role, processes, flags in runs:
         line = ["toy", "fcn", BACKBONE, *TINY_FLAGS, *flags, "--save-dir", role]
-        done = bash(f"train_{role}.sh", *line, cwd=tmp_path, NGPUS=processes)
-        assert done.returncode == 0, done.stderr
+        process = run_launcher(f"train_{role}.sh", *line, cwd=tmp_path, NGPUS=processes)
+        assert process.returncode == 0, process.stderr
         start = records(tmp_path / role, "start")[0]
         assert start["world_size"] == int(processes)
         assert start["config"]["model"] == "fcn"
         assert start["config"]["lr"] == load_recipe("toy", role)["lr"]
-    done = bash("eval.sh", "student/last.pth", "--device", "cpu", "--json", "s.json", cwd=tmp_path, NGPUS="1")
-    assert done.returncode == 0, done.stderr
+    process = run_launcher(
+        "eval.sh", "student/last.pth", "--device", "cpu", "--json", "s.json", cwd=tmp_path, NGPUS="1"
+    )
+    assert process.returncode == 0, process.stderr
     assert json.loads((tmp_path / "s.json").read_text())["images"] == 60
 
 
 @pytest.mark.parametrize("script", ["train_teacher.sh", "train_student.sh", "eval.sh"])
 def test_usage_without_arguments(script):
-    done = bash(script)
-    assert done.returncode == 2
-    assert f"scripts/{script}" in done.stderr
+    process = run_launcher(script)
+    assert process.returncode == 2
+    assert f"scripts/{script}" in process.stderr
 
 
-def bare(script, *arguments, **environment):
-    """With nothing of Python on the path but what every system has."""
+def run_launcher_with_system_path(script, *arguments, **environment):
+    """Run a launcher with only the folders of the system on the path."""
     line = ["/bin/bash", ROOT / "scripts" / script, *map(str, arguments)]
-    found = {"HOME": "/", "PATH": "/usr/bin:/bin", **environment}
-    return subprocess.run(line, cwd="/", env=found, capture_output=True, text=True, timeout=60)
+    environment = {"HOME": "/", "PATH": "/usr/bin:/bin", **environment}
+    return subprocess.run(line, cwd="/", env=environment, capture_output=True, text=True, timeout=60)
 
 
 @pytest.mark.parametrize(
@@ -68,30 +71,37 @@ def bare(script, *arguments, **environment):
         ("eval.sh", {"VIRTUAL_ENV": sys.prefix}),
     ],
 )
-def test_the_active_environment_is_used_else_the_message_says_what_to_run(script, environment, tmp_path):
-    arguments = (tmp_path / "none.pth",) if script == "eval.sh" else ("toy", "fcn", BACKBONE, "--pretrained-base")
-    done = bare(script, *arguments, NGPUS="1", **environment)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: checkpoint not found" if script == "eval.sh" else "error: argument --pre")
+def test_the_active_environment_is_used_or_a_message_says_what_to_run(script, environment, tmp_path):
+    if script == "eval.sh":
+        arguments = [tmp_path / "none.pth"]
+        error = "error: checkpoint not found"
+    else:
+        arguments = ["toy", "fcn", BACKBONE, "--pretrained-base"]
+        error = "error: argument --pre"
+    process = run_launcher_with_system_path(script, *arguments, NGPUS="1", **environment)
+    assert process.returncode == 2
+    assert process.stderr.startswith(error)
     empty = tmp_path / "bin/python"
     empty.parent.mkdir()
     empty.write_text("#!/bin/sh\nexit 1\n")
     empty.chmod(0o755)
-    done = bare(script, *arguments, VIRTUAL_ENV=str(tmp_path))
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: no Python environment with PyTorch: activate one, or make .venv by: bash /")
-    assert Path(done.stderr.split()[-1]) == ROOT / "scripts/setup.sh"
+    process = run_launcher_with_system_path(script, *arguments, VIRTUAL_ENV=str(tmp_path))
+    assert (process.returncode, process.stdout) == (2, "")
+    assert process.stderr.startswith(
+        "error: no Python environment with PyTorch: activate one, or make .venv by: bash /"
+    )
+    assert Path(process.stderr.split()[-1]) == ROOT / "scripts/setup.sh"
 
 
-def test_several_processes_say_one_message_once_and_end_with_its_status(tmp_path):
-    done = bash("train_student.sh", "toy", "fcn", BACKBONE, "--kd", "kd=1", cwd=tmp_path, NGPUS="2")
-    assert (done.returncode, done.stdout) == (2, "")
-    (line,) = done.stderr.splitlines()
+def test_several_ranks_print_an_error_once_and_end_with_its_status(tmp_path):
+    process = run_launcher("train_student.sh", "toy", "fcn", BACKBONE, "--kd", "kd=1", cwd=tmp_path, NGPUS="2")
+    assert (process.returncode, process.stdout) == (2, "")
+    (line,) = process.stderr.splitlines()
     assert line.startswith("error: --kd kd=1 needs --teacher-pretrained FILE")
 
 
 @pytest.mark.slow
-def test_a_stopped_run_of_two_processes_is_saved_and_ends_with_status_3(tmp_path):
+def test_a_stopped_run_of_two_ranks_is_saved_and_ends_with_status_3(tmp_path):
     flags = [*TINY_FLAGS, "--max-iterations", "100000", "--log-iter", "100000", "--save-dir", "run"]
     line = ["bash", ROOT / "scripts/train_student.sh", "toy", "fcn", BACKBONE, *flags, "--kd", "none"]
     path = f"{Path(sys.executable).parent}:{ENVIRONMENT['PATH']}"
@@ -108,21 +118,21 @@ def test_a_stopped_run_of_two_processes_is_saved_and_ends_with_status_3(tmp_path
     assert (tmp_path / "run/last.pth").exists()
 
 
-def test_a_process_that_is_killed_is_named(tmp_path):
+def test_a_killed_rank_is_reported(tmp_path):
     script = tmp_path / "script.py"
     script.write_text("import os, time\nos.environ['RANK'] == '1' and os.kill(os.getpid(), 9)\ntime.sleep(100)\n")
     line = [sys.executable, ROOT / "scripts/torchrun.py", "--standalone", "--nproc-per-node", "2", script]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stderr) == (137, "error: a process was ended by SIGKILL\n")
+    process = subprocess.run(line, capture_output=True, text=True, timeout=60)
+    assert (process.returncode, process.stderr) == (137, "error: a process was ended by SIGKILL\n")
 
 
 SRUN = """#!{python}
 import os, signal, sys
-def hear(number, frame):
-    os.write(1, ("hears " + signal.Signals(number).name + "\\n").encode())  # print() may be at work
+def report_signal(number, frame):
+    os.write(1, ("hears " + signal.Signals(number).name + "\\n").encode())  # a signal may interrupt print()
     os._exit(3)
-signal.signal(signal.SIGUSR1, hear)
-signal.signal(signal.SIGTERM, hear)
+signal.signal(signal.SIGUSR1, report_signal)
+signal.signal(signal.SIGTERM, report_signal)
 print("runs", *sys.argv[1:], os.environ["SRUN_CPUS_PER_TASK"], flush=True)
 while True:
     signal.pause()
@@ -137,16 +147,23 @@ esac
 
 
 @pytest.mark.parametrize("restarts", ["0", "1"])
-def test_a_slurm_job_is_asked_to_save_by_a_signal_that_srun_passes_on(restarts, tmp_path):
-    """srun answers SIGTERM by killing its tasks (_forward_signal of Slurm's launcher). slurmd runs a copy of the file,
-    in the folder that the job was submitted from."""
+def test_a_slurm_job_passes_sigusr1_to_srun_and_is_requeued(restarts, tmp_path):
+    """slurm.sh sends SIGUSR1 to srun, because srun kills its tasks on SIGTERM (_forward_signal of SLURM's launcher).
+
+    As slurmd does, the test runs a copy of slurm.sh in the folder where the job was submitted.
+    """
     for name, text in (("srun", SRUN.format(python=sys.executable)), ("scontrol", SCONTROL.format(root=ROOT))):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
-    given = {"NODELIST": "node[7-8]", "NNODES": "2", "GPUS_ON_NODE": "8", "JOB_ID": "41", "CPUS_PER_TASK": "64"}
-    given["RESTART_COUNT"] = restarts
-    slurm = {f"SLURM_JOB_{key}" if key == "NODELIST" else f"SLURM_{key}": value for key, value in given.items()}
-    environment = {**ENVIRONMENT, "PATH": f"{tmp_path}:{ENVIRONMENT['PATH']}", **slurm}
+    slurm_variables = {
+        "SLURM_JOB_NODELIST": "node[7-8]",
+        "SLURM_NNODES": "2",
+        "SLURM_GPUS_ON_NODE": "8",
+        "SLURM_JOB_ID": "41",
+        "SLURM_CPUS_PER_TASK": "64",
+        "SLURM_RESTART_COUNT": restarts,
+    }
+    environment = {**ENVIRONMENT, "PATH": f"{tmp_path}:{ENVIRONMENT['PATH']}", **slurm_variables}
     copy = shutil.copy(ROOT / "scripts/slurm.sh", tmp_path / "slurm_script")
     line = ["bash", str(copy), "train_teacher.py", "--recipe", "voc", "--overwrite"]
     with subprocess.Popen(line, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as job:
@@ -154,7 +171,7 @@ def test_a_slurm_job_is_asked_to_save_by_a_signal_that_srun_passes_on(restarts, 
         job.send_signal(signal.SIGUSR1)
         out, _ = job.communicate(timeout=60)
     assert started.startswith(f"runs python {ROOT}/scripts/torchrun.py --nnodes 2 --nproc-per-node 8 ")
-    flags = "--recipe voc --overwrite" if restarts == "0" else "--recipe voc"  # it is not to begin anew each time
+    flags = "--recipe voc --overwrite" if restarts == "0" else "--recipe voc"  # a restarted job must continue its run
     assert started.endswith(
         f"--rdzv-id 41 --rdzv-endpoint node7:20041 {ROOT}/train_teacher.py {flags} --resume auto 64\n"
     )

@@ -1,4 +1,4 @@
-"""The import rules of the code base, walked on the syntax trees."""
+"""The import rules of the code base, checked on the syntax trees."""
 
 import ast
 from pathlib import Path
@@ -6,31 +6,34 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-MIDDLE = ("datasets", "models", "losses")  # they meet as tensors and never import each other
+MIDDLE = ("datasets", "models", "losses")  # they exchange tensors and never import each other
 ENTRY = ("train_teacher", "train_student", "eval")
-MAY_IMPORT = {  # besides itself
+MAY_IMPORT = {  # package or script -> the packages that it may import besides itself
     "utils": set(),
     **{package: {"utils"} for package in MIDDLE},
     "engine": {"utils", *MIDDLE},
     **{script: {"utils", *MIDDLE, "engine"} for script in ENTRY},
 }
 SCRIPTS = sorted((ROOT / "scripts").rglob("*.py"))
-RECIPE_READER = ROOT / "engine/recipes.py"  # it alone knows where the recipes lie
-# folders that the packages do not know of
+RECIPE_READER = ROOT / "engine/recipes.py"  # the only file that may name the folder of the recipes
+# folders that no package may name
 ABOVE = {"scripts", "recipes", "tests", "results", "figures"}
 
 
-def files_of(floor: str) -> list[Path]:
+def list_files(floor: str) -> list[Path]:
     """Return the files of a package, or an entry script."""
     script = ROOT / f"{floor}.py"
     return [script] if script.exists() else sorted((ROOT / floor).rglob("*.py"))
 
 
-FILES = [path for floor in MAY_IMPORT for path in files_of(floor)]
+FILES = [path for floor in MAY_IMPORT for path in list_files(floor)]
 
 
-def imports(path: Path) -> set[str]:
-    """Return the modules, and what may be modules among the names that are imported from packages."""
+def list_imports(path: Path) -> set[str]:
+    """Return all names that a file imports as modules.
+
+    ``from a import b`` counts as ``a`` and as ``a.b``, because ``b`` may be a module.
+    """
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -41,19 +44,24 @@ def imports(path: Path) -> set[str]:
     return found
 
 
-def folders_named(path: Path) -> set[str]:
-    """Return the constant parts of paths that are put together by ``/``."""
+def list_named_folders(path: Path) -> set[str]:
+    """Return the constant names on the right of a ``/`` in paths."""
     parts = [n.right for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.BinOp)]
     texts = [part.value for part in parts if isinstance(part, ast.Constant) and isinstance(part.value, str)]
     return {name for text in texts for name in text.split("/")}
 
 
+def name_module(path: Path) -> str:
+    """Return the name under which a file is imported."""
+    return str(path.relative_to(ROOT).with_suffix("")).replace("/", ".")
+
+
 @pytest.mark.parametrize("floor", MAY_IMPORT)
-def test_imports_and_paths_point_down(floor):
+def test_imports_and_paths_point_to_lower_floors(floor):
     floors = {*MAY_IMPORT, "scripts", "tests"}
     above = ABOVE | ({*MIDDLE, "engine", "checkpoints"} if floor == "utils" else set())
-    for path in files_of(floor):
-        names = imports(path)
+    for path in list_files(floor):
+        names = list_imports(path)
         roots = {name.partition(".")[0] for name in names}
         assert roots & floors <= MAY_IMPORT[floor] | {floor}, f"{path} imports {roots & floors}"
         if floor != "models":
@@ -61,20 +69,25 @@ def test_imports_and_paths_point_down(floor):
         if floor not in ("utils", "engine"):
             assert not any(name.startswith("torch.distributed") for name in names), f"{path} imports torch.distributed"
         if floor not in ENTRY and path != RECIPE_READER:
-            assert not folders_named(path) & above, f"{path} names a folder of a higher floor"
+            assert not list_named_folders(path) & above, f"{path} names a folder of a higher floor"
 
 
 def test_mmcv_is_used_without_its_compiled_operators():
-    assert not any(name.startswith("mmcv.ops") for path in FILES for name in imports(path))
+    assert not any(name.startswith("mmcv.ops") for path in FILES for name in list_imports(path))
 
 
-def test_no_module_imports_itself_by_a_detour():
-    named = {str(p.relative_to(ROOT).with_suffix("")).replace("/", ".").removesuffix(".__init__"): p for p in FILES}
-    named |= {str(p.relative_to(ROOT).with_suffix("")).replace("/", "."): p for p in SCRIPTS}
-    left = {name: (imports(path) & named.keys()) - {name} for name, path in named.items()}
-    # a package's own modules run before the rest of its __init__: what it imports of itself is no circle
-    left = {name: {n for n in needs if not n.startswith(f"{name}.")} for name, needs in left.items()}
-    while free := [name for name, needs in left.items() if not needs & left.keys()]:
-        for name in free:
-            del left[name]
-    assert not left
+def test_imports_have_no_cycle():
+    modules = {name_module(path).removesuffix(".__init__"): path for path in FILES}
+    modules |= {name_module(path): path for path in SCRIPTS}
+    imports_left = {}
+    for module, path in modules.items():
+        imports_left[module] = {
+            name
+            for name in list_imports(path) & modules.keys()
+            # a package may import its own modules in its __init__: that is no cycle
+            if name != module and not name.startswith(f"{module}.")
+        }
+    while without_imports := [module for module, names in imports_left.items() if not names & imports_left.keys()]:
+        for module in without_imports:
+            del imports_left[module]
+    assert not imports_left

@@ -1,4 +1,4 @@
-"""Loader workers that do not begin, hang, or cannot send what they have read."""
+"""Loader workers that never start, hang, or cannot send their batches."""
 
 import errno
 import faulthandler
@@ -16,11 +16,11 @@ from engine.loader import load_eval_batches
 from engine.runtime import Runtime
 from utils.errors import UserError
 
-FORKS = {"hang": 0}  # how many of the next forked processes never begin
+FORKS = {"hang": 0}  # how many of the next forked processes hang at their start
 
 
-def hang():
-    """Do what a worker does whose inherited lock is never released."""
+def hang_after_fork():
+    """Hang for ever, like a worker that waits for an inherited lock which nobody releases."""
     if FORKS["hang"]:
         signal.pthread_sigmask(signal.SIG_BLOCK, loader.STOP_SIGNALS)
         while True:
@@ -28,21 +28,23 @@ def hang():
 
 
 def count_fork():
+    """Count in the parent that one process was forked."""
     FORKS["hang"] = max(0, FORKS["hang"] - 1)
 
 
-os.register_at_fork(after_in_child=hang, after_in_parent=count_fork)
+os.register_at_fork(after_in_child=hang_after_fork, after_in_parent=count_fork)
 
 
 @pytest.fixture(autouse=True)
-def no_process_is_left():
+def check_that_no_process_is_left():
+    """Check that a test leaves no child process behind."""
     before = {child.pid for child in multiprocessing.active_children()}
     yield
     assert {child.pid for child in multiprocessing.active_children()} <= before
 
 
 @pytest.fixture(autouse=True)
-def no_test_waits_for_ever():
+def limit_the_time_of_a_test():
     """End this process after two minutes, with a traceback of every thread."""
     faulthandler.dump_traceback_later(120, exit=True)
     yield
@@ -50,6 +52,8 @@ def no_test_waits_for_ever():
 
 
 class Numbers(torch.utils.data.Dataset):
+    """Five samples that hold their own index. Reading one of the ``hanging`` indices takes ten minutes."""
+
     def __init__(self, hanging=()):
         self.hanging = hanging
 
@@ -63,18 +67,19 @@ class Numbers(torch.utils.data.Dataset):
 
 
 def read_numbers(dataset=None, workers=2):
+    """Read all samples and return their indices."""
     return [int(indices) for _, _, indices in load_eval_batches(dataset or Numbers(), workers, Runtime())]
 
 
 @pytest.mark.parametrize("hanging", [1, 2])
-def test_workers_that_never_begin_are_started_again(monkeypatch, capsys, hanging):
+def test_workers_that_do_not_start_are_started_again(monkeypatch, capsys, hanging):
     monkeypatch.setattr(loader, "START_SECONDS", 5)
     monkeypatch.setitem(FORKS, "hang", hanging)
     assert read_numbers() == [0, 1, 2, 3, 4]
     assert "the 2 loader workers did not begin within 5 s: they are started again" in capsys.readouterr().err
 
 
-def test_an_interrupt_ends_workers_that_have_not_begun(monkeypatch):
+def test_an_interrupt_ends_workers_that_have_not_started(monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
@@ -84,7 +89,7 @@ def test_an_interrupt_ends_workers_that_have_not_begun(monkeypatch):
         read_numbers()
 
 
-def test_no_workers_need_nothing(monkeypatch):
+def test_zero_workers_need_no_semaphore(monkeypatch):
     def refuse(*_, **__):
         raise OSError(38, "Function not implemented")
 
@@ -92,7 +97,7 @@ def test_no_workers_need_nothing(monkeypatch):
     assert read_numbers(workers=0) == [0, 1, 2, 3, 4]
 
 
-def test_workers_that_never_begin_at_all_have_a_message(monkeypatch):
+def test_workers_that_never_start_have_a_message(monkeypatch):
     monkeypatch.setattr(loader, "START_SECONDS", 0.5)
     monkeypatch.setitem(FORKS, "hang", 100)
     with pytest.raises(UserError, match=r"the 2 loader workers did not begin within 0.5 s, 3 times"):
@@ -100,23 +105,23 @@ def test_workers_that_never_begin_at_all_have_a_message(monkeypatch):
 
 
 def test_a_worker_that_hangs_ends_with_the_loader(monkeypatch):
-    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.2)  # in place of 5 s
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.2)  # the default is 5 s
     batches = load_eval_batches(Numbers(hanging=[1]), 2, Runtime())
     next(batches)
     batches.close()
 
 
-def test_a_worker_that_was_killed_with_a_lock_in_its_hands_does_not_block_the_end():
+def test_a_worker_killed_while_holding_a_lock_does_not_block_the_end():
     batches = load_eval_batches(Numbers(), 2, Runtime())
     next(batches)
     iterator = batches.gi_frame.f_locals["iterator"]
-    iterator._workers_done_event._cond.acquire()  # as a worker that died in it would leave it
+    iterator._workers_done_event._cond.acquire()  # a worker that dies while it holds this lock never releases it
     os.kill(iterator._workers[0].pid, signal.SIGKILL)
     iterator._workers[0].join()
     batches.close()
 
 
-def test_a_temporary_folder_that_takes_no_sockets_has_a_message(monkeypatch, tmp_path):
+def test_a_temporary_folder_with_too_long_a_path_has_a_message(monkeypatch, tmp_path):
     folder = tmp_path / ("long" * 30)
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
@@ -126,7 +131,7 @@ def test_a_temporary_folder_that_takes_no_sockets_has_a_message(monkeypatch, tmp
     assert read_numbers(workers=0) == [0, 1, 2, 3, 4]
 
 
-def test_no_temporary_folder_has_the_same_message(monkeypatch):
+def test_a_missing_temporary_folder_has_the_same_message(monkeypatch):
     def find_none():
         raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
 

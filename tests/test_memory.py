@@ -1,4 +1,4 @@
-"""What cannot fit in memory is refused before it is made."""
+"""A memory queue that cannot fit is refused before it is allocated."""
 
 import pytest
 import torch
@@ -18,13 +18,13 @@ def test_free_memory_is_a_plausible_number():
 
 
 @pytest.mark.parametrize("name", ["cirkd_pixel=1:size=2e12", "cirkd_region=1:size=2e12", "cirkd2=1:region_size=2e12"])
-def test_a_queue_that_cannot_fit_is_refused_before_it_is_made(name):
+def test_a_queue_that_cannot_fit_is_refused_before_it_is_allocated(name):
     message = r"a queue of 5 x 2000000000000 vectors of 16 values \(\d+\.\d GiB\) and .* takes \d+\.\d GiB, cpu has"
     with pytest.raises(UserError, match=message):
         build_kd(name, 6, 16, 5)
 
 
-def test_every_process_of_a_host_counts(monkeypatch):
+def test_every_rank_of_a_host_needs_its_own_queue(monkeypatch):
     monkeypatch.setattr(memory, "get_free_memory", lambda device: 4 * 5 * 100 * 16 * 4)
     CIRKDPixel(6, 16, 5, size=100)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
@@ -45,7 +45,7 @@ def test_a_queue_that_just_fits_is_refused_because_training_needs_memory_too(mon
         build_kd("cirkd2=1:memory_region=0:pixel_size=100", 6, 16, 5)
 
 
-def test_moving_to_a_device_asks_it(monkeypatch):
+def test_moving_a_loss_checks_the_memory_of_the_new_device(monkeypatch):
     loss = build_kd("cirkd_pixel=1:size=100", 6, 16, 5)
     free = {"cpu": None, "meta": 100}
     monkeypatch.setattr(memory, "get_free_memory", lambda device: free[device.type])
@@ -54,7 +54,7 @@ def test_moving_to_a_device_asks_it(monkeypatch):
     loss.double()
 
 
-def test_the_limit_of_a_container_counts(tmp_path, monkeypatch):
+def test_the_memory_limit_of_a_container_is_respected(tmp_path, monkeypatch):
     monkeypatch.setattr(memory, "CGROUP", tmp_path)
     unlimited = memory.get_free_memory(CPU)
     (tmp_path / "memory.max").write_text("max\n")

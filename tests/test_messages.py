@@ -1,4 +1,4 @@
-"""Messages for users that no other test triggers: what was wrong, where, and no traceback."""
+"""Error messages that no other test triggers. Each says in one line what is wrong and where."""
 
 import shutil
 from dataclasses import replace
@@ -38,93 +38,177 @@ from utils.jpeg import decode_jpeg
 from utils.options import parse_flags
 from utils.pictures import read_size
 
-KEPT = archives.Archive("a.tar", "", r"(JPEGImages/.+)")
+ARCHIVE = archives.Archive("a.tar", "", r"(JPEGImages/.+)")
 
 
-def garbage(folder: Path, name: str = "x.png", content: bytes = b"garbage") -> Path:
+def write_garbage(folder: Path, name: str = "x.png", content: bytes = b"garbage") -> Path:
+    """Write a file that its reader cannot use. Return its path."""
     (folder / name).write_bytes(content)
     return folder / name
 
 
-def robustness(folder: Path) -> None:
-    garbage(folder, "robustness.json", b"[]")
+def draw_bad_robustness(folder: Path) -> None:
+    """Draw the figure of a results file that holds an empty list."""
+    write_garbage(folder, "robustness.json", b"[]")
     report.draw_robustness_of_teachers({"a": [SimpleNamespace(folder=folder, name="a")]}, folder)
 
 
-def way(loss):
-    """A way of training whose loss is always the same."""
+def make_way(loss):
+    """Make a way of training whose loss is always ``loss``."""
     return steps.Way(lambda _: torch.tensor(loss), torch.nn.Identity())
 
 
-def unwritable(folder: Path) -> Path:
-    """A place below a file."""
-    return garbage(folder, "file") / "below"
+def make_unwritable_path(folder: Path) -> Path:
+    """Return a path below a file, where nothing can be written."""
+    return write_garbage(folder, "file") / "below"
 
 
-def archive(folder: Path) -> Path:
-    garbage(folder, "a.jpg")
+def make_archive(folder: Path) -> Path:
+    """Make a zip file with one JPEG file that cannot be read."""
+    write_garbage(folder, "a.jpg")
     (folder / "zip/JPEGImages").mkdir(parents=True)
-    garbage(folder / "zip/JPEGImages", "a.jpg")
+    write_garbage(folder / "zip/JPEGImages", "a.jpg")
     return Path(shutil.make_archive(str(folder / "a"), "zip", folder / "zip"))
 
 
-def card(folder: Path, text: str = "[1]") -> None:
+def load_card(folder: Path, text: str = "[1]") -> None:
+    """Load a safetensors file with this card."""
     save_file({"a": torch.zeros(1)}, folder / "a.safetensors", {"card": text})
     from_checkpoint(folder / "a.safetensors")
 
 
+def list_pairs_without_split(folder: Path) -> None:
+    """List the pairs of a Cityscapes folder that lacks the split."""
+    (folder / "leftImg8bit").mkdir()
+    cityscapes.list_pairs(folder, "val")
+
+
+def verify_other_weights(folder: Path) -> None:
+    """Verify a weight file that is not the published one."""
+    write_garbage(folder, "a.pth")
+    download_checkpoints.verify([ENTRY], folder)
+
+
+def read_prediction_of_other_size(folder: Path) -> None:
+    """Read a prediction whose height and width are swapped."""
+    Image.new("L", (2, 1)).save(folder / "x.png")
+    gained_lost._read_prediction(folder / "x.png", (2, 1))
+
+
+def shrink_matlab_label(folder: Path) -> None:
+    """Shrink a label whose file is to be a MATLAB file."""
+    label = torch.zeros(2, 2).long().numpy()
+    shrink_dataset.shrink(label, 2, Image.Resampling.NEAREST, folder / "a.mat")
+
+
+def read_repeated_entry(folder: Path) -> None:
+    """Read a manifest that has the same entry twice."""
+    manifest = yaml.safe_dump([ENTRY._asdict()] * 2)
+    read_manifest(write_garbage(folder, "m.yaml", manifest.encode()))
+
+
+def compare_steps_of_unequal_loss(folder: Path) -> None:
+    """Compare the speed of two ways of training whose losses differ."""
+    settings = SimpleNamespace(amp="none")
+    runtime = SimpleNamespace(device=torch.device("cpu"), compile=False)
+    steps.compare_steps("x", 2, make_way(1.0), make_way(3.0), make_way(2.0).loss, settings, runtime)
+
+
+def read_empty_split(folder: Path) -> None:
+    """Read a split of a data set without images."""
+    spec = replace(DATASETS["toy"], pairs=lambda *_: [])
+    SegmentationDataset(spec, folder, "val")
+
+
 ENTRY = Entry("a", "http://x/a.pth", "fcn", "resnet18", "voc", None, "", "sha256:0")
+# case -> a function of a folder that raises the error, and a pattern of its message
 MESSAGES = {
-    "no images": (lambda t: SegmentationDataset(replace(DATASETS["toy"], pairs=lambda *_: []), t, "val"), "no images"),
-    "header": (lambda t: read_size(garbage(t)), r"x\.png cannot be read"),
-    "split": (lambda t: ((t / "leftImg8bit").mkdir(), cityscapes.list_pairs(t, "val")), "no folder leftImg8bit/val"),
-    "no list": (lambda t: read_list(t / "x.txt"), r"list file not found: .*x\.txt"),
-    "list is a folder": (lambda t: read_list(t), "cannot be read: Is a directory"),
-    "list is no text": (lambda t: read_list(garbage(t, "x.txt", b"\xff\xfe\x00")), r"x\.txt is no text file"),
-    "jpeg": (lambda t: decode_jpeg(t / "x.jpg", b"", True), r"x\.jpg cannot be read"),
-    "no matlab file": (lambda t: read_mat_field(t / "x.mat", "S"), r"file not found: .*x\.mat"),
-    "matlab file": (lambda t: read_mat_field(garbage(t, "x.mat"), "S"), r"x\.mat cannot be read as a MATLAB file with"),
-    "strides": (lambda t: ContextPath(SimpleNamespace(strides=(4, 8, 16))), "at strides 8, 16 and 32.*4, 8, 16"),
-    "card": (card, "its card is no JSON object"),
-    "deep card": (lambda t: card(t, "[" * 100_000), "is damaged or no safetensors file: maximum recursion"),
-    "no data set": (lambda t: check_data.main([]), "--dataset NAME is missing"),
-    "no folder": (lambda t: describe_folder.main(["--data", "none"]), "--data none: no such folder"),
-    "colours": (lambda t: label_hints.count_colors(garbage(t)), r"x\.png cannot be read"),
-    "no pictures": (lambda t: folder_layout.find_matches(t), "there are none"),
-    "no archive": (lambda t: archives.extract(t, t / "root", KEPT), "cannot be unpacked: .*Is a directory"),
-    "nothing in it": (lambda t: archives.extract(archive(t), t, KEPT._replace(pattern="x")),
-                      "holds no file named like x"),
-    "published": (lambda t: (garbage(t, "a.pth"), download_checkpoints.verify([ENTRY], t)), "1 files in .* are not"),
-    "export what": (lambda t: export_safetensors.main([]), "--pretrained FILE is missing"),
-    "prediction": (lambda t: gained_lost._read_prediction(garbage(t), (1, 1)), r"prediction .*x\.png cannot be read"),
-    "its size": (lambda t: (Image.new("L", (2, 1)).save(t / "x.png"),
-                            gained_lost._read_prediction(t / "x.png", (2, 1))),
-                 r"has shape \(1, 2\), its label \(2, 1\)"),
-    "robustness": (robustness, r"robustness\.json is not what teacher_robustness\.py writes"),
-    "no settings": (lambda t: runs.read_run(garbage(t, "config.yaml", b"3").parent, "a"), "holds no settings"),
-    "picture": (lambda t: save_text("", unwritable(t) / "a"), "cannot write .*below/a: Not a directory"),
-    "matlab label": (lambda t: shrink_dataset.shrink(torch.zeros(2, 2).long().numpy(), 2, Image.Resampling.NEAREST,
-                     t / "a.mat"), r"a\.mat would be no picture: scripts/data/prepare\.py makes PNG"),
-    "kind of picture": (lambda t: style.save_figure(style.plt.figure(), t / "a.xyz"), "'xyz' .choices: .*png"),
-    "no runs": (lambda t: experiment_figure.main(["toy", "--records", str(t)]), "holds no scored runs of toy"),
-    "network": (lambda t: models_table.main(["--only", "x"]), "--only x: no such network"),
-    "no lines": (
-        lambda t: get_dataset_spec("folder", str(garbage(t, "dataset.yaml", b"3").parent)),
+    "no images": (read_empty_split, "no images"),
+    "picture header": (lambda folder: read_size(write_garbage(folder)), r"x\.png cannot be read"),
+    "no split folder": (list_pairs_without_split, "no folder leftImg8bit/val"),
+    "no list": (lambda folder: read_list(folder / "x.txt"), r"list file not found: .*x\.txt"),
+    "list is a folder": (lambda folder: read_list(folder), "cannot be read: Is a directory"),
+    "list is no text": (
+        lambda folder: read_list(write_garbage(folder, "x.txt", b"\xff\xfe\x00")),
+        r"x\.txt is no text file",
+    ),
+    "damaged jpeg": (lambda folder: decode_jpeg(folder / "x.jpg", b"", True), r"x\.jpg cannot be read"),
+    "no matlab file": (lambda folder: read_mat_field(folder / "x.mat", "S"), r"file not found: .*x\.mat"),
+    "damaged matlab file": (
+        lambda folder: read_mat_field(write_garbage(folder, "x.mat"), "S"),
+        r"x\.mat cannot be read as a MATLAB file with",
+    ),
+    "strides": (lambda folder: ContextPath(SimpleNamespace(strides=(4, 8, 16))), "at strides 8, 16 and 32.*4, 8, 16"),
+    "card is a list": (load_card, "its card is no JSON object"),
+    "deep card": (
+        lambda folder: load_card(folder, "[" * 100_000),
+        "is damaged or no safetensors file: maximum recursion",
+    ),
+    "no data set": (lambda folder: check_data.main([]), "--dataset NAME is missing"),
+    "no folder": (lambda folder: describe_folder.main(["--data", "none"]), "--data none: no such folder"),
+    "colours of a damaged picture": (
+        lambda folder: label_hints.count_colors(write_garbage(folder)),
+        r"x\.png cannot be read",
+    ),
+    "no pictures": (lambda folder: folder_layout.find_matches(folder), "there are none"),
+    "no archive": (
+        lambda folder: archives.extract(folder, folder / "root", ARCHIVE),
+        "cannot be unpacked: .*Is a directory",
+    ),
+    "archive without such files": (
+        lambda folder: archives.extract(make_archive(folder), folder, ARCHIVE._replace(pattern="x")),
+        "holds no file named like x",
+    ),
+    "other weights than published": (verify_other_weights, "1 files in .* are not"),
+    "no file to export": (lambda folder: export_safetensors.main([]), "--pretrained FILE is missing"),
+    "damaged prediction": (
+        lambda folder: gained_lost._read_prediction(write_garbage(folder), (1, 1)),
+        r"prediction .*x\.png cannot be read",
+    ),
+    "prediction size": (read_prediction_of_other_size, r"has shape \(1, 2\), its label \(2, 1\)"),
+    "robustness": (draw_bad_robustness, r"robustness\.json is not what teacher_robustness\.py writes"),
+    "no settings": (
+        lambda folder: runs.read_run(write_garbage(folder, "config.yaml", b"3").parent, "a"),
+        "holds no settings",
+    ),
+    "text below a file": (
+        lambda folder: save_text("", make_unwritable_path(folder) / "a"),
+        "cannot write .*below/a: Not a directory",
+    ),
+    "matlab label": (shrink_matlab_label, r"a\.mat would be no picture: scripts/data/prepare\.py makes PNG"),
+    "kind of picture": (
+        lambda folder: style.save_figure(style.plt.figure(), folder / "a.xyz"),
+        "'xyz' .choices: .*png",
+    ),
+    "no runs": (
+        lambda folder: experiment_figure.main(["toy", "--records", str(folder)]),
+        "holds no scored runs of toy",
+    ),
+    "unknown network": (lambda folder: models_table.main(["--only", "x"]), "--only x: no such network"),
+    "settings without lines": (
+        lambda folder: get_dataset_spec("folder", str(write_garbage(folder, "dataset.yaml", b"3").parent)),
         "'key: value' lines",
     ),
-    "too large": (lambda t: parse_flags(TrainConfig, "", ["--label-smoothing", "2"]), r"2\.0 is too large: at most 1"),
-    "no probability": (lambda t: parse_flags(TrainConfig, "", ["--dropout", "1.5"]), r"--dropout: 1\.5 is too large"),
-    "entry twice": (lambda t: read_manifest(garbage(t, "m.yaml", yaml.safe_dump([ENTRY._asdict()] * 2).encode())),
-                    r"m\.yaml: the name 'a' is there twice"),
-    "losses": (lambda t: steps.compare_steps("x", 2, way(1.0), way(3.0), way(2.0).loss, SimpleNamespace(amp="none"),
-               SimpleNamespace(device=torch.device("cpu"), compile=False)), r"x: our loss is 1\.0, the plain one 2\.0"),
-    "result": (lambda t: results_table.read_score_file(garbage(t, "e.json"), ()), r"e\.json is no result of eval\.py"),
-}  # fmt: skip
+    "too large": (
+        lambda folder: parse_flags(TrainConfig, "", ["--label-smoothing", "2"]),
+        r"2\.0 is too large: at most 1",
+    ),
+    "probability above 1": (
+        lambda folder: parse_flags(TrainConfig, "", ["--dropout", "1.5"]),
+        r"--dropout: 1\.5 is too large",
+    ),
+    "entry twice": (read_repeated_entry, r"m\.yaml: the name 'a' is there twice"),
+    "unequal losses": (compare_steps_of_unequal_loss, r"x: our loss is 1\.0, the plain one 2\.0"),
+    "no result file": (
+        lambda folder: results_table.read_score_file(write_garbage(folder, "e.json"), ()),
+        r"e\.json is no result of eval\.py",
+    ),
+}
 
 
-@pytest.mark.parametrize("what", MESSAGES)
-def test_a_message(what, tmp_path):
-    call, message = MESSAGES[what]
+@pytest.mark.parametrize("case", MESSAGES)
+def test_the_message_is_one_line_and_says_what_is_wrong(case, tmp_path):
+    call, message = MESSAGES[case]
     with pytest.raises(UserError, match=message) as caught:
         call(tmp_path)
     assert "\n" not in str(caught.value)
@@ -132,6 +216,7 @@ def test_a_message(what, tmp_path):
 
 @pytest.fixture(scope="module")
 def student(tmp_path_factory):
+    """Write the checkpoint of a student and return its path."""
     return write_checkpoint(tmp_path_factory.mktemp("messages") / "last.pth")
 
 
@@ -144,12 +229,12 @@ def student(tmp_path_factory):
         (["--submission"], "--submission needs --save-pred DIR"),
     ],
 )
-def test_an_evaluation_that_makes_no_sense(student, flags, message):
+def test_evaluation_flags_that_do_not_fit_the_checkpoint_are_refused(student, flags, message):
     with pytest.raises(UserError, match=message):
         evaluation.main(["--pretrained", student, "--device", "cpu", *flags])
 
 
-def test_an_export_that_fails(student, tmp_path, monkeypatch):
+def test_a_failed_export_has_a_message(student, tmp_path, monkeypatch):
     pytest.importorskip("onnxruntime")
 
     def fail(*_):
@@ -160,10 +245,10 @@ def test_an_export_that_fails(student, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=rf"fcn on {BACKBONE} cannot be written as ONNX: an operator$"):
         export_onnx.main(flags)
     with pytest.raises(UserError, match="onnxruntime fails on the file"):
-        export_onnx.compare_with_network(garbage(tmp_path), torch.nn.Identity(), {})
+        export_onnx.compare_with_network(write_garbage(tmp_path), torch.nn.Identity(), {})
 
 
-def test_a_download_of_weights_that_fails(monkeypatch):
+def test_a_failed_download_of_weights_has_a_message(monkeypatch):
     def fail(*_, **__):
         raise OSError("no network")
 
@@ -178,7 +263,7 @@ def test_an_old_torch_reads_no_pickles(student, monkeypatch):
         from_checkpoint(student)
 
 
-def test_gpus_that_are_not_there(monkeypatch):
+def test_missing_gpus_have_a_message(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="torch finds no CUDA GPU"):
         _choose_device("cuda", False)
@@ -191,26 +276,26 @@ def test_gpus_that_are_not_there(monkeypatch):
 
 
 @pytest.mark.parametrize(("gpus", "index"), [(1, 0), (4, 2)])
-def test_srun_without_torchrun_gives_each_process_its_gpu(monkeypatch, gpus, index):
-    """SLURM numbers the processes of a host. It shows each all GPUs, or with --gpus-per-task 1 its own one."""
+def test_srun_without_torchrun_gives_each_rank_its_gpu(monkeypatch, gpus, index):
+    """SLURM numbers the ranks of a host. A rank sees all GPUs, or only its own with --gpus-per-task 1."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     for name, value in {"RANK": "2", "WORLD_SIZE": "4", "SLURM_LOCALID": "2"}.items():
         monkeypatch.setenv(name, value)
     assert _choose_device("cuda", False).index == index
-    monkeypatch.delenv("RANK")  # one process that salloc or sbatch started
+    monkeypatch.delenv("RANK")  # a single process that salloc or sbatch started
     assert _choose_device("cuda", False).index == 0
 
 
-def test_a_preparation_without_its_folders(tmp_path):
+def test_a_preparation_without_its_folders_is_refused(tmp_path):
     with pytest.raises(UserError, match="--data ROOT is missing: the folder to make"):
         prepare.main(["camvid"])
     with pytest.raises(UserError, match="--archives none: no such file or folder"):
         prepare.main(["camvid", "--data", str(tmp_path), "--archives", "none"])
 
 
-def test_half_precision_that_does_not_hold_a_weight(student, tmp_path):
+def test_a_weight_too_large_for_half_precision_is_refused(student, tmp_path):
     large = {**checkpoint.read(student)}
     large["model"] = {**large["model"], "main.classifier.bias": torch.full((7,), 1e6)}
     checkpoint.save(large, tmp_path / "large.pth")
@@ -219,7 +304,7 @@ def test_half_precision_that_does_not_hold_a_weight(student, tmp_path):
         export_safetensors.main(flags)
 
 
-def test_an_export_takes_no_place_of_its_source(student, tmp_path, monkeypatch):
+def test_an_export_never_overwrites_its_source(student, tmp_path, monkeypatch):
     file = str(tmp_path / "a.safetensors")
     export_safetensors.main(["--pretrained", student, "--export", file])
     with pytest.raises(
@@ -247,7 +332,7 @@ def test_tied_weights_are_exported(tmp_path):
     assert torch.equal(content["decoder.weight"], weight)
 
 
-def test_other_folders_than_the_source(tmp_path, monkeypatch):
+def test_images_outside_the_source_folder_are_refused(tmp_path, monkeypatch):
     pair = (tmp_path / "a.png", None)
     monkeypatch.setattr(shrink_dataset, "list_all_pairs", lambda *_: [pair])
     (tmp_path / "source").mkdir()
@@ -256,8 +341,8 @@ def test_other_folders_than_the_source(tmp_path, monkeypatch):
         shrink_dataset.main(flags)
 
 
-def test_too_few_descriptors_are_no_problem_of_the_data(tmp_path, monkeypatch):
-    """A split that cannot be read is a problem of the data; a machine that allows too few open files is none."""
+def test_too_few_open_files_are_not_reported_as_a_problem_of_the_data(tmp_path, monkeypatch):
+    """An unreadable split counts as a problem of the data. Too low a limit on open files must end the check instead."""
     picture(tmp_path / "images/a.png")
     Image.fromarray(draw(range(2), 0)).save(tmp_path / "a.png")
     (tmp_path / "dataset.yaml").write_text("names: [a, b]\nsplits:\n  train: {images: images, labels: .}\n")

@@ -22,8 +22,8 @@ FIVE = {
     "stdc": "stdc1",
     "ocrnet": "hrnet_w18_small_v2",
 }
-STRIDE = {"ocrnet": 4}  # of the logits; elsewhere 8
-# parameters, auxiliary branches included, of the released networks
+STRIDE = {"ocrnet": 4}  # output stride of the logits; 8 for the other architectures
+# numbers of parameters of the released networks, with their auxiliary branches
 COUNTS = {
     ("deeplabv3", "resnet18_v1s", 21, 4): 13_608_938,
     ("deeplabv3", "resnet50_v1s", 21, 4): 42_128_426,
@@ -65,7 +65,7 @@ def test_dropout_of_the_releases(arch, dropout):
 
 @pytest.mark.parametrize("size", [(64, 96), (51, 33)])
 @pytest.mark.parametrize("arch", FIVE)
-def test_any_input_size_and_one_gradient_to_every_weight(arch, size):
+def test_any_input_size_works_and_every_weight_gets_a_gradient(arch, size):
     model = build_model(arch, FIVE[arch], K, in_channels=4)
     output = model(torch.randn(2, 4, *size))
     stride = STRIDE.get(arch, 8)
@@ -73,8 +73,8 @@ def test_any_input_size_and_one_gradient_to_every_weight(arch, size):
     assert output.feat.shape[1] == model.main.head.out_channels
     assert len(output.aux) == len(model.aux) == len(model.supervision) - 1
     sum(x.square().mean() for x in (output.logits, *output.aux)).backward()
-    without = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
-    assert not without
+    without_gradient = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert not without_gradient
 
 
 @pytest.mark.parametrize("arch", FIVE)
@@ -86,8 +86,8 @@ def test_leaving_out_auxiliary_maps_does_not_change_the_logits(arch):
 
 
 @pytest.mark.parametrize("arch", FIVE)
-def test_learns_as_teacher_and_as_student(arch):
-    """Ten iterations of each on the built-in data at an odd crop: the loss falls and every weight stays finite."""
+def test_every_architecture_learns_as_teacher_and_as_student(arch):
+    """Train each for ten iterations on crops of odd size. The loss falls and every weight stays finite."""
     convention = CONVENTIONS["imagenet"]
     spec, train, _ = build_train_and_val("toy", crop_size=(33, 41), pad_color=convention.pad_color)
     classes = len(spec.names)
@@ -97,9 +97,9 @@ def test_learns_as_teacher_and_as_student(arch):
     student = build_model(arch, FIVE[arch], classes)
     width = student.main.head.out_channels
     kd = build_kd("cwd=1", width, width, classes)
-    first = TeacherStep(teacher, noise, TaskLoss(teacher.supervision), kd, single_path=True)
-    second = StudentStep(student, TaskLoss(student.supervision), teacher, noise, kd)
-    for step, model in ((first, teacher), (second, student)):
+    teacher_step = TeacherStep(teacher, noise, TaskLoss(teacher.supervision), kd, single_path=True)
+    student_step = StudentStep(student, TaskLoss(student.supervision), teacher, noise, kd)
+    for step, model in ((teacher_step, teacher), (student_step, student)):
         model.requires_grad_(True)
         step.train()
         learnable = [p for name, p in model.named_parameters() if not name.endswith("fusion")]
@@ -117,7 +117,8 @@ def test_learns_as_teacher_and_as_student(arch):
         assert all(torch.isfinite(value).all() for value in model.state_dict().values())
 
 
-# the first three dilate the encoder, which an HRNet does not do; the last pads to 8, where an HRNet needs 32
+# The first three dilate the encoder, which an HRNet does not support.
+# The last one pads its input to multiples of 8, but an HRNet needs multiples of 32.
 NOT_ON_HRNET = ("smp_deeplabv3", "smp_deeplabv3plus", "smp_pan", "smp_pspnet")
 
 
@@ -128,8 +129,8 @@ def test_decoders_that_an_hrnet_does_not_fit_are_refused():
 
 
 @pytest.mark.parametrize("arch", [arch for arch in ARCHITECTURES if arch not in NOT_ON_HRNET])
-def test_no_weight_of_an_hrnet_waits_for_a_gradient(arch):
-    """DistributedDataParallel waits for those that do not come."""
+def test_every_weight_of_an_hrnet_gets_a_gradient(arch):
+    """DistributedDataParallel would wait for a gradient that never comes."""
     with torch.device("meta"):
         model = build_model(arch, "hrnet_w18_small", K)
         output = model(torch.zeros(2, 3, 64, 64))
@@ -138,7 +139,7 @@ def test_no_weight_of_an_hrnet_waits_for_a_gradient(arch):
 
 
 def test_every_pair_distils_with_every_loss_on_logits():
-    """Teacher and student of different strides, widths and feature sizes."""
+    """The teachers and students differ in stride, width and feature size."""
     x, label = torch.randn(2, 3, 65, 97), torch.randint(0, K, (2, 65, 97))
     outputs = {arch: build_model(arch, backbone, K)(x) for arch, backbone in FIVE.items()}
     on_logits = [name for name in ("kd", "cwd", "dist") if name in LOSSES]
@@ -152,7 +153,7 @@ def test_every_pair_distils_with_every_loss_on_logits():
 
 @pytest.mark.parametrize("arch", ["fcn", "pspnet", "deeplabv3_mmseg", "ocrnet"])
 def test_heads_run_on_other_backbones(arch):
-    """On one whose four maps differ in size, and on one whose c4 is not its widest."""
+    """The four maps of the HRNet differ in size. In STDC, c4 is not the widest map."""
     for backbone in ("hrnet_w18_small", "stdc1"):
         with torch.device("meta"):
             output = build_model(arch, backbone, K).eval()(torch.zeros(1, 3, 64, 64))
@@ -170,11 +171,11 @@ def test_heads_run_on_other_backbones(arch):
         (("fcn", "resnet18", 1), "2 classes and 3 channels or more"),
     ],
 )
-def test_errors(network, message):
+def test_networks_that_cannot_be_built_are_refused(network, message):
     with pytest.raises(UserError, match=message):
         build_model(*network)
 
 
-def test_a_width_the_architecture_lacks_is_named():
+def test_an_unknown_width_option_is_refused():
     with pytest.raises(UserError, match="unknown option of fcn 'branch_width'"):
         build_model("fcn", "resnet18", K, branch_width=3)

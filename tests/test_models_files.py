@@ -1,4 +1,4 @@
-"""Files as people have them: safe to read whatever is in them, round trips, starting weights of backbones."""
+"""Checkpoint files: no file can run code, exports can be read back, and networks start from saved weights."""
 
 import copy
 import json
@@ -44,18 +44,20 @@ CARD = {
 
 @pytest.fixture(scope="module")
 def network():
+    """Build a network with generated weights."""
     return fill_model(build_model(*NETWORK)).eval()
 
 
 @pytest.fixture
-def own(network, tmp_path):
+def own_checkpoint(network, tmp_path):
+    """Write a checkpoint of this project and return its path."""
     path = tmp_path / "best.pth"
     checkpoint.save({**CARD, "arch": network.config, "model": network.state_dict()}, path)
     return path
 
 
 class Payload:
-    """A pickle that makes a folder when it is run."""
+    """An object whose pickle makes the folder ``canary`` when it is loaded."""
 
     def __init__(self, canary):
         self.canary = canary
@@ -67,30 +69,33 @@ class Payload:
 @pytest.mark.parametrize("wrap", [lambda p: p, lambda p: {"state_dict": {"w": torch.zeros(2)}, "meta": p}])
 @pytest.mark.parametrize("save", [torch.save, lambda x, path: path.write_bytes(pickle.dumps(x))])
 @pytest.mark.parametrize("name", ["evil.pth", "evil.safetensors"])
-def test_a_file_that_wants_to_run_code_is_refused(tmp_path, wrap, save, name):
-    canary, path = tmp_path / "canary", tmp_path / name
+def test_a_file_that_would_run_code_is_refused(tmp_path, wrap, save, name):
+    canary = tmp_path / "canary"
+    path = tmp_path / name
     save(wrap(Payload(canary)), path)
-    for use in (from_checkpoint, lambda p: initialise(build_model(*NETWORK), str(p), "", "imagenet")):
-        with pytest.raises(UserError, match=rf"{name}.*nothing in it was run" if name.endswith("pth") else name):
-            use(path)
+    message = rf"{name}.*nothing in it was run" if name.endswith("pth") else name
+    with pytest.raises(UserError, match=message):
+        from_checkpoint(path)
+    with pytest.raises(UserError, match=message):
+        initialise(build_model(*NETWORK), str(path), "", "imagenet")
     assert not canary.exists()
 
 
 @pytest.mark.parametrize("name", ["net.pth", "net.safetensors"])
-@pytest.mark.parametrize("share", [0, 0.001, 0.5, 0.99])
-def test_truncated_and_empty_files_are_refused(own, tmp_path, name, share):
-    path = own
+@pytest.mark.parametrize("fraction", [0, 0.001, 0.5, 0.99])
+def test_truncated_and_empty_files_are_refused(own_checkpoint, tmp_path, name, fraction):
+    path = own_checkpoint
     if name.endswith("safetensors"):
         path = tmp_path / name
-        export(own, path)
+        export_to_safetensors(own_checkpoint, path)
     data = path.read_bytes()
-    path.write_bytes(data[: int(len(data) * share)])
+    path.write_bytes(data[: int(len(data) * fraction)])
     with pytest.raises(UserError, match=path.name):
         from_checkpoint(path)
 
 
 def test_broken_files_of_torchs_old_format_are_refused(network, tmp_path):
-    """Cut anywhere, or with bytes changed near the start, where the pickles are."""
+    """Cut the file at many positions, then change single bytes."""
     path = tmp_path / "old.pth"
     torch.save({"state_dict": {"w": torch.ones(9)}, "epoch": 3}, path, _use_new_zipfile_serialization=False)
     data = path.read_bytes()
@@ -104,8 +109,8 @@ def test_broken_files_of_torchs_old_format_are_refused(network, tmp_path):
             read_weight_file(path)
 
 
-def test_what_training_programs_add_is_passed_over(tmp_path, network, monkeypatch):
-    """mmengine's log buffers, an argparse namespace, numpy values: not read, not run, no obstacle."""
+def test_extra_objects_of_training_programs_are_skipped(tmp_path, network, monkeypatch):
+    """Log buffers of mmengine, an argparse namespace and numpy values are not run, and the weights are still read."""
     module = types.ModuleType("mmengine.logging.history_buffer")
     module.HistoryBuffer = type("HistoryBuffer", (), {"__module__": module.__name__})
     for name in ("mmengine", "mmengine.logging"):
@@ -151,15 +156,19 @@ def test_what_training_programs_add_is_passed_over(tmp_path, network, monkeypatc
         ),
     ],
 )
-def test_damaged_cards_are_named(own, tmp_path, change, message):
-    content = {**checkpoint.read(own), **change}
-    content = {key: value for key, value in content.items() if value is not None or key not in change}
+def test_damaged_cards_are_refused(own_checkpoint, tmp_path, change, message):
+    content = checkpoint.read(own_checkpoint)
+    for key, value in change.items():
+        if value is None:
+            del content[key]
+        else:
+            content[key] = value
     checkpoint.save(content, tmp_path / "changed.pth")
     with pytest.raises(UserError, match=message):
         from_checkpoint(tmp_path / "changed.pth")
 
 
-def test_a_file_in_itself_has_no_end(tmp_path):
+def test_a_dict_that_contains_itself_is_refused(tmp_path):
     content = {"a": torch.ones(1)}
     content["state_dict"] = content
     torch.save(content, tmp_path / "a.pth")
@@ -167,13 +176,14 @@ def test_a_file_in_itself_has_no_end(tmp_path):
         from_checkpoint(tmp_path / "a.pth")
 
 
-def export(source, target, *more):
-    export_safetensors.main(["--pretrained", str(source), "--export", str(target), *more])
+def export_to_safetensors(source, target, *flags):
+    """Run the script that writes a safetensors file."""
+    export_safetensors.main(["--pretrained", str(source), "--export", str(target), *flags])
 
 
-def test_safetensors_round_trip(own, network, tmp_path):
+def test_safetensors_round_trip(own_checkpoint, network, tmp_path):
     path = tmp_path / "sub" / "student.safetensors"
-    export(own, path)
+    export_to_safetensors(own_checkpoint, path)
     model, card = from_checkpoint(path)
     assert card.class_names == CARD["class_names"]
     assert (card.training["best_miou"], card.pixels, card.training["config"]) == (0.5, "imagenet", {"lr": 0.02})
@@ -183,11 +193,11 @@ def test_safetensors_round_trip(own, network, tmp_path):
     with safe_open(path, "pt") as file:
         assert "someone" not in json.dumps(file.metadata())
     again = tmp_path / "again.safetensors"
-    export(path, again)
+    export_to_safetensors(path, again)
     assert from_checkpoint(again).card == card
 
 
-def test_an_exported_file_names_no_folder(own, tmp_path):
+def test_an_exported_file_names_no_folder(own_checkpoint, tmp_path):
     home = "/home/someone/my runs"
     files = {
         "recipe": f"{home}/mine.yaml",
@@ -196,15 +206,15 @@ def test_an_exported_file_names_no_folder(own, tmp_path):
         "teacher_pretrained": f"{home}/teacher/best.pth",
         "resume": f"{home}/student",
     }
-    content = checkpoint.read(own)
+    content = checkpoint.read(own_checkpoint)
     content["config"] = {**content["config"], **files}
     for start, exported in (
         (f"the weights of {home}/start.pth", "the weights of start.pth"),
         (f"the backbone weights of {home}/resnet18.pth", "the backbone weights of resnet18.pth"),
         ("the backbone weights of package", "the backbone weights of package"),
     ):
-        checkpoint.save({**content, "start": start}, own)
-        export(own, tmp_path / "student.safetensors")
+        checkpoint.save({**content, "start": start}, own_checkpoint)
+        export_to_safetensors(own_checkpoint, tmp_path / "student.safetensors")
         _, card = from_checkpoint(tmp_path / "student.safetensors")
         assert card.start == exported
         assert "someone" not in json.dumps(card.entries())
@@ -219,53 +229,61 @@ def test_an_exported_file_names_no_folder(own, tmp_path):
 
 def test_half_precision_halves_the_file(network, tmp_path):
     network = copy.deepcopy(network)
-    own, whole, half = (tmp_path / name for name in ("best.pth", "whole.safetensors", "half.safetensors"))
+    own_checkpoint, whole, half = (tmp_path / name for name in ("best.pth", "whole.safetensors", "half.safetensors"))
     norm = next(module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d))
-    norm.running_var.fill_(1e6)  # as pixels of 0 to 255 make it
-    checkpoint.save({**CARD, "arch": network.config, "model": network.state_dict()}, own)
-    export(own, whole)
-    export(own, half, "--half")
+    norm.running_var.fill_(1e6)  # pixels of 0 to 255 cause such variances
+    checkpoint.save({**CARD, "arch": network.config, "model": network.state_dict()}, own_checkpoint)
+    export_to_safetensors(own_checkpoint, whole)
+    export_to_safetensors(own_checkpoint, half, "--half")
     assert half.stat().st_size < 0.55 * whole.stat().st_size
-    assert half.stat().st_mode & 0o777 == own.stat().st_mode & 0o777
+    assert half.stat().st_mode & 0o777 == own_checkpoint.stat().st_mode & 0o777
     model = from_checkpoint(half).model
     for key, value in network.state_dict().items():
         found = model.state_dict()[key]
         assert found.dtype == value.dtype
         torch.testing.assert_close(found, value, rtol=1e-3, atol=1e-6)
     norm.weight.data.fill_(1e6)
-    checkpoint.save({**CARD, "arch": network.config, "model": network.state_dict()}, own)
-    export(own, whole)
+    checkpoint.save({**CARD, "arch": network.config, "model": network.state_dict()}, own_checkpoint)
+    export_to_safetensors(own_checkpoint, whole)
     with pytest.raises(UserError, match="has values that half precision cannot hold"):
-        export(own, half, "--half")
+        export_to_safetensors(own_checkpoint, half, "--half")
 
 
-def test_export_flags(own, tmp_path):
+def test_an_export_must_be_named_safetensors(own_checkpoint, tmp_path):
     with pytest.raises(UserError, match=r"must end with \.safetensors"):
-        export(own, tmp_path / "student.pth")
+        export_to_safetensors(own_checkpoint, tmp_path / "student.pth")
 
 
-def test_a_file_without_its_data_set_asks_for_it(own, tmp_path):
-    checkpoint.save({**checkpoint.read(own), "dataset": ""}, tmp_path / "foreign.pth")
+def test_a_file_without_a_data_set_asks_for_one(own_checkpoint, tmp_path):
+    checkpoint.save({**checkpoint.read(own_checkpoint), "dataset": ""}, tmp_path / "foreign.pth")
     with pytest.raises(UserError, match="give --dataset and --data"):
         evaluation.main(["--pretrained", str(tmp_path / "foreign.pth"), "--device", "cpu"])
 
 
-THEIR_STEMS = {  # our names -> LAD's and CIRKD's; MMSegmentation's
-    "resnet18_v1s": dict(
-        zip(
-            ("conv1.0", "conv1.1", "conv1.3", "conv1.4", "conv1.6", "bn1"),
-            ("conv1", "bn1", "conv2", "bn2", "conv3", "bn3"),
-            strict=True,
-        )
-    ),
-    "resnet18_v1c": {**{f"conv1.{i}": f"stem.{i}" for i in (0, 1, 3, 4, 6)}, "bn1": "stem.7"},
+THEIR_STEMS = {  # our stem names -> those of LAD and CIRKD (v1s) or MMSegmentation (v1c)
+    "resnet18_v1s": {
+        "conv1.0": "conv1",
+        "conv1.1": "bn1",
+        "conv1.3": "conv2",
+        "conv1.4": "bn2",
+        "conv1.6": "conv3",
+        "bn1": "bn3",
+    },
+    "resnet18_v1c": {
+        "conv1.0": "stem.0",
+        "conv1.1": "stem.1",
+        "conv1.3": "stem.3",
+        "conv1.4": "stem.4",
+        "conv1.6": "stem.6",
+        "bn1": "stem.7",
+    },
     "resnet18": {},
     "hrnet_w18_small": {},
 }
 
 
 @pytest.mark.parametrize(("name", "in_channels"), [("resnet18_v1s", 3), *((name, 4) for name in THEIR_STEMS)])
-def test_backbone_weights_of_other_projects(name, in_channels, tmp_path):
+def test_backbone_weights_of_other_projects_are_loaded(name, in_channels, tmp_path):
     pretrained = fill_model(build_backbone(name))
     theirs = {}
     for key, value in pretrained.state_dict().items():
@@ -273,29 +291,29 @@ def test_backbone_weights_of_other_projects(name, in_channels, tmp_path):
         theirs[f"{THEIR_STEMS[name].get(module, module)}.{parameter}"] = value
     torch.save({**theirs, "fc.weight": torch.zeros(1000, 512)}, tmp_path / "imagenet.pth")
     model = build_model("fcn", name, K, in_channels)
-    drawn = {key: value.clone() for key, value in model.backbone.state_dict().items()}
+    initial = {key: value.clone() for key, value in model.backbone.state_dict().items()}
     initialise(model, str(tmp_path / "imagenet.pth"), "", "imagenet")
     for key, value in pretrained.state_dict().items():
         ours = model.backbone.state_dict()[key]
         if ours.shape != value.shape:
-            assert torch.equal(ours[:, 3:], drawn[key][:, 3:])
+            assert torch.equal(ours[:, 3:], initial[key][:, 3:])
             ours = ours[:, :3]
         assert torch.equal(ours, value), key
 
 
 @pytest.mark.parametrize("prefix", ["", "backbone.backbone."])
-def test_imagenet_weights_of_an_stdc_leave_its_context_path_as_drawn(prefix, tmp_path):
+def test_imagenet_weights_of_an_stdc_leave_its_context_path_unchanged(prefix, tmp_path):
     pretrained = fill_model(build_backbone("stdc1"))
     weights = {f"{prefix}{key}": value for key, value in pretrained.encoder.state_dict().items()}
     torch.save({"state_dict": {**weights, "decode_head.weight": torch.zeros(2)}}, tmp_path / "stdc1.pth")
     model = build_model("stdc", "stdc1", K)
-    context = model.backbone.arms[0].conv.conv.weight.clone()
+    initial_context = model.backbone.arms[0].conv.conv.weight.clone()
     initialise(model, str(tmp_path / "stdc1.pth"), "", "imagenet")
     assert torch.equal(model.backbone.encoder.stages[0].conv.weight, pretrained.encoder.stages[0].conv.weight)
-    assert torch.equal(model.backbone.arms[0].conv.conv.weight, context)
+    assert torch.equal(model.backbone.arms[0].conv.conv.weight, initial_context)
 
 
-def test_a_stem_that_does_not_fit_is_said(tmp_path):
+def test_backbone_weights_that_do_not_fit_are_refused(tmp_path):
     for name, other, message in (
         ("resnet18_v1s", "resnet18", "a 7x7 stem, this backbone a deep one"),
         ("resnet18", "resnet18_v1s", "a deep stem"),
@@ -310,30 +328,30 @@ def test_a_stem_that_does_not_fit_is_said(tmp_path):
         initialise(build_model("fcn", "resnet18_v1s", K), "timm", "", "imagenet")
 
 
-def test_starting_from_a_whole_checkpoint(own, network):
+def test_starting_from_a_whole_checkpoint(own_checkpoint, network):
     teacher = build_model(*NETWORK, in_channels=4)
     plane = teacher.backbone.conv_stem.weight[:, 3:].clone()
-    initialise(teacher, "", str(own), "imagenet")
+    initialise(teacher, "", str(own_checkpoint), "imagenet")
     assert torch.equal(teacher.backbone.conv_stem.weight[:, :3], network.backbone.conv_stem.weight)
     assert torch.equal(teacher.backbone.conv_stem.weight[:, 3:], plane)
     with pytest.raises(UserError, match="arch 'deeplabv3', here 'pspnet'"):
-        initialise(build_model("pspnet", "mobilenetv2_100", K), "", str(own), "imagenet")
+        initialise(build_model("pspnet", "mobilenetv2_100", K), "", str(own_checkpoint), "imagenet")
     with pytest.raises(UserError, match="use --pixels imagenet"):
-        initialise(build_model(*NETWORK), "", str(own), "bgr_mean")
+        initialise(build_model(*NETWORK), "", str(own_checkpoint), "bgr_mean")
     cirkd = build_model(f"{NETWORK[0]}_cirkd1", *NETWORK[1:])
-    initialise(cirkd, "", str(own), "imagenet")
+    initialise(cirkd, "", str(own_checkpoint), "imagenet")
     assert all(torch.equal(value, network.state_dict()[key]) for key, value in cirkd.state_dict().items())
 
 
-def test_a_file_that_comes_with_the_project_is_known_by_its_name(own, tmp_path, monkeypatch):
+def test_a_file_shipped_with_the_project_is_found_by_its_name(own_checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(reading, "SHIPPED", tmp_path / "shipped")
     with pytest.raises(UserError, match=r"checkpoint not found: street$"):
         from_checkpoint("street")
-    model, card = from_checkpoint(own)
+    model, card = from_checkpoint(own_checkpoint)
     export_safetensors.write_safetensors(tmp_path / "shipped/street.safetensors", model.state_dict(), card.entries())
     assert from_checkpoint("street").card == card
     with pytest.raises(UserError, match=r"did you mean 'street'\?.*comes with street"):
         from_checkpoint("streets")
-    for path in ("no/street", "street.pth"):  # places, not names
+    for path in ("no/street", "street.pth"):  # these are paths, not names
         with pytest.raises(UserError, match=f"checkpoint not found: {path}$"):
             from_checkpoint(path)

@@ -1,4 +1,4 @@
-"""The BatchNorm layers that training puts in place of a network's own."""
+"""The BatchNorm layers with which training replaces those of a network."""
 
 import pytest
 import torch
@@ -15,7 +15,8 @@ from utils.types import IGNORE_INDEX
 LAST = torch.channels_last
 
 
-def wrapped(norm: nn.Module, kind: type) -> nn.Module:
+def replace_norm(norm: nn.Module, kind: type) -> nn.Module:
+    """Let replace_norms replace a layer. Return the new layer, whose type must be ``kind``."""
     net = nn.Sequential(norm)
     replace_norms(net, kind)
     assert type(net[0]) is kind
@@ -23,12 +24,14 @@ def wrapped(norm: nn.Module, kind: type) -> nn.Module:
 
 
 @pytest.mark.parametrize("kind", [SyncedNorm, ExactNorm])
-def test_replaced_norms_keep_their_activation_parameters_and_a_frozen_teacher(kind):
+def test_replaced_norms_keep_activation_and_parameters_and_spare_a_frozen_teacher(kind):
     net = nn.ModuleDict({"a": nn.Sequential(nn.Conv2d(3, 4, 1), BatchNormAct2d(4)), "teacher": nn.BatchNorm2d(4)})
     net["teacher"].requires_grad_(False)
-    x, keys = torch.randn(2, 3, 5, 5), list(net.state_dict())
+    x = torch.randn(2, 3, 5, 5)
+    keys = list(net.state_dict())
     net["a"](x)
-    expected, weight = net.eval()["a"](x), net["a"][1].weight
+    expected = net.eval()["a"](x)
+    weight = net["a"][1].weight
     replace_norms(net, kind)
     assert type(net["a"][1]) is kind
     assert not net["a"][1].training
@@ -43,33 +46,35 @@ def test_replaced_norms_keep_their_activation_parameters_and_a_frozen_teacher(ki
 def test_statistics_of_channels_last_maps_are_exact(shape):
     torch.manual_seed(0)
     x = (2 * torch.randn(shape) + 3).contiguous(memory_format=LAST)
-    norm, exact = wrapped(nn.BatchNorm2d(shape[1]), ExactNorm), nn.BatchNorm2d(shape[1]).double()
+    norm = replace_norm(nn.BatchNorm2d(shape[1]), ExactNorm)
+    exact = nn.BatchNorm2d(shape[1]).double()
     expected = exact(x.double())
     torch.testing.assert_close(norm(x).double(), expected, rtol=0, atol=2e-6)
     for key, value in exact.state_dict().items():
         torch.testing.assert_close(norm.state_dict()[key].to(value), value, rtol=5e-7, atol=1e-7)
-    norm.eval(), exact.eval()
+    norm.eval()
+    exact.eval()
     torch.testing.assert_close(norm(x).double(), exact(x.double()), rtol=0, atol=2e-6)
 
 
-@pytest.mark.parametrize("learned", ["weight and bias", "bias", "weight"])
-def test_gradients_are_those_of_batchnorm(learned):
+@pytest.mark.parametrize("trainable", ["weight and bias", "bias", "weight"])
+def test_gradients_equal_those_of_batchnorm(trainable):
     torch.manual_seed(0)
-    x, upper = torch.randn(2, 2, 4, 6, 5)
-    made = nn.BatchNorm2d(4)
-    for name, parameter in made.named_parameters():
-        nn.init.normal_(parameter).requires_grad_(name in learned)
-    made.double()
+    x, output_gradient = torch.randn(2, 2, 4, 6, 5)
+    batch_norm = nn.BatchNorm2d(4)
+    for name, parameter in batch_norm.named_parameters():
+        nn.init.normal_(parameter).requires_grad_(name in trainable)
+    batch_norm.double()
     expected = x.double().requires_grad_()
-    made(expected).backward(upper.double())
-    norm = wrapped(nn.BatchNorm2d(4), ExactNorm)
-    norm.load_state_dict(made.float().state_dict())
-    given = x.clone(memory_format=LAST).requires_grad_()
-    for parameter, other in zip(norm.parameters(), made.parameters(), strict=True):
+    batch_norm(expected).backward(output_gradient.double())
+    norm = replace_norm(nn.BatchNorm2d(4), ExactNorm)
+    norm.load_state_dict(batch_norm.float().state_dict())
+    norm_input = x.clone(memory_format=LAST).requires_grad_()
+    for parameter, other in zip(norm.parameters(), batch_norm.parameters(), strict=True):
         parameter.requires_grad_(other.requires_grad)
-    norm(given).backward(upper)
-    torch.testing.assert_close(given.grad.double(), expected.grad, rtol=1e-5, atol=1e-6)
-    for parameter, other in zip(norm.parameters(), made.parameters(), strict=True):
+    norm(norm_input).backward(output_gradient)
+    torch.testing.assert_close(norm_input.grad.double(), expected.grad, rtol=1e-5, atol=1e-6)
+    for parameter, other in zip(norm.parameters(), batch_norm.parameters(), strict=True):
         assert (parameter.grad is None) == (other.grad is None)
         if parameter.grad is not None:
             torch.testing.assert_close(parameter.grad, other.grad.float(), rtol=1e-5, atol=1e-6)
@@ -78,32 +83,34 @@ def test_gradients_are_those_of_batchnorm(learned):
 @pytest.mark.parametrize("kind", [SyncedNorm, ExactNorm])
 def test_a_layer_without_parameters_is_replaced_too(kind):
     torch.manual_seed(0)
-    x, upper = torch.randn(2, 2, 4, 6, 5)
+    x, output_gradient = torch.randn(2, 2, 4, 6, 5)
     expected = x.double().requires_grad_()
-    nn.BatchNorm2d(4, affine=False).double()(expected).backward(upper.double())
-    norm = wrapped(nn.BatchNorm2d(4, affine=False), kind)
+    nn.BatchNorm2d(4, affine=False).double()(expected).backward(output_gradient.double())
+    norm = replace_norm(nn.BatchNorm2d(4, affine=False), kind)
     if kind is ExactNorm:
-        given = x.clone(memory_format=LAST).requires_grad_()
-        norm(given).backward(upper)
-        torch.testing.assert_close(given.grad.double(), expected.grad, rtol=1e-5, atol=1e-6)
+        norm_input = x.clone(memory_format=LAST).requires_grad_()
+        norm(norm_input).backward(output_gradient)
+        torch.testing.assert_close(norm_input.grad.double(), expected.grad, rtol=1e-5, atol=1e-6)
 
 
-def test_statistics_of_all_processes_without_waiting_for_the_device(command):
+def test_statistics_over_all_ranks_without_waiting_for_the_device(command):
     command("tests/synced_norm.py", processes=2)
 
 
-def test_cumulative_statistics():
+def test_cumulative_statistics_equal_those_of_batchnorm():
     torch.manual_seed(0)
-    norm, plain = wrapped(nn.BatchNorm2d(4, momentum=None), ExactNorm), nn.BatchNorm2d(4, momentum=None)
+    norm = replace_norm(nn.BatchNorm2d(4, momentum=None), ExactNorm)
+    plain = nn.BatchNorm2d(4, momentum=None)
     for _ in range(3):
         x = torch.randn(2, 4, 6, 5).contiguous(memory_format=LAST)
-        norm(x), plain(x)
+        norm(x)
+        plain(x)
     for key, value in plain.state_dict().items():
         torch.testing.assert_close(norm.state_dict()[key], value)
 
 
 def test_other_inputs_are_left_to_pytorch():
-    norm = wrapped(nn.BatchNorm1d(4), ExactNorm)
+    norm = replace_norm(nn.BatchNorm1d(4), ExactNorm)
     plain = nn.BatchNorm1d(4)
     for x in (torch.randn(6, 4), torch.randn(2, 4, 5)):
         assert torch.equal(norm(x), plain(x))
@@ -114,14 +121,16 @@ def test_other_inputs_are_left_to_pytorch():
 
 
 @pytest.mark.parametrize("backbone", ["tf_efficientnet_lite0", "mobilenetv2_100", "resnet18_v1s"])
-def test_the_fast_layout_has_the_losses_of_the_plain_one(backbone):
-    """To 1e-6 in float32, on the CPU."""
-    image, label = 100 * torch.randn(2, 3, 128, 128, generator=torch.manual_seed(0)), torch.zeros(2, 128, 128).long()
-    label[:, :50], label[:, :, 30:40] = 1, IGNORE_INDEX
+def test_channels_last_gives_the_losses_of_the_default_layout(backbone):
+    """The losses agree to 1e-6 in float32 on the CPU."""
+    image = 100 * torch.randn(2, 3, 128, 128, generator=torch.manual_seed(0))
+    label = torch.zeros(2, 128, 128).long()
+    label[:, :50] = 1
+    label[:, :, 30:40] = IGNORE_INDEX
     losses = []
-    for fast in (True, False):
+    for channels_last in (True, False):
         step = build_teacher_step(5, backbone)
-        Runtime(channels_last=fast).prepare(step).train()
+        Runtime(channels_last=channels_last).prepare(step).train()
         with torch.no_grad():
             losses += [step(image, label, RowGenerator(i))["loss"].item() for i in range(2)]
     assert losses[:2] == pytest.approx(losses[2:], rel=1e-6)

@@ -1,4 +1,4 @@
-"""``--kd package.module:Class=weight`` from a file outside the project."""
+"""``--kd package.module:Class=weight``: a loss from a file outside the project."""
 
 import sys
 from pathlib import Path
@@ -20,10 +20,10 @@ SOURCE = SECTION.partition("```python\n")[2].partition("```")[0]
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """The current folder, which is not the project's, with modules of its own."""
+    """Make a folder with a user's own modules the current folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    before = set(sys.modules)
+    modules_before = set(sys.modules)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/huber.py").write_text(SOURCE)
     (tmp_path / "my_broken.py").write_text("import torch\nraise RuntimeError('half done')\n")
@@ -49,12 +49,12 @@ def folder(tmp_path, monkeypatch):
         "class kd_weighted(Number):\n    pass\n"
     )
     yield tmp_path
-    for name in set(sys.modules) - before:
+    for name in set(sys.modules) - modules_before:
         if name.startswith(("my_", "mine")):
             del sys.modules[name]
 
 
-def test_the_page_s_example_trains_and_is_saved(folder):
+def test_the_example_of_the_docs_page_trains_and_is_saved(folder):
     assert len(SECTION.splitlines()) < 30
     train_student.main([*TINY, "--kd", "none", "--max-iterations", "2", "--skip-val", "--save-dir", "teacher"])
     flags = ["--kd", "mine.huber:Huber=2:delta=0.5,kd=1", "--teacher-pretrained", "teacher/last.pth"]
@@ -65,7 +65,7 @@ def test_the_page_s_example_trains_and_is_saved(folder):
     assert "kd.losses.Huber.align.weight" in checkpoint.read("student/last.pth")["losses"]
 
 
-def test_options_and_several_losses(folder):
+def test_options_and_several_losses_are_parsed(folder):
     parsed = parse_losses("mine.huber:Huber=2:delta=0.5, kd=1:tau=4")
     assert parsed == {"mine.huber:Huber": (2.0, {"delta": 0.5}), "kd": (1.0, {"tau": 4.0})}
     _, terms = build_kd("mine.huber:Huber=2:delta=0.5, kd=1", 6, 16, 5)(*outputs())
@@ -114,27 +114,27 @@ def test_options_and_several_losses(folder):
         ("cirkd2=1:channel_size=1e13", "ChannelTerms: a queue of .* takes .* GiB"),
     ],
 )
-def test_what_is_missing_or_of_the_wrong_shape_is_explained(folder, kd, message):
+def test_losses_that_cannot_be_used_are_explained(folder, kd, message):
     with pytest.raises(UserError, match=message) as raised:
         build_kd(kd, 6, 16, 5)
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize(("name", "shown"), [("Map", r"shape \(2, 5, 6, 7\)"), ("Number", "1.5")])
-def test_a_loss_that_is_no_single_number_is_named(folder, name, shown):
+@pytest.mark.parametrize(("name", "description"), [("Map", r"shape \(2, 5, 6, 7\)"), ("Number", "1.5")])
+def test_a_loss_that_returns_no_single_number_is_refused(folder, name, description):
     losses = build_kd(f"my_shapes:{name}=1", 6, 16, 5)
-    with pytest.raises(UserError, match=f"the loss {name} returned no single number but .*{shown}"):
+    with pytest.raises(UserError, match=f"the loss {name} returned no single number but .*{description}"):
         losses(*outputs())
 
 
-def test_parts_without_weights_are_named(folder):
+def test_loss_parts_without_weights_are_refused(folder):
     losses = build_kd("my_shapes:Parts=1", 6, 16, 5)
     assert losses.apply_weights({}) == {}
     with pytest.raises(UserError, match="the loss Parts returned a: part_weights must have all"):
         losses(*outputs())
 
 
-def test_a_class_with_weights_of_its_own_is_left_alone(folder):
+def test_a_loss_may_have_its_own_attribute_called_weights(folder):
     (folder / "my_weights.py").write_text(
         "import torch\nfrom torch import nn\n"
         "class Weights(nn.Module):\n"

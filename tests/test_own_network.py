@@ -1,4 +1,4 @@
-"""``--model package.module:function`` from a file outside the project."""
+"""``--model package.module:function``: a network from a file outside the project."""
 
 import json
 import sys
@@ -21,8 +21,8 @@ from tests.test_engine import records
 from utils import checkpoint
 from utils.errors import UserError
 
-README = Path(__file__).resolve().parent.parent / "docs/networks.md"
-SOURCE = README.read_text(encoding="utf-8").partition("## Your own network")[2].partition("```python\n")[2]
+DOCS_PAGE = Path(__file__).resolve().parent.parent / "docs/networks.md"
+SOURCE = DOCS_PAGE.read_text(encoding="utf-8").partition("## Your own network")[2].partition("```python\n")[2]
 SOURCE = SOURCE.partition("```")[0]
 NETWORKS = """
 import torch
@@ -56,7 +56,7 @@ def lazy(backbone, num_classes, in_channels):
     return nn.LazyConv2d(num_classes, 1)
 
 
-def changed(change):
+def build_with(change):
     return lambda backbone, num_classes, in_channels: Tiny(backbone, num_classes, in_channels, change)
 
 
@@ -81,14 +81,14 @@ def text(backbone, num_classes, in_channels):
 
 
 number = 5
-mapping = changed(lambda logits, feat: {"out": logits, "aux": feat})
-pair = changed(lambda logits, feat: (logits, feat))
-flat = changed(lambda logits, feat: logits.mean((2, 3)))
-classes = changed(lambda logits, feat: logits.argmax(1, keepdim=True))
-wide = changed(lambda logits, feat: torch.cat([logits, logits], 1))
-no_feat = changed(lambda logits, feat: Output(logits, (), None))
-bad_aux = changed(lambda logits, feat: Output(logits, (feat,), feat))
-list_aux = changed(lambda logits, feat: Output(logits, logits, feat))
+mapping = build_with(lambda logits, feat: {"out": logits, "aux": feat})
+pair = build_with(lambda logits, feat: (logits, feat))
+flat = build_with(lambda logits, feat: logits.mean((2, 3)))
+classes = build_with(lambda logits, feat: logits.argmax(1, keepdim=True))
+wide = build_with(lambda logits, feat: torch.cat([logits, logits], 1))
+no_feat = build_with(lambda logits, feat: Output(logits, (), None))
+bad_aux = build_with(lambda logits, feat: Output(logits, (feat,), feat))
+list_aux = build_with(lambda logits, feat: Output(logits, logits, feat))
 """
 EVIL = "from pathlib import Path\nPath('imported').touch()\n\ndef net(backbone, num_classes, in_channels):\n    pass\n"
 OWN_LOSSES = """
@@ -114,10 +114,10 @@ class Aux(Logits):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """The current folder, which is not the project's, with modules of its own."""
+    """Make a folder with a user's own modules the current folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    before = set(sys.modules)
+    modules_before = set(sys.modules)
     (tmp_path / "my_networks.py").write_text(SOURCE)
     (tmp_path / "my_tiny.py").write_text(NETWORKS)
     (tmp_path / "my_evil.py").write_text(EVIL)
@@ -125,65 +125,66 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "my_end.py").write_text("raise SystemExit(5)\n")
     (tmp_path / "my_own_losses.py").write_text(OWN_LOSSES)
     yield tmp_path
-    for name in set(sys.modules) - before:
+    for name in set(sys.modules) - modules_before:
         if name.startswith("my_"):
             del sys.modules[name]
 
 
-def write_own(path: Path, arch: str, classes: int = len(TOY.names), channels: int = 3) -> str:
-    """A checkpoint of a user's network, with the weights that the function gives it."""
+def write_own_checkpoint(path: Path, arch: str, classes: int = len(TOY.names), channels: int = 3) -> str:
+    """Write a checkpoint of a user's network with its initial weights. Return the path."""
     model = build_model(arch, BACKBONE, classes, channels)
     card = Card(dict(model.config), TOY.names, TOY.palette, "toy", "", "bgr_mean").entries()
     checkpoint.save({**card, "model": model.state_dict()}, path)
     return str(path)
 
 
-def write_named(path: Path, arch: object) -> str:
-    """A checkpoint that names any function, without building what it returns."""
+def write_checkpoint_without_weights(path: Path, arch: object) -> str:
+    """Write a checkpoint that names the function ``arch`` and holds no weights. Return the path."""
     card = Card({"arch": arch, "backbone": "", "num_classes": 7, "in_channels": 3}, TOY.names, TOY.palette, "toy")
     checkpoint.save({**card.entries(), "pixels": "bgr_mean", "model": {}}, path)
     return str(path)
 
 
-def test_teacher_student_evaluation_and_prediction_of_the_readme_s_example(folder, capsys):
+def test_the_example_of_the_docs_page_trains_evaluates_and_predicts(folder, capsys):
     assert len([line for line in SOURCE.splitlines() if line.strip()]) <= 10
-    own = ["--model", "my_networks:lraspp"]
+    own_flags = ["--model", "my_networks:lraspp"]
     short = ["--max-iterations", "2", "--skip-val"]
-    train_teacher.main([*TINY, *short, *own, "--save-dir", "teacher"])
+    train_teacher.main([*TINY, *short, *own_flags, "--save-dir", "teacher"])
     assert checkpoint.read("teacher/last.pth")["arch"] == {
         "arch": "my_networks:lraspp",
         "backbone": BACKBONE,
         "num_classes": 7,
         "in_channels": 4,
     }
-    teacher = ["--teacher-pretrained", "teacher/last.pth", "--kd", "cwd=3,kd=1"]
-    train_student.main([*TINY, *short, *own, *teacher, "--save-dir", "student"])
+    teacher_flags = ["--teacher-pretrained", "teacher/last.pth", "--kd", "cwd=3,kd=1"]
+    train_student.main([*TINY, *short, *own_flags, *teacher_flags, "--save-dir", "student"])
     assert records(folder / "student", "train")[-1]["cwd"] > 0
-    evaluation.main(["student/last.pth", *own, "--json", "student.json", "--device", "cpu", "--workers", "0"])
+    evaluation.main(["student/last.pth", *own_flags, "--json", "student.json", "--device", "cpu", "--workers", "0"])
     validated = records(folder / "student", "val")[-1]["miou"]
     assert json.loads(Path("student.json").read_text())["miou"] == pytest.approx(validated, abs=1e-9)
     Image.new("RGB", (70, 45), (200, 30, 90)).save("photo.png")
-    predict.main(["photo.png", "--pretrained", "student/last.pth", *own, "--device", "cpu"])
+    predict.main(["photo.png", "--pretrained", "student/last.pth", *own_flags, "--device", "cpu"])
     assert Image.open("predictions/photo.png").size == (70, 45)
     loaded = from_checkpoint("student/last.pth", model="my_networks:lraspp")
     assert loaded.predict("photo.png").shape == (45, 70)
-    assert loaded.model(torch.zeros(1, 3, 64, 96)).logits.shape == (1, 7, 8, 12)  # at its stride
+    assert loaded.model(torch.zeros(1, 3, 64, 96)).logits.shape == (1, 7, 8, 12)  # its output stride is 8
 
 
-def test_a_student_of_this_project_and_an_own_teacher_and_the_other_way_round(folder):
-    teacher = write_own(folder / "teacher.pth", "my_tiny:featured")
-    short = ["--max-iterations", "1", "--skip-val", "--teacher-pretrained", teacher]
+def test_an_own_network_teaches_and_learns_from_one_of_this_project(folder):
+    teacher = write_own_checkpoint(folder / "teacher.pth", "my_tiny:featured")
+    short = ["--max-iterations", "1", "--skip-val"]
+    from_teacher = [*short, "--teacher-pretrained", teacher]
     with pytest.raises(UserError, match=r"give --teacher-model my_tiny:featured"):
-        train_student.main([*TINY, *short, "--save-dir", "student"])
+        train_student.main([*TINY, *from_teacher, "--save-dir", "student"])
     with pytest.raises(UserError, match=r"give --teacher-model my_tiny:featured"):
-        train_student.main([*TINY, *short, "--model", "my_tiny:tiny", "--save-dir", "student"])
+        train_student.main([*TINY, *from_teacher, "--model", "my_tiny:tiny", "--save-dir", "student"])
     assert not Path("student").exists()
-    named = ["--teacher-model", "my_tiny:featured", "--kd", "fitnet=1"]
-    train_student.main([*TINY, *short, *named, "--save-dir", "student"])
+    teacher_flags = ["--teacher-model", "my_tiny:featured", "--kd", "fitnet=1"]
+    train_student.main([*TINY, *from_teacher, *teacher_flags, "--save-dir", "student"])
     assert records(folder / "student", "train")[-1]["fitnet"] > 0
-    train_student.main([*TINY, *short[:3], "--kd", "none", "--save-dir", "plain"])
-    own = ["--model", "my_tiny:featured", "--kd", "fitnet=1", "--teacher-pretrained", "plain/last.pth"]
-    train_student.main([*TINY, *short[:3], *own, "--save-dir", "own"])
+    train_student.main([*TINY, *short, "--kd", "none", "--save-dir", "plain"])
+    own_flags = ["--model", "my_tiny:featured", "--kd", "fitnet=1", "--teacher-pretrained", "plain/last.pth"]
+    train_student.main([*TINY, *short, *own_flags, "--save-dir", "own"])
     line = records(folder / "own", "train")[-1]
     assert line["fitnet"] > 0
     assert line["aux"] > 0
@@ -198,18 +199,18 @@ def test_a_run_is_resumed(folder):
     train_student.main([*flags, "parts", "--skip-val", "--resume", "auto"])
 
 
-def test_trying_a_network_changes_nothing(folder):
-    build_model("my_tiny:tiny", "", 7)  # which makes the current folder importable
+def test_the_trial_of_an_own_network_changes_nothing(folder):
+    build_model("my_tiny:tiny", "", 7)  # this makes the current folder importable
     import my_tiny
 
     torch.manual_seed(3)
     expected = my_tiny.tiny("", 7, 3)
-    following = torch.rand(1)
+    next_number = torch.rand(1)
     torch.manual_seed(3)
     model = build_model("my_tiny:tiny", "", 7)
-    assert torch.equal(torch.rand(1), following)
-    own = model.network.state_dict()
-    assert all(torch.equal(value, own[key]) for key, value in expected.state_dict().items())
+    assert torch.equal(torch.rand(1), next_number)
+    state = model.network.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in expected.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     assert frozen == {"network.unused.weight", "network.unused.bias"}
@@ -218,7 +219,7 @@ def test_trying_a_network_changes_nothing(folder):
     assert model.network.dropout.p == 0.25
 
 
-def test_what_a_network_gives_is_noted(folder):
+def test_the_outputs_of_an_own_network_are_recorded(folder):
     plain = build_model("my_tiny:tiny", "", 7)
     assert plain.feature_channels is None
     assert len(plain.supervision) == 1
@@ -257,7 +258,7 @@ def test_what_a_network_gives_is_noted(folder):
         ("my_tiny:list_aux", "Output.aux must be a tuple of maps, not Tensor"),
     ],
 )
-def test_what_cannot_be_used_is_named_in_one_line(arch, message, folder):
+def test_networks_that_cannot_be_used_are_explained_in_one_line(arch, message, folder):
     with pytest.raises(UserError, match=message) as raised:
         build_model(arch, "", 7)
     assert "\n" not in str(raised.value)
@@ -270,7 +271,7 @@ def test_a_network_without_a_label_plane_is_refused_as_a_teacher(folder):
 
 
 @pytest.mark.parametrize("name", [name for name in LOSSES if name not in ("kd", "cwd", "dist", "adv")])
-def test_losses_of_features_are_refused_for_logits_alone(name, folder):
+def test_feature_losses_are_refused_for_networks_with_logits_alone(name, folder):
     message = (
         rf"--kd {name}=1: {name} reads features \(feat\) or auxiliary logits, but the network of the student gives"
     )
@@ -281,7 +282,7 @@ def test_losses_of_features_are_refused_for_logits_alone(name, folder):
 
 
 def test_a_refused_loss_stops_before_training(folder):
-    teacher = write_own(folder / "teacher.pth", "my_tiny:tiny")
+    teacher = write_own_checkpoint(folder / "teacher.pth", "my_tiny:tiny")
     flags = ["--model", "my_tiny:tiny", "--teacher-pretrained", teacher, "--save-dir", "student"]
     with pytest.raises(UserError, match=r"fitnet reads .* of the student and of the teacher gives logits alone"):
         train_student.main([*TINY, *flags, "--kd", "kd=1,fitnet=1"])
@@ -290,7 +291,7 @@ def test_a_refused_loss_stops_before_training(folder):
     assert not Path("student").exists()
 
 
-def test_own_losses_say_that_they_read_logits_alone(folder):
+def test_own_losses_declare_that_they_read_logits_alone(folder):
     build_kd("my_own_losses:Logits=1,adv=1,dist=1", None, None, 7)
     for name in ("Any", "Aux"):
         with pytest.raises(UserError, match=f"my_own_losses:{name} reads .* says so by reads_feat = False"):
@@ -299,35 +300,35 @@ def test_own_losses_say_that_they_read_logits_alone(folder):
 
 
 def test_reading_a_file_imports_nothing(folder):
-    path = write_named(folder / "evil.pth", "my_evil:net")
-    wanted = r"evil\.pth holds a network from outside this project: give --model my_evil:net \("
+    path = write_checkpoint_without_weights(folder / "evil.pth", "my_evil:net")
+    message = r"evil\.pth holds a network from outside this project: give --model my_evil:net \("
     Image.new("RGB", (40, 40)).save("photo.png")
-    with pytest.raises(UserError, match=wanted):
+    with pytest.raises(UserError, match=message):
         from_checkpoint(path)
-    with pytest.raises(UserError, match=wanted):
+    with pytest.raises(UserError, match=message):
         evaluation.main([path, "--device", "cpu"])
-    with pytest.raises(UserError, match=wanted):
+    with pytest.raises(UserError, match=message):
         predict.main(["photo.png", "--pretrained", path, "--device", "cpu"])
     with pytest.raises(UserError, match=r"give --teacher-model my_evil:net"):
         train_student.main([*TINY, "--teacher-pretrained", path, "--save-dir", "student"])
     with pytest.raises(UserError, match=r"give --model my_evil:net|is another network"):
         train_student.main([*TINY, "--kd", "none", "--pretrained", path, "--save-dir", "student"])
-    own = ["--model", "my_tiny:tiny"]
+    own_flags = ["--model", "my_tiny:tiny"]
     with pytest.raises(UserError, match=r"is another network: my_evil:net, here my_tiny:tiny"):
-        train_student.main([*TINY, *own, "--kd", "none", "--pretrained", path, "--save-dir", "student"])
+        train_student.main([*TINY, *own_flags, "--kd", "none", "--pretrained", path, "--save-dir", "student"])
     with pytest.raises(UserError, match=r"--model my_tiny:tiny: .* holds another network: give --model my_evil:net"):
         from_checkpoint(path, model="my_tiny:tiny")
     assert "my_evil" not in sys.modules
     assert not Path("imported").exists()
     with pytest.raises(UserError, match=r"--model my_evil:net: it must return a torch.nn.Module"):
         from_checkpoint(path, model="my_evil:net")
-    assert Path("imported").exists()  # the module would have been found
+    assert Path("imported").exists()  # so the module can be found
 
 
 @pytest.mark.parametrize("arch", ["os:system\nrm", "os:", ":", "../evil:net", 5, ["a:b"]])
 def test_a_file_that_names_no_function_is_damaged(arch, folder):
     with pytest.raises(UserError, match=r"is damaged: its network is|does not say which network") as raised:
-        from_checkpoint(write_named(folder / "net.pth", arch))
+        from_checkpoint(write_checkpoint_without_weights(folder / "net.pth", arch))
     assert "\n" not in str(raised.value)
 
 
@@ -341,16 +342,16 @@ def test_a_model_flag_for_a_network_of_this_project_is_refused(folder):
 
 
 def test_a_teacher_starts_from_a_network_of_three_channels(folder):
-    path = write_own(folder / "plain.pth", "my_tiny:tiny")
-    own = ["--model", "my_tiny:tiny", "--max-iterations", "1", "--lr", "0", "--skip-val"]
-    train_teacher.main([*TINY, *own, "--pretrained", path, "--save-dir", "teacher"])
+    path = write_own_checkpoint(folder / "plain.pth", "my_tiny:tiny")
+    own_flags = ["--model", "my_tiny:tiny", "--max-iterations", "1", "--lr", "0", "--skip-val"]
+    train_teacher.main([*TINY, *own_flags, "--pretrained", path, "--save-dir", "teacher"])
     plain = checkpoint.read(path)["model"]["network.stem.0.weight"]
     trained = checkpoint.read("teacher/last.pth")["model"]["network.stem.0.weight"]
     assert trained.shape == (8, 4, 3, 3)
     assert torch.equal(trained[:, :3], plain)
 
 
-def test_backbone_weights_are_the_function_s_own_matter(folder):
+def test_pretrained_base_is_refused_for_an_own_network(folder):
     flags = ["--model", "my_tiny:tiny", "--kd", "none", "--pretrained-base", "x.pth", "--save-dir", "student"]
     with pytest.raises(
         UserError, match=r"the function of --model my_tiny:tiny loads such weights itself: leave it out"
@@ -358,12 +359,12 @@ def test_backbone_weights_are_the_function_s_own_matter(folder):
         train_student.main([*TINY, *flags])
 
 
-def test_several_files_of_which_one_is_an_own_network(folder):
+def test_the_grid_takes_an_own_network_beside_one_of_this_project(folder):
     from scripts.study import visualize
     from tests.networks import write_checkpoint
 
-    own = write_own(folder / "own/last.pth", "my_tiny:featured")
-    files = ["--student", write_checkpoint(folder / "plain/last.pth"), own, "--dataset", "toy", "--count", "1"]
+    own_path = write_own_checkpoint(folder / "own/last.pth", "my_tiny:featured")
+    files = ["--student", write_checkpoint(folder / "plain/last.pth"), own_path, "--dataset", "toy", "--count", "1"]
     with pytest.raises(UserError, match=r"own/last\.pth holds .* give --model my_tiny:featured"):
         visualize.main(files)
     visualize.main([*files, "--model", "my_tiny:featured", "--output", "grid.png"])
