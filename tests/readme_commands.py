@@ -59,14 +59,14 @@ def add_files_of_the_user(folder: Path) -> None:
     from tests import trees
 
     trees.voc(folder / "VOCdevkit/VOC2012")
-    trees.picture(folder / "photo.jpg")
+    trees.write_picture(folder / "photo.jpg")
     for split, n in (("train", 4), ("val", 2)):
         for i in range(n):
-            trees.picture(folder / f"my_photos/{split}/images/{i}.jpg", len(split) * 10 + i)
+            trees.write_picture(folder / f"my_photos/{split}/images/{i}.jpg", len(split) * 10 + i)
             mask = folder / f"my_photos/{split}/masks/{i}.png"
             mask.parent.mkdir(parents=True, exist_ok=True)
             colors = np.array([[0, 0, 0], [128, 0, 0], [0, 128, 0]], np.uint8)
-            Image.fromarray(colors[trees.draw(range(3), i)]).save(mask)
+            Image.fromarray(colors[trees.draw_label(range(3), i)]).save(mask)
     page = (ROOT / "docs/networks.md").read_text(encoding="utf-8")
     (folder / "my_networks.py").write_text(page.partition("```python\n")[2].partition("```")[0])
     backbone = build_model("fcn", "resnet18_v1s", 2).backbone

@@ -7,7 +7,7 @@ reach the weights, the optimizer state and the losses of a run without a fault, 
 import pytest
 
 from tests.breaking.bench import Bench
-from tests.breaking.faults import FAULTS, SIGNALS, soak
+from tests.breaking.faults import FAULTS, SIGNALS, check_long_run
 
 pytestmark = pytest.mark.slow
 
@@ -26,4 +26,4 @@ def test_nothing_is_lost(name, bench):
 
 
 def test_a_long_run_does_not_grow_in_memory_or_files(bench):
-    soak(bench, iterations=2000)
+    check_long_run(bench, iterations=2000)

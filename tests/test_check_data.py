@@ -18,7 +18,7 @@ from datasets import get_dataset_spec
 from scripts.data import check_data
 from scripts.data.pool import map_in_processes
 from tests.conftest import ENVIRONMENT, ROOT
-from tests.trees import TREES, label, picture
+from tests.trees import TREES, write_label, write_picture
 from utils.errors import explain_error
 
 SCRIPT = Path(__file__).parent.parent / "scripts/data/check_data.py"
@@ -97,16 +97,16 @@ def test_every_problem_is_listed_with_its_path(tmp_path, monkeypatch, capsys):
     root = tmp_path / "root"
     for n in range(9):
         for split in ("train", "val"):
-            picture(root / f"{split}/{n}.jpg", n + (100 if split == "val" else 0))
-            label(root / f"{split}annot/{n}.png", np.full((20, 30), n, np.uint8))
+            write_picture(root / f"{split}/{n}.jpg", n + (100 if split == "val" else 0))
+            write_label(root / f"{split}annot/{n}.png", np.full((20, 30), n, np.uint8))
     train, annot = root / "train", root / "trainannot"
     (train / "0.jpg").write_bytes((train / "0.jpg").read_bytes()[:200])
-    label(annot / "0.png", np.full((20, 30), 77, np.uint8))
-    label(annot / "1.png", np.zeros((20, 31), np.uint8))
+    write_label(annot / "0.png", np.full((20, 30), 77, np.uint8))
+    write_label(annot / "1.png", np.zeros((20, 31), np.uint8))
     (annot / "2.png").unlink()
     (train / "3.jpg").unlink()
     (train / "4.jpg").write_bytes(b"")
-    label(annot / "5.png", np.zeros((20, 30, 3), np.uint8))
+    write_label(annot / "5.png", np.zeros((20, 30, 3), np.uint8))
     shutil.copy(train / "6.jpg", root / "val/8.jpg")
     status, result = run_check(monkeypatch, tmp_path, "--dataset", "camvid", "--data", root)
     wanted = [
@@ -135,8 +135,8 @@ def test_problems_of_one_kind_are_one_line(tmp_path, monkeypatch, capsys):
     root = tmp_path / "a root, with blanks"
     for split in ("train", "val"):
         for n in range(9):
-            picture(root / f"{split}/photo {n}.jpg", n + (100 if split == "val" else 0))
-            label(root / f"{split}annot/photo {n}.png", np.full((20, 30), n + 10, np.uint8))
+            write_picture(root / f"{split}/photo {n}.jpg", n + (100 if split == "val" else 0))
+            write_label(root / f"{split}annot/photo {n}.png", np.full((20, 30), n + 10, np.uint8))
     (root / "trainannot/photo 3.png").unlink()
     status, result = run_check(monkeypatch, tmp_path, "--dataset", "camvid", "--data", root)
     assert (status, len(result["problems"])) == (1, 15)  # id 10 is a class, id 11 is ignored
@@ -149,8 +149,8 @@ def test_problems_of_one_kind_are_one_line(tmp_path, monkeypatch, capsys):
 
 
 def test_a_file_that_cannot_be_opened_hides_no_other_problem(tmp_path, monkeypatch):
-    picture(tmp_path / "images/a.jpg")
-    label(tmp_path / "labels/a.png", np.full((20, 30), 7, np.uint8))
+    write_picture(tmp_path / "images/a.jpg")
+    write_label(tmp_path / "labels/a.png", np.full((20, 30), 7, np.uint8))
     (tmp_path / "list.txt").write_text(f"a\n{'b' * 300}.jpg\n")
     split = "{images: images, labels: labels, list: list.txt}"
     (tmp_path / "dataset.yaml").write_text(f"names: [x, y]\nsplits: {{train: {split}, val: {split}}}\n")
@@ -190,9 +190,9 @@ def test_a_cityscapes_label_without_image_is_listed(tmp_path, monkeypatch):
 
 def test_a_label_without_image_is_listed_if_names_have_prefixes(tmp_path, monkeypatch):
     for n in range(3):
-        picture(tmp_path / f"img_{n}.png")
+        write_picture(tmp_path / f"img_{n}.png")
     for n in range(4):
-        label(tmp_path / f"mask_{n}.png", np.arange(600, dtype=np.uint8).reshape(20, 30) % 2)
+        write_label(tmp_path / f"mask_{n}.png", np.arange(600, dtype=np.uint8).reshape(20, 30) % 2)
     (tmp_path / "dataset.yaml").write_text(
         "names: [a, b]\nimage_prefix: img_\nlabel_prefix: mask_\nsplits: {train: {images: ., labels: .}}\n"
     )
@@ -209,7 +209,9 @@ def write_image_and_label(
     pixels = np.random.default_rng(orientation).integers(0, 256, (*size, 3), dtype=np.uint8)
     (root / "images").mkdir(exist_ok=True, parents=True)
     Image.fromarray(pixels).save(root / f"images/{name}", exif=exif)
-    label(root / f"masks/{Path(name).stem}.png", np.arange(size[0] * size[1], dtype=np.uint8).reshape(label_size) % 2)
+    write_label(
+        root / f"masks/{Path(name).stem}.png", np.arange(size[0] * size[1], dtype=np.uint8).reshape(label_size) % 2
+    )
 
 
 def test_images_are_warned_of_if_the_label_does_not_show_the_orientation(tmp_path, monkeypatch, capsys):

@@ -7,7 +7,7 @@ from losses import build_kd
 from losses.cirkd2 import CIRKD2, Context
 from losses.cirkd_channel import ChannelTerms, normalise_channels, pool_features
 from losses.cirkd_memory import select_pixel_keys
-from tests.test_feature_losses import outputs
+from tests.test_feature_losses import make_outputs
 from utils.errors import UserError
 
 SIZES = "pixel_size=9:region_size=5:channel_size=40"
@@ -32,7 +32,7 @@ def test_the_channel_queue_takes_its_width_from_the_first_maps_and_stores_teache
     torch.manual_seed(0)
     terms = ChannelTerms(6, 16, size=40).train()
     terms.fresh = 10
-    s, t, label = outputs((9, 6), (9, 6))  # pooled to 3 x 2, although neither side is a multiple of 4
+    s, t, label = make_outputs((9, 6), (9, 6))  # pooled to 3 x 2, although neither side is a multiple of 4
     assert set(terms(s, t, label)) == {"channel", "memory_channel", "channel_mse"}
     assert terms.queue.shape == (1, 40, 6)
     assert terms.pointer.tolist() == [10]
@@ -54,14 +54,14 @@ def test_a_new_run_starts_with_the_same_queue_on_every_rank():
         torch.manual_seed(5)
         terms = ChannelTerms(6, 16, size=40).eval()
         torch.manual_seed(100 + rank)  # the engine sets another seed on each rank before an iteration
-        terms(*outputs())
+        terms(*make_outputs())
         queues.append(terms.queue)
     assert torch.equal(*queues)
 
 
 def test_a_state_dict_can_be_loaded_before_the_first_forward_pass():
     losses = build_kd(f"cirkd2=1:{SIZES}", 6, 16, 5).train()
-    losses(*outputs())
+    losses(*make_outputs())
     twin = build_kd(f"cirkd2=1:{SIZES}", 6, 16, 5).train()
     twin.load_state_dict(losses.state_dict())
     for key, value in losses.state_dict().items():
@@ -69,7 +69,7 @@ def test_a_state_dict_can_be_loaded_before_the_first_forward_pass():
     totals = []
     for one in (losses, twin):
         torch.manual_seed(3)
-        totals.append(one(*outputs(seed=1))[0].item())
+        totals.append(one(*make_outputs(seed=1))[0].item())
     assert totals[0] == totals[1]
 
 
@@ -83,7 +83,7 @@ def test_the_published_weights_and_shared_projector():
 
 def test_a_part_of_weight_0_is_neither_built_nor_logged():
     losses = build_kd("cirkd2=1:memory_pixel=0:memory_region=0:channel=0:memory_channel=0:channel_mse=0", 6, 16, 5)
-    _, terms = losses(*outputs())
+    _, terms = losses(*make_outputs())
     assert terms.keys() == {"cirkd2", "cirkd2_fitnet", "cirkd2_pixel"}
     assert not any("queue" in key for key in losses.state_dict())
 

@@ -7,15 +7,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from read_losses.task import TaskLoss, cross_entropy, ohem_loss
 
 import train_student
 from datasets import build_dataset
 from datasets.base import SegmentationDataset
 from engine.class_weights import balance_classes, parse_class_weights, read_class_weights
-from losses.task import TaskLoss, cross_entropy, ohem_loss
 from tests import trees
 from tests.conftest import TINY
-from tests.test_engine import crash_at, losses
+from tests.test_engine import crash_at, read_losses
 from utils import checkpoint
 from utils.errors import UserError
 from utils.types import Output, Supervision
@@ -48,9 +48,9 @@ def test_cross_entropy_is_the_weighted_mean_over_labelled_pixels(smoothing):
     log_p = compute_log_softmax(logits, label)
     y = label[label != 255].numpy()
     w = WEIGHTS.numpy()
-    losses = -(1 - smoothing) * w[y] * log_p[np.arange(len(y)), y] - smoothing / K * (log_p * w).sum(1)
+    pixel_losses = -(1 - smoothing) * w[y] * log_p[np.arange(len(y)), y] - smoothing / K * (log_p * w).sum(1)
     loss = cross_entropy(logits, label, False, smoothing, class_weights=WEIGHTS)
-    assert loss.item() == pytest.approx(losses.sum() / w[y].sum(), rel=1e-6)  # the denominator is float32
+    assert loss.item() == pytest.approx(pixel_losses.sum() / w[y].sum(), rel=1e-6)  # the denominator is float32
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -73,11 +73,11 @@ def test_ohem_selects_hard_pixels_without_the_weights_and_then_applies_them(thre
     logits, label = make_batch()
     log_p = compute_log_softmax(logits, label)
     y = label[label != 255].numpy()
-    losses = -log_p[np.arange(len(y)), y]
-    hard = losses > -np.log(0.7) if threshold else losses >= np.sort(losses)[-200]
+    pixel_losses = -log_p[np.arange(len(y)), y]
+    hard = pixel_losses > -np.log(0.7) if threshold else pixel_losses >= np.sort(pixel_losses)[-200]
     assert 0 < hard.sum() < len(y)
     loss = ohem_loss(logits, label, False, threshold, min_kept, class_weights=WEIGHTS)
-    assert loss.item() == pytest.approx((WEIGHTS.numpy()[y] * losses * hard).sum() / label.numel(), rel=1e-9)
+    assert loss.item() == pytest.approx((WEIGHTS.numpy()[y] * pixel_losses * hard).sum() / label.numel(), rel=1e-9)
 
 
 @pytest.mark.parametrize("criterion", ["ce", "ohem", "ce+dice"])
@@ -257,10 +257,10 @@ def test_numbers_and_a_file_give_the_same_run_and_weights_of_one_change_nothing(
     for name, setting in runs.items():
         train_student.main([*BASELINE, "--class-weights", setting, "--save-dir", str(tmp_path / name)])
     assert read_setting(tmp_path / "numbers") == read_setting(tmp_path / "file") == "1.0,2.0,3.0,4.0,5.0,6.0,0.5"
-    assert losses(tmp_path / "numbers") == losses(tmp_path / "file") != losses(tmp_path / "none")
-    assert losses(tmp_path / "ones") == losses(tmp_path / "none")
+    assert read_losses(tmp_path / "numbers") == read_losses(tmp_path / "file") != read_losses(tmp_path / "none")
+    assert read_losses(tmp_path / "ones") == read_losses(tmp_path / "none")
     # a common factor does not change a weighted mean
-    np.testing.assert_allclose(losses(tmp_path / "doubled"), losses(tmp_path / "numbers"), rtol=1e-5)
+    np.testing.assert_allclose(read_losses(tmp_path / "doubled"), read_losses(tmp_path / "numbers"), rtol=1e-5)
 
 
 def test_a_resumed_run_and_a_recipe_take_the_weights_of_auto_from_the_config(tmp_path, monkeypatch):
@@ -276,10 +276,10 @@ def test_a_resumed_run_and_a_recipe_take_the_weights_of_auto_from_the_config(tmp
     monkeypatch.setattr(SegmentationDataset, "count_label_pixels", lambda *_: pytest.fail("counted again"))
     train_student.main([*flags, "--resume", "auto"])
     assert read_setting(tmp_path / "stopped") == setting
-    assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
+    assert read_losses(tmp_path / "stopped") == read_losses(tmp_path / "whole")
     again = ["--recipe", str(tmp_path / "whole/config.yaml"), "--save-dir", str(tmp_path / "again")]
     train_student.main(again)
-    assert losses(tmp_path / "again") == losses(tmp_path / "whole")
+    assert read_losses(tmp_path / "again") == read_losses(tmp_path / "whole")
 
 
 def test_auto_with_an_exponent_is_resumed_and_another_one_is_refused(tmp_path):
@@ -331,5 +331,5 @@ def test_two_ranks_and_gradient_accumulation_give_the_same_run_as_one_rank(comma
     command("train_student.py", *flags, "--save-dir", tmp_path / "two", processes=2)
     train_student.main([*flags, "--save-dir", str(tmp_path / "parts"), "--accumulate", "2"])
     assert read_setting(tmp_path / "one") == read_setting(tmp_path / "two") == read_setting(tmp_path / "parts")
-    np.testing.assert_allclose(losses(tmp_path / "one"), losses(tmp_path / "two"), rtol=1e-5)
-    np.testing.assert_allclose(losses(tmp_path / "one"), losses(tmp_path / "parts"), rtol=1e-5)
+    np.testing.assert_allclose(read_losses(tmp_path / "one"), read_losses(tmp_path / "two"), rtol=1e-5)
+    np.testing.assert_allclose(read_losses(tmp_path / "one"), read_losses(tmp_path / "parts"), rtol=1e-5)

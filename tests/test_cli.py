@@ -16,8 +16,8 @@ from datasets.toy import TOY
 from models.checkpoints.loading import from_checkpoint
 from tests.conftest import BACKBONE, TINY
 from tests.networks import write_checkpoint
-from tests.test_engine import records
-from tests.trees import picture
+from tests.test_engine import read_records
+from tests.trees import write_picture
 from utils.errors import UserError
 from utils.pixels import CONVENTIONS
 from utils.seeding import RowGenerator
@@ -45,7 +45,7 @@ def evaluate_run(runs, tmp_path, name, *flags):
 @pytest.mark.parametrize("name", ["teacher", "baseline", "student", "plain-kd"])
 def test_evaluation_matches_the_validation_of_the_run(runs, tmp_path, name):
     result = evaluate_run(runs, tmp_path, name)
-    last = records(runs / name, "val")[-1]
+    last = read_records(runs / name, "val")[-1]
     assert result["miou"] == last["miou"]
     assert result["pixel_accuracy"] == last["pixel_accuracy"]
     assert result["label_assisted"] == (name == "teacher")
@@ -72,7 +72,7 @@ def test_scores_match_the_saved_predictions(runs, tmp_path):
 
 
 def test_no_score_without_a_label(runs, tmp_path, capsys):
-    picture(tmp_path / "test/a.jpg")
+    write_picture(tmp_path / "test/a.jpg")
     names = ", ".join(get_dataset_spec("toy").names)
     (tmp_path / "dataset.yaml").write_text(f"names: [{names}]\nsplits: {{test: {{images: test, labels: none}}}}\n")
     flags = ["--dataset", "folder", "--data", str(tmp_path), "--split", "test", "--draws", "2"]

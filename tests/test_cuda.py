@@ -3,15 +3,15 @@
 import numpy as np
 import pytest
 import torch
+from read_losses import build_kd
+from read_losses.task import TaskLoss, compute_avg_factor
 
 import train_teacher
 from engine.runtime import Runtime
-from losses import build_kd
-from losses.task import TaskLoss, compute_avg_factor
 from models import build_model
 from models.label_noise import LabelNoise
 from tests.conftest import TINY
-from tests.test_engine import assert_same, crash_at, losses
+from tests.test_engine import assert_same_checkpoints, crash_at, read_losses
 from train_teacher import TeacherStep
 from utils import checkpoint
 from utils.pixels import CONVENTIONS
@@ -50,7 +50,7 @@ def test_a_resumed_run_reaches_the_same_bits(tmp_path, amp):
     train_teacher.main([*flags, "--save-dir", str(tmp_path / "halves"), "--resume", "auto"])
     one, two = (checkpoint.read(tmp_path / name / "last.pth") for name in ("whole", "halves"))
     assert one["iteration"] == 6
-    assert_same(one, two)
+    assert_same_checkpoints(one, two)
 
 
 def test_batchnorm_on_two_ranks_matches_one_rank(command, tmp_path):
@@ -59,7 +59,7 @@ def test_batchnorm_on_two_ranks_matches_one_rank(command, tmp_path):
     for processes in (1, 2):
         folder = tmp_path / str(processes)
         command("train_teacher.py", *TINY_ON_GPU, *flags, "--save-dir", folder, processes=processes, gpu=True)
-    np.testing.assert_allclose(*(losses(tmp_path / name) for name in "12"), rtol=1e-4)
+    np.testing.assert_allclose(*(read_losses(tmp_path / name) for name in "12"), rtol=1e-4)
 
 
 def test_a_failure_under_nccl_is_reported_and_ends_the_job(command):

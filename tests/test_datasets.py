@@ -14,7 +14,7 @@ from datasets import DATASETS, build_dataset, dataset_spec, get_dataset_spec
 from datasets.coco_stuff import UNUSED, USED
 from datasets.files import read_label, read_list
 from datasets.ids import IdMap
-from tests.trees import SIZE, TREES, draw, label, mapped, picture
+from tests.trees import SIZE, TREES, draw_label, map_ids, write_label, write_picture
 from utils.errors import UserError
 from utils.pictures import read_image
 
@@ -68,9 +68,9 @@ def test_known_names_colours_and_ids():
 
 def test_train_ids_are_read_where_there_are_no_label_ids(tmp_path):
     TREES["cityscapes"][1](tmp_path)
-    ids = draw((*range(19), 255), 3)
+    ids = draw_label((*range(19), 255), 3)
     for path in sorted((tmp_path / "gtFine/val").rglob("*labelIds.png")):
-        label(path.with_name(path.name.replace("labelIds", "labelTrainIds")), ids)
+        write_label(path.with_name(path.name.replace("labelIds", "labelTrainIds")), ids)
         path.unlink()
     assert np.array_equal(build_dataset("cityscapes", str(tmp_path), "val").read(0)[1], ids)
 
@@ -79,11 +79,11 @@ def test_164k_train_ids_of_mmseg_for_171_and_182_classes(tmp_path):
     TREES["coco_stuff_164k"][1](tmp_path)
     path = next((tmp_path / "annotations/val2017").iterdir())
     path.unlink()
-    ids = draw((*range(171), 255), 3)
-    label(path.with_name(f"{path.stem}_labelTrainIds.png"), ids)
+    ids = draw_label((*range(171), 255), 3)
+    write_label(path.with_name(f"{path.stem}_labelTrainIds.png"), ids)
     assert np.array_equal(build_dataset("coco_stuff_164k", str(tmp_path), "val").read(0)[1], ids)
     raw = build_dataset("coco_stuff_164k", str(tmp_path), "val", classes=182).read(0)[1]
-    assert np.array_equal(raw, mapped(ids, dict(enumerate(USED))))
+    assert np.array_equal(raw, map_ids(ids, dict(enumerate(USED))))
 
 
 def test_classes_pick_a_variant():
@@ -103,7 +103,7 @@ def test_an_id_that_is_no_class_is_named_with_its_file_and_count(name, raw, tmp_
     path = dataset.pairs[0][1]
     ids = read_label(path).copy()
     ids[0, :4] = raw
-    label(path, ids)
+    write_label(path, ids)
     with pytest.raises(UserError, match=rf"{path.name} holds ids that are no class: {raw} \(4 px\)"):
         dataset.read(0)
     with pytest.raises(UserError, match=path.name):
@@ -183,9 +183,9 @@ def test_unknown_names():
 def test_a_truncated_picture_is_refused_by_name(share, tmp_path):
     for suffix, read in (("jpg", read_image), ("png", read_image), ("png", read_label)):
         path = tmp_path / f"cut.{suffix}"
-        picture(path)
+        write_picture(path)
         if read is read_label:
-            label(path, draw(range(20), 0))
+            write_label(path, draw_label(range(20), 0))
         data = path.read_bytes()
         kept_share = share if suffix == "jpg" else min(share, 0.9)
         path.write_bytes(data[: int(len(data) * kept_share)])
@@ -198,7 +198,7 @@ def test_a_jpeg_cut_anywhere_is_refused_even_with_a_thumbnail_in_it(progressive,
     small = io.BytesIO()
     Image.new("RGB", (16, 16), "red").save(small, "JPEG")
     path = tmp_path / "cut.jpg"
-    whole = picture(path, exif=b"Exif\0\0" + small.getvalue(), progressive=progressive)
+    whole = write_picture(path, exif=b"Exif\0\0" + small.getvalue(), progressive=progressive)
     data = path.read_bytes()
     path.write_bytes(data + b"\0" * 40 + b"a film of the camera: \xff\xda" + b"\0" * 40)
     assert np.array_equal(read_image(path), whole)
@@ -211,7 +211,7 @@ def test_a_jpeg_cut_anywhere_is_refused_even_with_a_thumbnail_in_it(progressive,
 @pytest.mark.parametrize("mode", ["L", "CMYK"])
 @pytest.mark.parametrize("suffix", ["jpg", "tif"])
 def test_gray_and_cmyk_pictures(mode, suffix, tmp_path):
-    picture(tmp_path / "a.png")
+    write_picture(tmp_path / "a.png")
     path = tmp_path / f"b.{suffix}"
     Image.open(tmp_path / "a.png").convert(mode).save(path, quality=95)
     with Image.open(path) as file:
@@ -225,7 +225,7 @@ def test_exif_orientation(orientation, suffix, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = tmp_path / f"a.{suffix}"
-    stored = picture(path, exif=exif)
+    stored = write_picture(path, exif=exif)
     upright = np.rot90(stored, {1: 0, 3: 2, 6: 3, 8: 1}[orientation])
     assert np.array_equal(read_image(path), upright)
     assert np.array_equal(read_image(path, upright.shape[:2]), upright)
@@ -250,16 +250,16 @@ def test_deep_and_transparent_pictures_are_refused(tmp_path):
 
 
 def test_labels_of_other_kinds(tmp_path):
-    ids = draw(range(20), 0)
+    ids = draw_label(range(20), 0)
     path = tmp_path / "label.png"
     for palette in (False, True):
-        label(path, ids, palette)
+        write_label(path, ids, palette)
         assert np.array_equal(read_label(path), ids)
-    label(path, ids.astype(np.uint16) * 300)
+    write_label(path, ids.astype(np.uint16) * 300)
     assert np.array_equal(read_label(path), ids.astype(int) * 300)
     Image.fromarray(ids % 2 == 1).save(path)
     assert np.array_equal(read_label(path), ids % 2)
-    label(path, np.dstack([ids] * 3))
+    write_label(path, np.dstack([ids] * 3))
     with pytest.raises(UserError, match=r"label.png: a label must hold class ids .* mode RGB"):
         read_label(path)
     (tmp_path / "l.mat").write_bytes(b"MATLAB 5.0 nonsense" * 20)
@@ -281,7 +281,7 @@ def make_grey_png(ids: np.ndarray, bits: int) -> bytes:
 
 
 def test_grey_labels_that_pil_rescales_are_refused(tmp_path):
-    ids = draw(range(4), 0)
+    ids = draw_label(range(4), 0)
     path = tmp_path / "label"
     path.write_bytes(make_grey_png(ids % 2, 1))
     assert np.array_equal(read_label(path), ids % 2)
@@ -314,7 +314,7 @@ def test_labels_in_lossy_formats_are_refused(kind, options, name, tmp_path):
     if kind == "AVIF" and not features.check("avif"):
         pytest.skip("this PIL has no AVIF")
     path = tmp_path / "label"
-    Image.fromarray(draw(range(9), 0)).convert("RGB").save(path, kind, **options)
+    Image.fromarray(draw_label(range(9), 0)).convert("RGB").save(path, kind, **options)
     for colored in (False, True):
         with pytest.raises(UserError, match=f"a label must be stored without loss, such as PNG: {name} blends classes"):
             read_label(path, colored=colored)
@@ -334,14 +334,14 @@ LOSSLESS = [
 @pytest.mark.parametrize(("kind", "options"), LOSSLESS)
 def test_colour_labels_in_lossless_formats_are_read(kind, options, tmp_path):
     path = tmp_path / "label"
-    ids = draw(range(9), 0)
+    ids = draw_label(range(9), 0)
     Image.fromarray(ids).convert("RGB").save(path, kind, **options)
     assert np.array_equal(read_label(path, colored=True)[..., 0], ids)
 
 
 @pytest.mark.parametrize("kind", ["TIFF", "PNG", "MPO"])
 def test_files_of_several_pictures_are_refused(kind, tmp_path):
-    first, *others = [Image.fromarray(draw(range(n), 0)) for n in (9, 7, 5)]
+    first, *others = [Image.fromarray(draw_label(range(n), 0)) for n in (9, 7, 5)]
     first.save(tmp_path / "pages", kind, save_all=True, append_images=others)
     readers = [read_label]
     if kind != "MPO":  # of several pictures in a JPEG, read_image takes the first
@@ -361,7 +361,7 @@ def test_two_images_of_one_label_are_refused(tmp_path):
 
 def test_a_jpeg_that_is_called_png_is_read_as_a_jpeg(tmp_path):
     buffer = io.BytesIO()
-    picture(tmp_path / "a.jpg")
+    write_picture(tmp_path / "a.jpg")
     Image.open(tmp_path / "a.jpg").save(buffer, "JPEG")
     (tmp_path / "b.png").write_bytes(buffer.getvalue())
     assert read_image(tmp_path / "b.png").shape == (*SIZE, 3)
@@ -374,7 +374,7 @@ def test_dataset_spec_is_still_found_under_its_former_name():
 def test_image_and_label_must_agree_in_size(tmp_path):
     TREES["camvid"][1](tmp_path)
     dataset = build_dataset("camvid", str(tmp_path), "val")
-    label(dataset.pairs[0][1], np.zeros((7, 9), np.uint8))
+    write_label(dataset.pairs[0][1], np.zeros((7, 9), np.uint8))
     with pytest.raises(UserError, match=r"differ in size: .*0001TP_1.png is 30x20, .*0001TP_1.png is 9x7"):
         dataset.read(0)
 
@@ -395,8 +395,8 @@ def test_lists_of_names_are_read_and_checked(tmp_path):
 
 
 def test_255_may_be_a_class(tmp_path):
-    label(tmp_path / "m/a.png", np.array([[0, 255]], np.uint8))
-    picture(tmp_path / "i/a.png", 0)
+    write_label(tmp_path / "m/a.png", np.array([[0, 255]], np.uint8))
+    write_picture(tmp_path / "i/a.png", 0)
     split = "splits: {train: {images: i, labels: m}}\n"
     (tmp_path / "dataset.yaml").write_text("names: [sea, ship]\nids: {0: sea, 255: ship}\n" + split)
     assert get_dataset_spec("folder", str(tmp_path)).ids(np.array([[0, 255]], np.uint8)).tolist() == [[0, 1]]

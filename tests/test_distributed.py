@@ -13,7 +13,7 @@ from engine.settings import TeacherConfig
 from engine.trainer import check_batch
 from tests.conftest import TINY, WIDE_BACKBONE
 from tests.networks import write_checkpoint
-from tests.test_engine import losses
+from tests.test_engine import read_losses
 from utils import checkpoint
 from utils.errors import UserError
 
@@ -36,7 +36,7 @@ def test_two_ranks_give_the_losses_and_weights_of_one(command, tmp_path, teacher
         flags += ["--teacher-pretrained", teacher, "--kd", "cwd=3,kd=1", "--backbone", WIDE_BACKBONE]
     script.main([*flags, "--save-dir", str(tmp_path / "1")])
     command(f"{script.__name__}.py", *flags, "--save-dir", tmp_path / "2", processes=2)
-    one, two = (losses(tmp_path / name) for name in "12")
+    one, two = (read_losses(tmp_path / name) for name in "12")
     np.testing.assert_allclose(one, two, rtol=1e-5)
     weights = [checkpoint.read(tmp_path / name / "last.pth")["model"] for name in "12"]
     np.testing.assert_allclose(*(w["main.classifier.weight"].numpy() for w in weights), rtol=1e-3, atol=1e-5)

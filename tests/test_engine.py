@@ -37,15 +37,15 @@ def train(script, folder: Path, *flags: str) -> dict:
     return checkpoint.read(folder / "last.pth")
 
 
-def records(folder: Path, event: str) -> list[dict]:
+def read_records(folder: Path, event: str) -> list[dict]:
     """Read all records of one kind of event from metrics.jsonl."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [line for line in lines if line["event"] == event]
 
 
-def losses(folder: Path) -> list[tuple[int, float]]:
+def read_losses(folder: Path) -> list[tuple[int, float]]:
     """Read the iteration and the loss of every training record."""
-    return [(line["iteration"], line["loss"]) for line in records(folder, "train")]
+    return [(line["iteration"], line["loss"]) for line in read_records(folder, "train")]
 
 
 def assert_equal(a: Any, b: Any, where: str = "") -> None:
@@ -60,7 +60,7 @@ def assert_equal(a: Any, b: Any, where: str = "") -> None:
         assert a == b, where
 
 
-def assert_same(a: dict, b: dict) -> None:
+def assert_same_checkpoints(a: dict, b: dict) -> None:
     """Assert that two checkpoints have the same weights, optimizer state and progress."""
     for key in ("model", "optimizer", "iteration", "best_miou", "best_iteration"):
         assert_equal(a[key], b[key], key)
@@ -94,8 +94,8 @@ def finished_runs(tmp_path_factory):
 
 def test_the_same_seed_gives_the_same_bits(finished_runs, tmp_path):
     folder, teacher, _ = finished_runs
-    assert_same(teacher, train(train_teacher, tmp_path, "--val-per-iters", "2", "--workers", "2"))
-    assert losses(folder / "teacher") == losses(tmp_path)
+    assert_same_checkpoints(teacher, train(train_teacher, tmp_path, "--val-per-iters", "2", "--workers", "2"))
+    assert read_losses(folder / "teacher") == read_losses(tmp_path)
     other = train(train_teacher, tmp_path, "--val-per-iters", "2", "--seed", "1", "--overwrite")
     assert not torch.equal(teacher["model"]["main.classifier.weight"], other["model"]["main.classifier.weight"])
 
@@ -103,10 +103,10 @@ def test_the_same_seed_gives_the_same_bits(finished_runs, tmp_path):
 def test_a_run_writes_checkpoints_settings_and_records(finished_runs):
     folder, teacher, student = finished_runs
     assert {path.name for path in (folder / "teacher").iterdir()} >= {"last.pth", "best.pth", "config.yaml"}
-    (start,) = records(folder / "teacher", "start")
+    (start,) = read_records(folder / "teacher", "start")
     assert {"torch", "timm", "device", "git", "config", "world_size"} <= start.keys()
-    assert [line["iteration"] for line in records(folder / "teacher", "val")] == [2, 4, 6]
-    train_line = records(folder / "student", "train")[0]
+    assert [line["iteration"] for line in read_records(folder / "teacher", "val")] == [2, 4, 6]
+    train_line = read_records(folder / "student", "train")[0]
     assert {"loss", "ce", "aux", "cwd", "kd", "dist", "lr", "images_per_second"} <= train_line.keys()
     assert not any(key.startswith("teacher") for key in student["model"])
     assert start["card"]["start"].startswith("random weights")
@@ -131,9 +131,9 @@ def test_a_stopped_run_continues_to_the_same_bits(finished_runs, tmp_path, role)
     with crash_at(5):  # one iteration after a checkpoint
         train(script, tmp_path, *flags)
     assert checkpoint.read(tmp_path / "last.pth")["iteration"] == 4
-    assert_same(expected, train(script, tmp_path, *flags, "--resume", "auto"))
-    assert losses(tmp_path) == losses(folder / role)
-    assert_same(expected, train(script, tmp_path, *flags, "--resume", "auto"))  # finished: nothing happens
+    assert_same_checkpoints(expected, train(script, tmp_path, *flags, "--resume", "auto"))
+    assert read_losses(tmp_path) == read_losses(folder / role)
+    assert_same_checkpoints(expected, train(script, tmp_path, *flags, "--resume", "auto"))  # finished: nothing happens
 
 
 def test_a_killed_run_continues_to_the_same_bits(finished_runs, tmp_path, start):
@@ -144,8 +144,8 @@ def test_a_killed_run_continues_to_the_same_bits(finished_runs, tmp_path, start)
         time.sleep(0.005)
     process.kill()
     assert process.wait() == -signal.SIGKILL
-    assert_same(teacher, train(train_teacher, tmp_path, "--val-per-iters", "2", "--resume", "auto"))
-    assert losses(tmp_path) == losses(folder / "teacher")
+    assert_same_checkpoints(teacher, train(train_teacher, tmp_path, "--val-per-iters", "2", "--resume", "auto"))
+    assert read_losses(tmp_path) == read_losses(folder / "teacher")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
@@ -162,7 +162,7 @@ def test_a_signal_saves_before_it_stops(finished_runs, tmp_path, monkeypatch, nu
             train(train_teacher, tmp_path, "--val-per-iters", "2")
     assert stopped.value.code == STOPPED_STATUS
     assert checkpoint.read(tmp_path / "last.pth")["iteration"] == 3
-    assert_same(teacher, train(train_teacher, tmp_path, "--val-per-iters", "2", "--resume", "auto"))
+    assert_same_checkpoints(teacher, train(train_teacher, tmp_path, "--val-per-iters", "2", "--resume", "auto"))
 
 
 def test_a_signal_to_the_whole_job_saves_too(tmp_path, start):
@@ -173,7 +173,7 @@ def test_a_signal_to_the_whole_job_saves_too(tmp_path, start):
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGTERM)
     assert process.wait() == STOPPED_STATUS
-    assert checkpoint.read(tmp_path / "last.pth")["iteration"] == losses(tmp_path)[-1][0]
+    assert checkpoint.read(tmp_path / "last.pth")["iteration"] == read_losses(tmp_path)[-1][0]
 
 
 def test_a_loss_that_is_not_finite_names_the_images(tmp_path):
@@ -199,7 +199,7 @@ def test_an_unreadable_image_does_not_lose_the_work_so_far(finished_runs, tmp_pa
         with pytest.raises(UserError, match=r"a\.png cannot be read"):
             train(train_teacher, tmp_path, *flags)
     assert checkpoint.read(tmp_path / "last.pth")["iteration"] == 5
-    assert_same(teacher, train(train_teacher, tmp_path, *flags, "--resume", "auto"))
+    assert_same_checkpoints(teacher, train(train_teacher, tmp_path, *flags, "--resume", "auto"))
 
 
 @pytest.mark.parametrize(
@@ -296,7 +296,7 @@ def test_a_resumed_run_keeps_its_choice_of_frozen_norms(tmp_path, capsys):
     continued = train(train_teacher, tmp_path / "run", *flags, "--save-per-iters", "2", "--resume", "auto")
     assert whole["frozen_norms"] == continued["frozen_norms"]
     assert whole["frozen_norms"]
-    assert_same(whole, continued)
+    assert_same_checkpoints(whole, continued)
     assert "no layer was trained before" not in capsys.readouterr().err
 
 
@@ -330,5 +330,5 @@ def test_bf16_autocast_runs_and_is_evaluated_as_trained(tmp_path):
     assert all(value.dtype != torch.bfloat16 for value in saved["model"].values())
     evaluation.main(["--pretrained", f"{tmp_path}/last.pth", "--json", f"{tmp_path}/score.json"])
     score = json.loads((tmp_path / "score.json").read_text())
-    assert score["miou"] == records(tmp_path, "val")[-1]["miou"]
+    assert score["miou"] == read_records(tmp_path, "val")[-1]["miou"]
     assert "bf16" in score["protocol"]

@@ -24,7 +24,7 @@ from models.checkpoints.card import Card
 from tests import trees
 from tests.conftest import ENVIRONMENT, ROOT, TINY
 from tests.networks import write_checkpoint
-from tests.test_engine import assert_equal, assert_same, crash_at, records, train
+from tests.test_engine import assert_equal, assert_same_checkpoints, crash_at, read_records, train
 from utils import checkpoint
 from utils.entry import run_main
 from utils.errors import UserError
@@ -56,7 +56,7 @@ def test_a_step_that_overflows_in_fp16_is_skipped(tmp_path, monkeypatch):
     assert (before["iteration"], skipped["iteration"]) == (1, 2)
     assert_equal(before["model"], skipped["model"])
     assert skipped["scaler"]["scale"] == before["scaler"]["scale"] / 2
-    assert records(tmp_path / "skipped", "train")[-1]["loss"] is None
+    assert read_records(tmp_path / "skipped", "train")[-1]["loss"] is None
 
 
 def test_a_skipped_step_leaves_the_queues_as_they_were(tmp_path, monkeypatch):
@@ -92,7 +92,7 @@ def test_norms_that_were_never_trained_are_not_frozen(tmp_path):
     assert projector.any()
     with crash_at(3):
         train(train_student, tmp_path / "stopped", *flags)
-    assert_same(whole, train(train_student, tmp_path / "stopped", *flags, "--resume", "auto"))
+    assert_same_checkpoints(whole, train(train_student, tmp_path / "stopped", *flags, "--resume", "auto"))
 
 
 COUNTING_LOSS = """

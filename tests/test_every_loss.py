@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from read_losses import LOSSES
 
 import train_student
-from losses import LOSSES
 from tests.conftest import TINY
 from tests.networks import write_checkpoint
-from tests.test_engine import assert_equal, assert_same, crash_at, losses, records
+from tests.test_engine import assert_equal, assert_same_checkpoints, crash_at, read_losses, read_records
 from tests.test_feature_losses import SMALL
 from utils import checkpoint
 
@@ -32,7 +32,7 @@ def test_two_ranks_hold_the_same_state_and_continue_to_the_same_bits(command, tm
     resumed = train_on_two_ranks()
     assert_equal(one, resumed[0])
     assert_equal(one, resumed[1])
-    for line in records(tmp_path, "train"):
+    for line in read_records(tmp_path, "train"):
         assert {*LOSSES, *(f"{name}_weighted" for name in LOSSES), "dsd_psd", "cirkd2_channel_weighted"} <= line.keys()
 
 
@@ -44,8 +44,8 @@ def test_a_stopped_run_continues_to_the_same_bits(tmp_path):
         train_student.main([*flags, "--skip-val", "--save-dir", str(tmp_path / "stopped")])
     train_student.main([*flags, "--skip-val", "--save-dir", str(tmp_path / "stopped"), "--resume", "auto"])
     whole, stopped = (checkpoint.read(tmp_path / name / "last.pth") for name in ("whole", "stopped"))
-    assert_same(whole, stopped)
-    assert losses(tmp_path / "whole") == losses(tmp_path / "stopped")
+    assert_same_checkpoints(whole, stopped)
+    assert read_losses(tmp_path / "whole") == read_losses(tmp_path / "stopped")
     loss_states = whole["losses"]
     assert {"kd.losses.cirkd_pixel.queue", "kd.losses.cirkd2.channels.queue"} <= loss_states.keys()
     assert loss_states["kd.losses.adv._extra_state"]["optimizer"]["state"][0]["step"].item() == 4

@@ -33,9 +33,9 @@ from engine.settings import StudentConfig, TeacherConfig
 from engine.training_state import TrainingState
 from models.checkpoints import reading
 from tests import trees
-from tests.breaking.processes import members
+from tests.breaking.processes import list_processes
 from tests.conftest import BACKBONE, ENVIRONMENT, ROOT, TINY
-from tests.test_engine import assert_same, losses, records
+from tests.test_engine import assert_same_checkpoints, read_losses, read_records
 from utils import checkpoint
 from utils.errors import UserError, explain_error
 
@@ -125,8 +125,8 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(run, finished_run
     for path in run.iterdir():
         path.unlink()
     (run / "metrics.jsonl").write_text("\n".join(line for line in lines if '"val' not in line)[:-5])
-    assert_same(train_small_teacher(run, "--resume", "auto"), checkpoint.read(finished_run / "last.pth"))
-    assert losses(run) == losses(finished_run)
+    assert_same_checkpoints(train_small_teacher(run, "--resume", "auto"), checkpoint.read(finished_run / "last.pth"))
+    assert read_losses(run) == read_losses(finished_run)
 
 
 @pytest.mark.parametrize("damage", [lambda data: b"", lambda data: data[: len(data) // 2], lambda data: None])
@@ -136,11 +136,11 @@ def test_the_previous_checkpoint_replaces_a_damaged_one(run, finished_run, damag
         (run / "last.pth").unlink()
     else:
         (run / "last.pth").write_bytes(data)
-    assert_same(train_small_teacher(run, "--resume", "auto"), checkpoint.read(finished_run / "last.pth"))
+    assert_same_checkpoints(train_small_teacher(run, "--resume", "auto"), checkpoint.read(finished_run / "last.pth"))
     assert "previous.pth" in capsys.readouterr().err
     assert checkpoint.read(run / "previous.pth")["iteration"] == 2
     assert data is None or (run / "damaged.pth").read_bytes() == data
-    assert losses(run) == losses(finished_run)
+    assert read_losses(run) == read_losses(finished_run)
 
 
 def test_a_checkpoint_that_does_not_fit_in_memory_is_not_treated_as_damaged(run, monkeypatch):
@@ -157,14 +157,14 @@ def test_a_checkpoint_that_does_not_fit_in_memory_is_not_treated_as_damaged(run,
 def test_a_run_continues_in_another_folder_with_all_its_files(finished_run, run, tmp_path):
     other = tmp_path / "other"
     train_small_teacher(other, "--seed", "1")
-    assert_same(
+    assert_same_checkpoints(
         train_small_teacher(other, "--resume", str(run / "previous.pth"), "--overwrite"),
         checkpoint.read(finished_run / "last.pth"),
     )
-    assert losses(other) == losses(finished_run)
-    assert [line["config"]["seed"] for line in records(other, "start")] == [0, 0]
+    assert read_losses(other) == read_losses(finished_run)
+    assert [line["config"]["seed"] for line in read_records(other, "start")] == [0, 0]
     before = read_files(run)
-    assert_same(
+    assert_same_checkpoints(
         train_small_teacher(tmp_path / "copy", "--resume", str(run)), checkpoint.read(finished_run / "last.pth")
     )
     assert all(
@@ -176,7 +176,7 @@ def test_a_run_continues_in_another_folder_with_all_its_files(finished_run, run,
     assert read_files(other).keys() == {"best.pth", "last.pth", "metrics.jsonl", "config.yaml"}
     assert (other / "best.pth").read_bytes() == before["best.pth"]
     # as if the run was killed at its start
-    assert_same(train_small_teacher(other, "--resume", "auto"), checkpoint.read(finished_run / "last.pth"))
+    assert_same_checkpoints(train_small_teacher(other, "--resume", "auto"), checkpoint.read(finished_run / "last.pth"))
 
 
 @pytest.mark.parametrize("is_damaged", [False, True])
@@ -195,9 +195,9 @@ def test_a_run_killed_after_resuming_from_previous_continues_from_there(run, fin
             train_small_teacher(run, "--resume", str(run / "previous.pth"))
     assert (run / "last.pth").read_bytes() == before["previous.pth"]
     assert (run / "unused.pth").read_bytes() == before["last.pth"]
-    assert_same(train_small_teacher(run, "--resume", "auto"), checkpoint.read(finished_run / "last.pth"))
+    assert_same_checkpoints(train_small_teacher(run, "--resume", "auto"), checkpoint.read(finished_run / "last.pth"))
     assert checkpoint.read(run / "previous.pth")["iteration"] == 2
-    assert losses(run) == losses(finished_run)
+    assert read_losses(run) == read_losses(finished_run)
 
 
 def test_two_damaged_checkpoints_are_reported_with_advice(run):
@@ -226,8 +226,10 @@ def test_a_validation_that_failed_is_done_on_resume(finished_run, tmp_path, monk
         with pytest.raises(UserError, match=r"b\.png cannot be read"):
             train_small_teacher(tmp_path)
     assert checkpoint.read(tmp_path / "last.pth")["iteration"] == iteration
-    assert_same(train_small_teacher(tmp_path, "--resume", "auto"), checkpoint.read(finished_run / "last.pth"))
-    assert records(tmp_path, "val") == records(finished_run, "val")
+    assert_same_checkpoints(
+        train_small_teacher(tmp_path, "--resume", "auto"), checkpoint.read(finished_run / "last.pth")
+    )
+    assert read_records(tmp_path, "val") == read_records(finished_run, "val")
     assert (tmp_path / "best.pth").exists()
 
 
@@ -243,9 +245,11 @@ def test_a_signal_interrupts_a_validation(finished_run, tmp_path, monkeypatch):
         with pytest.raises(SystemExit) as stopped:
             train_small_teacher(tmp_path)
     assert stopped.value.code == STOPPED_STATUS
-    assert not records(tmp_path, "val")
-    assert_same(train_small_teacher(tmp_path, "--resume", "auto"), checkpoint.read(finished_run / "last.pth"))
-    assert records(tmp_path, "val") == records(finished_run, "val")
+    assert not read_records(tmp_path, "val")
+    assert_same_checkpoints(
+        train_small_teacher(tmp_path, "--resume", "auto"), checkpoint.read(finished_run / "last.pth")
+    )
+    assert read_records(tmp_path, "val") == read_records(finished_run, "val")
 
 
 def act_after_first_checkpoint(patch, act):
@@ -268,7 +272,7 @@ def test_a_folder_removed_during_training_is_written_again(finished_run, tmp_pat
         with pytest.raises(UserError, match=r"was emptied while its run went on.* last\.pth was written again"):
             train_small_teacher(folder)
     assert checkpoint.read(folder / "last.pth")["iteration"] == 2
-    assert_same(train_small_teacher(folder, "--resume", "auto"), checkpoint.read(finished_run / "last.pth"))
+    assert_same_checkpoints(train_small_teacher(folder, "--resume", "auto"), checkpoint.read(finished_run / "last.pth"))
 
 
 def test_a_run_does_not_write_into_its_folder_after_another_run_took_it_over(finished_run, tmp_path, monkeypatch):
@@ -292,7 +296,7 @@ def test_a_run_does_not_write_into_its_folder_after_another_run_took_it_over(fin
 def test_a_lock_removed_during_training_is_taken_again(finished_run, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         act_after_first_checkpoint(patch, (tmp_path / ".lock").unlink)
-        assert_same(train_small_teacher(tmp_path), checkpoint.read(finished_run / "last.pth"))
+        assert_same_checkpoints(train_small_teacher(tmp_path), checkpoint.read(finished_run / "last.pth"))
     assert (tmp_path / ".lock").exists()
 
 
@@ -416,7 +420,7 @@ def test_the_previous_checkpoint_replaces_one_that_cannot_be_restored(run, finis
     saved = checkpoint.read(run / "last.pth")
     damage(saved)
     checkpoint.save(saved, run / "last.pth")
-    assert_same(train_small_teacher(run, "--resume", "auto"), checkpoint.read(finished_run / "last.pth"))
+    assert_same_checkpoints(train_small_teacher(run, "--resume", "auto"), checkpoint.read(finished_run / "last.pth"))
     assert f"continuing from {run / 'previous.pth'}" in capsys.readouterr().err
 
 
@@ -526,7 +530,7 @@ def test_a_damaged_log_does_not_end_a_run(run, finished_run, line):
     log = (run / "metrics.jsonl").read_bytes().split(b"\n")
     (run / "metrics.jsonl").write_bytes(b"\n".join([log[0], line, *log[1:]]))
     train_small_teacher(run, "--resume", "auto")
-    assert losses(run) == losses(finished_run)
+    assert read_losses(run) == read_losses(finished_run)
 
 
 def test_links_in_a_shared_folder_are_not_followed(tmp_path):
@@ -578,13 +582,13 @@ def test_a_closed_terminal_does_not_end_a_run(tmp_path, monkeypatch):
     monkeypatch.setattr("builtins.print", fail_to_print)
     logger.log_training({"loss": 1.0}, {"images_per_second": 1.0}, None, 1)
     logger.close()
-    assert losses(tmp_path) == [(1, 1.0)]
+    assert read_losses(tmp_path) == [(1, 1.0)]
 
 
 def test_a_killed_loader_worker_loses_no_work(tmp_path, start):
     flags = [*TINY, "--workers", "2", "--max-iterations", "100000", "--save-per-iters", "100000"]
     process = start("train_teacher.py", *flags, "--save-dir", tmp_path, stderr=subprocess.PIPE)
-    while not (tmp_path / "metrics.jsonl").exists() or len(losses(tmp_path)) < 3:
+    while not (tmp_path / "metrics.jsonl").exists() or len(read_losses(tmp_path)) < 3:
         assert process.poll() is None
         time.sleep(0.05)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
@@ -656,7 +660,7 @@ def test_a_rank_that_fails_in_a_step_ends_the_others(tmp_path, command):
         "error: CUDA out of memory. Try a smaller --batch-size or --crop-size, --accumulate 2, or --amp bf16."
     ]
     assert checkpoint.read(tmp_path / "last.pth")["iteration"] == 2
-    assert losses(tmp_path)[-1][0] == 3
+    assert read_losses(tmp_path)[-1][0] == 3
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)])
@@ -667,16 +671,16 @@ def test_a_signal_to_the_launcher_saves_and_leaves_no_process_behind(tmp_path, n
     environment = {**ENVIRONMENT, "PATH": path, "NGPUS": "2"}
     process = subprocess.Popen(line, cwd=ROOT, env=environment, start_new_session=True)
     try:
-        while not (tmp_path / "metrics.jsonl").exists() or not losses(tmp_path):
+        while not (tmp_path / "metrics.jsonl").exists() or not read_losses(tmp_path):
             assert process.poll() is None
             time.sleep(0.05)
         process.send_signal(number)
         assert process.wait(timeout=60) == 3  # the launcher ends last, because SLURM kills processes that outlive it
         deadline = time.monotonic() + 15
-        while members(tmp_path) and time.monotonic() < deadline:
+        while list_processes(tmp_path) and time.monotonic() < deadline:
             time.sleep(0.1)
-        assert not members(tmp_path)
+        assert not list_processes(tmp_path)
     finally:
-        for pid in members(tmp_path):
+        for pid in list_processes(tmp_path):
             os.kill(pid, signal.SIGKILL)
     assert checkpoint.read(tmp_path / "last.pth")["iteration"] >= 1

@@ -60,7 +60,7 @@ def test_golden_numbers_of_cirkd(golden, name):
     assert loss.item() == pytest.approx(golden[f"loss_{name}"].item(), rel=1e-6)
 
 
-def outputs(size=(6, 7), teacher_size=(6, 7), seed=0) -> tuple[Output, Output, torch.Tensor]:
+def make_outputs(size=(6, 7), teacher_size=(6, 7), seed=0) -> tuple[Output, Output, torch.Tensor]:
     """Return random outputs of a student (6 channels) and a teacher (16 channels), and the label.
 
     There are two images and five classes. All outputs can receive a gradient.
@@ -77,7 +77,7 @@ def outputs(size=(6, 7), teacher_size=(6, 7), seed=0) -> tuple[Output, Output, t
 
 
 def test_ifvd_by_a_loop_over_classes():
-    s, t, label = outputs()
+    s, t, label = make_outputs()
     label[0][label[0] == 3] = 255  # a class that one image lacks
     small = F.interpolate(label[:, None].float(), (6, 7), mode="nearest")[:, 0].numpy()
     maps = []
@@ -93,7 +93,7 @@ def test_ifvd_by_a_loop_over_classes():
 
 
 def test_nfd_by_an_independent_formula():
-    s, t, _ = outputs()
+    s, t, _ = make_outputs()
     kernel = torch.randn(16, 6, 1, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     projected = np.einsum("oc,bchw->bohw", kernel[:, :, 0, 0].numpy(), s.feat.detach().double().numpy())
     a, b = (
@@ -105,7 +105,7 @@ def test_nfd_by_an_independent_formula():
 
 
 def test_nfd_ignores_scale_and_offset_and_allows_dead_channels():
-    _, t, _ = outputs()
+    _, t, _ = make_outputs()
     dead = t.feat.detach().clone()
     dead[:, 0] = 0
     assert nfd_loss(7 * dead + 3, dead).item() == pytest.approx(0, abs=1e-4)
@@ -143,7 +143,7 @@ def test_af_dcd_by_loops_over_patches_positions_and_groups():
 @pytest.mark.parametrize("kd", ALL_LOSSES)
 def test_gradients_reach_the_student_and_own_parameters_and_not_the_teacher(kd):
     torch.manual_seed(0)
-    s, t, label = outputs(teacher_size=(8, 9))
+    s, t, label = make_outputs(teacher_size=(8, 9))
     losses = build_kd(kd, 6, 16, 5).train()
     total, terms = losses(s, t, label)
     assert torch.isfinite(total)
@@ -157,7 +157,7 @@ def test_gradients_reach_the_student_and_own_parameters_and_not_the_teacher(kd):
 
 @pytest.mark.parametrize("name", ["at", "skd", "ifvd", "dsd", "nfd", "cwd_feat", "cirkd"])
 def test_losses_are_zero_if_the_student_equals_its_teacher(name):
-    _, t, label = outputs()
+    _, t, label = make_outputs()
     same = Output(*(x if isinstance(x, tuple) else x.detach() for x in t))
     total, _ = build_kd(f"{name}=1", 16, 16, 5)(same, t, label)
     assert total.item() == pytest.approx(0, abs=1e-6)
@@ -186,9 +186,9 @@ def test_no_loss_reads_back_from_the_device(kd, monkeypatch):
     # Adam reads its step count, which is always on the host; this is no read-back from the device
     monkeypatch.setattr(torch.optim.Adam, "step", lambda self: None)
     losses = build_kd(kd, 6, 16, 5).train()
-    losses(*outputs())
+    losses(*make_outputs())
     with NoReadBack():
-        losses(*outputs(seed=1))[0].backward()
+        losses(*make_outputs(seed=1))[0].backward()
 
 
 def test_a_read_back_raises():
@@ -199,7 +199,7 @@ def test_a_read_back_raises():
 
 
 def test_terms_and_their_parts_are_returned_with_and_without_weights():
-    s, t, label = outputs()
+    s, t, label = make_outputs()
     losses = build_kd("dsd=0.5:psd=1000:csd=10,at=3", 6, 16, 5)
     total, terms = losses(s, t, label)
     assert terms.keys() == {"dsd", "dsd_psd", "dsd_csd", "at"}
@@ -212,7 +212,7 @@ def test_terms_and_their_parts_are_returned_with_and_without_weights():
 
 @pytest.mark.parametrize("aux", [(True, False), (False, True), (False, False)])
 def test_dsd_leaves_out_an_auxiliary_map_that_only_one_network_has(aux):
-    s, t, label = outputs()
+    s, t, label = make_outputs()
     without = [output if keep else output._replace(aux=()) for output, keep in zip((s, t), aux, strict=True)]
     _, terms = build_kd("dsd=1", 6, 16, 5)(*without, label)
     expected = psd_loss([s.feat, s.logits], [t.feat, t.logits])
@@ -221,7 +221,7 @@ def test_dsd_leaves_out_an_auxiliary_map_that_only_one_network_has(aux):
 
 @pytest.mark.parametrize("kd", ALL_LOSSES)
 def test_reads_aux_says_whether_a_loss_reads_the_teachers_auxiliary_maps(kd):
-    s, t, label = outputs()
+    s, t, label = make_outputs()
     values = []
     for teacher in (t, t._replace(aux=())):
         torch.manual_seed(0)
@@ -232,7 +232,7 @@ def test_reads_aux_says_whether_a_loss_reads_the_teachers_auxiliary_maps(kd):
 
 
 def test_another_number_of_classes_is_refused():
-    s, t, label = outputs()
+    s, t, label = make_outputs()
     with pytest.raises(UserError, match="student has 5 classes, its teacher 3"):
         build_kd("at=1", 6, 16, 5)(s, t._replace(logits=t.logits[:, :3]), label)
 

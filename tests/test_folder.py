@@ -14,7 +14,7 @@ from datasets import build_dataset, get_dataset_spec
 from datasets.base import convert_label, read_sample
 from datasets.files import read_label
 from scripts.data import describe_folder, shrink_dataset
-from tests.trees import SIZE, draw, picture
+from tests.trees import SIZE, draw_label, write_picture
 from utils.errors import UserError
 
 COLORS = np.array([(0, 0, 0), (128, 0, 0), (0, 128, 0), (64, 0, 128)], np.uint8)
@@ -37,9 +37,9 @@ def save_label(path: Path, ids: np.ndarray, form: str = "RGB") -> None:
 
 def write_dataset(root: Path, text: str, form: str = "RGB", ids: np.ndarray | None = None) -> np.ndarray:
     """Write a data set with two splits of one image each. Return the ids of both labels."""
-    ids = draw(range(4), 1) if ids is None else ids
+    ids = draw_label(range(4), 1) if ids is None else ids
     for split in ("train", "val"):
-        picture(root / f"{split}/a.jpg")
+        write_picture(root / f"{split}/a.jpg")
         save_label(root / f"{split}annot/a.png", ids, form)
     splits = "splits:\n  train: {images: train, labels: trainannot}\n  val: {images: val, labels: valannot}\n"
     (root / "dataset.yaml").write_text(splits + text)
@@ -79,7 +79,7 @@ def test_a_class_of_several_colours_and_names_in_another_order(tmp_path):
 
 
 def test_grey_labels_may_be_colours(tmp_path):
-    ids = write_dataset(tmp_path, "colors: {a: [0, 0, 0], b: [255, 255, 255]}\n", "ids", draw((0, 255), 3))
+    ids = write_dataset(tmp_path, "colors: {a: [0, 0, 0], b: [255, 255, 255]}\n", "ids", draw_label((0, 255), 3))
     assert np.array_equal(build_dataset("folder", str(tmp_path), "val").read(0)[1], ids // 255)
 
 
@@ -106,7 +106,7 @@ def test_a_shrunk_copy_keeps_its_colours(tmp_path):
 
 
 def test_unknown_colours_are_refused_with_their_counts(tmp_path):
-    ids = draw(range(4), 1)
+    ids = draw_label(range(4), 1)
     ids[:3, :4] = 1
     ids[5, :5] = 3
     count = (ids == 1).sum(), (ids == 3).sum()
@@ -125,7 +125,7 @@ def test_labels_without_valid_colours_are_refused(tmp_path):
     Image.fromarray(np.full(SIZE, 300, np.uint16)).save(deep)
     with pytest.raises(UserError, match=r"deep.png: a label of colours must be an 8-bit picture, found mode I;16"):
         read_sample(spec, image, deep)
-    Image.fromarray(COLORS[draw(range(4), 1)][:7]).save(deep)
+    Image.fromarray(COLORS[draw_label(range(4), 1)][:7]).save(deep)
     with pytest.raises(UserError, match=r"differ in size: .*a.jpg is 30x20, .*deep.png is 30x7"):
         read_sample(spec, image, deep)
     write_dataset(tmp_path, "names: [w, x, y, z]\n")
@@ -159,8 +159,8 @@ def test_a_wrong_description_of_colours_is_refused(text, problem, tmp_path):
 def test_a_list_picks_images_by_name(tmp_path):
     write_dataset(tmp_path, "names: [a, b, c, d]\n")
     for name in ("b", "c"):
-        picture(tmp_path / f"train/{name}.jpg")
-        save_label(tmp_path / f"trainannot/{name}.png", draw(range(4), 2), "ids")
+        write_picture(tmp_path / f"train/{name}.jpg")
+        save_label(tmp_path / f"trainannot/{name}.png", draw_label(range(4), 2), "ids")
     path = tmp_path / "dataset.yaml"
     path.write_text(path.read_text().replace("labels: trainannot}", "labels: trainannot, list: some.txt}"))
     (tmp_path / "some.txt").write_text("train/c.jpg\nb\n")
@@ -172,7 +172,7 @@ def test_a_list_picks_images_by_name(tmp_path):
     (tmp_path / "some.txt").write_text("b\nother/b.jpg\n")
     with pytest.raises(UserError, match=r"some.txt has 2 lines for 1 images"):
         build_dataset("folder", str(tmp_path), "train")
-    picture(tmp_path / "train/b.png")
+    write_picture(tmp_path / "train/b.png")
     with pytest.raises(
         UserError, match=r"some.txt: b may be .*train/b.jpg or .*train/b.png: name its folder or suffix"
     ):
@@ -184,8 +184,8 @@ def test_a_list_picks_images_by_name(tmp_path):
 
 def test_images_of_one_name_and_two_suffixes_keep_their_suffixes(tmp_path):
     for name in ("a.jpg", "a.png", "b.jpg"):
-        picture(tmp_path / "images" / name)
-        save_label(tmp_path / f"labels/{name}.png", draw(range(4), 1), "ids")
+        write_picture(tmp_path / "images" / name)
+        save_label(tmp_path / f"labels/{name}.png", draw_label(range(4), 1), "ids")
     lines = ["names: [w, x, y, z]", 'label_suffix: "{suffix}.png"', "splits:"]
     lines.append("  val: {images: images, labels: labels}")
     (tmp_path / "dataset.yaml").write_text("\n".join(lines))
@@ -195,8 +195,8 @@ def test_images_of_one_name_and_two_suffixes_keep_their_suffixes(tmp_path):
 def test_a_star_matches_any_folder_name(tmp_path):
     for drive, names in (("d1", "ab"), ("d2", "bc")):
         for name in names:
-            picture(tmp_path / f"{drive}/rgb/{name}.jpg")
-            save_label(tmp_path / f"{drive}/mask/{name}.png", draw(range(2), 1), "ids")
+            write_picture(tmp_path / f"{drive}/rgb/{name}.jpg")
+            save_label(tmp_path / f"{drive}/mask/{name}.png", draw_label(range(2), 1), "ids")
 
     def list_pairs(images: str, labels: str, lines: str = "") -> list[str]:
         """Return the parent folder, the image and the label of every pair that this description gives."""
@@ -207,7 +207,7 @@ def test_a_star_matches_any_folder_name(tmp_path):
         assert all(image.parent.parent == label.parent.parent for image, label in found)
         return [f"{image.parent.parent.name}{image.stem}{label.stem}" for image, label in found]
 
-    picture(tmp_path / ".hidden/rgb/a.jpg")
+    write_picture(tmp_path / ".hidden/rgb/a.jpg")
     assert list_pairs("*/rgb", "*/mask") == ["d1aa", "d1bb", "d2bb", "d2cc"]
     assert list_pairs("./d*/rgb/", "d*/mask") == ["d1aa", "d1bb", "d2bb", "d2cc"]
     names = build_dataset("folder", str(tmp_path), "train").names
@@ -282,8 +282,8 @@ LAYOUTS = {
 def write_photos(root: Path, count: int) -> None:
     """Write images and labels of three classes into two folders."""
     for n in range(count):
-        picture(root / f"images/{n}.jpg", n)
-        save_label(root / f"masks/{n}.png", draw(range(3), n), "ids")
+        write_picture(root / f"images/{n}.jpg", n)
+        save_label(root / f"masks/{n}.png", draw_label(range(3), n), "ids")
 
 
 def describe(root: Path, *flags: str) -> dict:
@@ -299,12 +299,12 @@ def test_an_unknown_folder_is_described_so_that_it_can_be_read(layout, tmp_path)
     for k, (image, label) in enumerate(places.values()):
         for n in range(6):
             path = tmp_path / image.format(n)
-            picture(path, n + 10 * k)
+            write_picture(path, n + 10 * k)
             if layout == "flat photos":
                 Image.new("RGB", SIZE[::-1], (n, n, n)).save(path)
             if layout == "a depth beside":
-                save_label(path.parents[1] / f"depth/{n}.png", draw(range(9), n), "ids")
-            labels[path] = draw(range(4), n + 10 * k)
+                save_label(path.parents[1] / f"depth/{n}.png", draw_label(range(9), n), "ids")
+            labels[path] = draw_label(range(4), n + 10 * k)
             save_label(tmp_path / label.format(n), labels[path], form)
     content = describe(tmp_path)
     assert {key: content[key] for key in expected} == expected
@@ -330,8 +330,8 @@ def test_an_unknown_folder_is_described_so_that_it_can_be_read(layout, tmp_path)
 
 def test_lists_become_splits(tmp_path):
     for n in range(8):
-        picture(tmp_path / f"images/{n}.jpg", n)
-        save_label(tmp_path / f"masks/{n}.png", draw(range(4), n))
+        write_picture(tmp_path / f"images/{n}.jpg", n)
+        save_label(tmp_path / f"masks/{n}.png", draw_label(range(4), n))
     (tmp_path / "lists").mkdir()
     (tmp_path / "lists/train_ids.txt").write_text("0\n1.jpg\nimages/2.jpg\n\n3\n4\n")
     (tmp_path / "lists/val.txt").write_text("5\r\n6\r\n7\r\n")
@@ -372,8 +372,8 @@ def test_labels_in_an_unsupported_format_are_reported(tmp_path):
 
 def test_lists_in_utf_16_become_splits(tmp_path):
     for n in range(4):
-        picture(tmp_path / f"images/{n}.jpg", n)
-        save_label(tmp_path / f"masks/{n}.png", draw(range(4), n))
+        write_picture(tmp_path / f"images/{n}.jpg", n)
+        save_label(tmp_path / f"masks/{n}.png", draw_label(range(4), n))
     (tmp_path / "train.txt").write_bytes("0\r\n2.jpg\r\n".encode("utf-16"))
     (tmp_path / "val.txt").write_bytes("1\r\n3\r\n".encode("utf-16-le"))
     splits = describe(tmp_path)["splits"]
@@ -386,9 +386,9 @@ def test_lists_in_utf_16_become_splits(tmp_path):
 
 def test_images_without_a_label_are_reported(tmp_path):
     for n in range(6):
-        picture(tmp_path / f"images/{n}.jpg", n)
+        write_picture(tmp_path / f"images/{n}.jpg", n)
         if n < 4:
-            save_label(tmp_path / f"masks/{n}.png", draw(range(4), n))
+            save_label(tmp_path / f"masks/{n}.png", draw_label(range(4), n))
     (tmp_path / "train.txt").mkdir()
     describe(tmp_path)
     assert "# 2 images of images have no label called NAME.png\n" in (tmp_path / "dataset.yaml").read_text()
@@ -416,8 +416,8 @@ def write_pairs(root: Path, places: list[tuple[str, str]]) -> dict[Path, Path]:
     pairs = {}
     for n in range(8):
         image, label = (root / place.format(f"scene{n}") for place in places[n % len(places)])
-        picture(image, n)
-        save_label(label, draw(range(3), n), "ids")
+        write_picture(image, n)
+        save_label(label, draw_label(range(3), n), "ids")
         pairs[image] = label
     return pairs
 
@@ -426,8 +426,8 @@ def write_pairs(root: Path, places: list[tuple[str, str]]) -> dict[Path, Path]:
 def test_every_pair_is_found(layout, tmp_path):
     pairs = write_pairs(tmp_path, ONE_NAMING[layout])
     if layout == "a folder each":
-        picture(tmp_path / "scene3_json/label_viz.png", 9)
-        picture(tmp_path / "overview/map.jpg", 9)  # a folder without a label
+        write_picture(tmp_path / "scene3_json/label_viz.png", 9)
+        write_picture(tmp_path / "overview/map.jpg", 9)  # a folder without a label
     content = describe(tmp_path)
     spec = get_dataset_spec("folder", str(tmp_path))
     assert dict(pair for split in content["splits"] for pair in spec.pairs(tmp_path, split)) == pairs
@@ -456,9 +456,9 @@ def test_a_list_finds_labels_whose_names_contain_the_suffix_of_the_image(tmp_pat
 
 def test_ignored_values_come_from_counts(tmp_path):
     ids = np.zeros(SIZE, np.uint8)
-    ids[1:] = draw(range(1, 4), 0)[1:]  # black on 5 % of the pixels
+    ids[1:] = draw_label(range(1, 4), 0)[1:]  # black on 5 % of the pixels
     for n in range(5):
-        picture(tmp_path / f"images/{n}.jpg", n)
+        write_picture(tmp_path / f"images/{n}.jpg", n)
         save_label(tmp_path / f"labels/{n}.png", ids)
     content = describe(tmp_path)
     assert content["ignore"] == [[0, 0, 0]]
@@ -480,7 +480,7 @@ def write_masks(root: Path, change: Callable[[np.ndarray, int], np.ndarray]) -> 
     A mask has a rectangle of 255 (29 % of the pixels) on a background of 0.
     """
     for n in range(10):
-        picture(root / f"images/{n}.jpg", n)
+        write_picture(root / f"images/{n}.jpg", n)
         mask = np.zeros((48, 64), np.uint8)
         mask[8:40, 8 + n : 36 + n] = 255
         mask = change(mask, n)
@@ -525,9 +525,9 @@ def test_values_at_the_edges_of_small_masks_are_not_classes(tmp_path):
 
 def test_one_folder_of_a_folder_per_image_may_lack_its_label(tmp_path):
     for n in range(10):
-        picture(tmp_path / f"scene{n}_json/img.png", n)
+        write_picture(tmp_path / f"scene{n}_json/img.png", n)
         if n != 3:
-            save_label(tmp_path / f"scene{n}_json/label.png", draw(range(3), n), "ids")
+            save_label(tmp_path / f"scene{n}_json/label.png", draw_label(range(3), n), "ids")
     content = describe(tmp_path)
     pairs = [pair for split in ("train", "val") for pair in build_dataset("folder", str(tmp_path), split).pairs]
     assert sorted(image.parent.name for image, _ in pairs) == [f"scene{n}_json" for n in range(10) if n != 3]
@@ -600,18 +600,18 @@ def test_stray_colours_are_ignored(tmp_path):
 
 def test_a_folder_that_cannot_be_described_is_not_changed(tmp_path):
     for n in range(5):
-        picture(tmp_path / f"images/{n}.jpg", n)
+        write_picture(tmp_path / f"images/{n}.jpg", n)
     with pytest.raises(UserError, match="no folder of labels found"):
         describe(tmp_path)
     for suffix, message in (("jpg", "stored without loss"), ("bmp", r"different colours \(the most frequent: \[")):
         for n in range(5):
-            picture(tmp_path / f"masks/{n}.{suffix}", n)  # a smooth picture, so it has many colours
+            write_picture(tmp_path / f"masks/{n}.{suffix}", n)  # a smooth picture, so it has many colours
         with pytest.raises(UserError, match=message):
             describe(tmp_path)
         for n in range(5):
             (tmp_path / f"masks/{n}.{suffix}").unlink()
     for n in range(5):
-        Image.fromarray(draw(range(3), n).astype(np.int32) * 40000).save(tmp_path / f"masks/{n}.tif")
+        Image.fromarray(draw_label(range(3), n).astype(np.int32) * 40000).save(tmp_path / f"masks/{n}.tif")
     with pytest.raises(UserError, match=r"3 different ids \(the most frequent: "):
         describe(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "masks"]
@@ -630,9 +630,9 @@ def test_the_command_that_describes_a_folder_can_be_copied(tmp_path):
 )
 def test_several_masks_per_image_are_refused(names, tmp_path):
     for n in range(5):
-        picture(tmp_path / f"images/{n}.jpg", n)
+        write_picture(tmp_path / f"images/{n}.jpg", n)
         for seed, name in enumerate(names):
-            save_label(tmp_path / "masks" / name.format(n), draw(range(2), 10 * seed + n), "ids")
+            save_label(tmp_path / "masks" / name.format(n), draw_label(range(2), 10 * seed + n), "ids")
     with pytest.raises(UserError, match=r"masks has several masks of two values for one image \(0_.*merge them"):
         describe(tmp_path)
 
@@ -641,16 +641,16 @@ def test_several_masks_per_image_are_refused(names, tmp_path):
 def test_other_pictures_beside_a_label_are_left_alone(classes, tmp_path):
     """Cityscapes, for example, has coloured labels beside its ids."""
     for n in range(5):
-        picture(tmp_path / f"images/{n}.jpg", n)
-        save_label(tmp_path / f"masks/{n}_gtFine_labelIds.png", draw(range(classes), n), "ids")
-        save_label(tmp_path / f"masks/{n}_gtFine_color.png", draw(range(classes), n))
+        write_picture(tmp_path / f"images/{n}.jpg", n)
+        save_label(tmp_path / f"masks/{n}_gtFine_labelIds.png", draw_label(range(classes), n), "ids")
+        save_label(tmp_path / f"masks/{n}_gtFine_color.png", draw_label(range(classes), n))
     assert describe(tmp_path)["label_suffix"] in ("_gtFine_labelIds.png", "_gtFine_color.png")
 
 
 def test_labelmes_class_names_must_be_the_same_in_all_folders(tmp_path):
     for n in range(4):
-        picture(tmp_path / f"{n}_json/img.png", n)
-        save_label(tmp_path / f"{n}_json/label.png", draw(range(2), n), "ids")
+        write_picture(tmp_path / f"{n}_json/img.png", n)
+        save_label(tmp_path / f"{n}_json/label.png", draw_label(range(2), n), "ids")
         (tmp_path / f"{n}_json/label_names.txt").write_text("_background_\ndog\n")
     assert describe(tmp_path)["names"] == ["class_0", "class_1"]
     (tmp_path / "3_json/label_names.txt").write_text("_background_\ncat\n")
@@ -662,11 +662,11 @@ def test_labelmes_class_names_must_be_the_same_in_all_folders(tmp_path):
 
 def test_palettes_that_give_an_id_two_colours_are_refused(tmp_path):
     for n in range(4):
-        picture(tmp_path / f"images/{n}.jpg", n)
+        write_picture(tmp_path / f"images/{n}.jpg", n)
         path = tmp_path / f"masks/{n}.png"
-        save_label(path, draw(range(3), n), "P")
+        save_label(path, draw_label(range(3), n), "P")
     describe(tmp_path)
-    file = Image.fromarray(draw(range(3), 3))
+    file = Image.fromarray(draw_label(range(3), 3))
     file.putpalette(COLORS.ravel().tolist())  # the colours in reverse order
     file.save(path)
     with pytest.raises(
@@ -679,8 +679,8 @@ def test_new_images_are_found_when_a_folder_is_described_again(tmp_path):
     for n in range(12):
         if n == 6:
             assert len(describe(tmp_path)["splits"]) == 2
-        picture(tmp_path / f"images/{n}.jpg", n)
-        save_label(tmp_path / f"masks/{n}.png", draw(range(3), n), "ids")
+        write_picture(tmp_path / f"images/{n}.jpg", n)
+        save_label(tmp_path / f"masks/{n}.png", draw_label(range(3), n), "ids")
     splits = describe(tmp_path, "--overwrite")["splits"]
     assert sum(len(build_dataset("folder", str(tmp_path), split)) for split in splits) == 12
 
@@ -697,8 +697,8 @@ def test_lists_with_windows_paths_become_splits(tmp_path):
 def test_a_folder_whose_name_only_starts_like_a_split_is_not_a_split(tmp_path):
     for place in ("valley", "forest", "devices"):
         for n in range(4):
-            picture(tmp_path / f"{place}/images/{place}{n}.jpg", n)
-            save_label(tmp_path / f"{place}/masks/{place}{n}.png", draw(range(3), n), "ids")
+            write_picture(tmp_path / f"{place}/images/{place}{n}.jpg", n)
+            save_label(tmp_path / f"{place}/masks/{place}{n}.png", draw_label(range(3), n), "ids")
     splits = describe(tmp_path)["splits"]
     assert sum(len(build_dataset("folder", str(tmp_path), split)) for split in splits) == 12
     assert len(build_dataset("folder", str(tmp_path), "train")) > 8
@@ -745,8 +745,8 @@ def test_a_list_may_name_the_labels(tmp_path):
 def test_a_list_does_not_take_an_image_of_another_folder(tmp_path):
     for place, count in (("a", 3), ("b", 2)):
         for n in range(count):
-            picture(tmp_path / place / f"rgb/{n}.jpg", n)
-            save_label(tmp_path / place / f"mask/{n}.png", draw(range(2), n), "ids")
+            write_picture(tmp_path / place / f"rgb/{n}.jpg", n)
+            save_label(tmp_path / place / f"mask/{n}.png", draw_label(range(2), n), "ids")
     (tmp_path / "val.txt").write_text("b/rgb/0.jpg\nb/rgb/2.jpg\n")
     lines = ["names: [x, z]", "splits:", "  val: {images: '*/rgb', labels: '*/mask', list: val.txt}"]
     (tmp_path / "dataset.yaml").write_text("\n".join(lines))
@@ -757,11 +757,11 @@ def test_a_list_does_not_take_an_image_of_another_folder(tmp_path):
 def test_16_bit_pictures_are_not_taken_for_labels(tmp_path):
     """Depth maps or instance maps may lie beside the labels under the same names."""
     for n in range(5):
-        picture(tmp_path / f"rgb/{n}.png", n)
-        save_label(tmp_path / f"semantic/{n}.png", draw(range(3), n), "ids")
+        write_picture(tmp_path / f"rgb/{n}.png", n)
+        save_label(tmp_path / f"semantic/{n}.png", draw_label(range(3), n), "ids")
         deep = tmp_path / f"instance/{n}.png"
         deep.parent.mkdir(exist_ok=True)
-        Image.fromarray(1000 + 256 * draw(range(9), n).astype(np.uint16)).save(deep)
+        Image.fromarray(1000 + 256 * draw_label(range(9), n).astype(np.uint16)).save(deep)
     assert describe(tmp_path)["splits"]["train"]["labels"] == "semantic"
 
 
@@ -781,8 +781,8 @@ def write_places(root: Path, folders: tuple[str, ...], count: int, image: str, l
         for n in range(count):
             place = image.format(folder=folder, n=n)
             pairs[place] = label.format(folder=folder, n=n)
-            picture(root / place, 100 * k + n)
-            save_label(root / pairs[place], draw(range(3), 100 * k + n), "ids")
+            write_picture(root / place, 100 * k + n)
+            save_label(root / pairs[place], draw_label(range(3), 100 * k + n), "ids")
     return pairs
 
 
@@ -803,7 +803,7 @@ def test_sequences_with_equal_file_names_get_their_own_masks(folders, count, tmp
 def test_a_sequence_without_masks_does_not_get_those_of_another(tmp_path):
     pairs = write_places(tmp_path, ("day",), 6, "{folder}/{n}.jpg", "{folder}/{n}_mask.png")
     for n in range(6):
-        picture(tmp_path / f"night/{n}.jpg", 50 + n)
+        write_picture(tmp_path / f"night/{n}.jpg", 50 + n)
     assert read_pairs(tmp_path, describe(tmp_path)) == pairs
 
 
@@ -811,7 +811,7 @@ def test_a_sequence_without_masks_does_not_get_those_of_another(tmp_path):
 def test_previews_beside_labels_are_not_taken_for_images(masks, tmp_path):
     pairs = write_places(tmp_path, (masks,), 6, "images/{n}.jpg", "{folder}/{n}.png")
     for n in range(6):
-        picture(tmp_path / masks / f"{n}.jpg", 50 + n)
+        write_picture(tmp_path / masks / f"{n}.jpg", 50 + n)
     assert read_pairs(tmp_path, describe(tmp_path)) == pairs
 
 
@@ -862,8 +862,8 @@ def test_a_folder_with_several_possible_images_or_labels_is_refused(tmp_path):
     write_places(tmp_path / "images", folders, 1, "{folder}/left.jpg", "{folder}/mask.png")
     write_places(tmp_path / "labels", folders, 1, "{folder}/image.jpg", "{folder}/mask_car.png")
     for n, folder in enumerate(folders):
-        picture(tmp_path / f"images/{folder}/right.jpg", 50 + n)
-        save_label(tmp_path / f"labels/{folder}/mask_road.png", draw(range(3), 50 + n), "ids")
+        write_picture(tmp_path / f"images/{folder}/right.jpg", 50 + n)
+        save_label(tmp_path / f"labels/{folder}/mask_road.png", draw_label(range(3), 50 + n), "ids")
     with pytest.raises(UserError, match=r"scene0 has several .* the image of its label \(left\.jpg, right\.jpg\)"):
         describe(tmp_path / "images")
     with pytest.raises(UserError, match=r"scene0 has several .* \(mask_car\.png, mask_road\.png\)"):
@@ -889,8 +889,8 @@ def test_id_labels_are_found_beside_colours_and_instances(layout, tmp_path):
     folders, image, label = LAYOUTS_WITH_COLOURED_LABELS[layout]
     pairs = write_places(tmp_path, folders, 6, image, label)
     for seed, place in enumerate(pairs.values()):
-        save_label(tmp_path / place.replace("_labelIds", "_color"), draw(range(3), seed))
-        instances = 1000 * draw(range(3), seed).astype(np.uint16) + np.arange(SIZE[1], dtype=np.uint16)
+        save_label(tmp_path / place.replace("_labelIds", "_color"), draw_label(range(3), seed))
+        instances = 1000 * draw_label(range(3), seed).astype(np.uint16) + np.arange(SIZE[1], dtype=np.uint16)
         Image.fromarray(instances).save(tmp_path / place.replace("_labelIds", "_instanceIds"))
     content = describe(tmp_path)
     assert read_pairs(tmp_path, content) == pairs
@@ -900,7 +900,7 @@ def test_id_labels_are_found_beside_colours_and_instances(layout, tmp_path):
 def test_class_labels_are_preferred_to_object_labels(tmp_path):
     pairs = write_places(tmp_path, ("all",), 6, "JPEGImages/{n}.jpg", "SegmentationClass/{n}.png")
     for n in range(6):
-        save_label(tmp_path / f"SegmentationObject/{n}.png", draw(range(2), n), "ids")
+        save_label(tmp_path / f"SegmentationObject/{n}.png", draw_label(range(2), n), "ids")
     assert read_pairs(tmp_path, describe(tmp_path)) == pairs
 
 

@@ -50,7 +50,7 @@ def test_the_network_of_the_package_recognises_a_photograph():
 @pytest.mark.parametrize("arch", ["stdc", "pspnet", "fcn", "deeplabv3", "ocrnet"])
 def test_every_architecture_starts_from_the_package_with_and_without_a_label_plane(arch):
     plain, assisted = (build_model(arch, LITE0, 5, channels) for channels in (3, 4))
-    planes = assisted.state_dict()
+    planes = {key: value.clone() for key, value in assisted.state_dict().items()}
     for model in (plain, assisted):
         assert initialise(model, "package", "", "inception") == "the backbone weights of package"
     stem = next(key for key in planes if key.endswith("conv_stem.weight"))

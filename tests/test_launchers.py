@@ -11,7 +11,7 @@ import pytest
 
 from engine.recipes import load_recipe
 from tests.conftest import BACKBONE, ENVIRONMENT, ROOT
-from tests.test_engine import records
+from tests.test_engine import read_records
 
 TINY_FLAGS = [
     *("--crop-size", "32", "32", "--batch-size", "4", "--workers", "0", "--device", "cpu", "--max-iterations", "2"),
@@ -39,7 +39,7 @@ def test_training_and_evaluation_use_the_folder_of_the_caller(tmp_path):
         line = ["toy", "fcn", BACKBONE, *TINY_FLAGS, *flags, "--save-dir", role]
         process = run_launcher(f"train_{role}.sh", *line, cwd=tmp_path, NGPUS=processes)
         assert process.returncode == 0, process.stderr
-        start = records(tmp_path / role, "start")[0]
+        start = read_records(tmp_path / role, "start")[0]
         assert start["world_size"] == int(processes)
         assert start["config"]["model"] == "fcn"
         assert start["config"]["lr"] == load_recipe("toy", role)["lr"]

@@ -31,7 +31,7 @@ from scripts.study.analysis.output import save_text
 from scripts.study.benchmarks import steps
 from tests.conftest import BACKBONE
 from tests.networks import write_checkpoint
-from tests.trees import draw, picture
+from tests.trees import draw_label, write_picture
 from utils import checkpoint
 from utils.errors import UserError
 from utils.jpeg import decode_jpeg
@@ -343,8 +343,8 @@ def test_images_outside_the_source_folder_are_refused(tmp_path, monkeypatch):
 
 def test_too_few_open_files_are_not_reported_as_a_problem_of_the_data(tmp_path, monkeypatch):
     """An unreadable split counts as a problem of the data. Too low a limit on open files must end the check instead."""
-    picture(tmp_path / "images/a.png")
-    Image.fromarray(draw(range(2), 0)).save(tmp_path / "a.png")
+    write_picture(tmp_path / "images/a.png")
+    Image.fromarray(draw_label(range(2), 0)).save(tmp_path / "a.png")
     (tmp_path / "dataset.yaml").write_text("names: [a, b]\nsplits:\n  train: {images: images, labels: .}\n")
     monkeypatch.setattr("utils.descriptors.resource.getrlimit", lambda _: (40, 40))
     with pytest.raises(UserError, match=r"--workers 2 need .* open files, this process may have 40"):

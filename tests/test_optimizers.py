@@ -8,7 +8,7 @@ from engine.optimizers import OPTIMIZERS
 from engine.settings import StudentConfig
 from models import build_model
 from tests.conftest import TINY
-from tests.test_engine import assert_same, crash_at
+from tests.test_engine import assert_same_checkpoints, crash_at
 from utils import checkpoint
 from utils.errors import UserError
 
@@ -65,4 +65,4 @@ def test_a_resumed_run_of_adamw_ends_with_the_same_bits(tmp_path):
     with crash_at(3):
         train_student.main([*flags, "--max-iterations", "4", "--save-dir", str(tmp_path / "halves")])
     train_student.main([*flags, "--max-iterations", "4", "--save-dir", str(tmp_path / "halves"), "--resume", "auto"])
-    assert_same(*(checkpoint.read(tmp_path / name / "last.pth") for name in ("whole", "halves")))
+    assert_same_checkpoints(*(checkpoint.read(tmp_path / name / "last.pth") for name in ("whole", "halves")))

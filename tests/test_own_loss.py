@@ -8,8 +8,8 @@ import pytest
 import train_student
 from losses import build_kd, parse_losses
 from tests.conftest import TINY
-from tests.test_engine import records
-from tests.test_feature_losses import outputs
+from tests.test_engine import read_records
+from tests.test_feature_losses import make_outputs
 from utils import checkpoint
 from utils.errors import UserError
 
@@ -59,7 +59,7 @@ def test_the_example_of_the_docs_page_trains_and_is_saved(folder):
     train_student.main([*TINY, "--kd", "none", "--max-iterations", "2", "--skip-val", "--save-dir", "teacher"])
     flags = ["--kd", "mine.huber:Huber=2:delta=0.5,kd=1", "--teacher-pretrained", "teacher/last.pth"]
     train_student.main([*TINY, *flags, "--max-iterations", "2", "--skip-val", "--save-dir", "student"])
-    line = records(folder / "student", "train")[-1]
+    line = read_records(folder / "student", "train")[-1]
     assert line["Huber"] > 0
     assert line["Huber_weighted"] == pytest.approx(2 * line["Huber"])
     assert "kd.losses.Huber.align.weight" in checkpoint.read("student/last.pth")["losses"]
@@ -68,7 +68,7 @@ def test_the_example_of_the_docs_page_trains_and_is_saved(folder):
 def test_options_and_several_losses_are_parsed(folder):
     parsed = parse_losses("mine.huber:Huber=2:delta=0.5, kd=1:tau=4")
     assert parsed == {"mine.huber:Huber": (2.0, {"delta": 0.5}), "kd": (1.0, {"tau": 4.0})}
-    _, terms = build_kd("mine.huber:Huber=2:delta=0.5, kd=1", 6, 16, 5)(*outputs())
+    _, terms = build_kd("mine.huber:Huber=2:delta=0.5, kd=1", 6, 16, 5)(*make_outputs())
     assert terms.keys() == {"Huber", "kd"}
 
 
@@ -124,14 +124,14 @@ def test_losses_that_cannot_be_used_are_explained(folder, kd, message):
 def test_a_loss_that_returns_no_single_number_is_refused(folder, name, description):
     losses = build_kd(f"my_shapes:{name}=1", 6, 16, 5)
     with pytest.raises(UserError, match=f"the loss {name} returned no single number but .*{description}"):
-        losses(*outputs())
+        losses(*make_outputs())
 
 
 def test_loss_parts_without_weights_are_refused(folder):
     losses = build_kd("my_shapes:Parts=1", 6, 16, 5)
     assert losses.apply_weights({}) == {}
     with pytest.raises(UserError, match="the loss Parts returned a: part_weights must have all"):
-        losses(*outputs())
+        losses(*make_outputs())
 
 
 def test_a_loss_may_have_its_own_attribute_called_weights(folder):
@@ -143,6 +143,6 @@ def test_a_loss_may_have_its_own_attribute_called_weights(folder):
         "    def forward(self, student, teacher, label):\n        return (student.logits * 0).sum()\n"
     )
     losses = build_kd("my_weights:Weights=1", 6, 16, 5)
-    total, terms = losses(*outputs())
+    total, terms = losses(*make_outputs())
     assert losses.apply_weights(terms).keys() == {"Weights_weighted"}
     assert total.item() == 0

@@ -17,7 +17,7 @@ from models import build_model, from_checkpoint
 from models.checkpoints.card import Card
 from scripts.deploy import predict
 from tests.conftest import BACKBONE, TINY
-from tests.test_engine import records
+from tests.test_engine import crash_at, read_records
 from utils import checkpoint
 from utils.errors import UserError
 
@@ -158,9 +158,9 @@ def test_the_example_of_the_docs_page_trains_evaluates_and_predicts(folder, caps
     }
     teacher_flags = ["--teacher-pretrained", "teacher/last.pth", "--kd", "cwd=3,kd=1"]
     train_student.main([*TINY, *short, *own_flags, *teacher_flags, "--save-dir", "student"])
-    assert records(folder / "student", "train")[-1]["cwd"] > 0
+    assert read_records(folder / "student", "train")[-1]["cwd"] > 0
     evaluation.main(["student/last.pth", *own_flags, "--json", "student.json", "--device", "cpu", "--workers", "0"])
-    validated = records(folder / "student", "val")[-1]["miou"]
+    validated = read_records(folder / "student", "val")[-1]["miou"]
     assert json.loads(Path("student.json").read_text())["miou"] == pytest.approx(validated, abs=1e-9)
     Image.new("RGB", (70, 45), (200, 30, 90)).save("photo.png")
     predict.main(["photo.png", "--pretrained", "student/last.pth", *own_flags, "--device", "cpu"])
@@ -181,11 +181,11 @@ def test_an_own_network_teaches_and_learns_from_one_of_this_project(folder):
     assert not Path("student").exists()
     teacher_flags = ["--teacher-model", "my_tiny:featured", "--kd", "fitnet=1"]
     train_student.main([*TINY, *from_teacher, *teacher_flags, "--save-dir", "student"])
-    assert records(folder / "student", "train")[-1]["fitnet"] > 0
+    assert read_records(folder / "student", "train")[-1]["fitnet"] > 0
     train_student.main([*TINY, *short, "--kd", "none", "--save-dir", "plain"])
     own_flags = ["--model", "my_tiny:featured", "--kd", "fitnet=1", "--teacher-pretrained", "plain/last.pth"]
     train_student.main([*TINY, *short, *own_flags, "--save-dir", "own"])
-    line = records(folder / "own", "train")[-1]
+    line = read_records(folder / "own", "train")[-1]
     assert line["fitnet"] > 0
     assert line["aux"] > 0
 
@@ -193,10 +193,13 @@ def test_an_own_network_teaches_and_learns_from_one_of_this_project(folder):
 def test_a_run_is_resumed(folder):
     flags = [*TINY, "--kd", "none", "--model", "my_tiny:tiny", "--save-dir"]
     train_student.main([*flags, "whole", "--skip-val"])
-    train_student.main([*flags, "parts", "--skip-val", "--max-iterations", "6"])
-    whole, parts = (checkpoint.read(f"{name}/last.pth")["model"] for name in ("whole", "parts"))
-    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+    with crash_at(5):  # one iteration after a checkpoint
+        train_student.main([*flags, "parts", "--skip-val"])
     train_student.main([*flags, "parts", "--skip-val", "--resume", "auto"])
+    whole = checkpoint.read("whole/last.pth")["model"]
+    parts = checkpoint.read("parts/last.pth")["model"]
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+    assert len(read_records(Path("parts"), "start")) == 2
 
 
 def test_the_trial_of_an_own_network_changes_nothing(folder):

@@ -15,7 +15,7 @@ from scripts.data import archives, shrink_dataset
 from scripts.data.archives import Archive, convert_mat
 from scripts.data.prepare import ARCHIVES
 from scripts.data.prepare import main as prepare_main
-from tests.trees import TREES, draw, picture
+from tests.trees import TREES, draw_label, write_picture
 from utils.errors import UserError
 
 
@@ -62,7 +62,7 @@ def test_ade20k_with_and_without_test_images(prepare, tmp_path):
     write_zip(tmp_path / "archives/ADEChallengeData2016.zip", tmp_path / "tree")
     prepare("ade20k")
     assert_labels("ade20k", tmp_path / "made", expected)
-    picture(tmp_path / "test/release_test/testing/ADE_test_00000001.jpg")
+    write_picture(tmp_path / "test/release_test/testing/ADE_test_00000001.jpg")
     write_zip(tmp_path / "archives/release_test.zip", tmp_path / "test")
     prepare("ade20k")
     assert (build_dataset("ade20k", str(tmp_path / "made"), "test").read(0)[1] == 255).all()
@@ -192,12 +192,12 @@ def test_a_truncated_archive_leaves_no_half_file_and_can_be_repeated(extract, tm
 
 
 def test_converted_labels_that_do_not_fit_are_refused(tmp_path):
-    savemat(tmp_path / "a.mat", {"S": draw(range(9), 0).astype(np.int16) * 100})
+    savemat(tmp_path / "a.mat", {"S": draw_label(range(9), 0).astype(np.int16) * 100})
     with pytest.raises(UserError, match=r"a.mat: S is no map of ids 0..255"):
         convert_mat([tmp_path / "a.mat"], tmp_path, ("S",))
-    savemat(tmp_path / "a.mat", {"S": draw(range(9), 0).astype(float)})
+    savemat(tmp_path / "a.mat", {"S": draw_label(range(9), 0).astype(float)})
     convert_mat([tmp_path / "a.mat"], tmp_path, ("S",))
-    assert np.array_equal(np.array(Image.open(tmp_path / "a.png")), draw(range(9), 0))
+    assert np.array_equal(np.array(Image.open(tmp_path / "a.png")), draw_label(range(9), 0))
 
 
 @pytest.mark.parametrize("name", ["camvid", "voc", "cityscapes"])

@@ -122,14 +122,14 @@ def jobs(tmp_path):
     }
 
 
-def finish_at_once(monkeypatch, tmp_path):
+def replace_finish_script(monkeypatch, tmp_path):
     """Replace the script that ends a job: the real one imports torch, which takes longer than all the rest."""
     script = tmp_path / "finish.py"
     script.write_text("import sys\nopen(sys.argv[1] + '/finished', 'w')\n")
     monkeypatch.setattr("scripts.study.experiments.slurm.FINISH", str(script))
 
 
-def note_finished(jobs):
+def finish_runs(jobs):
     """Do what the replaced script would have done for the jobs that have reached it."""
     from scripts.study.experiments.slurm import finish_run
 
@@ -155,7 +155,7 @@ def test_each_run_is_a_job_that_waits_for_its_teacher(cluster, jobs):
 def test_students_of_a_failed_teacher_are_cancelled_and_later_submitted_again(
     cluster, jobs, tmp_path, monkeypatch, capsys
 ):
-    finish_at_once(monkeypatch, tmp_path)
+    replace_finish_script(monkeypatch, tmp_path)
     failing = tmp_path / "runs/teacher-fails"
     failing.parent.mkdir()
     failing.touch()
@@ -165,7 +165,7 @@ def test_students_of_a_failed_teacher_are_cancelled_and_later_submitted_again(
     assert read_standings(jobs)["alone"].text == "job 103: running"
     set_state(cluster, "103", "PENDING")
     run_cluster(cluster)
-    note_finished(jobs)
+    finish_runs(jobs)
     assert (tmp_path / "log").read_text().split() == ["teacher", "alone"], "students of a failed teacher are not begun"
     assert "no luck" in (jobs["teacher"].folder / "log.txt").read_text()
     standings = read_standings(jobs)
@@ -181,7 +181,7 @@ def test_students_of_a_failed_teacher_are_cancelled_and_later_submitted_again(
     submit_jobs(jobs, [], None)
     assert len(list(cluster.iterdir())) == 7, "what is queued is not submitted again"
     run_cluster(cluster)
-    note_finished(jobs)
+    finish_runs(jobs)
     assert all(standing.done for standing in read_standings(jobs).values())
     assert (tmp_path / "log").read_text().split() == ["teacher", "alone", "teacher", "a", "b"]
     assert (jobs["b"].folder / "last.json").read_text() == "scored"
@@ -189,10 +189,10 @@ def test_students_of_a_failed_teacher_are_cancelled_and_later_submitted_again(
 
 
 def test_students_of_a_retrained_teacher_are_not_submitted(cluster, jobs, tmp_path, monkeypatch):
-    finish_at_once(monkeypatch, tmp_path)
+    replace_finish_script(monkeypatch, tmp_path)
     submit_jobs(jobs, [], None)
     run_cluster(cluster)
-    note_finished(jobs)
+    finish_runs(jobs)
     (jobs["teacher"].folder / "metrics.jsonl").write_text('{"event": "train", "another": "training"}\n')
     standings = submit_jobs(jobs, [], None)
     assert standings["a"].blocked

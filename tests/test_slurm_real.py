@@ -11,7 +11,7 @@ import pytest
 from scripts.study.experiments.jobs import ROOT, Job
 from scripts.study.experiments.slurm import read_standings, submit_jobs
 from tests.slurm_cluster import find_missing, start_cluster
-from tests.test_slurm import finish_at_once, note_finished
+from tests.test_slurm import finish_runs, replace_finish_script
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(find_missing() != "", reason=find_missing())]
 
@@ -80,7 +80,7 @@ def create_marker(jobs, marker, *names):
 def wait_for(jobs, name, *texts):
     """Wait until the status of a run contains one of the texts. Return the status."""
     for _ in range(600):
-        note_finished(jobs)
+        finish_runs(jobs)
         standing = read_standings(jobs)[name]
         if any(text in standing.text for text in texts):
             return standing
@@ -105,7 +105,7 @@ def wait_for_log(jobs, name, text):
 
 
 def test_a_teacher_is_queued_again_and_a_cancelled_student_is_submitted_again(cluster, jobs, tmp_path, monkeypatch):
-    finish_at_once(monkeypatch, tmp_path)
+    replace_finish_script(monkeypatch, tmp_path)
     first = submit_jobs(jobs, [], 1)
     wait_for(jobs, "teacher", "running")
     wait_for(jobs, "alone", "running")
@@ -131,7 +131,7 @@ def test_a_teacher_is_queued_again_and_a_cancelled_student_is_submitted_again(cl
 
 
 def test_students_of_a_failing_teacher_are_cancelled_and_the_others_finish(cluster, jobs, tmp_path, monkeypatch):
-    finish_at_once(monkeypatch, tmp_path)
+    replace_finish_script(monkeypatch, tmp_path)
     create_marker(jobs, "fails", "teacher")
     create_marker(jobs, "goes", "a", "b", "alone")
     submit_jobs(jobs, [], 1)

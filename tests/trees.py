@@ -14,7 +14,7 @@ Expected = dict[str, list[np.ndarray]]
 TRAINED = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 
 
-def picture(path: Path, seed: int = 0, **options: object) -> np.ndarray:
+def write_picture(path: Path, seed: int = 0, **options: object) -> np.ndarray:
     """Write a smooth random picture. Return the pixels that PIL reads from the file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     noise = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), dtype=np.uint8)
@@ -23,7 +23,7 @@ def picture(path: Path, seed: int = 0, **options: object) -> np.ndarray:
         return np.array(file.convert("RGB"))
 
 
-def label(path: Path, ids: np.ndarray, palette: bool = False) -> None:
+def write_label(path: Path, ids: np.ndarray, palette: bool = False) -> None:
     """Write a label map, with a palette if asked."""
     path.parent.mkdir(parents=True, exist_ok=True)
     file = Image.fromarray(ids)
@@ -32,14 +32,14 @@ def label(path: Path, ids: np.ndarray, palette: bool = False) -> None:
     file.save(path)
 
 
-def draw(values: object, seed: int) -> np.ndarray:
+def draw_label(values: object, seed: int) -> np.ndarray:
     """Return a random label map in which each of ``values`` occurs."""
     values = np.array(list(values), np.uint8)
     flat = np.resize(values, SIZE[0] * SIZE[1])
     return np.random.default_rng(seed).permutation(flat).reshape(SIZE)
 
 
-def mapped(ids: np.ndarray, classes: dict[int, int]) -> np.ndarray:
+def map_ids(ids: np.ndarray, classes: dict[int, int]) -> np.ndarray:
     """Return the class of each id in ``classes``, and 255 for other ids. Map pixel by pixel."""
     return np.array([classes.get(int(i), 255) for i in ids.ravel()], np.uint8).reshape(ids.shape)
 
@@ -50,12 +50,12 @@ def cityscapes(root: Path) -> Expected:
     for split, cities in {"train": ["aachen", "zurich"], "val": ["munster"], "test": ["berlin"]}.items():
         for n, city in enumerate(cities):
             stem = f"{split}/{city}/{city}_000000_{n:06}"
-            picture(root / f"leftImg8bit/{stem}_leftImg8bit.png", n + len(split))
-            ids = draw((0, 1, 2, 3, 4) if split == "test" else range(34), n)
-            label(root / f"gtFine/{stem}_gtFine_labelIds.png", ids)
-            label(root / f"gtFine/{stem}_gtFine_instanceIds.png", ids.astype(np.uint16) * 100)
-            label(root / f"gtFine/{stem}_gtFine_color.png", np.dstack([ids] * 3))
-            expected[split].append(mapped(ids, classes))
+            write_picture(root / f"leftImg8bit/{stem}_leftImg8bit.png", n + len(split))
+            ids = draw_label((0, 1, 2, 3, 4) if split == "test" else range(34), n)
+            write_label(root / f"gtFine/{stem}_gtFine_labelIds.png", ids)
+            write_label(root / f"gtFine/{stem}_gtFine_instanceIds.png", ids.astype(np.uint16) * 100)
+            write_label(root / f"gtFine/{stem}_gtFine_color.png", np.dstack([ids] * 3))
+            expected[split].append(map_ids(ids, classes))
     return expected
 
 
@@ -63,10 +63,10 @@ def ade20k(root: Path) -> Expected:
     expected: Expected = {}
     for split, folder in {"train": "training", "val": "validation"}.items():
         for n in range(2):
-            ids = draw(range(151), n)
-            picture(root / f"ADEChallengeData2016/images/{folder}/ADE_{split}_{n:08}.jpg", n + len(split))
-            label(root / f"ADEChallengeData2016/annotations/{folder}/ADE_{split}_{n:08}.png", ids)
-            expected.setdefault(split, []).append(mapped(ids, {k: k - 1 for k in range(1, 151)}))
+            ids = draw_label(range(151), n)
+            write_picture(root / f"ADEChallengeData2016/images/{folder}/ADE_{split}_{n:08}.jpg", n + len(split))
+            write_label(root / f"ADEChallengeData2016/annotations/{folder}/ADE_{split}_{n:08}.png", ids)
+            expected.setdefault(split, []).append(map_ids(ids, {k: k - 1 for k in range(1, 151)}))
     return expected
 
 
@@ -74,13 +74,15 @@ def voc(root: Path) -> Expected:
     """Write the devkit with augmented labels. Some are of validation images, as in the archive that people share."""
     base = root / "VOCdevkit/VOC2012"
     expected = {"train": [], "val": []}
-    ids = {name: draw((*range(21), 255), n) for n, name in enumerate(("2007_01", "2008_02", "2009_03", "2010_04"))}
+    ids = {
+        name: draw_label((*range(21), 255), n) for n, name in enumerate(("2007_01", "2008_02", "2009_03", "2010_04"))
+    }
     for n, name in enumerate(ids):
-        picture(base / f"JPEGImages/{name}.jpg", n)
+        write_picture(base / f"JPEGImages/{name}.jpg", n)
     for name in ("2007_01", "2009_03"):
-        label(base / f"SegmentationClass/{name}.png", ids[name], palette=True)
+        write_label(base / f"SegmentationClass/{name}.png", ids[name], palette=True)
     for name in ("2008_02", "2009_03", "2010_04"):
-        label(base / f"SegmentationClassAug/{name}.png", ids[name])
+        write_label(base / f"SegmentationClassAug/{name}.png", ids[name])
     lists = base / "ImageSets/Segmentation"
     lists.mkdir(parents=True)
     (lists / "train.txt").write_bytes(b"\xef\xbb\xbf2007_01\r\n\r\n")
@@ -97,11 +99,11 @@ def coco_stuff_10k(root: Path) -> Expected:
     classes = {raw + 1: k for k, raw in enumerate(USED)}
     for part, stems in names.items():
         for n, stem in enumerate(stems):
-            ids = draw((0, *(raw + 1 for raw in USED)), n + len(part))
-            picture(root / f"images/{stem}.jpg", n + len(part))
+            ids = draw_label((0, *(raw + 1 for raw in USED)), n + len(part))
+            write_picture(root / f"images/{stem}.jpg", n + len(part))
             (root / "annotations").mkdir(exist_ok=True)
             savemat(root / f"annotations/{stem}.mat", {"S": ids, "names": ["any"], "captions": ["any"]})
-            expected.setdefault({"test": "val"}.get(part, part), []).append(mapped(ids, classes))
+            expected.setdefault({"test": "val"}.get(part, part), []).append(map_ids(ids, classes))
         (root / "imageLists").mkdir(exist_ok=True)
         (root / f"imageLists/{part}.txt").write_text("\n".join(stems) + "\n")
     return expected
@@ -111,21 +113,21 @@ def coco_stuff_10k_mmseg(root: Path) -> Expected:
     """Write the files as MMSegmentation's converter does."""
     expected: Expected = {}
     for split, folder in {"train": "train2014", "val": "test2014"}.items():
-        ids = draw(range(172), len(split))
-        picture(root / f"images/{folder}/COCO_train2014_{split}.jpg", len(split))
-        label(root / f"annotations/{folder}/COCO_train2014_{split}_labelTrainIds.png", ids)
-        expected[split] = [mapped(ids, {k: k - 1 for k in range(1, 172)})]
+        ids = draw_label(range(172), len(split))
+        write_picture(root / f"images/{folder}/COCO_train2014_{split}.jpg", len(split))
+        write_label(root / f"annotations/{folder}/COCO_train2014_{split}_labelTrainIds.png", ids)
+        expected[split] = [map_ids(ids, {k: k - 1 for k in range(1, 172)})]
     return expected
 
 
 def coco_stuff_164k(root: Path) -> Expected:
     expected: Expected = {}
     for n, split in enumerate(("train", "val")):
-        ids = draw((*range(182), 255), n)
+        ids = draw_label((*range(182), 255), n)
         assert set(UNUSED) < set(ids.ravel().tolist())
-        picture(root / f"images/{split}2017/00000000000{n}.jpg", n)
-        label(root / f"annotations/{split}2017/00000000000{n}.png", ids)
-        expected[split] = [mapped(ids, {raw: k for k, raw in enumerate(USED)})]
+        write_picture(root / f"images/{split}2017/00000000000{n}.jpg", n)
+        write_label(root / f"annotations/{split}2017/00000000000{n}.png", ids)
+        expected[split] = [map_ids(ids, {raw: k for k, raw in enumerate(USED)})]
     return expected
 
 
@@ -133,9 +135,9 @@ def coco_stuff_164k_182(root: Path) -> Expected:
     """Write images and labels in the same folders, as when the three archives are unpacked in one place."""
     expected: Expected = {}
     for n, split in enumerate(("train", "val")):
-        ids = draw((*range(182), 255), n)
-        picture(root / f"{split}2017/00000000000{n}.jpg", n)
-        label(root / f"{split}2017/00000000000{n}.png", ids)
+        ids = draw_label((*range(182), 255), n)
+        write_picture(root / f"{split}2017/00000000000{n}.jpg", n)
+        write_label(root / f"{split}2017/00000000000{n}.png", ids)
         expected[split] = [ids]
     return expected
 
@@ -143,10 +145,10 @@ def coco_stuff_164k_182(root: Path) -> Expected:
 def camvid(root: Path) -> Expected:
     expected: Expected = {}
     for n, split in enumerate(("train", "val", "test")):
-        ids = draw(range(12), n)
-        picture(root / f"{split}/0001TP_{n}.png", n)
-        label(root / f"{split}annot/0001TP_{n}.png", ids)
-        expected[split] = [mapped(ids, {k: k for k in range(11)})]
+        ids = draw_label(range(12), n)
+        write_picture(root / f"{split}/0001TP_{n}.png", n)
+        write_label(root / f"{split}annot/0001TP_{n}.png", ids)
+        expected[split] = [map_ids(ids, {k: k for k in range(11)})]
     return expected
 
 
@@ -159,11 +161,11 @@ def folder(root: Path) -> Expected:
     )
     expected: Expected = {}
     for n, (split, images, masks) in enumerate((("train", "a b", "a b"), ("val", "v", "m"))):
-        ids = draw((0, 7, 26, 27, 200), n).astype(np.uint16)
+        ids = draw_label((0, 7, 26, 27, 200), n).astype(np.uint16)
         ids[ids == 200] = 300
-        picture(root / images / "bild_ü.png", n)
-        label(root / masks / "bild_ü_mask.png", ids)
-        expected[split] = [mapped(ids, {7: 0, 300: 1, 26: 2, 27: 2})]
+        write_picture(root / images / "bild_ü.png", n)
+        write_label(root / masks / "bild_ü_mask.png", ids)
+        expected[split] = [map_ids(ids, {7: 0, 300: 1, 26: 2, 27: 2})]
     return expected
 
 

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from tests.breaking.bench import Bench, demand, same
-from tests.breaking.processes import ITERATIONS, Job, iteration
+from tests.breaking.bench import Bench, check, check_same_result
+from tests.breaking.processes import ITERATIONS, Job, read_iteration
 from utils import checkpoint
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
@@ -20,62 +20,62 @@ END_PATIENCE = 30  # seconds that a run may take to end after a signal
 
 def kill_run(bench: Bench, role: str) -> None:
     """Send SIGKILL to the whole run at a random moment, which may be during its start or its end."""
-    bench.reference(role)
-    job = bench.begun(bench.random.randint(0, ITERATIONS), role)
+    bench.get_reference(role)
+    job = bench.start_until(bench.random.randint(0, ITERATIONS), role)
     time.sleep(bench.random.uniform(0, 0.5))
-    job.clear()
+    job.kill_all()
     bench.resume(job)
 
 
 def send_stop_signal(bench: Bench, launcher: str) -> None:
     """Send a signal to the process that was started. Four calls in a row send all four signals."""
     number = SIGNALS[bench.number % len(SIGNALS)]
-    job = bench.begun(bench.random.randint(1, 9), "teacher", launcher)
+    job = bench.start_until(bench.random.randint(1, 9), "teacher", launcher)
     job.process.send_signal(number)
     job.wait(END_PATIENCE)
-    saved, logged = checkpoint.read(job.folder / "last.pth")["iteration"], iteration(job.folder)
-    demand(saved == logged, f"{number.name}: saved at iteration {saved}, trained to {logged}")
+    saved, logged = checkpoint.read(job.folder / "last.pth")["iteration"], read_iteration(job.folder)
+    check(saved == logged, f"{number.name}: saved at iteration {saved}, trained to {logged}")
     bench.resume(job)
 
 
 def kill_rank(bench: Bench) -> None:
     """Send SIGKILL to one of two ranks. The other rank ends, and a second start continues the run."""
-    job = bench.begun(3, "teacher", "torchrun")
-    os.kill(bench.random.choice(job.ranks()), signal.SIGKILL)
-    demand(job.wait(END_PATIENCE) != 0, "the job's status is 0")
+    job = bench.start_until(3, "teacher", "torchrun")
+    os.kill(bench.random.choice(job.list_ranks()), signal.SIGKILL)
+    check(job.wait(END_PATIENCE) != 0, "the job's status is 0")
     bench.resume(job)
 
 
 def kill_rank_and_restart(bench: Bench) -> None:
     """Send SIGKILL to one of two ranks under --max-restarts 1. The job itself continues to its end."""
-    bench.reference("teacher", "torchrun")
-    job = bench.begun(3, "teacher", "torchrun", restarts=1)
-    os.kill(bench.random.choice(job.ranks()), signal.SIGKILL)
-    demand(job.wait() == 0, f"it did not go on: {job.errors()}")
-    same(bench.reference("teacher", "torchrun"), job.folder)
+    bench.get_reference("teacher", "torchrun")
+    job = bench.start_until(3, "teacher", "torchrun", restarts=1)
+    os.kill(bench.random.choice(job.list_ranks()), signal.SIGKILL)
+    check(job.wait() == 0, f"it did not go on: {job.read_errors()}")
+    check_same_result(bench.get_reference("teacher", "torchrun"), job.folder)
 
 
 def stop_rank_without_restart(bench: Bench) -> None:
     """Send a signal to one rank under --max-restarts 3. The run stops, and torchrun does not restart it."""
-    job = bench.begun(3, "teacher", "torchrun", restarts=3)
-    os.kill(bench.random.choice(job.ranks()), signal.SIGUSR1)
+    job = bench.start_until(3, "teacher", "torchrun", restarts=3)
+    os.kill(bench.random.choice(job.list_ranks()), signal.SIGUSR1)
     job.wait(END_PATIENCE)
     bench.resume(job)
 
 
 def kill_torchrun(bench: Bench) -> None:
     """Send SIGKILL to torchrun itself. Its ranks notice this, save and end."""
-    job = bench.begun(3, "teacher", "torchrun")
+    job = bench.start_until(3, "teacher", "torchrun")
     job.process.kill()
     job.wait(END_PATIENCE)
-    demand(checkpoint.read(job.folder / "last.pth")["iteration"] >= iteration(job.folder), "work was lost")
+    check(checkpoint.read(job.folder / "last.pth")["iteration"] >= read_iteration(job.folder), "work was lost")
     bench.resume(job)
 
 
 def damage_checkpoint(bench: Bench) -> None:
     """Cut off last.pth anywhere, or flip one bit of it. The run continues from the previous checkpoint."""
     bench.number += 1
-    folder = shutil.copytree(bench.reference("teacher"), bench.folder / f"run{bench.number}")
+    folder = shutil.copytree(bench.get_reference("teacher"), bench.folder / f"run{bench.number}")
     path = folder / "last.pth"
     data = bytearray(path.read_bytes())
     place = bench.random.randrange(len(data))
@@ -84,44 +84,44 @@ def damage_checkpoint(bench: Bench) -> None:
     else:
         data[place] ^= 1 << bench.random.randrange(8)
     path.write_bytes(data)
-    job = bench.job("teacher", "python", folder)
-    demand(job.wait() == 0, f"it cannot be continued: {job.errors()}")
-    demand("continuing from" in job.errors(), "the damage was not noticed")
-    same(bench.reference("teacher"), folder)
+    job = bench.start_job("teacher", "python", folder)
+    check(job.wait() == 0, f"it cannot be continued: {job.read_errors()}")
+    check("continuing from" in job.read_errors(), "the damage was not noticed")
+    check_same_result(bench.get_reference("teacher"), folder)
 
 
 def limit_file_size(bench: Bench) -> None:
     """Limit the size of files to less than a checkpoint. The old checkpoint stays, and the error names the file."""
-    job = bench.job()
-    job.until(lambda: (job.folder / "last.pth").exists())
-    job.clear()
+    job = bench.start_job()
+    job.wait_until(lambda: (job.folder / "last.pth").exists())
+    job.kill_all()
     size = (job.folder / "last.pth").stat().st_size
     before = checkpoint.read(job.folder / "last.pth")["iteration"]
     limit = bench.random.randrange(size // 10, size)
     set_limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (limit, limit))
     again = Job(job.role, job.launcher, job.folder, prepare=set_limit)
-    demand(again.wait() == 2, f"it did not fail: {again.errors()}")
-    demand("last.pth: File too large" in again.errors(), f"its error is {again.errors()}")
-    demand(checkpoint.read(job.folder / "last.pth")["iteration"] == before, "the old checkpoint is gone")
+    check(again.wait() == 2, f"it did not fail: {again.read_errors()}")
+    check("last.pth: File too large" in again.read_errors(), f"its error is {again.read_errors()}")
+    check(checkpoint.read(job.folder / "last.pth")["iteration"] == before, "the old checkpoint is gone")
     bench.resume(job)
 
 
-def soak(bench: Bench, iterations: int) -> str:
+def check_long_run(bench: Bench, iterations: int) -> str:
     """Check that the memory, the open files and the log of a long run stay small. Return the figures as text."""
     flags = f"--max-iterations {iterations} --save-per-iters 800 --val-per-iters 800 --log-iter 10".split()
     flags += ["--backbone", "test_resnet"]  # timm's smallest
     bench.number += 1
     job = Job("teacher", "python", bench.folder / f"run{bench.number}", flags)
-    job.until(lambda: iteration(job.folder) >= min(1600, iterations // 4), **LONG_RUN_WAIT)
+    job.wait_until(lambda: read_iteration(job.folder) >= min(1600, iterations // 4), **LONG_RUN_WAIT)
     first_memory, first_files = measure_usage(job.process.pid)
-    job.until(lambda: iteration(job.folder) >= iterations * 0.9, **LONG_RUN_WAIT)
+    job.wait_until(lambda: read_iteration(job.folder) >= iterations * 0.9, **LONG_RUN_WAIT)
     last_memory, last_files = measure_usage(job.process.pid)
-    demand(job.wait() == 0, f"it failed: {job.errors()}")
+    check(job.wait() == 0, f"it failed: {job.read_errors()}")
     growth = (last_memory - first_memory) / 1e6
     log = (job.folder / "metrics.jsonl").stat().st_size
-    demand(growth < 50, f"its memory grew by {growth:.0f} MB")
-    demand(last_files <= first_files + 2, f"its open files grew from {first_files} to {last_files}")
-    demand(log / iterations * 40000 < 10e6, f"its log is of {log / 1e6:.1f} MB")
+    check(growth < 50, f"its memory grew by {growth:.0f} MB")
+    check(last_files <= first_files + 2, f"its open files grew from {first_files} to {last_files}")
+    check(log / iterations * 40000 < 10e6, f"its log is of {log / 1e6:.1f} MB")
     files = f"open files {first_files} to {last_files}, log {log / 1e6:.2f} MB"
     return f"{iterations} iterations: memory {growth:+.1f} MB, {files}"
 

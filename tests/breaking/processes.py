@@ -66,7 +66,7 @@ class Job:
                 preexec_fn=prepare,
             )
 
-    def until(self, holds: Callable[[], bool], patience: float = PATIENCE, interval: float = 0.01) -> None:
+    def wait_until(self, holds: Callable[[], bool], patience: float = PATIENCE, interval: float = 0.01) -> None:
         """Wait until the condition ``holds``. Check it every ``interval`` seconds.
 
         Raises:
@@ -75,11 +75,11 @@ class Job:
         deadline = time.monotonic() + patience
         while not holds():
             if self.process.poll() is not None or time.monotonic() > deadline:
-                self.clear()
-                raise TimeoutError(f"the run did not come as far as it should: {self.errors()}")
+                self.kill_all()
+                raise TimeoutError(f"the run did not come as far as it should: {self.read_errors()}")
             time.sleep(interval)
 
-    def ranks(self) -> list[int]:
+    def list_ranks(self) -> list[int]:
         """Return the process ids of the ranks under torchrun."""
         pid, script = self.process.pid, f"train_{self.role}".encode()
         children = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
@@ -94,28 +94,28 @@ class Job:
         try:
             status = self.process.wait(patience)
             deadline = time.monotonic() + ORPHAN_PATIENCE
-            while (left := members(self.folder)) and time.monotonic() < deadline:
+            while (left := list_processes(self.folder)) and time.monotonic() < deadline:
                 time.sleep(0.05)
             if left:
                 raise TimeoutError(f"{len(left)} processes are left {ORPHAN_PATIENCE} s after its end")
         except subprocess.TimeoutExpired:
             raise TimeoutError(f"it did not end within {patience} s: {describe_threads(self.folder)}") from None
         finally:
-            self.clear()
+            self.kill_all()
         return status
 
-    def clear(self) -> None:
+    def kill_all(self) -> None:
         """Kill all processes of the run that are left."""
-        for pid in members(self.folder):
+        for pid in list_processes(self.folder):
             os.kill(pid, signal.SIGKILL)
         self.process.wait()
 
-    def errors(self) -> str:
+    def read_errors(self) -> str:
         """Return the last 400 characters of the run's stderr."""
         return (self.folder / "stderr.txt").read_text(errors="replace").strip()[-400:]
 
 
-def iteration(folder: Path) -> int:
+def read_iteration(folder: Path) -> int:
     """Return the last training iteration in the log, or 0 if there is none yet."""
     log = folder / "metrics.jsonl"
     lines = log.read_text(errors="replace").split("\n")[:-1] if log.exists() else []
@@ -125,7 +125,7 @@ def iteration(folder: Path) -> int:
 def describe_threads(folder: Path) -> str:
     """List the run's threads with their names and the kernel functions in which they wait."""
     found = []
-    for pid in members(folder):
+    for pid in list_processes(folder):
         with suppress(OSError):  # the process has ended in the meantime
             for thread in sorted(Path(f"/proc/{pid}/task").iterdir()):
                 name, waits_in = ((thread / file).read_text().strip() for file in ("comm", "wchan"))
@@ -133,7 +133,7 @@ def describe_threads(folder: Path) -> str:
     return ", ".join(found)
 
 
-def members(folder: Path) -> list[int]:
+def list_processes(folder: Path) -> list[int]:
     """Return the ids of all running processes that have the run's folder on their command line."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
