@@ -7,12 +7,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from read_losses.task import TaskLoss, cross_entropy, ohem_loss
 
 import train_student
 from datasets import build_dataset
 from datasets.base import SegmentationDataset
 from engine.class_weights import balance_classes, parse_class_weights, read_class_weights
+from losses.task import TaskLoss, cross_entropy, ohem_loss
 from tests import trees
 from tests.conftest import TINY
 from tests.test_engine import crash_at, read_losses

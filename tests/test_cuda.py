@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from read_losses import build_kd
-from read_losses.task import TaskLoss, compute_avg_factor
 
 import train_teacher
 from engine.runtime import Runtime
+from losses import build_kd
+from losses.task import TaskLoss, compute_avg_factor
 from models import build_model
 from models.label_noise import LabelNoise
 from tests.conftest import TINY

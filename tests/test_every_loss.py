@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from read_losses import LOSSES
 
 import train_student
+from losses import LOSSES
 from tests.conftest import TINY
 from tests.networks import write_checkpoint
 from tests.test_engine import assert_equal, assert_same_checkpoints, crash_at, read_losses, read_records
