@@ -36,12 +36,11 @@ def option(
 ) -> Any:
     """Declare a field of a settings record.
 
-    text: what ``--help`` says about the flag. minimum, maximum: the smallest and the largest value that is allowed; of
-    a tuple, for each number. positional: the flag's name may be left out. group: the heading of ``--help`` that the flag
-    stands under. affects: RESULT, COMPUTING or NOTHING. may_differ: the setting may differ when a run is resumed though
-    it affects the result. names_run: a value other than the default is part of the run's name, if the setting affects
-    the result. is_file: the setting names a file. examples: what ``--help`` says about some values; other values are
-    allowed, too.
+    text: what ``--help`` says about the flag. minimum, maximum: the smallest and the largest number that is allowed.
+    positional: the flag's name may be left out. group: the heading of ``--help`` that the flag stands under. affects:
+    RESULT, COMPUTING or NOTHING. may_differ: the setting may differ when a run is resumed though it affects the
+    result. names_run: a value that is not the usual one is part of the run's name, if it affects the result. is_file:
+    the setting names a file. examples: what ``--help`` says about some values; others are allowed.
     """
     metadata = {
         "help": text,
