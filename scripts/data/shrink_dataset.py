@@ -63,8 +63,8 @@ def list_all_pairs(name: str, source: str) -> list[PathPair]:
 def shrink(array: np.ndarray, factor: float, resampling: Image.Resampling, path: Path) -> None:
     """Resize a picture to H / factor x W / factor, rounded, and write it in the format of the path's suffix.
 
-    array: an image ``[H, W, 3]``, or a label ``[H, W]``, ``[H, W, 3]`` or ``[H, W, 4]``. resampling:
-    NEAREST for a label.
+    array: an image ``[H, W, 3]``, or a label ``[H, W]``, ``[H, W, 3]`` or ``[H, W, 4]``.
+    resampling: NEAREST for a label.
 
     Raises:
         UserError: the file cannot be written, or its format cannot hold such a picture.
