@@ -1,32 +1,42 @@
-# Sourced by the launchers, with the environment: without one, a python that has PyTorch is good as well (a container).
+# Sourced by the launchers: finds the environment. Without one, a `python` that has PyTorch will do, as in a container.
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 if ! python -c 'import importlib.util as i, sys; sys.exit(not i.find_spec("torch"))' 2>/dev/null; then
     echo "error: no Python environment with PyTorch: activate one, or make .venv by: bash $repository/scripts/setup.sh" >&2
     exit 2
 fi
 
-# launch SCRIPT ARGS.. becomes it, in NGPUS processes (default: all GPUs, or one on the CPU), in the folder of the caller.
+# count_processes: prints the number of GPUs, or 1 without a GPU
+count_processes() {
+    python -c 'import torch; print(torch.cuda.is_available() and torch.cuda.device_count() or 1)'
+}
+
+# launch SCRIPT ARGS..: replaces this shell by the script, in NGPUS processes (default: one for each GPU; one on the CPU).
+# SCRIPT is relative to the repository; the current folder stays that of the caller.
 launch() {
     set -- "$repository/$1" "${@:2}"
-    if [ "${NGPUS:=$(python -c 'import torch; print(torch.cuda.is_available() and torch.cuda.device_count() or 1)')}" -gt 1 ]; then
+    : "${NGPUS:=$(count_processes)}"
+    if [ "$NGPUS" -gt 1 ]; then
         exec python "$repository/scripts/torchrun.py" --standalone --nproc-per-node "$NGPUS" "$@"
     else
         exec python "$@"
     fi
 }
 
-# recipe_for DATASET: its flags, when scripts/recipes has one
+# recipe_for DATASET: prints the flag for the recipe of a data set, or nothing if scripts/recipes has none
 recipe_for() {
-    if [ -e "$repository/scripts/recipes/$1.yaml" ]; then echo "--recipe $1"; fi
+    if [ -e "$repository/scripts/recipes/$1.yaml" ]; then
+        echo "--recipe $1"
+    fi
 }
 
-# usage: the comment at the top of the launcher
+# usage: prints the comment at the top of the launcher, and ends the launcher
 usage() {
     sed -n '2,${/^#/!q;s/^# *//p}' "$0" >&2
     exit 2
 }
 
-# train SCRIPT DATASET MODEL BACKBONE [flags]
+# train SCRIPT DATASET MODEL BACKBONE [flags]: launches a training with the data set's recipe, or resumes an earlier one.
+# TRAIN_FLAGS in the environment may hold more flags; they are split at blanks, as is the recipe's flag.
 train() {
     [ $# -ge 4 ] || usage
     # shellcheck disable=SC2046,SC2086

@@ -13,7 +13,8 @@ python train_teacher.py "${train[@]}" --label-codes near --code-std 0.1 --save-d
 python train_student.py "${train[@]}" --kd none --save-dir $runs/baseline
 python train_student.py "${train[@]}" --teacher-pretrained $runs/teacher/last.pth --save-dir $runs/student
 
-score() {  # a network's scores, unless they are younger than it: score RUN FOLDER [flags of eval.py]
+# score RUN FOLDER [flags of eval.py]: evaluates the last checkpoint of a run, unless FOLDER has its scores already
+score() {
     local file=$runs/$1/last.pth folder=$runs/$2
     [[ $folder/eval.json -nt $file ]] && return
     mkdir -p "$folder"

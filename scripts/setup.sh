@@ -1,5 +1,5 @@
-# Sourced by other scripts, or run: goes to the repository root and installs the packages of a requirements file, into
-# the active environment, else into .venv, which is made where it is missing.
+# Sourced by other scripts, or run: goes to the repository root and installs the packages of a requirements file into
+# the active environment, or else into .venv, which is made if it is missing.
 #   bash scripts/setup.sh [requirements.txt]
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
@@ -13,7 +13,7 @@ if [ -z "$environment" ]; then
         || { echo "error: 'python3 -m venv' failed; on Debian and Ubuntu: apt install python3-venv" >&2; exit 2; }
     source scripts/environment.sh
 fi
-# what is installed is noted in the environment, by the files' content
+# an empty file in the environment says that the packages are installed; its name has a checksum of the requirements
 stamp="$environment/.installed-$(cat requirements*.txt | cksum | cut -d' ' -f1)-$(basename "$requirements" .txt)"
 if [ ! -e "$stamp" ]; then
     echo "installing $requirements (PyTorch alone is several GB: this takes minutes)"

@@ -10,7 +10,7 @@
 #SBATCH --open-mode=append
 set -euo pipefail
 [ $# -ge 1 ] || { sed -n '2,6s/^# *//p' "$0" >&2; exit 2; }
-# slurmd runs a copy of this file: the job knows where it lies
+# slurmd runs a copy of this file; the job's record has the path of the original
 file=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=\([^ ]*\).*/\1/p')
 [ -f "$file" ] || file=$0
 root=$(cd "$(dirname "$file")/.." && pwd)
@@ -19,26 +19,29 @@ if [ -f "$root/scripts/environment.sh" ]; then source "$root/scripts/environment
 script=$1
 [ -f "$script" ] || script=$root/$script
 shift
-# queued again, it continues also what was to start anew
+# the flags of the training. A job that was queued again must not begin anew: then --overwrite is left out.
 flags=()
 while [ $# -gt 0 ] && [ "$1" != --then ]; do
-    [ "$1" = --overwrite ] && [ "${SLURM_RESTART_COUNT:-0}" != 0 ] || flags+=("$1")
+    if [ "$1" != --overwrite ] || [ "${SLURM_RESTART_COUNT:-0}" = 0 ]; then
+        flags+=("$1")
+    fi
     shift
 done
 # srun does not take the number of cores from the job by itself
 [ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
-# the time to save in, from torch 2.12 on; before, torchrun waits 30 seconds, and --signal may be set to B:USR1@60
+# How many seconds torchrun gives the processes to save, from torch 2.12 on. Older ones always give 30 seconds: then
+# --signal may be set to B:USR1@60.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-100}
 host=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 port=${PORT:-$((20000 + SLURM_JOB_ID % 10000))}  # jobs that share a machine must not share a port
 
-# run COMMAND.. in the background, so that the signal is heard while it runs
+# run COMMAND..: waits for a command in the background, because the shell handles no signal during one in the foreground
 run() {
     "$@" &
     job=$!
     wait $job
 }
-# not SIGTERM, at which srun kills its tasks
+# the two minutes' warning: USR1 tells the run to save itself. At SIGTERM, srun would kill its tasks.
 trap 'kill -USR1 $job || true; wait $job || true; scontrol requeue "$SLURM_JOB_ID"; exit 0' USR1
 run srun python "$root/scripts/torchrun.py" --nnodes "$SLURM_NNODES" \
     --nproc-per-node "${NGPUS:-${SLURM_GPUS_ON_NODE:-1}}" --rdzv-backend c10d --rdzv-id "$SLURM_JOB_ID" \

@@ -1,9 +1,10 @@
-"""torchrun, but for its last words: it ends with the status of the process that failed first, and adds nothing to it.
+"""Run torchrun, but end with the status of the process that failed first, and print no report of the failure.
 
     python scripts/torchrun.py --standalone --nproc-per-node 2 train_teacher.py --recipe toy
 
-torchrun's own status is always 1, and its report hides the one line that says what was wrong. Here it is 2 after such a
-line, 3 for a run that a signal stopped after it saved itself. SIGTERM, SIGINT, SIGHUP and SIGUSR1 are passed on.
+torchrun itself ends with status 1 after every failure, and its report hides the one line that says what was wrong. Here
+the status is 2 after such a line, and 3 for a run that saved itself when a signal stopped it. SIGTERM, SIGINT, SIGHUP,
+SIGQUIT and SIGUSR1 are passed on to the processes.
 """
 
 import logging
@@ -26,20 +27,27 @@ from engine.lockstep import STOPPED_STATUS
 
 
 def main() -> int:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # as torchrun has it, which says so at length
-    for name in ("TORCHELASTIC_SIGNALS_TO_HANDLE", "PET_SIGNALS_TO_HANDLE"):  # where torchrun has its flag, that counts
+    """Launch the processes and wait for them. Return the exit status: 128 + the signal if one ended a process."""
+    # torchrun's own default, set here because torchrun prints a long warning when it sets it
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    # a torchrun that has the flag --signals-to-handle takes its default from PET_..., an older one reads the other
+    for name in ("TORCHELASTIC_SIGNALS_TO_HANDLE", "PET_SIGNALS_TO_HANDLE"):
         os.environ.setdefault(name, "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1")
-    logging.disable()  # of the agent; the processes log for themselves
+    logging.disable()  # silences torchrun's agent in this process; the launched processes log for themselves
     settings = parse_args(None)
-    if not settings.standalone:  # processes that are restarted on several hosts would find the addresses of the ended
+    if not settings.standalone:
+        # otherwise processes that are restarted on several hosts would find the addresses of those that have ended
         os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     try:
         run(settings)
     except ChildFailedError as error:
-        status = error.get_first_failure()[1].exitcode
-        if status < 0:
-            print(f"error: a process was ended by {signal.Signals(-status).name}", file=sys.stderr)
-        return status if status > 0 else 128 - status
+        _, failure = error.get_first_failure()
+        if failure.exitcode > 0:
+            return failure.exitcode
+        number = -failure.exitcode  # of the signal that ended the process
+        if number > 0:
+            print(f"error: a process was ended by {signal.Signals(number).name}", file=sys.stderr)
+        return 128 + number
     except SignalException:
         return STOPPED_STATUS
     return 0

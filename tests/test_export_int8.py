@@ -15,7 +15,7 @@ from scripts.deploy.onnx_int8 import (
     Sample,
     Sizes,
     compare_files,
-    describe,
+    describe_agreement,
     find_files,
     find_upsampling,
     quantise,
@@ -115,11 +115,11 @@ def test_the_comparison_uses_the_upsampled_predictions(files, align_corners):
 def test_without_labels_there_is_no_miou(files):
     agreement = compare_files(*files, make_samples(2, labelled=False), False)
     assert np.isnan(agreement.float_miou)
-    assert describe(agreement, "2 images").endswith("on 2 images")
+    assert describe_agreement(agreement, "2 images").endswith("on 2 images")
 
 
 def test_the_agreement_of_two_files_is_described():
-    text = describe(Agreement(0.98765, 0.5213, 0.5188), "101 validation images")
+    text = describe_agreement(Agreement(0.98765, 0.5213, 0.5188), "101 validation images")
     assert text == (
         "int8 and float32: equal classes 98.77 % on 101 validation images; mIoU 51.88 % instead of 52.13 % (loss 0.25)"
     )

@@ -1,4 +1,4 @@
-"""How many bits a channel of a picture has in its file, where PIL would narrow it to 8 without a word."""
+"""Find pictures whose channels have more than 8 bits, which PIL would narrow to 8 without a warning."""
 
 import re
 
@@ -48,12 +48,12 @@ def describe_deep_channels(file: Image.Image, data: bytes = b"") -> str:
 def _describe_tiff(file: Image.Image) -> str:
     """Return what an 8-bit reader would lose of a TIFF file's channels, or ""."""
     tags = file.tag_v2
-    bits = max(_numbers(tags.get(TIFF_BITS, 1)))
+    bits = max(_as_tuple(tags.get(TIFF_BITS, 1)))
     if bits > 8:
         return f"{bits} bits a channel"
-    if any(kind not in TIFF_UNSIGNED for kind in _numbers(tags.get(TIFF_SAMPLE_FORMAT, 1))):
+    if any(kind not in TIFF_UNSIGNED for kind in _as_tuple(tags.get(TIFF_SAMPLE_FORMAT, 1))):
         return "signed or floating-point channels"
-    extra = _numbers(tags.get(TIFF_EXTRA_CHANNELS, ()))
+    extra = _as_tuple(tags.get(TIFF_EXTRA_CHANNELS, ()))
     if any(kind not in TIFF_ALPHA for kind in extra):
         return f"{tags.get(TIFF_CHANNELS, 1)} channels, which are not all colours or alpha"
     return ""
@@ -62,9 +62,9 @@ def _describe_tiff(file: Image.Image) -> str:
 def has_narrow_color_map(file: Image.Image) -> bool:
     """Return whether a TIFF's colour map holds 8-bit numbers, not TIFF's 16-bit ones: all colours would be black."""
     tags = getattr(file, "tag_v2", {})
-    return file.mode == "P" and 0 < max(_numbers(tags.get(TIFF_COLOR_MAP, 0))) < 256
+    return file.mode == "P" and 0 < max(_as_tuple(tags.get(TIFF_COLOR_MAP, 0))) < 256
 
 
-def _numbers(value: object) -> tuple[int, ...]:
-    """Return a tag's value as a tuple, also where there is one number."""
+def _as_tuple(value: object) -> tuple[int, ...]:
+    """Return a TIFF tag's value as a tuple. PIL gives a single number as it is."""
     return value if isinstance(value, tuple) else (value,)

@@ -42,8 +42,8 @@ def read(path: str | Path) -> dict[str, Any]:
     """Return the content of a checkpoint, on the CPU.
 
     Raises:
-        UserError: no such file, a damaged one, or one that holds anything but tensors and plain values. Or this torch
-            is older than 2.10, which is not safe.
+        UserError: there is no such file, it is damaged, or it holds anything but tensors and plain values. Or this
+            torch is older than 2.10, whose ``torch.load`` is not safe.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -55,12 +55,13 @@ def read(path: str | Path) -> dict[str, Any]:
             check_archive(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        wanted = re.search(r"GLOBAL (\S+)", str(error))  # torch's own words advise to run it
+        # torch's own message is not passed on, because it advises to run the code in the file
+        wanted = re.search(r"GLOBAL (\S+)", str(error))
         asks = f"; it asks for {wanted[1]}" if wanted else ""
         raise UserError(f"{path} is no plain checkpoint, or a damaged one; nothing in it was run{asks}") from error
     except UserError:
         raise
-    except Exception as error:  # of broken bytes torch.load raises nearly anything
+    except Exception as error:  # torch.load raises nearly anything on damaged bytes
         raise UserError(f"{path} is damaged or no checkpoint: {get_first_line(error)}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, not a checkpoint's dictionary")
@@ -87,28 +88,36 @@ def check_archive(path: Path) -> None:
 def load_weights(module: nn.Module, weights: Mapping[str, Tensor], source: str | Path) -> None:
     """Load a state dict strictly.
 
+    source: the file, for messages.
+
     Raises:
         DoesNotFit: keys or shapes differ. The message counts them and names the first.
-        UserError: values are no tensors or not finite.
+        UserError: a value is no tensor, or is not finite.
     """
-    own = module.state_dict()
     if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise UserError(f"{source} is damaged: its weights are no tensors")
-    differing = [key for key in own.keys() & weights.keys() if own[key].shape != weights[key].shape]
-    problems = {
-        "keys missing": own.keys() - weights.keys(),
-        "unknown keys": weights.keys() - own.keys(),
-        "other shapes": [f"{key} {list(weights[key].shape)} for {list(own[key].shape)}" for key in differing],
-    }
-    found = []
-    for what, names in problems.items():
-        if names:
-            more = ", ..." if len(names) > 1 else ""
-            found.append(f"{len(names)} {what} ({min(names)}{more})")
-    if found:
-        raise DoesNotFit(f"{source} does not fit this network: {'; '.join(found)}")
+    differences = _list_differences(module.state_dict(), weights)
+    if differences:
+        raise DoesNotFit(f"{source} does not fit this network: {'; '.join(differences)}")
     lost = sorted(key for key, value in weights.items() if value.is_floating_point() and not value.isfinite().all())
     if lost:
         count = f"{len(lost)} of {len(weights)} tensors, first {lost[0]}"
         raise UserError(f"{source} holds weights that are not finite ({count}): the training that wrote it had failed")
     module.load_state_dict(dict(weights))
+
+
+def _list_differences(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> list[str]:
+    """Say how the keys and shapes of weights differ from a network's own: a text for each kind of difference."""
+    shared = own.keys() & weights.keys()
+    differing = [key for key in shared if own[key].shape != weights[key].shape]
+    problems = {
+        "keys missing": own.keys() - weights.keys(),
+        "unknown keys": weights.keys() - own.keys(),
+        "other shapes": [f"{key} {list(weights[key].shape)} for {list(own[key].shape)}" for key in differing],
+    }
+    texts = []
+    for what, names in problems.items():
+        if names:
+            more = ", ..." if len(names) > 1 else ""
+            texts.append(f"{len(names)} {what} ({min(names)}{more})")
+    return texts

@@ -20,6 +20,12 @@ def colorize(label: np.ndarray, palette: Sequence[Rgb]) -> np.ndarray:
     return table[label]
 
 
+def format_hex(color: Rgb) -> str:
+    """Return a colour as HTML writes it: (255, 0, 16) -> "#ff0010"."""
+    red, green, blue = color
+    return f"#{red:02x}{green:02x}{blue:02x}"
+
+
 def make_palette_picture(label: np.ndarray, palette: Sequence[Rgb]) -> Image.Image:
     """Make a picture of class indices ``[H, W]``, 0..255. Its file holds the indices; viewers show the colours."""
     picture = Image.fromarray(label.astype(np.uint8))

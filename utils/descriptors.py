@@ -7,8 +7,8 @@ from multiprocessing.connection import Listener
 
 from utils.errors import UserError
 
-SPARE = 24  # beyond what is open now: logs, checkpoints, and what is opened for a moment
-A_WORKER = 12  # two batches of an image and a label tensor or more, its pipes and its socket
+SPARE = 24  # what a process opens besides: logs, checkpoints, and files that are open for a moment only
+A_WORKER = 12  # what one worker takes: its pipes, its socket, and the image and label tensors of two batches
 
 
 def count_open_files() -> int:

@@ -54,18 +54,18 @@ def _run_and_get_status(main: Callable[[], None]) -> int:
         known = explain_error(error)
         if known is not None:
             _print_error(known)
-        elif is_launched():
-            sys.excepthook(type(error), error, error.__traceback__)
+            if is_launched():
+                _end_at_once(2)
+            return 2
         if is_launched():
-            _end_at_once(2 if known is not None else 1)
-        if known is None:
-            raise
-        return 2
+            sys.excepthook(type(error), error, error.__traceback__)
+            _end_at_once(1)
+        raise
     return 0
 
 
 def _read_status(code: object) -> int:
-    """Return the status of a SystemExit. A code that is no number is a message, as in Python."""
+    """Return the exit status of a SystemExit. A code that is no number is a message, which is printed."""
     if code is None or isinstance(code, int):
         return code or 0
     _print_last(str(code))
@@ -81,7 +81,7 @@ def _print_error(known: UserError) -> None:
 
 
 def _print_last(text: str) -> None:
-    """Print a line on stderr, if that can be written to. If not, the exit status has to say it."""
+    """Print a line on stderr. If stderr cannot be written to, the exit status alone tells what happened."""
     try:
         print(text, file=sys.stderr, flush=True)
     except OSError:
@@ -105,7 +105,7 @@ def _end_without_finalization(status: int) -> None:
 
 
 def _flush_streams() -> None:
-    """Write out what is buffered. What cannot be written is dropped, so that the exit status stays what it is."""
+    """Write out what is buffered. What cannot be written is dropped, so that the exit status does not change."""
     for stream in (sys.stdout, sys.stderr):
         try:
             if stream is not None:
@@ -115,7 +115,7 @@ def _flush_streams() -> None:
 
 
 def _redirect_to_nowhere(stream: TextIO) -> None:
-    """Have a stream write to nowhere. Python would fail when it flushes the rest at exit, with a status of its own."""
+    """Let a stream write to nowhere. Otherwise Python would fail to flush it at exit, and change the exit status."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
@@ -123,7 +123,7 @@ def _prepare_streams() -> None:
     """Make printing safe: open closed streams to nowhere, and escape characters that a stream cannot print."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
-            nowhere = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: most likely the stream's own
+            nowhere = os.open(os.devnull, os.O_RDWR)  # takes the lowest free descriptor: most likely the stream's own
             setattr(sys, name, os.fdopen(nowhere, "r" if number == 0 else "w"))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -131,14 +131,14 @@ def _prepare_streams() -> None:
 
 
 def _was_printed(message: str) -> bool:
-    """Return whether another rank has printed a message.
+    """Return whether another rank has printed a message. If none has, note that this rank prints it.
 
-    For a message that only points at another rank's, return whether any rank has printed one.
+    For a message that only points at another rank's, return whether any rank has printed a message.
     """
     error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if not error_file:
         return False
-    folder = Path(error_file).parents[1]  # that torchrun gives the processes of one launch on one machine
+    folder = Path(error_file).parents[1]  # torchrun makes it for all processes of one launch on one machine
     if message.startswith(ANOTHER):
         time.sleep(1)  # a rank that lost its peers is at most a second ahead of their message
         return any(folder.glob("printed-*"))

@@ -62,13 +62,13 @@ def get_first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-ANOTHER = "another process of the job"  # so begins a message that only points at the one that matters
+ANOTHER = "another process of the job"  # begins a message that only points at the message of another rank
 TOO_MANY_FILES = "too many open files: a higher limit (ulimit -n 4096), or fewer --workers"
 OUT_OF_MEMORY = "out of memory: a smaller --batch-size or --crop-size, --accumulate, or fewer --workers"
 CPU_MEMORY = "DefaultCPUAllocator|std::bad_alloc|[Cc]annot allocate memory|Storage size calculation overflowed"
 GPU_MEMORY = "CUDA error: out of memory|CU(BLAS|DNN)_STATUS_ALLOC_FAILED"  # not raised as torch.OutOfMemoryError
-PEER = "Connection (closed|reset)|peer|Broken pipe|NCCL|Gloo|Timed out|TCPStore|ProcessGroup"  # where there are peers
-# a pattern of a RuntimeError's message -> what it means, and what to do
+PEER = "Connection (closed|reset)|peer|Broken pipe|NCCL|Gloo|Timed out|TCPStore|ProcessGroup"  # only if there are ranks
+# regular expression for the message of a RuntimeError -> what it means, and what to do
 MEANINGS = {
     "DataLoader worker|Pin memory thread|process pool": "a loader process was killed, most likely for want of memory: "
     "fewer --workers, no --cache-gb, or more shared memory (docker: --shm-size)",
@@ -83,7 +83,7 @@ MEANINGS = {
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether the memory of the CPU or of a GPU was too small."""
+    """Return whether an error says that the memory of the CPU or of a GPU was too small."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return bool(re.search(f"{CPU_MEMORY}|{GPU_MEMORY}", str(error)))
@@ -91,7 +91,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def explain_out_of_memory(message: str) -> Iterator[None]:
-    """Raise ``OutOfMemory(message)`` where what is done inside needs more memory than there is."""
+    """Raise ``OutOfMemory(message)`` if the code inside this block runs out of memory."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -120,13 +120,16 @@ def explain_error(error: BaseException) -> UserError | None:
 
 
 def _explain_runtime_error(error: RuntimeError) -> UserError | None:
-    """Explain an error that only its message tells from others."""
-    cause = ""
+    """Explain a RuntimeError by its message. Return None if the message is not known.
+
+    Torch raises RuntimeError for failures of many kinds, which only the message tells apart.
+    """
+    nccl_cause = ""
     if isinstance(error, dist.DistBackendError):
-        cause = str(error).partition("Last error:")[2].strip()
-    if cause:
-        text = cause.replace("\n", " ")
-    elif str(error).startswith("Caught "):  # in a loader worker: its traceback, and the message at the end
+        nccl_cause = str(error).partition("Last error:")[2].strip()
+    if nccl_cause:
+        text = nccl_cause.replace("\n", " ")
+    elif str(error).startswith("Caught "):  # from a loader worker: the message is the last line of its traceback
         text = str(error).splitlines()[-1]
     else:
         text = get_first_line(error)
@@ -135,6 +138,6 @@ def _explain_runtime_error(error: RuntimeError) -> UserError | None:
             continue
         if re.search(pattern, text):
             return UserError(f"{meaning} ({text})")
-    if cause:  # its own failure, not that of a peer
+    if nccl_cause:  # a failure of this rank; one of a peer matches PEER
         return UserError(f"NCCL failed ({text})")
     return None

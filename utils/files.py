@@ -15,8 +15,8 @@ import yaml
 
 from utils.errors import UserError
 
-BLOCK = 1 << 20
-BYTE_ORDER_MARKS = {  # UTF-32's before UTF-16's, which it begins with
+BLOCK = 1 << 20  # bytes that are read at once
+BYTE_ORDER_MARKS = {  # the marks of UTF-32 come first, because they begin with those of UTF-16
     codecs.BOM_UTF8: "utf-8-sig",
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
@@ -28,7 +28,8 @@ BYTE_ORDER_MARKS = {  # UTF-32's before UTF-16's, which it begins with
 def write(path: Path, fill: Callable[[IO[bytes]], object], previous: Path | None = None, durable: bool = True) -> None:
     """Write a file by ``fill``. At every moment ``path`` holds either the old file or the whole new one.
 
-    Where there are no hard links, only ``previous`` holds the old file for a moment.
+    There is one exception: with ``previous``, on a file system without hard links, there is no ``path`` for a moment,
+    and only ``previous`` holds the old file.
 
     The folder is made if it is missing. A link in the place of a file is replaced, not followed.
 
@@ -42,7 +43,7 @@ def write(path: Path, fill: Callable[[IO[bytes]], object], previous: Path | None
     outer = sys.exc_info()[1]  # an error that is being handled while this file is written
     try:
         if path.parent == Path("/dev") or (path.exists() and not path.is_file()):
-            raise UserError(f"cannot write {path}: it is no regular file")  # to replace it would harm the system
+            raise UserError(f"cannot write {path}: it is no regular file")  # replacing a device would harm the system
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.unlink(missing_ok=True)
         with temporary.open("xb") as file:  # x: made here, not a link that somebody else put there
@@ -54,12 +55,14 @@ def write(path: Path, fill: Callable[[IO[bytes]], object], previous: Path | None
             _keep_previous(path, previous)
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
-        cause = error if isinstance(error, OSError) else error.__context__  # torch.save raises its own error after it
+        cause = error
+        if isinstance(error, RuntimeError):
+            cause = error.__context__  # torch.save raises a RuntimeError when writing has raised an OSError
         if not isinstance(cause, OSError) or cause is outer:
             raise
         raise UserError(f"cannot write {path}: {cause.strerror or cause}") from error
     finally:
-        with suppress(OSError):  # there is none, or its folder is not what was thought
+        with suppress(OSError):  # there may be no such file, or no folder of this name
             temporary.unlink()
 
 
@@ -158,7 +161,7 @@ def decode_text(data: bytes) -> str:
     Raises:
         ValueError: the text has another encoding, or holds zero bytes.
     """
-    encoding = next((encoding for mark, encoding in BYTE_ORDER_MARKS.items() if data.startswith(mark)), "utf-8")
+    encoding = _find_marked_encoding(data) or "utf-8"
     if encoding == "utf-8" and len(data) % 2 == 0:
         zeros_first = data[::2].count(0)
         zeros_second = data[1::2].count(0)
@@ -173,10 +176,21 @@ def decode_text(data: bytes) -> str:
     return text
 
 
+def _find_marked_encoding(data: bytes) -> str | None:
+    """Return the encoding that the byte-order mark at the beginning of a text says, or None without a mark."""
+    for mark, encoding in BYTE_ORDER_MARKS.items():
+        if data.startswith(mark):
+            return encoding
+    return None
+
+
 def compute_digest(path: Path, digest: Any = None) -> str:
     """Return the digest of a file's content, in hex.
 
     digest: a hash object to update; a new SHA-256 by default.
+
+    Raises:
+        OSError: the file cannot be read, or is a pipe, a device or a folder.
     """
     digest = digest or hashlib.sha256()
     with open_regular(path) as file:
@@ -191,7 +205,9 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         """Read a mapping as yaml does, after a check of its keys."""
         seen: set[str] = set()
-        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
             if key.value in seen:
                 raise yaml.YAMLError(f"line {key.start_mark.line + 1}: the key {key.value!r} is there twice")
             seen.add(key.value)
@@ -212,7 +228,7 @@ def read_yaml(path: Path) -> Any:
 
 
 def parse_yaml(content: bytes, where: str) -> Any:
-    """Return the plain values of yaml text.
+    """Return the plain values of yaml text. where: the file that it is from, for messages.
 
     Raises:
         UserError: the content is no text, no plain yaml, has a key twice, or is nested too deep.

@@ -16,8 +16,9 @@ from utils.errors import UserError
 JPEG = b"\xff\xd8\xff"  # begins every JPEG file
 SCAN_MARKER = b"\xff\xda"  # begins the compressed picture
 END_MARKER = b"\xff\xd9"
+# second bytes of the markers of frame headers, which say the bits of a channel; 0xC4, 0xC8 and 0xCC mark other segments
 FRAME_HEADERS = {bytes([0xC0 + k]) for k in (0, 1, 2, 3, 5, 6, 7, 9, 10, 11, 13, 14, 15)}
-COMPLAINT = re.compile("Corrupt JPEG data|Premature end of JPEG")
+COMPLAINT = re.compile("Corrupt JPEG data|Premature end of JPEG")  # libjpeg's messages on damage
 HARMLESS = re.compile(r"\b\d{1,2} extraneous bytes before marker")
 STDERR_LOCK = threading.Lock()  # all threads of a process share one stderr
 
@@ -47,7 +48,7 @@ def decode_jpeg(path: Path, data: bytes, upright: bool) -> np.ndarray:
 
 
 def _find_scan(data: bytes) -> tuple[int, int]:
-    """Return the position of the compressed picture, and the bits of a channel by the header; 0 without a header.
+    """Return the position of the compressed picture, and how many bits a channel has: 0 if no frame header says it.
 
     Segments come before the compressed picture. One of them may hold a thumbnail, which has an end marker of its own.
     """

@@ -27,7 +27,7 @@ def require_memory(size: int, what: str, advice: str, device: torch.device) -> N
 
 
 def count_sharers(device: torch.device) -> int:
-    """Return among how many processes of this launch the memory of a device is divided.
+    """Return how many processes of this launch share the memory of a device.
 
     On the CPU these are all processes of this host. On a GPU it is 1, also where ``--backend gloo`` lets processes
     share it.
@@ -36,14 +36,16 @@ def count_sharers(device: torch.device) -> int:
 
 
 def get_free_memory(device: torch.device) -> int | None:
-    """Return how many bytes are free on a device, None where that is not known.
+    """Return how many bytes are free on a device, or None where that is not known.
 
     For the CPU these are the host's, within the limit of the control group at CGROUP, such as a container's.
     """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    known = [value for value in (_read_host_memory(), _read_group_memory()) if value is not None]
-    return min(known) if device.type == "cpu" and known else None
+    if device.type != "cpu":
+        return None
+    limits = (_read_host_memory(), _read_group_memory())
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def _read_host_memory() -> int | None:

@@ -36,6 +36,7 @@ def option(
 ) -> Any:
     """Declare a field of a settings record.
 
+    text: what ``--help`` says about the flag. minimum, maximum: the smallest and the largest number that is allowed.
     positional: the flag's name may be left out. group: the heading of ``--help`` that the flag stands under. affects:
     RESULT, COMPUTING or NOTHING. may_differ: the setting may differ when a run is resumed though it affects the
     result. names_run: a value that is not the usual one is part of the run's name, if it affects the result. is_file:
@@ -58,7 +59,7 @@ def option(
 
 
 def list_marked(config_class: type, mark: str) -> set[str]:
-    """Return the names of the settings that have a mark, such as "may_differ"."""
+    """Return the names of the settings for which an argument of ``option`` holds, such as "may_differ"."""
     return {field.name for field in dataclasses.fields(config_class) if field.metadata[mark]}
 
 
@@ -79,7 +80,9 @@ def parse_flags(
     parser.other_scripts = other_scripts
     given = vars(parser.parse_intermixed_args(argv))
     given.pop("local_rank", None)
-    for name in [key for key in given if key.startswith(BARE)]:
+    for name in list(given):
+        if not name.startswith(BARE):
+            continue
         value = given.pop(name)
         field_name = name.removeprefix(BARE)
         if value and field_name in given:
@@ -140,9 +143,11 @@ def _describe_examples(field: dataclasses.Field) -> str:
     """Return a line for each value that ``--help`` explains."""
     examples = field.metadata["examples"]
     width = max(map(len, examples))
-    return "\n".join(
-        [f"{get_flag(field.name)}:", *(f"  {name:<{width}}  {text}" for name, text in examples.items()), ""]
-    )
+    lines = [f"{get_flag(field.name)}:"]
+    for name, text in examples.items():
+        lines.append(f"  {name:<{width}}  {text}")
+    lines.append("")
+    return "\n".join(lines)
 
 
 def convert(config_class: type, name: str, value: Any, where: str) -> Any:
@@ -195,7 +200,7 @@ def _convert_scalar(kind: type, value: Any, where: str) -> Any:
     """Convert one value to bool, int, float or str.
 
     Raises:
-        UserError: the value is not of that kind, or is not finite.
+        UserError: the value is not of that kind, is a float that is not finite, or an int of more than 64 bits.
     """
     if kind is bool or isinstance(value, bool):
         if isinstance(value, bool) and kind is bool:
@@ -203,8 +208,9 @@ def _convert_scalar(kind: type, value: Any, where: str) -> Any:
         wanted = "true or false" if kind is bool else f"a {kind.__name__}"
         raise UserError(f"{where}: {value!r} is not {wanted}")
     try:
+        # str() takes any value, and int() would cut off the digits of a float
         if value is None or isinstance(value, (list, dict)) or (kind is int and isinstance(value, float)):
-            raise ValueError  # anything has a str
+            raise ValueError
         result = kind(value)
     except (OverflowError, TypeError, ValueError):
         raise UserError(f"{where}: {value!r} is not a {kind.__name__}") from None
@@ -226,6 +232,8 @@ def get_flag(name: str) -> str:
 
 
 class _Parser(argparse.ArgumentParser):
+    """Parse flags, and raise UserError where argparse would end the program. other_scripts: as of ``parse_flags``."""
+
     other_scripts: Mapping[str, type] = NO_SCRIPTS
 
     def error(self, message: str) -> typing.NoReturn:

@@ -17,7 +17,7 @@ from utils.jpeg import JPEG, decode_jpeg
 
 MODES = ("RGB", "L", "P", "1", "CMYK", "RGBA", "LA", "PA")  # 8 bits a channel, with one meaning as RGB
 ORIENTATION = 0x0112  # EXIF tag: 1 is upright, 2 to 4 keep the sides, 5 to 8 swap them
-SWAPPING = range(5, 9)
+SWAPPING = range(5, 9)  # orientations that swap height and width
 # EXIF orientation -> what undoes the turn that it asks for
 UNDOING = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -54,7 +54,7 @@ def read_image(path: Path, size: tuple[int, int] | None = None, behind: str = ""
 
 
 def _decode(path: Path, upright: bool, behind: str) -> np.ndarray:
-    """Decode a picture to RGB uint8 ``[H, W, 3]``. The arguments are those of ``convert_to_rgb``."""
+    """Decode a picture to RGB uint8 ``[H, W, 3]``. upright, behind: as in ``convert_to_rgb``."""
     data = read_content(path)
     if data.startswith(JPEG):
         return decode_jpeg(path, data, upright)
@@ -67,8 +67,8 @@ def convert_to_rgb(
 ) -> np.ndarray:
     """Convert a picture to RGB uint8 ``[H, W, 3]``.
 
-    behind: the colour behind transparent pixels; "" refuses a picture that has some. upright: turn the picture as its
-    EXIF orientation says. data: the file's content, if known.
+    name: the file, for messages. behind: the colour behind transparent pixels; "" refuses a picture that has some.
+    upright: turn the picture as its EXIF orientation says. data: the file's content, which JPEG 2000 needs.
 
     Raises:
         UserError: its pixels have no one meaning as 8-bit RGB.
@@ -103,7 +103,8 @@ def require_eight_bits(name: str | Path, file: Image.Image, data: bytes = b"") -
     Raises:
         UserError: a channel has more than 8 bits. PIL would turn 12-bit numbers in 16 bits into black, for example.
     """
-    if deep := describe_deep_channels(file, data):
+    deep = describe_deep_channels(file, data)
+    if deep:
         raise UserError(f"{name} has {deep}: {ADVICE}")
 
 
@@ -152,7 +153,7 @@ def _read_header(path: Path) -> PictureHeader:
 
 
 def read_content(path: Path, kind: str = "file") -> bytes:
-    """Read a file.
+    """Return the content of a file. kind: what the file is, for the message if it is missing.
 
     Raises:
         UserError: no such file, or it cannot be read.
@@ -167,16 +168,17 @@ def read_content(path: Path, kind: str = "file") -> bytes:
 
 @contextmanager
 def open_picture(path: Path, data: bytes) -> Iterator[Image.Image]:
-    """Open the picture that a file's content holds, for conversion within.
+    """Open the picture that a file's content holds. Damage that is found inside the block is reported as well.
 
-    path: of the file, for messages.
+    path: the file, for messages.
 
     Raises:
-        UserError: no picture, several, or a damaged one.
+        UserError: the content is no picture, holds several, or is damaged.
     """
     try:
         with Image.open(io.BytesIO(data)) as file:
-            if (count := getattr(file, "n_frames", 1)) > 1:
+            count = getattr(file, "n_frames", 1)
+            if count > 1:
                 raise UserError(f"{path} holds {count} pictures: save the one that is meant alone")
             yield file
     except UnidentifiedImageError:

@@ -32,7 +32,7 @@ def import_user_object(name: str, where: str, example: str, is_candidate: Callab
 
 
 def is_user_name(name: str) -> bool:
-    """Say whether a name has the form ``package.module:name``."""
+    """Return whether a name has the form ``package.module:name``."""
     path, _, object_name = name.partition(":")
     return all(part.isidentifier() for part in (*path.split("."), object_name))
 
@@ -48,6 +48,7 @@ def _import_module(path: str, where: str) -> ModuleType:
     try:
         return importlib.import_module(path)
     except (Exception, SystemExit) as error:  # the file may do anything when it is imported
+        # error.name is another module's if the import of the user's module fails on a package that it needs
         is_missing = isinstance(error, ModuleNotFoundError) and f"{path}.".startswith(f"{error.name}.")
         if is_missing:
             reason = f"{error.name!r} is neither in {os.getcwd()} nor on the import path (PYTHONPATH)"

@@ -21,20 +21,20 @@ from utils.files import write
 
 
 class Archive(NamedTuple):
-    """An official archive. The members that match ``pattern`` (after any leading folders) become ``target``."""
+    """Describe an official archive, and where its members belong in a data set."""
 
     name: str
     url: str
-    pattern: str
-    target: str = r"\1"
-    optional: bool = False
+    pattern: str  # regular expression of the members to unpack; folders before it do not matter
+    target: str = r"\1"  # their path below the data set's root, with the groups of the pattern
+    optional: bool = False  # the data set can be used without it
 
 
 def extract(file: Path, root: Path, archive: Archive) -> None:
-    """Unpack what ``archive`` says of a file into ``root``. What is there with the same size is left alone.
+    """Unpack the members of ``file`` that ``archive`` describes into ``root``. Files of the same size stay as they are.
 
-    The members are unpacked into a temporary folder in ``root`` first. What leads out of that folder is refused,
-    and so are devices and links to elsewhere in a tar file, by Python's own filter.
+    The members are unpacked into a temporary folder in ``root`` first. Members that lead out of that folder are
+    refused, and so are links. Of a tar file, Python's own filter refuses devices, too.
 
     Raises:
         UserError: the archive is damaged, is refused, or has no such member; or a file cannot be written.
@@ -52,17 +52,31 @@ def extract(file: Path, root: Path, archive: Archive) -> None:
                 raise UserError(f"{file} is not unpacked: {name} is a link")
         for name, source in found.items():
             target = root / pattern.fullmatch(name).expand(archive.target)
-            if not (target.is_file() and target.stat().st_size == source.stat().st_size):
+            is_there = target.is_file() and target.stat().st_size == source.stat().st_size
+            if not is_there:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 os.replace(source, target)
 
 
 def unpack(archive: Path, folder: Path, pattern: re.Pattern[str]) -> dict[str, Path]:
-    """Unpack the files of a zip or a (compressed) tar whose names match. Return where each is, by name."""
+    """Unpack the members of a zip or a (compressed) tar file whose names match. Return name -> unpacked file."""
     if zipfile.is_zipfile(archive):
-        with zipfile.ZipFile(archive) as file:
-            names = [name for name in file.namelist() if pattern.fullmatch(name) and not name.endswith("/")]
-            return {name: Path(file.extract(name, folder)) for name in tqdm(names, archive.name, disable=None)}
+        return _unpack_zip(archive, folder, pattern)
+    return _unpack_tar(archive, folder, pattern)
+
+
+def _unpack_zip(archive: Path, folder: Path, pattern: re.Pattern[str]) -> dict[str, Path]:
+    """Unpack the matching members of a zip file, as ``unpack`` does."""
+    found = {}
+    with zipfile.ZipFile(archive) as file:
+        names = [name for name in file.namelist() if pattern.fullmatch(name) and not name.endswith("/")]
+        for name in tqdm(names, archive.name, disable=None):
+            found[name] = Path(file.extract(name, folder))
+    return found
+
+
+def _unpack_tar(archive: Path, folder: Path, pattern: re.Pattern[str]) -> dict[str, Path]:
+    """Unpack the matching members of a tar file, as ``unpack`` does."""
     found = {}
     with tarfile.open(archive) as file:
         for member in tqdm(file, archive.name, disable=None):
@@ -74,7 +88,7 @@ def unpack(archive: Path, folder: Path, pattern: re.Pattern[str]) -> dict[str, P
 
 @contextmanager
 def explain_damage(archive: Path) -> Iterator[None]:
-    """Turn the damage of an archive into a UserError."""
+    """Turn the errors that Python raises for an archive inside a block into UserErrors that name the archive."""
     try:
         yield
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
@@ -84,10 +98,12 @@ def explain_damage(archive: Path) -> Iterator[None]:
 
 
 def convert_mat(files: Sequence[Path], folder: Path, fields: Sequence[str]) -> None:
-    """Convert MATLAB labels to grey PNG files with the same ids, ``folder/<stem>.png``. Keep those that are there.
+    """Convert MATLAB labels to grey PNG files with the same ids, ``folder/<stem>.png``. PNG files that exist stay.
+
+    fields: the path to the label in the file, such as ("GTcls", "Segmentation").
 
     Raises:
-        UserError: a damaged file, or ids above 255.
+        UserError: a file is damaged, its label is not a map ``[H, W]`` of ids 0..255, or a PNG cannot be written.
     """
     for path in tqdm(files, f"{folder.name}: PNG", disable=None):
         target = folder / f"{path.stem}.png"

@@ -40,13 +40,17 @@ from utils.options import option, parse_flags
 from utils.pictures import read_orientation
 from utils.types import IGNORE_INDEX
 
-# names may hold blanks, but no colon or comma
-FILE_NAME = re.compile(rf"[^\s:,][^:,]*?({'|'.join(map(re.escape, (*IMAGE_SUFFIXES, '.mat', '.txt')))})", re.IGNORECASE)
+# how to recognise problems of one kind, whose messages differ in files and numbers only
+SUFFIXES = "|".join(map(re.escape, (*IMAGE_SUFFIXES, ".mat", ".txt")))
+FILE_NAME = re.compile(rf"[^\s:,][^:,]*?({SUFFIXES})", re.IGNORECASE)  # it may hold blanks, but no colon or comma
+NUMBER = re.compile(r"\d+")
+# ids or colours with their counts, when each number has become N: "N (N px), [N, N, N] (N px) and N more"
+COUNTED_VALUES = re.compile(r"(\[?N(, N, N\])? \(N px\)(, | and N more)?)+")
 
 # EXIF orientations
 KEEP_SIDES = (2, 3, 4)  # mirrored, or turned by half a turn
 SWAP_SIDES = (5, 6, 7, 8)  # turned by a quarter turn
-TURNED_ADVICE = (
+TURNED_ADVICE = (  # on pictures that have an orientation
     "look at these pictures with their labels; to be sure, save images without an orientation tag, their pixels turned "
     "as the labels are"
 )
@@ -66,16 +70,25 @@ class DataCheckConfig:
 
 @dataclass
 class Report:
-    """Hold the findings of a split. ``pixels``: counts by class, then of ignored pixels at IGNORE_INDEX, ``[256]``."""
+    """Hold the findings of a split, or of all splits together."""
 
     images: int = 0
-    official: tuple[int, ...] = ()
+    official: tuple[int, ...] = ()  # the numbers of images that the split officially has
+    # how many pixels each class has; at IGNORE_INDEX, how many are ignored: int64 [256]
     pixels: np.ndarray = field(default_factory=lambda: np.zeros(IGNORE_INDEX + 1, np.int64))
     problems: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)  # on single pictures; of the total also on the splits
-    contents: dict[str, Path] = field(default_factory=dict)  # the images by what they hold
+    warnings: list[str] = field(default_factory=list)
+    contents: dict[str, Path] = field(default_factory=dict)  # digest of an image file -> the file
+
+    def add(self, other: "Report") -> None:
+        """Add the findings of a split to these. A message that is in several splits is kept once."""
+        self.images += other.images
+        self.pixels += other.pixels
+        self.problems += [problem for problem in other.problems if problem not in self.problems]
+        self.warnings += [warning for warning in other.warnings if warning not in self.warnings]
 
     def as_dict(self, names: tuple[str, ...]) -> dict[str, object]:
+        """Return the findings in plain values, for JSON. names: the names of the classes."""
         return {
             "images": self.images,
             "official": self.official,
@@ -90,17 +103,20 @@ class Report:
 class Finding(NamedTuple):
     """Hold what was found in an image and its label."""
 
-    pixels: np.ndarray
+    pixels: np.ndarray  # as in Report; all 0 if there is a problem
     problems: list[str]
-    digest: str  # of the image file; empty where there is none
+    digest: str  # of the image file; empty if it cannot be read
     warnings: Sequence[str] = ()
 
 
 def check_pair(task: tuple[DatasetSpec, Path, Path | None]) -> Finding:
-    """Read one image and its label. Return the pixels of each class, or what is wrong with the files."""
+    """Read one image and its label. Return the pixels of each class, or what is wrong with the files.
+
+    task: the data set, the image file and the label file; None for an image that has no label.
+    """
     spec, image_path, label_path = task
     digest = ""
-    with suppress(OSError):  # said below
+    with suppress(OSError):  # read_sample reads the file as well, and reports such an error
         digest = compute_digest(image_path, blake2b())
     try:
         _, label = read_sample(spec, image_path, label_path)
@@ -114,27 +130,28 @@ def check_pair(task: tuple[DatasetSpec, Path, Path | None]) -> Finding:
 def list_problems(spec: DatasetSpec, image_path: Path, label_path: Path | None, first: str) -> list[str]:
     """Read an image and its label separately, so that no problem hides another. Return each message once.
 
-    first: what was wrong when both were read.
+    first: the message of the error that was raised when both were read.
     """
-    problems = {first: None}  # a dict, because it keeps the order
+    problems = [first]
     try:
         spec.read(image_path, None)
     except UserError as error:
-        problems[str(error)] = None
+        problems.append(str(error))
     if label_path is not None:
         try:
             _, label = spec.read(None, label_path)
             convert_label(spec, label, label_path)
         except UserError as error:
-            problems[str(error)] = None
-    return list(problems)
+            problems.append(str(error))
+    return list(dict.fromkeys(problems))  # a dictionary keeps the order
 
 
 def doubt_orientation(spec: DatasetSpec, image_path: Path, label_path: Path | None, size: tuple[int, int]) -> list[str]:
-    """Name the picture where its EXIF orientation leaves open which way round the label was drawn.
+    """Return warnings on pictures whose EXIF orientation leaves open which way round the label was drawn.
 
-    An image is turned as its orientation says, unless only the picture as stored has the label's ``size``. Where both
-    have it, that is a guess. A label is never turned.
+    size: height and width of the label. An image is turned as its orientation says, unless only the picture as stored
+    has the label's size. Where the image has this size both turned and as stored, turning it is a guess. A label is
+    never turned.
     """
     if not spec.needs_root or label_path is None:
         return []
@@ -157,16 +174,16 @@ def check_split(spec: DatasetSpec, root: Path, split: str, workers: int) -> Repo
     """Read every pair of a split, and report what was found.
 
     Raises:
-        UserError: the data set has no such split.
+        UserError: the split's images cannot be listed, or the system allows too few open files for the workers.
     """
     pairs = spec.pairs(root, split)
     report = Report(len(pairs), spec.splits[split])
-    unlabelled = spec.needs_root and split == "test" and find_missing_files(pairs) == [label for _, label in pairs]
-    tasks = [(spec, image, None if unlabelled else label) for image, label in pairs]
+    tasks: list[tuple[DatasetSpec, Path, Path | None]] = [(spec, image, label) for image, label in pairs]
+    if spec.needs_root and split == "test" and is_unlabelled(pairs):
+        tasks = [(spec, image, None) for image, _ in pairs]
     report.problems += [f"label without image: {path}" for path in find_labels_without_image(pairs)]
-    for (_, image, _), found in zip(
-        tasks, tqdm(map_in_processes(check_pair, tasks, workers), split, len(tasks), disable=None), strict=True
-    ):
+    findings = tqdm(map_in_processes(check_pair, tasks, workers), split, len(tasks), disable=None)
+    for (image, _), found in zip(pairs, findings, strict=True):
         report.pixels += found.pixels
         report.problems += found.problems
         report.warnings += found.warnings
@@ -174,33 +191,54 @@ def check_split(spec: DatasetSpec, root: Path, split: str, workers: int) -> Repo
             report.contents[found.digest] = image
     if not pairs:
         report.problems.append(f"{root} has no images for split {split!r}")
-    without = [name for name, count in zip(spec.names, report.pixels, strict=False) if not count]
-    if split == "train" and without and report.pixels.any():
-        report.problems.append(f"no pixel in train is of class {', '.join(without)}")
+    absent = [name for name, count in zip(spec.names, report.pixels, strict=False) if not count]
+    if split == "train" and absent and report.pixels.any():
+        report.problems.append(f"no pixel in train is of class {', '.join(absent)}")
     return report
+
+
+def is_unlabelled(pairs: list[PathPair]) -> bool:
+    """Return whether all images are there and no label is, as in a test split whose labels are not published."""
+    labels = [label for _, label in pairs]
+    return find_missing_files(pairs) == labels
 
 
 def find_labels_without_image(pairs: list[PathPair]) -> Iterator[Path]:
     """Find labels that are named like those of the pairs and have no image in the folder where it would be."""
-    # one pair for each two folders shows how a label's name follows from an image's
-    for image, label in {(image.parent, label.parent): (image, label) for image, label in pairs}.values():
-        if not (image.parent.is_dir() and label.parent.is_dir()):
-            continue
-        shared = find_shared_part(image.stem, label.name)
-        if not shared:
-            continue
-        image_start, _, image_end = image.stem.partition(shared)
-        label_start, _, label_end = label.name.partition(shared)
-        stems = {path.stem for path in image.parent.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES}
-        for path in sorted(label.parent.iterdir()):
-            is_label = path.name.startswith(label_start) and path.name.endswith(label_end)
-            base = path.name.removeprefix(label_start).removesuffix(label_end)
-            if is_label and not path.name.startswith(".") and image_start + base + image_end not in stems:
-                yield path
+    examples: dict[tuple[Path, Path], PathPair] = {}
+    for image, label in pairs:
+        examples[image.parent, label.parent] = (image, label)
+    for image, label in examples.values():
+        if image.parent.is_dir() and label.parent.is_dir():
+            yield from find_labels_named_like(image, label)
+
+
+def find_labels_named_like(image: Path, label: Path) -> Iterator[Path]:
+    """Find labels beside ``label`` that have no image beside ``image``.
+
+    The pair shows how the name of a label follows from that of its image: both have a part in common, and something
+    before and behind it that is the same for all images, or for all labels.
+    """
+    shared = find_shared_part(image.stem, label.name)
+    if not shared:
+        return
+    image_start, _, image_end = image.stem.partition(shared)
+    label_start, _, label_end = label.name.partition(shared)
+    stems = {path.stem for path in image.parent.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES}
+    for path in sorted(label.parent.iterdir()):
+        is_hidden = path.name.startswith(".")
+        is_label = path.name.startswith(label_start) and path.name.endswith(label_end)
+        base = path.name.removeprefix(label_start).removesuffix(label_end)
+        has_image = image_start + base + image_end in stems
+        if is_label and not is_hidden and not has_image:
+            yield path
 
 
 def find_shared_part(image_stem: str, label_name: str) -> str:
-    """Return what both names begin with; if that is nothing, as in img_01 and mask_01.png, what else they share."""
+    """Return the letters that both names begin with.
+
+    If there are none, as in img_01 and mask_01.png, return the longest part that the names have in common.
+    """
     blocks = SequenceMatcher(None, image_stem, label_name, autojunk=False).get_matching_blocks()
     first = blocks[0]
     if (first.a, first.b) == (0, 0) and first.size:
@@ -210,7 +248,11 @@ def find_shared_part(image_stem: str, label_name: str) -> str:
 
 
 def check(spec: DatasetSpec, root: Path, split: str, workers: int) -> dict[str, Report]:
-    """Report on each split; images that are in the training split and in another are problems of the other."""
+    """Report on each split, or on the one that is given. Where ``split`` is "", all splits are read.
+
+    train and val must be there; other splits are left out if they cannot be read. Images that are in the training split
+    and in another are problems of the other.
+    """
     reports: dict[str, Report] = {}
     for name in [split] if split else spec.splits:
         try:
@@ -218,30 +260,41 @@ def check(spec: DatasetSpec, root: Path, split: str, workers: int) -> dict[str, 
         except UserError as error:
             if split or name in ("train", "val"):
                 reports[name] = Report(0, spec.splits[name], problems=[str(error)])
-    train = reports["train"].contents if "train" in reports else {}
-    for name in reports.keys() - {"train"}:
-        here = reports[name].contents
-        pictures = sorted((here[key], train[key]) for key in train.keys() & here.keys())
-        reports[name].problems += [f"the same image in {name} and train: {one} and {two}" for one, two in pictures]
+    if "train" in reports:
+        train = reports["train"].contents
+        for name, report in reports.items():
+            if name != "train":
+                report.problems += list_images_in_train(name, report.contents, train)
     return reports
 
 
+def list_images_in_train(split: str, contents: dict[str, Path], train: dict[str, Path]) -> list[str]:
+    """Return a message for each image of a split that is in the training split, too.
+
+    contents, train: digest of an image file -> the file, of both splits.
+    """
+    shared = sorted((contents[digest], train[digest]) for digest in train.keys() & contents.keys())
+    return [f"the same image in {split} and train: {one} and {other}" for one, other in shared]
+
+
 def describe_kinds(problems: list[str]) -> Iterator[str]:
-    """Write a line for each kind of problem: the first of it, how often it is there, the next files that have it."""
+    """Yield a line for each kind of problem: its first message, how many there are, the next files that have it."""
     kinds: dict[str, list[str]] = {}
     for problem in problems:
-        text = re.sub(r"\d+", "N", FILE_NAME.sub("FILE", problem))
-        kind = re.sub(r"(\[?N(, N, N\])? \(N px\)(, | and N more)?)+", "VALUES", text)
+        kind = FILE_NAME.sub("FILE", problem)
+        kind = NUMBER.sub("N", kind)
+        kind = COUNTED_VALUES.sub("VALUES", kind)
         kinds.setdefault(kind, []).append(problem)
     for first, *others in kinds.values():
         if not others:
             yield first
             continue
         count = f"{len(others) + 1} like this"
-        found = [match[0] for match in map(FILE_NAME.search, others[:MAX_LISTED]) if match]
-        if found:
-            count += f"; also {', '.join(found)}"
-        if found and len(others) > MAX_LISTED:
+        matches = [FILE_NAME.search(problem) for problem in others[:MAX_LISTED]]
+        files = [match[0] for match in matches if match]
+        if files:
+            count += f"; also {', '.join(files)}"
+        if files and len(others) > MAX_LISTED:
             count += ", ..."
         yield f"{first} ({count})"
 
@@ -249,10 +302,18 @@ def describe_kinds(problems: list[str]) -> Iterator[str]:
 def print_class_shares(total: Report, spec: DatasetSpec) -> None:
     """Print how many pixels each class has, and how many are ignored."""
     names = (*spec.names, "ignored")
-    counts = total.pixels[[*range(len(spec.names)), IGNORE_INDEX]]
+    counts = (*total.pixels[: len(spec.names)], total.pixels[IGNORE_INDEX])
     width = max(map(len, names))
     for name, count in zip(names, counts, strict=True):
         print(f"  {name:<{width}} {count:>16,} {100 * count / max(total.pixels.sum(), 1):7.3f} %")
+
+
+def print_summary(name: str, report: Report) -> None:
+    """Print how many images and problems a split has, and the official number of images if that differs."""
+    differs = ""
+    if report.official and report.images not in report.official:
+        differs = f" (official: {' or '.join(map(str, report.official))})"
+    print(f"{name}: {report.images} images{differs}, {len(report.problems)} problems")
 
 
 def print_warnings(warnings: Sequence[str], advice: str = "") -> None:
@@ -273,17 +334,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         require_known(config.split, spec.splits, f"split of {config.dataset}")
     if spec.needs_root and not (config.data and root.is_dir()):
         raise UserError(f"--data {config.data or 'ROOT'}: no such folder")
-    require_descriptors(config.workers)  # here, since a split that cannot be read is reported as a problem of the data
+    require_descriptors(config.workers)  # here, because ``check`` reports a UserError as a problem of the data
     reports = check(spec, root, config.split, config.workers)
     total = Report()
     for name, report in reports.items():
-        total.images += report.images
-        total.pixels += report.pixels
-        total.problems += [problem for problem in report.problems if problem not in total.problems]
-        total.warnings += [warning for warning in report.warnings if warning not in total.warnings]
-        official = " or ".join(map(str, report.official))
-        differs = f" (official: {official})" if report.official and report.images not in report.official else ""
-        print(f"{name}: {report.images} images{differs}, {len(report.problems)} problems")
+        total.add(report)
+        print_summary(name, report)
     print_class_shares(total, spec)
     for line in describe_kinds(total.problems):
         print(f"problem: {line}")

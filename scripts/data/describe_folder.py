@@ -28,7 +28,7 @@ from datasets.base import MAX_LISTED, find_missing_files
 from datasets.files import walk_images
 from datasets.folder import FILE
 from datasets.folder_pairs import NameForm
-from datasets.ids import MAX_CLASSES
+from datasets.ids import ID_COUNT, MAX_CLASSES
 from scripts.data.folder_layout import find_matches
 from scripts.data.folder_matcher import Match
 from scripts.data.folder_splits import find_or_make_splits, make_list_name
@@ -37,9 +37,9 @@ from utils.entry import run_main
 from utils.errors import UserError
 from utils.files import write_text
 from utils.options import option, parse_flags
-from utils.types import IGNORE_INDEX
+from utils.types import IGNORE_INDEX, Rgb
 
-SPLITS = ("train", "val", "test")  # in the order of dataset.yaml
+SPLITS = ("train", "val", "test")  # in the order in which dataset.yaml has them
 HEADER = "# Written by scripts/data/describe_folder.py"
 
 
@@ -53,56 +53,91 @@ class DescribeConfig:
 
 
 def to_yaml(value: object) -> str:
-    """Write a value as one line of yaml."""
+    """Return a value as one line of yaml."""
     plain = list(value) if isinstance(value, tuple) else value
     text = yaml.safe_dump(plain, default_flow_style=True, width=10**9, sort_keys=False, allow_unicode=True)
+    # yaml ends a lone value with a line of three dots
     return text.removesuffix("\n").removesuffix("\n...")
 
 
-def list_values(values: Sequence[Value]) -> str:
-    """Write the first ids or colours of several, and how many there are besides."""
-    more = f" and {len(values) - MAX_LISTED} more" if len(values) > MAX_LISTED else ""
-    return ", ".join(map(to_yaml, values[:MAX_LISTED])) + more
+def list_first(texts: Sequence[str]) -> str:
+    """Join the first few texts by commas, and say how many more there are."""
+    listed = ", ".join(texts[:MAX_LISTED])
+    if len(texts) > MAX_LISTED:
+        listed += f" and {len(texts) - MAX_LISTED} more"
+    return listed
+
+
+def list_strays(values: LabelValues) -> str:
+    """Return the first stray ids or colours, and how many more there are."""
+    return list_first([to_yaml(value) for value in values.strays])
 
 
 def describe_classes(values: LabelValues, folder: Path) -> list[str]:
-    """Write the lines of dataset.yaml on classes, with a comment on every value.
+    """Return the lines of dataset.yaml on classes, with a comment on every value.
 
-    folder: of the labels, for messages.
+    folder: the folder of the labels, for messages.
 
     Raises:
-        UserError: fewer than two ids or colours, more than there can be classes, ids beyond 16 bits.
+        UserError: there are fewer than two classes, more than there can be, or ids beyond 16 bits.
     """
     unlabelled = values.find_unlabelled()
     ignored = sorted([*unlabelled, *values.strays])
     classes = sorted(values.pixels.keys() - set(ignored))
+    require_usable(values, classes, folder)
+    lines = describe_colors(values, classes) if values.colored else describe_ids(values, classes)
+    ignored_lists = [list(value) if isinstance(value, tuple) else value for value in ignored]
+    lines.append(f"ignore: {to_yaml(ignored_lists)}  # a guess")
+    for value in unlabelled:
+        lines.append(f"  # {to_yaml(value)}: {values.describe(value)}")
+    if values.strays:
+        lines.append(f"  # {list_strays(values)}: stray values, {values.describe(*values.strays)}")
+    return lines
+
+
+def require_usable(values: LabelValues, classes: Sequence[Value], folder: Path) -> None:
+    """Check that the labels of a folder can be labels of classes.
+
+    classes: the ids or colours that would be classes.
+
+    Raises:
+        UserError: there are fewer than two classes, more than there can be, or ids beyond 16 bits.
+    """
+    too_few = len(classes) < 2
     too_many = max(len(classes), len(values.strays)) > MAX_CLASSES
-    too_large = not values.colored and max(values.pixels) >= 2**16
-    if len(classes) < 2 or too_many or too_large:
+    too_large = not values.colored and max(values.pixels) >= ID_COUNT
+    if too_few or too_many or too_large:
         kind = "colours" if values.colored else "ids"
         seen = ", ".join(to_yaml(value) for value, _ in values.pixels.most_common(8))
-        why = "a class alone cannot be learnt" if len(classes) < 2 else "instances, depth, or a JPEG's blended colours?"
+        why = "a class alone cannot be learnt" if too_few else "instances, depth, or a JPEG's blended colours?"
         raise UserError(f"{folder} holds {len(values.pixels)} different {kind} (the most frequent: {seen}): {why}")
-    if values.colored:
-        lines = ["colors:"]
-        lines += [f"  class_{bytes(v).hex()}: {to_yaml(v)}  # {values.describe(v)}" for v in classes]
-    else:
-        lines = ["names:", *(f"  - class_{v}  # id {v}: {values.describe(v)}" for v in classes)]
-        if classes != list(range(len(classes))):
-            lines.append(f"ids: {to_yaml({value: k for k, value in enumerate(classes)})}  # id in the files: class")
-    lines.append(f"ignore: {to_yaml([list(v) if isinstance(v, tuple) else v for v in ignored])}  # a guess")
-    lines += [f"  # {to_yaml(v)}: {values.describe(v)}" for v in unlabelled]
-    if values.strays:
-        lines.append(f"  # {list_values(values.strays)}: stray values, {values.describe(*values.strays)}")
+
+
+def describe_colors(values: LabelValues, colors: Sequence[Rgb]) -> list[str]:
+    """Return the lines on classes that are drawn in colours. Each class is called after its colour in hex."""
+    lines = ["colors:"]
+    for color in colors:
+        lines.append(f"  class_{bytes(color).hex()}: {to_yaml(color)}  # {values.describe(color)}")
+    return lines
+
+
+def describe_ids(values: LabelValues, ids: Sequence[int]) -> list[str]:
+    """Return the lines on classes that are given by ids. Each class is called after its id."""
+    lines = ["names:"]
+    for value in ids:
+        lines.append(f"  - class_{value}  # id {value}: {values.describe(value)}")
+    if list(ids) != list(range(len(ids))):
+        id_to_class = {value: k for k, value in enumerate(ids)}
+        lines.append(f"ids: {to_yaml(id_to_class)}  # id in the files: class")
     return lines
 
 
 def remark_on_values(values: LabelValues) -> list[str]:
-    """Say which values a person should look at, as they may mean something else."""
+    """Return remarks on the values that a person should look at, because they may mean something else."""
     remarks = []
     if values.strays:
         remarks.append(
-            f"stray values, at the edges of others as in a mask that was resized: {list_values(values.strays)}; they "
+            f"stray values, at the edges of others as in a mask that was resized: {list_strays(values)}; they "
             "are ignored. Resize masks by the nearest neighbour"
         )
     if not values.colored and IGNORE_INDEX not in values.find_unlabelled() and values.pixels[IGNORE_INDEX]:
@@ -113,12 +148,14 @@ def remark_on_values(values: LabelValues) -> list[str]:
 
 def find_own_lists(root: Path) -> set[Path]:
     """Find the lists that an earlier call of this script wrote: those that its dataset.yaml names."""
-    lists = {make_list_name(split) for split in SPLITS}
     try:
         text = (root / FILE).read_text(encoding="utf-8", errors="replace")
-    except OSError:
+    except OSError:  # there is no dataset.yaml yet
         return set()
-    return {root / name for name in lists if text.startswith(HEADER) and name in text}
+    if not text.startswith(HEADER):
+        return set()
+    names = [make_list_name(split) for split in SPLITS]
+    return {root / name for name in names if name in text}
 
 
 class Description(NamedTuple):
@@ -139,28 +176,42 @@ def describe(root: Path, most_labels: int) -> Description:
     matches = find_matches(root)
     require_no_stars(root, matches)
     first = matches[0]
-    labels = [match.labels / name for match in matches for name in match.label_names]
-    count = min(most_labels or len(labels), len(labels))
-    values = LabelValues([labels[i * len(labels) // count] for i in range(count)])
+    labels = choose_labels(matches, most_labels)
+    values = LabelValues(labels)
     classes = describe_classes(values, first.labels)
     remarks = remark_on_values(values)
     splits, lists = find_or_make_splits(root, matches, find_own_lists(root), remarks)
     remarks += remark_on_unused_folders(root, matches)
 
-    lines = [f"{HEADER} from {count} label files. Correct what is wrong."]
+    lines = [f"{HEADER} from {len(labels)} label files. Correct what is wrong."]
     lines += [f"# {remark}" for remark in remarks]
     lines.append("splits:")
     for name in SPLITS:
         if name in splits:
             lines.append(f"  {name}: {to_yaml(splits[name])}")
-    defaults = NameForm()._asdict()
-    for key, part in first.form._asdict().items():
-        if part != defaults[key]:
-            lines.append(f"{key}: {to_yaml(part)}")
+    lines += describe_name_form(first.form)
     files = {root / FILE: [*lines, *classes]}
     for name, image_names in lists.items():
         files[root / name] = image_names
     return Description(files, list(splits))
+
+
+def choose_labels(matches: Sequence[Match], most: int) -> list[Path]:
+    """Return at most ``most`` label files of all folders, spread evenly; all of them where ``most`` is 0."""
+    labels = [match.labels / name for match in matches for name in match.label_names]
+    if most == 0 or len(labels) <= most:
+        return labels
+    return [labels[i * len(labels) // most] for i in range(most)]
+
+
+def describe_name_form(form: NameForm) -> list[str]:
+    """Return the lines on how the names of images and labels differ. Parts that are as usual need no line."""
+    usual = NameForm()._asdict()
+    lines = []
+    for key, part in form._asdict().items():
+        if part != usual[key]:
+            lines.append(f"{key}: {to_yaml(part)}")
+    return lines
 
 
 def require_no_stars(root: Path, matches: Iterable[Match]) -> None:
@@ -177,13 +228,14 @@ def require_no_stars(root: Path, matches: Iterable[Match]) -> None:
 
 
 def remark_on_unused_folders(root: Path, matches: Sequence[Match]) -> list[str]:
-    """Name the folders of pictures that are neither images with labels nor these labels."""
-    used = {folder for match in matches for folder in (match.images, match.labels)}
+    """Return a remark on the folders of pictures that are neither images with labels nor these labels, if any."""
+    used: set[Path] = set()
+    for match in matches:
+        used |= {match.images, match.labels}
     unused = [str(folder.relative_to(root)) for folder, _ in walk_images(root) if folder not in used]
     if not unused:
         return []
-    more = f" and {len(unused) - MAX_LISTED} more" if len(unused) > MAX_LISTED else ""
-    return [f"not used, neither images with labels nor these: {', '.join(unused[:MAX_LISTED])}{more}"]
+    return [f"not used, neither images with labels nor these: {list_first(unused)}"]
 
 
 def require_new(files: Iterable[Path]) -> None:

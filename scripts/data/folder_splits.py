@@ -16,11 +16,12 @@ from utils.files import decode_text
 from utils.pictures import read_content
 
 LIST_SUFFIXES = (".txt", ".lst", ".csv")
-TWO_COLUMNS = re.compile(rf"({'|'.join(map(re.escape, IMAGE_SUFFIXES))})[\s,;]", re.IGNORECASE)  # of a list's line
-LISTED = 0.8  # share of a list's names that must be images
-COMPLETE = 0.8  # share of the folders of one pattern that must be used
+# finds the first image in a line that goes on behind it
+TWO_COLUMNS = re.compile(rf"({'|'.join(map(re.escape, IMAGE_SUFFIXES))})[\s,;]", re.IGNORECASE)
+LISTED = 0.8  # share of the lines of a text file that must name images, so that it is taken for a list
+COMPLETE = 0.8  # share of the folders that a pattern finds which must be folders of the split
 HELD_OUT = 5  # every fifth image is for validation where there is no such split
-Splits = dict[str, dict[str, str]]  # as in dataset.yaml
+Splits = dict[str, dict[str, str]]  # split -> key -> value, as in dataset.yaml
 
 
 def find_or_make_splits(
@@ -28,8 +29,8 @@ def find_or_make_splits(
 ) -> tuple[Splits, dict[str, list[str]]]:
     """Find splits by the names of folders and lists; without validation, make lists that take it from training images.
 
-    own_lists: lists that an earlier call wrote; they are passed over. remarks: those on what a person should know are
-    added. Returns the splits, and the lists to be written: file name -> names of images.
+    own_lists: lists that an earlier call wrote; they are passed over. remarks: a list, to which remarks on what a user
+    should know are added. Returns the splits, and the lists to be written: file name -> names of images.
 
     Raises:
         UserError: a list cannot be read, or there are no images for training or none for validation.
@@ -58,10 +59,12 @@ class SplitFinder:
         self.remarks = remarks
         self.splits: Splits = {}
         self.new_lists: dict[str, list[str]] = {}
-        self.training_images: list[str] = []  # what a list calls them
+        self.training_images: list[str] = []  # the names by which a list can name them
 
     def find_by_folders(self, matches: list[Match]) -> None:
-        """Take the splits that the folders are called after.
+        """Make a split of all folders that are called after it.
+
+        A split needs a list where the pattern of its folders finds more folders than those of the split.
 
         Raises:
             UserError: there are several splits and none is for training.
@@ -87,7 +90,7 @@ class SplitFinder:
             UserError: a list cannot be read, or the lists leave no image for training.
         """
         names = {Path(image).name for image in self.training_images}
-        names |= {Path(name).stem for name in names}
+        names |= {Path(name).stem for name in names}  # a list may leave out the suffixes
         lists = _find_lists(self.root, names, self.own_lists, self.remarks)
         if not lists:
             return
@@ -125,14 +128,15 @@ class SplitFinder:
         folders = self.splits["train"]
         list_name = folders.get("list")
         names = self.training_images
-        if list_name is not None and list_name not in self.new_lists:  # a list of the user's
+        is_users_list = list_name is not None and list_name not in self.new_lists
+        if is_users_list:
             names = read_list(self.root / list_name)
         if len(names) < 2:
             raise UserError(
                 f"--data {self.root}: {len(names)} image with a label for training and none for validation: at least "
                 "two images are needed, one for each"
             )
-        self.add_new_list("train", folders, [name for i, name in enumerate(names) if i % HELD_OUT])
+        self.add_new_list("train", folders, [name for i, name in enumerate(names) if i % HELD_OUT != 0])
         self.add_new_list("val", folders, names[::HELD_OUT])
         self.remarks.append(
             f"no validation split: every {HELD_OUT}th image is taken for it, by lists of names; of a video, whose "
@@ -140,7 +144,7 @@ class SplitFinder:
         )
 
     def add_new_list(self, split: str, folders: dict[str, str], names: list[str]) -> None:
-        """Add a split whose images are those of a new list. folders: where they lie."""
+        """Add a split whose images are those of a new list. folders: the folders of the images and labels."""
         self.splits[split] = {**folders, "list": make_list_name(split)}
         self.new_lists[make_list_name(split)] = names
 
@@ -168,7 +172,7 @@ def make_list_name(split: str) -> str:
 
 
 def _group_by_split(root: Path, matches: list[Match]) -> dict[str, list[Match]]:
-    """Return the folders of each split, those of most images first. "train" has all whose names say no split."""
+    """Return the folders of each split, those with most images first. Folders that name no split are in "train"."""
     groups: dict[str, list[Match]] = {}
     for match in sorted(matches, key=lambda match: -len(match.bases)):
         images = match.images.relative_to(root)
@@ -179,9 +183,10 @@ def _group_by_split(root: Path, matches: list[Match]) -> dict[str, list[Match]]:
 
 
 def _list_bases(root: Path, split: str, group: list[Match], takes_all: bool, remarks: list[str]) -> list[str]:
-    """Return the names of the images of a split, and add remarks on folders and images that have none.
+    """Return the names of the images of a split. Add remarks on folders that are left out and images without a label.
 
-    takes_all: the split has all folders of the group, and the names begin with the folder; otherwise the first only.
+    takes_all: the split has all folders of the group, and the names begin with the folder. Otherwise the split has the
+    first folder only.
     """
     bases: list[str] = []
     for i, match in enumerate(group):
@@ -200,8 +205,15 @@ def _list_bases(root: Path, split: str, group: list[Match], takes_all: bool, rem
 
 
 def _write_line(base: str, image: str) -> str:
-    """Return the line of a list that names an image: its base, or more where blanks at its ends would be lost."""
-    return next((line for line in (base, image, f"./{image}") if _can_be_read(line)), base)
+    """Return the line of a list that names an image.
+
+    The line is the base. If blanks at the ends of the base would be lost when the list is read, the line is the file's
+    name ``image``, after "./" if need be. If no line can be read, return the base, which ``_require_readable`` refuses.
+    """
+    for line in (base, image, f"./{image}"):
+        if _can_be_read(line):
+            return line
+    return base
 
 
 def _can_be_read(line: str) -> bool:
@@ -221,27 +233,31 @@ def _require_readable(lines: Sequence[str]) -> None:
 
 
 def _join_folders(root: Path, group: list[Match]) -> tuple[str, str]:
-    """Write the folders of a split with a ``*`` for what differs, where that means all of them and few more.
+    """Return two patterns that find all folders of images and all folders of labels of a split.
 
-    Return the first folder where there is no such pattern. A pattern may match some more folders that have no label;
-    the caller then writes a list of images, which leaves them out.
+    A pattern has a ``*`` for what differs between the folders. It may find a few more folders that have no label; the
+    caller then writes a list of images, which leaves them out. If there are no such patterns, return the first folder
+    of images and the first folder of labels.
     """
-    pairs = [(match.images, match.labels) for match in group]
-    sides = [[folder.relative_to(root) for folder in side] for side in zip(*pairs, strict=True)]
+    pairs = {(match.images, match.labels) for match in group}
+    image_folders = [match.images.relative_to(root) for match in group]
+    label_folders = [match.labels.relative_to(root) for match in group]
     for whole_names in (True, False):
-        images, labels = (_write_pattern(side, whole_names) for side in sides)
+        images = _write_pattern(image_folders, whole_names)
+        labels = _write_pattern(label_folders, whole_names)
         if images.count("*") != labels.count("*") or "*" not in images:
             continue
         found = set(find_folders(root, images, labels))
-        if set(pairs) <= found and len(found) <= len(pairs) / COMPLETE:
+        if pairs <= found and len(found) <= len(group) / COMPLETE:
             return images, labels
-    return tuple(str(side[0]) for side in sides)
+    return str(image_folders[0]), str(label_folders[0])
 
 
 def _write_pattern(folders: list[Path], whole_names: bool) -> str:
-    """Write what the folders have in common, with a ``*`` for each name that differs; "" if they are not equally deep.
+    """Return the path that the folders have in common, with a ``*`` for what differs; "" if they are not equally deep.
 
-    whole_names: the ``*`` is the whole name; otherwise what the names begin and end with alike stays.
+    whole_names: the ``*`` stands for the whole name of a folder. Otherwise the letters stay that all names begin with,
+    and those that all names end with.
     """
     if len({len(folder.parts) for folder in folders}) > 1:
         return ""
@@ -252,40 +268,60 @@ def _write_pattern(folders: list[Path], whole_names: bool) -> str:
         elif whole_names:
             parts.append("*")
         else:
-            start = _common_start(names)
-            end = _common_start([name[len(start) :][::-1] for name in names])[::-1]
+            start = _find_common_start(names)
+            end = _find_common_end([name.removeprefix(start) for name in names])
             parts.append(f"{start}*{end}")
     return "/".join(parts)
 
 
-def _common_start(names: Sequence[str]) -> str:
+def _find_common_start(names: Sequence[str]) -> str:
     """Return the letters that all names begin with."""
-    first, last = min(names), max(names)
-    differs = (i for i, (one, other) in enumerate(zip(first, last, strict=False)) if one != other)
-    return first[: next(differs, len(first))]
+    start = names[0]
+    while not all(name.startswith(start) for name in names):
+        start = start[:-1]
+    return start
+
+
+def _find_common_end(names: Sequence[str]) -> str:
+    """Return the letters that all names end with."""
+    end = names[0]
+    while not all(name.endswith(end) for name in names):
+        end = end[1:]
+    return end
 
 
 def _leave_out(bases: list[str], lists: Sequence[Path]) -> list[str]:
-    """Return the names of images that are in none of the lists."""
-    listed = {name for path in lists for line in read_list(path) for name in (Path(line).name, Path(line).stem)}
-    return [base for base in bases if not {Path(base).name, Path(base).stem} & listed]
+    """Return the names of images that are in none of the lists, with or without their suffix.
+
+    Raises:
+        UserError: a list cannot be read.
+    """
+    listed: set[str] = set()
+    for path in lists:
+        for line in read_list(path):
+            listed |= {Path(line).name, Path(line).stem}
+    return [base for base in bases if Path(base).name not in listed and Path(base).stem not in listed]
 
 
 class _FoundList(NamedTuple):
-    """A text file that names images. Of two lists of one split, the greater counts."""
+    """Describe a text file that names images.
 
-    is_called_after_split: bool  # exactly: train.txt
-    images: int
+    Of two lists of one split, the one that is sorted behind the other is used: so the order of the fields matters.
+    """
+
+    is_called_after_split: bool  # the name is the split's and nothing else, as that of train.txt
+    images: int  # how many it names
     split: str
     path: str
 
 
 def _find_lists(root: Path, bases: set[str], own_lists: Collection[Path], remarks: list[str]) -> dict[str, str]:
-    """Find text files that are called after a split and name images. Of several, one called train.txt counts, else the
-    longest.
+    """Find text files that are called after a split and name images. Return split -> path in the tree.
 
-    own_lists: lists that an earlier call wrote; they are passed over. remarks: those on files that are not used, and on
-    images that are in two lists, are added.
+    Of several for one split, the file called train.txt is used; without such a file, the longest.
+
+    bases: the names of the training images, with and without suffix. own_lists: lists that an earlier call wrote; they
+    are passed over. remarks: a list, to which remarks on files that are not used and images in two lists are added.
 
     Raises:
         UserError: a text file that is called after a split cannot be read.
@@ -296,7 +332,7 @@ def _find_lists(root: Path, bases: set[str], own_lists: Collection[Path], remark
         text, is_damaged = _read_text(path)
         count = _count_listed_images(text, is_damaged, bases)
         if count:
-            read_list(path)  # raises an error if the file is damaged
+            read_list(path)  # this only refuses a damaged file
         if count and _is_called_after_two_splits(path):
             remarks.append(f"not used: {place}, which is called after two splits")
         elif count:
@@ -304,7 +340,7 @@ def _find_lists(root: Path, bases: set[str], own_lists: Collection[Path], remark
         elif _mentions_images(text, bases):
             reason = f"a list has one name a line and nothing else, and {100 * LISTED:.0f} % of them are images here"
             remarks.append(f"not used: {place} names images, but {reason}")
-    lists = {entry.split: entry.path for entry in sorted(found)}
+    lists = {entry.split: entry.path for entry in sorted(found)}  # the last one of a split stays
     _note_shared_images(root, lists, remarks)
     return lists
 
@@ -343,7 +379,7 @@ def _is_called_after_two_splits(path: Path) -> bool:
 def _count_listed_images(text: str, is_damaged: bool, bases: set[str]) -> int:
     """Return how many images the text of a list names, or 0 if it is no list.
 
-    is_damaged: the text is only what could be made out. It is then taken for a list if it names any image.
+    is_damaged: the text is what could be made out of a damaged file. It is a list then if it names any image.
     """
     lines = [clean_name(line) for line in text.splitlines() if clean_name(line)]
     known = sum(_names_image(line, bases) for line in lines)
@@ -378,6 +414,6 @@ def _note_shared_images(root: Path, lists: dict[str, str], remarks: list[str]) -
 
 
 def _names_image(text: str, bases: set[str]) -> bool:
-    """Return whether a line or word is the name of an image. bases: names with and without suffix."""
+    """Return whether a line or word names one image, and nothing else. bases: their names, with and without suffix."""
     name = PurePath(text)
     return not TWO_COLUMNS.search(text) and (name.name in bases or name.stem in bases)

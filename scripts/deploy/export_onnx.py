@@ -31,7 +31,6 @@ from utils.environment import require_packages
 
 require_packages()
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -46,7 +45,7 @@ from scripts.deploy.onnx_int8 import (
     Sample,
     Sizes,
     compare_files,
-    describe,
+    describe_agreement,
     find_files,
     quantise,
     read_dataset,
@@ -61,9 +60,9 @@ from utils.pictures import read_image
 from utils.pixels import PixelConvention
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-TRACED_SIZE = (97, 131)  # of the example that is traced: odd, unequal
-CHECKED_SIZES = ((97, 131), (128, 64), (65, 200))  # of random images
-INT8_SETTINGS = ("calibration", "dataset", "data", "resize")
+TRACED_SIZE = (97, 131)  # height and width of the example that the exporter traces: odd and unequal
+CHECKED_SIZES = ((97, 131), (128, 64), (65, 200))  # height and width of the random images that the file is checked with
+INT8_SETTINGS = ("calibration", "dataset", "data", "resize")  # settings that only --int8 uses
 AGREEMENT = 0.9999  # share of pixels whose class must be the same
 TIE = 1e-5  # two logits are as good as equal if they differ by this share of the largest logit
 
@@ -87,9 +86,9 @@ class OnnxConfig:
 
 
 class PixelsToLogits(nn.Module):
-    """A network that takes uint8 RGB ``[B, 3, H, W]`` and returns float32 logits ``[B, K, H, W]``.
+    """Wrap a network: it takes uint8 RGB ``[B, 3, H, W]`` and returns float32 logits ``[B, K, H, W]``.
 
-    Pixels are normalised and logits upsampled inside, as in validation, so that nobody has to know how.
+    Pixels are normalised and logits are upsampled inside, as in validation, so that the file's users need not do it.
     """
 
     def __init__(self, model: nn.Module, convention: PixelConvention) -> None:
@@ -110,12 +109,14 @@ def export_network(network: nn.Module, size: tuple[int, int] | None) -> Any:
         torch.onnx.OnnxExporterError: the network cannot be written.
     """
     free = {0: "batch"} if size else {0: "batch", 2: "height", 3: "width"}
-    shape = (2, 3, *(size or TRACED_SIZE))
+    height, width = size or TRACED_SIZE
+    # two images, because the exporter takes a batch of one image for a fixed size
+    example = torch.zeros(2, 3, height, width, dtype=torch.uint8)
     with warnings.catch_warnings(), use_simple_same_padding():
-        warnings.simplefilter("ignore")  # of the exporter about itself
+        warnings.simplefilter("ignore")  # the exporter warns about its own code
         return torch.onnx.export(
             network,
-            (torch.zeros(shape, dtype=torch.uint8),),
+            (example,),
             dynamo=True,
             input_names=["image"],
             output_names=["logits"],
@@ -125,10 +126,10 @@ def export_network(network: nn.Module, size: tuple[int, int] | None) -> Any:
 
 
 def make_metadata(card: Card, source: str) -> dict[str, str]:
-    """Return what the ONNX file says of its network, texts by name.
+    """Return the metadata of the ONNX file: texts by name.
 
-    crop_size: height and width of the training crops as JSON, null where the checkpoint does not say; objects should
-    appear about as large as they did there.
+    "crop_size" is the height and width of the training crops, or null where the checkpoint does not say it. Objects in
+    an image should appear about as large as they did in these crops.
     """
     return {
         "input": "uint8 RGB 0..255, as decoded; normalisation is inside",
@@ -143,8 +144,7 @@ def make_metadata(card: Card, source: str) -> dict[str, str]:
 def compare_with_network(path: Path, network: nn.Module, images: dict[str, Tensor]) -> dict[str, float]:
     """Compare an ONNX file with its network. Return the share of pixels of equal class for each image.
 
-    A pixel counts as equal, too, if the two classes have almost the same logit, so that rounding decides between them.
-    The largest difference of a logit is printed.
+    images: name -> uint8 RGB ``[1, 3, H, W]``. For each image, the largest difference of a logit is printed.
 
     Raises:
         UserError: onnxruntime cannot load the file, or cannot run it on an image.
@@ -158,31 +158,47 @@ def compare_with_network(path: Path, network: nn.Module, images: dict[str, Tenso
         for what, image in images.items():
             ours = network(image).numpy()
             (theirs,) = session.run(None, {"image": image.numpy()})
-            difference = np.abs(ours - theirs).max()
+            same[what] = compute_equal_share(ours, theirs)
             largest = np.abs(ours).max()
-            missing = ours.max(1) - np.take_along_axis(ours, theirs.argmax(1, keepdims=True), 1)[:, 0]
-            same[what] = float((missing <= TIE * largest).mean())
+            difference = np.abs(ours - theirs).max()
             logits = f"logits up to {largest:.3g} differ by at most {difference:.1e}"
             print(f"{what}: {logits}, equal classes {100 * same[what]:.4f} %")
-    except Exception as error:  # onnxruntime's kinds have no base of their own
+    except Exception as error:  # onnxruntime's errors have no common base class
         raise UserError(f"onnxruntime fails on {what}: {get_first_line(error)} (--size H W fixes the size)") from error
     return same
+
+
+def compute_equal_share(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """Return the share of pixels that have the same class by two maps of logits ``[B, K, H, W]``.
+
+    A pixel counts as equal, too, if ``ours`` gives both classes almost the same logit: rounding decides between them.
+    """
+    their_classes = theirs.argmax(1, keepdims=True)
+    logit_of_our_class = ours.max(1)
+    logit_of_their_class = np.take_along_axis(ours, their_classes, 1)[:, 0]
+    tolerance = TIE * np.abs(ours).max()
+    is_equal = logit_of_our_class - logit_of_their_class <= tolerance
+    return float(is_equal.mean())
 
 
 def make_check_images(files: Sequence[str], size: tuple[int, int] | None) -> dict[str, Tensor]:
     """Make pictures of random pixels in several sizes, and read the user's images.
 
-    Where the file has a fixed size, all have that size; the user's images are scaled to it.
+    size: the height and width of all of them where the file has a fixed size; the user's images are scaled to it.
+    Returns name -> uint8 RGB ``[1, 3, H, W]``.
+
+    Raises:
+        UserError: an image cannot be read.
     """
     generator = torch.Generator().manual_seed(0)
-    images = {
-        f"random {h}x{w}": torch.randint(0, 256, (1, 3, h, w), dtype=torch.uint8, generator=generator)
-        for h, w in ([size] if size else CHECKED_SIZES)
-    }
+    images: dict[str, Tensor] = {}
+    for height, width in [size] if size else CHECKED_SIZES:
+        pixels = torch.randint(0, 256, (1, 3, height, width), dtype=torch.uint8, generator=generator)
+        images[f"random {height}x{width}"] = pixels
+    sizes = Sizes(fixed=size)
     for path in files:
         pixels = read_image(Path(path).expanduser(), behind="white")
-        pixels = cv2.resize(pixels, size[::-1]) if size else pixels
-        images[path] = torch.from_numpy(pixels.transpose(2, 0, 1).copy())[None]
+        images[path] = torch.from_numpy(sizes.apply(pixels))
     return images
 
 
@@ -217,7 +233,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if loaded.card.reads_label:
         reads = f"--pretrained {config.pretrained} reads the label"
         raise UserError(f"{reads}: a teacher cannot be deployed; export a student")
-    images = make_check_images(config.image, config.size)  # first, so that a bad file is reported at once
+    images = make_check_images(config.image, config.size)  # before the export, so that a bad file is reported at once
     int8_inputs = open_int8_inputs(config, loaded) if config.int8 else None
     write_onnx(config, loaded, images)
     if int8_inputs is not None:
@@ -231,17 +247,7 @@ def write_onnx(config: OnnxConfig, loaded: LoadedNetwork, images: dict[str, Tens
         UserError: the network cannot be written, or the file does not agree with it.
     """
     network = PixelsToLogits(loaded.model, loaded.convention).eval()
-    exportable = copy.deepcopy(network)
-    make_pools_exportable(exportable)
-    use_new_maps(exportable)
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    try:
-        program = export_network(exportable, config.size)
-    except torch.onnx.OnnxExporterError as error:
-        name = f"{loaded.card.arch['arch']} on {loaded.card.arch['backbone']}"
-        hint = "" if config.size else " (--size H W fixes the size, which is easier to write)"
-        raise UserError(f"{name} cannot be written as ONNX: {get_first_line(error)}{hint}") from error
-
+    program = make_program(network, loaded.card, config.size)
     path = Path(config.output).expanduser()
     with TemporaryDirectory() as folder:
         file = Path(folder) / path.name
@@ -256,8 +262,30 @@ def write_onnx(config: OnnxConfig, loaded: LoadedNetwork, images: dict[str, Tens
     print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB): uint8 RGB [N, 3, H, W], {shape} -> logits")
 
 
+def make_program(network: nn.Module, card: Card, size: tuple[int, int] | None) -> Any:
+    """Export a copy of the network, changed to a form that the exporter can write. ``network`` stays as it is.
+
+    Raises:
+        UserError: the network cannot be written.
+    """
+    exportable = copy.deepcopy(network)
+    make_pools_exportable(exportable)
+    use_new_maps(exportable)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    try:
+        return export_network(exportable, size)
+    except torch.onnx.OnnxExporterError as error:
+        name = f"{card.arch['arch']} on {card.arch['backbone']}"
+        hint = "" if size else " (--size H W fixes the size, which is easier to write)"
+        raise UserError(f"{name} cannot be written as ONNX: {get_first_line(error)}{hint}") from error
+
+
 class Int8Inputs(NamedTuple):
-    """The images that an 8-bit file is made and judged with: files, or a data set's training and validation images."""
+    """Hold the images that an 8-bit file is calibrated with and compared on.
+
+    sizes: to which size they are brought. files: the images of ``--calibration``. training, validation: the splits of a
+    labelled data set, or None; the training split is only needed without files.
+    """
 
     sizes: Sizes
     files: list[Path]
@@ -277,7 +305,7 @@ class Int8Inputs(NamedTuple):
         return read_dataset(self.validation, range(len(self.validation)), self.sizes)
 
     def describe(self) -> str:
-        """Say what the two files are compared on."""
+        """Return a few words on the images that the two files are compared on."""
         if self.validation is None:
             return "the images it was calibrated with"
         return f"{len(self.validation)} validation images"
@@ -302,7 +330,7 @@ def open_int8_inputs(config: OnnxConfig, loaded: LoadedNetwork) -> Int8Inputs:
 
 
 def write_int8(config: OnnxConfig, loaded: LoadedNetwork, inputs: Int8Inputs) -> None:
-    """Write NAME.int8.onnx beside NAME.onnx, and say how the two compare.
+    """Write NAME.int8.onnx beside NAME.onnx, and print how the two compare.
 
     Raises:
         UserError: onnxruntime cannot quantise the network, or an image cannot be read.
@@ -315,7 +343,7 @@ def write_int8(config: OnnxConfig, loaded: LoadedNetwork, inputs: Int8Inputs) ->
         align_corners = loaded.model.supervision[0].align_corners
         agreement = compare_files(float_file, file, inputs.read_comparison_images(), align_corners)
         write(path, lambda output: output.write(file.read_bytes()))
-    print(describe(agreement, inputs.describe()))
+    print(describe_agreement(agreement, inputs.describe()))
     print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB): as {float_file.name}, with weights and maps of 8 bits")
 
 

@@ -22,7 +22,7 @@ from utils.environment import require_packages
 require_packages()
 
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from engine.settings import StudentConfig, list_file_settings
 from models.checkpoints.card import Card
@@ -55,14 +55,14 @@ def write_safetensors(path: str | Path, weights: Mapping[str, Tensor], card: Map
     Raises:
         UserError: the file cannot be written.
     """
-    # copies: safetensors refuses tensors that share memory, as tied weights do
+    # clones, because safetensors refuses tensors that share memory, as tied weights do
     plain = {key: value.detach().cpu().contiguous().clone() for key, value in weights.items()}
     content = save(plain, {"format": "pt", CARD: json.dumps(dict(card))})
     write(Path(path).expanduser(), lambda file: file.write(content))
 
 
 def remove_folders(card: Card) -> Card:
-    """Return a card without the folders of the machine that trained the network; files keep their names."""
+    """Return a card without the folders of the machine that trained the network. Of a file's path, the name stays."""
     training = dict(card.training)
     settings = {}
     for key, value in training.get("config", {}).items():
@@ -72,8 +72,25 @@ def remove_folders(card: Card) -> Card:
             settings[key] = value
     if settings:
         training["config"] = settings
-    start = re.sub(r"(?<=weights of ).*/(?=.)", "", card.start)  # the words of ``initialise``, which end with a path
+    # card.start is a text such as "the weights of runs/teacher/last.pth"; the folders are cut out of its path
+    start = re.sub(r"(?<=weights of ).*/(?=.)", "", card.start)
     return replace(card, data="", start=start, training=training)
+
+
+def halve_parameters(model: nn.Module) -> dict[str, Tensor]:
+    """Return the parameters in half precision.
+
+    Buffers are left out: the running variances of networks that see pixels of 0..255 exceed the largest half.
+
+    Raises:
+        UserError: a parameter has values that half precision cannot hold.
+    """
+    halves = {}
+    for name, parameter in model.named_parameters():
+        halves[name] = parameter.detach().half()
+        if not halves[name].isfinite().all():
+            raise UserError(f"--half: {name} has values that half precision cannot hold")
+    return halves
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -88,11 +105,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     model, card = from_checkpoint(config.pretrained, config.assisted, config.backbone, config.model)
     card = remove_folders(card)
     weights = model.state_dict()
-    if config.half:  # not the buffers: running variances of raw pixels pass the largest number
-        halves = {name: parameter.detach().half() for name, parameter in model.named_parameters()}
-        if lost := [name for name, value in halves.items() if not value.isfinite().all()]:
-            raise UserError(f"--half: {lost[0]} has values that half precision cannot hold")
-        weights |= halves
+    if config.half:
+        weights |= halve_parameters(model)
     write_safetensors(output, weights, card.entries())
     arch = card.arch
     print(f"{config.export}: {arch['arch']} on {arch['backbone']}, {card.num_classes} classes, {card.pixels} pixels")

@@ -5,7 +5,6 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Callable
-from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
@@ -15,16 +14,17 @@ from utils.files import compute_digest, read_yaml
 
 TEST_SERVER = "test server"
 # how files of weights begin
-ZIP = b"PK\x03\x04"  # of torch.save
-PICKLE = b"\x80"  # of torch.save before PyTorch 1.6
-SAFETENSORS_LENGTH = 8  # bytes before the JSON
+ZIP = b"PK\x03\x04"  # a file of torch.save
+PICKLE = b"\x80"  # a file of torch.save before PyTorch 1.6
+SAFETENSORS_LENGTH = 8  # safetensors begins with the length of its JSON in this many bytes
 
 
 class Entry(NamedTuple):
-    """One line of the manifest. ``hash`` is "kind:hex" (see HASHES), or None where the publisher gives none.
+    """Describe one published checkpoint.
 
-    Without a ``url`` it comes with the project; ``command`` is what trained it. ``resize``, ``window``, ``stride`` and
-    ``absent_as_zero`` are the flags of eval.py that its score was measured with.
+    A checkpoint without a ``url`` comes with the project; ``command`` is the command that trained it. ``hash`` is
+    "kind:hex" (see HASHES), or None where the publisher gives none. ``resize``, ``window``, ``stride`` and
+    ``absent_as_zero`` are the flags of eval.py that the score was measured with.
     """
 
     name: str
@@ -44,6 +44,7 @@ class Entry(NamedTuple):
 
     @property
     def file(self) -> str:
+        """Return the name of the file: for a published one, the last part of the address."""
         if not self.url:
             return f"{self.name}.safetensors"
         return unquote(urlsplit(self.url).path.rsplit("/", 1)[-1])
@@ -59,7 +60,8 @@ class Entry(NamedTuple):
             return f"--pretrained-base {shlex.quote(str(path))}"
         words = ["python", "eval.py", "--pretrained", str(path), "--dataset", self.dataset, "--data", "ROOT"]
         for name in ("resize", "window", "stride"):
-            if numbers := getattr(self, name):
+            numbers = getattr(self, name)
+            if numbers:
                 words += [f"--{name}", *map(str, numbers)]
         if self.absent_as_zero:
             words.append("--absent-as-zero")
@@ -81,30 +83,52 @@ def read_manifest(path: Path) -> list[Entry]:
     """Read the list of published checkpoints.
 
     Raises:
-        UserError: the file does not exist or is no yaml, an entry is incomplete or has an unsafe address, or a name or
-            file is there twice.
+        UserError: the file does not exist or is no yaml, an entry is incomplete, has a value of another type or an
+            unsafe address, or a name or file is there twice.
     """
     try:
         entries = [Entry(**item) for item in read_yaml(path)]
-        for entry, (key, kind) in product(entries, Entry.__annotations__.items()):
-            value = getattr(entry, key)
-            if not isinstance(value, kind):
-                raise TypeError(f"{entry.name}: {key}: {value!r}")
-        names = {key: [getattr(entry, key) for entry in entries] for key in ("name", "file")}
+        for entry in entries:
+            check_types(entry)
+        names = [entry.name for entry in entries]
+        files = [entry.file for entry in entries]
     except (TypeError, ValueError) as error:
         raise UserError(f"manifest {path}: {' '.join(str(error).split())}") from error
-    for key, values in names.items():
-        for value, count in Counter(values).items():
-            if count > 1:
-                raise UserError(f"manifest {path}: the {key} {value!r} is there twice")
+    check_unique(names, "name", path)
+    check_unique(files, "file", path)
     for entry in entries:
         check_address(entry, path)
         check_hash(entry, path)
     return entries
 
 
+def check_types(entry: Entry) -> None:
+    """Check that every value of an entry has the type that ``Entry`` declares.
+
+    Raises:
+        TypeError: a value has another type.
+    """
+    for key, kind in Entry.__annotations__.items():
+        value = getattr(entry, key)
+        if not isinstance(value, kind):
+            raise TypeError(f"{entry.name}: {key}: {value!r}")
+
+
+def check_unique(values: list[str], key: str, path: Path) -> None:
+    """Check that no value is in the manifest ``path`` twice. key: what the values are, for the message.
+
+    Raises:
+        UserError: a value is there twice.
+    """
+    for value, count in Counter(values).items():
+        if count > 1:
+            raise UserError(f"manifest {path}: the {key} {value!r} is there twice")
+
+
 def check_address(entry: Entry, path: Path) -> None:
-    """Check that an entry of the manifest ``path`` is fetched by http, and that its file has a plain name.
+    """Check that the address of an entry, if it has one, is one of http, and that its file has a plain name.
+
+    path: the manifest, for messages.
 
     Raises:
         UserError: the address is not one of http, or the file has no plain name.
@@ -115,10 +139,10 @@ def check_address(entry: Entry, path: Path) -> None:
 
 
 def check_hash(entry: Entry, path: Path) -> None:
-    """Check that an entry of the manifest ``path`` has a hash of a known kind, or none.
+    """Check that the hash of an entry, if it has one, is of a known kind. path: the manifest, for messages.
 
     Raises:
-        UserError: the kind is unknown, or the hash has too few digits.
+        UserError: the kind is unknown, or the hash is not 8 to 64 hexadecimal digits.
     """
     if entry.hash is None:
         return
@@ -131,12 +155,15 @@ def check_hash(entry: Entry, path: Path) -> None:
 def looks_like_weights(path: Path) -> bool:
     """Return whether a file begins like one of torch.save or safetensors, and not like an error page of a server."""
     with path.open("rb") as file:
-        start = file.read(9)
+        start = file.read(SAFETENSORS_LENGTH + 1)
     return start.startswith((ZIP, PICKLE)) or start[SAFETENSORS_LENGTH:] == b"{"
 
 
 def find_problem(entry: Entry, path: Path) -> str | None:
-    """Return what is wrong with a file on disk, or None. A manifest's hash may be the first digits of the whole."""
+    """Return what is wrong with a file on disk, or None.
+
+    A hash in the manifest may be the first digits of the whole hash. Without a hash, the file must look like weights.
+    """
     if entry.size is not None and path.stat().st_size != entry.size:
         return f"{path.stat().st_size} bytes instead of {entry.size}"
     if entry.hash:

@@ -18,26 +18,33 @@ from utils.bilinear import upsample_argmax
 from utils.errors import UserError, get_first_line
 from utils.pictures import read_image
 
-MOST_IMAGES = 100  # that a file is calibrated with, evenly spaced over those that are given
+MOST_IMAGES = 100  # a file is calibrated with at most this many images, evenly spaced over those that are given
 
 
 class Sample(NamedTuple):
-    """An image as an ONNX file is given it, uint8 ``[1, 3, h, w]``, and its label uint8 ``[H, W]``, if it has one."""
+    """Hold the image that an ONNX file is run on, uint8 ``[1, 3, h, w]``, and its label, uint8 ``[H, W]``, if any.
+
+    The label keeps its own size when the image is resized.
+    """
 
     image: np.ndarray
     label: np.ndarray | None = None
 
 
 class Sizes(NamedTuple):
-    """Bring images to one ``fixed`` height and width, or make them ``fit`` a long and a short side."""
+    """Say to which size images are brought: a ``fixed`` height and width, or what they ``fit``, a long and short side.
+
+    With neither, images keep their size.
+    """
 
     fixed: tuple[int, int] | None = None
     fit: tuple[int, int] | None = None
 
     def apply(self, pixels: np.ndarray) -> np.ndarray:
-        """Return an image RGB uint8 ``[H, W, 3]`` as uint8 ``[1, 3, h, w]``."""
+        """Resize an image, RGB uint8 ``[H, W, 3]``. Return it as uint8 ``[1, 3, h, w]``."""
         if self.fixed:
-            pixels = cv2.resize(pixels, self.fixed[::-1])
+            height, width = self.fixed
+            pixels = cv2.resize(pixels, (width, height))
         image = torch.from_numpy(pixels.transpose(2, 0, 1).copy())[None]
         if self.fit:
             image = resize_images_to_fit(image, self.fit)
@@ -56,13 +63,14 @@ class Agreement(NamedTuple):
 
 
 def find_files(given: Sequence[str]) -> list[Path]:
-    """Find image files: those that are given, and all in folders that are given.
+    """Find image files: those that are given, and all in folders that are given. The messages name ``--calibration``.
 
     Raises:
         UserError: there is no such file or folder, or a folder holds no images.
     """
     found: list[Path] = []
-    for path in (Path(text).expanduser() for text in given):
+    for text in given:
+        path = Path(text).expanduser()
         if path.is_file():
             found.append(path)
             continue
@@ -76,13 +84,21 @@ def find_files(given: Sequence[str]) -> list[Path]:
 
 
 def read_files(files: Sequence[Path], sizes: Sizes) -> Iterator[Sample]:
-    """Read image files one after another, at most MOST_IMAGES of them."""
+    """Read image files one after another, at most MOST_IMAGES of them.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
     for index in choose_evenly(len(files), MOST_IMAGES):
         yield Sample(sizes.apply(read_image(files[index], behind="white")))
 
 
 def read_dataset(dataset: SegmentationDataset, indices: Iterable[int], sizes: Sizes) -> Iterator[Sample]:
-    """Read images of a data set with their labels."""
+    """Read images of a data set with their labels, one after another.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
     for index in indices:
         pixels, label = dataset.read(index)
         yield Sample(sizes.apply(pixels), label)
@@ -101,7 +117,9 @@ class CalibrationImages:
 
 
 def quantise(file: Path, target: Path, samples: Iterator[Sample]) -> None:
-    """Write ``file`` with weights and maps of 8 bits; ``samples`` show the range of every map.
+    """Write the network of the ONNX file ``file`` to ``target``, with weights and maps of 8 bits.
+
+    samples: images that show the range of every map.
 
     Static quantisation of onnxruntime in the QDQ form. Weights are signed, with a scale for each channel. Maps are
     unsigned: onnxruntime then joins every convolution with its activation, which with signed maps it does not. The
@@ -109,7 +127,7 @@ def quantise(file: Path, target: Path, samples: Iterator[Sample]) -> None:
     is left out, because it fails on networks for images of any size and the convolutions do not need it.
 
     Raises:
-        UserError: onnxruntime cannot quantise the network.
+        UserError: onnxruntime cannot quantise the network, or a sample cannot be read.
     """
     import onnx
     from onnxruntime.quantization import QuantType, quantize_static
@@ -131,7 +149,7 @@ def quantise(file: Path, target: Path, samples: Iterator[Sample]) -> None:
             )
         except UserError:
             raise
-        except Exception as error:  # onnxruntime's kinds have no base of their own
+        except Exception as error:  # onnxruntime's errors have no common base class
             raise UserError(f"--int8: onnxruntime cannot quantise the network: {get_first_line(error)}") from error
 
 
@@ -147,9 +165,9 @@ def find_upsampling(graph: Any) -> list[str]:
 
 
 def compare_files(file: Path, int8_file: Path, samples: Iterable[Sample], align_corners: bool) -> Agreement:
-    """Run both files on images, and compare the classes of their pixels, with the labels too where there are some.
+    """Run both files on images, and compare the classes of their pixels: with each other, and with the labels, if any.
 
-    align_corners: of the upsampling of the logits to the size of a label, where that differs.
+    align_corners: how logits are upsampled to the size of a label that is larger than the image.
     """
     import onnxruntime
 
@@ -175,8 +193,8 @@ def compare_files(file: Path, int8_file: Path, samples: Iterable[Sample], align_
     return Agreement(equal / pixels, float_miou, int8_miou)
 
 
-def describe(agreement: Agreement, images: str) -> str:
-    """Say how the two files compare. images: which ones they ran on."""
+def describe_agreement(agreement: Agreement, images: str) -> str:
+    """Return a line on how the two files compare. images: a few words on the images that they ran on."""
     text = f"int8 and float32: equal classes {100 * agreement.equal:.2f} % on {images}"
     if np.isnan(agreement.float_miou):
         return text

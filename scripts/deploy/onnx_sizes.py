@@ -12,16 +12,17 @@ from torch import Tensor, nn
 from models.layers import compute_bin_means
 from utils.bilinear import resize
 
-# of timm; each has its ``pad_same`` under this name
+# timm's modules that pad; each has imported timm's ``pad_same`` under this name
 PADDING_MODULES = [import_module(f"timm.layers.{name}") for name in ("conv2d_same", "pool2d_same", "std_conv")]
 
 
 def split_same_padding(side: int, kernel: int, stride: int, dilation: int) -> tuple[int, int]:
-    """Return the rows before and behind a side that TensorFlow's SAME padding adds, and rows that no window reaches.
+    """Return how many rows to add before and behind a side of a map, so that convolving gives TensorFlow's SAME result.
 
-    With those rows the padded side is always ``side + (kernel - 1) * dilation`` where the kernel covers its stride.
-    The output has ceil(side / stride) rows in either form. The exact padding depends on the remainder of the side, and
-    torch's exporter takes minutes over the sizes that follow from it in a deep network.
+    SAME padding depends on the remainder of side / stride, and torch's exporter takes minutes over the sizes that
+    follow from it in a deep network. So the padding is made larger where the kernel covers its stride: the padded side
+    is then always ``side + (kernel - 1) * dilation``. No window of the kernel reaches the additional rows behind the
+    side, and the output has ceil(side / stride) rows with either padding.
     """
     covered = (kernel - 1) * dilation
     if covered < stride - 1:
@@ -79,14 +80,14 @@ class PyramidBranch(nn.Module):
 
 
 def use_new_maps(module: nn.Module) -> None:
-    """Let no activation overwrite its input: torch's exporter takes seconds to undo that. Changes ``module``."""
+    """Let no activation in ``module`` overwrite its input: torch's exporter takes seconds to undo that."""
     for part in module.modules():
         if getattr(part, "inplace", False):
             part.inplace = False
 
 
 def make_pools_exportable(module: nn.Module) -> None:
-    """Replace every adaptive pooling inside ``module`` by ``BinMeans``, which computes the same."""
+    """Replace every adaptive pooling inside ``module`` by ``BinMeans``, which computes the same. Changes ``module``."""
     for name, child in module.named_children():
         if isinstance(child, nn.AdaptiveAvgPool2d):
             setattr(module, name, BinMeans(child.output_size))

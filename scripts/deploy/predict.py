@@ -22,7 +22,6 @@ require_packages()
 
 import numpy as np
 import torch
-from matplotlib.colors import to_hex
 
 from datasets.base import make_voc_colors
 from datasets.files import IMAGE_SUFFIXES, walk_images
@@ -31,7 +30,7 @@ from engine.runtime import start_runtime
 from models.checkpoints.card import Card
 from models.checkpoints.loading import from_checkpoint
 from models.prediction import Predictor
-from utils.colors import blend_classes, make_palette_picture, save_png
+from utils.colors import blend_classes, format_hex, make_palette_picture, save_png
 from utils.entry import run_main
 from utils.errors import UserError, explain_error, explain_out_of_memory
 from utils.files import require_apart
@@ -54,78 +53,89 @@ class PredictConfig(ViewSettings):
 
 
 def get_class_appearance(card: Card) -> tuple[list[str], list[Rgb]]:
-    """Return names and colours of the classes; made up where the checkpoint does not know them."""
+    """Return the names and the colours of the classes.
+
+    Where the checkpoint does not know them, the names are "class 0", "class 1", ..., and the colours are VOC's.
+    """
     count = card.num_classes
-    named = len(card.class_names) == count
-    colored = len(card.palette) == count
-    names = list(card.class_names) if named else [f"class {k}" for k in range(count)]
-    return names, [tuple(color) for color in card.palette] if colored else list(make_voc_colors(count))
+    names = list(card.class_names)
+    if len(names) != count:
+        names = [f"class {k}" for k in range(count)]
+    palette = [tuple(color) for color in card.palette]
+    if len(palette) != count:
+        palette = list(make_voc_colors(count))
+    return names, palette
 
 
 def find_images(given: Sequence[str], output: Path) -> dict[Path, Path]:
-    """Find the images to segment: files as they are given, and all in folders, sorted.
+    """Find the images to segment: the files that are given, and all images in the folders that are given.
 
-    output: the folder that predictions go to; what lies there is no image. Returns each image with the place of its
-    prediction below that folder, without a suffix.
+    output: the folder that predictions are written to. Pictures that lie there are predictions of an earlier call, and
+    are passed over unless this folder itself is given. Returns each image with the place of its prediction below
+    ``output``, without a suffix: photos/a/b.jpg of the folder photos goes to a/b.
 
     Raises:
-        UserError: nothing given, or a folder without images.
+        UserError: nothing is given, or a folder holds no images.
     """
     if not given:
         raise UserError("no images given: predict.py IMAGE.. --pretrained FILE")
     found: dict[Path, Path] = {}
-    for path in (Path(text).expanduser() for text in given):
+    for text in given:
+        path = Path(text).expanduser()
         if not path.is_dir():
             found[path] = Path(path.stem)
             continue
-        inside = [
-            folder / name
-            for folder, names in walk_images(path)
-            if folder == path or not folder.resolve().is_relative_to(output.resolve())
-            for name in names
-        ]
+        inside: list[Path] = []
+        for folder, names in walk_images(path):
+            is_below_output = folder.resolve().is_relative_to(output.resolve())
+            if folder == path or not is_below_output:
+                inside += [folder / name for name in names]
         if not inside:
             raise UserError(f"{path} holds no images ({' '.join(IMAGE_SUFFIXES)})")
-        found |= {image: image.relative_to(path).with_suffix("") for image in inside}
+        for image in inside:
+            found[image] = image.relative_to(path).with_suffix("")
     return found
 
 
 def plan_outputs(images: Mapping[Path, Path], config: PredictConfig) -> dict[Path, list[Path]]:
-    """Return the files to write for each image: NAME.png, and NAME_blend.png if asked for.
+    """Return the files to write for each image: NAME.png, and NAME_blend.png with ``--blend``.
 
-    images: of ``find_images``.
+    images: what ``find_images`` returns.
 
     Raises:
-        UserError: two images would be written to one file, or one over an input.
+        UserError: two images would be written to one file, or a file would replace one of the images.
     """
     folder = Path(config.output).expanduser()
     suffixes = ("", "_blend") if config.blend else ("",)
-    files = {
-        image: [folder / place.with_name(f"{place.name}{suffix}.png") for suffix in suffixes]
-        for image, place in images.items()
-    }
-    require_apart(((path, image) for image, paths in files.items() for path in paths), images, "--output folder")
+    files: dict[Path, list[Path]] = {}
+    outputs: list[tuple[Path, Path]] = []
+    for image, place in images.items():
+        files[image] = [folder / place.with_name(f"{place.name}{suffix}.png") for suffix in suffixes]
+        outputs += [(file, image) for file in files[image]]
+    require_apart(outputs, images, "--output folder")
     return files
 
 
 def segment(path: Path, image: np.ndarray, predictor: Predictor, device: torch.device) -> np.ndarray:
-    """Return the class of every pixel of an image RGB uint8 ``[H, W, 3]``, uint8 ``[H, W]``.
+    """Return the class of every pixel, uint8 ``[H, W]``, of an image, RGB uint8 ``[H, W, 3]``.
 
-    path: of the image, for messages.
+    path: the image's file, for messages.
 
     Raises:
         UserError: the image does not fit in memory.
     """
-    size = "x".join(map(str, image.shape[:2]))
+    height, width = image.shape[:2]
+    size = f"{height}x{width}"
     with explain_out_of_memory(f"{path}: out of memory for an image of {size}: --window H W, or --resize LONG SHORT"):
         pixels = torch.from_numpy(image.transpose(2, 0, 1).copy())[None].to(device)
         return predictor.predict_classes(pixels)[0].to(torch.uint8).cpu().numpy()
 
 
 def try_to_segment(path: Path, predictor: Predictor, device: torch.device) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return an image RGB uint8 ``[H, W, 3]`` and its classes uint8 ``[H, W]``.
+    """Return an image, RGB uint8 ``[H, W, 3]``, and its classes, uint8 ``[H, W]``.
 
-    If it cannot be read or segmented, say why on stderr and return None, so that the other images are not lost.
+    If the image cannot be read or segmented, say why on stderr and return None, so that the other images are still
+    segmented. An error of the program is raised as it is.
     """
     try:
         image = read_image(path, behind="white")
@@ -134,19 +144,39 @@ def try_to_segment(path: Path, predictor: Predictor, device: torch.device) -> tu
         reason = explain_error(error)
         if reason is None:
             raise
-        named = reason if str(path) in str(reason) else f"{path}: {reason}"
-        print(f"skipped: {named}", file=sys.stderr)
+        message = str(reason)
+        if str(path) not in message:
+            message = f"{path}: {message}"
+        print(f"skipped: {message}", file=sys.stderr)
         return None
 
 
 def make_legend(names: Sequence[str], palette: Sequence[Rgb], pixels: np.ndarray) -> str:
-    """Write one line a class, the most frequent first, with its share of all predicted pixels."""
+    """Return one line a class, the most frequent first: index, name, colour, and share of all predicted pixels.
+
+    pixels: how many pixels each class has, int64 ``[K]``.
+    """
     width = max(map(len, names))
     total = max(int(pixels.sum()), 1)
-    return "\n".join(
-        f"{k:>4}  {names[k]:<{width}}  {to_hex(np.array(palette[k]) / 255)}  {100 * pixels[k] / total:6.2f} %"
-        for k in np.argsort(-pixels, kind="stable")
-    )
+    lines = []
+    for k in np.argsort(-pixels, kind="stable"):
+        share = 100 * pixels[k] / total
+        lines.append(f"{k:>4}  {names[k]:<{width}}  {format_hex(palette[k])}  {share:6.2f} %")
+    return "\n".join(lines)
+
+
+def write_pictures(image: np.ndarray, classes: np.ndarray, palette: Sequence[Rgb], files: Sequence[Path]) -> None:
+    """Write the pictures of one image.
+
+    files: those of ``plan_outputs``: the coloured classes, and with ``--blend`` the classes over the image.
+
+    Raises:
+        UserError: a file cannot be written.
+    """
+    plain, *blends = files
+    save_png(make_palette_picture(classes, palette), plain)
+    for file in blends:
+        save_png(blend_classes(image, classes, palette), file)
 
 
 @torch.inference_mode()
@@ -172,15 +202,13 @@ def main(argv: Sequence[str] | None = None) -> None:
                 continue
             image, classes = image_and_classes
             pixels += np.bincount(classes.ravel(), minlength=len(names))
-            plain, *blends = files[path]
-            save_png(make_palette_picture(classes, palette), plain)
-            for file in blends:
-                save_png(blend_classes(image, classes, palette), file)
+            write_pictures(image, classes, palette, files[path])
             print(f"{path} -> {', '.join(map(str, files[path]))}")
     if failed < len(images):
         print(make_legend(names, palette, pixels))
-        if size := loaded.card.crop_size:
-            print("trained on crops of {}x{} (height x width): --resize brings images to a like scale".format(*size))
+        if loaded.card.crop_size:
+            height, width = loaded.card.crop_size
+            print(f"trained on crops of {height}x{width} (height x width): --resize brings images to a like scale")
     if failed:
         print(f"error: {failed} of {len(images)} images were skipped", file=sys.stderr)
         raise SystemExit(1)
