@@ -10,6 +10,8 @@ from engine.runtime import Runtime
 from engine.settings import TrainConfig
 from utils.errors import UserError
 
+COUNT_PIXELS = "scripts/data/check_data.py counts the pixels of each"  # the advice of a message on labels
+
 
 class LabelWatch:
     """Check once in a run that a pixel of the crops had a class, or with ``--class-weights`` one with a weight above 0.
@@ -55,8 +57,7 @@ class LabelWatch:
         weights = self.settings.class_weights
         kind = f"a class with a weight above 0 (--class-weights {weights})" if weights else "a class"
         if not self.runtime.on_rank0(self._sum_label_weight):
-            advice = "scripts/data/check_data.py counts the pixels of each"
-            raise UserError(f"no pixel of the training labels has {kind}: {advice}")
+            raise UserError(f"no pixel of the training labels has {kind}: {COUNT_PIXELS}")
         return f"no crop has shown {kind} so far, but labels have some: raise --crop-size"
 
     def _sum_label_weight(self) -> float:

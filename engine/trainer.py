@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from datasets import Data, build_train_and_val
 from engine.evaluator import evaluate, switch_to_eval
 from engine.finite import FiniteWatch, LossNotFinite
-from engine.label_watch import LabelWatch
+from engine.label_watch import COUNT_PIXELS, LabelWatch
 from engine.loader import load_train_batches
 from engine.lockstep import Lockstep, Stopped, StopRequest
 from engine.logger import RunLogger, get_assisted_mark
@@ -471,9 +471,8 @@ class Trainer:
         """Log the scores of a validation."""
         iteration = self.state.iteration
         if miou is None:
-            reason = "no pixel of the validation labels has a class"
-            advice = "scripts/data/check_data.py counts the pixels of each"
-            self.logger.print_line(f"warning: no score, no {BEST}: {reason}: {advice}")
+            reason = f"no pixel of the validation labels has a class: {COUNT_PIXELS}"
+            self.logger.print_line(f"warning: no score, no {BEST}: {reason}")
         accuracy = make_json_number(self.metrics.pixel_accuracy)
         self.logger.log_scores({"miou": miou, "pixel_accuracy": accuracy}, iteration)
         per_class = {}

@@ -73,8 +73,7 @@ class Batch:
         generator = torch.Generator().manual_seed(0)
         self.image = torch.randint(0, 256, (count, 3, *size), generator=generator, dtype=torch.uint8).to(device)
         self.label = make_label_maps(count, size, num_classes).to(device)
-        self.convention = CONVENTION
-        self.plain_image = self.convention.normalize(self.image)
+        self.plain_image = CONVENTION.normalize(self.image)
         self.target = mark_ignored(self.label)
         self.what = f"{count} images of {size[0]}x{size[1]}"
 
@@ -83,7 +82,7 @@ class Batch:
 
         def compute_loss(i: int) -> Tensor:
             with runtime.autocast():
-                x = self.convention.normalize(self.image)
+                x = CONVENTION.normalize(self.image)
                 return wrapped(x, self.label.long(), RowGenerator(i), compute_avg_factor(self.label))["loss"]
 
         return compute_loss
