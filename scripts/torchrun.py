@@ -46,11 +46,19 @@ def main() -> int:
             return failure.exitcode
         number = -failure.exitcode  # of the signal that ended the process
         if number > 0:
-            print(f"error: a process was ended by {signal.Signals(number).name}", file=sys.stderr)
+            print(f"error: a process was ended by {name_signal(number)}", file=sys.stderr)
         return 128 + number
     except SignalException:
         return STOPPED_STATUS
     return 0
+
+
+def name_signal(number: int) -> str:
+    """Return the name of a signal, such as SIGKILL. Most real-time signals have none and are named by their number."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 if __name__ == "__main__":

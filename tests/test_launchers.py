@@ -118,12 +118,14 @@ def test_a_stopped_run_of_two_ranks_is_saved_and_ends_with_status_3(tmp_path):
     assert (tmp_path / "run/last.pth").exists()
 
 
-def test_a_killed_rank_is_reported(tmp_path):
+@pytest.mark.parametrize(("number", "name"), [(9, "SIGKILL"), (40, "signal 40")])
+def test_a_killed_rank_is_reported(number, name, tmp_path):
     script = tmp_path / "script.py"
-    script.write_text("import os, time\nos.environ['RANK'] == '1' and os.kill(os.getpid(), 9)\ntime.sleep(100)\n")
+    kill = f"os.environ['RANK'] == '1' and os.kill(os.getpid(), {number})"
+    script.write_text(f"import os, time\n{kill}\ntime.sleep(100)\n")
     line = [sys.executable, ROOT / "scripts/torchrun.py", "--standalone", "--nproc-per-node", "2", script]
     process = subprocess.run(line, capture_output=True, text=True, timeout=60)
-    assert (process.returncode, process.stderr) == (137, "error: a process was ended by SIGKILL\n")
+    assert (process.returncode, process.stderr) == (128 + number, f"error: a process was ended by {name}\n")
 
 
 SRUN = """#!{python}

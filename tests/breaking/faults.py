@@ -32,7 +32,7 @@ def send_stop_signal(bench: Bench, launcher: str) -> None:
     number = SIGNALS[bench.number % len(SIGNALS)]
     job = bench.start_until(bench.random.randint(1, 9), "teacher", launcher)
     job.process.send_signal(number)
-    job.wait(END_PATIENCE)
+    check(job.wait(END_PATIENCE) != 0, f"{number.name}: the job's status is 0")
     saved, logged = checkpoint.read(job.folder / "last.pth")["iteration"], read_iteration(job.folder)
     check(saved == logged, f"{number.name}: saved at iteration {saved}, trained to {logged}")
     bench.resume(job)
@@ -59,7 +59,7 @@ def stop_rank_without_restart(bench: Bench) -> None:
     """Send a signal to one rank under --max-restarts 3. The run stops, and torchrun does not restart it."""
     job = bench.start_until(3, "teacher", "torchrun", restarts=3)
     os.kill(bench.random.choice(job.list_ranks()), signal.SIGUSR1)
-    job.wait(END_PATIENCE)
+    check(job.wait(END_PATIENCE) != 0, "the job's status is 0: it was restarted, or it did not stop")
     bench.resume(job)
 
 
