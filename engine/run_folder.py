@@ -93,9 +93,12 @@ class RunFolder:
         """Say why no checkpoint can be used, and what could be done instead."""
         if not self.runtime.on_rank0(candidates[-1].exists):
             problems = problems[:1]
-        best = candidates[0].with_name(BEST)
         message = f"--resume: {'; '.join(map(str, problems))}"
-        if self.runtime.on_rank0(best.exists):
+        last = candidates[0].with_name(LAST)
+        if last != candidates[0] and self.runtime.on_rank0(last.exists):
+            message += f"; --resume {last} continues the run"
+        best = candidates[0].with_name(BEST)
+        if best != candidates[0] and self.runtime.on_rank0(best.exists):
             message += f"; --pretrained {best} starts a new run from the best weights"
         return message
 
@@ -186,12 +189,36 @@ def open_run_folder(settings: TrainConfig, runtime: Runtime, inputs: Mapping[str
 
 
 def adapt_to_restart(settings: TrainConfig, folder: Path) -> TrainConfig:
-    """Change the settings of a job that torchrun restarts: it continues its run, also if flags say to start anew."""
+    """Change the settings of a job that torchrun restarts: it continues its run, also if flags say to start anew.
+
+    If the job failed before it wrote to the folder, the folder may hold another run. Then the settings stay as they
+    are.
+    """
     is_restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    if not is_restart or read_launch_id(folder / LOG) != get_launch_id():
+        return settings
     can_continue = any((folder / name).exists() for name in (LAST, PREVIOUS))
-    if is_restart and (can_continue or not settings.resume):
+    if can_continue or not settings.resume:
         return replace(settings, resume="auto", overwrite=False)
     return settings
+
+
+def get_launch_id() -> str | None:
+    """Return torchrun's name of the job, the same on all ranks and after a restart. None without torchrun."""
+    return os.environ.get("TORCHELASTIC_RUN_ID")
+
+
+def read_launch_id(log: Path) -> str | None:
+    """Return the name that torchrun gave the job which wrote to a log last. None if no record of a start has one."""
+    launch_id = None
+    for line in read_log_lines(log):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and record.get("event") == "start":
+            launch_id = record.get("launch")
+    return launch_id
 
 
 def find_resume_source(settings: TrainConfig, folder: Path) -> Path | None:
@@ -300,7 +327,8 @@ def locate_checkpoint(resume: str) -> Path:
 def is_barely_started(folder: Path, files: Sequence[str], resumes: bool) -> bool:
     """Return whether a folder holds the log of a run that ended before its first checkpoint, and nothing of value.
 
-    resumes: whether the run is to be resumed. It then starts again, so that records of training have no value either.
+    resumes: whether the user gave ``--resume auto``. Without a checkpoint such a run must start again, so that its
+    records of training have no value either.
     """
     if LOG not in files or {LAST, PREVIOUS, BEST, DAMAGED, UNUSED} & {*files}:
         return False
@@ -308,11 +336,15 @@ def is_barely_started(folder: Path, files: Sequence[str], resumes: bool) -> bool
     return read_events(folder / LOG) <= worthless
 
 
+def read_log_lines(log: Path) -> list[bytes]:
+    """Return the lines of a log, or none if there is no log. A last line that a kill has cut off is left out."""
+    return log.read_bytes().split(b"\n")[:-1] if log.is_file() else []
+
+
 def read_events(log: Path) -> set[str]:
     """Return the kinds of the records in a log, or {"unknown"} if a record is damaged."""
-    lines = log.read_bytes().split(b"\n")[:-1] if log.is_file() else []  # a kill may cut the last one off
     try:
-        return {json.loads(line)["event"] for line in lines}
+        return {json.loads(line)["event"] for line in read_log_lines(log)}
     except (ValueError, KeyError, TypeError):
         return {"unknown"}
 
@@ -338,7 +370,7 @@ def warn_about_resume(path: Path, problems: list[UserError], size_before: int | 
     if size_before not in (None, size):
         print(
             f"warning: {size} processes continue what {size_before} began: BatchNorm without synchronisation, dropout "
-            "and some losses (ohem, dice, dist, cirkd, mgd, adv) depend on how the batch is split, so the results "
-            "differ from those of either",
+            "and some losses (ohem, dice, dist, adv, mgd, af_dcd, cirkd...) depend on how the batch is split, so the "
+            "results differ from those of either",
             file=sys.stderr,
         )

@@ -25,7 +25,8 @@ def describe_inputs(settings: TrainConfig, data: Data) -> dict[str, str]:
     described = {}
     for name in list_file_settings(type(settings)):
         digest = hashlib.sha256()
-        found = list_checkpoint_files(getattr(settings, name))
+        value = getattr(settings, name)
+        found = list_checkpoint_files(value) if value else []
         for path in found:
             files.compute_digest(path, digest)
         if found:

@@ -20,7 +20,7 @@ from engine.machine import describe_environment
 from engine.metrics import Metrics, make_json_number
 from engine.preview import make_preview
 from engine.progress import Progress, describe_finish
-from engine.run_folder import BEST, LAST, RunFolder, open_run_folder
+from engine.run_folder import BEST, LAST, RunFolder, get_launch_id, open_run_folder
 from engine.run_inputs import agree_on_inputs, make_plain
 from engine.runtime import Runtime
 from engine.settings import TrainConfig
@@ -206,6 +206,7 @@ class Trainer:
         """Open the log of the run, with a first record of what it is."""
         header = {
             "world_size": self.runtime.size,
+            "launch": get_launch_id(),
             **self.environment,
             "runtime": self.runtime.describe(),
             "config": make_plain(asdict(self.settings)),
@@ -401,10 +402,10 @@ class Trainer:
         try:
             self.progress.note_iteration(self.state.iteration)
             if self.is_log_due():
+                self.log_terms(terms)
                 warning = self.label_watch.check(self.state.iteration)
                 if warning is not None:
                     self.logger.print_line(f"warning: {warning}")
-                self.log_terms(terms)
             self.print_expected_end()
             self.logger.advance(self.state.iteration)
         except (OSError, UserError) as error:  # the disk is full, nothing reads the output, or no label has a class
@@ -548,8 +549,9 @@ class Trainer:
         positions = range(first, first + self.images_per_rank)
         files = ", ".join(str(self.data.train.get_image_path(position)) for position in positions)
         values = ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
-        folder = self.folder.path
-        return f"{what} at iteration {iteration + 1} ({values}); nothing of it is saved in {folder}; images: {files}"
+        advice = "look at the images and labels of this step, or start anew with a lower --lr"
+        kept = f"{self.folder.path} keeps the checkpoints of before"
+        return f"{what} at iteration {iteration + 1} ({values}): {advice}; {kept}; images: {files}"
 
 
 def make_card(state: TrainingState, data: Data, settings: TrainConfig) -> dict[str, Any]:

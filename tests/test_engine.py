@@ -222,7 +222,7 @@ def test_wrong_flags_do_not_change_an_existing_run(finished_runs, flags, message
 
 
 def test_the_best_checkpoint_cannot_be_resumed(finished_runs, tmp_path):
-    with pytest.raises(UserError, match="holds no training state"):
+    with pytest.raises(UserError, match=r"holds no training state; .* --resume .*last\.pth continues the run$"):
         train(train_teacher, tmp_path, "--resume", f"{finished_runs[0]}/teacher/best.pth")
 
 

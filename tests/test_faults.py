@@ -110,6 +110,21 @@ def test_a_restarted_job_continues_despite_overwrite(run, monkeypatch, capsys):
     assert read_files(run) == before
 
 
+@pytest.mark.parametrize("flags", [["--overwrite"], []])
+def test_a_restarted_job_takes_no_other_jobs_run_for_its_own(flags, run, monkeypatch):
+    """The first attempt may have failed before it wrote anything."""
+    before = read_files(run)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "another job")
+    if flags:
+        train_small_teacher(run, *flags, "--max-iterations", "1")
+        assert checkpoint.read(run / "last.pth")["iteration"] == 1
+    else:
+        with pytest.raises(UserError, match="holds a run: --resume auto continues it"):
+            train_small_teacher(run)
+        assert read_files(run) == before
+
+
 def test_checkpoints_alone_are_not_deleted(run):
     for path in list(run.iterdir()):
         if path.name not in ("last.pth", "previous.pth"):
@@ -478,12 +493,15 @@ def test_changed_inputs_are_refused(finished_run, tmp_path, monkeypatch):
 
 def test_inputs_are_described_the_same_from_every_working_folder(tmp_path, monkeypatch):
     trees.camvid(tmp_path / "street")
+    for name in ("config.json", "model.safetensors"):  # a model of another library that no flag names
+        (tmp_path / name).write_bytes(b"{}")
     described = []
     for folder, data in ((tmp_path, str(tmp_path / "street")), (tmp_path, "street/"), (tmp_path / "street", ".")):
         monkeypatch.chdir(folder)
         config = StudentConfig(dataset="camvid", data=data)
         described.append(describe_inputs(config, build_train_and_val("camvid", data)))
     assert described[0] == described[1] == described[2]
+    assert described[0].keys() == {"training", "validation", "classes"}
 
 
 @pytest.mark.parametrize("changed", ["config.json", "model.safetensors"])
