@@ -160,6 +160,9 @@ def test_a_flag_of_the_other_script_is_refused_with_the_name_of_that_script(conf
     [
         (["--batchsize", "3"], "unknown flag --batchsize; did you mean '--batch-size'"),
         (["--batch-size", "many"], "--batch-size: 'many' is not a int"),
+        (["--batch_size", "3"], "unknown flag --batch_size: it is written --batch-size"),
+        (["--no-lr"], "unknown flag --no-lr: --lr has no such form"),
+        ([""], "an argument is empty: a variable in the command may not be set"),
         (["--recipe", "tony"], "did you mean 'toy'"),
         (["--device", "gpu"], "choices: auto, cpu, cuda"),
         (["--crop-size", "512"], "expected 2 arguments"),

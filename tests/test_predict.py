@@ -94,6 +94,7 @@ def test_subfolders_are_kept_in_the_output(student, tmp_path):
         (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
         write_picture(tmp_path / "photos" / name, seed=seed)
     (tmp_path / "photos/trip/loop").symlink_to(tmp_path / "photos")
+    (tmp_path / "photos/latest").symlink_to(tmp_path / "photos/trip")
     flags = [str(tmp_path / "photos"), "--pretrained", student, "--output", f"{tmp_path}/photos/out", "--blend"]
     for _ in range(2):  # the second run must not read the output of the first
         predict.main(flags)
@@ -201,6 +202,7 @@ def test_bad_flags_are_refused(student, tmp_path):
         ([source, "--pretrained", student, "--output", str(tmp_path)], "would be overwritten"),
         ([str(empty), "--pretrained", student], "holds no images"),
         (["--pretrained", student], "no images given"),
+        (["", "--pretrained", student], "the name of an image is empty"),
         ([source], "--pretrained FILE is missing"),
         ([source, "--pretrained", student, "--output", "/proc/out"], r"cannot write /proc/out/\w+\.png: "),
     ):

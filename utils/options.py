@@ -74,7 +74,8 @@ def parse_flags(
     other_scripts: scripts with a config class of their own. The message on an unknown flag says if it is one of theirs.
 
     Raises:
-        UserError: a flag is unknown or given twice, or a value is of another type, out of bounds, or no choice.
+        UserError: a flag is unknown, a value is given both with its flag and without, or a value is of another type,
+            out of bounds, or no choice. Of a flag that is given twice, the last value counts.
     """
     parser = _make_parser(config_class, description)
     parser.other_scripts = other_scripts
@@ -118,7 +119,7 @@ def _make_parser(config_class: type, description: str) -> "_Parser":
 def _add_flag(parser: Any, field: dataclasses.Field, kind: Any) -> None:
     """Add the flag of a field, and its bare form where the field is positional."""
     text = field.metadata["help"]
-    if field.default not in ("", None) and field.default is not False:
+    if field.default not in ("", None, ()) and field.default is not False:
         text += f" (default: {format_value(field.default)})"
     options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": text.replace("%", "%%")}
     if kind is bool:
@@ -243,16 +244,22 @@ class _Parser(argparse.ArgumentParser):
             UserError: always. For an unknown flag, the message names the script that has it, or else the nearest flag.
         """
         if message.startswith("unrecognized arguments:"):
-            given = message.split()[2].partition("=")[0]
+            given = message.removeprefix("unrecognized arguments:").strip().split(" ")[0].partition("=")[0]
             message = self.explain_unknown_flag(given)
         raise UserError(f"{message} (see {self.prog} --help)")
 
     def explain_unknown_flag(self, given: str) -> str:
         """Return the message on a flag that the script does not have, or on a value without a flag."""
+        if not given:
+            return "an argument is empty: a variable in the command may not be set"
         if not given.startswith("-"):
             return f"{given} is one value too many: a flag is missing before it, or it has spaces and needs quotes"
         flag = given.replace("_", "-")
         positive = "--" + flag.removeprefix("--no-").removeprefix("--")
+        if flag in self._option_string_actions:
+            return f"unknown flag {given}: it is written {flag}"
+        if positive in self._option_string_actions:
+            return f"unknown flag {given}: {positive} has no such form"
         for script, config_class in self.other_scripts.items():
             if positive in {get_flag(field.name) for field in dataclasses.fields(config_class)}:
                 return f"{flag} is a flag of {script}; {self.prog} does not have it"

@@ -3,10 +3,11 @@
     python scripts/deploy/predict.py street.jpg photos/ --pretrained runs/student/best.pth --output predictions
     python scripts/deploy/predict.py photos/ --pretrained camvid_fpn --resize 480 360 --blend
 
-Images of any size, files or folders with all folders in them, which the output has, too; transparent pixels are white,
-as on a page. Pictures have the image's size, with --resize too: a network is best at about the size it was trained at.
---scales, --flip, --window and --amp are those of eval.py. Colours and class names come from the checkpoint; one without
-gets VOC's colours. An image that cannot be read is named and skipped; the exit status is then 1.
+Give image files or folders. Folders are searched with all folders in them, and the output has the same folders. Images
+may have any size, and transparent pixels become white. Pictures have the image's size, with --resize too: a network is
+best at about the size it was trained at. --scales, --flip, --window and --amp are those of eval.py. Colours and class
+names come from the checkpoint; one without gets VOC's colours. An image that cannot be read is named and skipped; the
+exit status is then 1.
 """
 
 import sys
@@ -75,12 +76,14 @@ def find_images(given: Sequence[str], output: Path) -> dict[Path, Path]:
     ``output``, without a suffix: photos/a/b.jpg of the folder photos goes to a/b.
 
     Raises:
-        UserError: nothing is given, or a folder holds no images.
+        UserError: nothing is given, a name is empty, or a folder holds no images.
     """
     if not given:
         raise UserError("no images given: predict.py IMAGE.. --pretrained FILE")
     found: dict[Path, Path] = {}
     for text in given:
+        if not text:
+            raise UserError("the name of an image is empty: a variable in the command may not be set")
         path = Path(text).expanduser()
         if not path.is_dir():
             found[path] = Path(path.stem)
