@@ -171,13 +171,14 @@ def walk_images(root: Path) -> Iterator[tuple[Path, list[str]]]:
 
     visited: set[Path] = set()
     for folder, subfolders, names in os.walk(root, onerror=refuse, followlinks=True):
-        visited.add(Path(folder).resolve())
-        # os.walk goes into the folders that are left in this list
-        subfolders[:] = [
-            name
-            for name in sorted(subfolders)
-            if not name.startswith(".") and Path(folder, name).resolve() not in visited
-        ]
+        place = Path(folder).resolve()
+        if place in visited:
+            subfolders.clear()  # os.walk goes into the folders that are left in this list
+            continue
+        visited.add(place)
+        shown = [name for name in subfolders if not name.startswith(".")]
+        # links come last, so that a folder within the root is visited under its own name
+        subfolders[:] = sorted(shown, key=lambda name: (Path(folder, name).is_symlink(), name))
         images = [
             name for name in sorted(names) if Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")
         ]

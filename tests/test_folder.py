@@ -722,16 +722,14 @@ def test_a_star_in_the_name_of_a_folder_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", "\ufeff\n \r\n"])
-def test_an_empty_list_of_training_images_is_reported(content, tmp_path):
+@pytest.mark.parametrize(("empty", "other", "training_images"), [("train", "val", 3), ("val", "train", 1)])
+def test_an_empty_list_is_reported(empty, other, training_images, content, tmp_path):
     write_photos(tmp_path, 5)
-    (tmp_path / "val.txt").write_text("3\n4\n")
-    (tmp_path / "trainval.txt").write_text("")  # this name does not mean training alone
-    (tmp_path / "train.txt").write_text(content, encoding="utf-8")
+    (tmp_path / f"{other}.txt").write_text("0\n4\n")
+    (tmp_path / f"{empty}.txt").write_text(content, encoding="utf-8")
     describe(tmp_path)
-    assert len(build_dataset("folder", str(tmp_path), "train")) == 3
-    text = (tmp_path / "dataset.yaml").read_text()
-    assert "# the list file of training images is empty (train.txt): they are those in no other list\n" in text
-    assert "no list of training images" not in text
+    assert len(build_dataset("folder", str(tmp_path), "train")) == training_images
+    assert f"# not used: {empty}.txt, which is empty\n" in (tmp_path / "dataset.yaml").read_text()
 
 
 def test_a_list_may_name_the_labels(tmp_path):

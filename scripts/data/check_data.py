@@ -3,9 +3,9 @@
     python scripts/data/check_data.py --dataset voc --data VOCdevkit/VOC2012
     python scripts/data/check_data.py --dataset cityscapes --data cityscapes --split val --workers 8 --json val.json
 
-Without --split: train and val, and other splits where they are. Problems: a line for each kind, with its count and
-first files, and exit status 1; --json has every one. Warnings: what a person has to look at, file by file; and a
-data set of your own that has no train split.
+Without --split, train and val are checked, and the other splits that are there. Each kind of problem gets one line with
+its count and first files, and the exit status is 1. --json lists every file. Warnings name files that a person should
+look at.
 """
 
 import json
@@ -217,7 +217,7 @@ def find_labels_named_like(image: Path, label: Path) -> Iterator[Path]:
     """Find labels beside ``label`` that have no image beside ``image``.
 
     The pair shows how the name of a label follows from that of its image: both have a part in common, and something
-    before and behind it that is the same for all images, or for all labels.
+    before and after it that is the same for all images, or for all labels.
     """
     shared = find_shared_part(image.stem, label.name)
     if not shared:

@@ -23,7 +23,7 @@ require_packages()
 
 import yaml
 
-from datasets import get_dataset_spec
+from datasets import choose_evenly, get_dataset_spec
 from datasets.base import MAX_LISTED, find_missing_files
 from datasets.files import walk_images
 from datasets.folder import FILE
@@ -199,9 +199,7 @@ def describe(root: Path, most_labels: int) -> Description:
 def choose_labels(matches: Sequence[Match], most: int) -> list[Path]:
     """Return at most ``most`` label files of all folders, spread evenly; all of them where ``most`` is 0."""
     labels = [match.labels / name for match in matches for name in match.label_names]
-    if most == 0 or len(labels) <= most:
-        return labels
-    return [labels[i * len(labels) // most] for i in range(most)]
+    return [labels[i] for i in choose_evenly(len(labels), most or len(labels))]
 
 
 def describe_name_form(form: NameForm) -> list[str]:

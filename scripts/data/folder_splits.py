@@ -16,7 +16,7 @@ from utils.files import decode_text
 from utils.pictures import read_content
 
 LIST_SUFFIXES = (".txt", ".lst", ".csv")
-# finds the first image in a line that goes on behind it
+# finds the first image in a line that goes on after it
 TWO_COLUMNS = re.compile(rf"({'|'.join(map(re.escape, IMAGE_SUFFIXES))})[\s,;]", re.IGNORECASE)
 LISTED = 0.8  # share of the lines of a text file that must name images, so that it is taken for a list
 COMPLETE = 0.8  # share of the folders that a pattern finds which must be folders of the split
@@ -111,11 +111,7 @@ class SplitFinder:
                 f"no images for training: {', '.join(sorted(map(str, lists)))} name all images of {self.root}: write a "
                 "list of the training images, train.txt, or take their names out of the other lists"
             )
-        empty = _find_empty_lists(self.root, "train", self.own_lists)
-        reason = "no list of training images"
-        if empty:
-            reason = f"the list file of training images is empty ({', '.join(empty)})"
-        self.remarks.append(f"{reason}: they are those in no other list")
+        self.remarks.append("no list of training images: they are those in no other list")
         self.new_lists[make_list_name("train")] = rest
         return make_list_name("train")
 
@@ -306,7 +302,7 @@ def _leave_out(bases: list[str], lists: Sequence[Path]) -> list[str]:
 class _FoundList(NamedTuple):
     """Describe a text file that names images.
 
-    Of two lists of one split, the one that is sorted behind the other is used: so the order of the fields matters.
+    Of two lists of one split, the one that is sorted after the other is used: so the order of the fields matters.
     """
 
     is_called_after_split: bool  # the name is the split's and nothing else, as that of train.txt
@@ -337,27 +333,14 @@ def _find_lists(root: Path, bases: set[str], own_lists: Collection[Path], remark
             remarks.append(f"not used: {place}, which is called after two splits")
         elif count:
             found.append(_FoundList(path.stem.lower() == split, count, split, str(place)))
+        elif not is_damaged and not clean_name(text):
+            remarks.append(f"not used: {place}, which is empty")
         elif _mentions_images(text, bases):
             reason = f"a list has one name a line and nothing else, and {100 * LISTED:.0f} % of them are images here"
             remarks.append(f"not used: {place} names images, but {reason}")
     lists = {entry.split: entry.path for entry in sorted(found)}  # the last one of a split stays
     _note_shared_images(root, lists, remarks)
     return lists
-
-
-def _find_empty_lists(root: Path, split: str, own_lists: Collection[Path]) -> list[str]:
-    """Find the text files that are called after a split and hold nothing but blanks.
-
-    own_lists: lists that an earlier call wrote; they are passed over.
-    """
-    empty = []
-    for path, split_of_file in _find_files_called_after_splits(root, own_lists):
-        if split_of_file != split or _is_called_after_two_splits(path):
-            continue
-        text, is_damaged = _read_text(path)
-        if not is_damaged and not clean_name(text):
-            empty.append(str(path.relative_to(root)))
-    return empty
 
 
 def _find_files_called_after_splits(root: Path, own_lists: Collection[Path]) -> Iterator[tuple[Path, str]]:

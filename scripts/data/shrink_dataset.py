@@ -2,8 +2,8 @@
 
 python scripts/data/shrink_dataset.py --dataset camvid --source data/camvid --data data/camvid_half --factor 2
 
-Images are averaged over the area of each new pixel, of labels the nearest pixel is kept. Lists (.txt, .yaml) are
-copied, so that the copy is read as the original is.
+A pixel of an image becomes the mean of the area that it covers. A pixel of a label takes the nearest value. Lists
+(.txt, .yaml) are copied, so that the copy is read as the original is.
 """
 
 import sys
@@ -124,8 +124,7 @@ def shrink_pairs(config: ShrinkConfig, pairs: Sequence[PathPair], source: Path, 
     spec = get_dataset_spec(config.dataset, str(source))
     for image_path, label_path in tqdm(pairs, "pictures", disable=None):
         image, label = read_stored_pair(spec, image_path, label_path)
-        if image_path is not None:
-            shrink(image, config.factor, Image.Resampling.BOX, target / image_path.relative_to(source))
+        shrink(image, config.factor, Image.Resampling.BOX, target / image_path.relative_to(source))
         if label_path is not None:
             shrink(label, config.factor, Image.Resampling.NEAREST, target / label_path.relative_to(source))
 
