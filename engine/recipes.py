@@ -86,10 +86,8 @@ def parse_recipe(path: Path) -> list[RecipeLine]:
     return lines
 
 
-def find_recipe(name: str, folder: Path = RECIPES) -> tuple[Path, str]:
+def find_recipe(name: str) -> tuple[Path, str]:
     """Return the file of a recipe, and the method that is asked for, or "".
-
-    folder: of the recipes that are known by name.
 
     Raises:
         UserError: there is no such file.
@@ -99,28 +97,36 @@ def find_recipe(name: str, folder: Path = RECIPES) -> tuple[Path, str]:
     if colon and not name.endswith((".yaml", ".yml")):
         name = base
         method = rest
-    path = folder / f"{name}.yaml"
+    path = RECIPES / f"{name}.yaml"
     if name.endswith((".yaml", ".yml")):
         path = Path(name).expanduser()
     if not path.is_file():
-        known = sorted(file.stem for file in folder.glob("*.yaml"))
+        known = sorted(file.stem for file in RECIPES.glob("*.yaml"))
         raise UserError(f"recipe not found: {path}{suggest_nearest(name, known)} (recipes: {', '.join(known)})")
     return path, method
 
 
 def read_recipe(path: Path) -> dict[Any, Any]:
-    """Read the lines of a recipe. ``include: NAME`` puts those of another recipe of its folder before them.
+    """Read the lines of a recipe. ``include: NAME`` puts those of another recipe before them.
+
+    NAME is the name or the file name of a recipe in the same folder, or the name of one that comes with the project.
 
     A line of the recipe replaces the included one of the same key. A line for all roles, such as ``kd``, also replaces
     the included ones for a role, such as ``student.kd``.
 
     Raises:
-        UserError: the file is no flat mapping, or the recipe that it includes does not exist or includes another.
+        UserError: the file is no flat mapping, or the recipe that it includes does not exist, includes another, or is
+            named with a method.
     """
     content = read_flat_yaml(path)
     if INCLUDE not in content:
         return content
-    base, _ = find_recipe(str(content.pop(INCLUDE)), path.parent)
+    name = str(content.pop(INCLUDE)).removesuffix(".yaml")
+    if ":" in name:
+        raise UserError(f"{path}: {INCLUDE}: {name}: leave out the colon and the method after it")
+    base = path.parent / f"{name}.yaml"
+    if not base.is_file():
+        base, _ = find_recipe(name)
     included = read_flat_yaml(base)
     if INCLUDE in included:
         raise UserError(f"{path}: {INCLUDE}: {base.stem} includes another recipe itself: one step is enough")

@@ -96,9 +96,19 @@ def test_an_included_recipe_is_looked_for_beside_the_file(tmp_path):
     (tmp_path / "base.yaml").write_text("lr: 0.5\nmodel: fcn\n")
     (tmp_path / "own.yaml").write_text("include: base\nlr: 0.25\n")
     (tmp_path / "twice.yaml").write_text("include: own\n")
-    (tmp_path / "missing.yaml").write_text("include: bass\n")
+    (tmp_path / "missing.yaml").write_text("include: coco\n")
+    (tmp_path / "with_suffix.yaml").write_text("include: base.yaml\n")
+    (tmp_path / "with_method.yaml").write_text("include: voc:cwd\n")
     assert load_recipe(f"{tmp_path}/own.yaml", "teacher") == {"lr": 0.25, "model": "fcn"}
     with pytest.raises(UserError, match="include: own includes another recipe itself"):
         load_recipe(f"{tmp_path}/twice.yaml", "teacher")
-    with pytest.raises(UserError, match=r"recipe not found: .*; did you mean 'base'"):
+    with pytest.raises(UserError, match=r"recipe not found: .*coco"):
         load_recipe(f"{tmp_path}/missing.yaml", "teacher")
+    assert load_recipe(f"{tmp_path}/with_suffix.yaml", "teacher") == {"lr": 0.5, "model": "fcn"}
+    with pytest.raises(UserError, match="include: voc:cwd: leave out the colon and the method after it"):
+        load_recipe(f"{tmp_path}/with_method.yaml", "teacher")
+
+
+def test_a_recipe_of_ones_own_may_include_one_of_the_project(tmp_path):
+    (tmp_path / "own.yaml").write_text("include: toy\nlr: 0.25\n")
+    assert load_recipe(f"{tmp_path}/own.yaml", "teacher") == {**load_recipe("toy", "teacher"), "lr": 0.25}
