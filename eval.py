@@ -47,6 +47,8 @@ SUFFIXES = {"--json": ".json", "--per-image": ".npz"}  # of the files that are w
 
 @dataclass(frozen=True)
 class EvalConfig(EvalProtocol):
+    """Hold the settings of eval.py."""
+
     pretrained: str = network_option("", "checkpoint to evaluate", positional=True)
     model: str = network_option("", "package.module:function, where the checkpoint holds a network of your own")
     backbone: str = network_option("", "encoder of a file of segmentation_models_pytorch whose keys do not tell it")
@@ -262,6 +264,8 @@ def describe_protocol(config: EvalConfig, is_assisted: bool) -> str:
         parts.append(f"pixel noise {config.label_std:g}")
     if config.code_std is not None:
         parts.append(f"code noise {config.code_std:g}")
+    if is_assisted and config.seed and not config.without_label:
+        parts.append(f"noise seed {config.seed}")
     if config.absent_as_zero:
         parts.append("absent classes as 0")
     return ", ".join(parts)

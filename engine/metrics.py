@@ -122,7 +122,7 @@ class Metrics:
 
     def format_table(self, names: tuple[str, ...]) -> str:
         """Return IoU, precision, recall and F1 of each class in percent, as lines of text."""
-        width = max(map(len, names))
+        width = max(map(len, ("class", *names)))
         rows = [
             f"{'class':<{width}}  {'IoU %':>6}  {'precision %':>11}  {'recall %':>8}  {'F1 %':>6}  {'labelled px':>14}"
         ]

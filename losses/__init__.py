@@ -27,6 +27,7 @@ from losses.skd import SKD
 from losses.user_losses import load_user_loss
 from losses.weighted import WeightedLosses
 from utils.errors import UserError, lookup, suggest_nearest
+from utils.types import LOG_FIELDS
 
 LOSSES: dict[str, type[nn.Module]] = {
     "kd": KD,
@@ -49,7 +50,7 @@ LOSSES: dict[str, type[nn.Module]] = {
 }
 
 # keys of a training record that are not distillation terms
-RESERVED = ("event", "iteration", "loss", "ce", "aux", "lr", "images_per_second", "cpu_seconds", "memory_gb")
+RESERVED = (*LOG_FIELDS, "loss", "ce", "aux", "lr")
 
 
 class ParsedLoss(NamedTuple):

@@ -190,8 +190,8 @@ class TaskLoss(nn.Module):
     class_weights: K numbers for cross entropy and OHEM, on every map of classes.
 
     Raises:
-        UserError: a criterion is unknown or given twice, or there are class weights and the main map has no criterion
-            that takes them.
+        UserError: a criterion is unknown or given twice, or there are class weights or label smoothing and the main
+            map has no criterion that takes them.
     """
 
     def __init__(
@@ -212,9 +212,13 @@ class TaskLoss(nn.Module):
         self.criteria = tuple(_split_criteria(item.kind, CRITERIA, "criterion") for item in self.supervision)
         self.aux_weights = tuple(s.weight if aux_weight is None else aux_weight for s in self.supervision[1:])
         weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
-        if weights is not None and not set(self.criteria[0]) & set(PIXEL_CRITERIA):
-            reason = "every class has the same weight in it already"
-            raise UserError(f"--class-weights has no effect on the task loss {self.supervision[0].kind}: {reason}")
+        if not set(self.criteria[0]) & set(PIXEL_CRITERIA):
+            kind = self.supervision[0].kind
+            if weights is not None:
+                reason = "every class has the same weight in it already"
+                raise UserError(f"--class-weights has no effect on the task loss {kind}: {reason}")
+            if label_smoothing:
+                raise UserError(f"--label-smoothing has no effect on the task loss {kind}: leave it out")
         # not persistent: the setting holds them, and runs of before there were weights have no such key
         self.register_buffer("class_weights", weights, persistent=False)
 

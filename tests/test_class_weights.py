@@ -120,6 +120,8 @@ def test_misuse_of_the_task_loss_is_explained():
     logits, label = make_batch()
     with pytest.raises(UserError, match="--class-weights has no effect on the task loss dice: every class"):
         TaskLoss([Supervision()], criterion="dice", class_weights=[1.0] * K)
+    with pytest.raises(UserError, match="--label-smoothing has no effect on the task loss dice: leave it out"):
+        TaskLoss([Supervision()], criterion="dice", label_smoothing=0.1)
     with pytest.raises(UserError, match="4 class weights for 5 classes"):
         TaskLoss([Supervision()], class_weights=[1.0] * 4)(Output(logits, (), logits), label)
 
@@ -232,8 +234,8 @@ def test_bad_files_are_explained(tmp_path, text, message):
         ("1,2,3", "--class-weights 1,2,3: 3 numbers for 7 classes"),
         ("1,1,1,1,1,1,x", "'x' of class star"),
         ("auto=1,2", "--class-weights auto=1,2: 2 numbers for 7 classes"),
-        ("auto:2", "--class-weights auto:2: behind the colon belongs a number from 0 to 1"),
-        ("auto:", "--class-weights auto:: behind the colon belongs a number from 0 to 1"),
+        ("auto:2", "--class-weights auto:2: give a number from 0 to 1 after the colon"),
+        ("auto:", "--class-weights auto:: give a number from 0 to 1 after the colon"),
         ("autos", "--class-weights autos: no such file"),
         ("1.5," * 100, "100 numbers for 7 classes"),
     ],

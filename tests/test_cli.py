@@ -94,9 +94,10 @@ def test_a_teacher_can_be_evaluated_with_other_codes(runs, tmp_path):
     assert confusion() != confusion("--seed", "3")
     assert confusion("--without-label") == confusion("--without-label", "--seed", "3") != confusion(*fixed)
     assert "zero label plane" in evaluate_run(runs, tmp_path, "untrained", "--without-label")["protocol"]
-    flags = [*fixed, "--absent-as-zero", "--window", "32", "32", "--stride", "16", "16"]
+    flags = [*fixed, "--seed", "3", "--absent-as-zero", "--window", "32", "32", "--stride", "16", "16"]
     protocol = evaluate_run(runs, tmp_path, "untrained", *flags)["protocol"]
-    for words in ("window 32x32, stride 16x16", "label codes fixed", "pixel noise 0", "absent classes as 0"):
+    window = "window 32x32, stride 16x16"
+    for words in (window, "label codes fixed", "pixel noise 0", "noise seed 3", "absent classes as 0"):
         assert words in protocol  # scores that differ in one of these must not be compared
     for flags in (["--label-codes", "fixed"], ["--without-label"]):
         with pytest.raises(UserError, match="sees the image only"):

@@ -7,6 +7,8 @@ from torch import Tensor
 
 Rgb = tuple[int, int, int]  # 0..255
 IGNORE_INDEX = 255  # the one ignore label inside the project; every data set maps its own to it
+# keys of a record in metrics.jsonl that are neither losses nor scores
+LOG_FIELDS = ("event", "iteration", "images_per_second", "cpu_seconds", "memory_gb")
 
 
 class Output(NamedTuple):

@@ -178,7 +178,7 @@ def find_stem_convs(backbone: nn.Module) -> list[nn.Conv2d]:
 
 
 def widen_stem(backbone: nn.Module, in_channels: int) -> None:
-    """Let the stem see label planes behind RGB. The RGB weights stay, the new weights are drawn from N(0, 0.1^2).
+    """Let the stem see label planes after RGB. The RGB weights stay, the new weights are drawn from N(0, 0.1^2).
 
     A new network is widened before any weights are loaded. LAD widens its stem when it loads ImageNet weights
     (models/base_models/resnet.py:257). timm's own ``in_chans=4`` would multiply the RGB weights by 3/4.
@@ -191,7 +191,7 @@ def widen_stem(backbone: nn.Module, in_channels: int) -> None:
 
 
 def keep_label_planes(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights of a network that sees RGB, widened for a network that sees label planes behind RGB.
+    """Return the weights of a network that sees RGB, widened for a network that sees label planes after RGB.
 
     own: the state dict of the latter. The convolutions that see the image keep its weights of the label planes.
     """

@@ -1,6 +1,5 @@
 """Load networks from files: this project's checkpoints, and those of LAD, CIRKD, MMSegmentation and other libraries."""
 
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +23,7 @@ from models.prediction import ImageLike, Predictor, read_rgb
 from models.segmentor import Segmentor
 from models.user_networks import build_user_network, is_user_network
 from utils import checkpoint
-from utils.errors import UserError
+from utils.errors import UserError, print_note
 from utils.pixels import CONVENTIONS, PixelConvention
 from utils.user_code import is_user_name
 
@@ -108,8 +107,8 @@ def from_checkpoint(
     """Load the network of a checkpoint, to the CPU and in eval mode.
 
     assisted: load another project's file of four input channels as a teacher that reads the label. By default such a
-        file is loaded as a student of three channels with the same output. For the LAD release gives its students a
-        label plane, and always shows them zeros. This project's own files say what they are.
+        the label plane is removed and the network has three channels. The output stays the same, because the LAD
+        release always shows zeros to its students. This project's own files say what they are.
 
     backbone: the encoder of a file of segmentation_models_pytorch, if its keys do not tell it.
 
@@ -280,9 +279,9 @@ def _load_smp(
             raise
         other = f"--backbone {backbone} may be another encoder than the file's; or " if backbone else ""
         raise UserError(f"{error}; {other}{NO_OPTIONS}, which model.save_pretrained writes: save it so") from error
-    print(f"{source}: {SMP_SOURCE}; its images are taken to be normalised as {network.pixels!r}", file=sys.stderr)
+    print_note(f"{source}: {SMP_SOURCE}; its images are taken to be normalised as {network.pixels!r}")
     if not saved:
-        print(f"{source}: {NO_OPTIONS}; they are taken to be the library's own", file=sys.stderr)
+        print_note(f"{source}: {NO_OPTIONS}; they are taken to be the library's own")
     card = Card(
         dict(model.config),
         pixels=network.pixels,

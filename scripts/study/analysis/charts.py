@@ -12,11 +12,11 @@ from engine.metrics import ASSISTED
 from scripts.study.analysis.runs import Run, View, list_scored_runs
 from scripts.study.analysis.style import choose_color, choose_line_style
 from scripts.study.analysis.text import wrap_text
+from utils.types import LOG_FIELDS
 
 MAX_BARS = 40  # classes that the bar chart shows at most
 MAX_CELLS = 40  # classes that a confusion matrix shows at most
 MAX_ANNOTATED = 15  # classes up to which the cells of a confusion matrix have numbers
-NOT_A_TERM = {"event", "iteration", "images_per_second", "cpu_seconds", "memory_gb"}
 Groups = Mapping[str, Sequence[Run]]
 
 
@@ -136,7 +136,7 @@ def list_training_terms(groups: Groups) -> list[str]:
         for record in run.curves.get("train", ()):
             for key in record:
                 # a weighted term has the shape of the term itself
-                if key not in NOT_A_TERM and not key.endswith("_weighted"):
+                if key not in LOG_FIELDS and not key.endswith("_weighted"):
                     terms[key] = None
     return list(terms)
 
