@@ -18,7 +18,7 @@ from utils.files import read_yaml
 C = TypeVar("C", bound=TrainConfig)
 
 EXPONENT = 0.5  # of "auto" without a number
-# "auto" or "auto:0.25"; once its weights have been computed, they stand behind it: auto=0.5,1.25,...
+# "auto" or "auto:0.25"; once its weights have been computed, they follow it: auto=0.5,1.25,...
 AUTO = re.compile(r"(?P<rule>auto(:(?P<exponent>[^=]*))?)(=(?P<weights>.*))?")
 
 
@@ -105,7 +105,7 @@ def _read_exponent(text: str | None, setting: str) -> float:
     if text is None:
         return EXPONENT
     if not _is_number(text) or not 0 <= float(text) <= 1:
-        raise UserError(f"--class-weights {setting}: behind the colon belongs a number from 0 to 1, as in auto:0.25")
+        raise UserError(f"--class-weights {setting}: give a number from 0 to 1 after the colon, as in auto:0.25")
     return float(text)
 
 

@@ -137,8 +137,9 @@ def start_runtime(settings: Any) -> Iterator[Runtime]:
         UserError: cuda is asked for and not there, or there are more processes on this host than GPUs.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # huge pages: else Linux clears large tensors slowly
-    shares_gpus = getattr(settings, "backend", "auto") == "gloo"
-    runtime = Runtime(_choose_device(settings.device, shares_gpus), **_read_options(settings))
+    backend = getattr(settings, "backend", None)
+    shares_gpus = backend == "gloo"
+    runtime = Runtime(_choose_device(settings.device, backend), **_read_options(settings))
     uses_nccl = runtime.device.type == "cuda" and not shares_gpus
     _configure_torch(runtime)
     if is_launched():
@@ -229,8 +230,10 @@ def _get_local_rank(gpus: int) -> int:
     return int(os.environ.get("SLURM_LOCALID", 0))
 
 
-def _choose_device(name: str, shares_gpus: bool) -> torch.device:
-    """Return the device of this process. shares_gpus: processes beyond the number of GPUs may share them.
+def _choose_device(name: str, backend: str | None) -> torch.device:
+    """Return the device of this process. With the backend gloo, processes beyond the number of GPUs share them.
+
+    backend: the value of ``--backend``, or None if the script has no such flag.
 
     Raises:
         UserError: there is no GPU, or none for this process.
@@ -241,6 +244,10 @@ def _choose_device(name: str, shares_gpus: bool) -> torch.device:
         raise UserError("--device cuda: torch finds no CUDA GPU; use --device cpu")
     count = torch.cuda.device_count()
     local_rank = _get_local_rank(count)
-    if local_rank >= count and not shares_gpus:
-        raise UserError(f"{local_rank + 1} processes on this host but only {count} GPUs (NGPUS; --backend gloo shares)")
+    if local_rank >= count and backend != "gloo":
+        processes = os.environ.get("LOCAL_WORLD_SIZE", local_rank + 1)
+        advice = f"start {count} (NGPUS={count})"
+        if backend is not None:
+            advice += ", or let them share with --backend gloo"
+        raise UserError(f"there are {processes} processes on this host, but {count} GPUs: {advice}")
     return torch.device("cuda", local_rank % count)

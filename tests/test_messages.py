@@ -248,6 +248,17 @@ def test_a_failed_export_has_a_message(student, tmp_path, monkeypatch):
         export_onnx.compare_with_network(write_garbage(tmp_path), torch.nn.Identity(), {})
 
 
+def test_an_image_too_large_for_pytorch_is_not_blamed_on_onnxruntime(student, tmp_path):
+    pytest.importorskip("onnxruntime")
+    export_onnx.main(["--pretrained", student, "--output", str(tmp_path / "x.onnx"), "--size", "64", "64"])
+
+    def fail(_):
+        raise MemoryError
+
+    with pytest.raises(UserError, match=r"^a large picture: PyTorch is out of memory: take a smaller --image"):
+        export_onnx.compare_with_network(tmp_path / "x.onnx", fail, {"a large picture": torch.zeros(1, 3, 64, 64)})
+
+
 def test_a_failed_download_of_weights_has_a_message(monkeypatch):
     def fail(*_, **__):
         raise OSError("no network")
@@ -266,13 +277,16 @@ def test_an_old_torch_reads_no_pickles(student, monkeypatch):
 def test_missing_gpus_have_a_message(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="torch finds no CUDA GPU"):
-        _choose_device("cuda", False)
+        _choose_device("cuda", "auto")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setenv("LOCAL_RANK", "1")
-    with pytest.raises(UserError, match="2 processes on this host but only 1 GPUs"):
-        _choose_device("cuda", False)
-    assert _choose_device("cuda", True).index == 0
+    few = r"there are 2 processes on this host, but 1 GPUs: start 1 \(NGPUS=1\)"
+    with pytest.raises(UserError, match=f"{few}, or let them share with --backend gloo$"):
+        _choose_device("cuda", "auto")
+    with pytest.raises(UserError, match=f"{few}$"):
+        _choose_device("cuda", None)  # a script without the flag --backend
+    assert _choose_device("cuda", "gloo").index == 0
 
 
 @pytest.mark.parametrize(("gpus", "index"), [(1, 0), (4, 2)])

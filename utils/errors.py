@@ -70,8 +70,8 @@ GPU_MEMORY = "CUDA error: out of memory|CU(BLAS|DNN)_STATUS_ALLOC_FAILED"  # not
 PEER = "Connection (closed|reset)|peer|Broken pipe|NCCL|Gloo|Timed out|TCPStore|ProcessGroup"  # only if there are ranks
 # regular expression for the message of a RuntimeError -> what it means, and what to do
 MEANINGS = {
-    "DataLoader worker|Pin memory thread|process pool": "a loader process was killed, most likely for want of memory: "
-    "fewer --workers, no --cache-gb, or more shared memory (docker: --shm-size)",
+    "DataLoader worker|Pin memory thread|process pool": "a loader process was killed, most likely because the memory "
+    "was full: fewer --workers, no --cache-gb, or more shared memory (docker: --shm-size)",
     PEER: f"{ANOTHER} ended or does not answer; its own message says why",
     f"{CPU_MEMORY}|{GPU_MEMORY}": OUT_OF_MEMORY,
     "Kernel size can't be greater": "an image, or a part of one, is too small for this network: 32 pixels a side are "

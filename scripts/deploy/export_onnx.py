@@ -20,6 +20,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -53,7 +54,7 @@ from scripts.deploy.onnx_int8 import (
 )
 from scripts.deploy.onnx_sizes import make_pools_exportable, use_new_maps, use_simple_same_padding
 from utils.entry import run_main
-from utils.errors import UserError, get_first_line
+from utils.errors import UserError, explain_out_of_memory, get_first_line
 from utils.files import write
 from utils.options import get_flag, option, parse_flags
 from utils.pictures import read_image
@@ -147,25 +148,33 @@ def compare_with_network(path: Path, network: nn.Module, images: dict[str, Tenso
     images: name -> uint8 RGB ``[1, 3, H, W]``. For each image, the largest difference of a logit is printed.
 
     Raises:
-        UserError: onnxruntime cannot load the file, or cannot run it on an image.
+        UserError: onnxruntime cannot load the file, or cannot run it on an image, or PyTorch is out of memory.
     """
     import onnxruntime
 
-    same = {}
-    what = "the file"
-    try:
+    with explain_onnxruntime("the file"):
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        for what, image in images.items():
+    same = {}
+    for name, image in images.items():
+        with explain_out_of_memory(f"{name}: PyTorch is out of memory: take a smaller --image"):
             ours = network(image).numpy()
+        with explain_onnxruntime(name):
             (theirs,) = session.run(None, {"image": image.numpy()})
-            same[what] = compute_equal_share(ours, theirs)
-            largest = np.abs(ours).max()
-            difference = np.abs(ours - theirs).max()
-            logits = f"logits up to {largest:.3g} differ by at most {difference:.1e}"
-            print(f"{what}: {logits}, equal classes {100 * same[what]:.4f} %")
+        same[name] = compute_equal_share(ours, theirs)
+        largest = np.abs(ours).max()
+        difference = np.abs(ours - theirs).max()
+        logits = f"logits up to {largest:.3g} differ by at most {difference:.1e}"
+        print(f"{name}: {logits}, equal classes {100 * same[name]:.4f} %")
+    return same
+
+
+@contextmanager
+def explain_onnxruntime(what: str) -> Iterator[None]:
+    """Raise a UserError if onnxruntime fails inside this block. what: what it was given, for the message."""
+    try:
+        yield
     except Exception as error:  # onnxruntime's errors have no common base class
         raise UserError(f"onnxruntime fails on {what}: {get_first_line(error)} (--size H W fixes the size)") from error
-    return same
 
 
 def compute_equal_share(ours: np.ndarray, theirs: np.ndarray) -> float:
