@@ -121,7 +121,7 @@ def test_bad_flags_are_refused(tmp_path):
         ([], "--teacher FILE is missing"),
         (["--teacher", teacher, student], "sees the image only"),
         (["--teacher", teacher, teacher], "the same file twice"),
-        (["--teacher", teacher, "--wrong", "1.5"], "a share is at most 1"),
+        (["--teacher", teacher, "--wrong", "1.5"], "--wrong: 1.5 is too large: at most 1"),
         (["--teacher", teacher, "--draws", "1"], "--draws: 1 is too small"),
     ):
         with pytest.raises(UserError, match=message):

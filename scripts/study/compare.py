@@ -103,40 +103,53 @@ def make_row(name: str, groups: Groups, view: View, config: CompareConfig, notes
     runs = list_scored_runs(groups[name], view)
     if not runs:
         return None
+    row = collect_scores(name, runs, view)
+    if not config.baseline or name == config.baseline:
+        return row
+    assisted = row["label_assisted"]
+    base = [run for run in list_scored_runs(groups[config.baseline], view) if run.is_assisted(view) == assisted]
+    if not base:
+        what = "reads the label" if assisted else f"{config.baseline} has no such score"
+        notes.append(f"{name}, {view.checkpoint}, {view.protocol}: no gain: {what}")
+        return row
+    row |= compute_gain(runs, base, view)
+    try:
+        row["test"] = make_paired_test(runs, base, view, config)
+    except UserError as error:
+        notes.append(f"{name}, {view.checkpoint}: no paired test: {error}")
+    return row
+
+
+def collect_scores(name: str, runs: Sequence[Run], view: View) -> dict[str, Any]:
+    """Collect the scores of a group's runs in a view."""
     scores = [run.scores[view] for run in runs]
-    assisted = any(run.is_assisted(view) for run in runs)
-    result: dict[str, Any] = {
+    return {
         "group": name,
         "view": view._asdict(),
         "runs": [str(run.folder) for run in runs],
         "miou": [score["miou"] for score in scores],
         "pixel_accuracy": [score["pixel_accuracy"] for score in scores if score["pixel_accuracy"] is not None],
-        "label_assisted": assisted,
+        "label_assisted": any(run.is_assisted(view) for run in runs),
     }
-    if not config.baseline or name == config.baseline:
-        return result
-    base = []
-    for run in list_scored_runs(groups[config.baseline], view):
-        if run.is_assisted(view) == assisted:
-            base.append(run)
-    if not base:
-        what = "reads the label" if assisted else f"{config.baseline} has no such score"
-        notes.append(f"{name}, {view.checkpoint}, {view.protocol}: no gain: {what}")
-        return result
+
+
+def compute_gain(runs: Sequence[Run], base: Sequence[Run], view: View) -> dict[str, Any]:
+    """Compute the gain of runs over those of the baseline: the mean over the seeds that both have.
+
+    If they have no seed in common, it is the difference of the means.
+    """
     own = {run.seed: run.scores[view]["miou"] for run in runs}
     other = {run.seed: run.scores[view]["miou"] for run in base}
-    gains = {seed: own[seed] - other[seed] for seed in sorted(own.keys() & other.keys())}
-    if gains:
-        result["gain"] = float(np.mean(list(gains.values())))
+    by_seed = {seed: own[seed] - other[seed] for seed in sorted(own.keys() & other.keys())}
+    if by_seed:
+        gain = np.mean(list(by_seed.values()))
     else:
-        result["gain"] = float(np.mean(result["miou"]) - np.mean(list(other.values())))
-    result["gain_by_seed"] = gains
-    result["p_over_seeds"] = compute_p_over_seeds(list(gains.values()))
-    try:
-        result["test"] = make_paired_test(runs, base, view, config)
-    except UserError as error:
-        notes.append(f"{name}, {view.checkpoint}: no paired test: {error}")
-    return result
+        gain = np.mean([run.scores[view]["miou"] for run in runs]) - np.mean(list(other.values()))
+    return {
+        "gain": float(gain),
+        "gain_by_seed": by_seed,
+        "p_over_seeds": compute_p_over_seeds(list(by_seed.values())),
+    }
 
 
 def make_paired_test(runs: Sequence[Run], base: Sequence[Run], view: View, config: CompareConfig) -> dict[str, Any]:

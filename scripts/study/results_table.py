@@ -3,7 +3,7 @@
     python scripts/study/results_table.py runs/quickstart/*/eval.json      # one table of these files
     python scripts/study/results_table.py --experiment lad_voc             # the tables of an experiment
     python scripts/study/results_table.py --readme README.md               # rewrite the tables of README.md in place
-    python scripts/study/results_table.py --readme README.md --check       # exit 1 if they are not what the records say
+    python scripts/study/results_table.py --readme README.md --check       # fail if they are not what the records say
 
 A table of a README stands between ``<!-- table: EXPERIMENT KIND -->`` and ``<!-- end -->``. EXPERIMENT is a file of
 scripts/study/experiments, whose records are in results/EXPERIMENT.zip. KIND is published, summary, students, gains,
@@ -14,12 +14,12 @@ of compare_with_smp.py there, and ``comparisons FILE`` that of the pairs in a ya
 says "not run"; in the tables summary, gains, brief, progress and pairs it has no row.
 """
 
-import argparse
 import json
 import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,7 @@ from scripts.study.experiments.teachers_table import make_teachers_table
 from utils.entry import run_main
 from utils.errors import UserError, lookup
 from utils.files import write_text
+from utils.options import option, parse_flags
 
 TABLES = {
     "published": make_published_table,
@@ -69,24 +70,29 @@ CHOSEN = {
 RESULTS = Path(__file__).resolve().parents[2] / "results"
 
 
+@dataclass(frozen=True)
+class ResultsTableConfig:
+    """Hold the settings of results_table.py."""
+
+    files: tuple[str, ...] = option((), "results of eval.py --json, for one table of them", positional=True)
+    experiment: str = option("", "name of an experiment whose tables are printed")
+    records: str = option("", "its record file or folder of runs (default: results/NAME.zip)")
+    readme: str = option("", "Markdown file whose marked tables are rewritten")
+    check: bool = option(False, "change nothing, and exit 2 where --readme would change")
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="*", type=Path, help="written by eval.py --json")
-    parser.add_argument("--experiment", help="name of an experiment whose tables are printed")
-    parser.add_argument("--records", type=Path, help="its record file or folder of runs (default: results/NAME.zip)")
-    parser.add_argument("--readme", type=Path, help="Markdown file whose marked tables are rewritten")
-    parser.add_argument("--check", action="store_true", help="change nothing, exit 1 where something would change")
-    args = parser.parse_args(argv)
-    if args.files:
-        print(format_markdown_table(*make_files_table(args.files)), end="")
-    if args.records and not args.records.exists():
-        raise UserError(f"--records {args.records}: no such file or folder")
-    if args.experiment:
-        experiment = read_experiment(args.experiment)
-        records = args.records or RESULTS / f"{experiment.name}.zip"
+    config = ResultsTableConfig(**parse_flags(ResultsTableConfig, __doc__, argv))
+    if config.files:
+        print(format_markdown_table(*make_files_table(map(Path, config.files))), end="")
+    if config.records and not Path(config.records).exists():
+        raise UserError(f"--records {config.records}: no such file or folder")
+    if config.experiment:
+        experiment = read_experiment(config.experiment)
+        records = Path(config.records or RESULTS / f"{experiment.name}.zip")
         print(format_tables(experiment, open_folder(records)), end="")
-    if args.readme:
-        update_readme(args.readme, args.check)
+    if config.readme:
+        update_readme(Path(config.readme), config.check)
 
 
 def update_readme(readme: Path, check: bool) -> None:
@@ -115,7 +121,7 @@ def format_tables(experiment: Experiment, folder: Folder) -> str:
     return "\n".join(format_markdown_table(*make_table(experiment, folder)) for make_table in kinds)
 
 
-def make_files_table(files: list[Path]) -> Table:
+def make_files_table(files: Iterable[Path]) -> Table:
     """Make a row for each file of eval.py, named after its folder."""
     rows = []
     for file in files:
