@@ -4,7 +4,7 @@
     torchrun --nproc-per-node 2 train_teacher.py --recipe voc --data VOCdevkit/VOC2012
 
 Settings: default < recipe < flag. The run goes to --save-dir: last.pth, best.pth, config.yaml, metrics.jsonl, events.
-Its mIoU is that of a network that reads the label: it measures the teacher, not segmentation.
+The mIoU in the log is that of the teacher, which reads the label: it is no segmentation result.
 """
 
 from utils.environment import require_packages

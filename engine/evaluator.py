@@ -107,7 +107,7 @@ def make_bar(dataset: Dataset, runtime: Runtime, progress: bool) -> tqdm:
 
 
 def update_bar(bar: tqdm, images: int, scores: Scores, mark: str) -> None:
-    """Advance the bar by some images. About every ten images, show the mIoU so far, with a mark behind it."""
+    """Advance the bar by some images. About every ten images, show the mIoU so far, followed by a mark."""
     bar.update(images)
     if not bar.disable and bar.n % 10 < images:
         miou = 100 * scores.compute_metrics_so_far(bar.n).miou()

@@ -27,7 +27,7 @@ START_ATTEMPTS = 3
 
 def count_default_workers() -> int:
     """Return how many loader workers a rank has by default: its share of this job's cores, from 1 to MAX_WORKERS."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0))
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     return min(MAX_WORKERS, max(1, cores // ranks))
 

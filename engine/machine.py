@@ -3,7 +3,6 @@
 import platform
 import resource
 import subprocess
-import sys
 from importlib.metadata import version
 from pathlib import Path
 from shutil import which
@@ -12,7 +11,7 @@ from typing import Any
 import cv2
 import torch
 
-RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes
+RSS_UNIT = 1024  # bytes, on Linux
 
 
 def get_device_name(device: torch.device) -> str:

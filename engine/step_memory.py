@@ -89,7 +89,7 @@ def estimate_step_memory(step: Step, settings: TrainConfig, runtime: Runtime) ->
     try:
         with without_peers():
             return StepMemory(lasting, measure_passing_bytes(step, tensors, settings, runtime))
-    except Exception:  # a loss that looks at values has none to look at; a run does not end for want of an estimate
+    except Exception:  # a loss that looks at values has none to look at; a missing estimate must not end a run
         return None
 
 

@@ -2,7 +2,7 @@
 # From nothing to a distilled student on the built-in data: assisted teacher, baseline, LAD student, scores, a picture.
 # Run again, it continues an interrupted run and skips what is finished.
 set -euo pipefail
-source "$(dirname "$0")/setup.sh"
+source "$(dirname "$0")/setup.sh" requirements.txt
 runs=runs/quickstart
 train=(--recipe toy --pretrained-base package --resume auto)  # ImageNet weights of an installed package
 # shellcheck disable=SC2206

@@ -3,8 +3,8 @@
     python scripts/deploy/export_safetensors.py --pretrained runs/student/best.pth --export student.safetensors
 
 Any file that eval.py reads can be exported, and eval.py reads the result. The metadata's "card" is JSON: network, class
-names, palette, pixel convention, data set, the run's settings and its scores. Folders of this machine are left out: of
-the files that the training started from, the names stay.
+names, palette, pixel convention, data set, the run's settings and its scores. Folders of this machine are left out.
+Of the files that the training started from, only the names remain.
 """
 
 import json

@@ -17,11 +17,11 @@ PADDING_MODULES = [import_module(f"timm.layers.{name}") for name in ("conv2d_sam
 
 
 def split_same_padding(side: int, kernel: int, stride: int, dilation: int) -> tuple[int, int]:
-    """Return how many rows to add before and behind a side of a map, so that convolving gives TensorFlow's SAME result.
+    """Return how many rows to add before and after a side of a map, so that convolving gives TensorFlow's SAME result.
 
     SAME padding depends on the remainder of side / stride, and torch's exporter takes minutes over the sizes that
     follow from it in a deep network. So the padding is made larger where the kernel covers its stride: the padded side
-    is then always ``side + (kernel - 1) * dilation``. No window of the kernel reaches the additional rows behind the
+    is then always ``side + (kernel - 1) * dilation``. No window of the kernel reaches the additional rows after the
     side, and the output has ceil(side / stride) rows with either padding.
     """
     covered = (kernel - 1) * dilation

@@ -3,9 +3,10 @@
     python scripts/study/pack_records.py runs/camvid_lite/lad-0 --records results/camvid_lite.zip
     python scripts/study/pack_records.py runs/camvid_lite/* --records results/camvid_lite.zip
 
-Kept are settings, training log, scores, per-image counts and robustness; no weights. A run that experiment.py has not
-finished is passed over. Done again, the command changes only what has changed: the file keeps its bytes otherwise.
-Folders of records without weights are taken as well. compare.py and results_table.py read the file.
+Kept are settings, training log, scores, per-image counts, robustness and knowledge; no weights. A run that
+experiment.py has not finished is passed over. Done again, the command changes only what has changed: the file keeps
+its bytes otherwise. Folders of records without weights are taken as well. compare.py and results_table.py read the
+file.
 """
 
 import sys

@@ -3,8 +3,8 @@ r"""A grid of predictions: image | label | noised label | teacher | students | e
     python scripts/study/visualize.py --teacher runs/quickstart/teacher/last.pth \
         --student runs/quickstart/baseline/last.pth runs/quickstart/student/last.pth --output grid.png
 
-Several students are called by the names of their folders. The error maps are the students', or the teacher's without
-one.
+Several students are called by the names of their folders. The error maps show the students' errors.
+Without a student they show the teacher's.
 """
 
 import sys

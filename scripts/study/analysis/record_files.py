@@ -126,7 +126,7 @@ def _select_run(members: dict[str, bytes], run: str) -> dict[str, bytes]:
 
 
 def _append_members(archive: bytes, members: dict[str, bytes]) -> bytes:
-    """Return a zip with further members behind those it has."""
+    """Return a zip with further members after those it has."""
     buffer = io.BytesIO(archive)
     with zipfile.ZipFile(buffer, "a" if archive else "w") as file:
         for name, content in members.items():

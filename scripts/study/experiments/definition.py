@@ -306,7 +306,7 @@ def _check_titles(path: Path, arms: Mapping[str, Arm]) -> None:
 
 
 def _check_shifts(path: Path, arms: Mapping[str, Arm], seeds: tuple[int, ...]) -> None:
-    """Refuse an origin of "another seed" that would be the same one, for want of seeds."""
+    """Refuse an origin of "another seed" that would be the same one, because there are too few seeds."""
     for arm in arms.values():
         for key, origin in arm.origins.items():
             if origin.shift and origin.shift % len(seeds) == 0:

@@ -60,7 +60,7 @@ def remove_volatile_flags(command: Sequence[str]) -> list[str]:
 
 
 def make_launch_words(command: Sequence[str], processes: int, root: str) -> list[str]:
-    """Return the words behind ``python`` that start a script of the folder ``root`` in that many processes."""
+    """Return the words after ``python`` that start a script of the folder ``root`` in that many processes."""
     script, *flags = command
     start = []
     if processes > 1 and script in DIVIDED:
