@@ -18,16 +18,17 @@ import numpy as np
 import pytest
 import yaml
 
+from engine.recipes import load_recipe
 from engine.settings import ROLES, TrainConfig, list_settings_without_effect
 from scripts.study import experiment, experiment_figure, pack_records
 from scripts.study.analysis.record_files import list_runs, open_folder
 from scripts.study.analysis.runs import read_run
-from scripts.study.experiment import RunnerConfig, check_data, lock_output
+from scripts.study.experiment import RunnerConfig, check_data, describe_next_step, lock_output
 from scripts.study.experiments.definition import SET_ELSEWHERE, Origin, read_experiment
 from scripts.study.experiments.figures import draw_dial, list_dial_points
 from scripts.study.experiments.files import EXPERIMENTS
 from scripts.study.experiments.jobs import VOLATILE, Job, execute_jobs, find_outcome
-from scripts.study.experiments.plan import Machine, Places, plan_jobs
+from scripts.study.experiments.plan import Machine, Places, list_arms, plan_jobs
 from scripts.study.experiments.stop import StopCondition
 from scripts.study.experiments.tables import (
     compute_total_minutes,
@@ -240,6 +241,32 @@ def test_chosen_runs_include_the_runs_they_start_from_at_the_needed_seeds(small,
         plan_jobs(read_experiment(small), Places(tmp_path), Machine(), ("plane",))
 
 
+def test_only_the_data_sets_of_the_chosen_runs_are_needed(tmp_path):
+    runs = {name: {"settings": {"dataset": name, "kd": "none"}} for name in ("camvid", "voc")}
+    definition = read_experiment(write_experiment(tmp_path / "two.yaml", runs=runs, baseline="camvid"))
+    places = Places(tmp_path, data="street")
+    jobs = plan_jobs(definition, places, Machine(), ("camvid",))
+    assert [arm.dataset for arm in list_arms(definition, jobs)] == ["camvid"]
+    with pytest.raises(UserError, match="--data street: two has 2 data sets: give --data-root DIR"):
+        plan_jobs(definition, places, Machine())
+
+
+def test_checkpoints_are_scored_as_the_recipe_says(tmp_path):
+    runs = {"base": {"settings": {"kd": "none"}}}
+    path = write_experiment(tmp_path / "e.yaml", recipe="ade20k_mmseg", runs=runs, settings={})
+    training, *scorings = plan_jobs(read_experiment(path), Places(tmp_path, data="ade"), Machine())["base-0"].commands
+    assert "--resize" not in training
+    size = [str(side) for side in load_recipe("ade20k_mmseg", "eval")["resize"]]
+    for scoring in scorings:
+        place = scoring.index("--resize")
+        assert list(scoring[place + 1 : place + 3]) == size
+
+
+def test_the_next_command_has_no_baseline_that_was_not_run():
+    text = describe_next_step(RunnerConfig(), "", Path("runs"), {})
+    assert "compare.py runs --html runs.html" in text
+
+
 def test_a_closed_output_pipe_gives_one_line_and_no_traceback():
     line = [sys.executable, "scripts/study/experiment.py", "camvid", "--data", "x", "--dry-run"]
     process = subprocess.Popen(line, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -422,11 +449,14 @@ def test_bad_paths_are_refused_before_the_first_job(small, tmp_path):
     with pytest.raises(UserError, match=r"--records .* cannot be written"):
         lock_output(config, runs)
     with pytest.raises(UserError, match=r"--data .*none: no such folder"):
-        check_data(definition, Places(runs, str(tmp_path / "none")))
+        check_data(definition.arms.values(), Places(runs, str(tmp_path / "none")))
     with pytest.raises(UserError, match="--data is missing: the root folder of camvid"):
-        check_data(read_experiment("camvid"), Places(runs))
+        check_data(read_experiment("camvid").arms.values(), Places(runs))
     with pytest.raises(UserError, match=r"no such folder: .*/voc"):
-        check_data(read_experiment("lad_voc"), Places(runs, data_root=str(tmp_path)))
+        check_data(read_experiment("lad_voc").arms.values(), Places(runs, data_root=str(tmp_path)))
+    (tmp_path / "damaged.zip").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"damaged\.zip is no record file"):
+        lock_output(RunnerConfig(records=str(tmp_path / "damaged.zip")), runs)
     with closing(lock_output(RunnerConfig(), runs)), pytest.raises(UserError, match="in use by another run"):
         lock_output(RunnerConfig(), runs)
     lock_output(RunnerConfig(), runs).close()
@@ -669,6 +699,38 @@ def test_the_dial_pairs_every_strength_with_its_first_student(tmp_path):
     assert [label.get_text() for label in figure.axes[1].get_xticklabels()] == ["0.1", "random"]
 
 
+def test_the_dial_reads_the_recipe_of_the_teacher(tmp_path):
+    """The recipe `light` gives a teacher codes 'near' of strength 0.1."""
+    runs = {"base": {"settings": {"kd": "none"}}, "teacher": {"train": "teacher"}}
+    runs["student"] = {"settings": {"teacher_pretrained": "teacher"}}
+    (point,) = list_dial_points(
+        read_experiment(write_experiment(tmp_path / "e.yaml", recipe="light", runs=runs, settings={}))
+    )
+    assert (point.place, point.loss) == ("0.1", "cwd=1")
+
+
+def test_teachers_of_several_data_sets_were_measured_on_different_images(tmp_path):
+    runs = {"base": {"settings": {"kd": "none"}}}
+    for name in ("camvid", "voc"):
+        runs[f"teacher_{name}"] = {"train": "teacher", "settings": {"dataset": name}}
+    definition = read_experiment(write_experiment(tmp_path / "e.yaml", runs=runs, settings={}))
+
+    def write_robustness(run, data):
+        make_run(tmp_path / f"records/{run}", 0, make_areas())
+        record = {"name": "as trained", "value": "", "miou": [0.5], "share": 0.0, "follows_wrong": None, "kl": 0.0}
+        text = json.dumps({"data": data, "results": {"teacher": [record]}})
+        (tmp_path / f"records/{run}/robustness.json").write_text(text)
+
+    write_robustness("teacher_camvid-0", "camvid val, 2 of 3 images, 2 draws")
+    write_robustness("teacher_voc-0", "voc val, 4 of 5 images, 2 draws")
+    header, rows = make_teachers_table(definition, tmp_path / "records")
+    assert "some images" in header[2]
+    assert [row[2] for row in rows] == ["50.00", "50.00"]
+    write_robustness("teacher_voc-1", "voc val, 5 of 5 images, 2 draws")
+    with pytest.raises(UserError, match=r"robustness of different images: voc val, 4 of 5 .*; voc val, 5 of 5"):
+        make_teachers_table(definition, tmp_path / "records")
+
+
 @pytest.mark.parametrize(
     "content", ['{"data": 1}', "[1]", "3", '{"data": "", "results": {}}', "{", '{"results": {"a": [{}]}}']
 )
@@ -738,6 +800,20 @@ def test_runs_are_added_to_a_record_file_one_by_one(tmp_path, capsys):
     assert (open_folder(archive) / "b-0/config.yaml").is_file()
 
 
+def test_a_run_that_slurm_has_not_finished_is_not_packed(tmp_path, capsys):
+    make_run(tmp_path / "a-0", 0, make_areas())
+    (tmp_path / "a-0/slurm.json").write_text("{}")
+    pack_records.main([str(tmp_path / "a-0"), "--records", str(tmp_path / "r.zip")])
+    assert "a-0: not finished, passed over" in capsys.readouterr().out
+
+
+def test_a_run_is_packed_under_the_name_of_its_folder(tmp_path, monkeypatch):
+    make_run(tmp_path / "runs/a-0", 0, make_areas())
+    monkeypatch.chdir(tmp_path / "runs/a-0")
+    pack_records.main([".", "--records", str(tmp_path / "r.zip")])
+    assert [run.name for run in list_runs(open_folder(tmp_path / "r.zip"))] == ["a-0"]
+
+
 def test_damaged_record_files_are_refused(tmp_path):
     archive = tmp_path / "x.zip"
     make_run(tmp_path / "a-0")
@@ -769,6 +845,7 @@ def test_bad_record_files_and_run_folders_are_refused(tmp_path):
         ([str(tmp_path / "a-0")], "--records FILE is missing"),
         ([str(tmp_path / "a-0"), "--records", str(tmp_path / "x.zip")], r"x\.zip is no record file"),
         ([str(tmp_path / "none"), "--records", str(tmp_path / "y.zip")], "is no run folder"),
+        ([f"{tmp_path}/a-0", f"{tmp_path}/b/a-0", "--records", f"{tmp_path}/y.zip"], "two runs are called a-0"),
     ):
         with pytest.raises(UserError, match=message):
             pack_records.main(flags)

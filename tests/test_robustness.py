@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import eval as evaluation
+from models.checkpoints.loading import from_checkpoint
 from scripts.study import teacher_robustness
 from scripts.study.analysis.robustness import Tally, corrupt_label
 from tests.networks import write_checkpoint
@@ -112,6 +113,18 @@ def test_a_part_of_the_images_is_spread_over_the_split(tmp_path, monkeypatch):
     for limit, expected in (("2", r"\[0, 2\] of 3"), ("1", r"\[0\] of 3"), ("9", r"\[0, 1, 2\] of 3")):
         with pytest.raises(UserError, match=expected):
             teacher_robustness.main(["--teacher", teacher, "--limit", limit, "--device", "cpu"])
+
+
+def test_images_without_a_labelled_pixel_are_refused(tmp_path):
+    loaded = from_checkpoint(write_checkpoint(tmp_path / "last.pth", codes="random"))
+    config = teacher_robustness.RobustnessConfig()
+
+    class Unlabelled:
+        def load_sample(self, _):
+            return torch.zeros(3, 32, 32), torch.full((32, 32), 255, dtype=torch.uint8)
+
+    with pytest.raises(UserError, match="--split val: none of the 1 images has a labelled pixel"):
+        teacher_robustness.measure_teacher(loaded, Unlabelled(), [0], config, torch.device("cpu"))
 
 
 def test_bad_flags_are_refused(tmp_path):

@@ -70,6 +70,7 @@ def train_recipe(config: SmpComparisonConfig, seed: int, folder: Path) -> Traine
     """Train the recipe, if that is not done."""
     flags = ["--recipe", "light", "--dataset", config.dataset, "--data", config.data, "--kd", "none"]
     flags += ["--crop-size", *config.crop_size, "--max-iterations", config.iterations, "--skip-val"]
+    flags += ["--device", "cpu"]  # as the plain loop
     run_script("train_student.py", *flags, "--seed", seed, "--workers", 0, "--save-dir", folder, "--resume", "auto")
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     records = [json.loads(line) for line in lines]

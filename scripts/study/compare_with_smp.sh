@@ -3,6 +3,7 @@
 #   bash scripts/study/compare_with_smp.sh [flags of compare_with_smp.py for both]
 # It takes about 100 minutes of one core. Started again, it does only what is missing.
 set -euo pipefail
+unset CDPATH
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 source scripts/environment.sh
 compare() { python scripts/study/compare_with_smp.py --decoders fpn deeplabv3plus segformer "$@"; }

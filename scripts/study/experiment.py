@@ -19,7 +19,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,10 +34,10 @@ from datasets import DATASETS
 from datasets.base import DatasetSpec
 from engine.folder_lock import FolderLock
 from engine.lockstep import STOPPED_STATUS
-from scripts.study.analysis.record_files import pack_runs
-from scripts.study.experiments.definition import Experiment, read_experiment
+from scripts.study.analysis.record_files import open_folder, pack_runs
+from scripts.study.experiments.definition import Arm, Experiment, read_experiment
 from scripts.study.experiments.jobs import ROOT, Job, Outcome, execute_jobs, find_outcome, make_launch_words
-from scripts.study.experiments.plan import Machine, Places, plan_jobs
+from scripts.study.experiments.plan import Machine, Places, list_arms, plan_jobs
 from scripts.study.experiments.slurm import SUBMISSION, Standing, read_standings, submit_jobs
 from scripts.study.experiments.stop import StopCondition
 from scripts.study.pack_records import check_record_file
@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif config.status:
         print_status(jobs)
     elif config.slurm:
-        check_data(experiment, places)
+        check_data(list_arms(experiment, jobs), places)
         submit_to_slurm(config, jobs)
     else:
         run_here(config, experiment, places, jobs)
@@ -164,7 +164,8 @@ def run_here(config: RunnerConfig, experiment: Experiment, places: Places, jobs:
         if config.records:
             pack_runs(check_record_file(config.records), [job.folder])
 
-    check_data(experiment, places)
+    arms = list_arms(experiment, jobs)
+    check_data(arms, places)
     with closing(lock_output(config, places.output)), StopCondition(config.max_minutes) as stop:
         ended = execute_jobs(jobs, make_slots(config), stop, keep_records, say)
     left = {name: outcome for name, outcome in ended.items() if not outcome.done}
@@ -173,32 +174,33 @@ def run_here(config: RunnerConfig, experiment: Experiment, places: Places, jobs:
         print(f"  {name}: {outcome.text}")
     if len(left) < len(ended):
         print("\n" + format_tables(experiment, places.output))
-    print(describe_next_step(config, experiment, places.output, left))
+    baseline = experiment.baseline if experiment.baseline in {arm.name for arm in arms} else ""
+    print(describe_next_step(config, baseline, places.output, left))
     if any(outcome.failed for outcome in left.values()):
         raise SystemExit(1)
     if left:
         raise SystemExit(STOPPED_STATUS)
 
 
-def describe_next_step(config: RunnerConfig, experiment: Experiment, output: Path, left: Mapping[str, Outcome]) -> str:
-    """Return the command that comes after this one."""
+def describe_next_step(config: RunnerConfig, baseline: str, output: Path, left: Mapping[str, Outcome]) -> str:
+    """Return the command that comes after this one. baseline: the run that others are compared with, if it was run."""
     if any(outcome.failed for outcome in left.values()):
         return "next: remove the cause of the failure; then the same command does what is left"
     if left:
         return "next: the same command does what is left"
     script = os.path.relpath(ROOT / "scripts/study/compare.py")
-    gains = ["--baseline", experiment.baseline] if experiment.baseline else []
+    gains = ["--baseline", baseline] if baseline else []
     words = ["python", script, *gains, config.records or str(output), "--html", f"{output}.html"]
     return f"next: {shlex.join(words)}"
 
 
-def check_data(experiment: Experiment, places: Places) -> None:
-    """Refuse data folders that are missing.
+def check_data(arms: Iterable[Arm], places: Places) -> None:
+    """Refuse data folders of runs that are missing.
 
     Raises:
         UserError: the folder of a data set is not given, or does not exist.
     """
-    for arm in experiment.arms.values():
+    for arm in arms:
         spec = DATASETS.get(arm.dataset)
         folder = places.get_data_folder(arm)
         if folder and not Path(folder).expanduser().is_dir():
@@ -213,11 +215,13 @@ def lock_output(config: RunnerConfig, output: Path) -> FolderLock:
     """Make the folder of the runs and lock it. Try whether it and that of the records can be written.
 
     Raises:
-        UserError: a folder cannot be written, or another runner is in ``output``.
+        UserError: a folder cannot be written, the record file is damaged, or another runner is in ``output``.
     """
     folders = {"--output": output}
     if config.records:
-        folders["--records"] = check_record_file(config.records).parent
+        archive = check_record_file(config.records)
+        open_folder(archive)  # a damaged file is an error now, not after the first run
+        folders["--records"] = archive.parent
     for flag, folder in folders.items():
         require_writable(folder, f"{flag} {folder}")
     return FolderLock(output, "--output")

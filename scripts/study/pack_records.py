@@ -9,6 +9,7 @@ its bytes otherwise. Folders of records without weights are taken as well. compa
 file.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ class PackConfig:
 
 def main(argv: Sequence[str] | None = None) -> None:
     config = PackConfig(**parse_flags(PackConfig, __doc__, argv))
-    runs = [Path(run).expanduser() for run in config.runs]
+    runs = [Path(os.path.abspath(Path(run).expanduser())) for run in config.runs]  # "." has a name, too
     if not runs:
         raise UserError("no runs given: pack_records.py RUN.. --records results/NAME.zip")
     archive = check_record_file(config.records)

@@ -99,7 +99,7 @@ def measure_teacher(
     The first draw of the label noise is the one that eval.py uses with the same seed.
 
     Raises:
-        UserError: an image or its label cannot be read.
+        UserError: an image or its label cannot be read, or no image has a labelled pixel.
     """
     classes = loaded.card.num_classes
     trained = loaded.build_label_noise()
@@ -125,6 +125,8 @@ def measure_teacher(
             planes = torch.from_numpy(shown).to(device).expand(config.draws, -1, -1)
             logits = predict(image.expand(config.draws, -1, -1, -1), planes, generators)
             tally.add(logits.cpu(), label, shown)
+        if not tally.confusion.any():
+            raise UserError(f"--split {config.split}: none of the {len(chosen)} images has a labelled pixel")
         records.append(asdict(condition) | tally.compute_results())
     return records
 

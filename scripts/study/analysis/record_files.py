@@ -55,7 +55,7 @@ def is_finished(run: Path) -> bool:
     """Return whether a run is done, as far as its folder tells: experiment.py notes it, the scripts alone do not."""
     mark = run / "job.json"
     if not mark.is_file():
-        return True
+        return not (run / "slurm.json").is_file()  # a job of SLURM has no mark before it is done
     try:
         return bool(json.loads(mark.read_text(encoding="utf-8"))["done"])
     except (ValueError, LookupError, TypeError):
@@ -68,8 +68,13 @@ def pack_runs(archive: Path, runs: Iterable[Path]) -> list[str]:
     Return the names of the runs whose records are new or have changed. Where there are none, the file keeps its bytes.
 
     Raises:
-        UserError: a folder is no run, the record file is damaged or cannot be written.
+        UserError: a folder is no run, two runs have one name, the record file is damaged or cannot be written.
     """
+    runs = list(runs)
+    names = [run.name for run in runs]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"two runs are called {name}: a record file has room for one of them")
     old = read_bytes(archive) if archive.exists() else b""
     kept = _read_members(archive, old) if old else {}
     new = {run.name: _read_records(run) for run in runs}

@@ -1,11 +1,12 @@
 """Draw the picture of an experiment with a dial: what must a teacher know to teach?"""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
+from engine.recipes import load_recipe
 from engine.settings import TeacherConfig
 from scripts.study.analysis import style
 from scripts.study.analysis.record_files import Folder
@@ -46,18 +47,25 @@ def list_dial_points(experiment: Experiment) -> list[DialPoint]:
         teacher = experiment.arms[origin.run]
         place = _find_place(teacher)
         if place:
-            loss = teacher.settings.get("consistency", TeacherConfig.consistency)
+            loss = _read_settings(teacher).get("consistency", TeacherConfig.consistency)
             points.setdefault((place, loss), DialPoint(place, loss, teacher.name, arm.name))
     return sorted(points.values(), key=DialPoint.get_sort_key)
 
 
 def _find_place(teacher: Arm) -> str:
     """Return the place of a teacher on the dial, "" where it is no dual-path teacher that reads the label."""
-    settings = teacher.settings
-    if teacher.role != "teacher" or settings.get("single_path"):
+    if teacher.role != "teacher":
+        return ""
+    settings = _read_settings(teacher)
+    if settings.get("single_path"):
         return ""
     places = {"fixed": "0 (fixed)", "near": str(settings.get("code_std")), "random": "random"}
     return places.get(settings.get("label_codes", "random"), "")
+
+
+def _read_settings(teacher: Arm) -> dict[str, Any]:
+    """Return the settings of a teacher that its recipe or the experiment gives."""
+    return {**load_recipe(teacher.recipe, "teacher"), **teacher.settings}
 
 
 def draw_dial(experiment: Experiment, folder: Folder) -> Figure | None:

@@ -1,9 +1,11 @@
 """Turn an experiment into jobs: the commands of every run at every seed, in an order that can be run."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engine.recipes import load_recipe
 from models.user_networks import is_user_network
 from scripts.study.experiments.definition import Arm, Experiment
 from scripts.study.experiments.jobs import Job
@@ -87,7 +89,7 @@ class Plan:
         """Make the command that scores the last or the best checkpoint, with its counts for each image."""
         words = ["eval.py", "--pretrained", str(folder / f"{checkpoint}.pth")]
         words += ["--data", self.places.get_data_folder(arm)]
-        words += _make_network_flag(arm)
+        words += [*_make_network_flag(arm), *_make_view_flags(arm)]
         words += ["--json", str(folder / f"{checkpoint}.json")]
         words += ["--per-image", str(folder / f"per_image_{checkpoint}.npz")]
         return tuple(words)
@@ -104,6 +106,21 @@ def _make_network_flag(arm: Arm) -> list[str]:
     """Return the flag that names a user's network to a script which reads its checkpoint."""
     model = arm.settings.get("model", "")
     return ["--model", model] if is_user_network(model) else []
+
+
+def _make_view_flags(arm: Arm) -> list[str]:
+    """Return the flags of eval.py that the recipe asks for, by its keys ``eval.<name>``."""
+    words = []
+    for key, value in load_recipe(arm.recipe, "eval").items():
+        if key != "dataset":
+            words += _format_flag(key, value)
+    return words
+
+
+def list_arms(experiment: Experiment, jobs: Iterable[str]) -> list[Arm]:
+    """Return the arms that jobs belong to. jobs: names, ``<run>-<seed>``."""
+    names = dict.fromkeys(job.rpartition("-")[0] for job in jobs)
+    return [experiment.arms[name] for name in names]
 
 
 def plan_jobs(
@@ -123,15 +140,15 @@ def plan_jobs(
     """
     for name in only:
         require_known(name, experiment.arms, "run in --only")
-    datasets = sorted({arm.dataset for arm in experiment.arms.values()})
-    if places.data and len(datasets) > 1:
-        raise UserError(f"--data {places.data}: {experiment.name} has {len(datasets)} data sets: give --data-root DIR")
     wanted = only or experiment.trained_runs
     plan = Plan(experiment, places, machine)
     for seed in seeds or experiment.seeds:
         for name, arm in experiment.arms.items():
             if name in wanted:
                 plan.add_job(arm, seed)
+    datasets = {arm.dataset for arm in list_arms(experiment, plan.jobs)}
+    if places.data and len(datasets) > 1:
+        raise UserError(f"--data {places.data}: {experiment.name} has {len(datasets)} data sets: give --data-root DIR")
     return plan.jobs
 
 

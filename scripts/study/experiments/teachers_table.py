@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -30,14 +31,15 @@ def make_teachers_table(experiment: Experiment, folder: Folder) -> Table:
     """
     records = read_records(experiment, folder)
     rows = []
-    images: dict[str, None] = {}  # what the teachers were measured on: the same images, or they cannot be compared
+    # data set -> what its teachers were measured on: the same images, or they cannot be compared
+    images: dict[str, dict[str, None]] = {}
     for arm in experiment.arms.values():
         if arm.role != "teacher":
             continue
         runs = records[arm.name]
         conditions = []
         for run in runs:
-            conditions += read_robustness(run.folder / "robustness.json", images)
+            conditions += read_robustness(run.folder / "robustness.json", images.setdefault(arm.dataset, {}))
         columns = (
             list_scores(conditions, "as trained"),
             list_scores(conditions, "no label"),
@@ -46,11 +48,13 @@ def make_teachers_table(experiment: Experiment, folder: Folder) -> Table:
         cells = [format_mean_std(values) if values else NOT_RUN for values in columns]
         seen = format_scores(get_scores_by_seed(runs, "last"))
         rows.append([f"{arm.title}: {link_records(experiment, arm.name, runs)}", seen, *cells])
-    if len(images) > 1:
-        raise UserError(f"{folder}: robustness of different images: {'; '.join(sorted(images))}")
+    for measured in images.values():
+        if len(measured) > 1:
+            raise UserError(f"{folder}: robustness of different images: {'; '.join(sorted(measured))}")
     part = "some images"
-    if images:
-        data = next(iter(images))
+    all_measured = list(chain.from_iterable(images.values()))
+    if len(all_measured) == 1:
+        data = all_measured[0]
         count = re.search(r"\d+ of \d+ images", data)
         part = count[0] if count else data
     header = ["teacher", f"{ASSISTED} last {MIOU}", f"{ASSISTED} mIoU %, {part}"]
