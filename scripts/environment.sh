@@ -1,7 +1,7 @@
 # Sourced by other scripts: finds the Python environment and puts its `python` and `torchrun` on the path. It is the
 # active one (a venv, or conda's unless that is "base"), or else .venv of the repository. If there is none, $environment
 # is empty.
-repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+repository=$(unset CDPATH; cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 environment=${VIRTUAL_ENV:-}
 if [ -z "$environment" ] && [ "${CONDA_DEFAULT_ENV:-base}" != base ]; then
     environment=${CONDA_PREFIX:-}

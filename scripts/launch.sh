@@ -15,6 +15,10 @@ count_processes() {
 launch() {
     set -- "$repository/$1" "${@:2}"
     : "${NGPUS:=$(count_processes)}"
+    if ! [[ $NGPUS =~ ^[0-9]+$ ]]; then
+        echo "error: NGPUS=$NGPUS: give the number of processes, such as 2" >&2
+        exit 2
+    fi
     if [ "$NGPUS" -gt 1 ]; then
         exec python "$repository/scripts/torchrun.py" --standalone --nproc-per-node "$NGPUS" "$@"
     else

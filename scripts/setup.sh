@@ -9,8 +9,11 @@ if [ -z "$environment" ]; then
     "${PYTHON:-python3}" -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
         || { echo "error: Python 3.10 or newer is needed (PYTHON=python3.12 picks one)" >&2; exit 2; }
     echo "making .venv"
-    "${PYTHON:-python3}" -m venv .venv \
-        || { echo "error: 'python3 -m venv' failed; on Debian and Ubuntu: apt install python3-venv" >&2; exit 2; }
+    if ! "${PYTHON:-python3}" -m venv .venv; then
+        rm -f .venv/bin/python  # otherwise the next call would take this half of an environment for a whole one
+        echo "error: 'python3 -m venv' failed; on Debian and Ubuntu: apt install python3-venv" >&2
+        exit 2
+    fi
     source scripts/environment.sh
 fi
 # an empty file in the environment says that the packages are installed; its name has a checksum of the requirements

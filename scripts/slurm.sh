@@ -11,9 +11,11 @@
 set -euo pipefail
 [ $# -ge 1 ] || { sed -n '2,6s/^# *//p' "$0" >&2; exit 2; }
 # slurmd runs a copy of this file; the job's record has the path of the original
-file=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=\([^ ]*\).*/\1/p')
+command=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=//p')
+file="${command%%.sh *}"  # its path may have blanks; the flags of the training follow
+file="${file%.sh}.sh"
 [ -f "$file" ] || file=$0
-root=$(cd "$(dirname "$file")/.." && pwd)
+root=$(unset CDPATH; cd "$(dirname "$file")/.." && pwd)
 # shellcheck source=scripts/environment.sh
 if [ -f "$root/scripts/environment.sh" ]; then source "$root/scripts/environment.sh"; fi
 script=$1

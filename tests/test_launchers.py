@@ -57,6 +57,36 @@ def test_usage_without_arguments(script):
     assert f"scripts/{script}" in process.stderr
 
 
+def test_a_list_of_gpus_in_place_of_their_number_is_refused():
+    process = run_launcher("eval.sh", "x.pth", NGPUS="0,1")
+    assert (process.returncode, process.stderr) == (2, "error: NGPUS=0,1: give the number of processes, such as 2\n")
+
+
+def test_cdpath_does_not_lead_to_another_folder(tmp_path):
+    """With CDPATH, `cd` prints the folder that it finds."""
+    path = f"{Path(sys.executable).parent}:{ENVIRONMENT['PATH']}"
+    environment = {**ENVIRONMENT, "PATH": path, "NGPUS": "1", "CDPATH": f".:{tmp_path}"}
+    line = ["bash", "scripts/eval.sh", "no.pth", "--device", "cpu"]
+    process = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    assert (process.returncode, process.stderr.splitlines()) == (2, ["error: checkpoint not found: no.pth"])
+
+
+def test_an_environment_that_could_not_be_made_is_made_again_by_the_next_call(tmp_path):
+    """Debian's Python without python3-venv leaves a .venv without pip."""
+    (tmp_path / "scripts").mkdir()
+    for name in ("setup.sh", "environment.sh"):
+        shutil.copy(ROOT / "scripts" / name, tmp_path / "scripts")
+    fake = tmp_path / "python"
+    fake.write_text("#!/bin/sh\n[ $1 = -c ] && exit 0\nmkdir -p .venv/bin\ncp $0 .venv/bin/python\nexit 1\n")
+    fake.chmod(0o755)
+    environment = {"PATH": ENVIRONMENT["PATH"], "PYTHON": str(fake)}
+    line = ["bash", str(tmp_path / "scripts/setup.sh")]
+    process = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=60)
+    assert process.returncode == 2
+    assert "'python3 -m venv' failed" in process.stderr
+    assert not (tmp_path / ".venv/bin/python").exists()
+
+
 def run_launcher_with_system_path(script, *arguments, **environment):
     """Run a launcher with only the folders of the system on the path."""
     line = ["/bin/bash", ROOT / "scripts" / script, *map(str, arguments)]
@@ -154,7 +184,9 @@ def test_a_slurm_job_passes_sigusr1_to_srun_and_is_requeued(restarts, tmp_path):
 
     As slurmd does, the test runs a copy of slurm.sh in the folder where the job was submitted.
     """
-    for name, text in (("srun", SRUN.format(python=sys.executable)), ("scontrol", SCONTROL.format(root=ROOT))):
+    root = tmp_path / "my repository"
+    root.symlink_to(ROOT)
+    for name, text in (("srun", SRUN.format(python=sys.executable)), ("scontrol", SCONTROL.format(root=root))):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
     slurm_variables = {
@@ -172,10 +204,10 @@ def test_a_slurm_job_passes_sigusr1_to_srun_and_is_requeued(restarts, tmp_path):
         started = job.stdout.readline()
         job.send_signal(signal.SIGUSR1)
         out, _ = job.communicate(timeout=60)
-    assert started.startswith(f"runs python {ROOT}/scripts/torchrun.py --nnodes 2 --nproc-per-node 8 ")
+    assert started.startswith(f"runs python {root}/scripts/torchrun.py --nnodes 2 --nproc-per-node 8 ")
     flags = "--recipe voc --overwrite" if restarts == "0" else "--recipe voc"  # a restarted job must continue its run
     assert started.endswith(
-        f"--rdzv-id 41 --rdzv-endpoint node7:20041 {ROOT}/train_teacher.py {flags} --resume auto 64\n"
+        f"--rdzv-id 41 --rdzv-endpoint node7:20041 {root}/train_teacher.py {flags} --resume auto 64\n"
     )
     assert out.splitlines() == ["hears SIGUSR1", "requeue 41"]
     assert job.returncode == 0
