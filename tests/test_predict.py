@@ -1,5 +1,7 @@
 """Test predict.py: it writes the classes of eval.py, names bad files and overwrites nothing."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -104,6 +106,15 @@ def test_subfolders_are_kept_in_the_output(student, tmp_path):
     single = tmp_path / "single"
     predict.main([f"{tmp_path}/photos/trip/day 1/a.png", "--pretrained", student, "--output", str(single)])
     assert (single / "a.png").read_bytes() == (out / "trip/day 1/a.png").read_bytes()
+
+
+@pytest.mark.parametrize("output", [".", "frames"])
+def test_folders_in_a_folder_that_lies_in_the_output_are_searched(output, tmp_path):
+    for name in ("a.jpg", "day 2/b.jpg"):
+        (tmp_path / "frames" / name).parent.mkdir(parents=True, exist_ok=True)
+        write_picture(tmp_path / "frames" / name)
+    found = predict.find_images([str(tmp_path / "frames")], tmp_path / output)
+    assert list(found.values()) == [Path("a"), Path("day 2/b")]
 
 
 def test_a_link_in_place_of_a_prediction_is_not_followed(student, tmp_path):

@@ -10,6 +10,7 @@ shows an image of a data set to a teacher, with the label planes that are chosen
 served to this machine only (127.0.0.1); nothing is sent elsewhere, and no file but those uploaded can be read by it.
 """
 
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -361,6 +362,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     segment_tab = SegmentTab(config.pretrained, config.model)
     teacher_tab = load_teacher_tab(config, segment_tab.networks[config.pretrained[0]])
     page = build_page(segment_tab, teacher_tab)
+    for name in ("no_proxy", "NO_PROXY"):  # gradio opens its own page to test it: not through a proxy
+        os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1"]))
     try:
         print(f"open http://127.0.0.1:{config.port} in a browser; Ctrl-C ends it", flush=True)
         page.launch(server_name="127.0.0.1", server_port=config.port, share=False, quiet=True, footer_links=[])

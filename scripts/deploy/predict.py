@@ -71,8 +71,8 @@ def get_class_appearance(card: Card) -> tuple[list[str], list[Rgb]]:
 def find_images(given: Sequence[str], output: Path) -> dict[Path, Path]:
     """Find the images to segment: the files that are given, and all images in the folders that are given.
 
-    output: the folder that predictions are written to. Pictures that lie there are predictions of an earlier call, and
-    are passed over unless this folder itself is given. Returns each image with the place of its prediction below
+    output: the folder that predictions are written to. If it lies in a folder that is given, the pictures in it are
+    predictions of an earlier call, and are passed over. Returns each image with the place of its prediction below
     ``output``, without a suffix: photos/a/b.jpg of the folder photos goes to a/b.
 
     Raises:
@@ -89,9 +89,12 @@ def find_images(given: Sequence[str], output: Path) -> dict[Path, Path]:
             found[path] = Path(path.stem)
             continue
         inside: list[Path] = []
+        place = path.resolve()
+        target = output.resolve()
+        holds_output = target != place and target.is_relative_to(place)
         for folder, names in walk_images(path):
-            is_below_output = folder.resolve().is_relative_to(output.resolve())
-            if folder == path or not is_below_output:
+            is_output = holds_output and folder.resolve().is_relative_to(target)
+            if not is_output:
                 inside += [folder / name for name in names]
         if not inside:
             raise UserError(f"{path} holds no images ({' '.join(IMAGE_SUFFIXES)})")
