@@ -193,6 +193,31 @@ def test_a_truncated_picture_is_refused_by_name(share, tmp_path):
             read(path)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # PIL warns of the damage, too
+@pytest.mark.parametrize("suffix", ["avif", "dds", "gif", "jp2", "png", "tif", "webp"])
+def test_a_picture_with_changed_bytes_is_read_or_refused_by_name(suffix, tmp_path):
+    rng = np.random.default_rng(0)
+    path = tmp_path / f"changed.{suffix}"
+    pixels = rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)
+    try:
+        Image.fromarray(pixels).save(path)
+    except (KeyError, OSError, ValueError):
+        pytest.skip(f"Pillow here cannot write {suffix}")
+    whole = path.read_bytes()
+    messages = []
+    for _ in range(60):
+        data = bytearray(whole[: rng.integers(100, len(whole))] if rng.random() < 0.3 else whole)
+        for place in rng.integers(0, len(data), 4):
+            data[place] = rng.integers(256)
+        path.write_bytes(data)
+        try:
+            assert read_image(path).ndim == 3
+        except UserError as error:
+            messages.append(str(error))
+    assert messages
+    assert all(f"changed.{suffix}" in message for message in messages)
+
+
 @pytest.mark.parametrize("progressive", [False, True])
 def test_a_jpeg_cut_anywhere_is_refused_even_with_a_thumbnail_in_it(progressive, tmp_path):
     small = io.BytesIO()

@@ -28,8 +28,20 @@ UNDOING = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_270,
 }
-# what PIL raises for damaged files; the last ones come from broken tables of TIFF and EXIF
-DAMAGED = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError, TypeError, KeyError, struct.error)
+# what PIL raises for damaged files; the kinds from TypeError on come from broken tables of TIFF and EXIF, from AVIF and
+# from JPEG 2000
+DAMAGED = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    Image.DecompressionBombError,
+    TypeError,
+    LookupError,
+    OverflowError,
+    RuntimeError,
+    struct.error,
+)
 ADVICE = "make it 8-bit RGB, which fixes what is black and what is white"
 
 
