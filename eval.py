@@ -135,6 +135,8 @@ def check_outputs(config: EvalConfig, dataset: SegmentationDataset) -> None:
         flag_of[place] = flag
         if flag in files and path.is_dir():
             raise UserError(f"{flag} {given} is a folder: give the name of a file")
+        if flag in files and path.exists() and not path.is_file():
+            raise UserError(f"{flag} {given} is no regular file: give the name of a file")
         if flag in files:
             require_kind(path, SUFFIXES[flag], f"{flag} {given}")
         require_writable(path.parent if flag in files else path, f"{flag} {given}")

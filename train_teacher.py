@@ -26,13 +26,14 @@ from engine.settings import TeacherConfig
 from engine.step import Step
 from engine.task_loss import build_task_loss
 from engine.trainer import load_data, train
-from losses import WeightedLosses, build_kd
+from losses import WeightedLosses, build_kd, parse_losses
 from losses.consistency import Consistency
 from losses.task import TaskLoss
 from models import build_model
 from models.label_noise import LabelNoise
 from models.segmentor import Segmentor
 from utils.entry import run_main
+from utils.errors import UserError
 from utils.options import parse_flags
 from utils.pixels import CONVENTIONS
 from utils.seeding import RowGenerator
@@ -114,6 +115,8 @@ def build_step(config: TeacherConfig, spec: DatasetSpec) -> TeacherStep:
 def main(argv: Sequence[str] | None = None) -> None:
     flags = parse_flags(TeacherConfig, __doc__, argv, TRAINING_SCRIPTS)
     settings = make_settings(TeacherConfig, "teacher", flags)
+    if settings.single_path and "consistency" in flags and parse_losses(settings.consistency, "--consistency"):
+        raise UserError(f"--consistency {settings.consistency} compares two paths, and --single-path has one")
     with start_runtime(settings) as runtime:
         torch.manual_seed(settings.seed)
         saved = runtime.on_rank0(read_saved_settings, settings)  # of the run that is resumed, if there is one

@@ -1,5 +1,6 @@
 """Make the default name of a run: its role, data set and network, and the settings that differ from its recipe."""
 
+import hashlib
 import re
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from utils.options import REQUIRED, list_marked
 
 NETWORK = ("dataset", "model", "backbone")  # what the name of every run begins with
+LONGEST = 255  # bytes of the name of a file
 
 
 def make_run_name(role: str, settings: Any, usual: Any) -> str:
@@ -16,6 +18,8 @@ def make_run_name(role: str, settings: Any, usual: Any) -> str:
     comes each setting with the mark "names_run" that is not usual; a file is named as by ``name_file``. The student's
     teacher is named only if its run does not have the usual name. A character that is no letter, digit or one of
     ``_.,=+-`` becomes "_".
+
+    A name that is too long for a file is cut off, and ends with a hash of the whole.
 
     usual: the settings without the flags. A setting that is REQUIRED in them is not part of the name. Neither is one
     that is None: that follows from another setting, such as the strength of label codes that have none.
@@ -37,7 +41,12 @@ def make_run_name(role: str, settings: Any, usual: Any) -> str:
         if key == "teacher_pretrained" and text == "teacher":
             continue
         parts.append(key if value is True else f"{key}={text}")
-    return re.sub(r"[^\w.,=+-]", "_", "-".join(parts))
+    name = re.sub(r"[^\w.,=+-]", "_", "-".join(parts))
+    encoded = name.encode(errors="replace")
+    if len(encoded) <= LONGEST:
+        return name
+    digest = hashlib.sha256(encoded).hexdigest()[:8]
+    return f"{encoded[: LONGEST - 9].decode(errors='ignore')}-{digest}"
 
 
 def name_value(value: object) -> str:

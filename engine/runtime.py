@@ -54,9 +54,13 @@ class Runtime:
         return PRECISIONS[self.amp]
 
     def to_device(self, module: nn.Module) -> nn.Module:
-        """Move a module to the device and give its networks their memory layout."""
+        """Move a module to the device and give its weights of four dimensions their memory layout."""
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
-        return module.to(self.device, memory_format=layout)
+        module.to(self.device)
+        for tensor in (*module.parameters(), *module.buffers()):
+            if tensor.ndim == 4:  # ``module.to`` would fail at those of five dimensions
+                tensor.data = tensor.data.contiguous(memory_format=layout)
+        return module
 
     def prepare(self, step: Step) -> nn.Module:
         """Move, lay out and compile a step, and wrap it in DDP. Return what the loop calls.

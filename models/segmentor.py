@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.bilinear import resize
+from utils.errors import UserError
 from utils.types import Output, Supervision
 
 
@@ -66,12 +67,18 @@ class Segmentor(nn.Module):
         return self.main.classifier.in_channels
 
     def set_dropout(self, probability: float | None) -> None:
-        """Set the probability of every dropout layer. None leaves each layer as the architecture has it."""
+        """Set the probability of every dropout layer. None leaves each layer as the architecture has it.
+
+        Raises:
+            UserError: the probability is not 0, and there is no dropout layer.
+        """
         if probability is None:
             return
-        for module in self.modules():
-            if isinstance(module, nn.modules.dropout._DropoutNd):
-                module.p = probability
+        layers = [module for module in self.modules() if isinstance(module, nn.modules.dropout._DropoutNd)]
+        if probability and not layers:
+            raise UserError(f"--dropout {probability:g}: this network has no dropout layer: leave it out, or give 0")
+        for layer in layers:
+            layer.p = probability
 
     def forward(self, x: Tensor, with_aux: bool = True) -> Output:
         """Return the logits of all branches. ``with_aux=False`` leaves out auxiliary maps that only training needs."""

@@ -240,6 +240,17 @@ def test_a_run_name_lists_the_changed_settings(role, flags, name):
     assert parse_settings(config_class, role, [*flags, "--save-dir", "here"]).save_dir == "here"
 
 
+def test_a_run_name_that_is_too_long_for_a_file_is_cut_off():
+    names = []
+    for last in ("1.0", "2.0"):
+        weights = ",".join(["1.2345"] * 149 + [last])
+        settings = parse_settings(StudentConfig, "student", [*TOY, "--kd", "kd=1", "--class-weights", weights])
+        names.append(settings.save_dir.removeprefix("runs/"))
+    assert [len(name) for name in names] == [255, 255]
+    assert names[0].startswith("student-toy-pspnet-resnet10t-")
+    assert names[0] != names[1]
+
+
 @pytest.mark.parametrize(("config_class", "role"), [(TeacherConfig, "teacher"), (StudentConfig, "student")])
 def test_a_code_strength_without_its_codes_is_refused(config_class, role):
     with pytest.raises(UserError, match="--code-std is the strength of --label-codes near"):

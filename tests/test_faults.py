@@ -26,7 +26,7 @@ from engine.folder_lock import FolderLock
 from engine.loader import load_train_batches
 from engine.lockstep import STOPPED_STATUS, Lockstep, Stopped
 from engine.logger import RunLogger
-from engine.run_folder import RunFolder
+from engine.run_folder import RunFolder, get_launch_id
 from engine.run_inputs import agree_on_inputs, describe_inputs
 from engine.runtime import Runtime
 from engine.settings import StudentConfig, TeacherConfig
@@ -123,6 +123,15 @@ def test_a_restarted_job_takes_no_other_jobs_run_for_its_own(flags, run, monkeyp
         with pytest.raises(UserError, match="holds a run: --resume auto continues it"):
             train_small_teacher(run)
         assert read_files(run) == before
+
+
+def test_launches_of_torchrun_without_an_id_are_told_apart(monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    names = set()
+    for launch, attempt in (("none_a", 0), ("none_a", 1), ("none_b", 0)):
+        monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", f"/tmp/{launch}/attempt_{attempt}/0/error.json")
+        names.add(get_launch_id())
+    assert names == {"/tmp/none_a", "/tmp/none_b"}
 
 
 def test_checkpoints_alone_are_not_deleted(run):
@@ -675,7 +684,8 @@ def test_a_rank_that_fails_in_a_step_ends_the_others(tmp_path, command):
     failed = command(tmp_path / "failing.py", *flags, processes=2, check=False)
     assert failed.returncode
     assert re.findall("^error: .*", failed.stderr, re.MULTILINE) == [
-        "error: CUDA out of memory. Try a smaller --batch-size or --crop-size, --accumulate 2, or --amp bf16."
+        "error: CUDA out of memory. Try a smaller --batch-size or --amp bf16; in training a smaller --crop-size or "
+        "--accumulate 2, too."
     ]
     assert checkpoint.read(tmp_path / "last.pth")["iteration"] == 2
     assert read_losses(tmp_path)[-1][0] == 3

@@ -57,6 +57,13 @@ def test_parameter_count(network):
     assert sum(p.numel() for p in model.parameters()) == COUNTS[network]
 
 
+def test_dropout_without_a_layer_for_it_is_refused():
+    model = build_model("smp_unet", "resnet10t", 5)
+    model.set_dropout(0)
+    with pytest.raises(UserError, match=r"--dropout 0\.3: this network has no dropout layer"):
+        model.set_dropout(0.3)
+
+
 @pytest.mark.parametrize(("arch", "dropout"), [("deeplabv3", [0.01] * 3), ("deeplabv3_cirkd1", [0.5, 0.1, 0.1])])
 def test_dropout_of_the_releases(arch, dropout):
     model = build_model(arch, "resnet18_v1s", 5)

@@ -98,6 +98,8 @@ def test_an_included_recipe_is_looked_for_beside_the_file(tmp_path):
     (tmp_path / "twice.yaml").write_text("include: own\n")
     (tmp_path / "missing.yaml").write_text("include: coco\n")
     (tmp_path / "with_suffix.yaml").write_text("include: base.yaml\n")
+    (tmp_path / "short.yml").write_text("lr: 0.125\n")
+    (tmp_path / "of_short.yml").write_text("include: short.yml\n")
     (tmp_path / "with_method.yaml").write_text("include: voc:cwd\n")
     assert load_recipe(f"{tmp_path}/own.yaml", "teacher") == {"lr": 0.25, "model": "fcn"}
     with pytest.raises(UserError, match="include: own includes another recipe itself"):
@@ -105,6 +107,7 @@ def test_an_included_recipe_is_looked_for_beside_the_file(tmp_path):
     with pytest.raises(UserError, match=r"recipe not found: .*coco"):
         load_recipe(f"{tmp_path}/missing.yaml", "teacher")
     assert load_recipe(f"{tmp_path}/with_suffix.yaml", "teacher") == {"lr": 0.5, "model": "fcn"}
+    assert load_recipe(f"{tmp_path}/of_short.yml", "teacher") == {"lr": 0.125}
     with pytest.raises(UserError, match="include: voc:cwd: leave out the colon and the method after it"):
         load_recipe(f"{tmp_path}/with_method.yaml", "teacher")
 

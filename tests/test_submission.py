@@ -56,6 +56,7 @@ def test_a_submission_has_the_official_ids_and_names(name, tmp_path):
         (["--per-image", "one", "--json", "./one"], r"--json and --per-image are both one: give two names"),
         (["--json", "one", "--save-pred", "one"], r"--json and --save-pred are both one: give two names"),
         (["--json", "."], r"--json \. is a folder: give the name of a file"),
+        (["--json", "/dev/null"], r"--json /dev/null is no regular file: give the name of a file"),
         (["--json", "/proc/none/e.json"], r"--json /proc/none/e\.json cannot be written: No such file"),
         (["--per-image", "taken/e.npz"], r"--per-image taken/e\.npz cannot be written: (Not a directory|File exists)"),
         (["--save-pred", "taken"], r"--save-pred taken cannot be written: File exists"),

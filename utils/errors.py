@@ -64,7 +64,7 @@ def get_first_line(error: BaseException) -> str:
 
 ANOTHER = "another process of the job"  # begins a message that only points at the message of another rank
 TOO_MANY_FILES = "too many open files: a higher limit (ulimit -n 4096), or fewer --workers"
-OUT_OF_MEMORY = "out of memory: a smaller --batch-size or --crop-size, --accumulate, or fewer --workers"
+OUT_OF_MEMORY = "out of memory: a smaller --batch-size or fewer --workers; in training --crop-size or --accumulate, too"
 CPU_MEMORY = "DefaultCPUAllocator|std::bad_alloc|[Cc]annot allocate memory|Storage size calculation overflowed"
 GPU_MEMORY = "CUDA error: out of memory|CU(BLAS|DNN)_STATUS_ALLOC_FAILED"  # not raised as torch.OutOfMemoryError
 PEER = "Connection (closed|reset)|peer|Broken pipe|NCCL|Gloo|Timed out|TCPStore|ProcessGroup"  # only if there are ranks
@@ -76,6 +76,8 @@ MEANINGS = {
     f"{CPU_MEMORY}|{GPU_MEMORY}": OUT_OF_MEMORY,
     "Kernel size can't be greater": "an image, or a part of one, is too small for this network: 32 pixels a side are "
     "enough for most",
+    "Expected to have finished reduction": "a parameter of the network or of a loss took no part in a step, which "
+    "several processes do not allow: leave it out, freeze it, or add 0 * parameter.sum() to the loss",
     "home directory": "a path begins with ~ and the name of nobody here",
     "Too many open files|ancdata": TOO_MANY_FILES,
     "No space left on device": "a disk or the shared memory is full (docker: --shm-size)",
@@ -105,7 +107,7 @@ def explain_error(error: BaseException) -> UserError | None:
     if isinstance(error, UserError):
         return error
     if isinstance(error, torch.OutOfMemoryError):
-        flags = "a smaller --batch-size or --crop-size, --accumulate 2, or --amp bf16"
+        flags = "a smaller --batch-size or --amp bf16; in training a smaller --crop-size or --accumulate 2, too"
         return UserError(f"{get_first_line(error)} Try {flags}.")
     if isinstance(error, MemoryError):
         return UserError(OUT_OF_MEMORY)
