@@ -121,18 +121,30 @@ def read_recipe(path: Path) -> dict[Any, Any]:
     content = read_flat_yaml(path)
     if INCLUDE not in content:
         return content
-    name = str(content.pop(INCLUDE)).removesuffix(".yaml")
-    if ":" in name:
-        raise UserError(f"{path}: {INCLUDE}: {name}: leave out the colon and the method after it")
-    base = path.parent / f"{name}.yaml"
-    if not base.is_file():
-        base, _ = find_recipe(name)
+    base = _find_included(str(content.pop(INCLUDE)), path)
     included = read_flat_yaml(base)
     if INCLUDE in included:
         raise UserError(f"{path}: {INCLUDE}: {base.stem} includes another recipe itself: one step is enough")
     replaced = {f"{role}.{text}" for role in ROLES for text in content}
     kept = {text: value for text, value in included.items() if text not in replaced}
     return {**kept, **content}
+
+
+def _find_included(name: str, path: Path) -> Path:
+    """Return the file of the recipe that another one, at ``path``, includes.
+
+    Raises:
+        UserError: there is no such recipe, or it is named with a method.
+    """
+    if ":" in name:
+        raise UserError(f"{path}: {INCLUDE}: {name}: leave out the colon and the method after it")
+    stem = name.removesuffix(".yaml").removesuffix(".yml")
+    for suffix in (".yaml", ".yml"):
+        file = path.parent / f"{stem}{suffix}"
+        if file.is_file():
+            return file
+    file, _ = find_recipe(stem)
+    return file
 
 
 def read_flat_yaml(path: Path) -> dict[Any, Any]:

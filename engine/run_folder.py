@@ -204,8 +204,15 @@ def adapt_to_restart(settings: TrainConfig, folder: Path) -> TrainConfig:
 
 
 def get_launch_id() -> str | None:
-    """Return torchrun's name of the job, the same on all ranks and after a restart. None without torchrun."""
-    return os.environ.get("TORCHELASTIC_RUN_ID")
+    """Return torchrun's name of the job, the same after a restart. None without torchrun.
+
+    torchrun calls every job "none" unless it has --standalone or --rdzv-id. Then the folder of its logs is the name.
+    """
+    launch_id = os.environ.get("TORCHELASTIC_RUN_ID")
+    error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")  # LOGS/ATTEMPT/RANK/error.json
+    if launch_id == "none" and error_file:
+        return str(Path(error_file).parents[2])
+    return launch_id
 
 
 def read_launch_id(log: Path) -> str | None:
