@@ -15,7 +15,7 @@ import torchvision
 
 from models import build_model, from_checkpoint
 from models.checkpoints.formats import FORMATS, translate_network
-from models.checkpoints.recognition import recognise_network
+from models.checkpoints.recognition import complete_single_logit, recognise_network
 from scripts.study import visualize
 from tests.fill_weights import fill_model, fill_state, reference_input
 from utils.errors import UserError
@@ -290,9 +290,13 @@ def test_classes_palette_and_settings_of_mmsegmentation_are_read(tmp_path):
     damaged = {"CLASSES": list(range(19)), "PALETTE": 5}
     card = from_checkpoint(save(tmp_path / "net.pth", {"state_dict": state(FCN), "meta": damaged})).card
     assert (card.class_names, card.palette) == ([], [])
-    meta["cfg"] = text.replace("(1, 1, 2, 4)", "(1, 1, 1, 2)")
-    with pytest.raises(UserError, match="dilations=1, 1, 1, 2"):
-        from_checkpoint(save(tmp_path / "net.pth", {"state_dict": state(FCN), "meta": meta}))
+    in_lines = "dilations=(\n    1,\n    1,\n    {},\n    {},\n)"  # as mmengine writes it
+    meta["cfg"] = text.replace("dilations=(1, 1, 2, 4)", in_lines.format(2, 4))
+    from_checkpoint(save(tmp_path / "net.pth", {"state_dict": state(FCN), "meta": meta}))
+    for dilations in ("dilations=(1, 1, 1, 2)", in_lines.format(1, 2)):
+        meta["cfg"] = text.replace("dilations=(1, 1, 2, 4)", dilations)
+        with pytest.raises(UserError, match="dilations=1, 1, 1, 2"):
+            from_checkpoint(save(tmp_path / "net.pth", {"state_dict": state(FCN), "meta": meta}))
 
 
 USUAL_PIXELS = "mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True"
@@ -360,9 +364,34 @@ def test_files_that_do_not_fit_are_refused_with_a_reason(make_content, message, 
         from_checkpoint(save(tmp_path / "net.pth", make_content()))
 
 
+@pytest.mark.parametrize("arch", ["fcn", "ocrnet", "stdc"])
+def test_two_classes_that_are_made_of_one_logit_differ_by_it(arch, capsys):
+    one = build_model(arch, "resnet10t", 2)
+    for branch in (one.main, *one.aux):
+        if branch.supervision.kind != "detail":  # the map of boundaries is no map of classes
+            branch.classifier = torch.nn.Conv2d(branch.classifier.in_channels, 1, 1)
+    fill_model(one).eval()
+    weights, has_single_logit = complete_single_logit(one.state_dict(), "net.pth")
+    assert has_single_logit
+    assert "note: net.pth has one logit" in capsys.readouterr().err
+    two = build_model(arch, "resnet10t", 2).eval()
+    two.load_state_dict(weights)
+    logits = run_model(two).logits
+    torch.testing.assert_close(logits[:, 1:] - logits[:, :1], run_model(one).logits, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("channels", [1, 2, 5])
 def test_other_inputs_than_an_image_and_a_label_plane_are_refused(channels, tmp_path):
     weights = state(LAD)
     weights["pretrained.conv1.weight"] = torch.zeros(64, channels, 3, 3)
-    with pytest.raises(UserError, match=rf"net\.pth: its network takes {channels} channels"):
+    with pytest.raises(UserError, match=rf"net\.pth: its network takes {channels} channels; .* label plane makes 4$"):
         from_checkpoint(save(tmp_path / "net.pth", weights))
+
+
+@pytest.mark.parametrize("assisted", [False, True])
+def test_a_fourth_channel_of_another_project_is_no_label_plane(assisted, tmp_path):
+    weights = state(FCN)
+    stem = next(key for key in weights if key.endswith(("stem.0.weight", "conv1.weight")))
+    weights[stem] = torch.zeros(len(weights[stem]), 4, *weights[stem].shape[2:])
+    with pytest.raises(UserError, match=r"net\.pth: its network takes 4 channels; an image has 3$"):
+        from_checkpoint(save(tmp_path / "net.pth", weights), assisted)

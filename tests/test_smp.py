@@ -15,6 +15,7 @@ from datasets.toy import TOY
 from losses import LOSSES, build_kd
 from models import build_model, from_checkpoint
 from models.architectures.smp import DECODERS
+from models.checkpoints.imagenet import get_encoder, load_base
 from tests.conftest import BACKBONE
 from utils.errors import UserError
 
@@ -114,6 +115,20 @@ def test_a_plain_state_dict_needs_the_name_of_its_timm_encoder(tmp_path):
     image = torch.randn(1, 3, 64, 96)
     ours = from_checkpoint(tmp_path / "a.pth", backbone=SMALL).model
     torch.testing.assert_close(ours(image).logits, theirs(image), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["a.pth", "folder"])
+def test_the_encoder_of_a_file_is_taken_for_other_classes(name, tmp_path):
+    theirs = build_library_model("smp_unet")
+    if name == "folder":
+        theirs.save_pretrained(tmp_path / name)
+    else:
+        torch.save(theirs.state_dict(), tmp_path / name)
+    model = build_model("smp_fpn", SMALL, 5)
+    load_base(model, str(tmp_path / name), "imagenet")
+    weights = theirs.encoder.state_dict()
+    for key, value in get_encoder(model).state_dict().items():
+        assert torch.equal(value, weights[f"model.{key}"])
 
 
 @torch.inference_mode()

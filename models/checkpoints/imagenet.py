@@ -33,6 +33,8 @@ PREFIXES = (
     "backbone.model.",
     "backbone.",
     "pretrained.",
+    "encoder.model.",  # of segmentation_models_pytorch
+    "encoder.",
 )
 PACKAGE_MARKER = "_conv_stem.weight"  # a key of the packages' files
 

@@ -67,10 +67,11 @@ def _require_known_settings(text: str, source: str) -> None:
         UserError: a setting has a value that is not in SHAPELESS_SETTINGS.
     """
     for setting, known in SHAPELESS_SETTINGS.items():
-        for value in re.findall(rf"\b{setting}=\(?([\d, ]+)", text):
-            if value.replace(" ", "").strip(",") not in known:
+        for value in re.findall(rf"\b{setting}=\(?([\d,\s]+)", text):  # a tuple may stand in several lines
+            numbers = re.findall(r"\d+", value)
+            if ",".join(numbers) not in known:
                 raise UserError(
-                    f"{source} was trained with {setting}={value.strip(' ,')}, which this project does not have"
+                    f"{source} was trained with {setting}={', '.join(numbers)}, which this project does not have"
                 )
 
 

@@ -32,6 +32,7 @@ class Ignored:
 
 IGNORED_TYPES = (
     "argparse.Namespace",
+    "builtins.getattr",  # mmengine's HistoryBuffer holds methods of its class, which pickle gets by getattr
     "mmengine.logging.history_buffer.HistoryBuffer",
     "numpy.core.multiarray._reconstruct",
     "numpy._core.multiarray._reconstruct",

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from models.architectures import build_model, list_options
 from models.backbones.stdc import BLOCKS
-from models.checkpoints.formats import FORMATS, Family, translate_network
+from models.checkpoints.formats import FORMATS, RELEASE, Family, translate_network
 from utils.errors import UserError, print_note
 
 # (has bottleneck blocks, number of blocks of each stage) -> depth
@@ -28,7 +28,7 @@ STDCS = {blocks: name for name, blocks in BLOCKS.items()}
 BACKBONE_STEM_KEYS = ("conv1.0.weight", "conv1.weight", "conv_stem.weight", "encoder.stages.0.conv.weight")
 CLASSIFIER = "main.classifier.weight"
 AUX_CLASSIFIER = "aux.0.classifier.weight"
-CLASSIFIER_KEY = re.compile(r"(main|aux\.0)\.classifier\.(weight|bias)")
+CLASSIFIER_KEY = re.compile(r"(main|aux\.\d)\.classifier\.(weight|bias)")
 COARSE_TO_FINE = "main.head.query.0.conv.weight"  # a key of OCRNet, whose main head reads the auxiliary logits
 # width argument of an architecture -> (key, dimension) whose size is the width; a branch that is absent has width 0
 WIDTHS = {
@@ -61,7 +61,7 @@ def recognise_network(weights: Mapping[str, Tensor], source: str) -> Recognised:
 
     Raises:
         UserError: the format or the backbone is unknown, the classifier or the first convolution is missing, a weight
-            is not that of a convolution, or the network takes neither three nor four input channels.
+            is not that of a convolution, or the network takes other channels than an image and LAD's label plane.
     """
     format_name = _find_format(weights, source)
     ours = translate_network(weights, format_name)
@@ -76,10 +76,7 @@ def recognise_network(weights: Mapping[str, Tensor], source: str) -> Recognised:
         known = "ResNet, STDC, HRNet, CIRKD's MobileNetV2"
         raise UserError(f"{source}: this {format_name} file is incomplete, or its backbone is none of {known}")
     in_channels = stem.shape[1]
-    if in_channels not in (3, 4):
-        raise UserError(
-            f"{source}: its network takes {in_channels} channels; an image has 3, and a label plane makes 4"
-        )
+    _require_known_channels(in_channels, FORMATS[format_name].family, source)
     config = {
         "backbone": _recognise_backbone(body, FORMATS[format_name].family, len(stem), source),
         "num_classes": len(ours[CLASSIFIER]),
@@ -104,6 +101,19 @@ def _find_format(weights: Mapping[str, Tensor], source: str) -> str:
         f"those of {', '.join(FORMATS)} and segmentation_models_pytorch; weights of a backbone alone are for "
         f"--pretrained-base"
     )
+
+
+def _require_known_channels(in_channels: int, family: Family, source: str) -> None:
+    """Check that a network sees three channels. A fourth one of LAD's networks is the label plane.
+
+    Raises:
+        UserError: it sees other channels.
+    """
+    may_read_label = family is RELEASE
+    if in_channels == 3 or (in_channels == 4 and may_read_label):
+        return
+    planes = ", and a label plane makes 4" if may_read_label else ""
+    raise UserError(f"{source}: its network takes {in_channels} channels; an image has 3{planes}")
 
 
 def _require_convolutions(weights: Mapping[str, Tensor], name: str, source: str) -> None:
@@ -145,6 +155,8 @@ def _read_widths(weights: Mapping[str, Tensor], arch: str) -> dict[str, int]:
 def complete_single_logit(weights: dict[str, Tensor], source: str) -> tuple[dict[str, Tensor], bool]:
     """Turn a classifier of one logit z, for a sigmoid, into one of two classes: logits (0, z) mean the same.
 
+    OCRNet makes a region of each auxiliary logit. Two equal logits make two equal regions, which give what one gives.
+
     Return the weights, and whether there was a single logit. Weights of other classifiers stay as they are.
     """
     if weights[CLASSIFIER].ndim != 4 or len(weights[CLASSIFIER]) != 1:
@@ -153,7 +165,8 @@ def complete_single_logit(weights: dict[str, Tensor], source: str) -> tuple[dict
     completed = dict(weights)
     for key, value in weights.items():
         if CLASSIFIER_KEY.fullmatch(key) and len(value) == 1:
-            completed[key] = torch.cat([torch.zeros_like(value), value])
+            is_region = COARSE_TO_FINE in weights and key.startswith("aux.")
+            completed[key] = torch.cat([value if is_region else torch.zeros_like(value), value])
     return completed, True
 
 
