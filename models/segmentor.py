@@ -1,6 +1,6 @@
 """A segmentation network: a backbone, a main branch, and auxiliary branches for training."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,21 @@ class Branch(nn.Module):
         return self.classifier(feat), feat
 
 
+def set_dropout(modules: Iterable[nn.Module], probability: float | None) -> None:
+    """Set the probability of every dropout layer among modules. None leaves each layer as it is.
+
+    Raises:
+        UserError: the probability is not 0, and there is no dropout layer.
+    """
+    if probability is None:
+        return
+    layers = [module for module in modules if isinstance(module, nn.modules.dropout._DropoutNd)]
+    if probability and not layers:
+        raise UserError(f"--dropout {probability:g}: there is no dropout layer for it: leave it out, or give 0")
+    for layer in layers:
+        layer.p = probability
+
+
 class Segmentor(nn.Module):
     """Segment images ``[B, C, H, W]``. The result is an ``Output``, each of its maps at the resolution of its head.
 
@@ -67,18 +82,8 @@ class Segmentor(nn.Module):
         return self.main.classifier.in_channels
 
     def set_dropout(self, probability: float | None) -> None:
-        """Set the probability of every dropout layer. None leaves each layer as the architecture has it.
-
-        Raises:
-            UserError: the probability is not 0, and there is no dropout layer.
-        """
-        if probability is None:
-            return
-        layers = [module for module in self.modules() if isinstance(module, nn.modules.dropout._DropoutNd)]
-        if probability and not layers:
-            raise UserError(f"--dropout {probability:g}: this network has no dropout layer: leave it out, or give 0")
-        for layer in layers:
-            layer.p = probability
+        """Set the probability of the dropout layers of the heads. Raises: as the function ``set_dropout``."""
+        set_dropout([module for branch in (self.main, *self.aux) for module in branch.modules()], probability)
 
     def forward(self, x: Tensor, with_aux: bool = True) -> Output:
         """Return the logits of all branches. ``with_aux=False`` leaves out auxiliary maps that only training needs."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from models.layers import freeze_unused
-from models.segmentor import Segmentor
+from models.segmentor import set_dropout
 from utils.errors import UserError, get_first_line
 from utils.types import Output, Supervision
 from utils.user_code import import_user_object
@@ -79,8 +79,6 @@ class UserNetwork(nn.Module):
     are upsampled. ``config`` holds the arguments of ``build_model``.
     """
 
-    set_dropout = Segmentor.set_dropout
-
     def __init__(self, network: nn.Module, config: dict[str, Any], where: str) -> None:
         """Try the network on small images. Its weights stay the same; parameters that no map depends on are frozen.
 
@@ -103,6 +101,10 @@ class UserNetwork(nn.Module):
         align_corners = bool(getattr(self.network, "align_corners", False))
         main = Supervision(align_corners=align_corners)
         return (main, *[main._replace(weight=AUX_WEIGHT)] * self.aux_maps)
+
+    def set_dropout(self, probability: float | None) -> None:
+        """Set the probability of every dropout layer. Raises: as the function ``set_dropout``."""
+        set_dropout(self.network.modules(), probability)
 
     def forward(self, x: Tensor, with_aux: bool = True) -> Output:
         """Return the network's output. ``with_aux=False`` leaves out auxiliary logits."""

@@ -60,8 +60,18 @@ def test_parameter_count(network):
 def test_dropout_without_a_layer_for_it_is_refused():
     model = build_model("smp_unet", "resnet10t", 5)
     model.set_dropout(0)
-    with pytest.raises(UserError, match=r"--dropout 0\.3: this network has no dropout layer"):
+    with pytest.raises(UserError, match=r"--dropout 0\.3: there is no dropout layer"):
         model.set_dropout(0.3)
+
+
+def test_dropout_of_the_heads_does_not_change_the_backbone():
+    model = build_model("pspnet", "pvt_v2_b0", 5)
+    model.set_dropout(0.3)
+    rates = {}
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Dropout):
+            rates.setdefault(name.split(".")[0], set()).add(module.p)
+    assert rates == {"backbone": {0.0}, "main": {0.3}}
 
 
 @pytest.mark.parametrize(("arch", "dropout"), [("deeplabv3", [0.01] * 3), ("deeplabv3_cirkd1", [0.5, 0.1, 0.1])])
