@@ -26,7 +26,7 @@ from losses.nfd import NFD
 from losses.skd import SKD
 from losses.user_losses import load_user_loss
 from losses.weighted import WeightedLosses
-from utils.errors import UserError, lookup, suggest_nearest
+from utils.errors import UserError, get_first_line, lookup, suggest_nearest
 from utils.types import LOG_FIELDS
 
 LOSSES: dict[str, type[nn.Module]] = {
@@ -166,8 +166,15 @@ def build_kd(
             loss = find_loss_class(name, flag)(student_channels, teacher_channels, num_classes, **options)
         except UserError as error:
             raise UserError(f"{flag} {text}: {name}: {error}") from error
-        if any(map(math.isnan, options.values())):
-            raise UserError(f"{flag} {text}: an option of {name} is no number")
+        except Exception as error:  # a user's class may do anything
+            if name in LOSSES:
+                raise
+            reason = f"{type(error).__name__}: {get_first_line(error)}"
+            raise UserError(f"{flag} {text}: {name} cannot be built: {reason} (options are floats)") from error
+        if not all(map(math.isfinite, options.values())):
+            raise UserError(f"{flag} {text}: an option of {name} is no finite number")
+        if name in LOSSES and any(value < 0 for value in options.values()):
+            raise UserError(f"{flag} {text}: an option of {name} is negative")
         losses[get_term_name(name)] = loss
         weights[get_term_name(name)] = weight
     _require_unique_terms(losses, text, flag)

@@ -47,6 +47,10 @@ def folder(tmp_path, monkeypatch):
         "class pop(Number):\n    pass\n"
         "class dsd_psd(Number):\n    pass\n"
         "class kd_weighted(Number):\n    pass\n"
+        "class Wide(Number):\n"
+        "    def __init__(self, student_channels, teacher_channels, num_classes, width=3):\n"
+        "        super().__init__(student_channels, teacher_channels, num_classes)\n"
+        "        self.layer = nn.Conv2d(3, width, 1)\n"
     )
     yield tmp_path
     for name in set(sys.modules) - modules_before:
@@ -98,6 +102,7 @@ def test_options_and_several_losses_are_parsed(folder):
         ("cdw:tau=3", "'cdw' is neither in"),
         ("mine:Huber=1", "mine has no Huber"),
         ("sys:Huber=1", "sys has no Huber"),
+        ("my_shapes:Wide=1:width=2", r"my_shapes:Wide cannot be built: TypeError: .* \(options are floats\)"),
         ("my_shapes:loss=1,kd=1", "loss is the name of something else"),
         ("my_shapes:pop=1", "pop is the name of something else"),
         ("my_shapes:dsd_psd=1,dsd=1", "dsd_psd is the name of something else"),
@@ -106,7 +111,9 @@ def test_options_and_several_losses_are_parsed(folder):
         ("af_dcd=1:groups=2.5", r"groups=2\.5: give a positive whole number"),
         ("af_dcd=1:groups=5", r"groups=5 does not divide the teacher's 16 channels"),
         ("mgd=1:ratio=1", "--kd mgd=1:ratio=1: mgd: ratio=1: give a share"),
-        ("dsd=1:psd=nan", "an option of dsd is no number"),
+        ("dsd=1:psd=nan", "an option of dsd is no finite number"),
+        ("dsd=1:psd=inf", "an option of dsd is no finite number"),
+        ("dsd=1:psd=-1", "an option of dsd is negative"),
         (
             "cirkd2=1:fitnet=0:pixel=0:memory_pixel=0:memory_region=0:channel=0:memory_channel=0:channel_mse=0",
             "weight 0",
