@@ -714,6 +714,23 @@ def test_a_list_of_validation_images_alone_leaves_the_rest_for_training(tmp_path
     assert "# no list of training images: they are those in no other list" in (tmp_path / "dataset.yaml").read_text()
 
 
+def list_names(root: Path, content: dict) -> dict[str, list[str]]:
+    """Return the paths of the images of each split, without suffixes, relative to the root."""
+    names = {}
+    for split in content["splits"]:
+        pairs = build_dataset("folder", str(root), split).pairs
+        names[split] = [str(image.relative_to(root).with_suffix("")) for image, _ in pairs]
+    return names
+
+
+def test_images_of_a_test_list_are_in_no_other_split(tmp_path):
+    write_photos(tmp_path, 10)
+    (tmp_path / "test.txt").write_text("7\n8\n9\n")
+    names = list_names(tmp_path, describe(tmp_path))
+    assert names["test"] == [f"images/{n}" for n in (7, 8, 9)]
+    assert sorted(names["train"] + names["val"]) == [f"images/{n}" for n in range(7)]
+
+
 def test_a_star_in_the_name_of_a_folder_is_refused(tmp_path):
     write_photos(tmp_path / "take*1", 5)
     with pytest.raises(UserError, match=r"rename the folder take\*1/.*: in dataset\.yaml a \* stands for any name"):

@@ -111,6 +111,7 @@ class SplitFinder:
                 f"no images for training: {', '.join(sorted(map(str, lists)))} name all images of {self.root}: write a "
                 "list of the training images, train.txt, or take their names out of the other lists"
             )
+        self.training_images = rest
         self.remarks.append("no list of training images: they are those in no other list")
         self.new_lists[make_list_name("train")] = rest
         return make_list_name("train")
