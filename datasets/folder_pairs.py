@@ -138,42 +138,75 @@ def _choose_listed(path: Path, names: dict[Path, set[str]], folders: list[Path])
     for image, names_of_image in names.items():
         for name in names_of_image:
             images_by_name.setdefault(name, []).append(image)
+    folder_names = _FolderNames(folders)
     lines = read_list(path)
     chosen = set()
     for line in lines:
         *line_folders, name = Path(line).parts
-        candidates = _select_candidates(images_by_name.get(name, []), folders, line_folders, name)
-        ranked = sorted((_count_shared(line_folders, image), image) for image in candidates)
-        best_count, best = ranked[-1]
-        if len(ranked) > 1:
-            second_count, second = ranked[-2]
-            if second_count == best_count:
-                raise UserError(f"{path}: {line} may be {second} or {best}: name its folder or suffix, too")
-        chosen.add(best)
+        candidates = _select_candidates(images_by_name.get(name, []), folder_names, line_folders, name)
+        if len(candidates) > 1:
+            first, second = sorted(candidates)[:2]
+            raise UserError(f"{path}: {line} may be {first} or {second}: name its folder or suffix, too")
+        chosen.add(candidates[0])
     if len(chosen) < len(lines):
         raise UserError(f"{path} has {len(lines)} lines for {len(chosen)} images of {folders[0]}")
     return sorted(chosen)
 
 
-def _select_candidates(images: list[Path], folders: list[Path], line_folders: list[str], name: str) -> list[Path]:
+class _FolderNames:
+    """Find the folders of images that the folders in a line of a list may mean.
+
+    Only names that tell the folders apart count. Names above the first such name do not count, so the place of the data
+    set does not matter.
+    """
+
+    def __init__(self, folders: list[Path]) -> None:
+        """Find the names that tell the folders apart. All folders are equally deep."""
+        columns = [set(names) for names in zip(*(folder.parts for folder in folders), strict=True)]
+        positions = [i for i, names in enumerate(columns) if len(names) > 1]
+        start = positions[0] if positions else len(columns)
+        self.shared = Path(*folders[0].parts[:start])
+        self.names_that_differ = set().union(*(columns[i] for i in positions))
+        self.names: dict[Path, list[str]] = {}
+        for folder in folders:
+            self.names[folder] = self.select_names(folder.parts[start:])
+
+    def select_names(self, parts: Iterable[str]) -> list[str]:
+        """Return those of the parts of a path that tell the folders apart, in their order."""
+        return [part for part in parts if part in self.names_that_differ]
+
+    def find_folders(self, line_folders: list[str]) -> list[Path]:
+        """Return the folders whose paths have the names in a line, in the same order.
+
+        If no folder has them, the names at the beginning of the line may be those of folders above the data set.
+        """
+        wanted = self.select_names(line_folders)
+        found = self.find_folders_with(wanted)
+        while not found and wanted[0] in self.shared.parts:
+            wanted = wanted[1:]
+            found = self.find_folders_with(wanted)
+        return found
+
+    def find_folders_with(self, wanted: list[str]) -> list[Path]:
+        """Return the folders whose paths have the wanted names, in this order."""
+        return [folder for folder, names in self.names.items() if _has_in_order(names, wanted)]
+
+
+def _has_in_order(names: list[str], wanted: list[str]) -> bool:
+    """Return whether all wanted names are among the names, in the same order."""
+    rest = iter(names)
+    return all(name in rest for name in wanted)
+
+
+def _select_candidates(images: list[Path], folders: _FolderNames, line_folders: list[str], name: str) -> list[Path]:
     """Select the images that a line of a list may mean. If there is none, return where the image should be.
 
     A line may name a folder that tells the folders of images apart. Then images of the other folders do not count.
 
     images: those of the name. folders: all folders of images. line_folders, name: the parts of the line.
     """
-    parts = [set(folder.parts) for folder in folders]
-    names_that_differ = set.union(*parts) - set.intersection(*parts)
-    wanted = names_that_differ.intersection(line_folders)
-    found = [image for image in images if wanted.issubset(image.parts)]
-    if found:
-        return found
-    for folder in folders:
-        if wanted.issubset(folder.parts):
-            return [folder / name]
-    return [folders[0] / name]
-
-
-def _count_shared(folders: list[str], image: Path) -> int:
-    """Count the folders of a line in a list that are on the path of an image."""
-    return len(set(folders) & set(image.parts))
+    possible = folders.find_folders(line_folders)
+    if not possible:
+        return [folders.shared.joinpath(*line_folders, name)]
+    found = [image for image in images if image.parent in possible]
+    return found or [possible[0] / name]

@@ -769,6 +769,49 @@ def test_a_list_does_not_take_an_image_of_another_folder(tmp_path):
         build_dataset("folder", str(tmp_path), "val")
 
 
+def read_listed(root: Path, folders: tuple[str, ...], pattern: str, lines: list[str]) -> list[str]:
+    """Write three pairs a folder and a list. Return the places of the images that the list means, sorted."""
+    write_places(root, folders, 3, "{folder}/{n}.jpg", "{folder}/{n}_m.png")
+    (root / "some.txt").write_text("\n".join(lines))
+    entry = {"images": pattern, "labels": pattern, "list": "some.txt"}
+    content = {"names": ["x", "y", "z"], "label_suffix": "_m.png", "splits": {"train": entry}}
+    (root / "dataset.yaml").write_text(yaml.safe_dump(content))
+    return [str(image.relative_to(root)) for image, _ in build_dataset("folder", str(root), "train").pairs]
+
+
+SUBJECTS = ("s/01/01", "s/01/02", "s/02/01", "s/02/02")
+VIEWS = ("day/rgb", "night/rgb")
+
+
+@pytest.mark.parametrize(
+    ("root", "folders", "pattern", "line", "image"),
+    [
+        ("x", SUBJECTS, "s/*/*", "01/01/0", "s/01/01/0.jpg"),
+        ("x", SUBJECTS, "s/*/*", "s/02/01/0", "s/02/01/0.jpg"),
+        ("01", SUBJECTS, "s/*/*", "01/s/01/02/0", "s/01/02/0.jpg"),
+        ("day", VIEWS, "*/rgb", "day/rgb/0", "day/rgb/0.jpg"),
+        ("day", VIEWS, "*/rgb", "day/night/0.jpg", "night/rgb/0.jpg"),
+        ("2", ("1", "2", "3"), "*", "2/0", "2/0.jpg"),
+        ("2", ("1", "2", "3"), "*", "1/0", "1/0.jpg"),
+        ("2", ("1", "2", "3"), "*", "2/3/0", "3/0.jpg"),
+        ("x", ("day/rgb", "rgb/rgb"), "*/rgb", "day/rgb/0", "day/rgb/0.jpg"),
+        ("x", ("day/rgb", "rgb/rgb"), "*/rgb", "rgb/rgb/0", "rgb/rgb/0.jpg"),
+    ],
+)
+def test_names_of_folders_in_a_list_count_in_their_order(root, folders, pattern, line, image, tmp_path):
+    assert read_listed(tmp_path / root, folders, pattern, [line]) == [image]
+
+
+@pytest.mark.parametrize("folders", [SUBJECTS, ("s/01/01", "s/02/02")])
+def test_a_listed_image_that_is_missing_is_not_replaced_by_one_of_another_folder(folders, tmp_path):
+    with pytest.raises(UserError, match=r"1 of 1 image and label pairs are incomplete; .*s/01/02/9\.jpg"):
+        read_listed(tmp_path, folders, "s/*/*", ["01/02/9.jpg"])
+    write_picture(tmp_path / "s/02/01/9.jpg")
+    write_picture(tmp_path / "s/01/01/9.jpg")
+    with pytest.raises(UserError, match=r"1 of 1 image and label pairs are incomplete; .*s/01/02/9\.jpg"):
+        read_listed(tmp_path, folders, "s/*/*", ["01/02/9.jpg"])
+
+
 def test_16_bit_pictures_are_not_taken_for_labels(tmp_path):
     """Depth maps or instance maps may lie beside the labels under the same names."""
     for n in range(5):
