@@ -81,11 +81,12 @@ def list_folder_pairs(splits: dict[str, dict[str, str]], form: NameForm, root: P
     chosen = sorted(labels)
     if "list" in entry:
         names = {image: {image.name, base, labels[image].name} for image, base in bases.items()}
+        label_folders = {folder.images: folder.labels for folder in folders}
         chosen = _choose_listed(root / entry["list"], names, [folder.images for folder in folders])
         for image in chosen:
             # a listed image that does not exist gets a label as well, so that the pair is reported as incomplete
             missing_label = f"{image.name}{form.label_suffix.removeprefix(IMAGE_SUFFIX_FIELD)}"
-            labels.setdefault(image, folders[0].labels / missing_label)
+            labels.setdefault(image, label_folders.get(image.parent, image.parent) / missing_label)
     return pair_labels(chosen, lambda image: [labels[image]], "set image_suffix in dataset.yaml to select one of them")
 
 

@@ -812,6 +812,17 @@ def test_a_listed_image_that_is_missing_is_not_replaced_by_one_of_another_folder
         read_listed(tmp_path, folders, "s/*/*", ["01/02/9.jpg"])
 
 
+@pytest.mark.parametrize("lines", [["d1/1", "d2/1", "d2/0"], ["d1/d2/1", "d2/d1/1", "d1/0"]])
+def test_a_missing_image_does_not_get_the_label_of_another_folder(lines, tmp_path):
+    write_places(tmp_path, ("d1", "d2"), 2, "{folder}/rgb/{n}.jpg", "{folder}/mask/{n}.png")
+    (tmp_path / "d2/rgb/1.jpg").unlink()
+    (tmp_path / "val.txt").write_text("\n".join(lines))
+    lines = ["names: [x, y, z]", "splits:", "  val: {images: '*/rgb', labels: '*/mask', list: val.txt}"]
+    (tmp_path / "dataset.yaml").write_text("\n".join(lines))
+    with pytest.raises(UserError, match=r"of 3 image and label pairs are incomplete; first missing: .*d2/"):
+        build_dataset("folder", str(tmp_path), "val")
+
+
 def test_16_bit_pictures_are_not_taken_for_labels(tmp_path):
     """Depth maps or instance maps may lie beside the labels under the same names."""
     for n in range(5):
