@@ -731,6 +731,26 @@ def test_images_of_a_test_list_are_in_no_other_split(tmp_path):
     assert sorted(names["train"] + names["val"]) == [f"images/{n}" for n in range(7)]
 
 
+def test_dots_in_the_names_of_listed_images_are_no_suffixes(tmp_path):
+    write_places(tmp_path, (".",), 6, "images/frame.000{n}.jpg", "masks/frame.000{n}.png")
+    (tmp_path / "val.txt").write_text("frame.0003\nframe.0004\n")
+    names = list_names(tmp_path, describe(tmp_path))
+    assert names["val"] == ["images/frame.0003", "images/frame.0004"]
+    assert names["train"] == [f"images/frame.000{n}" for n in (0, 1, 2, 5)]
+
+
+def test_a_list_of_one_sequence_does_not_take_images_of_another_out_of_training(tmp_path):
+    write_places(tmp_path, ("a", "b"), 5, "images/{folder}/{n}.jpg", "masks/{folder}/{n}.png")
+    (tmp_path / "val.txt").write_text("".join(f"b/{n}.jpg\n" for n in range(5)))
+    names = list_names(tmp_path, describe(tmp_path))
+    assert names["val"] == [f"images/b/{n}" for n in range(5)]
+    assert names["train"] == [f"images/a/{n}" for n in range(5)]
+    (tmp_path / "train.txt").write_text("".join(f"a/{n}.jpg\n" for n in range(5)))
+    names = list_names(tmp_path, describe(tmp_path, "--overwrite"))
+    assert names["train"] == [f"images/a/{n}" for n in range(5)]
+    assert "images are in" not in (tmp_path / "dataset.yaml").read_text()
+
+
 def test_a_star_in_the_name_of_a_folder_is_refused(tmp_path):
     write_photos(tmp_path / "take*1", 5)
     with pytest.raises(UserError, match=r"rename the folder take\*1/.*: in dataset\.yaml a \* stands for any name"):

@@ -7,7 +7,7 @@ from pathlib import Path, PurePath
 from typing import NamedTuple
 
 from datasets.files import IMAGE_SUFFIXES, clean_name, read_list
-from datasets.folder_pairs import find_folders
+from datasets.folder_pairs import NameForm, find_folders, list_folder_pairs
 from scripts.data.folder_layout import show_label_name
 from scripts.data.folder_matcher import Match
 from scripts.data.label_hints import find_split_in_path
@@ -59,7 +59,8 @@ class SplitFinder:
         self.remarks = remarks
         self.splits: Splits = {}
         self.new_lists: dict[str, list[str]] = {}
-        self.training_images: list[str] = []  # the names by which a list can name them
+        self.training_images: dict[str, Path] = {}  # the name by which a list can name an image -> the image
+        self.form = NameForm()  # how the images and labels are called, once find_by_folders knows it
 
     def find_by_folders(self, matches: list[Match]) -> None:
         """Make a split of all folders that are called after it.
@@ -69,51 +70,73 @@ class SplitFinder:
         Raises:
             UserError: there are several splits and none is for training.
         """
+        self.form = matches[0].form
         groups = _group_by_split(self.root, matches)
         if "train" not in groups:
             groups = {"train": _take_only_split(self.root, groups, self.remarks)}
         for name, group in groups.items():
             images, labels = _join_folders(self.root, group)
             is_pattern = "*" in images
-            names = _list_bases(self.root, name, group, is_pattern, self.remarks)
+            listed = _list_bases(self.root, name, group, is_pattern, self.remarks)
             self.splits[name] = {"images": images, "labels": labels}
             if is_pattern and len(find_folders(self.root, images, labels)) > len(group):
                 self.splits[name]["list"] = make_list_name(name)
-                self.new_lists[make_list_name(name)] = names
+                self.new_lists[make_list_name(name)] = list(listed)
             if name == "train":
-                self.training_images = names
+                self.training_images = listed
 
     def find_by_lists(self) -> None:
         """Divide the training images into the splits that lists in the tree name, if there are such lists.
 
         Raises:
-            UserError: a list cannot be read, or the lists leave no image for training.
+            UserError: a list cannot be read or is ambiguous, or the lists leave no image for training.
         """
-        names = {Path(image).name for image in self.training_images}
+        names = {Path(name).name for name in self.training_images}
         names |= {Path(name).stem for name in names}  # a list may leave out the suffixes
         lists = _find_lists(self.root, names, self.own_lists, self.remarks)
         if not lists:
             return
+        images = {path: self.find_listed_images(path) for path in lists.values()}
+        self.note_shared_images(images)
         if "train" not in lists:
-            lists["train"] = self.list_the_rest([self.root / path for path in lists.values()])
+            lists["train"] = self.list_the_rest(images)
         folders = self.splits["train"]
         self.splits = {name: folders | {"list": path} for name, path in lists.items()}
 
-    def list_the_rest(self, lists: Sequence[Path]) -> str:
-        """Make a list of the training images that are in none of the lists. Return its name.
+    def find_listed_images(self, path: str) -> set[Path]:
+        """Return the images that a list names. path: of the list, below the root.
 
         Raises:
-            UserError: a list cannot be read, or there is no such image.
+            UserError: the list cannot be read, is ambiguous or names an image twice.
         """
-        rest = _leave_out(self.training_images, lists)
+        entry = self.splits["train"] | {"list": path}
+        return {image for image, _ in list_folder_pairs({"train": entry}, self.form, self.root, "train")}
+
+    def note_shared_images(self, images: dict[str, set[Path]]) -> None:
+        """Add a remark for each two lists that have images in common. images: list -> the images that it names."""
+        for one, other in combinations(images, 2):
+            shared = len(images[one] & images[other])
+            if shared:
+                self.remarks.append(f"{shared} images are in {one} and in {other}")
+
+    def list_the_rest(self, images: dict[str, set[Path]]) -> str:
+        """Make a list of the training images that are in none of the lists. Return its name.
+
+        images: list -> the images that it names.
+
+        Raises:
+            UserError: there is no such image.
+        """
+        listed = set().union(*images.values())
+        rest = {name: image for name, image in self.training_images.items() if image not in listed}
         if not rest:
             raise UserError(
-                f"no images for training: {', '.join(sorted(map(str, lists)))} name all images of {self.root}: write a "
+                f"no images for training: {', '.join(sorted(images))} name all images of {self.root}: write a "
                 "list of the training images, train.txt, or take their names out of the other lists"
             )
         self.training_images = rest
         self.remarks.append("no list of training images: they are those in no other list")
-        self.new_lists[make_list_name("train")] = rest
+        self.new_lists[make_list_name("train")] = list(rest)
         return make_list_name("train")
 
     def take_validation_from_training(self) -> None:
@@ -124,7 +147,7 @@ class SplitFinder:
         """
         folders = self.splits["train"]
         list_name = folders.get("list")
-        names = self.training_images
+        names = list(self.training_images)
         is_users_list = list_name is not None and list_name not in self.new_lists
         if is_users_list:
             names = read_list(self.root / list_name)
@@ -179,13 +202,15 @@ def _group_by_split(root: Path, matches: list[Match]) -> dict[str, list[Match]]:
     return groups
 
 
-def _list_bases(root: Path, split: str, group: list[Match], takes_all: bool, remarks: list[str]) -> list[str]:
-    """Return the names of the images of a split. Add remarks on folders that are left out and images without a label.
+def _list_bases(root: Path, split: str, group: list[Match], takes_all: bool, remarks: list[str]) -> dict[str, Path]:
+    """Return the images of a split that have a label: the name by which a list can name an image -> the image.
+
+    Add remarks on folders that are left out, and on images without a label.
 
     takes_all: the split has all folders of the group, and the names begin with the folder. Otherwise the split has the
     first folder only.
     """
-    bases: list[str] = []
+    bases: dict[str, Path] = {}
     for i, match in enumerate(group):
         place = match.images.relative_to(root)
         if i and not takes_all:
@@ -193,7 +218,8 @@ def _list_bases(root: Path, split: str, group: list[Match], takes_all: bool, rem
             continue
         folder = place if takes_all else Path()
         for base, image_name in zip(match.bases, match.image_names, strict=True):
-            bases.append(_write_line(str(folder / base), str(folder / image_name)))
+            line = _write_line(str(folder / base), str(folder / image_name))
+            bases[line] = match.images / image_name
         if match.unlabelled:
             remarks.append(
                 f"{len(match.unlabelled)} images of {place} have no label called {show_label_name(match.form)}"
@@ -287,19 +313,6 @@ def _find_common_end(names: Sequence[str]) -> str:
     return end
 
 
-def _leave_out(bases: list[str], lists: Sequence[Path]) -> list[str]:
-    """Return the names of images that are in none of the lists, with or without their suffix.
-
-    Raises:
-        UserError: a list cannot be read.
-    """
-    listed: set[str] = set()
-    for path in lists:
-        for line in read_list(path):
-            listed |= {Path(line).name, Path(line).stem}
-    return [base for base in bases if Path(base).name not in listed and Path(base).stem not in listed]
-
-
 class _FoundList(NamedTuple):
     """Describe a text file that names images.
 
@@ -318,7 +331,7 @@ def _find_lists(root: Path, bases: set[str], own_lists: Collection[Path], remark
     Of several for one split, the file called train.txt is used; without such a file, the longest.
 
     bases: the names of the training images, with and without suffix. own_lists: lists that an earlier call wrote; they
-    are passed over. remarks: a list, to which remarks on files that are not used and images in two lists are added.
+    are passed over. remarks: a list, to which remarks on files that are not used are added.
 
     Raises:
         UserError: a text file that is called after a split cannot be read.
@@ -339,9 +352,7 @@ def _find_lists(root: Path, bases: set[str], own_lists: Collection[Path], remark
         elif _mentions_images(text, bases):
             reason = f"a list has one name a line and nothing else, and {100 * LISTED:.0f} % of them are images here"
             remarks.append(f"not used: {place} names images, but {reason}")
-    lists = {entry.split: entry.path for entry in sorted(found)}  # the last one of a split stays
-    _note_shared_images(root, lists, remarks)
-    return lists
+    return {entry.split: entry.path for entry in sorted(found)}  # the last one of a split stays
 
 
 def _find_files_called_after_splits(root: Path, own_lists: Collection[Path]) -> Iterator[tuple[Path, str]]:
@@ -384,17 +395,6 @@ def _read_text(path: Path) -> tuple[str, bool]:
         return decode_text(data), False
     except ValueError:
         return data.replace(b"\0", b"").decode(errors="replace"), True
-
-
-def _note_shared_images(root: Path, lists: dict[str, str], remarks: list[str]) -> None:
-    """Add a remark for each two lists that have images in common. lists: split -> path in the tree."""
-    names = {}
-    for split, path in lists.items():
-        names[split] = {Path(line).stem for line in read_list(root / path)}
-    for one, other in combinations(names, 2):
-        shared = len(names[one] & names[other])
-        if shared:
-            remarks.append(f"{shared} images are in {lists[one]} and in {lists[other]}")
 
 
 def _names_image(text: str, bases: set[str]) -> bool:
