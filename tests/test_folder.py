@@ -751,6 +751,34 @@ def test_a_list_of_one_sequence_does_not_take_images_of_another_out_of_training(
     assert "images are in" not in (tmp_path / "dataset.yaml").read_text()
 
 
+def test_a_list_of_validation_images_is_used_beside_a_folder_of_test_images(tmp_path):
+    write_places(tmp_path, ("train", "test"), 5, "{folder}/images/{folder}{n}.jpg", "{folder}/masks/{folder}{n}.png")
+    (tmp_path / "val.txt").write_text("train3\ntrain4\n")
+    names = list_names(tmp_path, describe(tmp_path))
+    assert names["train"] == [f"train/images/train{n}" for n in (0, 1, 2)]
+    assert names["val"] == ["train/images/train3", "train/images/train4"]
+    assert names["test"] == [f"test/images/test{n}" for n in range(5)]
+
+
+def test_a_list_for_a_split_with_a_folder_of_its_own_is_reported_as_not_used(tmp_path):
+    write_places(tmp_path, ("train", "test"), 5, "{folder}/images/{n}.jpg", "{folder}/masks/{n}.png")
+    (tmp_path / "test.txt").write_text("3\n4\n")
+    content = describe(tmp_path)
+    assert content["splits"]["test"] == {"images": "test/images", "labels": "test/masks"}
+    assert list_names(tmp_path, content)["val"] == ["train/images/0"]
+    assert "# not used: test.txt, a list for test, which has a folder" in (tmp_path / "dataset.yaml").read_text()
+
+
+def test_no_list_is_written_that_dataset_yaml_does_not_name(tmp_path):
+    write_places(tmp_path, ("a", "b", "c", "d"), 2, "images/{folder}/{n}.jpg", "masks/{folder}/{n}.png")
+    write_picture(tmp_path / "images/e/other.jpg")  # without a label, so that a list would be needed
+    (tmp_path / "train.txt").write_text("a/0\na/1\n")
+    (tmp_path / "val.txt").write_text("b/0\nb/1\n")
+    content = describe(tmp_path)
+    assert [entry["list"] for entry in content["splits"].values()] == ["train.txt", "val.txt"]
+    assert not (tmp_path / "train_names.txt").exists()
+
+
 def test_a_star_in_the_name_of_a_folder_is_refused(tmp_path):
     write_photos(tmp_path / "take*1", 5)
     with pytest.raises(UserError, match=r"rename the folder take\*1/.*: in dataset\.yaml a \* stands for any name"):

@@ -37,7 +37,7 @@ def find_or_make_splits(
     """
     finder = SplitFinder(root, own_lists, remarks)
     finder.find_by_folders(matches)
-    if list(finder.splits) == ["train"]:
+    if "val" not in finder.splits:
         finder.find_by_lists()
     if "val" not in finder.splits:
         finder.take_validation_from_training()
@@ -88,20 +88,26 @@ class SplitFinder:
     def find_by_lists(self) -> None:
         """Divide the training images into the splits that lists in the tree name, if there are such lists.
 
+        A list for testing is not used if there is a folder for it.
+
         Raises:
             UserError: a list cannot be read or is ambiguous, or the lists leave no image for training.
         """
         names = {Path(name).name for name in self.training_images}
         names |= {Path(name).stem for name in names}  # a list may leave out the suffixes
         lists = _find_lists(self.root, names, self.own_lists, self.remarks)
+        if "test" in lists and "test" in self.splits:
+            self.remarks.append(f"not used: {lists.pop('test')}, a list for test, which has a folder of its own")
         if not lists:
             return
+        self.new_lists.pop(make_list_name("train"), None)
         images = {path: self.find_listed_images(path) for path in lists.values()}
         self.note_shared_images(images)
         if "train" not in lists:
             lists["train"] = self.list_the_rest(images)
         folders = self.splits["train"]
-        self.splits = {name: folders | {"list": path} for name, path in lists.items()}
+        for name, path in lists.items():
+            self.splits[name] = folders | {"list": path}
 
     def find_listed_images(self, path: str) -> set[Path]:
         """Return the images that a list names. path: of the list, below the root.
