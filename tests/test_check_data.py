@@ -18,7 +18,7 @@ from datasets import get_dataset_spec
 from scripts.data import check_data
 from scripts.data.pool import map_in_processes
 from tests.conftest import ENVIRONMENT, ROOT
-from tests.trees import TREES, write_label, write_picture
+from tests.trees import TREES, draw_label, write_label, write_picture
 from utils.errors import explain_error
 
 SCRIPT = Path(__file__).parent.parent / "scripts/data/check_data.py"
@@ -198,6 +198,31 @@ def test_a_label_without_image_is_listed_if_names_have_prefixes(tmp_path, monkey
     )
     status, result = run_check(monkeypatch, tmp_path, "--dataset", "folder", "--data", tmp_path, "--split", "train")
     assert (status, result["problems"]) == (1, [f"label without image: {tmp_path / 'mask_3.png'}"])
+
+
+def write_pairs(root: Path, images: list[str], labels: list[str], splits: str, more: str = "") -> None:
+    """Write images, labels of two classes, and a dataset.yaml. more: further lines of it."""
+    for n, place in enumerate(images):
+        write_picture(root / place, n)
+    for n, place in enumerate(labels):
+        write_label(root / place, draw_label(range(2), n))
+    (root / "dataset.yaml").write_text(f"names: [a, b]\nsplits: {splits}\n{more}")
+
+
+@pytest.mark.parametrize(
+    "splits",
+    [
+        "{train: {images: i/a, labels: m}, val: {images: i/b, labels: m}}",
+        "{train: {images: i/*, labels: m}}",
+        "{train: {images: i/*, labels: m, list: some.txt}}",
+    ],
+)
+def test_labels_of_several_folders_of_images_may_lie_in_one_folder(splits, tmp_path, monkeypatch):
+    images = ["i/a/0.jpg", "i/a/1.jpg", "i/b/2.jpg", "i/b/3.jpg"]
+    write_pairs(tmp_path, images, [f"m/{n}.png" for n in range(5)], splits)
+    (tmp_path / "some.txt").write_text("0\n2\n")
+    status, result = run_check(monkeypatch, tmp_path, "--dataset", "folder", "--data", tmp_path)
+    assert (status, result["problems"]) == (1, [f"label without image: {tmp_path}/m/4.png"])
 
 
 def write_image_and_label(

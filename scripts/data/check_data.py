@@ -181,7 +181,8 @@ def check_split(spec: DatasetSpec, root: Path, split: str, workers: int) -> Repo
     tasks: list[tuple[DatasetSpec, Path, Path | None]] = [(spec, image, label) for image, label in pairs]
     if spec.needs_root and split == "test" and is_unlabelled(pairs):
         tasks = [(spec, image, None) for image, _ in pairs]
-    report.problems += [f"label without image: {path}" for path in find_labels_without_image(pairs)]
+    unused = find_labels_without_image(pairs, list_all_pairs(spec, root))
+    report.problems += [f"label without image: {path}" for path in unused]
     findings = tqdm(map_in_processes(check_pair, tasks, workers), split, len(tasks), disable=None)
     for (image, _), found in zip(pairs, findings, strict=True):
         report.pixels += found.pixels
@@ -203,14 +204,31 @@ def is_unlabelled(pairs: list[PathPair]) -> bool:
     return find_missing_files(pairs) == labels
 
 
-def find_labels_without_image(pairs: list[PathPair]) -> Iterator[Path]:
-    """Find labels that are named like those of the pairs and have no image in the folder where it would be."""
+def list_all_pairs(spec: DatasetSpec, root: Path) -> list[PathPair]:
+    """Return the images and labels of all splits that can be listed."""
+    pairs = []
+    for split in spec.splits:
+        with suppress(UserError):  # such a split is reported when it is checked
+            pairs += spec.pairs(root, split)
+    return pairs
+
+
+def find_labels_without_image(pairs: list[PathPair], all_pairs: list[PathPair]) -> list[Path]:
+    """Find labels that are named like those of the pairs and have no image where it would be.
+
+    all_pairs: those of all splits. Several splits or folders of images may keep their labels in one folder; then a
+    label needs an image in one of them.
+    """
     examples: dict[tuple[Path, Path], PathPair] = {}
-    for image, label in pairs:
+    for image, label in all_pairs:
         examples[image.parent, label.parent] = (image, label)
+    unused: dict[Path, set[Path]] = {}  # folder of labels -> those that have no image in any folder of images
     for image, label in examples.values():
         if image.parent.is_dir() and label.parent.is_dir():
-            yield from find_labels_named_like(image, label)
+            found = set(find_labels_named_like(image, label))
+            unused[label.parent] = unused.get(label.parent, found) & found
+    folders = {label.parent for _, label in pairs}
+    return sorted(path for folder in folders for path in unused.get(folder, ()))
 
 
 def find_labels_named_like(image: Path, label: Path) -> Iterator[Path]:
