@@ -637,6 +637,31 @@ def test_several_masks_per_image_are_refused(names, tmp_path):
         describe(tmp_path)
 
 
+def write_masks_of_two_values(root: Path, folders: tuple[str, ...]) -> None:
+    """Write five masks of two values into each of the folders."""
+    for k, folder in enumerate(folders):
+        for n in range(5):
+            save_label(root / folder / f"{n}.png", draw_label(range(2), 10 * k + n), "ids")
+
+
+def test_a_folder_of_masks_for_each_class_is_refused(tmp_path):
+    for n in range(5):
+        write_picture(tmp_path / f"images/{n}.jpg", n)
+    write_masks_of_two_values(tmp_path, ("masks/cat", "masks/dog"))
+    with pytest.raises(UserError, match=r"images/0\.jpg has several masks of two values \(.*merge them"):
+        describe(tmp_path)
+
+
+def test_masks_of_two_values_of_other_images_are_left_alone(tmp_path):
+    pairs = {}
+    for folder in ("left", "right"):
+        for n in range(5):
+            write_picture(tmp_path / f"images/{folder}/{n}.jpg", n)
+            pairs[f"images/{folder}/{n}.jpg"] = f"masks/{folder}_mask/{n}.png"
+    write_masks_of_two_values(tmp_path, ("masks/left_mask", "masks/right_mask"))
+    assert read_pairs(tmp_path, describe(tmp_path)) == pairs
+
+
 @pytest.mark.parametrize("classes", [2, 4])
 def test_other_pictures_beside_a_label_are_left_alone(classes, tmp_path):
     """Cityscapes, for example, has coloured labels beside its ids."""

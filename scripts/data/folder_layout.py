@@ -62,7 +62,8 @@ class LayoutFinder:
         """Return the best match of each folder of images, sorted by folder. All have names of one form.
 
         Raises:
-            UserError: there is no match, or names of another form would leave out images or labels.
+            UserError: there is no match, an image has several masks, or names of another form would leave out images or
+                labels.
         """
         candidates = self.find_candidates()
         label_folders = {match.labels for match in candidates if match.images != match.labels}
@@ -71,8 +72,11 @@ class LayoutFinder:
         matches = _choose_labels(usable, form)
         if not matches:
             raise UserError(self.describe_failure())
+        chosen_labels = {match.labels for match in matches}
+        others = [match for match in usable if match.labels not in chosen_labels]
         for match in matches:
             FormCheck(match, self.pictures).run()
+            _require_no_mask_per_class(match, others)
         used_folders = label_folders | {match.images for match in matches}
         left_out = [match for match in candidates if match.images not in used_folders]
         _require_no_other_form(matches[0], left_out)
@@ -201,6 +205,32 @@ def _choose_labels(matches: Iterable[Match], form: NameForm | None) -> list[Matc
         if known is None or match.merit >= known.merit:  # of equal ones, the last
             best[match.images] = match
     return [best[folder] for folder in sorted(best)]
+
+
+def _require_no_mask_per_class(chosen: Match, others: Iterable[Match]) -> None:
+    """Check that the labels of a match are not masks of one class, beside a folder of masks of another class.
+
+    others: the matches whose labels are not used.
+
+    Raises:
+        UserError: an image has several masks of two values, in folders beside each other.
+    """
+    label_folder = chosen.labels.parent
+    if not LABEL_WORD.search(label_folder.name) or count_colors(chosen.labels / chosen.label_names[0]) > 2:
+        return
+    for other in others:
+        if other.images != chosen.images or other.form != chosen.form or other.labels.parent != label_folder:
+            continue
+        name = other.label_names[0]
+        mask = other.labels / name
+        if name not in chosen.label_names or count_colors(mask) > 2:
+            continue
+        if not show_same_regions(chosen.labels / name, mask):
+            raise UserError(
+                f"{chosen.images / other.image_names[0]} has several masks of two values ({chosen.labels / name}, "
+                f"{mask}): each is a class or an object; merge them into one label an image, whose values are the "
+                "classes"
+            )
 
 
 def _require_no_other_form(chosen: Match, left_out: Iterable[Match]) -> None:
