@@ -942,6 +942,16 @@ def test_sequences_with_equal_file_names_get_their_own_masks(folders, count, tmp
         assert content["label_suffix"] == label
 
 
+@pytest.mark.parametrize("name", ["{folder}{n}", "{n}"])
+def test_folders_of_images_may_share_a_folder_of_labels(name, tmp_path):
+    pairs = write_places(tmp_path, ("a", "b"), 5, f"images/{{folder}}/{name}.jpg", f"masks/{name}.png")
+    content = describe(tmp_path)
+    if name == "{n}":  # these are two views of each scene
+        assert "# left out: images/b" in (tmp_path / "dataset.yaml").read_text()
+        pairs = {image: label for image, label in pairs.items() if "images/a" in image}
+    assert read_pairs(tmp_path, content) == pairs
+
+
 def test_a_sequence_without_masks_does_not_get_those_of_another(tmp_path):
     pairs = write_places(tmp_path, ("day",), 6, "{folder}/{n}.jpg", "{folder}/{n}_mask.png")
     for n in range(6):

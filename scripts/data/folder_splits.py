@@ -264,9 +264,9 @@ def _require_readable(lines: Sequence[str]) -> None:
 def _join_folders(root: Path, group: list[Match]) -> tuple[str, str]:
     """Return two patterns that find all folders of images and all folders of labels of a split.
 
-    A pattern has a ``*`` for what differs between the folders. It may find a few more folders that have no label; the
-    caller then writes a list of images, which leaves them out. If there are no such patterns, return the first folder
-    of images and the first folder of labels.
+    A pattern has a ``*`` for what differs between the folders; that of the labels has none if they lie in one folder.
+    A pattern may find a few more folders that have no label; the caller then writes a list of images, which leaves them
+    out. If there are no such patterns, return the first folder of images and the first folder of labels.
     """
     pairs = {(match.images, match.labels) for match in group}
     image_folders = [match.images.relative_to(root) for match in group]
@@ -274,12 +274,20 @@ def _join_folders(root: Path, group: list[Match]) -> tuple[str, str]:
     for whole_names in (True, False):
         images = _write_pattern(image_folders, whole_names)
         labels = _write_pattern(label_folders, whole_names)
-        if images.count("*") != labels.count("*") or "*" not in images:
+        if "*" not in images or labels.count("*") not in (0, images.count("*")):
+            continue
+        if "*" not in labels and not _have_own_labels(group):
             continue
         found = set(find_folders(root, images, labels))
         if pairs <= found and len(found) <= len(group) / COMPLETE:
             return images, labels
     return str(image_folders[0]), str(label_folders[0])
+
+
+def _have_own_labels(group: list[Match]) -> bool:
+    """Return whether no two images of a split have the same label, as two views of one scene have."""
+    labels = [match.labels / name for match in group for name in match.label_names]
+    return len(labels) == len(set(labels))
 
 
 def _write_pattern(folders: list[Path], whole_names: bool) -> str:
