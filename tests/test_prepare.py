@@ -200,6 +200,13 @@ def test_converted_labels_that_do_not_fit_are_refused(tmp_path):
     assert np.array_equal(np.array(Image.open(tmp_path / "a.png")), draw_label(range(9), 0))
 
 
+def test_hidden_files_beside_labels_are_not_converted(tmp_path):
+    savemat(tmp_path / "a.mat", {"S": draw_label(range(9), 0)})
+    (tmp_path / "._a.mat").write_bytes(b"Mac OS X")
+    convert_mat(sorted(tmp_path.glob("*.mat")), tmp_path, ("S",))
+    assert [path.name for path in tmp_path.glob("*.png")] == ["a.png"]
+
+
 @pytest.mark.parametrize("name", ["camvid", "voc", "cityscapes"])
 @pytest.mark.parametrize("factor", [2, 3])
 def test_a_smaller_copy_matches_the_original(name, factor, tmp_path):

@@ -106,6 +106,8 @@ def convert_mat(files: Sequence[Path], folder: Path, fields: Sequence[str]) -> N
         UserError: a file is damaged, its label is not a map ``[H, W]`` of ids 0..255, or a PNG cannot be written.
     """
     for path in tqdm(files, f"{folder.name}: PNG", disable=None):
+        if path.name.startswith("."):  # macOS writes such a file beside each other file
+            continue
         target = folder / f"{path.stem}.png"
         if target.is_file():
             continue
