@@ -225,6 +225,21 @@ def test_labels_of_several_folders_of_images_may_lie_in_one_folder(splits, tmp_p
     assert (status, result["problems"]) == (1, [f"label without image: {tmp_path}/m/4.png"])
 
 
+@pytest.mark.parametrize(
+    ("image", "label", "more"),
+    [
+        ("{}.jpg", "{}.png", ""),
+        ("{}.jpg", "{}_mask.png", "label_suffix: _mask.png"),
+    ],
+)
+def test_a_label_without_image_is_listed_if_labels_lie_beside_their_images(image, label, more, tmp_path, monkeypatch):
+    images = [f"d/{image.format(n)}" for n in range(3)]
+    labels = [f"d/{label.format(n)}" for n in range(4)]
+    write_pairs(tmp_path, images, labels, "{train: {images: d, labels: d}}", more)
+    status, result = run_check(monkeypatch, tmp_path, "--dataset", "folder", "--data", tmp_path, "--split", "train")
+    assert (status, result["problems"]) == (1, [f"label without image: {tmp_path / labels[3]}"])
+
+
 def write_image_and_label(
     root: Path, name: str, orientation: int, size: tuple[int, int], label_size: tuple[int, int]
 ) -> None:

@@ -242,13 +242,19 @@ def find_labels_named_like(image: Path, label: Path) -> Iterator[Path]:
         return
     image_start, _, image_end = image.stem.partition(shared)
     label_start, _, label_end = label.name.partition(shared)
-    stems = {path.stem for path in image.parent.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES}
+
+    def is_label(path: Path) -> bool:
+        return path.name.startswith(label_start) and path.name.endswith(label_end)
+
+    pictures = [path for path in image.parent.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES]
+    if image.parent == label.parent:  # a label there is no image, whatever its suffix
+        pictures = [path for path in pictures if not is_label(path)]
+    stems = {path.stem for path in pictures}
     for path in sorted(label.parent.iterdir()):
         is_hidden = path.name.startswith(".")
-        is_label = path.name.startswith(label_start) and path.name.endswith(label_end)
         base = path.name.removeprefix(label_start).removesuffix(label_end)
         has_image = image_start + base + image_end in stems
-        if is_label and not is_hidden and not has_image:
+        if is_label(path) and not is_hidden and not has_image:
             yield path
 
 
