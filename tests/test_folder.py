@@ -394,6 +394,24 @@ def test_images_without_a_label_are_reported(tmp_path):
     assert "# 2 images of images have no label called NAME.png\n" in (tmp_path / "dataset.yaml").read_text()
 
 
+def test_fewer_than_half_of_the_images_may_have_a_label(tmp_path):
+    pairs = write_places(tmp_path, (".",), 20, "images/{n}.jpg", "masks/{n}.png")
+    for n in range(8, 20):
+        (tmp_path / f"masks/{n}.png").unlink()
+    labelled = [image for image, label in pairs.items() if (tmp_path / label).exists()]
+    names = list_names(tmp_path, describe(tmp_path))
+    assert sorted(names["train"] + names["val"]) == [image.removesuffix(".jpg") for image in labelled]
+    assert "# 12 images of images have no label called NAME.png\n" in (tmp_path / "dataset.yaml").read_text()
+
+
+@pytest.mark.parametrize("place", ["{folder}/images/{n}.jpg", "images/{folder}/{n}.jpg"])
+def test_the_few_labels_of_a_sequence_are_not_taken_for_those_of_another(place, tmp_path):
+    pairs = write_places(tmp_path, ("a",), 8, place, place.replace("images", "masks").replace("jpg", "png"))
+    for n in range(20):
+        write_picture(tmp_path / place.format(folder="b", n=n), 50 + n)
+    assert read_pairs(tmp_path, describe(tmp_path)) == pairs
+
+
 # places of images and labels; all images and labels form pairs
 ONE_NAMING = {
     "a suffix behind another": [("img/{}.jpg", "ann/{}.jpg.png"), ("img/{}.png", "ann/{}.png.png")],

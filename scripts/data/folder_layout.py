@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from datasets.files import walk_images
 from datasets.folder_pairs import IMAGE_SUFFIX_FIELD, NameForm
-from scripts.data.folder_matcher import FolderMatcher, Match, Nearness, PicturesByFolder, measure_nearness
+from scripts.data.folder_matcher import FolderMatcher, Match, Merit, Nearness, PicturesByFolder, measure_nearness
 from scripts.data.label_hints import (
     LABEL_WORD,
     NO_IMAGE_WORD,
@@ -68,6 +68,7 @@ class LayoutFinder:
         candidates = self.find_candidates()
         label_folders = {match.labels for match in candidates if match.images != match.labels}
         usable = [match for match in candidates if match.images not in label_folders]
+        usable = _leave_out_labels_of_other_images(usable)
         form = _choose_form(usable)
         matches = _choose_labels(usable, form)
         if not matches:
@@ -78,7 +79,7 @@ class LayoutFinder:
             FormCheck(match, self.pictures).run()
             _require_no_mask_per_class(match, others)
         used_folders = label_folders | {match.images for match in matches}
-        left_out = [match for match in candidates if match.images not in used_folders]
+        left_out = [match for match in candidates if match.images not in used_folders and not match.is_partial]
         _require_no_other_form(matches[0], left_out)
         return matches
 
@@ -145,11 +146,20 @@ class LayoutFinder:
         )
 
 
+def _leave_out_labels_of_other_images(matches: Iterable[Match]) -> list[Match]:
+    """Leave out the matches where most images have no label and the labels fit another folder of images better."""
+    taken = {match.labels for match in matches if not match.is_partial}
+    return [match for match in matches if not (match.is_partial and match.labels in taken)]
+
+
 def _list_folders_with_label_word(matches: Iterable[Match]) -> set[Path]:
-    """Return the folders of those matches whose labels are known by a word such as mask."""
+    """Return the folders of those matches whose labels are known by a word such as mask.
+
+    Folders where most images have no label do not count, since their labels may be in another folder.
+    """
     folders = set()
     for match in matches:
-        if match.has_label_word:
+        if match.has_label_word and not match.is_partial:
             folders |= {match.images, match.labels}
     return folders
 
@@ -196,15 +206,23 @@ def _rate_form(match: Match, images: int) -> _FormRating:
 
 
 def _choose_labels(matches: Iterable[Match], form: NameForm | None) -> list[Match]:
-    """Return the match of the greatest merit for each folder of images, sorted by folder. All have the given form."""
+    """Return the best match for each folder of images, sorted by folder. All have the given form.
+
+    Labels for most of the images are better than labels for a few. Otherwise the merit counts.
+    """
     best: dict[Path, Match] = {}
     for match in matches:
         if match.form != form:
             continue
         known = best.get(match.images)
-        if known is None or match.merit >= known.merit:  # of equal ones, the last
+        if known is None or _rank(match) >= _rank(known):  # of equal ones, the last
             best[match.images] = match
     return [best[folder] for folder in sorted(best)]
+
+
+def _rank(match: Match) -> tuple[bool, Merit]:
+    """Return what says how good a match is. The greater of two is better."""
+    return not match.is_partial, match.merit
 
 
 def _require_no_mask_per_class(chosen: Match, others: Iterable[Match]) -> None:

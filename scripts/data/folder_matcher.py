@@ -13,7 +13,7 @@ from datasets.folder_pairs import IMAGE_SUFFIX_FIELD, NameForm
 from scripts.data.label_hints import IMAGE_WORD, LABEL_WORD, NameHints, compare_names, count_colors, find_split_in_path
 
 COMMON = 0.2  # share of a folder's files that must have an ending (or beginning) for it to count
-COVERED = 0.5  # share of a folder's images that must have a label
+COVERED = 0.5  # share of a folder's images that must have a label, or of a folder's labels that must have an image
 PicturesByFolder = dict[Path, list[str]]  # folder -> names of all pictures in it: images, labels and others
 
 
@@ -58,6 +58,11 @@ class Match(NamedTuple):
     has_label_word: bool  # a word such as "mask" is in the names of the labels, and not in those of the images
     merit: Merit | None = None  # None where there was nothing to compare
 
+    @property
+    def is_partial(self) -> bool:
+        """Return whether most images have no label."""
+        return len(self.bases) < COVERED * (len(self.bases) + len(self.unlabelled))
+
 
 class FolderMatcher:
     """Match the images in one folder with the labels in another, or in the same, in every form of names that fits.
@@ -77,7 +82,7 @@ class FolderMatcher:
         self.are_beside = images == labels
 
     def find_matches(self) -> list[Match]:
-        """Return a match for each form of names by which most of the images have a label.
+        """Return a match for each form of names by which most of the images have a label, or most labels have an image.
 
         Names with a word in front, such as img_01.jpg and mask_01.png, are tried only if no other form fits.
         """
@@ -131,11 +136,12 @@ class FolderMatcher:
     def match_form(self, form: NameForm) -> Match | None:
         """Match images with labels whose names have one form.
 
-        Return None where too few images have such a label, or where the labels do not look like labels.
+        Return None where most images have no such label and most labels have no image, or where the labels do not look
+        like labels.
         """
         images = self.find_images(form)
         labels = self.find_labels(form, images)
-        if not labels or len(labels) < COVERED * len(images):
+        if not labels or len(labels) < COVERED * min(len(images), len(self.label_pictures)):
             return None
         if self.are_beside_plain_images(form, labels):
             return None
