@@ -15,7 +15,7 @@ from scripts.data import archives, shrink_dataset
 from scripts.data.archives import Archive, convert_mat
 from scripts.data.prepare import ARCHIVES
 from scripts.data.prepare import main as prepare_main
-from tests.trees import TREES, draw_label, write_picture
+from tests.trees import TREES, draw_label, write_label, write_picture
 from utils.errors import UserError
 
 
@@ -251,6 +251,18 @@ def test_labels_of_a_smaller_copy_keep_their_colours(tmp_path):
     small = build_dataset("folder", str(tmp_path / "made"), "train").read_label(0)
     squares = large.reshape(4, 2, 4, 2)
     assert (squares == small[:, None, :, None]).any((1, 3)).all()
+
+
+def test_a_list_without_a_suffix_is_copied(tmp_path):
+    for n in range(3):
+        write_picture(tmp_path / f"tree/images/{n}.jpg", n)
+        write_label(tmp_path / f"tree/masks/{n}.png", draw_label(range(2), n))
+    (tmp_path / "tree/splits").mkdir()
+    (tmp_path / "tree/splits/train").write_text("0\n2\n")
+    lines = ["names: [a, b]", "splits:", "  train: {images: images, labels: masks, list: ./splits/train}"]
+    (tmp_path / "tree/dataset.yaml").write_text("\n".join(lines))
+    shrink_dataset.main(["--dataset", "folder", "--source", str(tmp_path / "tree"), "--data", str(tmp_path / "made")])
+    assert len(build_dataset("folder", str(tmp_path / "made"), "train")) == 2
 
 
 def test_an_image_and_a_label_of_different_sizes_are_not_shrunk(tmp_path):

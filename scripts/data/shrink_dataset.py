@@ -3,11 +3,11 @@
 python scripts/data/shrink_dataset.py --dataset camvid --source data/camvid --data data/camvid_half --factor 2
 
 A pixel of an image becomes the mean of the area that it covers. A pixel of a label takes the nearest value. Lists
-(.txt, .yaml) are copied, so that the copy is read as the original is.
+(.txt, .yaml, and those that a dataset.yaml names) are copied, so that the copy is read as the original is.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,9 +24,10 @@ from tqdm import tqdm
 from datasets import build_dataset, get_dataset_spec
 from datasets.base import read_stored_pair
 from datasets.files import PathPair
+from datasets.folder import FILE
 from utils.entry import run_main
 from utils.errors import UserError
-from utils.files import write
+from utils.files import read_yaml, write
 from utils.options import option, parse_flags
 
 LISTS = (".txt", ".lst", ".csv", ".yaml", ".yml")
@@ -96,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"--data {config.data} and --source {config.source} lie in each other")
     pairs = find_pairs(config, source)
     shrink_pairs(config, pairs, source, target)
-    copy_lists(source, target)
+    copy_lists(source, target, find_named_lists(config.dataset, source))
     print(f"{config.data}: {len(pairs)} images and labels, {config.factor:g} times smaller")
 
 
@@ -129,14 +130,24 @@ def shrink_pairs(config: ShrinkConfig, pairs: Sequence[PathPair], source: Path, 
             shrink(label, config.factor, Image.Resampling.NEAREST, target / label_path.relative_to(source))
 
 
-def copy_lists(source: Path, target: Path) -> None:
+def find_named_lists(dataset: str, source: Path) -> set[Path]:
+    """Return the lists that a dataset.yaml names. Their names may have any suffix, or none."""
+    if dataset != "folder":
+        return set()
+    splits = read_yaml(source / FILE)["splits"]
+    return {source / entry["list"] for entry in splits.values() if "list" in entry}
+
+
+def copy_lists(source: Path, target: Path, named: Collection[Path]) -> None:
     """Copy the lists of a data set as they are, each to where it lies below ``source``.
+
+    named: the lists that dataset.yaml names.
 
     Raises:
         UserError: a copy cannot be written.
     """
     for path in source.rglob("*"):
-        if path.suffix.lower() in LISTS and path.is_file():
+        if (path.suffix.lower() in LISTS or path in named) and path.is_file():
             write(target / path.relative_to(source), lambda file, path=path: file.write(path.read_bytes()))
 
 
