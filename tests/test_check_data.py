@@ -148,6 +148,15 @@ def test_problems_of_one_kind_are_one_line(tmp_path, monkeypatch, capsys):
     assert lines[2].startswith("problem: no pixel in train is of class sky, building")
 
 
+def test_files_of_one_problem_are_named_with_all_their_suffixes(tmp_path, monkeypatch, capsys):
+    images = [f"i/{n}.jpg" for n in range(3)]
+    write_pairs(tmp_path, images, [], "{train: {images: i, labels: m}}", "label_suffix: '{suffix}.png'")
+    for n in range(3):
+        write_label(tmp_path / f"m/{n}.jpg.png", np.full((20, 30), 7, np.uint8))
+    run_check(monkeypatch, tmp_path, "--dataset", "folder", "--data", tmp_path, "--split", "train")
+    assert f"(3 like this; also {tmp_path}/m/1.jpg.png, {tmp_path}/m/2.jpg.png)" in capsys.readouterr().out
+
+
 def test_a_file_that_cannot_be_opened_hides_no_other_problem(tmp_path, monkeypatch):
     write_picture(tmp_path / "images/a.jpg")
     write_label(tmp_path / "labels/a.png", np.full((20, 30), 7, np.uint8))

@@ -42,7 +42,8 @@ from utils.types import IGNORE_INDEX
 
 # how to recognise problems of one kind, whose messages differ in files and numbers only
 SUFFIXES = "|".join(map(re.escape, (*IMAGE_SUFFIXES, ".mat", ".txt")))
-FILE_NAME = re.compile(rf"[^\s:,][^:,]*?({SUFFIXES})", re.IGNORECASE)  # it may hold blanks, but no colon or comma
+# It may hold blanks, but no colon or comma. It goes on to the last suffix, as in photo.jpg.png.
+FILE_NAME = re.compile(rf"[^\s:,][^:,]*?({SUFFIXES})(?!\.?[\w\-])", re.IGNORECASE)
 NUMBER = re.compile(r"\d+")
 # ids or colours with their counts, when each number has become N: "N (N px), [N, N, N] (N px) and N more"
 COUNTED_VALUES = re.compile(r"(\[?N(, N, N\])? \(N px\)(, | and N more)?)+")
