@@ -14,6 +14,7 @@ from datasets import build_dataset, get_dataset_spec
 from datasets.base import convert_label, read_sample
 from datasets.files import read_label
 from scripts.data import describe_folder, shrink_dataset
+from scripts.data.label_hints import find_split_in_path
 from tests.trees import SIZE, draw_label, write_picture
 from utils.errors import UserError
 
@@ -737,14 +738,52 @@ def test_lists_with_windows_paths_become_splits(tmp_path):
     assert [image.name for image, _ in build_dataset("folder", str(tmp_path), "val").pairs] == ["3.jpg", "4.jpg"]
 
 
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("Valletta", ""),
+        ("valladolid", ""),
+        ("valparaiso", ""),
+        ("devon", ""),
+        ("validation", "val"),
+        ("valLeft", "val"),
+        ("trainLeft", "train"),
+        ("testpart1", "test"),
+        ("trainonly", "train"),
+        ("development", "val"),
+    ],
+)
+def test_the_split_in_the_name_of_a_folder(name, split):
+    assert find_split_in_path(Path(name)) == split
+
+
+def test_images_without_a_label_in_folders_of_splits_are_left_out(tmp_path):
+    pairs = write_places(tmp_path, ("train", "val"), 6, "{folder}/images/{n}.jpg", "{folder}/masks/{n}.png")
+    write_picture(tmp_path / "train/images/more.jpg")
+    content = describe(tmp_path)
+    assert read_pairs(tmp_path, content) == pairs
+    assert content["splits"]["val"] == {"images": "val/images", "labels": "val/masks"}
+
+
+def test_a_second_list_for_a_split_is_reported(tmp_path):
+    write_photos(tmp_path, 6)
+    for folder, lines in (("a", "0\n1\n"), ("b", "2\n3\n"), (".ipynb_checkpoints", "4\n5\n0\n")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "train.txt").write_text(lines)
+    assert describe(tmp_path)["splits"]["train"]["list"] == "train_names.txt"
+    text = (tmp_path / "dataset.yaml").read_text()
+    assert "# not used: a/train.txt (2 images), a second list for train\n" in text
+    assert (tmp_path / "train_names.txt").read_text().split() == ["3"]
+
+
 def test_a_folder_whose_name_only_starts_like_a_split_is_not_a_split(tmp_path):
-    for place in ("valley", "forest", "devices"):
+    for place in ("valley", "forest", "devices", "valencia", "devon"):
         for n in range(4):
             write_picture(tmp_path / f"{place}/images/{place}{n}.jpg", n)
             save_label(tmp_path / f"{place}/masks/{place}{n}.png", draw_label(range(3), n), "ids")
     splits = describe(tmp_path)["splits"]
-    assert sum(len(build_dataset("folder", str(tmp_path), split)) for split in splits) == 12
-    assert len(build_dataset("folder", str(tmp_path), "train")) > 8
+    assert sum(len(build_dataset("folder", str(tmp_path), split)) for split in splits) == 20
+    assert len(build_dataset("folder", str(tmp_path), "train")) > 12
 
 
 def test_a_list_of_validation_images_alone_leaves_the_rest_for_training(tmp_path):

@@ -65,7 +65,8 @@ class SplitFinder:
     def find_by_folders(self, matches: list[Match]) -> None:
         """Make a split of all folders that are called after it.
 
-        A split needs a list where the pattern of its folders finds more folders than those of the split.
+        A split needs a list where the pattern of its folders finds more folders than those of the split, and where
+        images have no label.
 
         Raises:
             UserError: there are several splits and none is for training.
@@ -79,7 +80,9 @@ class SplitFinder:
             is_pattern = "*" in images
             listed = _list_bases(self.root, name, group, is_pattern, self.remarks)
             self.splits[name] = {"images": images, "labels": labels}
-            if is_pattern and len(find_folders(self.root, images, labels)) > len(group):
+            used = group if is_pattern else group[:1]
+            finds_more = is_pattern and len(find_folders(self.root, images, labels)) > len(group)
+            if finds_more or any(match.unlabelled for match in used):
                 self.splits[name]["list"] = make_list_name(name)
                 self.new_lists[make_list_name(name)] = list(listed)
             if name == "train":
@@ -342,7 +345,8 @@ class _FoundList(NamedTuple):
 def _find_lists(root: Path, bases: set[str], own_lists: Collection[Path], remarks: list[str]) -> dict[str, str]:
     """Find text files that are called after a split and name images. Return split -> path in the tree.
 
-    Of several for one split, the file called train.txt is used; without such a file, the longest.
+    Of several for one split, the longest file called train.txt is used; without such a file, the longest. Of equally
+    long ones, the last is used.
 
     bases: the names of the training images, with and without suffix. own_lists: lists that an earlier call wrote; they
     are passed over. remarks: a list, to which remarks on files that are not used are added.
@@ -366,17 +370,25 @@ def _find_lists(root: Path, bases: set[str], own_lists: Collection[Path], remark
         elif _mentions_images(text, bases):
             reason = f"a list has one name a line and nothing else, and {100 * LISTED:.0f} % of them are images here"
             remarks.append(f"not used: {place} names images, but {reason}")
-    return {entry.split: entry.path for entry in sorted(found)}  # the last one of a split stays
+    lists = {entry.split: entry.path for entry in sorted(found)}  # the last one of a split stays
+    for entry in found:
+        if entry.path != lists[entry.split]:
+            remarks.append(f"not used: {entry.path} ({entry.images} images), a second list for {entry.split}")
+    return lists
 
 
 def _find_files_called_after_splits(root: Path, own_lists: Collection[Path]) -> Iterator[tuple[Path, str]]:
     """Yield each text file that is called after a split, and that split. The files may be lists of images.
 
+    Hidden files and folders are passed over.
+
     own_lists: lists that an earlier call wrote; they are passed over.
     """
     for path in sorted(root.rglob("*")):
         split = find_split_in_path(Path(path.stem))
-        if split and path.suffix.lower() in LIST_SUFFIXES and path not in own_lists and path.is_file():
+        is_hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
+        is_text = path.suffix.lower() in LIST_SUFFIXES and path.is_file()
+        if split and is_text and not is_hidden and path not in own_lists:
             yield path, split
 
 

@@ -16,8 +16,8 @@ LABEL_WORD = re.compile(r"mask|label|annot|(?<![a-z])(gt|seg|ann|target)|ids|cla
 OTHER_LABEL_WORD = re.compile(r"instance|object|colou?r|(?<![a-z])vi[sz]", re.IGNORECASE)
 IMAGE_WORD = re.compile(r"image|img|photo|picture|frame|(?<![a-z])rgb", re.IGNORECASE)
 NO_IMAGE_WORD = re.compile(r"depth|disp|normal|flow|thermal|infrared|overlay|(?<![a-z])vi[sz](?!ible)", re.IGNORECASE)
-# A word that only begins like a split is none: valley, value, valve, device.
-SPLIT_WORD = re.compile(r"(?<![a-z])(train|val|dev|test)(?!ley|ue|ve|ice)", re.IGNORECASE)
+# A word that only begins like a split is none: valley, value, valve, valencia, valladolid, valparaiso, device, devon.
+SPLIT_WORD = re.compile(r"(?<![a-z])(train|val(?!le(?!ft)|ue|ve|en|er|lad|parai)|dev(?!ice|il|on)|test)", re.IGNORECASE)
 
 
 class NameHints(NamedTuple):
