@@ -135,16 +135,15 @@ def _choose_listed(path: Path, names: dict[Path, set[str]], folders: list[Path])
     Raises:
         UserError: the list cannot be read, a line fits several images, or two lines name the same image.
     """
-    images_by_name: dict[str, list[Path]] = {}
+    images: dict[tuple[Path, str], list[Path]] = {}  # the images of a folder that a name may mean
     for image, names_of_image in names.items():
         for name in names_of_image:
-            images_by_name.setdefault(name, []).append(image)
+            images.setdefault((image.parent, name), []).append(image)
     folder_names = _FolderNames(folders)
     lines = read_list(path)
     chosen = set()
     for line in lines:
-        *line_folders, name = Path(line).parts
-        candidates = _select_candidates(images_by_name.get(name, []), folder_names, line_folders, name)
+        candidates = _select_candidates(images, folder_names, line)
         if len(candidates) > 1:
             first, second = sorted(candidates)[:2]
             raise UserError(f"{path}: {line} may be {first} or {second}: name its folder or suffix, too")
@@ -169,8 +168,11 @@ class _FolderNames:
         self.shared = Path(*folders[0].parts[:start])
         self.names_that_differ = set().union(*(columns[i] for i in positions))
         self.names: dict[Path, list[str]] = {}
+        self.folders_with: dict[str, list[Path]] = {}  # name -> the folders that have it
         for folder in folders:
             self.names[folder] = self.select_names(folder.parts[start:])
+            for name in set(self.names[folder]):
+                self.folders_with.setdefault(name, []).append(folder)
 
     def select_names(self, parts: Iterable[str]) -> list[str]:
         """Return those of the parts of a path that tell the folders apart, in their order."""
@@ -190,7 +192,8 @@ class _FolderNames:
 
     def find_folders_with(self, wanted: list[str]) -> list[Path]:
         """Return the folders whose paths have the wanted names, in this order."""
-        return [folder for folder, names in self.names.items() if _has_in_order(names, wanted)]
+        folders = self.folders_with[wanted[-1]] if wanted else self.names
+        return [folder for folder in folders if _has_in_order(self.names[folder], wanted)]
 
 
 def _has_in_order(names: list[str], wanted: list[str]) -> bool:
@@ -199,15 +202,16 @@ def _has_in_order(names: list[str], wanted: list[str]) -> bool:
     return all(name in rest for name in wanted)
 
 
-def _select_candidates(images: list[Path], folders: _FolderNames, line_folders: list[str], name: str) -> list[Path]:
+def _select_candidates(images: dict[tuple[Path, str], list[Path]], folder_names: _FolderNames, line: str) -> list[Path]:
     """Select the images that a line of a list may mean. If there is none, return where the image should be.
 
     A line may name a folder that tells the folders of images apart. Then images of the other folders do not count.
 
-    images: those of the name. folders: all folders of images. line_folders, name: the parts of the line.
+    images: a folder and a name -> the images that it may mean. folder_names: those of all folders of images.
     """
-    possible = folders.find_folders(line_folders)
-    if not possible:
-        return [folders.shared.joinpath(*line_folders, name)]
-    found = [image for image in images if image.parent in possible]
-    return found or [possible[0] / name]
+    *line_folders, name = Path(line).parts
+    folders = folder_names.find_folders(line_folders)
+    if not folders:
+        return [folder_names.shared / line]
+    found = [image for folder in folders for image in images.get((folder, name), [])]
+    return found or [folders[0] / name]
