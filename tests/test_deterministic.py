@@ -91,10 +91,10 @@ def test_distillation_losses_use_no_refused_operation(deterministic, kd):
     assert not recorder.refused
 
 
-@pytest.mark.parametrize("kind", ["ce", "ohem", "dice"])
-def test_task_losses_use_no_refused_operation(deterministic, kind):
+@pytest.mark.parametrize(("kind", "label_smoothing"), [("ce", 0.1), ("ohem", 0.1), ("dice", 0.0)])
+def test_task_losses_use_no_refused_operation(deterministic, kind, label_smoothing):
     model = build_model("fcn", BACKBONE, K)
-    task = TaskLoss(model.supervision, None, 0.1, kind)
+    task = TaskLoss(model.supervision, None, label_smoothing, kind)
     with RefusedOperationRecorder() as recorder:
         output = model(torch.randn(2, 3, 64, 96))
         task(output, torch.randint(0, K, (2, 64, 96)), None)[0].backward()
