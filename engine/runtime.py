@@ -54,13 +54,14 @@ class Runtime:
         return PRECISIONS[self.amp]
 
     def to_device(self, module: nn.Module) -> nn.Module:
-        """Move a module to the device and give its weights of four dimensions their memory layout."""
+        """Move a module to the device and give its networks their memory layout.
+
+        A module with a weight of five dimensions keeps its layout, because torch has no channels-last form of it.
+        """
+        if any(tensor.ndim == 5 for tensor in (*module.parameters(), *module.buffers())):
+            return module.to(self.device)
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
-        module.to(self.device)
-        for tensor in (*module.parameters(), *module.buffers()):
-            if tensor.ndim == 4:  # ``module.to`` would fail at those of five dimensions
-                tensor.data = tensor.data.contiguous(memory_format=layout)
-        return module
+        return module.to(self.device, memory_format=layout)
 
     def prepare(self, step: Step) -> nn.Module:
         """Move, lay out and compile a step, and wrap it in DDP. Return what the loop calls.

@@ -251,3 +251,11 @@ def test_layers_can_be_built_by_a_rank_without_a_visible_gpu(monkeypatch):
     monkeypatch.setattr(MMLogger, "_instance_dict", OrderedDict())
     assert isinstance(make_conv_norm_act(3, 4, 1).bn, torch.nn.BatchNorm2d)
     assert os.environ["LOCAL_RANK"] == "1"
+
+
+def test_a_network_with_a_weight_of_five_dimensions_is_moved():
+    """Torch has no channels-last layout for it."""
+    runtime = Runtime(channels_last=True)
+    network = torch.nn.Sequential(torch.nn.Conv3d(3, 4, 3), torch.nn.Conv2d(4, 4, 3))
+    assert runtime.to_device(network)[1].weight.is_contiguous()
+    assert runtime.to_device(torch.nn.Conv2d(4, 4, 3)).weight.is_contiguous(memory_format=torch.channels_last)
