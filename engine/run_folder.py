@@ -216,7 +216,7 @@ def get_launch_id() -> str | None:
 
 
 def read_launch_id(log: Path) -> str | None:
-    """Return the name that torchrun gave the job which wrote to a log last. None if no record of a start has one."""
+    """Return the name of the job that started last, by its log (``get_launch_id``). None if it has none."""
     launch_id = None
     for line in read_log_lines(log):
         try:
@@ -377,7 +377,7 @@ def warn_about_resume(path: Path, problems: list[UserError], size_before: int | 
     if size_before not in (None, size):
         print(
             f"warning: {size} processes continue what {size_before} began: BatchNorm without synchronisation, dropout "
-            "and some losses (ohem, dice, dist, adv, mgd, af_dcd, cirkd...) depend on how the batch is split, so the "
+            "and some losses (ohem, dice, dist, adv, mgd, af_dcd and CIRKD's) depend on how the batch is split, so the "
             "results differ from those of either",
             file=sys.stderr,
         )

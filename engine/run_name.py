@@ -57,8 +57,8 @@ def name_value(value: object) -> str:
 def name_file(value: str, network: str) -> str:
     """Return a short name of a file.
 
-    A run's best.pth and last.pth are called by their folder, without the network's name; after that of last.pth
-    follows "_last". Another file keeps its own name, without the suffix.
+    A run's best.pth and last.pth are called by their folder, without the network's name. That of last.pth ends
+    with "_last". Another file keeps its own name, without the suffix.
     """
     path = Path(value)
     run = path.absolute().parent.name.replace(f"-{network}", "")

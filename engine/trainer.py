@@ -550,7 +550,7 @@ class Trainer:
         files = ", ".join(str(self.data.train.get_image_path(position)) for position in positions)
         values = ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
         advice = "look at the images and labels of this step, or start anew with a lower --lr"
-        kept = f"{self.folder.path} keeps the checkpoints of before"
+        kept = f"{self.folder.path} keeps the earlier checkpoints"
         return f"{what} at iteration {iteration + 1} ({values}): {advice}; {kept}; images: {files}"
 
 

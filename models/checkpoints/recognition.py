@@ -155,7 +155,8 @@ def _read_widths(weights: Mapping[str, Tensor], arch: str) -> dict[str, int]:
 def complete_single_logit(weights: dict[str, Tensor], source: str) -> tuple[dict[str, Tensor], bool]:
     """Turn a classifier of one logit z, for a sigmoid, into one of two classes: logits (0, z) mean the same.
 
-    OCRNet makes a region of each auxiliary logit. Two equal logits make two equal regions, which give what one gives.
+    OCRNet makes a region of each auxiliary logit. There the logit is doubled, since two equal regions have the same
+    effect as one.
 
     Return the weights, and whether there was a single logit. Weights of other classifiers stay as they are.
     """
